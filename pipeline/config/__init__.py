@@ -1,0 +1,182 @@
+"""Recipes: YAML and command-line overrides in, one frozen `Config` out. Imports no torch."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.config.durations import to_bytes, to_steps
+from pipeline.config.schema import (
+    AugmentConfig,
+    CompileConfig,
+    Config,
+    DataConfig,
+    LogConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    Section,
+)
+from pipeline.config.source import Source, apply_overrides, parse, read_recipe
+from pipeline.errors import UserError
+
+__all__ = [
+    "AugmentConfig",
+    "CompileConfig",
+    "Config",
+    "DataConfig",
+    "LogConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PrecisionConfig",
+    "RuntimeConfig",
+    "ScheduleConfig",
+    "config_hash",
+    "dump_config",
+    "leaf_fields",
+    "load_config",
+    "reference_table",
+    "to_bytes",
+    "to_steps",
+]
+
+# Keys that say where and how a run is written, not what it computes: two runs that differ only here are the same run.
+_NOT_IN_HASH = ("resume", "log")
+
+
+def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Build the config of a run: defaults, then the recipe, then `a.b=value` overrides.
+
+    Raises:
+        UserError: naming key, file and line, and the remedy.
+
+    >>> load_config(overrides=["optimizer.lr=3e-4"]).optimizer.lr
+    0.0003
+    """
+    source = read_recipe(recipe) if recipe is not None else Source()
+    return _validate(apply_overrides(source, list(overrides)))
+
+
+def config_from_text(text: str, name: str) -> Config:
+    """Build a config from YAML text; NAME stands in messages for the file."""
+    return _validate(parse(text, name))
+
+
+def _validate(source: Source) -> Config:
+    try:
+        return Config.model_validate(source.values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(item, source) for item in error.errors())) from None
+
+
+def _explain(item: Any, source: Source) -> str:
+    """One line for one pydantic error: where, which key, what is wrong, what to do."""
+    # pydantic adds the branch of a union and the index of a list to the location: keep the keys
+    path: list[str] = []
+    for part in item["loc"]:
+        if isinstance(part, int) or not (_field(path + [part]) or item["type"] == "extra_forbidden"):
+            break
+        path.append(str(part))
+    key = ".".join(path)
+    where = source.where(key)
+    prefix = f"{where}: " if where else ""
+    if item["type"] == "extra_forbidden":
+        return f"{prefix}unknown key {key}{_suggestion(key)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if not key:
+        # a rule over several keys: the first one named in it says where
+        named = next((word.strip("`:,") for word in message.split() if _field(word.strip("`:,").split("."))), "")
+        origin = source.where(named)
+        return f"{origin}: {message}" if origin else message
+    field = _field(path)
+    given = "" if item["type"] in ("missing", "value_error") else f", got {_shorten(item['input'])}"
+    hint = f" ({field.description})" if field is not None and field.description else ""
+    return f"{prefix}{key}: {message[0].lower() + message[1:]}{given}{hint}"
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _suggestion(key: str) -> str:
+    known = [name for name, _ in leaf_fields()] + sorted({name.partition(".")[0] for name, _ in leaf_fields()})
+    by_last = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if not near:
+        near = [by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)]
+    return f"; did you mean {near[0]}?" if near else "; `python -m pipeline config-reference` lists the keys"
+
+
+def _field(path: Sequence[Any]) -> FieldInfo | None:
+    model: type[Section] = Config
+    field: FieldInfo | None = None
+    for depth, part in enumerate(path):
+        field = model.model_fields.get(str(part))
+        if field is None:
+            return None
+        if depth < len(path) - 1:
+            if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+                return None
+            model = field.annotation
+    return field
+
+
+def leaf_fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of the config with its field, in the order of the schema."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from leaf_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _constraints(field: FieldInfo) -> str:
+    """Type and range of a field, as the table shows it."""
+    text = str(field.annotation)
+    if text.startswith("typing.Literal"):
+        return " \\| ".join(f"`{choice}`" for choice in field.annotation.__args__)  # type: ignore[union-attr]
+    kinds = {"RunLength": "duration", "Interval": "duration", "Duration": "duration", "Size": "size"}
+    names = {int: "int", float: "float", bool: "bool", str: "str"}
+    validators = [m for m in field.metadata if hasattr(m, "func")]
+    if field.annotation is str and validators:
+        kind = kinds["Size" if "size" in validators[-1].func.__name__ else "Duration"]
+    elif field.annotation in names:
+        kind = names[field.annotation]  # type: ignore[index]
+    elif "tuple" in text:
+        kind = "list of durations" if "AfterValidator" in text else "list of float"
+    else:
+        kind = text.replace("None", "null").replace(" | ", " or ")
+    signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+    limits = [f"{sign} {getattr(m, name):g}" for m in field.metadata for name, sign in signs if hasattr(m, name)]
+    return ", ".join([kind, *limits])
+
+
+def reference_table() -> str:
+    """The config reference as a Markdown table, made from the schema."""
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key, field in leaf_fields():
+        default = json.dumps(field.get_default())
+        rows.append(f"| `{key}` | {_constraints(field)} | `{default}` | {field.description} |")
+    return "\n".join(rows)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML, every key written out; `load_config` reads it back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Config) -> str:
+    """First 12 hex digits of the SHA-256 of what the run computes (not of where it is written, nor of `resume`)."""
+    values = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_IN_HASH}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

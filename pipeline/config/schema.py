@@ -1,0 +1,163 @@
+"""The one typed, frozen model of a run, and the only place with defaults."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipeline.config.durations import Duration, Interval, RunLength, Size
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Milestones = Annotated[tuple[Duration, ...], BeforeValidator(_as_tuple)]
+Channels = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=4)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys and silent conversions are errors, values never change after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+class DataConfig(Section):
+    dataset: Literal["digits", "cifar10", "cifar100", "folder", "synthetic"] = Field("cifar10", description="Data set to train on")
+    root: str = Field("data", min_length=1, description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/`")
+    cache_dir: str | None = Field(None, min_length=1, description="Folder of decoded images and statistics; default `.quickres/` in `data.root`")
+    loader: Literal["dali", "reference", "synthetic"] = Field("dali", description="Backend that loads and augments a batch")
+    batch_size: int = Field(512, ge=1, le=2**20, description="Images per optimizer step, over all processes")
+    eval_batch_size: int = Field(1000, ge=1, le=2**20, description="Images per evaluation step, over all processes")
+    holdout: int | float = Field(0, ge=0, description="Training images held out, as a count or a fraction, that `best` looks at; 0: none")
+    mean: Channels | None = Field(None, description="Channel means of the pixels / 255; default: computed from the training set")
+    std: Channels | None = Field(None, description="Channel standard deviations of the pixels / 255; default: computed from the training set")
+    resident_limit: Size = Field("8GiB", description="Largest uint8 training set kept on the device; a larger one stays in host memory")
+    num_threads: int = Field(4, ge=1, le=256, description="CPU threads of the loader (worker processes with `reference`; 1 there: none)")
+    prefetch: int = Field(3, ge=1, le=64, description="Batches prepared ahead of the step")
+    image_size: int = Field(32, ge=8, le=1024, description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`")
+    num_classes: int = Field(10, ge=2, le=100_000, description="Classes of the `synthetic` data set")
+    num_samples: int = Field(50_000, ge=1, le=10**8, description="Training images of the `synthetic` data set; a fifth as many for testing")
+
+
+class AugmentConfig(Section):
+    crop_padding: int = Field(4, ge=0, le=512, description="Black pixels around the image before the random crop, per side; 0: no crop")
+    flip: bool = Field(True, description="Mirror every other image, at random")
+    cutout: int = Field(0, ge=0, le=1024, description="Side of the Cutout box in pixels; 0: no box")
+    cutout_mode: Literal["clipped", "inside"] = Field(
+        "clipped", description="`clipped`: the box's centre is anywhere, its edges may fall outside (the paper); `inside`: all of the box is inside"
+    )
+
+
+class ModelConfig(Section):
+    name: Literal["resnet18", "resnet20"] = Field("resnet18", description="Architecture")
+    shortcut: Literal["A", "B"] = Field("B", description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. 2015)")
+    zero_init_residual: bool = Field(True, description="Start the last batch-norm scale of each block at 0, so that blocks start as identities")
+
+
+class LossConfig(Section):
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes")
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(0.1, gt=0, le=1e4, description="Peak learning rate, for a global batch")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD")
+    nesterov: bool = Field(True, description="Nesterov's form of momentum")
+    weight_decay: float = Field(5e-4, ge=0, le=10, description="L2 penalty on the weights")
+    decay_norm_and_bias: bool = Field(True, description="Put the penalty on batch-norm parameters and biases too")
+    clip_norm: float | None = Field(None, gt=0, description="Largest global L2 norm of the gradient; null: no clipping")
+
+
+class ScheduleConfig(Section):
+    name: Literal["one_cycle", "cosine", "step"] = Field(
+        "one_cycle", description="Shape after warm-up: `one_cycle` falls linearly, `cosine` along half a cosine, `step` at the milestones"
+    )
+    warmup: Duration = Field("25%", description="Linear rise to the peak learning rate")
+    start_fraction: float = Field(0.04, ge=0, le=1, description="Learning rate at step 0, as a share of the peak, where there is warm-up")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="Learning rate at the end, as a share of the peak (`one_cycle`, `cosine`)")
+    milestones: Milestones = Field((), description="When `step` multiplies the learning rate by `schedule.gamma`")
+    gamma: float = Field(0.1, gt=0, lt=1, description="Factor at each milestone of `step`")
+
+
+class PrecisionConfig(Section):
+    mode: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="Autocast type; fp16 brings the GradScaler with it")
+    init_scale: float = Field(65536.0, gt=0, le=2.0**40, description="First loss scale (fp16)")
+    growth_interval: int = Field(2000, ge=1, description="Steps without overflow after which the loss scale doubles (fp16)")
+    max_consecutive_skips: int = Field(20, ge=1, description="Updates in a row that may be skipped for overflow before the run stops (fp16)")
+
+
+class CompileConfig(Section):
+    mode: Literal["auto", "none", "default", "reduce-overhead", "max-autotune"] = Field(
+        "auto",
+        description="torch.compile mode; `reduce-overhead` and `max-autotune` also capture the step in a CUDA graph; "
+        "`auto`: `reduce-overhead` on a GPU, `none` on the CPU",
+    )
+    backend: Literal["inductor", "aot_eager"] = Field("inductor", description="Compiler backend; `aot_eager` traces only, for tests")
+
+
+class RuntimeConfig(Section):
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="`auto`: the GPU where there is one")
+    channels_last: bool = Field(True, description="Channels-last memory layout (NHWC), which tensor cores want")
+    deterministic: bool = Field(False, description="Deterministic algorithms only, at some cost of speed")
+    tf32: bool = Field(True, description="TF32 for float32 matrix products and convolutions on the GPU")
+    cudnn_benchmark: bool = Field(True, description="Let cuDNN time its algorithms and keep the fastest")
+
+
+class LogConfig(Section):
+    dir: str = Field("runs", min_length=1, description="Folder that the run folders are made in")
+    name: str | None = Field(None, min_length=1, max_length=100, pattern=r"^[\w.+-]+$", description="Name of the run; default: the recipe's file name")
+    log_every: Interval = Field("50st", description="Interval between logged training metrics")
+    eval_every: Interval = Field("1ep", description="Interval between evaluations; the last step is always evaluated")
+    checkpoint_every: Interval = Field("1ep", description="Interval between checkpoints; the last step is always saved")
+    tensorboard: bool = Field(True, description="Write TensorBoard event files")
+    explain: bool = Field(True, description="End the run with Grad-CAM maps of misclassified test images")
+
+
+class Config(Section):
+    """One training run, complete."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of initialisation, order and augmentation")
+    duration: RunLength = Field("20ep", description="Length of the run: epochs (`20ep`) or optimizer steps (`500st`)")
+    resume: str = Field("none", min_length=1, description="`none`, `auto` (the newest unfinished run of the same config), or a run folder")
+    data: DataConfig = Field(default_factory=DataConfig, description="Data set and loader")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of training images")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="Network")
+    loss: LossConfig = Field(default_factory=LossConfig, description="Loss")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer: SGD")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over the run")
+    precision: PrecisionConfig = Field(default_factory=PrecisionConfig, description="Mixed precision")
+    compile: CompileConfig = Field(default_factory=CompileConfig, description="torch.compile and CUDA graphs")
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="Device and backend switches")
+    log: LogConfig = Field(default_factory=LogConfig, description="Run folder, logging, evaluation and checkpoints")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Config":
+        """Pairs of keys that contradict each other. Each message names both and the remedy."""
+        data, augment, schedule = self.data, self.augment, self.schedule
+        if (data.mean is None) != (data.std is None):
+            raise ValueError("data.mean and data.std: give both or neither")
+        if data.mean is not None and data.std is not None:
+            if len(data.mean) != len(data.std):
+                raise ValueError("data.mean and data.std: give one number per channel in each")
+            if min(data.std) <= 0:
+                raise ValueError("data.std: must be above 0 in every channel")
+        if isinstance(data.holdout, float) and data.holdout >= 1:
+            raise ValueError(f"data.holdout: a fraction is below 1; for a count write {int(data.holdout)}")
+        if self._image_size < augment.cutout:
+            raise ValueError(f"augment.cutout: {augment.cutout} is larger than the image ({self._image_size}); use a smaller box")
+        if schedule.name == "step" and not schedule.milestones:
+            raise ValueError("schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]")
+        if schedule.name != "step" and schedule.milestones:
+            raise ValueError(f"schedule.milestones: only `schedule.name: step` has them, not {schedule.name}; remove them")
+        if self.optimizer.nesterov and self.optimizer.momentum == 0:
+            raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false")
+        if self.runtime.device == "cpu" and self.compile.mode in ("reduce-overhead", "max-autotune"):
+            raise ValueError(f"compile.mode: {self.compile.mode} captures CUDA graphs, but runtime.device is cpu; use compile.mode=default")
+        if self.compile.backend != "inductor" and self.compile.mode == "max-autotune":
+            raise ValueError("compile.mode: max-autotune needs compile.backend=inductor")
+        if data.dataset == "synthetic" and data.loader != "synthetic" and data.num_samples < data.batch_size:
+            raise ValueError(f"data.num_samples: {data.num_samples} is less than one batch; use data.batch_size={data.num_samples} or less")
+        return self
+
+    @property
+    def _image_size(self) -> int:
+        return 32 if self.data.dataset in ("cifar10", "cifar100") else self.data.image_size
