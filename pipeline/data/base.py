@@ -1,0 +1,84 @@
+"""What the loader backends share: the position in the stream of batches, and the constants of normalisation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.data.batch import Batch
+from pipeline.data.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How pixels become the model's input: y = (x - 255 mean) / (255 std), in the given type and layout.
+
+    Attributes:
+        mean, std: per channel, fractions of 1.
+        dtype: torch.float16 or torch.float32.
+        channels_last: memory layout of the (B, C, H, W) images.
+        crop_padding: black pixels per side around the image before the crop.
+        cutout: side of the Cutout box in pixels, 0 for none.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    dtype: torch.dtype
+    channels_last: bool = True
+    crop_padding: int = 0
+    cutout: int = 0
+
+    @property
+    def mean_255(self) -> list[float]:
+        return [255 * m for m in self.mean]
+
+    @property
+    def std_255(self) -> list[float]:
+        return [255 * s for s in self.std]
+
+    @property
+    def cutout_fill(self) -> list[int]:
+        """The uint8 colour nearest to the mean, the same in every loader (the paper fills with 0 after normalisation)."""
+        return [int(np.rint(m)) for m in self.mean_255]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+class PositionedLoader(ABC):
+    """Base of the backends: keeps (epoch, step) and asks the backend for the next batch of an endless stream."""
+
+    def __init__(self, sampler: Sampler):
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.num_samples = sampler.num_samples
+        self._sampler = sampler
+        self._position: tuple[int, int] | None = None
+
+    def seek(self, epoch: int, step: int) -> None:
+        assert 0 <= step <= self.steps_per_epoch, f"step {step} of {self.steps_per_epoch}"
+        if self._position != (epoch, step):
+            self._position = (epoch, step)
+            self._restart(epoch, step)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._position is None:
+            self.seek(0, 0)
+        assert self._position is not None
+        epoch, step = self._position
+        while step < self.steps_per_epoch:
+            batch = self._next()
+            step += 1
+            self._position = (epoch, step)
+            yield batch
+        self._position = (epoch + 1, 0)
+
+    @abstractmethod
+    def _restart(self, epoch: int, step: int) -> None:
+        """Make `_next` continue at (epoch, step)."""
+
+    @abstractmethod
+    def _next(self) -> Batch:
+        """The next batch; after the last of an epoch comes the first of the next."""

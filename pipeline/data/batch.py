@@ -1,0 +1,45 @@
+"""What every loader delivers, and the protocol that every loader keeps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of one step, on the device, ready for the model.
+
+    Attributes:
+        images: (B, 3, H, W) float16 or float32, normalised, channels_last.
+        labels: (B,) int64, class indices.
+        valid: (B,) bool; False marks the padding of a last evaluation batch.
+        indices: (B,) int64, sample ids in the data set.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    valid: torch.Tensor
+    indices: torch.Tensor
+
+
+class Loader(Protocol):
+    """A stream of batches with a position.
+
+    Iterating yields what is left of the current epoch and moves the position to the start of the next. The content
+    of a batch depends on the config and on (epoch, step) alone, not on what was read before.
+
+    Attributes:
+        steps_per_epoch: batches in a whole epoch, the same on every process.
+        num_samples: samples of the data set (all processes together).
+    """
+
+    steps_per_epoch: int
+    num_samples: int
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Continue at batch STEP (0 ≤ step ≤ steps_per_epoch) of epoch EPOCH."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
