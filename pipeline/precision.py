@@ -1,0 +1,28 @@
+"""The one owner of mixed precision: the autocast context and the program's only GradScaler."""
+
+import torch
+
+from pipeline.config import PrecisionConfig
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Precision:
+    """Autocast and loss scaling for one device (Micikevicius et al. 2018, arXiv:1710.03740).
+
+    In bf16 and fp32 the scaler is disabled and does nothing, so that the step needs no case distinction.
+    """
+
+    def __init__(self, config: PrecisionConfig, device: torch.device):
+        self.mode = config.mode
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=config.init_scale, growth_interval=config.growth_interval, enabled=config.mode == "fp16"
+        )
+        self._device_type = device.type
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self._device_type, _DTYPES.get(self.mode), enabled=self.mode in _DTYPES)
+
+    def loss_scale(self) -> float:
+        """The current loss scale; waits for the device. 1 where nothing is scaled."""
+        return self.scaler.get_scale()

@@ -1,0 +1,85 @@
+"""All that must survive a restart, in one object."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.precision import Precision
+
+
+class Totals:
+    """Sums over steps, kept on the device so that no step waits for the host; read at log points.
+
+    Attributes:
+        values: (5,) float64: loss, correct, images, skipped updates since the start of the run, skipped updates in a row until now.
+    """
+
+    def __init__(self, device: torch.device):
+        self.values = torch.zeros(5, dtype=torch.float64, device=device)
+
+    def add(self, loss: torch.Tensor, correct: torch.Tensor, num_images: int, found_inf: torch.Tensor) -> None:
+        """Add one step: mean loss, number of correct predictions, images, and 1 where the update was skipped (device scalars)."""
+        # a loss that overflowed belongs to a skipped update: keep it out of the mean, where it would hide everything else
+        kept = 1 - found_inf
+        self.values[0] += torch.where(found_inf > 0, torch.zeros_like(loss), loss) * num_images
+        self.values[1] += correct * kept
+        self.values[2] += num_images * kept
+        self.values[3] += found_inf
+        self.values[4] = (self.values[4] + 1) * found_inf
+
+    def start_window(self) -> None:
+        """Zero the sums of the window; the counts of skipped updates run on."""
+        self.values[:3] = 0
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer, precision and position of a run.
+
+    Attributes:
+        model: what the step calls; under several processes the DDP wrapper of `raw_model`.
+        raw_model: the module whose keys are saved (no `module.`, no `_orig_mod.`).
+        optimizer: fused SGD; `lr` is the tensor that all its groups share.
+        precision: autocast and GradScaler.
+        totals: sums of the open log window.
+        step: optimizer steps done.
+        best: accuracy, step and split of the best evaluation so far.
+        clock: seconds and windows of throughput so far (`Clock.state_dict`).
+    """
+
+    model: nn.Module
+    raw_model: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    totals: Totals
+    step: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    clock: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lr(self) -> torch.Tensor:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights; tensors, numbers and strings only, so that it loads with `weights_only=True`."""
+        return {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "totals": self.totals.values,
+            "best": self.best,
+            "clock": self.clock,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.step, self.best, self.clock = saved["step"], saved["best"], saved["clock"]
+        lr = self.lr
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for group in self.optimizer.param_groups:  # loading gave each group a tensor of its own
+            group["lr"] = lr
+        self.precision.scaler.load_state_dict(saved["scaler"])
+        self.totals.values.copy_(saved["totals"])
+        torch.set_rng_state(saved["rng"].cpu())

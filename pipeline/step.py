@@ -1,0 +1,121 @@
+"""The training step: forward, loss, scaled backward, unscale, clip, update. It computes and does no logging."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.batch import Batch
+from pipeline.losses import classification_loss
+from pipeline.state import TrainState
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Device scalars of one step; nothing here has waited for the host.
+
+    Attributes:
+        loss: float32, mean over the process's share of the batch, before scaling.
+        correct: int64, correct predictions.
+        found_inf: float32, 1 where the gradient overflowed and the update was skipped.
+    """
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    found_inf: torch.Tensor
+
+
+def train_step(state: TrainState, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float, clip_norm: float | None) -> StepOutput:
+    """One optimizer step with the learning rate that `state.lr` holds.
+
+    Args:
+        state: updated in place (all but `state.step`).
+        images: (B, C, H, W) as the loader delivers them.
+        labels: (B,) int64.
+        label_smoothing: as `loss.label_smoothing`.
+        clip_norm: largest global L2 norm of the unscaled gradient, or None.
+    """
+    scaler, optimizer = state.precision.scaler, state.optimizer
+    with state.precision.autocast():
+        logits = state.model(images)
+        loss = classification_loss(logits, labels, label_smoothing)
+    scaler.scale(loss).backward()
+    if clip_norm is not None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(state.raw_model.parameters(), clip_norm)
+    scaler.step(optimizer)
+    # torch has no public name for the flag; the public way, comparing scales, waits for the host
+    flags = list(scaler._found_inf_per_device(optimizer).values()) if scaler.is_enabled() else []
+    found_inf = flags[0].clone() if flags else torch.zeros((), device=images.device)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    output = StepOutput(loss.detach(), (logits.detach().argmax(1) == labels).sum(), found_inf)
+    state.totals.add(output.loss, output.correct, len(labels), output.found_inf)
+    return output
+
+
+def _compiled_graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+class Step:
+    """`train_step` for a run: sets the learning rate, counts, and on a GPU replays the whole step as one CUDA graph.
+
+    The first steps run eagerly (torch.compile, cuDNN's choice of algorithms, DDP's buckets settle), then one step is captured, forward
+    to update, and every later one is a copy into the static input and a replay: the host has nothing left to do. The eager steps
+    are training steps like any other, so capturing changes no result.
+
+    Args:
+        config: the run's config.
+        state: updated in place.
+        lr_at: learning rate of an optimizer step.
+        capture: replay as a CUDA graph.
+        warmup: eager steps before the capture.
+    """
+
+    def __init__(self, config: Config, state: TrainState, lr_at: Callable[[int], float], capture: bool, warmup: int = 3):
+        self._state, self._lr_at = state, lr_at
+        self._arguments = (config.loss.label_smoothing, config.optimizer.clip_norm)
+        self._capture = capture
+        self._eager_left = warmup
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._static: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._output: StepOutput | None = None
+        self._graphs_when_settled: int | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether warm-up, compiling and capturing are over."""
+        return self._eager_left <= 0 and (self._graph is not None or not self._capture)
+
+    @property
+    def recompilations(self) -> int:
+        """Graphs that torch.compile has made since warm-up ended; anything but 0 means that shapes or types changed."""
+        return _compiled_graphs() - self._graphs_when_settled if self._graphs_when_settled is not None else 0
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        state = self._state
+        state.lr.fill_(self._lr_at(state.step))
+        if not self._capture or self._eager_left > 0:
+            output = train_step(state, batch.images, batch.labels, *self._arguments)
+            self._eager_left -= 1
+        else:
+            output = self._replay(batch)
+        if self._graphs_when_settled is None and self.settled:
+            self._graphs_when_settled = _compiled_graphs()
+        state.step += 1
+        return output
+
+    def _replay(self, batch: Batch) -> StepOutput:
+        if self._static is None:
+            self._static = (batch.images.clone(), batch.labels.clone())
+            self._graph = torch.cuda.CUDAGraph()
+            # thread_local: DALI's threads allocate and synchronise on their own while this one captures
+            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                self._output = train_step(self._state, *self._static, *self._arguments)
+        assert self._graph is not None and self._output is not None
+        self._static[0].copy_(batch.images, non_blocking=True)
+        self._static[1].copy_(batch.labels, non_blocking=True)
+        self._graph.replay()
+        return self._output
