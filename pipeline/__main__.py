@@ -1,0 +1,92 @@
+"""`python -m pipeline COMMAND`: train, look at, and explain runs."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline import train
+from pipeline.config import load_config, reference_table
+from pipeline.errors import UserError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    return train.main([arguments.config, *arguments.overrides])
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_device:
+        print(config.runtime.device)
+    else:
+        print(f"{arguments.config}: valid")
+    return 0
+
+
+def _config_reference(arguments: argparse.Namespace) -> int:
+    print(reference_table())
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from pipeline.commands import evaluate_run
+    from pipeline.run import read_json
+
+    result = evaluate_run(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
+    print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
+    recorded = arguments.run / "result.json"
+    if arguments.checkpoint == "last" and recorded.is_file():
+        print(f"recorded      {read_json(recorded)['test_accuracy']:.4%}")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from pipeline.commands import explain_run
+
+    print(explain_run(arguments.run, arguments.checkpoint, arguments.count, tuple(arguments.overrides)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, work: Command, summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(work=work)
+        return command
+
+    train.add_arguments(add("train", _train, "train one run on this process alone (several: accelerate launch -m pipeline.train)"))
+    check = add("check", _check, "validate a recipe and its overrides")
+    train.add_arguments(check)
+    check.add_argument("--print-device", action="store_true", help="print runtime.device only")
+    add("config-reference", _config_reference, "print every key with type, default and meaning")
+    for name, work, summary in (
+        ("evaluate", _evaluate, "accuracy on the test set of a run's checkpoint"),
+        ("explain", _explain, "Grad-CAM maps of misclassified test images, as a picture in the run folder"),
+    ):
+        command = add(name, work, summary)
+        command.add_argument("run", type=Path, help="run folder, such as runs/latest")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the run's config, such as data.root=DIR")
+        command.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)")
+        if name == "explain":
+            command.add_argument("--count", type=int, default=10, help="number of images (default: 10)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 2 for bad input."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.work(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""From a config to the parts of a run. Training, benchmarks and tests all build through here."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.config import CompileConfig, Config
+from pipeline.data import Splits
+from pipeline.distributed import Processes
+from pipeline.models import build_model
+from pipeline.optim import build_optimizer
+from pipeline.precision import Precision
+from pipeline.state import Totals, TrainState
+
+_DDP_WARMUP = 11  # DDP rebuilds its buckets in the first steps; torch's notes on CUDA graphs ask for eleven before a capture
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept between runs: `$XDG_CACHE_HOME/quickres`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickres"
+
+
+def set_backends(config: Config) -> None:
+    """Set torch's process-wide switches (and no others are set anywhere)."""
+    runtime = config.runtime
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder() / "triton"))
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = runtime.cudnn_benchmark and not runtime.deterministic
+    torch.backends.cudnn.allow_tf32 = runtime.tf32
+    torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(runtime.deterministic)
+
+
+def compile_mode(config: CompileConfig, device: torch.device) -> str:
+    """`compile.mode` with `auto` resolved: `reduce-overhead` on a GPU, `none` on the CPU."""
+    if config.mode == "auto":
+        return "reduce-overhead" if device.type == "cuda" else "none"
+    return config.mode
+
+
+def captures(config: CompileConfig, device: torch.device) -> bool:
+    """Whether the step is captured in a CUDA graph."""
+    return compile_mode(config, device) in ("reduce-overhead", "max-autotune")
+
+
+def warmup_steps(world_size: int) -> int:
+    """Eager steps before a capture."""
+    return _DDP_WARMUP if world_size > 1 else 3
+
+
+def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.device) -> None:
+    """Compile the module's call, leaving its state-dict keys alone. CUDA graphs are the step's business, not inductor's."""
+    mode = compile_mode(config, device)
+    if mode == "none":
+        return
+    if config.backend != "inductor":
+        model.compile(backend=config.backend, dynamic=False, fullgraph=True)
+    else:
+        inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
+        model.compile(mode=inductor_mode, dynamic=False, fullgraph=True)
+
+
+def build_raw_model(config: Config, splits: Splits, device: torch.device) -> nn.Module:
+    """The network, float32, on the device, in the config's memory format. Initialised on the CPU: the same weights on every device."""
+    model = build_model(config.model, splits.num_classes, splits.train.images.shape[-1])
+    memory_format = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
+    return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def build_state(config: Config, splits: Splits, processes: Processes) -> TrainState:
+    """Model (compiled and wrapped as the config and the launcher say), optimizer, precision and counters of a fresh run."""
+    device = processes.device
+    torch.manual_seed(config.seed)
+    raw_model = build_raw_model(config, splits, device)
+    compile_in_place(raw_model, config.compile, device)
+    model = processes.accelerator.prepare_model(raw_model)
+    model.train()
+    optimizer = build_optimizer(config.optimizer, raw_model)
+    return TrainState(model, raw_model, optimizer, Precision(config.precision, device), Totals(device))

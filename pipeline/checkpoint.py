@@ -1,0 +1,197 @@
+"""Checkpoints: raw weights in safetensors, the rest loadable with `weights_only`, a manifest with checksums; written whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import TrainingError, UserError
+from pipeline.state import TrainState
+
+WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+FORMAT = 1
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_cpu(value: Any) -> Any:
+    """A copy on the CPU, tensor by tensor, that later training steps leave alone."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_cpu(item) for item in value]
+    return value
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+class CheckpointWriter:
+    """Saves snapshots of a state beside training: copied to host memory at once, written by a thread.
+
+    Keeps the newest `keep` checkpoints and the best one; `best.json` names the latter.
+
+    Args:
+        checkpoints: the folder to write in.
+        config_hash: of the run, kept in the manifest.
+        keep: newest checkpoints to keep.
+    """
+
+    def __init__(self, checkpoints: Path, config_hash: str, keep: int = 2):
+        self._folder, self._config_hash, self._keep = checkpoints, config_hash, keep
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState) -> None:
+        """Snapshot the state now and write it soon. Waits for the write before; raises what went wrong in that."""
+        self.wait()
+        weights = {key: value.contiguous() for key, value in _to_cpu(state.raw_model.state_dict()).items()}
+        rest = _to_cpu(state.state_dict())
+        self._pending = self._executor.submit(self._write, state.step, weights, rest, dict(state.best))
+
+    def wait(self) -> None:
+        """Wait until what was saved is on disk.
+
+        Raises:
+            TrainingError: it could not be written (disk full, folder gone); names the folder.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{self._folder}: the checkpoint could not be written ({error}); free space or mend the folder, "
+                "and start again with resume=auto: earlier checkpoints are untouched"
+            ) from None
+
+    def close(self) -> None:
+        self.wait()
+        self._executor.shutdown()
+
+    def _write(self, step: int, weights: dict[str, torch.Tensor], rest: dict[str, Any], best: dict[str, Any]) -> None:
+        final = folder_of(self._folder, step)
+        temporary = self._folder / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            save_file(weights, temporary / WEIGHTS)
+            torch.save(rest, temporary / STATE)
+            files = {name: _sha256(temporary / name) for name in (WEIGHTS, STATE)}
+            manifest = {"format": FORMAT, "step": step, "config_hash": self._config_hash, "sha256": files}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            for path in [*temporary.iterdir(), temporary]:
+                _flush_to_disk(path)
+            if final.exists():  # saved before an interruption and reached again: the same content
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _flush_to_disk(self._folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if best.get("step") == step:
+            write_json(self._folder / "best.json", best)
+        self._prune(best.get("step"))
+
+    def _prune(self, best_step: int | None) -> None:
+        for path in steps_in(self._folder)[self._keep :]:
+            if path != folder_of(self._folder, best_step if best_step is not None else -1):
+                shutil.rmtree(path)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def steps_in(checkpoints: Path) -> list[Path]:
+    """Checkpoint folders, the newest first."""
+    return sorted(checkpoints.glob("step-*"), reverse=True) if checkpoints.is_dir() else []
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files match it.
+
+    Raises:
+        UserError: names the file that is missing, foreign or damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        expected = dict(manifest["sha256"])
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
+        for name in (WEIGHTS, STATE):
+            if _sha256(folder / name) != expected[name]:
+                raise UserError(f"{folder / name}: damaged (its SHA-256 is not the manifest's); use an earlier checkpoint")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: missing from the checkpoint; use an earlier one") from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder / MANIFEST}: not a manifest of ours ({type(error).__name__}: {error}); use an earlier checkpoint") from None
+    return manifest
+
+
+def newest_intact(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a message for each newer one that does not."""
+    damaged = []
+    for folder in steps_in(checkpoints):
+        try:
+            verify(folder)
+            return folder, damaged
+        except UserError as error:
+            damaged.append(str(error))
+    return None, damaged
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The raw module's weights, on the CPU. Verify first.
+
+    Raises:
+        UserError: the file is no safetensors file.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); use an earlier checkpoint") from None
+
+
+def load_checkpoint(folder: Path, state: TrainState) -> None:
+    """Restore a state from a verified checkpoint, on any device and number of processes.
+
+    Raises:
+        UserError: the checkpoint is damaged, or is one of another model.
+    """
+    verify(folder)
+    try:
+        state.raw_model.load_state_dict(load_weights(folder))
+        state.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
+    except (RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}: does not fit this config's model and optimizer ({reason}); give the run's own config") from None

@@ -1,0 +1,60 @@
+"""What a run says on the terminal: one line an epoch, a progress bar where there is a terminal, plain lines where there is none."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+
+class TrainingConsole:
+    """Progress of a run. A disabled one (any process but rank 0) says nothing.
+
+    Args:
+        total_steps: length of the run.
+        start_step: where it begins.
+        enabled: rank 0.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0, enabled: bool = True):
+        self._console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
+        self._total, self._first, self._began = total_steps, start_step, time.perf_counter()
+        self._progress: Progress | None = None
+        if enabled and sys.stdout.isatty():
+            columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._task = self._progress.add_task("compiling and warming up", total=total_steps, completed=start_step)
+            self._progress.start()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def step(self, step: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def train(self, record: dict[str, Any]) -> None:
+        if self._progress is not None:
+            speed = record["images_per_sec"]
+            rate = f"{speed:,.0f} img/s" if speed else "warming up"
+            self._progress.update(self._task, description=f"loss {record['loss']:.3f}  lr {record['lr']:.4f}  {rate}")
+
+    def evaluated(self, train: dict[str, Any] | None, evaluation: dict[str, Any], num_epochs: float) -> None:
+        """The line of an epoch."""
+        step = evaluation["step"]
+        parts = [f"epoch {evaluation['epoch']:6.2f}/{num_epochs:g}"]
+        if train is not None:
+            speed = f"{train['images_per_sec']:9,.0f} img/s" if train["images_per_sec"] else "warm-up"
+            parts.append(f"lr {train['lr']:.5f}  train loss {train['loss']:.4f} acc {train['accuracy']:7.2%}  {speed}")
+            if train["skipped_steps"]:
+                parts.append(f"scale {train['loss_scale']:g} skipped {train['skipped_steps']}")
+        split, correct, seen = evaluation["split"], evaluation["correct"], evaluation["seen"]
+        parts.append(f"{split} loss {evaluation['loss']:.4f} acc {evaluation['accuracy']:7.2%} ({correct}/{seen})")
+        left = (time.perf_counter() - self._began) / max(step - self._first, 1) * (self._total - step)
+        parts.append(f"left {int(left // 60)}:{int(left % 60):02d}")
+        self.say("  ".join(parts))
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,118 @@
+"""Processes and devices: accelerate starts and connects them, this module checks that they are what was asked for."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from pipeline.config import Config
+from pipeline.data.sampling import Shard
+from pipeline.errors import UserError
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the others.
+
+    Attributes:
+        accelerator: accelerate's handle; it prepares the model and nothing else.
+        device: of this process.
+        shard: rank and world size.
+    """
+
+    accelerator: Accelerator
+    device: torch.device
+    shard: Shard
+
+    @property
+    def is_main(self) -> bool:
+        return self.shard.rank == 0
+
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Do the work on rank 0 and give every process its result, or its `UserError`, so that no process waits for a dead one."""
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except UserError as error:
+                outcome[1] = error
+        if self.shard.world_size > 1:
+            torch.distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def main_first(self, work: Callable[[], Result]) -> Result:
+        """Do the work on every process, on rank 0 before the others; an error of rank 0 is everybody's."""
+        done: list[Result] = []
+        self.on_main(lambda: done.append(work()))
+        return done[0] if self.is_main else work()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over processes, in place."""
+        if self.shard.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+
+def connect(config: Config) -> Processes:
+    """Join the process group that the launcher set up.
+
+    Raises:
+        UserError: no GPU where one is asked for, another number of processes than launch.sh started, or a mixed precision or dynamo
+            backend handed to `accelerate launch` that contradicts the config.
+    """
+    _check_launcher(config)
+    wants_gpu = config.runtime.device == "gpu" or (config.runtime.device == "auto" and torch.cuda.is_available())
+    if wants_gpu and not torch.cuda.is_available():
+        raise UserError("runtime.device: gpu is asked for, but torch sees none; check nvidia-smi, or use runtime.device=auto")
+    if wants_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+        raise UserError(f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU (NUM_PROCESSES)")
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", kwargs_handlers=[ddp])
+    expected = os.environ.get("QUICKRES_NUM_PROCESSES")
+    if expected is not None and int(expected) != accelerator.num_processes:
+        raise UserError(
+            f"launch.sh started {expected} processes, but {accelerator.num_processes} found each other; on the CPU use "
+            "configs/accelerate/cpu2.yaml, which accelerate takes for several processes"
+        )
+    device = accelerator.device
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return Processes(accelerator, device, Shard(accelerator.process_index, accelerator.num_processes))
+
+
+def _check_launcher(config: Config) -> None:
+    """What `accelerate launch` was told must not contradict the config, which owns precision and compiling."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.precision.mode):
+        raise UserError(
+            f"accelerate launch was given mixed precision {precision}, but precision.mode is {config.precision.mode}; change one of the two "
+            f"(precision.mode={precision}, or --mixed_precision no)"
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend not in ("no", config.compile.backend) or (backend != "no" and config.compile.mode == "none"):
+        raise UserError(
+            f"accelerate launch was given dynamo backend {backend}, but compile.mode is {config.compile.mode} with compile.backend "
+            f"{config.compile.backend}; change one of the two (--dynamo_backend no, or the compile keys)"
+        )
+
+
+def average_batch_norm(model: nn.Module) -> None:
+    """Average the running statistics of batch norm over the processes, each of which has seen its own share of the data."""
+    if not torch.distributed.is_initialized():
+        return
+    buffers = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

@@ -1,0 +1,75 @@
+"""What a run ran on: everything needed to repeat it or to doubt it."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+
+_PACKAGES = ("torch", "torchvision", "triton", "accelerate", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy", "safetensors", "grad-cam")
+
+
+def _output_of(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> dict[str, Any]:
+    """Commit of the checkout and whether it has uncommitted changes; None where there is no git."""
+    status = _output_of("git", "status", "--porcelain", "--untracked-files=no")
+    return {"commit": _output_of("git", "rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def describe_environment(config: Config, device: torch.device, world_size: int) -> dict[str, Any]:
+    """Command, commit, versions, hardware and backend switches of this run."""
+    return {
+        "command": [Path(sys.executable).name, *sys.argv],
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        **commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "packages": _versions(),
+        "world_size": world_size,
+        "device": device.type,
+        "gpu": _describe_gpu(device) if device.type == "cuda" else None,
+        "deterministic": config.runtime.deterministic,
+        "tf32": config.runtime.tf32,
+        "cudnn_benchmark": config.runtime.cudnn_benchmark,
+    }
+
+
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    query = _output_of("nvidia-smi", f"--id={device.index}", "--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits")
+    driver, _, power = (query or "").partition(", ")
+    return {
+        "name": properties.name,
+        "count": torch.cuda.device_count(),
+        "memory_bytes": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "driver": driver or None,
+        "power_limit_w": float(power) if power.replace(".", "").isdigit() else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }

@@ -1,0 +1,207 @@
+"""The training loop: it orchestrates and does no tensor maths."""
+
+import math
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import CheckpointWriter
+from pipeline.clock import Clock
+from pipeline.config import Config, to_steps
+from pipeline.console import TrainingConsole
+from pipeline.data import Loaders
+from pipeline.distributed import Processes, average_batch_norm
+from pipeline.errors import Preempted, TrainingError
+from pipeline.evaluate import EvalResult, evaluate
+from pipeline.optim import build_schedule
+from pipeline.run import MetricsLog
+from pipeline.state import TrainState
+from pipeline.step import Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every duration of a run, in optimizer steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    lr_at: Callable[[int], float]
+
+    @classmethod
+    def of(cls, config: Config, steps_per_epoch: int) -> "Plan":
+        total = to_steps(config.duration, steps_per_epoch)
+
+        def steps(duration: str) -> int:
+            return max(to_steps(duration, steps_per_epoch, total), 1)
+
+        lr_at = build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total)
+        log = config.log
+        return cls(steps_per_epoch, total, steps(log.log_every), steps(log.eval_every), steps(log.checkpoint_every), lr_at)
+
+    def due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.total_steps
+
+    def epoch(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+
+class StopSignal:
+    """SIGTERM or SIGINT asks the run to stop at the next step; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.number = 0
+
+    def install(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.requested, self.number = True, number
+        signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass
+class Trainer:
+    """What `fit` works with."""
+
+    config: Config
+    processes: Processes
+    state: TrainState
+    step: Step
+    loaders: Loaders
+    plan: Plan
+    clock: Clock
+    checkpoints: CheckpointWriter | None
+    metrics: MetricsLog | None
+    console: TrainingConsole
+    stop: StopSignal
+    last_train: dict[str, Any] | None = None
+
+
+def fit(t: Trainer) -> EvalResult:
+    """Train from `state.step` to the end of the plan.
+
+    Returns:
+        The evaluation on the test set at the last step.
+
+    Raises:
+        TrainingError: the loss is not finite, or too many updates in a row were skipped.
+        Preempted: a signal asked to stop; a checkpoint of this very step has been saved.
+    """
+    state, plan = t.state, t.plan
+    t.loaders.train.seek(*divmod(state.step, plan.steps_per_epoch))
+    evaluation = None
+    t.clock.start(steady=t.step.settled)
+    while state.step < plan.total_steps:
+        t.clock.ask()
+        for batch in t.loaders.train:
+            t.clock.arrived()
+            t.step(batch)
+            t.clock.step(t.config.data.batch_size)
+            t.console.step(state.step)
+            evaluates, saves = plan.due(state.step, plan.eval_every), plan.due(state.step, plan.checkpoint_every)
+            # counted from the last evaluation, so that no sliver of a window follows one
+            logs = evaluates or state.step % plan.eval_every % plan.log_every == 0
+            stops = t.stop.requested and t.processes.shard.world_size == 1
+            if logs or evaluates or saves or stops or t.clock.warming_up:
+                window = t.clock.close()
+                with t.clock.pause():
+                    if logs:
+                        stops = log_window(t, window) or stops
+                    if evaluates:
+                        evaluation = evaluate_all(t)
+                    if saves or stops or (evaluates and state.best.get("step") == state.step):
+                        save(t)
+                    if stops:
+                        raise Preempted(f"stopped by signal {t.stop.number} at step {state.step}; continue with resume=auto")
+                t.clock.start(steady=t.step.settled)
+            if state.step == plan.total_steps:
+                break
+            t.clock.ask()
+    assert evaluation is not None
+    return evaluation
+
+
+def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
+    """Read the sums of the open window off the device, check and record them; whether any process was asked to stop."""
+    state = t.state
+    stop = torch.tensor([float(t.stop.requested)], dtype=torch.float64, device=t.processes.device)
+    sums = t.processes.sum(torch.cat([state.totals.values[:3], stop]))
+    loss, correct, images, stops = sums.tolist()
+    skipped, in_a_row = (int(value) for value in state.totals.values[3:].tolist())
+    state.totals.start_window()
+    lr = t.plan.lr_at(state.step - 1)
+    if in_a_row >= t.config.precision.max_consecutive_skips:
+        raise TrainingError(
+            f"step {state.step}: {in_a_row} updates in a row overflowed in fp16 at loss scale {state.precision.loss_scale():g} and learning "
+            f"rate {lr:g}; lower optimizer.lr, set optimizer.clip_norm=1, or use precision.mode=bf16. The last checkpoint is kept"
+        )
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"step {state.step}: the training loss is {loss} at learning rate {lr:g}; lower optimizer.lr, lengthen schedule.warmup, or set "
+            "optimizer.clip_norm=1. The last checkpoint is kept"
+        )
+    t.last_train = {
+        "kind": "train",
+        "step": state.step,
+        "epoch": round(t.plan.epoch(state.step), 4),
+        "loss": loss / max(images, 1),
+        "accuracy": correct / max(images, 1),
+        "lr": lr,
+        "images_per_sec": window["images_per_sec"] if window else None,
+        "loss_scale": state.precision.loss_scale(),
+        "skipped_steps": skipped,
+    }
+    t.console.train(t.last_train)
+    if t.metrics is not None:
+        t.metrics.write(t.last_train)
+    return stops > 0
+
+
+def evaluate_all(t: Trainer) -> EvalResult:
+    """Evaluate on the test set and the holdout, record both, and remember the best; the test set's result."""
+    state = t.state
+    average_batch_norm(state.raw_model)
+    result = None
+    for split, loader in (("holdout", t.loaders.holdout), ("test", t.loaders.test)):
+        if loader is None:
+            continue
+        result = evaluate(state.raw_model, loader, state.precision, t.processes.device)
+        record = {
+            "kind": "eval",
+            "split": split,
+            "step": state.step,
+            "epoch": round(t.plan.epoch(state.step), 4),
+            "loss": result.loss,
+            "accuracy": result.accuracy,
+            "correct": result.correct,
+            "seen": result.seen,
+        }
+        selects = split == ("test" if t.loaders.holdout is None else "holdout")
+        if selects and result.accuracy > state.best.get("accuracy", -1.0):
+            state.best = {"accuracy": result.accuracy, "step": state.step, "selected_on": split, "test_accuracy": None}
+        if split == "test" and state.best.get("step") == state.step:
+            state.best["test_accuracy"] = result.accuracy
+        t.console.evaluated(t.last_train if split == "test" else None, record, t.plan.total_steps / t.plan.steps_per_epoch)
+        if t.metrics is not None:
+            t.metrics.write(record)
+    assert result is not None
+    return result
+
+
+def save(t: Trainer) -> None:
+    """Checkpoint this step; every process takes part in averaging, rank 0 writes."""
+    average_batch_norm(t.state.raw_model)
+    t.state.clock = t.clock.state_dict()
+    if t.checkpoints is not None:
+        t.checkpoints.save(t.state)

@@ -1,0 +1,203 @@
+"""The run folder: opened new, or found again to be continued."""
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import newest_intact, steps_in, write_json
+from pipeline.config import Config, config_hash, dump_config, load_config
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is written.
+
+    Attributes:
+        path: `runs/<name>-<time>/`.
+        resume_from: the checkpoint to continue from, or None.
+        warnings: damaged checkpoints that were passed over.
+    """
+
+    path: Path
+    resume_from: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+
+def open_run(config: Config, recipe: str) -> RunFolder:
+    """Make a new run folder, or find the one that `resume` means. Rank 0 calls this and tells the others.
+
+    Raises:
+        UserError: the run to resume does not exist, is finished, is another config's, or has no intact checkpoint.
+    """
+    if config.resume == "auto":
+        found = _newest_unfinished(config)
+        if found is not None:
+            return found
+    elif config.resume != "none":
+        return _resume(config, Path(config.resume))
+    return RunFolder(_make_folder(config, recipe))
+
+
+def _make_folder(config: Config, recipe: str) -> Path:
+    runs, name = Path(config.log.dir), config.log.name or recipe
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1000):
+            path = runs / (f"{name}-{stamp}" if attempt == 0 else f"{name}-{stamp}-{attempt}")
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+        else:
+            raise UserError(f"{runs}: a thousand runs of {name} in one second; set log.name")
+        (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        _point_latest(runs, path)
+    except OSError as error:
+        raise UserError(f"log.dir: {error.filename or runs} cannot be written ({error.strerror}); choose another folder with log.dir=") from None
+    return path
+
+
+def _point_latest(runs: Path, path: Path) -> None:
+    link = runs / f".latest-{os.getpid()}"
+    link.symlink_to(path.name)
+    link.replace(runs / "latest")
+
+
+def _newest_unfinished(config: Config) -> RunFolder | None:
+    """The newest run of the same config that has an intact checkpoint and no result."""
+    wanted = config_hash(config)
+    candidates = sorted((p.parent for p in Path(config.log.dir).glob("*/config.yaml") if not p.parent.is_symlink()), key=_started, reverse=True)
+    for path in candidates:
+        run = RunFolder(path)
+        if run.result.exists() or not steps_in(run.checkpoints):
+            continue
+        try:
+            same = config_hash(load_config(path / "config.yaml")) == wanted
+        except UserError:  # of an older version, say: not this config
+            continue
+        if same:
+            checkpoint, damaged = newest_intact(run.checkpoints)
+            if checkpoint is not None:
+                return RunFolder(path, checkpoint, tuple(damaged))
+    return None
+
+
+def _started(path: Path) -> float:
+    return (path / "config.yaml").stat().st_mtime
+
+
+def _resume(config: Config, path: Path) -> RunFolder:
+    run = RunFolder(find_run(path).path)
+    if run.result.exists():
+        raise UserError(f"resume: {path} is finished; see {run.result}, or start anew with resume=none")
+    if config_hash(load_config(run.path / "config.yaml")) != config_hash(config):
+        changed = ", ".join(_differences(load_config(run.path / "config.yaml"), config))
+        raise UserError(f"resume: {path} was started with another config (different: {changed}); give the same keys, or resume=none")
+    checkpoint, damaged = newest_intact(run.checkpoints)
+    if checkpoint is None:
+        raise UserError("\n".join([f"resume: {path} has no intact checkpoint; start anew with resume=none", *damaged]))
+    return RunFolder(run.path, checkpoint, tuple(damaged))
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in values.items():
+            flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        return flat
+
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    return [key for key in after if before.get(key) != after[key] and not key.startswith(("resume", "log."))]
+
+
+def find_run(path: Path) -> RunFolder:
+    """The run folder at PATH (`runs/latest` is followed).
+
+    Raises:
+        UserError: there is none; names the runs that there are.
+    """
+    if not (path / "config.yaml").is_file():
+        parent = path.parent if path.parent.is_dir() else Path("runs")
+        known = sorted(str(p.parent) for p in parent.glob("*/config.yaml"))[-5:]
+        raise UserError(f"{path}: not a run folder (no config.yaml in it). Known: {', '.join(known) or 'none yet; train one with ./launch.sh'}")
+    return RunFolder(path.resolve() if path.is_symlink() else path)
+
+
+class MetricsLog:
+    """Scalars of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard.
+
+    Continuing a run cuts both back to the step that it continues from.
+
+    Args:
+        run: the run folder.
+        tensorboard: write event files too.
+        resume_step: records after this step are dropped.
+    """
+
+    def __init__(self, run: RunFolder, tensorboard: bool, resume_step: int):
+        self._path = run.metrics
+        if run.metrics.exists():
+            _cut_back(run.metrics, resume_step)
+        self._file = run.metrics.open("a", encoding="utf-8")
+        self._writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(run.path / "tb"), purge_step=resume_step + 1 if resume_step else None)
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            group = record.get("split", record["kind"])
+            for key, value in record.items():
+                if isinstance(value, int | float) and key not in ("step", "epoch", "correct", "seen"):
+                    self._writer.add_scalar(f"{group}/{key}", value, record["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _cut_back(path: Path, step: int) -> None:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):  # the last line of a killed run may be half a line
+            continue
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError where the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); is the run finished?") from None
+
+
+def write_result(run: RunFolder, result: dict[str, Any]) -> None:
+    write_json(run.result, result)

@@ -1,0 +1,241 @@
+"""Training: `accelerate launch -m pipeline.train CONFIG [key=value…]`."""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Config, load_config
+from pipeline.errors import EXIT_FAILURE, Preempted, TrainingError, UserError
+
+if TYPE_CHECKING:
+    from pipeline.loop import Trainer
+    from pipeline.run import RunFolder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="recipe, such as configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the recipe, such as optimizer.lr=0.1")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped by a signal and saved."""
+    started = float(os.environ.get("QUICKRES_START_TIME", time.time()))
+    parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    code = EXIT_FAILURE
+    try:
+        train(load_config(arguments.config, arguments.overrides), Path(arguments.config).stem, started)
+        code = 0
+    except (UserError, TrainingError, Preempted) as error:
+        code = error.exit_code
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
+    finally:
+        _report_exit_code(code)
+        _leave_process_group()
+    return code
+
+
+def _report_exit_code(code: int) -> None:
+    """`accelerate launch` returns 1 for every failure: launch.sh reads the code from a file."""
+    path = os.environ.get("QUICKRES_EXIT_CODE_FILE")
+    if path and os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            Path(path).write_text(f"{code}\n")
+
+
+def _leave_process_group() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def train(config: Config, recipe: str, started: float) -> "RunFolder":
+    """Train one run to its end and leave its folder complete.
+
+    Args:
+        config: the run's config.
+        recipe: names the run, unless `log.name` does.
+        started: when the command began, in epoch seconds; `wall_s` counts from here.
+    """
+    import torch
+
+    from pipeline.build import set_backends
+    from pipeline.distributed import connect
+    from pipeline.loop import fit
+
+    set_backends(config)
+    processes = connect(config)
+    on_gpu = processes.device.type == "cuda"
+    # the captured step must not run on the default stream, and DDP wants its eager steps on the stream of the capture
+    stream = torch.cuda.Stream(processes.device) if on_gpu else None
+    with torch.cuda.stream(stream):
+        trainer, run = assemble(config, recipe, processes)
+        try:
+            evaluation = fit(trainer)
+            if trainer.checkpoints is not None:
+                trainer.checkpoints.close()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(_out_of_memory(config, error)) from None
+        finally:
+            trainer.console.close()
+            if trainer.metrics is not None:
+                trainer.metrics.close()
+        if processes.is_main:
+            finish(trainer, run, evaluation, started)
+    return run
+
+
+def _out_of_memory(config: Config, error: Exception) -> str:
+    size = config.data.batch_size
+    return (
+        f"the GPU is out of memory at data.batch_size={size} ({str(error).splitlines()[0]}); try data.batch_size={max(size // 2, 1)} with "
+        f"optimizer.lr={config.optimizer.lr / 2:g}, precision.mode=fp16 or bf16, a smaller data.resident_limit, or more processes"
+    )
+
+
+def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, RunFolder]":
+    """Open the run folder and build or restore everything that `fit` works with."""
+    from pipeline.build import build_state, captures, warmup_steps
+    from pipeline.checkpoint import CheckpointWriter, load_checkpoint, write_json
+    from pipeline.clock import Clock
+    from pipeline.config import config_hash
+    from pipeline.console import TrainingConsole
+    from pipeline.data import build_loaders, load_splits
+    from pipeline.environment import describe_environment
+    from pipeline.loop import Plan, StopSignal, Trainer
+    from pipeline.run import MetricsLog, open_run
+    from pipeline.step import Step
+
+    device, shard = processes.device, processes.shard
+    stop = StopSignal().install()
+    splits = processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
+    loaders = build_loaders(config, splits, device, shard)
+    plan = Plan.of(config, loaders.train.steps_per_epoch)
+    run = processes.on_main(lambda: open_run(config, recipe))
+    state = build_state(config, splits, processes)
+    if run.resume_from is not None:
+        load_checkpoint(run.resume_from, state)
+    console = TrainingConsole(plan.total_steps, state.step, processes.is_main)
+    for warning in run.warnings:
+        console.say(f"warning: {warning}")
+    _announce(console, config, splits, plan, processes, run, state.step)
+    if processes.is_main and run.resume_from is None:
+        write_json(run.path / "env.json", describe_environment(config, device, shard.world_size))
+    trainer = Trainer(
+        config=config,
+        processes=processes,
+        state=state,
+        step=Step(config, state, plan.lr_at, captures(config.compile, device), warmup_steps(shard.world_size)),
+        loaders=loaders,
+        plan=plan,
+        clock=Clock(device, state.clock),
+        checkpoints=CheckpointWriter(run.checkpoints, config_hash(config)) if processes.is_main else None,
+        metrics=MetricsLog(run, config.log.tensorboard, state.step) if processes.is_main else None,
+        console=console,
+        stop=stop,
+    )
+    return trainer, run
+
+
+def _announce(console: Any, config: Config, splits: Any, plan: Any, processes: Any, run: Any, step: int) -> None:
+    """What was resolved from the config and the machine, before the first step."""
+    from pipeline.build import compile_mode
+
+    device, shard = processes.device, processes.shard
+    where = f"{shard.world_size} x {'GPU' if device.type == 'cuda' else 'CPU'}"
+    loader = f"{config.data.loader} ({'GPU' if device.type == 'cuda' else 'CPU'} backend)" if config.data.loader == "dali" else config.data.loader
+    held_out = f", {len(splits.holdout.labels)} held out" if splits.holdout is not None else ""
+    console.say(
+        f"{config.model.name} on {config.data.dataset} ({len(splits.train.labels)} train, {len(splits.test.labels)} test{held_out}), {where}, "
+        f"loader {loader}, {config.precision.mode}, compile {compile_mode(config.compile, device)}, batch {config.data.batch_size}, "
+        f"{plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
+    )
+    if run.resume_from is not None:
+        console.say(f"continuing {run.path} from step {step}")
+
+
+def finish(t: "Trainer", run: "RunFolder", evaluation: Any, started: float) -> None:
+    """Write result.json, draw the curves and, if asked, the Grad-CAM sheet. The last line printed is the run folder."""
+    from pipeline.curves import draw_curves
+    from pipeline.run import write_result
+
+    result = describe_result(t, evaluation, started)
+    write_result(run, result)
+    speed = result["images_per_sec"]["median"]
+    t.console.say(
+        f"test accuracy {result['test_accuracy']:.2%} at the last step, best {result['best_test_accuracy']:.2%} "
+        f"(step {result['best_step']}, selected on the {result['best_selected_on']} set); "
+        + (f"{speed:,.0f} img/s, " if speed else "")
+        + f"{result['wall_s']:.1f} s in all"
+    )
+    t.console.say(f"curves: {draw_curves(run.path)}")
+    if t.config.log.explain:
+        from pipeline.commands import explain_run
+
+        t.console.say(f"Grad-CAM: {explain_run(run.path, device=t.processes.device)}")
+    t.console.say(_what_next(run.path))
+    t.console.say(str(run.path))
+
+
+def _what_next(path: Path) -> str:
+    return (
+        f"next: python -m pipeline evaluate {path}; tensorboard --logdir {path.parent}; "
+        "change a key and run again, such as ./launch.sh configs/quickstart.yaml optimizer.lr=0.2"
+    )
+
+
+def describe_result(t: "Trainer", evaluation: Any, started: float) -> dict[str, Any]:
+    """The contents of result.json. Accuracies are fractions, of the raw weights with one view per image."""
+    from pipeline.models import num_parameters
+
+    config, state, plan, best = t.config, t.state, t.plan, t.state.best
+    return {
+        "test_accuracy": evaluation.accuracy,
+        "best_test_accuracy": best["test_accuracy"],
+        "best_step": best["step"],
+        "best_selected_on": best["selected_on"],
+        "test_correct": evaluation.correct,
+        "test_seen": evaluation.seen,
+        "test_loss": evaluation.loss,
+        "train_loss": t.last_train["loss"] if t.last_train else None,
+        "num_parameters": num_parameters(state.raw_model),
+        "steps": state.step,
+        "epochs": plan.epoch(state.step),
+        **t.clock.summary(),
+        "compile_s": t.clock.warmup_s,
+        "train_s": t.clock.train_s,
+        "wall_s": time.time() - started,
+        "peak_memory_bytes": peak_memory_bytes(t.processes.device),
+        "skipped_steps": t.last_train["skipped_steps"] if t.last_train else 0,
+        "recompilations": t.step.recompilations,
+        "loader": config.data.loader,
+        "device": t.processes.device.type,
+        "world_size": t.processes.shard.world_size,
+        "precision": config.precision.mode,
+        "batch_size": config.data.batch_size,
+        "seed": config.seed,
+    }
+
+
+def peak_memory_bytes(device: Any) -> int:
+    """Most memory that torch held on the GPU at once; on the CPU the process's largest resident size. Bytes."""
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
