@@ -1,4 +1,4 @@
-"""Checkpoints: raw weights in safetensors, the rest loadable with `weights_only`, a manifest with checksums; written whole or not at all."""
+"""Checkpoints: raw weights in safetensors, the rest loadable with `weights_only`, a manifest with checksums; whole or not there."""
 
 import hashlib
 import json
@@ -152,7 +152,9 @@ def verify(folder: Path) -> dict[str, Any]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{folder / MANIFEST}: not a manifest of ours ({type(error).__name__}: {error}); use an earlier checkpoint") from None
+        raise UserError(
+            f"{folder / MANIFEST}: not a manifest of ours ({type(error).__name__}: {error}); use an earlier checkpoint"
+        ) from None
     return manifest
 
 

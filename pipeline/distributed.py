@@ -14,7 +14,6 @@ from pipeline.config import Config
 from pipeline.data.sampling import Shard
 from pipeline.errors import UserError
 
-
 Result = TypeVar("Result")
 
 
@@ -95,8 +94,8 @@ def _check_launcher(config: Config) -> None:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.precision.mode):
         raise UserError(
-            f"accelerate launch was given mixed precision {precision}, but precision.mode is {config.precision.mode}; change one of the two "
-            f"(precision.mode={precision}, or --mixed_precision no)"
+            f"accelerate launch was given mixed precision {precision}, but precision.mode is {config.precision.mode}; change one of "
+            f"the two (precision.mode={precision}, or --mixed_precision no)"
         )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend not in ("no", config.compile.backend) or (backend != "no" and config.compile.mode == "none"):

@@ -13,7 +13,17 @@ import torch
 
 from pipeline.config import Config
 
-_PACKAGES = ("torch", "torchvision", "triton", "accelerate", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy", "safetensors", "grad-cam")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "triton",
+    "accelerate",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "numpy",
+    "safetensors",
+    "grad-cam",
+)
 
 
 def _output_of(*command: str) -> str | None:

@@ -143,8 +143,8 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
     lr = t.plan.lr_at(state.step - 1)
     if in_a_row >= t.config.precision.max_consecutive_skips:
         raise TrainingError(
-            f"step {state.step}: {in_a_row} updates in a row overflowed in fp16 at loss scale {state.precision.loss_scale():g} and learning "
-            f"rate {lr:g}; lower optimizer.lr, set optimizer.clip_norm=1, or use precision.mode=bf16. The last checkpoint is kept"
+            f"step {state.step}: {in_a_row} updates in a row overflowed in fp16 at loss scale {state.precision.loss_scale():g} and "
+            f"learning rate {lr:g}; lower optimizer.lr, set optimizer.clip_norm=1, or use precision.mode=bf16. The last checkpoint is kept"
         )
     if not math.isfinite(loss):
         raise TrainingError(

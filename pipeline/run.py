@@ -71,7 +71,9 @@ def _make_folder(config: Config, recipe: str) -> Path:
         (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         _point_latest(runs, path)
     except OSError as error:
-        raise UserError(f"log.dir: {error.filename or runs} cannot be written ({error.strerror}); choose another folder with log.dir=") from None
+        raise UserError(
+            f"log.dir: {error.filename or runs} cannot be written ({error.strerror}); choose another folder with log.dir="
+        ) from None
     return path
 
 
@@ -84,7 +86,9 @@ def _point_latest(runs: Path, path: Path) -> None:
 def _newest_unfinished(config: Config) -> RunFolder | None:
     """The newest run of the same config that has an intact checkpoint and no result."""
     wanted = config_hash(config)
-    candidates = sorted((p.parent for p in Path(config.log.dir).glob("*/config.yaml") if not p.parent.is_symlink()), key=_started, reverse=True)
+    candidates = sorted(
+        (p.parent for p in Path(config.log.dir).glob("*/config.yaml") if not p.parent.is_symlink()), key=_started, reverse=True
+    )
     for path in candidates:
         run = RunFolder(path)
         if run.result.exists() or not steps_in(run.checkpoints):
@@ -137,7 +141,9 @@ def find_run(path: Path) -> RunFolder:
     if not (path / "config.yaml").is_file():
         parent = path.parent if path.parent.is_dir() else Path("runs")
         known = sorted(str(p.parent) for p in parent.glob("*/config.yaml"))[-5:]
-        raise UserError(f"{path}: not a run folder (no config.yaml in it). Known: {', '.join(known) or 'none yet; train one with ./launch.sh'}")
+        raise UserError(
+            f"{path}: not a run folder (no config.yaml in it). Known: {', '.join(known) or 'none yet; train one with ./launch.sh'}"
+        )
     return RunFolder(path.resolve() if path.is_symlink() else path)
 
 

@@ -26,7 +26,9 @@ class StepOutput:
     found_inf: torch.Tensor
 
 
-def train_step(state: TrainState, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float, clip_norm: float | None) -> StepOutput:
+def train_step(
+    state: TrainState, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float, clip_norm: float | None
+) -> StepOutput:
     """One optimizer step with the learning rate that `state.lr` holds.
 
     Args:

@@ -152,11 +152,15 @@ def _announce(console: Any, config: Config, splits: Any, plan: Any, processes: A
 
     device, shard = processes.device, processes.shard
     where = f"{shard.world_size} x {'GPU' if device.type == 'cuda' else 'CPU'}"
-    loader = f"{config.data.loader} ({'GPU' if device.type == 'cuda' else 'CPU'} backend)" if config.data.loader == "dali" else config.data.loader
+    loader = (
+        f"{config.data.loader} ({'GPU' if device.type == 'cuda' else 'CPU'} backend)"
+        if config.data.loader == "dali"
+        else config.data.loader
+    )
     held_out = f", {len(splits.holdout.labels)} held out" if splits.holdout is not None else ""
     console.say(
-        f"{config.model.name} on {config.data.dataset} ({len(splits.train.labels)} train, {len(splits.test.labels)} test{held_out}), {where}, "
-        f"loader {loader}, {config.precision.mode}, compile {compile_mode(config.compile, device)}, batch {config.data.batch_size}, "
+        f"{config.model.name} on {config.data.dataset} ({len(splits.train.labels)} train, {len(splits.test.labels)} test{held_out}), "
+        f"{where}, loader {loader}, {config.precision.mode}, compile {compile_mode(config.compile, device)}, batch {config.data.batch_size}, "
         f"{plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
     )
     if run.resume_from is not None:

@@ -84,7 +84,7 @@ def _explain(item: Any, source: Source) -> str:
     # pydantic adds the branch of a union and the index of a list to the location: keep the keys
     path: list[str] = []
     for part in item["loc"]:
-        if isinstance(part, int) or not (_field(path + [part]) or item["type"] == "extra_forbidden"):
+        if isinstance(part, int) or not (_field([*path, part]) or item["type"] == "extra_forbidden"):
             break
         path.append(str(part))
     key = ".".join(path)

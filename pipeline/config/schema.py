@@ -24,17 +24,23 @@ class Section(BaseModel):
 class DataConfig(Section):
     dataset: Literal["digits", "cifar10", "cifar100", "folder", "synthetic"] = Field("cifar10", description="Data set to train on")
     root: str = Field("data", min_length=1, description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/`")
-    cache_dir: str | None = Field(None, min_length=1, description="Folder of decoded images and statistics; default `.quickres/` in `data.root`")
+    cache_dir: str | None = Field(
+        None, min_length=1, description="Folder of decoded images and statistics; default `.quickres/` in `data.root`"
+    )
     loader: Literal["dali", "reference", "synthetic"] = Field("dali", description="Backend that loads and augments a batch")
     batch_size: int = Field(512, ge=1, le=2**20, description="Images per optimizer step, over all processes")
     eval_batch_size: int = Field(1000, ge=1, le=2**20, description="Images per evaluation step, over all processes")
     holdout: int | float = Field(0, ge=0, description="Training images held out, as a count or a fraction, that `best` looks at; 0: none")
     mean: Channels | None = Field(None, description="Channel means of the pixels / 255; default: computed from the training set")
-    std: Channels | None = Field(None, description="Channel standard deviations of the pixels / 255; default: computed from the training set")
+    std: Channels | None = Field(
+        None, description="Channel standard deviations of the pixels / 255; default: computed from the training set"
+    )
     resident_limit: Size = Field("8GiB", description="Largest uint8 training set kept on the device; a larger one stays in host memory")
     num_threads: int = Field(4, ge=1, le=256, description="CPU threads of the loader (worker processes with `reference`; 1 there: none)")
     prefetch: int = Field(3, ge=1, le=64, description="Batches prepared ahead of the step")
-    image_size: int = Field(32, ge=8, le=1024, description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`")
+    image_size: int = Field(
+        32, ge=8, le=1024, description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`"
+    )
     num_classes: int = Field(10, ge=2, le=100_000, description="Classes of the `synthetic` data set")
     num_samples: int = Field(50_000, ge=1, le=10**8, description="Training images of the `synthetic` data set; a fifth as many for testing")
 
@@ -44,14 +50,19 @@ class AugmentConfig(Section):
     flip: bool = Field(True, description="Mirror every other image, at random")
     cutout: int = Field(0, ge=0, le=1024, description="Side of the Cutout box in pixels; 0: no box")
     cutout_mode: Literal["clipped", "inside"] = Field(
-        "clipped", description="`clipped`: the box's centre is anywhere, its edges may fall outside (the paper); `inside`: all of the box is inside"
+        "clipped",
+        description="`clipped`: the box's centre is anywhere, its edges may fall outside (the paper); `inside`: all of the box is inside",
     )
 
 
 class ModelConfig(Section):
     name: Literal["resnet18", "resnet20"] = Field("resnet18", description="Architecture")
-    shortcut: Literal["A", "B"] = Field("B", description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. 2015)")
-    zero_init_residual: bool = Field(True, description="Start the last batch-norm scale of each block at 0, so that blocks start as identities")
+    shortcut: Literal["A", "B"] = Field(
+        "B", description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. 2015)"
+    )
+    zero_init_residual: bool = Field(
+        True, description="Start the last batch-norm scale of each block at 0, so that blocks start as identities"
+    )
 
 
 class LossConfig(Section):
@@ -82,7 +93,9 @@ class PrecisionConfig(Section):
     mode: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="Autocast type; fp16 brings the GradScaler with it")
     init_scale: float = Field(65536.0, gt=0, le=2.0**40, description="First loss scale (fp16)")
     growth_interval: int = Field(2000, ge=1, description="Steps without overflow after which the loss scale doubles (fp16)")
-    max_consecutive_skips: int = Field(20, ge=1, description="Updates in a row that may be skipped for overflow before the run stops (fp16)")
+    max_consecutive_skips: int = Field(
+        20, ge=1, description="Updates in a row that may be skipped for overflow before the run stops (fp16)"
+    )
 
 
 class CompileConfig(Section):
@@ -104,7 +117,9 @@ class RuntimeConfig(Section):
 
 class LogConfig(Section):
     dir: str = Field("runs", min_length=1, description="Folder that the run folders are made in")
-    name: str | None = Field(None, min_length=1, max_length=100, pattern=r"^[\w.+-]+$", description="Name of the run; default: the recipe's file name")
+    name: str | None = Field(
+        None, min_length=1, max_length=100, pattern=r"^[\w.+-]+$", description="Name of the run; default: the recipe's file name"
+    )
     log_every: Interval = Field("50st", description="Interval between logged training metrics")
     eval_every: Interval = Field("1ep", description="Interval between evaluations; the last step is always evaluated")
     checkpoint_every: Interval = Field("1ep", description="Interval between checkpoints; the last step is always saved")

@@ -3,11 +3,14 @@
 The graph is linear in the batch. `crop_mirror_normalize`, `crop` and `flip` with an argument per sample take time quadratic in the
 batch (DALI 2.4), so crop and flip ride in one `warp_affine` (nearest neighbour, integer offsets: an exact copy of pixels), Cutout
 in `erase`, and `crop_mirror_normalize` has fixed arguments. It emits HWC, which read as NCHW *is* channels_last.
+
+A run of a DALI pipeline costs about half a millisecond of host time whatever the batch, so small batches are made several at a time.
 """
 
 import os
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,9 @@ from einops import rearrange
 from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
 from pipeline.data.sampling import BatchPlan, Sampler, plans_from
+
+# One run of the pipeline makes about this many images, if they are no larger in all than this.
+_GROUP_IMAGES, _GROUP_BYTES = 1024, 16 * 2**20
 
 
 def crop_flip_matrices(draws: np.ndarray, padding: int, width: int) -> np.ndarray:
@@ -65,15 +71,19 @@ class DaliLoader(PositionedLoader):
         super().__init__(sampler)
         self._images, self._labels, self._device = images, labels, device
         self._transform = transform
-        self._prefetch = prefetch
         self._augmented = sampler.plan(0, 0).draws is not None
         self._num_threads = num_threads
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._batch_size = sampler.local_batch_size
+        group_images = min(_GROUP_IMAGES, _GROUP_BYTES // images[0].nbytes)
+        self._group = max(group_images // self._batch_size, 1)
+        self._prefetch = max(-(-prefetch // self._group), min(prefetch, 2))
         self._pipe: Any = None
         self._plans: Iterator[BatchPlan] = iter(())
         self._in_flight: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
+        self._ready: deque[Batch] = deque()
         # DALI reads a fed buffer until its batch has been delivered: keep the newest ones alive
-        self._fed: deque[list[Any]] = deque(maxlen=prefetch + 2)
+        self._fed: deque[list[Any]] = deque(maxlen=self._prefetch + 2)
 
     def _build(self) -> Any:
         os.environ.setdefault("DALI_DISABLE_NVML", "1")  # no thread affinity by NVML: it warns in containers
@@ -84,13 +94,13 @@ class DaliLoader(PositionedLoader):
         emitted = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}[transform.dtype]
 
         @pipeline_def(
-            batch_size=self._sampler.local_batch_size,
+            batch_size=self._group * self._batch_size,
             num_threads=self._num_threads,
             device_id=self._device.index if gpu else None,
             prefetch_queue_depth=self._prefetch,
             exec_dynamic=True,
         )
-        def graph():  # noqa: ANN202 (DALI's decorator gives it another type)
+        def graph():
             images = fn.external_source(name="images", device="gpu" if gpu else "cpu", layout="HWC", no_copy=True)
             if self._augmented:
                 matrices = fn.external_source(name="matrices", no_copy=True)
@@ -114,6 +124,7 @@ class DaliLoader(PositionedLoader):
         # an external source cannot be rewound; a new pipeline takes tens of milliseconds
         self._pipe = None
         self._in_flight.clear()
+        self._ready.clear()
         self._pipe = self._build()
         self._plans = plans_from(self._sampler, epoch, step)
         for _ in range(self._pipe.input_feed_count("images")):
@@ -121,24 +132,24 @@ class DaliLoader(PositionedLoader):
         self._pipe.schedule_run()
 
     def _feed(self) -> None:
-        """Give DALI the images and draws of the next plan, all in one place, so that they cannot get out of step."""
-        plan = next(self._plans)
-        height, width = self._images.shape[1:3]
-        stream = self._stream
+        """Give DALI the images and draws of the next plans, all in one place, so that they cannot get out of step."""
+        plans = list(islice(self._plans, self._group))
+        width, stream = self._images.shape[2], self._stream
         with torch.cuda.stream(stream):
-            indices = self._to_device(torch.from_numpy(np.ascontiguousarray(plan.indices)))
-            valid = self._to_device(torch.from_numpy(plan.valid))
+            indices = self._to_device(torch.from_numpy(np.concatenate([plan.indices for plan in plans])))
+            valid = self._to_device(torch.from_numpy(np.concatenate([plan.valid for plan in plans])))
             images = self._images.index_select(0, indices.to(self._images.device))
             labels = self._labels.index_select(0, indices)
         keep: list[Any] = [images]
         # DALI asks CUDA for the stream of any torch tensor: on the CPU backend it gets numpy
         self._pipe.feed_input("images", images if stream else images.numpy(), layout="HWC", cuda_stream=stream)
-        if plan.draws is not None:
-            matrices = crop_flip_matrices(plan.draws, self._transform.crop_padding, width)
+        if self._augmented:
+            draws = np.concatenate([plan.draws for plan in plans if plan.draws is not None])
+            matrices = crop_flip_matrices(draws, self._transform.crop_padding, width)
             self._pipe.feed_input("matrices", matrices)
             keep.append(matrices)
             if self._transform.cutout:
-                anchors = plan.draws[:, 3:5].astype(np.float32)
+                anchors = draws[:, 3:5].astype(np.float32)
                 self._pipe.feed_input("anchors", anchors)
                 keep.append(anchors)
         self._fed.append(keep)
@@ -150,6 +161,11 @@ class DaliLoader(PositionedLoader):
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _next(self) -> Batch:
+        if not self._ready:
+            self._take_group()
+        return self._ready.popleft()
+
+    def _take_group(self) -> None:
         current = torch.cuda.current_stream(self._device) if self._stream is not None else None
         (output,) = self._pipe.share_outputs(cuda_stream=current)
         images = torch.from_dlpack(output.as_tensor())
@@ -162,4 +178,5 @@ class DaliLoader(PositionedLoader):
         self._feed()
         self._pipe.schedule_run()
         images = rearrange(images, "b h w c -> b c h w").contiguous(memory_format=self._transform.memory_format)
-        return Batch(images, labels, valid, indices)
+        parts = (tensor.split(self._batch_size) for tensor in (images, labels, valid, indices))
+        self._ready.extend(Batch(*part) for part in zip(*parts, strict=True))

@@ -23,7 +23,13 @@ class SyntheticLoader(PositionedLoader):
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, sampler: Sampler, transform: Transform, device: torch.device, seed: int = 0
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        sampler: Sampler,
+        transform: Transform,
+        device: torch.device,
+        seed: int = 0,
     ):
         super().__init__(sampler)
         generator = torch.Generator().manual_seed(seed)
