@@ -1,0 +1,145 @@
+"""One look for every picture of a run: palette, type, and PNGs drawn without pyplot's global state.
+
+Sizes are pixels: a figure of `new_figure` has 100 pixels per inch, and `PX` turns pixels into matplotlib's points.
+"""
+
+import os
+import unicodedata
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+# Colours that stay apart for colour-blind readers: Okabe and Ito, "Color Universal Design" (2008).
+BLUE = "#0072B2"
+VERMILLION = "#D55E00"
+GREEN = "#009E73"
+INK = "#1F2933"
+MUTED = "#66717E"
+GRID = "#E4E7EB"
+PAPER = "#FFFFFF"
+
+DPI = 100
+PX = 72 / DPI  # points in one pixel
+
+_FONT = "DejaVu Sans"  # comes with matplotlib
+_LAST_RESORT = "Last Resort"  # maps every character to a box
+
+_RC: dict[Any, object] = {
+    "font.family": [_FONT],
+    "text.usetex": False,
+    "text.parse_math": False,  # names of classes and runs may hold a dollar sign
+    "text.color": INK,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 15 * PX,
+    "axes.titlepad": 12 * PX,
+    "axes.labelsize": 13 * PX,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "grid.linestyle": "-",
+    "lines.solid_capstyle": "round",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 13 * PX,
+    "ytick.labelsize": 13 * PX,
+    "ytick.major.size": 0,
+    "image.origin": "upper",
+    "savefig.bbox": None,
+    "savefig.dpi": "figure",
+    "savefig.facecolor": "auto",
+    "savefig.transparent": False,
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
+}
+
+
+@contextmanager
+def drawing(texts: Iterable[str] = ()) -> Iterator[None]:
+    """Draw inside this: matplotlib's settings are the project's, and come back as they were.
+
+    Args:
+        texts: what will be written; characters that the usual font lacks are looked for in the installed fonts. One found in
+            none is drawn as a box.
+    """
+    with matplotlib.rc_context({**_RC, "font.family": _families(texts)}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
+        yield
+
+
+def new_figure(width_px: int, height_px: int) -> Figure:
+    """An empty figure on the Agg canvas, known to no global registry."""
+    figure = Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure beside `path`, then rename it into place: readers never see half a picture."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(beside, format="png")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def one_line(text: str) -> str:
+    """`text` without control characters, line breaks and the undecodable bytes of file names."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
+
+
+def shorten(text: Text, width_px: float) -> None:
+    """Cut the end of a one-line text, marked by an ellipsis, until it is at most `width_px` pixels wide."""
+    whole = text.get_text()
+    fits, too_long = 0, len(whole) + 1  # bisection over the number of characters kept
+    while too_long - fits > 1:
+        kept = (fits + too_long) // 2
+        text.set_text(whole if kept == len(whole) else whole[:kept].rstrip() + "…")
+        fits, too_long = (kept, too_long) if text.get_window_extent().width <= width_px else (fits, kept)
+    text.set_text(whole if fits == len(whole) else whole[:fits].rstrip() + "…")
+
+
+def percent(share: float) -> str:
+    """A share of 1 as whole per cent; a share that is nearly all or nearly none is not rounded to it."""
+    if 0.995 < share < 1:
+        return ">99 %"
+    if 0 < share < 0.005:
+        return "<1 %"
+    return f"{share:.0%}".replace("%", " %")
+
+
+def _families(texts: Iterable[str]) -> list[str]:
+    """The usual font and, if it lacks some of the characters, the first installed font that has all of those."""
+    characters = {ord(c) for text in texts for c in text if not c.isspace()}
+    missing = characters - _charmap(font_manager.findfont(_FONT))
+    if not missing:
+        return [_FONT]
+    regular = {
+        entry.name: entry.fname for entry in font_manager.fontManager.ttflist if entry.style == "normal" and _LAST_RESORT not in entry.name
+    }
+    return [_FONT, *next(([name] for name, path in sorted(regular.items()) if missing <= _charmap(path)), [])]
+
+
+def _charmap(path: str) -> set[int]:
+    try:
+        return set(font_manager.get_font(path).get_charmap())
+    except (OSError, RuntimeError):  # the list of fonts is cached: a font may be gone, or be unreadable
+        return set()
