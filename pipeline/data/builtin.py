@@ -1,0 +1,50 @@
+"""The data sets that need no files: scikit-learn's digits, and synthetic images."""
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+
+from pipeline.data.holdout import draw_stratified, philox
+from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
+
+_DIGITS_TEST_IMAGES = 360
+_DIGITS_SPLIT_SEED = 0
+_DIGITS_WHITE = 16
+_NOISE_BITS = 6  # of 8: noise in [0, 64) above a class colour in [0, 192]
+
+
+def load_digits(image_size: int) -> RawSplits:
+    """The handwritten digits that scikit-learn ships (1797 images of 8x8, grey values 0 to 16), bilinearly enlarged, in RGB.
+
+    The stratified split, 1437 for training and 360 for testing, is the same in every run, whatever its seed.
+    """
+    from sklearn.datasets import load_digits as bundled  # takes seconds to import
+
+    data, labels = bundled(return_X_y=True)
+    small = rearrange(np.rint(data * (255 / _DIGITS_WHITE)).astype(np.uint8), "n (h w) -> n h w", h=8)
+    grey = np.stack([np.asarray(Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BILINEAR)) for image in small])
+    images = np.repeat(grey[..., None], NUM_CHANNELS, axis=3)
+    labels = np.asarray(labels, np.int64)
+    test = draw_stratified(labels, _DIGITS_TEST_IMAGES, philox(_DIGITS_SPLIT_SEED, "digits"))
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    return RawSplits(ImageSet(images[train], labels[train]), ImageSet(images[test], labels[test]), tuple("0123456789"))
+
+
+def make_synthetic(num_samples: int, num_classes: int, image_size: int, seed: int) -> RawSplits:
+    """Random images that a network can tell apart: uniform noise on a colour drawn for each class.
+
+    Labels go round the classes. There are a fifth as many test images (at least one), with noise of their own.
+    """
+    colours = philox(seed, "colours").integers(0, 256 - 2**_NOISE_BITS, (num_classes, NUM_CHANNELS), dtype=np.uint8, endpoint=True)
+
+    def part(count: int, stream: str) -> ImageSet:
+        labels = np.arange(count) % num_classes
+        num_bytes = count * image_size * image_size * NUM_CHANNELS
+        words = philox(seed, stream).bit_generator.random_raw(-(-num_bytes // 8))
+        images = rearrange(words.view(np.uint8)[:num_bytes], "(n h w c) -> n h w c", h=image_size, w=image_size, c=NUM_CHANNELS)
+        images >>= 8 - _NOISE_BITS
+        images += rearrange(colours[labels], "n c -> n 1 1 c")
+        return ImageSet(images, labels)
+
+    names = tuple(f"class {label}" for label in range(num_classes))
+    return RawSplits(part(num_samples, "train"), part(max(1, num_samples // 5), "test"), names)

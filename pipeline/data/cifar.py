@@ -1,0 +1,220 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard files.
+
+The files are pickles, which can run code when opened: each is read once, its hash compared, and those very bytes unpickled by a
+reader that knows nothing but arrays.
+"""
+
+import hashlib
+import http.client
+import io
+import logging
+import os
+import pickle
+import socket
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
+from pipeline.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_SIDE = 32
+_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class CifarFiles:
+    """The standard files of one data set. Hashes are MD5, as published with the files and as torchvision has them.
+
+    Attributes:
+        title: what people call it.
+        torchvision_name: class in `torchvision.datasets` that knows where to download it.
+        archive, archive_md5: the archive to download.
+        folder: where it unpacks to, inside `data.root`.
+        train, test: (file, MD5) of the parts.
+        meta: (file, MD5) of the class names.
+        label_key, names_key: where the parts hold the labels and `meta` the class names.
+    """
+
+    title: str
+    torchvision_name: str
+    archive: str
+    archive_md5: str
+    folder: str
+    train: tuple[tuple[str, str], ...]
+    test: tuple[tuple[str, str], ...]
+    meta: tuple[str, str]
+    label_key: str
+    names_key: str
+
+
+CIFAR_FILES = {
+    "cifar10": CifarFiles(
+        title="CIFAR-10",
+        torchvision_name="CIFAR10",
+        archive="cifar-10-python.tar.gz",
+        archive_md5="c58f30108f718f92721af3b95e74349a",
+        folder="cifar-10-batches-py",
+        train=(
+            ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+            ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+            ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+            ("data_batch_4", "634d18415352ddfa80567beed471001a"),
+            ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+        ),
+        test=(("test_batch", "40351d587109b95175f43aff81a1287e"),),
+        meta=("batches.meta", "5ff9c542aee3614f3951f8cda6e48888"),
+        label_key="labels",
+        names_key="label_names",
+    ),
+    "cifar100": CifarFiles(
+        title="CIFAR-100",
+        torchvision_name="CIFAR100",
+        archive="cifar-100-python.tar.gz",
+        archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
+        folder="cifar-100-python",
+        train=(("train", "16019d7e3df5f24257cddd939b257f8d"),),
+        test=(("test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),),
+        meta=("meta", "7973b15100ade9c7d40fb424638fde48"),
+        label_key="fine_labels",
+        names_key="fine_label_names",
+    ),
+}
+
+
+def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
+    """Read CIFAR from `root`, which the main process first fills by unpacking or downloading the archive, if files are missing.
+
+    Args:
+        root: `data.root`.
+        name: a key of `CIFAR_FILES`.
+        is_main: whether this process may download and unpack.
+
+    Raises:
+        UserError: no files and no download, or a file that is not the published one.
+    """
+    files = CIFAR_FILES[name]
+    folder = root / files.folder
+    missing = [item for item in (*files.train, *files.test, files.meta) if not (folder / item[0]).exists()]
+    if missing:
+        assert is_main, f"{files.title} is not in {root}: the main process has to fetch it first"
+        try:
+            _unpack(_fetch_archive(root, files), folder, missing)
+        except OSError as error:
+            raise UserError(
+                f"data.root: cannot unpack {files.archive} in {root} ({error}); set data.root to a folder you can write to"
+            ) from None
+    names = _read_pickle(folder, files.meta).get(files.names_key)
+    if not isinstance(names, list) or not all(isinstance(item, bytes) for item in names):
+        raise _damaged(folder / files.meta[0], f"has no list {files.names_key}")
+    class_names = tuple(item.decode() for item in names)
+    train, test = (_read_part(folder, part, files.label_key, len(class_names)) for part in (files.train, files.test))
+    return RawSplits(train, test, class_names)
+
+
+def _read_part(folder: Path, part: tuple[tuple[str, str], ...], label_key: str, num_classes: int) -> ImageSet:
+    images, labels = [], []
+    for item in part:
+        content = _read_pickle(folder, item)
+        data, numbers = content.get("data"), content.get(label_key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != NUM_CHANNELS * _SIDE**2:
+            raise _damaged(folder / item[0], f"its data is not uint8 of shape (N, {NUM_CHANNELS * _SIDE**2})")
+        if not isinstance(numbers, list) or len(numbers) != len(data):
+            raise _damaged(folder / item[0], f"it has not one of {label_key} per image")
+        if not all(isinstance(number, int) and 0 <= number < num_classes for number in numbers):
+            raise _damaged(folder / item[0], f"its {label_key} are not all in 0..{num_classes - 1}")
+        planes = rearrange(data, "n (c h w) -> n h w c", c=NUM_CHANNELS, h=_SIDE)
+        images.append(np.ascontiguousarray(planes))
+        labels.extend(numbers)
+    return ImageSet(images[0] if len(part) == 1 else np.concatenate(images), np.array(labels, np.int64))
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"data.root: {path} is not the published file: {reason}. Delete {path}: the next start unpacks or downloads it again")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles plain values and numpy arrays, and refuses to look up anything else."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module_name, global_name) == ("numpy", "dtype"):
+            return np.dtype
+        if module_name in ("numpy.core.multiarray", "numpy._core.multiarray") and global_name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no data needs")
+
+
+def _read_pickle(folder: Path, item: tuple[str, str]) -> dict[str, Any]:
+    """The dictionary in a file (FILE, MD5): strings in it stay bytes, as Python 2 wrote them, but for the keys."""
+    path = folder / item[0]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"data.root: cannot read {path} ({error.strerror})") from None
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != item[1]:
+        raise _damaged(path, f"its MD5 is {found} and should be {item[1]}")
+    try:
+        values = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise _damaged(path, f"cannot be unpickled: {error}") from None
+    if not isinstance(values, dict):
+        raise _damaged(path, "it holds no dictionary")
+    return {key.decode() if isinstance(key, bytes) else key: value for key, value in values.items()}
+
+
+def _fetch_archive(root: Path, files: CifarFiles) -> Path:
+    """The archive in `root`, downloaded by torchvision if it is not there or is another file."""
+    archive = root / files.archive
+    if _has_md5(archive, files.archive_md5):
+        return archive
+    from torchvision import datasets  # takes seconds to import
+    from torchvision.datasets.utils import download_url
+
+    url = getattr(datasets, files.torchvision_name).url
+    patience = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(_TIMEOUT_S)  # torchvision sets none: a firewall that drops packets would hold us for ever
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
+            download_url(url, folder, files.archive, files.archive_md5)
+            os.replace(Path(folder) / files.archive, archive)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        found = f"the {files.archive} there is another file, by its MD5, and " if archive.exists() else ""
+        raise UserError(
+            f"data.root: {files.title} is not in {root}; {found}downloading failed ({error}). "
+            f"Put {files.archive} (MD5 {files.archive_md5}) into {root.resolve()} and start again, "
+            "or train on class folders: data.dataset=folder data.root=DIR, with DIR/train/CLASS/* and DIR/test/CLASS/*"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+    return archive
+
+
+def _has_md5(path: Path, md5: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == md5
+
+
+def _unpack(archive: Path, folder: Path, wanted: list[tuple[str, str]]) -> None:
+    """Write the wanted files, and no others, into FOLDER. Only their content comes from the archive, never a path."""
+    _log.info("unpacking %s", archive)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "r:gz") as tar, tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch:
+        for name, _ in wanted:
+            member = tar.extractfile(f"{folder.name}/{name}")
+            assert member is not None, f"{name} in {archive} is not a file"
+            part = Path(scratch) / name
+            part.write_bytes(member.read())
+            os.replace(part, folder / name)

@@ -1,0 +1,112 @@
+"""JPEG and PNG files to RGB arrays of one size, many at a time, by Pillow."""
+
+import os
+import stat
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_FORMATS = ("JPEG", "PNG")
+_CHUNK = 256  # images per task: the work of a task outweighs handing it over
+
+
+def decode_image(path: str | Path, image_size: int) -> np.ndarray:
+    """Decode one JPEG or PNG file.
+
+    The image is turned as its EXIF orientation says. 16-bit samples lose their low byte, transparent pixels show white behind them.
+    An image of another size is resized, bilinearly with antialiasing, until its shorter side fits, and cropped at the centre.
+
+    Returns:
+        (image_size, image_size, 3) uint8, RGB.
+
+    Raises:
+        Exception: whatever a damaged file leads Pillow into; mostly OSError. An image that Pillow takes for a decompression bomb gives
+            a warning or, above twice that size, an error.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a file")  # opening a pipe would wait for ever
+    with Image.open(path, formats=_FORMATS) as image:
+        image.load()
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        rgb = _to_rgb(ImageOps.exif_transpose(image) if turned else image)
+    width, height = rgb.size
+    if (width, height) != (image_size, image_size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        # the filter sees the pixels around the box too: the same as resizing all and cropping then
+        rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return np.asarray(rgb)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        return Image.fromarray(np.clip(np.asarray(image).astype(np.int32) >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(rgba)
+        return white.convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_files(paths: Sequence[Path], out: np.ndarray, num_threads: int, description: str) -> list[tuple[Path, str]]:
+    """Decode files into the rows of an array, in threads, with a progress bar on a terminal.
+
+    Threads, not processes: 20,000 files of 32x32 took 1.9 s in two threads and 2.0 s in two processes on 2 cores, and larger images
+    are decoded without Python's lock.
+
+    Args:
+        paths: N files.
+        out: (N, image_size, image_size, 3) uint8, filled in place.
+        num_threads: threads to decode in.
+        description: what the progress bar says.
+
+    Returns:
+        The files that could not be decoded, with the reason, in the order of `paths`. Their rows are undefined.
+    """
+
+    def decode_chunk(start: int) -> tuple[int, list[tuple[int, str]]]:
+        bad = []
+        chunk = range(start, min(start + _CHUNK, len(paths)))
+        for row in chunk:
+            try:
+                out[row] = decode_image(paths[row], out.shape[1])
+            except Exception as error:
+                bad.append((row, _reason(error)))
+        return len(chunk), bad
+
+    failed: list[tuple[int, str]] = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(num_threads) as pool, _progress_bar() as progress:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        task = progress.add_task(description, total=len(paths))
+        try:
+            for done in as_completed([pool.submit(decode_chunk, start) for start in range(0, len(paths), _CHUNK)]):
+                count, bad = done.result()
+                failed += bad
+                progress.advance(task, count)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
+            raise
+    return [(paths[row], reason) for row, reason in sorted(failed)]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a JPEG or PNG image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _progress_bar() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,97 @@
+"""What a data set is once it is in memory: arrays of uint8 images with labels, split into parts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_CHANNELS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One part of a data set, in sample-id order.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, RGB, C-contiguous. May be a private (copy-on-write) memory map of a cache file.
+        labels: (N,) int64.
+        sample_paths: file of each image, relative to `data.root`; None where the images have no files.
+        indices: (N,) int64, position of each sample in the part as the data set has it, before a holdout was cut out;
+            None: nothing was cut out.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    sample_paths: tuple[str, ...] | None = None
+    indices: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.images.shape
+        assert self.images.dtype == np.uint8 and len(shape) == 4 and shape[3] == NUM_CHANNELS, f"images: {self.images.dtype} {shape}"
+        assert self.images.flags.c_contiguous, "images are not C-contiguous"
+        assert self.labels.dtype == np.int64 and self.labels.shape == shape[:1], f"labels: {self.labels.dtype} {self.labels.shape}"
+        assert self.sample_paths is None or len(self.sample_paths) == len(self), "one path per image"
+        assert self.indices is None or self.indices.shape == self.labels.shape, "one index per image"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def original_index(self, sample: int) -> int:
+        """Position of a sample in the part as the data set has it, before a holdout was cut out."""
+        return sample if self.indices is None else int(self.indices[sample])
+
+    def take(self, samples: np.ndarray) -> "ImageSet":
+        """The samples with these (M,) int64 ids, copied."""
+        paths = None if self.sample_paths is None else tuple(self.sample_paths[i] for i in samples)
+        indices = samples if self.indices is None else self.indices[samples]
+        return ImageSet(self.images[samples], self.labels[samples], paths, indices)
+
+
+@dataclass(frozen=True, eq=False)
+class RawSplits:
+    """A data set as its reader delivers it.
+
+    Attributes:
+        train, test: the two parts; not empty, and with images of one size.
+        class_names: in label order.
+        train_histogram: (3, 256) int64 as `channel_histogram(train.images)`, where the reader has it at hand.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    train_histogram: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        assert self.train.images.shape[1:] == self.test.images.shape[1:], "train and test images differ in size"
+        for part in (self.train, self.test):
+            assert len(part) and part.labels.min() >= 0 and part.labels.max() < len(self.class_names), "empty, or a label out of range"
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A data set, ready for the loaders.
+
+    Attributes:
+        train: training images, without those held out.
+        test: test images.
+        holdout: training images held out for choosing among checkpoints; None without `data.holdout`.
+        class_names: in label order.
+        mean, std: per channel, fractions of 1 (pixel / 255), over the pixels of `train`, or as given in the config.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    holdout: ImageSet | None
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.train.images.shape[1:3]
+        return height, width

@@ -1,0 +1,40 @@
+"""Channel statistics of uint8 images, exact: integer histograms, from which mean and deviation follow without rounding."""
+
+import math
+
+import numpy as np
+from einops import rearrange
+
+from pipeline.data.image_set import NUM_CHANNELS
+
+_CHUNK_PIXELS = 2**18  # bincount widens its input to int64: a chunk takes 2 MiB and stays in the cache
+
+
+def channel_histogram(images: np.ndarray) -> np.ndarray:
+    """Count pixel values per channel.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+
+    Returns:
+        (3, 256) int64. Histograms of parts of a set add up to that of the set.
+    """
+    pixels = rearrange(images, "n h w c -> (n h w) c")
+    histogram = np.zeros((NUM_CHANNELS, 256), np.int64)
+    for start in range(0, len(pixels), _CHUNK_PIXELS):
+        chunk = pixels[start : start + _CHUNK_PIXELS]
+        for channel in range(NUM_CHANNELS):
+            histogram[channel] += np.bincount(chunk[:, channel], minlength=256)
+    return histogram
+
+
+def mean_and_std(histogram: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation per channel, as fractions of 1 (pixel / 255), from a (C, 256) histogram."""
+    mean, std = [], []
+    for counts in histogram.tolist():  # Python's integers do not overflow
+        count = sum(counts)
+        total = sum(value * n for value, n in enumerate(counts))
+        squares = sum(value * value * n for value, n in enumerate(counts))
+        mean.append(total / (255 * count))
+        std.append(math.sqrt(count * squares - total * total) / (255 * count))
+    return tuple(mean), tuple(std)
