@@ -1,0 +1,234 @@
+#!/usr/bin/env bash
+# The front door: sets up .venv on the first start, then trains, tests, or runs a command of `python -m pipeline`.
+set -euo pipefail
+
+usage() {
+    cat <<'HELP'
+Usage: ./launch.sh [CONFIG] [key=value ...]   train a recipe; without CONFIG, configs/quickstart.yaml
+       ./launch.sh COMMAND [argument ...]     run `python -m pipeline COMMAND`: check, evaluate, explain, config-reference
+       ./launch.sh test [argument ...]        format, lint, types and all tests; with arguments, pytest with those alone
+       ./launch.sh lock [--upgrade]           write requirements-*.lock anew from pyproject.toml
+
+The first start makes .venv and installs what the lock names (about 3.5 GiB to download, 6.7 GiB on disk); the next ones
+start at once. Paths are relative to this folder. A run ends by printing the path of its folder, runs/NAME-TIME.
+
+Examples: ./launch.sh
+          ./launch.sh configs/cifar10_resnet18.yaml duration=5ep optimizer.lr=0.2
+          NUM_PROCESSES=2 ./launch.sh configs/quickstart.yaml
+          ./launch.sh explain runs/latest
+
+Environment: NUM_PROCESSES    processes to train with (default: one per visible GPU; on the CPU, one)
+             OMP_NUM_THREADS  CPU threads per process (default: the cores divided by the processes)
+             DALI             cuda120 or cuda130, half the download (default: what is installed; at first, cuda120)
+             PYTHON           interpreter to make .venv with, 3.11 or newer
+
+Ctrl-C, SIGTERM or SIGHUP asks the run to save a checkpoint and stop (resume=auto goes on from there); a second one kills it.
+Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped by a signal after a checkpoint.
+HELP
+}
+
+say() { printf 'launch.sh: %s\n' "$*" >&2; }
+die() {
+    say "$@"
+    exit 2
+}
+
+# --- set-up ---------------------------------------------------------------------------------------------------------------------
+
+python=.venv/bin/python
+stamp=.venv/.installed # written last: the DALI extra, and a hash of all that decides what is installed
+
+fingerprint() { { cat "requirements-$dali.lock" pyproject.toml .venv/pyvenv.cfg && pwd; } | sha256sum; }
+
+is_current() { [[ -x $python && -f $stamp && $(<"$stamp") == "$dali $(fingerprint)" ]]; }
+
+find_python() {
+    local candidate candidates=(python3.13 python3.12 python3.11 python3)
+    [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' &>/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    die "no Python >= 3.11 with venv among: ${candidates[*]}. Install one (Debian, Ubuntu: apt install python3 python3-venv)" \
+        "or name one: PYTHON=/path/to/python3.11 ./launch.sh"
+}
+
+make_venv() { # a .venv that works and holds uv, in the version and with the hash that the lock names
+    if ! "$python" -c '' &>/dev/null; then
+        local interpreter
+        interpreter=$(find_python)
+        say "making .venv with $interpreter"
+        "$interpreter" -m venv --clear .venv
+    fi
+    if [[ ! -x .venv/bin/uv ]]; then
+        "$python" -m ensurepip >/dev/null
+        "$python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+            -r <(sed -n '/^uv==/,/[^\\]$/p' "requirements-$dali.lock")
+    fi
+}
+
+install() {
+    rm -f "$stamp"
+    make_venv
+    say "installing requirements-$dali.lock into .venv"
+    # sync also removes what the lock does not name, so the two DALI packages, which share their files, are never both there.
+    # The lock stands as constraint on build tools too: grad-cam comes as source.
+    .venv/bin/uv pip sync --python "$python" --require-hashes --build-constraints "requirements-$dali.lock" "requirements-$dali.lock"
+    .venv/bin/uv pip install --python "$python" --quiet --no-deps --no-build-isolation --editable .
+    printf '%s %s\n' "$dali" "$(fingerprint)" >"$stamp.new"
+    mv "$stamp.new" "$stamp"
+}
+
+set_up() {
+    dali=cuda120
+    [[ ! -s $stamp ]] || read -r dali _ <"$stamp"
+    dali=${DALI:-$dali}
+    [[ -f requirements-$dali.lock ]] || die "DALI=$dali: choose cuda120 or cuda130"
+    is_current && return
+    (
+        if command -v flock >/dev/null && ! flock --nonblock 9; then
+            say "waiting for another start that is installing"
+            flock 9
+        fi
+        is_current || install
+    ) 9<launch.sh >&2
+    start_time=$(date +%s.%N)
+}
+
+# --- train ----------------------------------------------------------------------------------------------------------------------
+
+count_gpus() { # the GPUs that a CUDA program would see; it stops reading CUDA_VISIBLE_DEVICES at the first entry that is none
+    local entry entries listed visible=0
+    listed=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || listed=0
+    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        IFS=, read -ra entries <<<"$CUDA_VISIBLE_DEVICES"
+        for entry in "${entries[@]}"; do
+            [[ $entry == GPU-* || $entry == MIG-* ]] || [[ $entry =~ ^[0-9]+$ && $entry -lt $listed ]] || break
+            visible=$((visible + 1))
+        done
+        listed=$((listed > 0 ? visible : 0))
+    fi
+    echo "$listed"
+}
+
+# Processes of this run, zombies apart, known by a variable that they inherit: torchrun starts its ranks in sessions of their own,
+# and accelerate's launcher may die before the trainer does. A signal to launch.sh's own group must not cut the list short.
+run_pids() (
+    trap '' HUP INT TERM
+    grep -lzsxF "QUICKRES_EXIT_CODE_FILE=$scratch/exit_code" /proc/[0-9]*/environ | cut -d/ -f3 || true
+)
+
+# SIGTERM for SIGINT too: accelerate answers that one with a traceback. There is no group before `setsid` has run, nor when torchrun,
+# which passes the signal on to its ranks, has been killed.
+ask_to_stop() { kill -s TERM -- "-$launcher" || kill -s TERM "$launcher" || signal_all TERM; } 2>/dev/null
+
+signal_all() { run_pids | xargs --no-run-if-empty kill -s "$1" || true; }
+
+stop() { # at the first signal, ask; at one that is no echo of it (`timeout` sends two), kill
+    if [[ -z $signal ]]; then
+        signal=$1 signal_at=$SECONDS
+        [[ -z $launcher ]] || ask_to_stop
+        say "stopping the run; a second signal kills it" || true
+    elif ((SECONDS > signal_at + 1)); then
+        signal_all KILL 2>/dev/null
+    fi
+}
+
+run_group() { # run a command in a process group of its own until all its processes are gone; exit with the trainer's code
+    local status
+    signal='' launcher=''
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    trap 'stop 1' HUP
+    trap 'stop 2' INT
+    trap 'stop 15' TERM
+    trap '' PIPE # Ctrl-C ends a `| tee` first
+    QUICKRES_EXIT_CODE_FILE=$scratch/exit_code setsid "$@" </dev/null &
+    launcher=$!
+    [[ -z $signal ]] || ask_to_stop
+    while true; do
+        status=0
+        wait "$launcher" || status=$? # a trapped signal ends the wait too
+        kill -0 "$launcher" 2>/dev/null || break
+    done
+    while [[ -n $(run_pids) ]]; do sleep 0.1 || true; done
+    if [[ -s $scratch/exit_code ]]; then
+        status=$(<"$scratch/exit_code") # accelerate returns 1 for every failure
+    elif [[ -n $signal ]]; then
+        status=$((128 + signal))
+    fi
+    exit "$status"
+}
+
+train() {
+    local device gpus=0 hardware=cpu processes recipe=configs/quickstart.yaml threads where='the CPU'
+    if [[ $# -gt 0 && $1 != *=* ]]; then
+        recipe=$1
+        shift
+    fi
+    device=$("$python" -m pipeline check --print-device "$recipe" "$@")
+    if [[ $device != cpu ]]; then
+        gpus=$(count_gpus)
+        if [[ $gpus -gt 0 || $device == gpu ]]; then hardware=gpu where='the GPU'; fi
+    fi
+    processes=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
+    [[ $processes =~ ^[1-9][0-9]*$ ]] || die "NUM_PROCESSES=$processes: expected a whole number above 0"
+    ((gpus == 0 || processes <= gpus)) || die "NUM_PROCESSES=$processes, but the GPUs visible are $gpus: choose that or fewer"
+    threads=${OMP_NUM_THREADS:-$(($(nproc) > processes ? $(nproc) / processes : 1))}
+    [[ $hardware == cpu || $processes -eq 1 ]] || where='one GPU each'
+    say "processes: $processes, on $where; CPU threads each: $threads"
+    export QUICKRES_START_TIME=$start_time QUICKRES_NUM_PROCESSES=$processes
+    # the files differ by one process or more: accelerate refuses MULTI_GPU with one
+    run_group "$python" -m accelerate.commands.launch --quiet --config_file "configs/accelerate/$hardware$((processes > 1 ? 2 : 1)).yaml" \
+        --num_processes "$processes" --num_cpu_threads_per_process "$threads" -m pipeline.train "$recipe" "$@"
+}
+
+# --- test, lock -----------------------------------------------------------------------------------------------------------------
+
+run_tests() {
+    if [[ $# -eq 0 ]]; then
+        say "ruff format --check" && "$python" -m ruff format --check .
+        say "ruff check" && "$python" -m ruff check .
+        say "pyright" && PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$python" -m pyright
+        say "pytest"
+    fi
+    exec "$python" -m pytest "$@"
+}
+
+lock() {
+    dali=cuda120
+    make_venv
+    for dali in cuda120 cuda130; do
+        .venv/bin/uv pip compile pyproject.toml --extra "$dali" --group dev --universal --python-version 3.11 --generate-hashes \
+            --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command './launch.sh lock' --quiet \
+            --output-file "requirements-$dali.lock" "$@"
+    done
+}
+
+case ${1:-} in
+    -h | --help)
+        usage
+        exit
+        ;;
+    -*) die "unknown option $1; ./launch.sh -h lists what there is" ;;
+esac
+start_time=$(date +%s.%N)
+cd "$(dirname "$(readlink -f "$0")")"
+case ${1:-} in
+    lock) lock "${@:2}" ;;
+    test)
+        set_up
+        run_tests "${@:2}"
+        ;;
+    '' | train | *=* | */* | *.yaml | *.yml)
+        set_up
+        [[ ${1:-} != train ]] || shift
+        train "$@"
+        ;;
+    *)
+        set_up
+        exec "$python" -m pipeline "$@"
+        ;;
+esac

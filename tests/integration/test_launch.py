@@ -1,0 +1,292 @@
+"""launch.sh: set-up, arguments, processes, exit codes and signals, in a checkout of stand-ins."""
+
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.checkout import ROOT, UV, Checkout, write
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path / "a checkout")
+
+
+@pytest.fixture
+def waiting(checkout: Checkout, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A run that has come to its training loop; nothing of it may outlive the test."""
+    process = checkout.start(request.param)
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != "ready\n":
+        assert line, "the run ended before it was ready"
+    trainer = int((checkout.root / "trainer.pid").read_text())
+    yield process
+    process.kill()
+    process.communicate()
+    assert not psutil.pid_exists(trainer) or psutil.Process(trainer).status() == psutil.STATUS_ZOMBIE
+
+
+def test_help_needs_nothing(tmp_path: Path):
+    shutil.copy(ROOT / "launch.sh", tmp_path)
+    result = subprocess.run([tmp_path / "launch.sh", "-h"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=True)
+    assert len(result.stdout.splitlines()) <= 24
+    assert max(map(len, result.stdout.splitlines())) <= 128
+    assert [path.name for path in tmp_path.iterdir()] == ["launch.sh"]
+
+
+def test_second_start_installs_nothing(checkout: Checkout):
+    assert checkout.run().returncode == 0
+    first = checkout.uv_calls
+    assert len(first) == 2
+    assert "sync" in first[0]
+    assert "--require-hashes" in first[0]
+    assert "requirements-cuda120.lock" in first[0]
+    assert "--editable ." in first[1]
+    assert checkout.run().returncode == 0
+    assert checkout.uv_calls == first
+
+
+@pytest.mark.parametrize("changed", ["requirements-cuda120.lock", "pyproject.toml", ".venv/pyvenv.cfg"])
+def test_a_change_installs_again(checkout: Checkout, changed: str):
+    checkout.run("check")
+    with (checkout.root / changed).open("a") as file:
+        file.write("# changed\n")
+    checkout.run("check")
+    assert len(checkout.uv_calls) == 4
+
+
+def test_a_moved_checkout_installs_again(checkout: Checkout):
+    checkout.run("check")
+    checkout.root = checkout.root.rename(checkout.root.with_name("moved"))
+    checkout.run("check")
+    assert len(checkout.uv_calls) == 4
+
+
+def test_an_interrupted_installation_is_done_again(checkout: Checkout):
+    (checkout.root / "broken").write_text("7")
+    assert checkout.run().returncode == 7
+    assert not (checkout.root / "launcher.argv").exists()
+    (checkout.root / "broken").unlink()
+    assert checkout.run().returncode == 0
+    assert len(checkout.uv_calls) == 3
+
+
+def test_two_starts_install_once(checkout: Checkout):
+    hold = checkout.root / "hold"
+    hold.touch()
+    first = checkout.start("check")
+    while not checkout.uv_calls:
+        time.sleep(0.05)
+    second = checkout.start("check")
+    assert second.stderr is not None
+    assert "waiting for another start" in second.stderr.readline()
+    hold.unlink()
+    for start in (first, second):
+        start.communicate(timeout=30)
+        assert start.returncode == 0
+    assert len(checkout.uv_calls) == 2
+
+
+def test_dali_is_chosen_and_stays(checkout: Checkout):
+    checkout.run("check", DALI="cuda130")
+    checkout.run("check")
+    assert ["cuda130" in call for call in checkout.uv_calls] == [True, False]
+    checkout.run("check", DALI="cuda120")
+    assert "requirements-cuda120.lock" in checkout.uv_calls[2]
+    result = checkout.run("check", DALI="cuda110")
+    assert result.returncode == 2
+    assert "DALI=cuda110: choose cuda120 or cuda130" in result.stderr
+
+
+def test_no_python_is_an_error_with_a_remedy(checkout: Checkout):
+    shutil.rmtree(checkout.root / ".venv")
+    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+        write(checkout.root / "bin" / name, "#!/bin/sh\nexit 1\n", 0o755)
+    result = checkout.run()
+    assert result.returncode == 2
+    assert "PYTHON=" in result.stderr
+    assert not (checkout.root / ".venv").exists()
+
+
+def test_a_fresh_venv_gets_the_locked_uv(checkout: Checkout):
+    shutil.rmtree(checkout.root / ".venv")
+    write(
+        checkout.root / "inner",
+        '#!/bin/sh\nfor r; do :; done\n[ "$2" != pip ] || { cat "$r" >pip.log; cp outer-uv .venv/bin/uv; }\n',
+        0o755,
+    )
+    write(checkout.root / "outer-uv", UV, 0o755)
+    outer = '#!/bin/sh\n[ "$2" != venv ] || { mkdir -p .venv/bin; cp inner .venv/bin/python; touch .venv/pyvenv.cfg; }\n'
+    write(checkout.root / "my python", outer, 0o755)
+    result = checkout.run("check", PYTHON="./my python")
+    assert result.returncode == 0, result.stderr
+    assert (checkout.root / "pip.log").read_text() == "uv==1.2.3 \\\n    --hash=sha256:bb\n"
+    assert len(checkout.uv_calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "asked", "device", "config", "processes"),
+    [
+        (0, None, None, "auto", "cpu1", "1"),
+        (0, None, "2", "auto", "cpu2", "2"),
+        (0, None, "3", "cpu", "cpu2", "3"),
+        (0, None, None, "gpu", "gpu1", "1"),
+        (1, None, None, "auto", "gpu1", "1"),
+        (4, None, None, "gpu", "gpu2", "4"),
+        (4, None, "1", "auto", "gpu1", "1"),
+        (4, "2,3", None, "auto", "gpu2", "2"),
+        (4, "1,7,2", None, "auto", "gpu1", "1"),
+        (4, "GPU-2,GPU-3", None, "auto", "gpu2", "2"),
+        (4, "", None, "auto", "cpu1", "1"),
+        (4, "-1", "2", "auto", "cpu2", "2"),
+        (4, None, None, "cpu", "cpu1", "1"),
+    ],
+)
+def test_processes_and_devices(
+    checkout: Checkout, gpus: int, visible: str | None, asked: str | None, device: str, config: str, processes: str
+):
+    checkout.set_gpus(gpus)
+    variables = {key: value for key, value in {"CUDA_VISIBLE_DEVICES": visible, "NUM_PROCESSES": asked}.items() if value is not None}
+    result = checkout.run("recipe.yaml", f"runtime.device={device}", **variables)
+    assert result.returncode == 0, result.stderr
+    cores = len(os.sched_getaffinity(0))
+    assert checkout.launched() == {
+        "--config_file": f"configs/accelerate/{config}.yaml",
+        "--num_processes": processes,
+        "--num_cpu_threads_per_process": str(max(cores // int(processes), 1)),
+    }
+    told, _, _, started, is_terminal, override = result.stdout.splitlines()[0].split()
+    assert (told, is_terminal, override) == (processes, "False", f"runtime.device={device}")
+    assert 0 < time.time() - float(started) < 60
+    where = {"cpu": "on the CPU;", "gpu1": "on the GPU;", "gpu2": "on one GPU each;"}[config if config.startswith("gpu") else "cpu"]
+    assert f"processes: {processes}, {where}" in result.stderr
+
+
+@pytest.mark.parametrize(("asked", "says"), [("0", "whole number"), ("two", "whole number"), ("3", "GPUs visible are 2")])
+def test_impossible_numbers_of_processes(checkout: Checkout, asked: str, says: str):
+    checkout.set_gpus(2)
+    result = checkout.run(NUM_PROCESSES=asked)
+    assert result.returncode == 2
+    assert says in result.stderr
+
+
+def test_arguments(checkout: Checkout):
+    assert "command evaluate runs/latest" in checkout.run("evaluate", "runs/latest").stdout
+    for arguments in ((), ("seed=1",), ("configs/a b.yaml",), ("train", "configs/a b.yaml", "seed=1")):
+        assert checkout.run(*arguments).returncode == 0
+        recipe, *overrides = (checkout.root / "launcher.argv").read_text().partition("pipeline.train\n")[2].split("\n")
+        assert recipe == ("configs/quickstart.yaml" if not arguments or "=" in arguments[0] else "configs/a b.yaml")
+        assert overrides == [argument for argument in arguments if "=" in argument]
+    assert checkout.run("--frobnicate").returncode == 2
+    assert checkout.run("recipe.yaml", OMP_NUM_THREADS="5").returncode == 0
+    assert checkout.launched()["--num_cpu_threads_per_process"] == "5"
+
+
+def test_a_bad_recipe_is_never_launched(checkout: Checkout):
+    assert checkout.run("recipe.yaml", "unknown=1").returncode == 2
+    assert not (checkout.root / "launcher.argv").exists()
+
+
+@pytest.mark.parametrize(("recipe", "code"), [("works.yaml", 0), ("fails.yaml", 3), ("crashes.yaml", 1)])
+def test_exit_code_is_the_trainers(checkout: Checkout, recipe: str, code: int):
+    result = checkout.run(recipe)
+    assert result.returncode == code
+    assert code == 1 or result.stdout.splitlines()[-1] == "runs/stand-in"
+    assert list((checkout.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("waiting", ["waits.yaml"], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_trainer_and_is_waited_for(checkout: Checkout, waiting: subprocess.Popen[str], number: signal.Signals):
+    waiting.send_signal(number)
+    waiting.send_signal(number)  # an echo, such as `timeout` sends, must not kill
+    out, _ = waiting.communicate(timeout=20)
+    assert out.splitlines() == ["saving", "runs/stand-in"]
+    assert waiting.returncode == 75
+    assert list((checkout.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("waiting", ["detached.yaml"], indirect=True)
+def test_a_killed_launcher_leaves_no_run_behind(checkout: Checkout, waiting: subprocess.Popen[str]):
+    trainer = psutil.Process(int((checkout.root / "trainer.pid").read_text()))
+    launcher = trainer.parent()
+    assert launcher is not None
+    launcher.kill()
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(0.5)
+    waiting.terminate()
+    waiting.communicate(timeout=20)
+    assert waiting.returncode == 75
+
+
+@pytest.mark.parametrize("waiting", ["hangs.yaml"], indirect=True)
+def test_a_trainer_that_dies_of_the_signal(waiting: subprocess.Popen[str]):
+    waiting.send_signal(signal.SIGINT)
+    waiting.communicate(timeout=20)
+    assert waiting.returncode == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("waiting", ["stubborn.yaml"], indirect=True)
+def test_a_second_signal_kills_all(checkout: Checkout, waiting: subprocess.Popen[str]):
+    waiting.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(2.5)  # the launcher is dead by now, the trainer and its child in a session of its own are not
+    waiting.send_signal(signal.SIGINT)
+    waiting.communicate(timeout=20)
+    assert waiting.returncode == 128 + signal.SIGTERM
+
+
+def test_control_c_at_a_terminal(checkout: Checkout):
+    terminal, inner = pty.openpty()
+    command = ["setsid", "--ctty", checkout.root / "launch.sh", "waits.yaml"]
+    with subprocess.Popen(command, env=checkout.environment(), stdin=inner, stdout=inner, stderr=inner) as process:
+        os.close(inner)
+        shown = b""
+        while b"ready" not in shown:
+            shown += os.read(terminal, 4096)
+        assert b" True" in shown  # the trainer's output is a terminal
+        os.write(terminal, b"\x03")
+        while b"runs/stand-in" not in shown:
+            shown += os.read(terminal, 4096)
+        assert process.wait(20) == 75
+    os.close(terminal)
+    assert b"Terminated" not in shown
+
+
+def test_lock_writes_both(checkout: Checkout):
+    assert checkout.run("lock", "--upgrade").returncode == 0
+    for dali, call in zip(("cuda120", "cuda130"), checkout.uv_calls, strict=True):
+        assert f"--extra {dali} " in call
+        assert call.endswith(f"--output-file requirements-{dali}.lock --upgrade")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_through_accelerate(checkout: Checkout, processes: int):
+    checkout.use_real_accelerate()
+    result = checkout.run("works.yaml", NUM_PROCESSES=str(processes), OMP_NUM_THREADS="3")
+    assert result.returncode == 0, result.stderr
+    told = [line.split()[:3] for line in result.stdout.splitlines() if line.endswith("False")]
+    assert told == [[str(processes), "2" if processes == 2 else "-", "3"]] * processes
+    assert [line for line in result.stderr.splitlines() if not line.startswith("launch.sh: ")] == []
+
+
+@pytest.mark.slow
+def test_a_signal_through_torchrun(checkout: Checkout):
+    checkout.use_real_accelerate()
+    process = checkout.start("waits.yaml", NUM_PROCESSES="2", OMP_NUM_THREADS="1")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(4)]
+    assert lines.count("ready\n") == 2
+    process.terminate()
+    out, err = process.communicate(timeout=40)
+    assert process.returncode == 75, err
+    assert out.splitlines().count("runs/stand-in") == 2
