@@ -22,117 +22,140 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    dataset: Literal["digits", "cifar10", "cifar100", "folder", "synthetic"] = Field("cifar10", description="Data set to train on")
-    root: str = Field("data", min_length=1, description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/`")
+    dataset: Literal["digits", "cifar10", "cifar100", "folder", "synthetic"] = Field(default="cifar10", description="Data set to train on")
+    root: str = Field(
+        default="data", min_length=1, description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/`"
+    )
     cache_dir: str | None = Field(
-        None, min_length=1, description="Folder of decoded images and statistics; default `.quickres/` in `data.root`"
+        default=None, min_length=1, description="Folder of decoded images and statistics; default `.quickres/` in `data.root`"
     )
-    loader: Literal["dali", "reference", "synthetic"] = Field("dali", description="Backend that loads and augments a batch")
-    batch_size: int = Field(512, ge=1, le=2**20, description="Images per optimizer step, over all processes")
-    eval_batch_size: int = Field(1000, ge=1, le=2**20, description="Images per evaluation step, over all processes")
-    holdout: int | float = Field(0, ge=0, description="Training images held out, as a count or a fraction, that `best` looks at; 0: none")
-    mean: Channels | None = Field(None, description="Channel means of the pixels / 255; default: computed from the training set")
+    loader: Literal["dali", "fused", "reference", "synthetic"] = Field(
+        default="dali", description="Backend that loads and augments a batch; `fused` is our own Triton kernels, on a GPU only"
+    )
+    batch_size: int = Field(default=512, ge=1, le=2**20, description="Images per optimizer step, over all processes")
+    eval_batch_size: int = Field(default=1000, ge=1, le=2**20, description="Images per evaluation step, over all processes")
+    holdout: int | float = Field(
+        default=0, ge=0, description="Training images held out, as a count or a fraction, that `best` looks at; 0: none"
+    )
+    mean: Channels | None = Field(default=None, description="Channel means of the pixels / 255; default: computed from the training set")
     std: Channels | None = Field(
-        None, description="Channel standard deviations of the pixels / 255; default: computed from the training set"
+        default=None, description="Channel standard deviations of the pixels / 255; default: computed from the training set"
     )
-    resident_limit: Size = Field("8GiB", description="Largest uint8 training set kept on the device; a larger one stays in host memory")
-    num_threads: int = Field(4, ge=1, le=256, description="CPU threads of the loader (worker processes with `reference`; 1 there: none)")
-    prefetch: int = Field(3, ge=1, le=64, description="Batches prepared ahead of the step")
+    resident_limit: Size = Field(
+        default="8GiB", description="Largest uint8 training set kept on the device; a larger one stays in host memory"
+    )
+    num_threads: int = Field(
+        default=4, ge=1, le=256, description="CPU threads of the loader (worker processes with `reference`; 1 there: none)"
+    )
+    prefetch: int = Field(default=3, ge=1, le=64, description="Batches prepared ahead of the step")
     image_size: int = Field(
-        32, ge=8, le=1024, description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`"
+        default=32, ge=8, le=1024, description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`"
     )
-    num_classes: int = Field(10, ge=2, le=100_000, description="Classes of the `synthetic` data set")
-    num_samples: int = Field(50_000, ge=1, le=10**8, description="Training images of the `synthetic` data set; a fifth as many for testing")
+    num_classes: int = Field(default=10, ge=2, le=100_000, description="Classes of the `synthetic` data set")
+    num_samples: int = Field(
+        default=50_000, ge=1, le=10**8, description="Training images of the `synthetic` data set; a fifth as many for testing"
+    )
 
 
 class AugmentConfig(Section):
-    crop_padding: int = Field(4, ge=0, le=512, description="Black pixels around the image before the random crop, per side; 0: no crop")
-    flip: bool = Field(True, description="Mirror every other image, at random")
-    cutout: int = Field(0, ge=0, le=1024, description="Side of the Cutout box in pixels; 0: no box")
+    crop_padding: int = Field(
+        default=4, ge=0, le=512, description="Black pixels around the image before the random crop, per side; 0: no crop"
+    )
+    flip: bool = Field(default=True, description="Mirror every other image, at random")
+    cutout: int = Field(default=0, ge=0, le=1024, description="Side of the Cutout box in pixels; 0: no box")
     cutout_mode: Literal["clipped", "inside"] = Field(
-        "clipped",
+        default="clipped",
         description="`clipped`: the box's centre is anywhere, its edges may fall outside (the paper); `inside`: all of the box is inside",
     )
 
 
 class ModelConfig(Section):
-    name: Literal["resnet18", "resnet20"] = Field("resnet18", description="Architecture")
+    name: Literal["resnet18", "resnet20"] = Field(default="resnet18", description="Architecture")
     shortcut: Literal["A", "B"] = Field(
-        "B", description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. 2015)"
+        default="B", description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. 2015)"
     )
     zero_init_residual: bool = Field(
-        True, description="Start the last batch-norm scale of each block at 0, so that blocks start as identities"
+        default=True, description="Start the last batch-norm scale of each block at 0, so that blocks start as identities"
     )
 
 
 class LossConfig(Section):
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes")
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(0.1, gt=0, le=1e4, description="Peak learning rate, for a global batch")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD")
-    nesterov: bool = Field(True, description="Nesterov's form of momentum")
-    weight_decay: float = Field(5e-4, ge=0, le=10, description="L2 penalty on the weights")
-    decay_norm_and_bias: bool = Field(True, description="Put the penalty on batch-norm parameters and biases too")
-    clip_norm: float | None = Field(None, gt=0, description="Largest global L2 norm of the gradient; null: no clipping")
+    lr: float = Field(default=0.1, gt=0, le=1e4, description="Peak learning rate, for a global batch")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD")
+    nesterov: bool = Field(default=True, description="Nesterov's form of momentum")
+    weight_decay: float = Field(default=5e-4, ge=0, le=10, description="L2 penalty on the weights")
+    decay_norm_and_bias: bool = Field(default=True, description="Put the penalty on batch-norm parameters and biases too")
+    clip_norm: float | None = Field(default=None, gt=0, description="Largest global L2 norm of the gradient; null: no clipping")
 
 
 class ScheduleConfig(Section):
     name: Literal["one_cycle", "cosine", "step"] = Field(
-        "one_cycle", description="Shape after warm-up: `one_cycle` falls linearly, `cosine` along half a cosine, `step` at the milestones"
+        default="one_cycle",
+        description="Shape after warm-up: `one_cycle` falls linearly, `cosine` along half a cosine, `step` at the milestones",
     )
-    warmup: Duration = Field("25%", description="Linear rise to the peak learning rate")
-    start_fraction: float = Field(0.04, ge=0, le=1, description="Learning rate at step 0, as a share of the peak, where there is warm-up")
-    final_fraction: float = Field(0.0, ge=0, le=1, description="Learning rate at the end, as a share of the peak (`one_cycle`, `cosine`)")
-    milestones: Milestones = Field((), description="When `step` multiplies the learning rate by `schedule.gamma`")
-    gamma: float = Field(0.1, gt=0, lt=1, description="Factor at each milestone of `step`")
+    warmup: Duration = Field(default="25%", description="Linear rise to the peak learning rate")
+    start_fraction: float = Field(
+        default=0.04, ge=0, le=1, description="Learning rate at step 0, as a share of the peak, where there is warm-up"
+    )
+    final_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="Learning rate at the end, as a share of the peak (`one_cycle`, `cosine`)"
+    )
+    milestones: Milestones = Field(default=(), description="When `step` multiplies the learning rate by `schedule.gamma`")
+    gamma: float = Field(default=0.1, gt=0, lt=1, description="Factor at each milestone of `step`")
 
 
 class PrecisionConfig(Section):
-    mode: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="Autocast type; fp16 brings the GradScaler with it")
-    init_scale: float = Field(65536.0, gt=0, le=2.0**40, description="First loss scale (fp16)")
-    growth_interval: int = Field(2000, ge=1, description="Steps without overflow after which the loss scale doubles (fp16)")
+    mode: Literal["fp16", "bf16", "fp32"] = Field(default="fp16", description="Autocast type; fp16 brings the GradScaler with it")
+    init_scale: float = Field(default=65536.0, gt=0, le=2.0**40, description="First loss scale (fp16)")
+    growth_interval: int = Field(default=2000, ge=1, description="Steps without overflow after which the loss scale doubles (fp16)")
     max_consecutive_skips: int = Field(
-        20, ge=1, description="Updates in a row that may be skipped for overflow before the run stops (fp16)"
+        default=20, ge=1, description="Updates in a row that may be skipped for overflow before the run stops (fp16)"
     )
 
 
 class CompileConfig(Section):
     mode: Literal["auto", "none", "default", "reduce-overhead", "max-autotune"] = Field(
-        "auto",
+        default="auto",
         description="torch.compile mode; `reduce-overhead` and `max-autotune` also capture the step in a CUDA graph; "
         "`auto`: `reduce-overhead` on a GPU, `none` on the CPU",
     )
-    backend: Literal["inductor", "aot_eager"] = Field("inductor", description="Compiler backend; `aot_eager` traces only, for tests")
+    backend: Literal["inductor", "aot_eager"] = Field(
+        default="inductor", description="Compiler backend; `aot_eager` traces only, for tests"
+    )
 
 
 class RuntimeConfig(Section):
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="`auto`: the GPU where there is one")
-    channels_last: bool = Field(True, description="Channels-last memory layout (NHWC), which tensor cores want")
-    deterministic: bool = Field(False, description="Deterministic algorithms only, at some cost of speed")
-    tf32: bool = Field(True, description="TF32 for float32 matrix products and convolutions on the GPU")
-    cudnn_benchmark: bool = Field(True, description="Let cuDNN time its algorithms and keep the fastest")
+    device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="`auto`: the GPU where there is one")
+    channels_last: bool = Field(default=True, description="Channels-last memory layout (NHWC), which tensor cores want")
+    deterministic: bool = Field(default=False, description="Deterministic algorithms only, at some cost of speed")
+    tf32: bool = Field(default=True, description="TF32 for float32 matrix products and convolutions on the GPU")
+    cudnn_benchmark: bool = Field(default=True, description="Let cuDNN time its algorithms and keep the fastest")
 
 
 class LogConfig(Section):
-    dir: str = Field("runs", min_length=1, description="Folder that the run folders are made in")
+    dir: str = Field(default="runs", min_length=1, description="Folder that the run folders are made in")
     name: str | None = Field(
-        None, min_length=1, max_length=100, pattern=r"^[\w.+-]+$", description="Name of the run; default: the recipe's file name"
+        default=None, min_length=1, max_length=100, pattern=r"^[\w.+-]+$", description="Name of the run; default: the recipe's file name"
     )
-    log_every: Interval = Field("50st", description="Interval between logged training metrics")
-    eval_every: Interval = Field("1ep", description="Interval between evaluations; the last step is always evaluated")
-    checkpoint_every: Interval = Field("1ep", description="Interval between checkpoints; the last step is always saved")
-    tensorboard: bool = Field(True, description="Write TensorBoard event files")
-    explain: bool = Field(True, description="End the run with Grad-CAM maps of misclassified test images")
+    log_every: Interval = Field(default="50st", description="Interval between logged training metrics")
+    eval_every: Interval = Field(default="1ep", description="Interval between evaluations; the last step is always evaluated")
+    checkpoint_every: Interval = Field(default="1ep", description="Interval between checkpoints; the last step is always saved")
+    tensorboard: bool = Field(default=True, description="Write TensorBoard event files")
+    explain: bool = Field(default=True, description="End the run with Grad-CAM maps of misclassified test images")
 
 
 class Config(Section):
     """One training run, complete."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of initialisation, order and augmentation")
-    duration: RunLength = Field("20ep", description="Length of the run: epochs (`20ep`) or optimizer steps (`500st`)")
-    resume: str = Field("none", min_length=1, description="`none`, `auto` (the newest unfinished run of the same config), or a run folder")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of initialisation, order and augmentation")
+    duration: RunLength = Field(default="20ep", description="Length of the run: epochs (`20ep`) or optimizer steps (`500st`)")
+    resume: str = Field(
+        default="none", min_length=1, description="`none`, `auto` (the newest unfinished run of the same config), or a run folder"
+    )
     data: DataConfig = Field(default_factory=DataConfig, description="Data set and loader")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of training images")
     model: ModelConfig = Field(default_factory=ModelConfig, description="Network")

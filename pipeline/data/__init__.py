@@ -11,9 +11,11 @@ from pipeline.data.base import Transform
 from pipeline.data.batch import Batch, Loader
 from pipeline.data.dali import DaliLoader
 from pipeline.data.datasets import ImageSet, Splits, load_splits
+from pipeline.data.fused import FusedLoader
 from pipeline.data.reference import ReferenceLoader
 from pipeline.data.sampling import EvalSampler, Sampler, Shard, TrainSampler
 from pipeline.data.synthetic import SyntheticLoader
+from pipeline.errors import UserError
 
 __all__ = ["Batch", "ImageSet", "Loader", "Loaders", "Shard", "Splits", "Transform", "build_loaders", "load_splits"]
 
@@ -53,12 +55,12 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
 
     def evaluation(images: ImageSet) -> Loader:
         sampler = EvalSampler(len(images.labels), _eval_batch_size(data.eval_batch_size, len(images.labels), shard), shard)
-        return _backend(config, splits, device)(images, sampler, plain)
+        return backend(images, sampler, plain)
 
-    height, width = splits.train.images.shape[1:3]
-    train_sampler = TrainSampler(len(splits.train.labels), data.batch_size, shard, config.seed, (height, width), augment)
+    backend = _backend(config, splits, device, shard)
+    train_sampler = TrainSampler(len(splits.train), data.batch_size, shard, config.seed, splits.image_size, augment)
     return Loaders(
-        train=_backend(config, splits, device)(splits.train, train_sampler, augmented),
+        train=backend(splits.train, train_sampler, augmented),
         test=evaluation(splits.test),
         holdout=evaluation(splits.holdout) if splits.holdout is not None else None,
     )
@@ -70,8 +72,8 @@ def _eval_batch_size(batch_size: int, num_samples: int, shard: Shard) -> int:
     return min(batch_size, -(-num_samples // shard.world_size) * shard.world_size)
 
 
-def _backend(config: Config, splits: Splits, device: torch.device) -> Callable[[ImageSet, Sampler, Transform], Loader]:
-    data = config.data
+def _backend(config: Config, splits: Splits, device: torch.device, shard: Shard) -> Callable[[ImageSet, Sampler, Transform], Loader]:
+    data, augment = config.data, config.augment
 
     def dali(image_set: ImageSet, sampler: Sampler, transform: Transform) -> Loader:
         images = _as_tensor(image_set.images)
@@ -89,7 +91,19 @@ def _backend(config: Config, splits: Splits, device: torch.device) -> Callable[[
         height, width, channels = image_set.images.shape[1:]
         return SyntheticLoader((height, width, channels), splits.num_classes, sampler, transform, device, config.seed)
 
-    return {"dali": dali, "reference": reference, "synthetic": synthetic}[data.loader]
+    def fused(image_set: ImageSet, sampler: Sampler, transform: Transform) -> Loader:
+        if device.type != "cuda":
+            raise UserError("data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend")
+        images, labels = _as_tensor(image_set.images), _as_tensor(image_set.labels)
+        if images.nbytes > to_bytes(data.resident_limit):
+            raise UserError(
+                f"data.loader: fused keeps all images on the GPU, but {images.nbytes} bytes are more than data.resident_limit="
+                f"{data.resident_limit}; raise that, or use data.loader=dali"
+            )
+        drawn = augment if isinstance(sampler, TrainSampler) else None
+        return FusedLoader(images.to(device), labels.to(device), sampler, transform, config.seed, drawn, shard)
+
+    return {"dali": dali, "fused": fused, "reference": reference, "synthetic": synthetic}[data.loader]
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:

@@ -1,0 +1,120 @@
+"""The fused loader: order, draws, gather, crop, flip, Cutout and normalisation by our own Triton kernels. GPU only."""
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from pipeline.config import AugmentConfig
+from pipeline.data.base import PositionedLoader, Transform
+from pipeline.data.batch import Batch
+from pipeline.data.sampling import Sampler, Shard
+
+# One launch makes about this many images: enough that the launch costs nothing, few enough to stay in the L2 cache of a big GPU.
+_GROUP_IMAGES = 8192
+
+
+class FusedLoader(PositionedLoader):
+    """Batches of a uint8 image set that lives on the GPU, several to a kernel launch.
+
+    The draws are made on the device too: those of an epoch cost one small kernel and a sort. They are the same numbers, and the
+    images the same pixels, as with every other loader.
+
+    Args:
+        images: (N, H, W, C) uint8 on the GPU.
+        labels: (N,) int64 on the GPU.
+        sampler: batch size and steps per epoch.
+        transform: normalisation, padding, Cutout, type and layout.
+        seed: of the draws.
+        augment: what is drawn; None for evaluation, in the sampler's own order.
+        shard: this process among the processes of the run.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        sampler: Sampler,
+        transform: Transform,
+        seed: int,
+        augment: AugmentConfig | None,
+        shard: Shard,
+    ):
+        super().__init__(sampler)
+        self._images, self._labels, self._transform = images, labels, transform
+        self._seed, self._augment, self._shard = seed, augment, shard
+        self._batch_size = sampler.local_batch_size
+        self._valid = torch.ones(self.steps_per_epoch * self._batch_size, dtype=torch.bool, device=images.device)
+        self._fixed = self._without_draws(sampler) if augment is None else None
+        self._group = max(_GROUP_IMAGES // self._batch_size, 1)
+        self._ready: deque[Batch] = deque()
+        self._groups: Iterator[list[Batch]] = iter(())
+
+    def _restart(self, epoch: int, step: int) -> None:
+        self._ready.clear()
+        self._groups = self._make_groups(epoch, step)
+
+    def _next(self) -> Batch:
+        if not self._ready:
+            self._ready.extend(next(self._groups))
+        return self._ready.popleft()
+
+    def _make_groups(self, epoch: int, step: int) -> Iterator[list[Batch]]:
+        while True:
+            order, draws = self._fixed or self._draw(epoch)
+            while step < self.steps_per_epoch:
+                count = min(self._group, self.steps_per_epoch - step)
+                yield self._make_batches(order, draws, step, count)
+                step += count
+            epoch, step = epoch + 1, 0
+
+    def _without_draws(self, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+        plans = [sampler.plan(0, step) for step in range(sampler.steps_per_epoch)]
+        device = self._images.device
+        self._valid = torch.from_numpy(np.concatenate([plan.valid for plan in plans])).to(device)
+        order = torch.from_numpy(np.concatenate([plan.indices for plan in plans])).to(device)
+        return order, torch.zeros(len(self._images), 5, dtype=torch.int32, device=device)
+
+    def _draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's sample ids of an epoch, batch after batch, and the draws of all samples."""
+        from kernels.epoch_draws import epoch_draws
+
+        augment = self._augment
+        assert augment is not None
+        height, width = self._images.shape[1:3]
+        order, draws = epoch_draws(
+            self._seed,
+            epoch,
+            self.num_samples,
+            (height, width),
+            padding=augment.crop_padding,
+            flip=augment.flip,
+            cutout=augment.cutout,
+            inside=augment.cutout_mode == "inside",
+            device=self._images.device,
+        )
+        world, batch = self._shard.world_size, self._batch_size
+        order = rearrange(order[: self.steps_per_epoch * world * batch], "(step rank image) -> rank (step image)", rank=world, image=batch)
+        return order[self._shard.rank].contiguous(), draws
+
+    def _make_batches(self, order: torch.Tensor, draws: torch.Tensor, step: int, count: int) -> list[Batch]:
+        from kernels.augment import augment
+
+        transform, batch = self._transform, self._batch_size
+        images = augment(
+            self._images,
+            order,
+            draws,
+            start=step * batch,
+            count=count * batch,
+            mean=transform.mean,
+            std=transform.std,
+            padding=transform.crop_padding,
+            cutout=transform.cutout,
+            dtype=transform.dtype,
+        ).contiguous(memory_format=transform.memory_format)
+        taken = slice(step * batch, (step + count) * batch)
+        parts = (tensor.split(batch) for tensor in (images, self._labels[order[taken]], self._valid[taken], order[taken]))
+        return [Batch(*part) for part in zip(*parts, strict=True)]

@@ -1,0 +1,33 @@
+"""The draws made on the device, by the definition, and by numpy for the other loaders are the same numbers."""
+
+import pytest
+import torch
+
+from kernels.epoch_draws import epoch_draws
+from kernels.epoch_draws_reference import epoch_draws_reference
+from pipeline.config import AugmentConfig
+from pipeline.data.draws import draw_epoch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("mode", ["clipped", "inside"])
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (1, 16), (2**63 - 1, 2**40)])
+@pytest.mark.parametrize(
+    ("num_samples", "padding", "flip", "cutout"), [(1, 4, True, 16), (777, 4, True, 16), (300, 0, False, 0), (257, 2, True, 5)]
+)
+def test_kernel_definition_and_numpy_agree(
+    mode: str, seed: int, epoch: int, num_samples: int, padding: int, flip: bool, cutout: int
+) -> None:
+    image_size = (31, 33)
+    kernel = epoch_draws(
+        seed, epoch, num_samples, image_size, padding=padding, flip=flip, cutout=cutout, inside=mode == "inside", device=DEVICE
+    )
+    reference = epoch_draws_reference(
+        seed, epoch, num_samples, image_size, padding=padding, flip=flip, cutout=cutout, inside=mode == "inside"
+    )
+    augment = AugmentConfig.model_validate({"crop_padding": padding, "flip": flip, "cutout": cutout, "cutout_mode": mode})
+    numpy = draw_epoch(seed, epoch, num_samples, image_size, augment)
+    for ours, expected, other in zip(kernel, reference, (numpy.order, numpy.table()), strict=True):
+        assert torch.equal(ours.cpu(), expected)
+        assert torch.equal(ours.cpu(), torch.from_numpy(other))
