@@ -1,6 +1,7 @@
 """From a config to the parts of a run. Training, benchmarks and tests all build through here."""
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -78,7 +79,10 @@ def build_state(config: Config, splits: Splits, processes: Processes) -> TrainSt
     torch.manual_seed(config.seed)
     raw_model = build_raw_model(config, splits, device)
     compile_in_place(raw_model, config.compile, device)
-    model = processes.accelerator.prepare_model(raw_model)
+    with warnings.catch_warnings():
+        # torch 2.15 has a newer name for this argument of DDP, which accelerate and torch 2.11 do not know yet
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model = processes.accelerator.prepare_model(raw_model)
     model.train()
     optimizer = build_optimizer(config.optimizer, raw_model)
     return TrainState(model, raw_model, optimizer, Precision(config.precision, device), Totals(device))

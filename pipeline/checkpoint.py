@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -86,7 +87,8 @@ class CheckpointWriter:
     def _write(self, step: int, weights: dict[str, torch.Tensor], rest: dict[str, Any], best: dict[str, Any]) -> None:
         final = folder_of(self._folder, step)
         temporary = self._folder / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        for abandoned in self._folder.glob(".step-*.tmp"):  # by a run that was killed while it wrote
+            shutil.rmtree(abandoned, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             save_file(weights, temporary / WEIGHTS)
@@ -103,7 +105,7 @@ class CheckpointWriter:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if best.get("step") == step:
+        if best:  # always: a run that went back to an earlier checkpoint goes back to the best one of then
             write_json(self._folder / "best.json", best)
         self._prune(best.get("step"))
 
@@ -192,8 +194,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     try:
         state.raw_model.load_state_dict(load_weights(folder))
         state.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder}: does not fit this config's model and optimizer ({reason}); give the run's own config") from None

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.sampling import Shard
-from pipeline.errors import UserError
+from pipeline.errors import TrainingError, UserError
 
 Result = TypeVar("Result")
 
@@ -36,30 +36,47 @@ class Processes:
         return self.shard.rank == 0
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Do the work on rank 0 and give every process its result, or its `UserError`, so that no process waits for a dead one."""
-        outcome: list[Any] = [None, None]
-        if self.is_main:
-            try:
-                outcome[0] = work()
-            except UserError as error:
-                outcome[1] = error
+        """Do the work on rank 0 and give every process its result, or its error, so that no process waits for a dead one."""
+        result, error = _attempt(work) if self.is_main else (None, None)
         if self.shard.world_size > 1:
-            torch.distributed.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+            shared: list[Any] = [result, self._shareable(error)]
+            torch.distributed.broadcast_object_list(shared, src=0)
+            result, error = (result, error) if self.is_main else shared
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
 
     def main_first(self, work: Callable[[], Result]) -> Result:
-        """Do the work on every process, on rank 0 before the others; an error of rank 0 is everybody's."""
+        """Do the work on every process, on rank 0 before the others; an error of one is everybody's."""
         done: list[Result] = []
         self.on_main(lambda: done.append(work()))
-        return done[0] if self.is_main else work()
+        if self.shard.world_size > 1:
+            own = None if self.is_main else _attempt(lambda: done.append(work()))[1]
+            errors: list[Any] = [None] * self.shard.world_size
+            torch.distributed.all_gather_object(errors, self._shareable(own))
+            for error in (own, *errors):
+                if error is not None:
+                    raise error
+        return done[0]
+
+    def _shareable(self, error: Exception | None) -> Exception | None:
+        """What the other processes are told of an error here; one that is none of ours might not survive the way."""
+        if error is None or isinstance(error, UserError):
+            return error
+        return TrainingError(f"process {self.shard.rank}: {type(error).__name__}: {error}")
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over processes, in place."""
         if self.shard.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
+
+
+def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:  # not swallowed: the caller raises it once the other processes know
+        return None, error
 
 
 def connect(config: Config) -> Processes:
@@ -76,7 +93,7 @@ def connect(config: Config) -> Processes:
     if wants_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise UserError(f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU (NUM_PROCESSES)")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
-    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", kwargs_handlers=[ddp])
+    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[ddp])
     expected = os.environ.get("QUICKRES_NUM_PROCESSES")
     if expected is not None and int(expected) != accelerator.num_processes:
         raise UserError(

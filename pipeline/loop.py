@@ -85,7 +85,6 @@ class Trainer:
     metrics: MetricsLog | None
     console: TrainingConsole
     stop: StopSignal
-    last_train: dict[str, Any] | None = None
 
 
 def fit(t: Trainer) -> EvalResult:
@@ -122,13 +121,14 @@ def fit(t: Trainer) -> EvalResult:
                         evaluation = evaluate_all(t)
                     if saves or stops or (evaluates and state.best.get("step") == state.step):
                         save(t)
-                    if stops:
-                        raise Preempted(f"stopped by signal {t.stop.number} at step {state.step}; continue with resume=auto")
+                    if stops and state.step < plan.total_steps:
+                        raise Preempted(f"by signal {t.stop.number}, saved at step {state.step}; continue with resume=auto")
                 t.clock.start(steady=t.step.settled)
             if state.step == plan.total_steps:
                 break
             t.clock.ask()
-    assert evaluation is not None
+    if evaluation is None:  # continued from its last step, whose evaluation is on record
+        evaluation = evaluate(state.raw_model, t.loaders.test, state.precision, t.processes.device)
     return evaluation
 
 
@@ -151,7 +151,7 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
             f"step {state.step}: the training loss is {loss} at learning rate {lr:g}; lower optimizer.lr, lengthen schedule.warmup, or set "
             "optimizer.clip_norm=1. The last checkpoint is kept"
         )
-    t.last_train = {
+    state.last_train = {
         "kind": "train",
         "step": state.step,
         "epoch": round(t.plan.epoch(state.step), 4),
@@ -162,9 +162,9 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
         "loss_scale": state.precision.loss_scale(),
         "skipped_steps": skipped,
     }
-    t.console.train(t.last_train)
+    t.console.train(state.last_train)
     if t.metrics is not None:
-        t.metrics.write(t.last_train)
+        t.metrics.write(state.last_train)
     return stops > 0
 
 
@@ -192,7 +192,7 @@ def evaluate_all(t: Trainer) -> EvalResult:
             state.best = {"accuracy": result.accuracy, "step": state.step, "selected_on": split, "test_accuracy": None}
         if split == "test" and state.best.get("step") == state.step:
             state.best["test_accuracy"] = result.accuracy
-        t.console.evaluated(t.last_train if split == "test" else None, record, t.plan.total_steps / t.plan.steps_per_epoch)
+        t.console.evaluated(state.last_train if split == "test" else None, record, t.plan.total_steps / t.plan.steps_per_epoch)
         if t.metrics is not None:
             t.metrics.write(record)
     assert result is not None
@@ -200,8 +200,11 @@ def evaluate_all(t: Trainer) -> EvalResult:
 
 
 def save(t: Trainer) -> None:
-    """Checkpoint this step; every process takes part in averaging, rank 0 writes."""
+    """Checkpoint this step; every process takes part in averaging and summing, rank 0 writes."""
     average_batch_norm(t.state.raw_model)
+    t.processes.sum(t.state.totals.values[:3])
+    if not t.processes.is_main:  # rank 0 has it all now
+        t.state.totals.start_window()
     t.state.clock = t.clock.state_dict()
     if t.checkpoints is not None:
         t.checkpoints.save(t.state)

@@ -47,10 +47,13 @@ def open_run(config: Config, recipe: str) -> RunFolder:
     """
     if config.resume == "auto":
         found = _newest_unfinished(config)
-        if found is not None:
-            return found
     elif config.resume != "none":
-        return _resume(config, Path(config.resume))
+        found = _resume(config, Path(config.resume))
+    else:
+        found = None
+    if found is not None:
+        _point_latest(found.path.parent, found.path)
+        return found
     return RunFolder(_make_folder(config, recipe))
 
 

@@ -46,6 +46,7 @@ class TrainState:
         totals: sums of the open log window.
         step: optimizer steps done.
         best: accuracy, step and split of the best evaluation so far.
+        last_train: the newest logged record of training.
         clock: seconds and windows of throughput so far (`Clock.state_dict`).
     """
 
@@ -56,6 +57,7 @@ class TrainState:
     totals: Totals
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    last_train: dict[str, Any] = field(default_factory=dict)
     clock: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,12 +72,13 @@ class TrainState:
             "scaler": self.precision.scaler.state_dict(),
             "totals": self.totals.values,
             "best": self.best,
+            "last_train": self.last_train,
             "clock": self.clock,
             "rng": torch.get_rng_state(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.step, self.best, self.clock = saved["step"], saved["best"], saved["clock"]
+        self.step, self.best, self.last_train, self.clock = saved["step"], saved["best"], saved["last_train"], saved["clock"]
         lr = self.lr
         self.optimizer.load_state_dict(saved["optimizer"])
         for group in self.optimizer.param_groups:  # loading gave each group a tensor of its own

@@ -81,14 +81,14 @@ def train(config: Config, recipe: str, started: float) -> "RunFolder":
         trainer, run = assemble(config, recipe, processes)
         try:
             evaluation = fit(trainer)
-            if trainer.checkpoints is not None:
-                trainer.checkpoints.close()
         except torch.OutOfMemoryError as error:
             raise TrainingError(_out_of_memory(config, error)) from None
         finally:
             trainer.console.close()
             if trainer.metrics is not None:
                 trainer.metrics.close()
+            if trainer.checkpoints is not None:
+                trainer.checkpoints.close()  # "stopped and saved" is true only once it is on disk
         if processes.is_main:
             finish(trainer, run, evaluation, started)
     return run
@@ -124,6 +124,8 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
     state = build_state(config, splits, processes)
     if run.resume_from is not None:
         load_checkpoint(run.resume_from, state)
+        if not processes.is_main:  # the sums of the open log window were saved for all processes together
+            state.totals.start_window()
     console = TrainingConsole(plan.total_steps, state.step, processes.is_main)
     for warning in run.warnings:
         console.say(f"warning: {warning}")
@@ -210,7 +212,7 @@ def describe_result(t: "Trainer", evaluation: Any, started: float) -> dict[str, 
         "test_correct": evaluation.correct,
         "test_seen": evaluation.seen,
         "test_loss": evaluation.loss,
-        "train_loss": t.last_train["loss"] if t.last_train else None,
+        "train_loss": state.last_train["loss"],
         "num_parameters": num_parameters(state.raw_model),
         "steps": state.step,
         "epochs": plan.epoch(state.step),
@@ -219,7 +221,7 @@ def describe_result(t: "Trainer", evaluation: Any, started: float) -> dict[str, 
         "train_s": t.clock.train_s,
         "wall_s": time.time() - started,
         "peak_memory_bytes": peak_memory_bytes(t.processes.device),
-        "skipped_steps": t.last_train["skipped_steps"] if t.last_train else 0,
+        "skipped_steps": state.last_train["skipped_steps"],
         "recompilations": t.step.recompilations,
         "loader": config.data.loader,
         "device": t.processes.device.type,

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -26,7 +25,7 @@ from pipeline.config.schema import (
     ScheduleConfig,
     Section,
 )
-from pipeline.config.source import Source, apply_overrides, parse, read_recipe
+from pipeline.config.source import Source, apply_overrides, dump, parse, read_recipe
 from pipeline.errors import UserError
 
 __all__ = [
@@ -76,17 +75,24 @@ def _validate(source: Source) -> Config:
     try:
         return Config.model_validate(source.values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(item, source) for item in error.errors())) from None
+        # of several errors at one key (each branch of a union gives one) the last is told
+        messages = {_path(item): _explain(item, source) for item in error.errors()}
+        raise UserError("\n".join(messages.values())) from None
 
 
-def _explain(item: Any, source: Source) -> str:
-    """One line for one pydantic error: where, which key, what is wrong, what to do."""
-    # pydantic adds the branch of a union and the index of a list to the location: keep the keys
+def _path(item: Any) -> tuple[str, ...]:
+    """The key of a pydantic error, without what pydantic adds: the branch of a union, the index in a list."""
     path: list[str] = []
     for part in item["loc"]:
         if isinstance(part, int) or not (_field([*path, part]) or item["type"] == "extra_forbidden"):
             break
         path.append(str(part))
+    return tuple(path)
+
+
+def _explain(item: Any, source: Source) -> str:
+    """One line for one pydantic error: where, which key, what is wrong, what to do."""
+    path = _path(item)
     key = ".".join(path)
     where = source.where(key)
     prefix = f"{where}: " if where else ""
@@ -145,7 +151,7 @@ def _constraints(field: FieldInfo) -> str:
     """Type and range of a field, as the table shows it."""
     text = str(field.annotation)
     if text.startswith("typing.Literal"):
-        return " \\| ".join(f"`{choice}`" for choice in field.annotation.__args__)  # type: ignore[union-attr]
+        return " \\| ".join(f"`{choice}`" for choice in field.annotation.__args__)
     kinds = {"RunLength": "duration", "Interval": "duration", "Duration": "duration", "Size": "size"}
     names = {int: "int", float: "float", bool: "bool", str: "str"}
     validators = [m for m in field.metadata if hasattr(m, "func")]
@@ -173,7 +179,7 @@ def reference_table() -> str:
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML, every key written out; `load_config` reads it back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump(config.model_dump(mode="json"))
 
 
 def config_hash(config: Config) -> str:

@@ -25,7 +25,22 @@ for _tag, _pattern, _first in (
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 # PyYAML's own int constructor reads a leading zero as octal, YAML 1.2 does not.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what either version of YAML reads as a number: `3e-4` is a word to PyYAML."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def dump(values: dict[str, Any]) -> str:
+    """YAML text that `parse` reads back to equal values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 @dataclass
@@ -122,14 +137,27 @@ def apply_overrides(source: Source, overrides: list[str]) -> Source:
             raise UserError(f"{override!r}: expected KEY=VALUE with a dotted key, such as optimizer.lr=0.1")
         if source.origins.get(key) == "command line":
             raise UserError(f"command line: duplicate key {key}; keep one of the two")
-        value = parse(f"value: {text}" if "\n" not in text else f"value: {text!r}", f"command line, {key}").values.get("value")
+        value = _override_value(text)
+        if isinstance(value, dict):
+            raise UserError(f"command line: {key}: give the keys of a section one by one, such as optimizer.lr=0.1")
         *sections, last = key.split(".")
         target = source.values
         for depth, section in enumerate(sections, 1):
-            if not isinstance(target.get(section), dict):
+            dotted = ".".join(sections[:depth])
+            if target.get(section) is None:
                 target[section] = {}
-                source.origins[".".join(sections[:depth])] = "command line"
+                source.origins[dotted] = "command line"
+            elif not isinstance(target[section], dict):
+                raise UserError(f"{source.where(dotted)}: {dotted}: expected a section with keys such as {key}, got {target[section]!r}")
             target = target[section]
         target[last] = value
         source.origins[key] = "command line"
     return source
+
+
+def _override_value(text: str) -> Any:
+    """A value as a recipe would hold it; what is no YAML on one line (a path with a colon, say) is text."""
+    try:
+        return text if "\n" in text else parse(f"value: {text}", "command line").values["value"]
+    except UserError:
+        return text

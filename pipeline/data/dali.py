@@ -87,21 +87,22 @@ class DaliLoader(PositionedLoader):
 
     def _build(self) -> Any:
         os.environ.setdefault("DALI_DISABLE_NVML", "1")  # no thread affinity by NVML: it warns in containers
-        from nvidia.dali import fn, pipeline_def, types
+        from nvidia.dali import Pipeline, fn
+        from nvidia.dali import types as dali_types
 
-        transform, gpu = self._transform, self._device.type == "cuda"
+        types: Any = dali_types  # its members are made at run time
+        transform, gpu = self._transform, self._stream is not None
         height, width = self._images.shape[1:3]
-        emitted = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}[transform.dtype]
-
-        @pipeline_def(
+        device = "gpu" if gpu else "cpu"
+        pipe = Pipeline(
             batch_size=self._group * self._batch_size,
             num_threads=self._num_threads,
             device_id=self._device.index if gpu else None,
             prefetch_queue_depth=self._prefetch,
             exec_dynamic=True,
         )
-        def graph():
-            images = fn.external_source(name="images", device="gpu" if gpu else "cpu", layout="HWC", no_copy=True)
+        with pipe:
+            images = fn.external_source(name="images", device=device, layout="HWC", no_copy=True)
             if self._augmented:
                 matrices = fn.external_source(name="matrices", no_copy=True)
                 # left out, fill_value means "repeat the border"; torchvision's RandomCrop pads with black
@@ -112,11 +113,14 @@ class DaliLoader(PositionedLoader):
                     anchors = fn.external_source(name="anchors", no_copy=True)
                     box = [float(transform.cutout)] * 2
                     images = fn.erase(images, anchor=anchors, shape=box, axis_names="HW", fill_value=transform.cutout_fill)
-            return fn.crop_mirror_normalize(
-                images, mean=transform.mean_255, std=transform.std_255, dtype=emitted, output_layout="HWC", device="gpu" if gpu else "cpu"
+            images = fn.crop_mirror_normalize(
+                images,
+                mean=transform.mean_255,
+                std=transform.std_255,
+                dtype=types.FLOAT16 if transform.dtype == torch.float16 else types.FLOAT,
+                output_layout="HWC",
             )
-
-        pipe = graph()
+            pipe.set_outputs(images)
         pipe.build()
         return pipe
 
@@ -171,7 +175,7 @@ class DaliLoader(PositionedLoader):
         images = torch.from_dlpack(output.as_tensor())
         self._pipe.release_outputs()
         labels, valid, indices = self._in_flight.popleft()
-        if current is not None:
+        if current is not None and self._stream is not None:
             current.wait_stream(self._stream)
             for tensor in (labels, valid, indices):
                 tensor.record_stream(current)
