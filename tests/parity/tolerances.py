@@ -1,0 +1,51 @@
+"""The tolerances of all parity tests, by op and precision, each with its reason."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tolerance(NamedTuple):
+    """Accepted where |actual - expected| <= atol + rtol * |expected|."""
+
+    rtol: float
+    atol: float
+    reason: str
+
+
+_FLOAT16 = torch.finfo(torch.float16)
+_BFLOAT16 = torch.finfo(torch.bfloat16)
+
+TOLERANCES = {
+    ("augment", torch.float32): Tolerance(0, 0, "the same three float32 operations, uncontracted"),
+    ("augment", torch.float16): Tolerance(0, 0, "as float32, then one correctly rounded cast"),
+    ("augment", torch.bfloat16): Tolerance(0, 0, "as float32, then one correctly rounded cast"),
+    ("augment, interpreted", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 0, "Triton's interpreter truncates to bfloat16: one unit in the last place"
+    ),
+    # The expected value is float64 arithmetic on the same, already rounded logits. The loss is float32 whatever the logits' dtype.
+    ("label smoothing loss", torch.float32): Tolerance(
+        2e-6, 2e-6, "float32 sums over classes and rows, fast exp and log, about 16 roundings"
+    ),
+    ("label smoothing gradient", torch.float32): Tolerance(
+        2e-6, 2e-6, "p - q cancels: the error is absolute, times the gradient by the loss over B"
+    ),
+    ("label smoothing gradient", torch.float16): Tolerance(_FLOAT16.eps, 2e-6, "as float32, then a cast, to half a unit in the last place"),
+    ("label smoothing gradient", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 2e-6, "as float32, then a cast, which the interpreter truncates"
+    ),
+    ("loader", torch.float32): Tolerance(2e-7, 4e-7, "(x - mean) / std against (x - mean) * (1 / std): two units in the last place"),
+    ("loader", torch.float16): Tolerance(_FLOAT16.eps, 0, "as float32, then a cast, which may round the other way"),
+    ("20 losses, compiled", torch.float32): Tolerance(2e-3, 0, "fused batch norm sums in another order, amplified by 20 updates"),
+    ("20 losses, compiled", torch.bfloat16): Tolerance(2e-2, 0, "as float32; activations are rounded to 8 bits at other places"),
+    ("20 losses, compiled", torch.float16): Tolerance(1e-2, 0, "as float32; activations are rounded to 11 bits at other places"),
+    ("20 losses, captured", torch.float32): Tolerance(1e-5, 0, "the same kernels, deterministic ones"),
+    ("20 losses, captured", torch.bfloat16): Tolerance(1e-5, 0, "the same kernels, deterministic ones"),
+    ("20 losses, captured", torch.float16): Tolerance(1e-5, 0, "the same kernels, deterministic ones"),
+}
+
+
+def assert_parity(actual: torch.Tensor, expected: torch.Tensor, op: str, precision: torch.dtype) -> None:
+    """Assert that two tensors of one dtype and shape agree within the table's tolerance."""
+    tolerance = TOLERANCES[op, precision]
+    torch.testing.assert_close(actual, expected, rtol=tolerance.rtol, atol=tolerance.atol)
