@@ -176,6 +176,7 @@ train() {
     processes=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
     [[ $processes =~ ^[1-9][0-9]*$ ]] || die "NUM_PROCESSES=$processes: expected a whole number above 0"
     ((gpus == 0 || processes <= gpus)) || die "NUM_PROCESSES=$processes, but the GPUs visible are $gpus: choose that or fewer"
+    ((processes == 1)) || "$python" -m pipeline check --processes "$processes" "$recipe" "$@" >/dev/null
     threads=${OMP_NUM_THREADS:-$(($(nproc) > processes ? $(nproc) / processes : 1))}
     [[ $hardware == cpu || $processes -eq 1 ]] || where='one GPU each'
     say "processes: $processes, on $where; CPU threads each: $threads"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import train
-from pipeline.config import load_config, reference_table
+from pipeline.config import load_config, reference_table, share
 from pipeline.errors import UserError
 
 Command = Callable[[argparse.Namespace], int]
@@ -19,6 +19,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    for key in ("batch_size", "eval_batch_size"):
+        share(getattr(config.data, key), arguments.processes, f"data.{key}")
     if arguments.print_device:
         print(config.runtime.device)
     else:
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_arguments(add("train", _train, "train one run on this process alone (several: accelerate launch -m pipeline.train)"))
     check = add("check", _check, "validate a recipe and its overrides")
     train.add_arguments(check)
+    check.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes that the batches must divide by")
     check.add_argument("--print-device", action="store_true", help="print runtime.device only")
     add("config-reference", _config_reference, "print every key with type, default and meaning")
     for name, work, summary in (

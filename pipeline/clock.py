@@ -13,7 +13,7 @@ import torch
 class Clock:
     """Times windows of steps between log points, and how long the device waited for data.
 
-    A window counts only where every step of it ran after warm-up. Device time spent waiting is read from events: one after each step, one
+    `first_step_at` is when the first step of this process was done, in epoch seconds. A window counts only where every step of it ran after warm-up. Device time spent waiting is read from events: one after each step, one
     where the next batch is there; on the CPU it is the host's time in the loader.
 
     Args:
@@ -29,6 +29,7 @@ class Clock:
         self.windows: list[dict[str, float]] = list(saved.get("windows", []))
         self.train_s: float = saved.get("train_s", 0.0)
         self.warmup_s: float = 0.0
+        self.first_step_at: float | None = None
         self._ahead: deque[torch.cuda.Event] = deque()
         self._max_ahead = max_ahead
         self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -61,6 +62,9 @@ class Clock:
         """A step with NUM_IMAGES images, over all processes, has been enqueued."""
         self._steps += 1
         self._images += num_images
+        if self.first_step_at is None:
+            self._synchronize()
+            self.first_step_at = time.time()
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()

@@ -45,11 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report_exit_code(code: int) -> None:
-    """`accelerate launch` returns 1 for every failure: launch.sh reads the code from a file."""
+    """`accelerate launch` returns 1 for every failure: launch.sh reads the code from a file, which the first process to end writes.
+
+    The first, because torchrun stops the others when one fails: what they return then is not the reason.
+    """
     path = os.environ.get("QUICKRES_EXIT_CODE_FILE")
-    if path and os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError):
-            Path(path).write_text(f"{code}\n")
+    if path:
+        with contextlib.suppress(OSError), open(path, "x") as file:
+            file.write(f"{code}\n")
 
 
 def _leave_process_group() -> None:
@@ -217,6 +220,7 @@ def describe_result(t: "Trainer", evaluation: Any, started: float) -> dict[str, 
         "steps": state.step,
         "epochs": plan.epoch(state.step),
         **t.clock.summary(),
+        "first_step_s": t.clock.first_step_at - started if t.clock.first_step_at else None,
         "compile_s": t.clock.warmup_s,
         "train_s": t.clock.train_s,
         "wall_s": time.time() - started,

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -45,6 +45,7 @@ __all__ = [
     "leaf_fields",
     "load_config",
     "reference_table",
+    "share",
     "to_bytes",
     "to_steps",
 ]
@@ -151,14 +152,14 @@ def _constraints(field: FieldInfo) -> str:
     """Type and range of a field, as the table shows it."""
     text = str(field.annotation)
     if text.startswith("typing.Literal"):
-        return " \\| ".join(f"`{choice}`" for choice in field.annotation.__args__)
+        return " \\| ".join(f"`{choice}`" for choice in get_args(field.annotation))
     kinds = {"RunLength": "duration", "Interval": "duration", "Duration": "duration", "Size": "size"}
     names = {int: "int", float: "float", bool: "bool", str: "str"}
     validators = [m for m in field.metadata if hasattr(m, "func")]
     if field.annotation is str and validators:
         kind = kinds["Size" if "size" in validators[-1].func.__name__ else "Duration"]
     elif field.annotation in names:
-        kind = names[field.annotation]  # type: ignore[index]
+        kind = names[field.annotation]
     elif "tuple" in text:
         kind = "list of durations" if "AfterValidator" in text else "list of float"
     else:
@@ -186,3 +187,16 @@ def config_hash(config: Config) -> str:
     """First 12 hex digits of the SHA-256 of what the run computes (not of where it is written, nor of `resume`)."""
     values = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_IN_HASH}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def share(batch_size: int, num_processes: int, key: str) -> int:
+    """Images of a global batch that fall to one process.
+
+    Raises:
+        UserError: the processes do not divide the batch; names KEY and the nearest sizes that they do divide.
+    """
+    if batch_size % num_processes:
+        below = batch_size // num_processes * num_processes
+        sizes = " or ".join(str(size) for size in (below, below + num_processes) if size)
+        raise UserError(f"{key}: {batch_size} images do not divide by {num_processes} processes; use {key}={sizes}")
+    return batch_size // num_processes

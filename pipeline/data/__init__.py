@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.config import Config, to_bytes
+from pipeline.config import Config, share, to_bytes
 from pipeline.data.base import Transform
 from pipeline.data.batch import Batch, Loader
 from pipeline.data.dali import DaliLoader
@@ -68,7 +68,7 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
 
 def _eval_batch_size(batch_size: int, num_samples: int, shard: Shard) -> int:
     """`data.eval_batch_size`, or less where the set is smaller than that."""
-    shard.share(batch_size, "data.eval_batch_size")
+    share(batch_size, shard.world_size, "data.eval_batch_size")
     return min(batch_size, -(-num_samples // shard.world_size) * shard.world_size)
 
 

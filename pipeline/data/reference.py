@@ -1,5 +1,6 @@
 """The readable oracle: one image at a time with torchvision's functions, batched by torch's DataLoader."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,12 @@ def transform_image(image: torch.Tensor, draws: np.ndarray | None, transform: Tr
             fill = torch.tensor(transform.cutout_fill, dtype=torch.uint8)[:, None, None]
             image = F.erase(image, top, left, bottom - top, right - left, fill)
     return F.normalize(image.float(), transform.mean_255, transform.std_255).to(transform.dtype)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to the whole process group stops the trainer, which saves and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Batches(IterableDataset):
@@ -97,6 +104,7 @@ class ReferenceLoader(PositionedLoader):
                 num_workers=self._num_workers,
                 prefetch_factor=self._prefetch if self._num_workers else None,
                 pin_memory=self._device.type == "cuda",
+                worker_init_fn=_leave_signals_to_the_trainer,
                 multiprocessing_context="forkserver" if self._num_workers else None,
             )
         )

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.config import AugmentConfig
+from pipeline.config import AugmentConfig, share
 from pipeline.data.draws import EpochDraws, draw_epoch
 from pipeline.errors import UserError
 
@@ -18,18 +18,6 @@ class Shard:
 
     rank: int = 0
     world_size: int = 1
-
-    def share(self, batch_size: int, key: str) -> int:
-        """Images of a global batch that fall to one process.
-
-        Raises:
-            UserError: the processes do not divide the batch; names KEY and the nearest sizes that do.
-        """
-        if batch_size % self.world_size:
-            below = batch_size // self.world_size * self.world_size
-            sizes = " or ".join(str(size) for size in (below, below + self.world_size) if size)
-            raise UserError(f"{key}: {batch_size} images do not divide by {self.world_size} processes; use {key}={sizes}")
-        return batch_size // self.world_size
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ class TrainSampler:
 
     def __init__(self, num_samples: int, batch_size: int, shard: Shard, seed: int, image_size: tuple[int, int], augment: AugmentConfig):
         self.num_samples = num_samples
-        self.local_batch_size = shard.share(batch_size, "data.batch_size")
+        self.local_batch_size = share(batch_size, shard.world_size, "data.batch_size")
         self.steps_per_epoch = num_samples // batch_size
         if not self.steps_per_epoch:
             raise UserError(f"data.batch_size: {batch_size} is more than the {num_samples} training images; use {num_samples} or less")
@@ -95,7 +83,7 @@ class EvalSampler:
 
     def __init__(self, num_samples: int, batch_size: int, shard: Shard):
         self.num_samples = num_samples
-        self.local_batch_size = shard.share(batch_size, "data.eval_batch_size")
+        self.local_batch_size = share(batch_size, shard.world_size, "data.eval_batch_size")
         self.steps_per_epoch = -(-num_samples // batch_size)
         self._batch_size = batch_size
         self._start = shard.rank * self.local_batch_size
