@@ -13,8 +13,9 @@ import torch
 class Clock:
     """Times windows of steps between log points, and how long the device waited for data.
 
-    `first_step_at` is when the first step of this process was done, in epoch seconds. A window counts only where every step of it ran after warm-up. Device time spent waiting is read from events: one after each step, one
-    where the next batch is there; on the CPU it is the host's time in the loader.
+    A window counts only where every step of it ran after warm-up. Device time spent waiting is read from events: one after each step, one
+    where the next batch is there; on the CPU it is the host's time in the loader. `first_step_at` is when the first step of this
+    process was done, in epoch seconds.
 
     Args:
         device: of the steps.

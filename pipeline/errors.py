@@ -20,6 +20,10 @@ class TrainingError(RuntimeError):
     exit_code = EXIT_FAILURE
 
 
+class OutOfMemory(TrainingError):
+    """A process has run out of device memory: perhaps this one alone."""
+
+
 class Preempted(Exception):
     """A signal asked the run to stop; it has been checkpointed. The exit code is 75."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, load_config
-from pipeline.errors import EXIT_FAILURE, Preempted, TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, OutOfMemory, Preempted, TrainingError, UserError
 
 if TYPE_CHECKING:
     from pipeline.loop import Trainer
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 0
     except (UserError, TrainingError, Preempted) as error:
         code = error.exit_code
-        if os.environ.get("RANK", "0") == "0":
+        if _rank() == 0 or isinstance(error, OutOfMemory):  # every other error is raised on all processes alike
             print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
     finally:
         _report_exit_code(code)
@@ -44,13 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def _report_exit_code(code: int) -> None:
     """`accelerate launch` returns 1 for every failure: launch.sh reads the code from a file, which the first process to end writes.
 
-    The first, because torchrun stops the others when one fails: what they return then is not the reason.
+    The first, because torchrun stops the others when one fails: what they return then is not the reason. But only rank 0, which writes
+    the result after the others have left, can say that all went well.
     """
     path = os.environ.get("QUICKRES_EXIT_CODE_FILE")
-    if path:
+    if path and (code or _rank() == 0):
         with contextlib.suppress(OSError), open(path, "x") as file:
             file.write(f"{code}\n")
 
@@ -85,7 +90,7 @@ def train(config: Config, recipe: str, started: float) -> "RunFolder":
         try:
             evaluation = fit(trainer)
         except torch.OutOfMemoryError as error:
-            raise TrainingError(_out_of_memory(config, error)) from None
+            raise OutOfMemory(_out_of_memory(config, error)) from None
         finally:
             trainer.console.close()
             if trainer.metrics is not None:
@@ -165,8 +170,8 @@ def _announce(console: Any, config: Config, splits: Any, plan: Any, processes: A
     held_out = f", {len(splits.holdout.labels)} held out" if splits.holdout is not None else ""
     console.say(
         f"{config.model.name} on {config.data.dataset} ({len(splits.train.labels)} train, {len(splits.test.labels)} test{held_out}), "
-        f"{where}, loader {loader}, {config.precision.mode}, compile {compile_mode(config.compile, device)}, batch {config.data.batch_size}, "
-        f"{plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
+        f"{where}, loader {loader}, {config.precision.mode}, compile {compile_mode(config.compile, device)}, "
+        f"batch {config.data.batch_size}, {plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
     )
     if run.resume_from is not None:
         console.say(f"continuing {run.path} from step {step}")

@@ -140,9 +140,13 @@ class DaliLoader(PositionedLoader):
         plans = list(islice(self._plans, self._group))
         width, stream = self._images.shape[2], self._stream
         with torch.cuda.stream(stream):
-            indices = self._to_device(torch.from_numpy(np.concatenate([plan.indices for plan in plans])))
+            host_indices = torch.from_numpy(np.concatenate([plan.indices for plan in plans]))
+            indices = self._to_device(host_indices)
             valid = self._to_device(torch.from_numpy(np.concatenate([plan.valid for plan in plans])))
-            images = self._images.index_select(0, indices.to(self._images.device))
+            if self._images.device == self._device:
+                images = self._images.index_select(0, indices)
+            else:
+                images = self._to_device(self._images.index_select(0, host_indices))
             labels = self._labels.index_select(0, indices)
         keep: list[Any] = [images]
         # DALI asks CUDA for the stream of any torch tensor: on the CPU backend it gets numpy

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -64,15 +63,19 @@ class TrainSampler:
         self._batch_size = batch_size
         self._start = shard.rank * self.local_batch_size
         self._valid = np.ones(self.local_batch_size, bool)
-        # prefetching runs ahead into the next epoch: two are in use at once
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: self._draw(seed, epoch, image_size, augment))
+        self._arguments = (seed, image_size, augment)
+        self._drawn: dict[int, tuple[EpochDraws, np.ndarray]] = {}
 
-    def _draw(self, seed: int, epoch: int, image_size: tuple[int, int], augment: AugmentConfig) -> tuple[EpochDraws, np.ndarray]:
-        draws = draw_epoch(seed, epoch, self.num_samples, image_size, augment)
-        return draws, draws.table()
+    def _draw(self, epoch: int) -> tuple[EpochDraws, np.ndarray]:
+        """Draws of an epoch and their table; those of the last two epochs are kept."""
+        if epoch not in self._drawn:
+            seed, image_size, augment = self._arguments
+            draws = draw_epoch(seed, epoch, self.num_samples, image_size, augment)
+            self._drawn = {**dict(list(self._drawn.items())[-1:]), epoch: (draws, draws.table())}
+        return self._drawn[epoch]
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
-        draws, table = self._epoch(epoch)
+        draws, table = self._draw(epoch)
         first = step * self._batch_size + self._start
         indices = draws.order[first : first + self.local_batch_size]
         return BatchPlan(indices, self._valid, table[indices])
