@@ -14,7 +14,7 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    return train.main([arguments.config, *arguments.overrides])
+    return train.main([arguments.config, *arguments.overrides, *(["--profile"] if arguments.profile else [])])
 
 
 def _check(arguments: argparse.Namespace) -> int:

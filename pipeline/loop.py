@@ -18,6 +18,7 @@ from pipeline.distributed import Processes, average_batch_norm
 from pipeline.errors import Preempted, TrainingError
 from pipeline.evaluate import EvalResult, evaluate
 from pipeline.optim import build_schedule
+from pipeline.profile import StepProfiler
 from pipeline.run import MetricsLog
 from pipeline.state import TrainState
 from pipeline.step import Step
@@ -85,6 +86,7 @@ class Trainer:
     metrics: MetricsLog | None
     console: TrainingConsole
     stop: StopSignal
+    profiler: StepProfiler | None = None
 
 
 def fit(t: Trainer) -> EvalResult:
@@ -107,6 +109,8 @@ def fit(t: Trainer) -> EvalResult:
             t.clock.arrived()
             t.step(batch)
             t.clock.step(t.config.data.batch_size)
+            if t.profiler is not None:
+                t.profiler.after_step(t.step.settled)
             t.console.step(state.step)
             evaluates, saves = plan.due(state.step, plan.eval_every), plan.due(state.step, plan.checkpoint_every)
             # counted from the last evaluation, so that no sliver of a window follows one

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="recipe, such as configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the recipe, such as optimizer.lr=0.1")
+    parser.add_argument("--profile", action="store_true", help="write a profiler trace of some steps, and a table of kernels by share")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,11 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = float(os.environ.get("QUICKRES_START_TIME", time.time()))
     parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
     add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     code = EXIT_FAILURE
     try:
-        train(load_config(arguments.config, arguments.overrides), Path(arguments.config).stem, started)
+        train(load_config(arguments.config, arguments.overrides), Path(arguments.config).stem, started, arguments.profile)
         code = 0
     except (UserError, TrainingError, Preempted) as error:
         code = error.exit_code
@@ -66,19 +67,21 @@ def _leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def train(config: Config, recipe: str, started: float) -> "RunFolder":
+def train(config: Config, recipe: str, started: float, profile: bool = False) -> "RunFolder":
     """Train one run to its end and leave its folder complete.
 
     Args:
         config: the run's config.
         recipe: names the run, unless `log.name` does.
         started: when the command began, in epoch seconds; `wall_s` counts from here.
+        profile: profile some steps after warm-up into the run folder.
     """
     import torch
 
     from pipeline.build import set_backends
     from pipeline.distributed import connect
     from pipeline.loop import fit
+    from pipeline.profile import StepProfiler
 
     set_backends(config)
     processes = connect(config)
@@ -87,6 +90,8 @@ def train(config: Config, recipe: str, started: float) -> "RunFolder":
     stream = torch.cuda.Stream(processes.device) if on_gpu else None
     with torch.cuda.stream(stream):
         trainer, run = assemble(config, recipe, processes)
+        if profile and processes.is_main:
+            trainer.profiler = StepProfiler(run.path / "profile", processes.device)
         try:
             evaluation = fit(trainer)
         except torch.OutOfMemoryError as error:
@@ -191,6 +196,8 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: Any, started: float) -> N
         + (f"{speed:,.0f} img/s, " if speed else "")
         + f"{result['wall_s']:.1f} s in all"
     )
+    if t.profiler is not None and t.profiler.table is not None:
+        t.console.say(f"profile, for Perfetto: {run.path / 'profile' / 'trace.json.gz'}\n{t.profiler.table}")
     t.console.say(f"curves: {draw_curves(run.path)}")
     if t.config.log.explain:
         from pipeline.commands import explain_run

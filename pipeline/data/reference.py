@@ -1,6 +1,6 @@
 """The readable oracle: one image at a time with torchvision's functions, batched by torch's DataLoader."""
 
-import signal
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,9 +42,8 @@ def transform_image(image: torch.Tensor, draws: np.ndarray | None, transform: Tr
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole process group stops the trainer, which saves and then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """A signal to the trainer's process group is the trainer's: it saves, and then ends its workers by a signal of its own."""
+    os.setpgrp()
 
 
 class _Batches(IterableDataset):

@@ -1,0 +1,117 @@
+"""Where the time of a step goes: a trace for Perfetto, and a table of GPU kernels by share."""
+
+import gzip
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STEPS = 10
+
+# The first pattern that a kernel's name matches says what it is. Inductor names its kernels after the operators that it has fused.
+_KINDS = (
+    ("convolution: weight gradient", r"wgrad"),
+    ("convolution: input gradient", r"dgrad"),
+    ("convolution: forward", r"fprop|implicit_?gemm|convolution::|winograd|cudnn.*(conv|Kernel)"),
+    ("batch norm (+ ReLU, add): backward", r"batch_norm_backward|gradient.*kernel|_gradient"),
+    ("batch norm (+ ReLU, add): forward", r"batch_norm|_statistics_kernel|_apply_kernel"),
+    ("optimizer and scaler", r"multi_tensor_apply|amp_update|FusedSgd|fused_sgd"),
+    ("augmentation", r"augment|epoch_draws|[Ww]arp|[Ee]rase|SliceFlipNormalize|dali"),
+    ("matrix product", r"gemm|cutlass"),
+    ("communication", r"nccl"),
+    ("element-wise and reduction", r"triton|elementwise|reduce|softmax|nll_loss|Functor"),
+    ("copy and fill", r"[Mm]emcpy|[Mm]emset|copy|fill"),
+)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One row of the table: a kind of kernel, its time and its launches, per step."""
+
+    kind: str
+    microseconds: float
+    fraction: float
+    launches: float
+
+
+def kind_of(kernel: str) -> str:
+    """What a GPU kernel of this name does."""
+    return next((kind for kind, pattern in _KINDS if re.search(pattern, kernel)), "other")
+
+
+def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
+    """The GPU's time by kind of kernel, largest first, and what is left: idle.
+
+    Args:
+        events: of a Chrome trace; those that ran on the GPU count.
+        steps: how many steps they cover.
+    """
+    kernels = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"])
+    if not kernels:
+        return []
+    time, count = Counter[str](), Counter[str]()
+    covered, end = 0.0, kernels[0]["ts"]
+    for event in kernels:
+        kind = kind_of(event["name"])
+        time[kind] += event["dur"]
+        count[kind] += 1
+        covered += max(event["ts"] + event["dur"] - max(end, event["ts"]), 0.0)
+        end = max(end, event["ts"] + event["dur"])
+    span = end - kernels[0]["ts"]
+    rows = [Share(kind, spent / steps, spent / span, count[kind] / steps) for kind, spent in time.most_common()]
+    return [*rows, Share("idle", (span - covered) / steps, (span - covered) / span, 0.0)]
+
+
+def table(rows: list[Share]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| kind | µs a step | share | launches a step |", "|---|---:|---:|---:|"]
+    lines += [f"| {row.kind} | {row.microseconds:,.1f} | {row.fraction:.1%} | {row.launches:.0f} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+class StepProfiler:
+    """Profiles some steps of a run, once, after warm-up.
+
+    Args:
+        folder: `trace.json.gz` (for Perfetto) and `kernels.md` are written here.
+        device: of the steps.
+        steps: how many to profile.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, steps: int = STEPS):
+        self._folder, self._device, self._steps = folder, device, steps
+        self._profiler: torch.profiler.profile | None = None
+        self._left = steps
+        self.table: str | None = None
+
+    def after_step(self, settled: bool) -> None:
+        """To be called after every step; SETTLED once warm-up is over."""
+        if self._profiler is None and settled and self._left:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if self._device.type == "cuda":
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
+            self._profiler.start()
+        elif self._profiler is not None and self._left:
+            self._left -= 1
+            if not self._left:
+                self._finish(self._profiler)
+
+    def _finish(self, profiler: torch.profiler.profile) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        profiler.stop()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        trace = self._folder / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        text = trace.read_text()
+        with gzip.open(self._folder / "trace.json.gz", "wt", compresslevel=5) as file:
+            file.write(text)
+        trace.unlink()
+        rows = shares(json.loads(text)["traceEvents"], self._steps)
+        self.table = table(rows) if rows else profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20)
+        (self._folder / "kernels.md").write_text(self.table)
