@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_arguments(add("train", _train, "train one run on this process alone (several: accelerate launch -m pipeline.train)"))
     check = add("check", _check, "validate a recipe and its overrides")
     train.add_arguments(check)
-    check.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes that the batches must divide by")
+    check.add_argument(
+        "--processes", type=int, default=1, choices=range(1, 2**20), metavar="N", help="number of processes that the batches must divide by"
+    )
     check.add_argument("--print-device", action="store_true", help="print runtime.device only")
     add("config-reference", _config_reference, "print every key with type, default and meaning")
     for name, work, summary in (
@@ -83,7 +85,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 2 for bad input."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no more `key=value` after an option
+    if not hasattr(arguments, "overrides") or any("=" not in item or item.startswith("-") for item in rest):
+        parser.parse_args(argv)  # says what is wrong
+    else:
+        arguments.overrides += rest
     try:
         return arguments.work(arguments)
     except UserError as error:

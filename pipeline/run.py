@@ -193,7 +193,7 @@ def _cut_back(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):  # the last line of a killed run may be half a line
+        except (ValueError, KeyError, TypeError):  # the last line of a killed run may be half a line
             continue
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

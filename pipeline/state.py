@@ -81,6 +81,7 @@ class TrainState:
         self.step, self.best, self.last_train, self.clock = saved["step"], saved["best"], saved["last_train"], saved["clock"]
         lr = self.lr
         self.optimizer.load_state_dict(saved["optimizer"])
+        lr.copy_(self.lr)
         for group in self.optimizer.param_groups:  # loading gave each group a tensor of its own
             group["lr"] = lr
         self.precision.scaler.load_state_dict(saved["scaler"])

@@ -77,6 +77,9 @@ class ModelConfig(Section):
     zero_init_residual: bool = Field(
         default=True, description="Start the last batch-norm scale of each block at 0, so that blocks start as identities"
     )
+    fused_norm: bool = Field(
+        default=False, description="Batch norm, residual and ReLU in training by our own Triton kernels; needs `runtime.channels_last`"
+    )
 
 
 class LossConfig(Section):
@@ -188,6 +191,10 @@ class Config(Section):
             raise ValueError(f"schedule.milestones: only `schedule.name: step` has them, not {schedule.name}; remove them")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false")
+        if self.model.fused_norm and not self.runtime.channels_last:
+            raise ValueError(
+                "model.fused_norm: works on channels_last activations; set runtime.channels_last=true, or model.fused_norm=false"
+            )
         if self.runtime.device == "cpu" and self.compile.mode in ("reduce-overhead", "max-autotune"):
             raise ValueError(f"compile.mode: {self.compile.mode} captures CUDA graphs, but runtime.device is cpu; use compile.mode=default")
         if self.compile.backend != "inductor" and self.compile.mode == "max-autotune":

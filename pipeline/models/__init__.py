@@ -22,7 +22,7 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int = 3) -> 
     269722
     """
     depths, widths = _ARCHITECTURES[config.name]
-    return ResNet(depths, widths, num_classes, in_channels, config.shortcut, config.zero_init_residual)
+    return ResNet(depths, widths, num_classes, in_channels, config.shortcut, config.zero_init_residual, config.fused_norm)
 
 
 def cam_target_layer(model: nn.Module) -> nn.Module:

@@ -7,6 +7,33 @@ import torch.nn.functional as F
 from torch import nn
 
 
+class NormAct(nn.BatchNorm2d):
+    """Batch norm, then an optional residual, then an optional ReLU.
+
+    Args:
+        channels: C.
+        fused: in training, do all three in our Triton kernels (`kernels/batch_norm_act.py`), which move fewer bytes than the compiler's;
+            the count of batches, which nothing reads, then stays 0.
+
+    Shape: (B, C, H, W) → the same; the residual likewise.
+    """
+
+    def __init__(self, channels: int, fused: bool = False):
+        super().__init__(channels)
+        self.fused = fused
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = True) -> torch.Tensor:  # type: ignore[override]
+        if self.fused and self.training:
+            from kernels.batch_norm_act import batch_norm_act
+
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            return batch_norm_act(x, self.weight, self.bias, self.running_mean, self.running_var, residual, relu, self.momentum, self.eps)
+        y = super().forward(x)
+        if residual is not None:
+            y = y + residual
+        return F.relu(y) if relu else y
+
+
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
@@ -27,16 +54,27 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.channels))
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Option B of He et al. 2015: a 1x1 convolution with batch norm."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+class Projection(nn.Sequential):
+    """Option B of He et al. 2015: a 1x1 convolution with batch norm.
+
+    Shape: (B, in_channels, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, fused: bool):
+        super().__init__(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), NormAct(out_channels, fused))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        conv, norm = self
+        return norm(conv(input), relu=False)
 
 
-def shortcut(option: Literal["A", "B"], in_channels: int, out_channels: int, stride: int) -> nn.Module:
+def shortcut(option: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, fused: bool) -> nn.Module:
     """The way past a block: the identity, or option A or B where the shape changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return (PadShortcut if option == "A" else projection)(in_channels, out_channels, stride)
+    if option == "A":
+        return PadShortcut(in_channels, out_channels, stride)
+    return Projection(in_channels, out_channels, stride, fused)
 
 
 class BasicBlock(nn.Module):
@@ -45,19 +83,18 @@ class BasicBlock(nn.Module):
     Shape: (B, in_channels, H, W) → (B, channels, H / stride, W / stride).
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, option: Literal["A", "B"]):
+    def __init__(self, in_channels: int, channels: int, stride: int, option: Literal["A", "B"], fused_norm: bool = False):
         super().__init__()
         self.conv1 = conv3x3(in_channels, channels, stride)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = NormAct(channels, fused_norm)
         self.conv2 = conv3x3(channels, channels)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = shortcut(option, in_channels, channels, stride)
+        self.bn2 = NormAct(channels, fused_norm)
+        self.shortcut = shortcut(option, in_channels, channels, stride, fused_norm)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + self.shortcut(x))
+        y = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(y), residual=self.shortcut(x))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.blocks import BasicBlock, conv3x3
+from pipeline.models.blocks import BasicBlock, NormAct, conv3x3
 
 
 class ResNet(nn.Module):
@@ -20,6 +20,7 @@ class ResNet(nn.Module):
         in_channels: channels of the images.
         option: shortcut where the shape changes, A or B.
         zero_init_residual: start the last batch-norm scale of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+        fused_norm: batch norm, residual and ReLU by our own kernels in training.
 
     Shape: (B, in_channels, H, W) → (B, num_classes) logits.
     """
@@ -32,16 +33,17 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         option: Literal["A", "B"] = "B",
         zero_init_residual: bool = True,
+        fused_norm: bool = False,
     ):
         super().__init__()
-        self.stem = nn.Sequential(conv3x3(in_channels, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        self.stem = nn.Sequential(conv3x3(in_channels, widths[0]), NormAct(widths[0], fused_norm))
         stages: list[nn.Module] = []
         channels = widths[0]
         for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             blocks: list[nn.Module] = []
             for position in range(depth):
                 stride = 2 if number > 0 and position == 0 else 1
-                blocks.append(BasicBlock(channels, width, stride, option))
+                blocks.append(BasicBlock(channels, width, stride, option, fused_norm))
                 channels = width
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)

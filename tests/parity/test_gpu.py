@@ -58,7 +58,7 @@ def test_dali_on_the_gpu_is_right_under_a_slow_consumer(dtype: torch.dtype, resi
             assert torch.equal(batch.indices.cpu(), expected.indices)
             assert torch.equal(batch.labels.cpu(), expected.labels)
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
-            assert_parity(batch.images.cpu(), expected.images, "loader", dtype)
+            assert_parity(batch.images.cpu(), expected.images, "loader, DALI on the GPU", dtype)
 
 
 def _config(*overrides: str) -> Config:
