@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# The output of a block feeds two consumers, the next block's convolution and its shortcut. Our kernels hand it out twice, so that
+# backward adds the two gradients while it reads them; otherwise both are one tensor.
+Activation = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
 
 class NormAct(nn.BatchNorm2d):
     """Batch norm, then an optional residual, then an optional ReLU.
@@ -14,24 +18,27 @@ class NormAct(nn.BatchNorm2d):
         channels: C.
         fused: in training, do all three in our Triton kernels (`kernels/batch_norm_act.py`), which move fewer bytes than the compiler's;
             the count of batches, which nothing reads, then stays 0.
+        relu: end with a ReLU.
+        branches: the output feeds two consumers; fused, it is handed out twice.
 
     Shape: (B, C, H, W) → the same; the residual likewise.
     """
 
-    def __init__(self, channels: int, fused: bool = False):
+    def __init__(self, channels: int, fused: bool = False, relu: bool = True, branches: bool = False):
         super().__init__(channels)
-        self.fused = fused
+        self.fused, self.relu, self.branches = fused, relu, branches
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = True) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> Activation:  # type: ignore[override]
         if self.fused and self.training:
-            from kernels.batch_norm_act import batch_norm_act
+            from kernels.batch_norm_act import batch_norm_act, batch_norm_act_twice
 
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-            return batch_norm_act(x, self.weight, self.bias, self.running_mean, self.running_var, residual, relu, self.momentum, self.eps)
-        y = super().forward(x)
+            op = batch_norm_act_twice if self.branches else batch_norm_act
+            return op(input, self.weight, self.bias, self.running_mean, self.running_var, residual, self.relu, self.momentum, self.eps)
+        y = super().forward(input)
         if residual is not None:
             y = y + residual
-        return F.relu(y) if relu else y
+        return F.relu(y) if self.relu else y
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -61,11 +68,7 @@ class Projection(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, fused: bool):
-        super().__init__(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), NormAct(out_channels, fused))
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        conv, norm = self
-        return norm(conv(input), relu=False)
+        super().__init__(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), NormAct(out_channels, fused, relu=False))
 
 
 def shortcut(option: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, fused: bool) -> nn.Module:
@@ -80,21 +83,37 @@ def shortcut(option: Literal["A", "B"], in_channels: int, out_channels: int, str
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm and a shortcut: y = relu(f(x) + s(x)) (He et al. 2015, figure 5 left).
 
+    Args:
+        in_channels, channels: of the input and the output.
+        stride: of the first convolution.
+        option: shortcut where the shape changes.
+        fused_norm: batch norm, residual and ReLU by our own kernels in training.
+        branches: another block follows.
+
     Shape: (B, in_channels, H, W) → (B, channels, H / stride, W / stride).
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, option: Literal["A", "B"], fused_norm: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        option: Literal["A", "B"],
+        fused_norm: bool = False,
+        branches: bool = True,
+    ):
         super().__init__()
         self.conv1 = conv3x3(in_channels, channels, stride)
         self.bn1 = NormAct(channels, fused_norm)
         self.conv2 = conv3x3(channels, channels)
-        self.bn2 = NormAct(channels, fused_norm)
+        self.bn2 = NormAct(channels, fused_norm, branches=branches)
         self.shortcut = shortcut(option, in_channels, channels, stride, fused_norm)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn1(self.conv1(x))
-        return self.bn2(self.conv2(y), residual=self.shortcut(x))
+    def forward(self, x: Activation) -> Activation:
+        main, past = x if isinstance(x, tuple) else (x, x)
+        y = self.bn1(self.conv1(main))
+        return self.bn2(self.conv2(y), residual=self.shortcut(past))

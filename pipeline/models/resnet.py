@@ -36,14 +36,15 @@ class ResNet(nn.Module):
         fused_norm: bool = False,
     ):
         super().__init__()
-        self.stem = nn.Sequential(conv3x3(in_channels, widths[0]), NormAct(widths[0], fused_norm))
+        self.stem = nn.Sequential(conv3x3(in_channels, widths[0]), NormAct(widths[0], fused_norm, branches=True))
         stages: list[nn.Module] = []
         channels = widths[0]
         for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             blocks: list[nn.Module] = []
             for position in range(depth):
                 stride = 2 if number > 0 and position == 0 else 1
-                blocks.append(BasicBlock(channels, width, stride, option, fused_norm))
+                last = number == len(depths) - 1 and position == depth - 1
+                blocks.append(BasicBlock(channels, width, stride, option, fused_norm, branches=not last))
                 channels = width
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)

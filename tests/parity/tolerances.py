@@ -34,8 +34,27 @@ TOLERANCES = {
     ("label smoothing gradient", torch.bfloat16): Tolerance(
         _BFLOAT16.eps, 2e-6, "as float32, then a cast, which the interpreter truncates"
     ),
+    # Batch norm: expected values are float64 arithmetic on the same, already rounded activations, which are of order 1.
+    ("batch norm y", torch.float32): Tolerance(2e-6, 4e-6, "float32 mean and variance, then three operations that cancel"),
+    ("batch norm y", torch.float16): Tolerance(_FLOAT16.eps, 4e-6, "as float32, then a cast, to half a unit in the last place"),
+    ("batch norm y", torch.bfloat16): Tolerance(_BFLOAT16.eps, 4e-6, "as float32, then a cast, which the interpreter truncates"),
+    ("batch norm dx", torch.float32): Tolerance(2e-6, 2e-5, "three terms that cancel, of gradients up to 8 by 1 / standard deviation"),
+    ("batch norm dx", torch.float16): Tolerance(_FLOAT16.eps, 2e-5, "as float32, then a cast, to half a unit in the last place"),
+    ("batch norm dx", torch.bfloat16): Tolerance(_BFLOAT16.eps, 2e-5, "as float32, then a cast, which the interpreter truncates"),
+    ("batch norm dresidual", torch.float32): Tolerance(0, 0, "the gradient or 0; sums of two are exact for the quarters of the test"),
+    ("batch norm dresidual", torch.float16): Tolerance(0, 0, "as float32"),
+    ("batch norm dresidual", torch.bfloat16): Tolerance(0, 0, "as float32"),
+    ("batch norm dweight", torch.float32): Tolerance(2e-6, 2e-4, "float32 sums, which cancel, of hundreds of products up to 20"),
+    ("batch norm dbias", torch.float32): Tolerance(2e-6, 1e-4, "float32 sums, which cancel, of hundreds of gradients up to 8"),
+    ("batch norm statistics", torch.float32): Tolerance(1e-6, 1e-6, "float32 sums of shifted values, about 10 roundings"),
+    ("batch norm shifted mean", torch.float32): Tolerance(2e-7, 0, "two units in the last place, whatever the mean"),
+    ("batch norm shifted deviation", torch.float32): Tolerance(1e-6, 0, "of values less a shift near the mean: as for a mean of 0"),
     ("loader", torch.float32): Tolerance(2e-7, 4e-7, "(x - mean) / std against (x - mean) * (1 / std): two units in the last place"),
     ("loader", torch.float16): Tolerance(_FLOAT16.eps, 0, "as float32, then a cast, which may round the other way"),
+    ("loader, DALI on the GPU", torch.float32): Tolerance(2e-7, 4e-7, "as the other loaders"),
+    ("loader, DALI on the GPU", torch.float16): Tolerance(
+        0, 2e-3, "DALI's GPU kernel rounds before it adds: one unit in the last place of the largest value, an eighth of a grey level"
+    ),
     ("20 losses, compiled", torch.float32): Tolerance(2e-3, 0, "fused batch norm sums in another order, amplified by 20 updates"),
     ("20 losses, compiled", torch.bfloat16): Tolerance(2e-2, 0, "as float32; activations are rounded to 8 bits at other places"),
     ("20 losses, compiled", torch.float16): Tolerance(1e-2, 0, "as float32; activations are rounded to 11 bits at other places"),

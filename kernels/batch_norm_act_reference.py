@@ -1,0 +1,105 @@
+"""Plain PyTorch definition of the op in `batch_norm_act.py`, and the CPU implementation of its two operators.
+
+Shapes: N images, C channels, H rows, W columns, M = N·H·W rows of C values, G = ⌈C / 8⌉ bytes of mask a row. Arithmetic is in
+float32, or in float64 for float64 activations.
+"""
+
+import torch
+from torch.nn import functional
+
+
+def batch_norm_act_reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    relu: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Return relu(batch_norm(x) + residual), rounded once, to the dtype of x; for the arguments see `kernels.batch_norm_act`."""
+    z = functional.batch_norm(_wide(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
+    if residual is not None:
+        z = z + _wide(residual)
+    return (z.relu() if relu else z).to(x.dtype)
+
+
+def forward_reference(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    relu: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return y, what backward needs of the statistics, (2, C): mean and 1 / standard deviation, and the ReLU's mask.
+
+    The mask exists, (M, G) uint8, where there are a residual and a ReLU, and is empty otherwise: bit k of byte g tells whether the
+    gradient passes channel 8g + k.
+    """
+    z, mean, inverse_std = torch.native_batch_norm(_wide(x), weight, bias, running_mean, running_var, True, momentum, eps)
+    mask = torch.empty(0, dtype=torch.uint8, device=x.device)
+    if residual is not None:
+        z = z + _wide(residual)
+        if relu:
+            mask = _pack(_rows(z))
+    y = (z.relu() if relu else z).to(x.dtype)
+    return y.contiguous(memory_format=torch.channels_last), torch.stack([mean, inverse_std]), mask
+
+
+def backward_reference(
+    gradient: torch.Tensor,
+    second_gradient: torch.Tensor | None,
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    statistics: torch.Tensor,
+    relu: bool,
+    returns_dz: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients by x, weight, bias and, where it is asked for (empty otherwise), by the sum under the ReLU.
+
+    `gradient` and `second_gradient` are those of two uses of y. Ioffe and Szegedy 2015 (arXiv:1502.03167, section 3).
+    """
+    mean, inverse_std = statistics
+    rows = _rows(_wide(x))
+    normalised = (rows - mean) * inverse_std
+    dz = _rows(_wide(gradient))
+    if second_gradient is not None:
+        dz = dz + _rows(_wide(second_gradient))
+    if relu:
+        dz = dz * (~(normalised * weight + bias <= 0) if mask is None else _unpack(mask, x.shape[1]))
+    dbias, dweight = dz.sum(0), (dz * normalised).sum(0)
+    dx = weight * inverse_std * (dz - dbias / len(rows) - normalised * dweight / len(rows))
+    return _images(dx, x), dweight, dbias, _images(dz, x) if returns_dz else x.new_empty(0)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) → (M, C)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(M, C) → the shape and dtype of `like`, channels_last."""
+    num_images, num_channels, height, width = like.shape
+    return rows.to(like.dtype).reshape(num_images, height, width, num_channels).permute(0, 3, 1, 2)
+
+
+def _pack(z: torch.Tensor) -> torch.Tensor:
+    passes = functional.pad(~(z <= 0), (0, -z.shape[1] % 8)).reshape(len(z), -1, 8)
+    return (passes.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=z.device)).sum(2, dtype=torch.uint8)
+
+
+def _unpack(mask: torch.Tensor, num_channels: int) -> torch.Tensor:
+    bits = mask[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
+    return bits.reshape(len(mask), -1)[:, :num_channels]
