@@ -45,7 +45,13 @@ def _versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any]:
-    """Commit of the checkout and whether it has uncommitted changes; None where there is no git."""
+    """Commit of the checkout and whether it has uncommitted changes.
+
+    Where there is no git, as in a container, `QUICKRES_COMMIT` says it (`<hash>` or `<hash>-dirty`); without that both are None.
+    """
+    given = os.environ.get("QUICKRES_COMMIT")
+    if given:
+        return {"commit": given.removesuffix("-dirty"), "dirty": given.endswith("-dirty")}
     status = _output_of("git", "status", "--porcelain", "--untracked-files=no")
     return {"commit": _output_of("git", "rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 

@@ -1,0 +1,63 @@
+"""`python -m benchmarks [NAME] [CONFIG] [key=value …]`: time a config, or one part of it in many variants."""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from pipeline.errors import EXIT_FAILURE, TrainingError, UserError
+
+BENCHMARKS = {
+    "bench": "one config: loader, step, both together, and the bottleneck (the default)",
+    "loaders": "loaders alone, by batch size",
+    "step": "the step alone: model, precision, layout, compile mode, batch size",
+    "end_to_end": "loader and step together, beside the step on synthetic images and a plain training loop",
+    "kernels": "Triton kernels beside torch.compile of their references",
+    "ablation": "from a plain fp32 recipe to the full one, one switch at a time: speed, and accuracy with --epochs",
+    "startup": "seconds from the command to the first optimizer step, with a cold and a warm compile cache",
+}
+OTHERS = {
+    "sweep": "train a recipe with lists of overrides, as a file in configs/sweeps says",
+    "readme": "bring tables and figures up to date with the records",
+}
+
+
+def _help() -> str:
+    names = "\n".join(f"  {name:<12}{summary}" for name, summary in (BENCHMARKS | OTHERS).items())
+    return f"{__doc__}\n\nNAME is one of:\n{names}\n\n`python -m benchmarks NAME -h` lists the arguments of one."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark; the exit code is 2 for bad input, 1 where a measurement cannot be trusted or a run failed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS | OTHERS else "bench"
+    module = importlib.import_module(f"benchmarks.{name}")
+    try:
+        if name in OTHERS:
+            return module.main(arguments)
+        return _measure(name, module, arguments)
+    except (UserError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_FAILURE
+
+
+def _measure(name: str, module: object, arguments: list[str]) -> int:
+    from benchmarks import options, session
+
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=module.__doc__)
+    options.add_arguments(parser)
+    module.add_arguments(parser)  # type: ignore[attr-defined]
+    session.run(module.run, name, parser.parse_intermixed_args(arguments))  # type: ignore[attr-defined]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

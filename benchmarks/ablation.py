@@ -1,0 +1,171 @@
+"""From the plain fp32, NCHW, eager recipe with torch's DataLoader to the full one: each switch alone, and one after the other.
+
+The optimizer is fused from the start: the step knows no other. The order of the switches is that in which each meets the bottleneck
+that it removes: the loader is changed when the step has outrun torch's DataLoader, and compiling follows when the host is what is left.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor.utils import fresh_cache
+
+from benchmarks.options import listed, merge
+from benchmarks.session import Session
+from benchmarks.sweep import Sweep, run_sweep
+from benchmarks.sweep_plan import make_plan
+from benchmarks.sweep_table import Mean, by_variant, values_of
+from benchmarks.timing import Timing
+from benchmarks.workloads import Rig, StepWorkload, build_train_loader
+from pipeline.config import config_hash
+
+_STEPS = 30  # of a window, at most: the plain ones are slow
+_PLAIN = (
+    "runtime.cudnn_benchmark=false",
+    "runtime.tf32=false",
+    "runtime.channels_last=false",
+    "precision.mode=fp32",
+    "data.loader=reference",
+    "compile.mode=none",
+    "model.fused_norm=false",
+)
+_ON_GPU = (
+    ("cuDNN benchmark", "runtime.cudnn_benchmark=true"),
+    ("TF32", "runtime.tf32=true"),
+    ("channels-last", "runtime.channels_last=true"),
+    ("fp16 and GradScaler", "precision.mode=fp16"),
+    ("DALI loader", "data.loader=dali"),
+    ("torch.compile", "compile.mode=default"),
+    ("CUDA graph", "compile.mode=reduce-overhead"),
+    ("fused batch norm", "model.fused_norm=true"),
+    ("fused loader", "data.loader=fused"),
+)
+_NEVER_ALONE = ("fused batch norm",)  # it needs channels-last
+_ON_CPU = (
+    ("channels-last", "runtime.channels_last=true"),
+    ("bf16", "precision.mode=bf16"),
+    ("DALI loader", "data.loader=dali"),
+    ("torch.compile", "compile.mode=default"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--epochs", type=int, default=0, help="train every cumulative variant for so many epochs, for its accuracy (default: 0)"
+    )
+    parser.add_argument("--seeds", type=listed(int), default=[0, 1, 2], metavar="N,N,…", help="of these runs (default: 0,1,2)")
+    parser.add_argument("--jobs", type=int, default=1, help="of these runs at a time (default: 1); their speed is not used")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A point on the way.
+
+    Attributes:
+        name: `plain`, `+ SWITCH` where it is added to those before, `plain + SWITCH` where it stands alone.
+        before: name of the variant that this one adds a switch to.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    before: str
+
+
+def variants(on_gpu: bool) -> list[Variant]:
+    """The plain recipe, the switches one after the other, and each alone (the first of them is in both series)."""
+    switches = _ON_GPU if on_gpu else _ON_CPU
+    made = [Variant("plain", _PLAIN, "plain")]
+    for name, override in switches:
+        made.append(Variant(f"+ {name}", tuple(merge(made[-1].overrides, [override])), made[-1].name))
+    alone = [
+        Variant(f"plain + {name}", tuple(merge(_PLAIN, [override])), "plain") for name, override in switches[1:] if name not in _NEVER_ALONE
+    ]
+    return made + alone
+
+
+def run(session: Session) -> None:
+    wanted = variants(session.on_gpu)
+    if session.quick:
+        wanted = [variant for variant in wanted if not variant.name.startswith("plain +")]
+    workloads = _build(session, wanted)
+    steps = min(session.steps, _STEPS)
+    timings = dict(zip([variant.name for variant in wanted], session.time(list(workloads.values()), steps), strict=True))
+    accuracies = _train(session, wanted) if session.options.epochs else {}
+    for variant in wanted:
+        workload, timing = workloads[variant.name], timings[variant.name]
+        epochs_to_pay = None
+        if variant.name in ("+ torch.compile", "+ CUDA graph"):
+            # both compile: they are compared with the last variant that does not
+            eager = wanted[[v.name for v in wanted].index("+ torch.compile") - 1].name
+            num_images = workload.rig.splits.train.labels.size
+            epochs_to_pay = epochs_until_paid(workload.rig.compile_s - workloads[eager].rig.compile_s, num_images, timings[eager], timing)
+        accuracy = accuracies.get(variant.name)
+        session.record(
+            "ablation",
+            variant.name,
+            session.config(*variant.overrides),
+            timing,
+            timing.against(timings["plain"]) if variant.name != "plain" else None,
+            peak_memory_bytes=workload.rig.peak_memory_bytes,
+            compile_s=workload.rig.compile_s,
+            data_wait_fraction=workload.data_wait_fraction,
+            epochs_to_pay=epochs_to_pay,
+            **(_accuracy_fields(accuracy, session.options.epochs) if accuracy else {}),
+        )
+    session.print_tables()
+
+
+def epochs_until_paid(compile_s: float, num_images: int, before: Timing, after: Timing) -> float | None:
+    """Epochs after which compiling has saved the time that it took; None where it saves nothing."""
+    saved = num_images / before.images_per_sec.median - num_images / after.images_per_sec.median
+    return max(compile_s, 0.0) / saved if saved > 0 else None
+
+
+def _build(session: Session, wanted: list[Variant]) -> dict[str, StepWorkload]:
+    """Every variant, compiled without a cache; those that differ in the loader alone share model and step."""
+    rigs: dict[str, Rig] = {}
+    workloads = {}
+    for variant in wanted:
+        config = session.config(*variant.overrides)
+        synthetic = session.config(*merge(variant.overrides, ["data.loader=synthetic"]))
+        key = config_hash(synthetic)
+        if key not in rigs:
+            session.show(f"building {variant.name}")
+            with fresh_cache():
+                rigs[key] = Rig(synthetic, session.splits(config), session.processes)
+        loader = build_train_loader(config, session.splits(config), session.processes)
+        workloads[variant.name] = StepWorkload(variant.name, rigs[key], loader, session.lead_in(config))
+    return workloads
+
+
+def _train(session: Session, wanted: list[Variant]) -> dict[str, Mean]:
+    """Test accuracy of the cumulative variants, by real runs."""
+    options = session.options
+    names = {
+        f"{number}-{variant.name.strip('+ ').replace(' ', '-')}": variant
+        for number, variant in enumerate(wanted)
+        if _is_cumulative(variant)
+    }
+    overrides = merge(session.overrides, [f"duration={options.epochs}ep", "log.checkpoint_every=100%"])
+    torch.cuda.empty_cache()
+    plan = make_plan(
+        f"ablation-{Path(session.recipe).stem}",
+        session.recipe,
+        {name: list(v.overrides) for name, v in names.items()},
+        options.seeds,
+        overrides,
+    )
+    sweep = Sweep(plan, options.jobs)
+    run_sweep(sweep, session.console)
+    found = {names[name].name: Mean.of(values_of(group, "test_accuracy")) for name, group in by_variant(sweep.outcomes).items()}
+    return {name: mean for name, mean in found.items() if mean is not None}
+
+
+def _is_cumulative(variant: Variant) -> bool:
+    return not variant.name.startswith("plain +")
+
+
+def _accuracy_fields(accuracy: Mean, epochs: int) -> dict[str, Any]:
+    return {"accuracy": accuracy.mean, "accuracy_std": accuracy.std, "accuracy_n": accuracy.n, "epochs": float(epochs)}

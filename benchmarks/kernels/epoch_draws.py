@@ -1,0 +1,38 @@
+"""`kernels.epoch_draws`: order and augmentation of an epoch of 50,000, beside drawing them with numpy and copying them to the device."""
+
+import torch
+
+from benchmarks.kernels.case import Case
+from kernels.epoch_draws import epoch_draws
+from pipeline.config import AugmentConfig
+from pipeline.data.draws import draw_epoch
+
+_SIZE, _PADDING, _CUTOUT = 32, 4, 16
+_EPOCHS = 16
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    num_samples = 64 if quick else 50_000
+    augment = AugmentConfig(crop_padding=_PADDING, cutout=_CUTOUT)
+
+    def kernel(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        settings = {"padding": _PADDING, "flip": True, "cutout": _CUTOUT, "inside": False}
+        return epoch_draws(0, epoch, num_samples, (_SIZE, _SIZE), **settings, device=device)
+
+    def numpy_and_copy(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        draws = draw_epoch(0, epoch, num_samples, (_SIZE, _SIZE), augment)
+        return torch.from_numpy(draws.order).to(device), torch.from_numpy(draws.table()).to(device)
+
+    return [
+        Case(
+            label=f"{num_samples} samples",
+            kernel=kernel,
+            reference=numpy_and_copy,
+            reference_name="numpy and a copy",
+            inputs=[(epoch,) for epoch in range(_EPOCHS)],
+            batch_size=num_samples,
+            precision="int32",
+            image_size=_SIZE,
+            on_host=True,
+        )
+    ]

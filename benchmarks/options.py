@@ -1,0 +1,96 @@
+"""The command line that all benchmarks share."""
+
+import argparse
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+
+# What --quick puts over a recipe: seconds on two CPU cores.
+QUICK = (
+    "data.dataset=synthetic",
+    "data.image_size=16",
+    "data.num_samples=64",
+    "data.batch_size=8",
+    "data.num_threads=1",
+    "augment.crop_padding=2",
+    "augment.cutout=4",
+    "model.name=resnet20",
+    "model.shortcut=A",
+    "compile.backend=aot_eager",
+)
+_WINDOWS, _GPU_STEPS, _CPU_STEPS = 5, 100, 10
+_QUICK_WINDOWS, _QUICK_STEPS = 1, 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that all benchmarks share."""
+    parser.add_argument(
+        "arguments", nargs="*", metavar="[CONFIG] key=value", help="recipe (default: one for this machine) and keys over it"
+    )
+    parser.add_argument("--record", action="store_true", help="append the result to benchmarks/results/")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: 5 steps of a tiny model")
+    parser.add_argument("--windows", type=int, help=f"timed windows (default: {_WINDOWS})")
+    parser.add_argument("--steps", type=int, help=f"steps of a window (default: {_GPU_STEPS} on a GPU, {_CPU_STEPS} on the CPU)")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Recipe (the default for this machine where none is named) and overrides."""
+    if arguments and "=" not in arguments[0]:
+        return arguments[0], list(arguments[1:])
+    wants_cpu = "runtime.device=cpu" in arguments or not torch.cuda.is_available()
+    return "configs/quickstart.yaml" if wants_cpu else "configs/cifar10_resnet18.yaml", list(arguments)
+
+
+def merge(*groups: Sequence[str]) -> list[str]:
+    """Overrides put over each other: of the same key the last one.
+
+    >>> merge(["seed=1", "duration=1ep"], ["seed=2"])
+    ['seed=2', 'duration=1ep']
+    """
+    return [
+        f"{key}={value}" for key, value in {item.partition("=")[0]: item.partition("=")[2] for group in groups for item in group}.items()
+    ]
+
+
+def listed(kind: Callable[[str], Any] = str, choices: Collection[str] = ()) -> Callable[[str], list[Any]]:
+    """Type of an option with several values, separated by commas: `--batch-sizes 512,1024`."""
+
+    def parse(text: str) -> list[Any]:
+        for value in text.split(","):
+            if choices and value not in choices:
+                raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(choices)}")
+        return [kind(value) for value in text.split(",")]
+
+    return parse
+
+
+def num_windows(options: argparse.Namespace) -> int:
+    """Timed windows of each variant."""
+    return options.windows or (_QUICK_WINDOWS if options.quick else _WINDOWS)
+
+
+def num_steps(options: argparse.Namespace, on_gpu: bool) -> int:
+    """Steps of a window."""
+    return options.steps or (_QUICK_STEPS if options.quick else _GPU_STEPS if on_gpu else _CPU_STEPS)
+
+
+def read_arguments(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Recipe and overrides that the options ask for.
+
+    Raises:
+        UserError: options that contradict each other.
+    """
+    if options.record and options.quick:
+        raise UserError("--record: a smoke test is no measurement; leave out --quick")
+    for name in ("windows", "steps"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}: expected a whole number above 0, got {value}")
+    recipe, overrides = split_arguments(options.arguments)
+    if options.quick:
+        on_cpu = [] if torch.cuda.is_available() else ["precision.mode=fp32"]  # half precision is slow on CPUs
+        overrides = merge(QUICK, on_cpu, overrides)
+    return recipe, overrides

@@ -1,0 +1,105 @@
+"""Bring the tables and figures of the README files up to date with the records: `python -m benchmarks readme [--check]`.
+
+A README says where a table goes by a pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`; what stands between
+them is written by this command. NAME is a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `peer`) or a
+figure (`throughput`, `waterfall`).
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from os.path import relpath
+from pathlib import Path
+
+from benchmarks import figures
+from benchmarks.records import FOLDER, RESULTS, Record, newest, read
+from benchmarks.tables import MAKERS, to_markdown
+from pipeline.errors import EXIT_FAILURE, UserError
+
+FILES = (FOLDER.parent / "README.md", FOLDER / "README.md")
+_BLOCK = re.compile(r"<!-- benchmarks:(?P<name>\w+) -->\n(?P<content>.*?)<!-- /benchmarks:(?P=name) -->", re.DOTALL)
+_MARKER = re.compile(r"<!-- /?benchmarks:\w+ -->")
+_NO_RECORDS = "No records yet."
+
+
+def machine(record: Record) -> str:
+    """What a record was measured on, in one line of Markdown."""
+    gpu = (
+        f"{record.gpu}" + (f", {record.power_limit_w:.0f} W" if record.power_limit_w else "")
+        if record.gpu
+        else f"CPU, {record.cpu_cores} cores"
+    )
+    parts = [
+        gpu,
+        f"driver {record.driver}" if record.driver else "",
+        f"CUDA {record.cuda}" if record.gpu else "",
+        f"torch {record.torch}",
+        f"DALI {record.dali}" if record.dali else "",
+        f"Python {record.python}",
+        f"commit {record.commit[:10] if record.commit else 'unknown'}{' with changes' if record.dirty else ''}",
+        record.utc[:10],
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def block(name: str, records: Sequence[Record], readme: Path) -> str:
+    """What stands between the markers NAME, for a README at this path. Ends with a line break."""
+    if name in figures.FIGURES:
+        return _figure(name, records, readme)
+    chosen = [record for record in newest(records) if record.benchmark == name]
+    parts = []
+    for folder in dict.fromkeys(record.folder for record in chosen):
+        group = [record for record in chosen if record.folder == folder]
+        table = MAKERS[name](group)
+        machines = "; ".join(dict.fromkeys(machine(record) for record in group))
+        parts.append(f"{table.title}. {machines}\n\n{to_markdown(table)}\n")
+    return "\n".join(parts) or f"{_NO_RECORDS}\n"
+
+
+def _figure(name: str, records: Sequence[Record], readme: Path) -> str:
+    lines = [f"![{figures.FIGURES[name].alt}]({relpath(path, readme.parent)})\n" for path in figures.paths(name, records)]
+    return "\n".join(lines) or f"{_NO_RECORDS}\n"
+
+
+def render(text: str, records: Sequence[Record], readme: Path) -> str:
+    """A README's text with all blocks made anew.
+
+    Raises:
+        UserError: a marker that is unknown, or has no counterpart.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in MAKERS and name not in figures.FIGURES:
+            raise UserError(f"{readme}: benchmarks:{name}: unknown; use one of {', '.join([*MAKERS, *figures.FIGURES])}")
+        return f"<!-- benchmarks:{name} -->\n{block(name, records, readme)}<!-- /benchmarks:{name} -->"
+
+    rendered = _BLOCK.sub(fill, text)
+    if len(_MARKER.findall(text)) != 2 * len(_BLOCK.findall(text)):
+        raise UserError(f"{readme}: a benchmarks marker without its counterpart; see benchmarks/README.md")
+    return rendered
+
+
+def outdated(files: Sequence[Path] = FILES, results: Path = RESULTS) -> list[Path]:
+    """README files that disagree with the records."""
+    records = read(results)
+    existing = [path for path in files if path.exists()]
+    return [path for path in existing if render(path.read_text("utf-8"), records, path) != path.read_text("utf-8")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a README disagrees with the records")
+    arguments = parser.parse_args(argv)
+    if arguments.check:
+        stale = outdated()
+        for path in stale:
+            print(f"{path}: disagrees with the records; run `python -m benchmarks readme`")
+        return EXIT_FAILURE if stale else 0
+    records = read()
+    for path in figures.draw_all(records):
+        print(f"drawn {path}")
+    for path in outdated():
+        path.write_text(render(path.read_text("utf-8"), records, path), "utf-8")
+        print(f"updated {path}")
+    return 0

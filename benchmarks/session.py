@@ -1,0 +1,235 @@
+"""What every benchmark works with: options, device, data, progress, and the records that it leaves."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from benchmarks import tables
+from benchmarks.options import merge, num_steps, num_windows, read_arguments
+from benchmarks.records import Baseline, Benchmark, Record, append
+from benchmarks.timing import Timing, Workload, time_interleaved
+from benchmarks.workloads import batches_ahead
+from pipeline.build import compile_mode, set_backends
+from pipeline.config import Config, config_hash, load_config
+from pipeline.data import Splits, load_splits
+from pipeline.distributed import Processes, connect
+from pipeline.environment import describe_environment
+from pipeline.errors import UserError
+
+_PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
+_COMPILATIONS = 256  # of one function, in one process: a benchmark compiles the same model many times over
+_DATA_KEYS = ("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples")
+
+
+@dataclass
+class Session:
+    """One benchmark run.
+
+    Attributes:
+        recipe, overrides: the config that everything starts from.
+        processes: this process among the others.
+        options: parsed command line.
+        command: the command line, for the records.
+    """
+
+    recipe: str
+    overrides: list[str]
+    processes: Processes
+    options: argparse.Namespace
+    command: str
+    console: Console
+    records: list[Record] = field(default_factory=list)
+    _splits: dict[str, Splits] = field(default_factory=dict)
+    _environment: dict[str, Any] = field(default_factory=dict)
+    _progress: Progress | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def quick(self) -> bool:
+        return self.options.quick
+
+    @property
+    def windows(self) -> int:
+        return num_windows(self.options)
+
+    @property
+    def steps(self) -> int:
+        return num_steps(self.options, self.on_gpu)
+
+    def lead_in(self, config: Config) -> int:
+        """Untimed steps before a window of loader and step together; at most as many as a window has."""
+        return 1 if self.quick else min(batches_ahead(config), self.steps)
+
+    def config(self, *overrides: str) -> Config:
+        """The recipe with the user's keys and, over them, these."""
+        return load_config(self.recipe, merge(self.overrides, overrides))
+
+    def splits(self, config: Config) -> Splits:
+        """The data set of a config, read once."""
+        data = config.data.model_dump(include=set(_DATA_KEYS))
+        key = json.dumps([data, config.seed])
+        if key not in self._splits:
+            main = self.processes.is_main
+            self._splits[key] = self.processes.main_first(lambda: load_splits(config.data, config.seed, is_main=main))
+        return self._splits[key]
+
+    def use_synthetic_images_if_missing(self) -> None:
+        """Where the recipe's data set is not on this machine, go on with random images of the same size, and say so."""
+        config = self.config()
+        try:
+            self.splits(config)
+        except UserError as error:
+            size = 32 if config.data.dataset in ("cifar10", "cifar100") else config.data.image_size
+            self.say(f"warning: {error}\nwarning: timing random images of {size}x{size} pixels instead, through the same loader")
+            self.overrides = merge(self.overrides, ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"])
+
+    def say(self, text: str) -> None:
+        if self.processes.is_main:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, text: str) -> None:
+        """What is being done: in the progress line, or as a line of its own where there is no terminal."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], description=text)
+        elif not text.startswith("round") and not text.endswith("warming up"):
+            self.say(text)
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """A line with a clock while something runs."""
+        if not (self.processes.is_main and self.console.is_terminal):
+            yield
+            return
+        with Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self.console, transient=True
+        ) as progress:
+            progress.add_task("", total=None)
+            self._progress = progress
+            try:
+                yield
+            finally:
+                self._progress = None
+
+    def time(self, workloads: Sequence[Workload], steps: int | Sequence[int] | None = None) -> list[Timing]:
+        """Time workloads in turn, as many windows and steps as the options say."""
+        return time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
+
+    def record(
+        self,
+        benchmark: Benchmark,
+        variant: str,
+        config: Config,
+        timing: Timing | None,
+        baseline: Baseline | None = None,
+        **more: Any,
+    ) -> Record:
+        """Make a record and keep it. Fields of `Record` that the config does not tell are given as keywords."""
+        if not self._environment:
+            self._environment = describe_environment(config, self.device, self.processes.shard.world_size)
+        environment = self._environment
+        packages, gpu = environment["packages"], environment["gpu"] or {}
+        loader = {"reference": "torchvision"}.get(config.data.loader, config.data.loader)
+        values: dict[str, Any] = {
+            "benchmark": benchmark,
+            "variant": variant,
+            "model": config.model.name + (", fused norm" if config.model.fused_norm else ""),
+            "image_size": 32 if config.data.dataset in ("cifar10", "cifar100") else config.data.image_size,
+            "dataset": config.data.dataset,
+            "loader": loader,
+            "augment": describe_augment(config) if loader != "synthetic" else None,
+            "batch_size": config.data.batch_size,
+            "world_size": self.processes.shard.world_size,
+            "precision": config.precision.mode,
+            "channels_last": config.runtime.channels_last,
+            "compile_mode": compile_mode(config.compile, self.device),
+            "images_per_sec": timing.images_per_sec if timing else None,
+            "step_ms": timing.step_ms if timing else None,
+            "peak_memory_bytes": None,
+            "baseline": baseline,
+            "config": config.model_dump(mode="json"),
+            "config_hash": config_hash(config),
+            "commit": environment["commit"],
+            "dirty": environment["dirty"],
+            "gpu": gpu.get("name"),
+            "gpu_count": gpu.get("count", 0),
+            "power_limit_w": gpu.get("power_limit_w"),
+            "driver": gpu.get("driver"),
+            "cuda": gpu.get("cuda"),
+            "torch": packages["torch"],
+            "dali": next((version for name, version in packages.items() if "dali" in name), None),
+            "python": environment["python"],
+            "cpu_cores": environment["cpu_cores"],
+            "utc": environment["utc"],
+            "command": self.command,
+        }
+        self.records.append(Record(**(values | more)))
+        return self.records[-1]
+
+    def print_tables(self) -> None:
+        """The tables of all that was measured."""
+        for table in tables.tables_of(self.records):
+            self.print(table)
+
+    def close(self) -> None:
+        """Keep the records, if asked."""
+        if self.options.record and self.processes.is_main:
+            for path in append(self.records):
+                self.say(f"recorded in {path}")
+
+    def print(self, table: tables.Table) -> None:
+        if self.processes.is_main:
+            self.console.print(tables.to_rich(table))
+
+
+def describe_augment(config: Config) -> str:
+    """
+    >>> describe_augment(load_config(overrides=["augment.cutout=16"]))
+    'crop 4, flip, cutout 16'
+    """
+    augment = config.augment
+    parts = [f"crop {augment.crop_padding}" if augment.crop_padding else "", "flip" if augment.flip else ""]
+    inside = " inside" if augment.cutout_mode == "inside" else ""
+    parts.append(f"cutout {augment.cutout}{inside}" if augment.cutout else "")
+    return ", ".join(part for part in parts if part) or "none"
+
+
+def run(work: Callable[[Session], None], name: str, options: argparse.Namespace) -> None:
+    """Run a benchmark in a session of its own, on a stream of its own: what is captured must not run on the default one.
+
+    Raises:
+        UserError: the config, or a combination of options, is bad.
+        TrainingError: what was measured cannot be trusted.
+    """
+    recipe, overrides = read_arguments(options)
+    config = load_config(recipe, overrides)
+    torch._dynamo.config.recompile_limit = _COMPILATIONS
+    set_backends(config)
+    processes = connect(config)
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    session = Session(recipe, overrides, processes, options, command, console)
+    with torch.cuda.stream(torch.cuda.Stream(processes.device) if session.on_gpu else None):
+        session.use_synthetic_images_if_missing()
+        where = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
+        session.say(f"{name}: {recipe}, {processes.shard.world_size} x {where}, {session.windows} windows")
+        with session.progress():
+            work(session)
+        session.close()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

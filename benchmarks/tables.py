@@ -1,0 +1,273 @@
+"""Tables made from records: the same on the terminal and, as Markdown, in the README."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from benchmarks.records import Baseline, Record, Spread
+
+_PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under a header; columns from `first_number` on are set flush right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    first_number: int = 1
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table, without the title."""
+    rule = ["---" if i < table.first_number else "---:" for i in range(len(table.header))]
+    lines = [table.header, tuple(rule), *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def to_rich(table: Table) -> RichTable:
+    rich = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
+    for i, name in enumerate(table.header):
+        rich.add_column(name, justify="left" if i < table.first_number else "right", overflow="fold")
+    for row in table.rows:
+        rich.add_row(*(escape(cell) for cell in row))
+    return rich
+
+
+def count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def thousands(value: float) -> str:
+    """
+    >>> thousands(348_211), thousands(23_310_000), thousands(930)
+    ('348 k', '23.3 M', '930')
+    """
+    if value >= 1e6:
+        return f"{value / 1e6:.{1 if value >= 1e7 else 2}f} M"
+    return f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:,.0f}"
+
+
+def spread(value: Spread | None) -> str:
+    return f"{value.p10:,.0f}–{value.p90:,.0f} ({value.n})" if value else ""
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def memory(num_bytes: int | None) -> str:
+    return "" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def significant(value: float | None) -> str:
+    """Three digits."""
+    return "" if value is None else f"{value:.3g}"
+
+
+def against(baseline: Baseline | None) -> str:
+    """`1.004 × NAME (0.998–1.007)`."""
+    if baseline is None:
+        return ""
+    ratio, digits = baseline.ratio, 3 if baseline.ratio.median < 2 else 2
+    return f"{ratio.median:.{digits}f} × {baseline.variant} ({ratio.p10:.{digits}f}–{ratio.p90:.{digits}f})"
+
+
+def _layout(record: Record) -> str:
+    return "NHWC" if record.channels_last else "NCHW"
+
+
+def _data(record: Record) -> str:
+    return f"{record.dataset} {record.image_size}×{record.image_size}"
+
+
+def _loader(records: Sequence[Record]) -> Table:
+    """Loaders down, batch sizes across: median images/sec with the 10th to 90th percentile."""
+    sizes = sorted({record.batch_size for record in records})
+    rows: dict[tuple[str, ...], dict[int, Record]] = {}
+    for record in records:
+        rows.setdefault((record.variant, _data(record), record.augment or "none", str(record.world_size)), {})[record.batch_size] = record
+    lines = []
+    for key, by_size in rows.items():
+        cells = []
+        for size in sizes:
+            rate = by_size[size].images_per_sec if size in by_size else None
+            cells.append(f"{thousands(rate.median)} ({thousands(rate.p10)}–{thousands(rate.p90)})" if rate else "")
+        lines.append((*key, *cells))
+    header = ("loader", "images", "augmentation", "processes", *(f"batch {size}" for size in sizes))
+    return Table("Loader alone: images/sec, median (p10–p90)", header, tuple(lines), 4)
+
+
+def _step(records: Sequence[Record]) -> Table:
+    header = (
+        "model",
+        "precision",
+        "layout",
+        "compile",
+        "batch",
+        "GPUs",
+        "images/sec",
+        "p10–p90 (n)",
+        "step ms",
+        "TFLOP/s",
+        "of peak",
+        "memory",
+        "compile s",
+    )
+    rows = [
+        (
+            record.model or "",
+            record.precision,
+            _layout(record),
+            record.compile_mode,
+            str(record.batch_size),
+            str(record.world_size),
+            count(record.images_per_sec.median if record.images_per_sec else None),
+            spread(record.images_per_sec),
+            number(record.step_ms),
+            significant(record.tflops),
+            share(record.peak_share),
+            memory(record.peak_memory_bytes),
+            number(record.compile_s, 1),
+        )
+        for record in records
+    ]
+    return Table(f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", header, tuple(rows), 4)
+
+
+def _end_to_end(records: Sequence[Record]) -> Table:
+    header = (
+        "variant",
+        "data",
+        "loader",
+        "precision",
+        "compile",
+        "batch",
+        "GPUs",
+        "images/sec",
+        "p10–p90 (n)",
+        "step ms",
+        "data wait",
+        "compared",
+    )
+    rows = [
+        (
+            record.variant,
+            _data(record),
+            record.loader or "",
+            record.precision,
+            record.compile_mode,
+            str(record.batch_size),
+            str(record.world_size),
+            count(record.images_per_sec.median if record.images_per_sec else None),
+            spread(record.images_per_sec),
+            number(record.step_ms),
+            share(record.data_wait_fraction),
+            against(record.baseline),
+        )
+        for record in records
+    ]
+    return Table("Loader and step together", header, tuple(rows), 5)
+
+
+def _kernel(records: Sequence[Record]) -> Table:
+    header = ("kernel", "type", "batch", "classes", "µs", "images/sec", "p10–p90 (n)", "compared")
+    rows = [
+        (
+            record.variant,
+            record.precision,
+            str(record.batch_size),
+            str(record.num_classes or ""),
+            number(1e3 * record.step_ms if record.step_ms else None, 1),
+            thousands(record.images_per_sec.median) if record.images_per_sec else "",
+            spread(record.images_per_sec),
+            against(record.baseline),
+        )
+        for record in records
+    ]
+    return Table("Kernels: device time of one call, replayed from a CUDA graph", header, tuple(rows), 2)
+
+
+def _ablation(records: Sequence[Record]) -> Table:
+    header = (
+        "variant",
+        "loader",
+        "batch",
+        "images/sec",
+        "p10–p90 (n)",
+        "compared",
+        "accuracy",
+        "epochs",
+        "compile s",
+        "epochs until it pays",
+    )
+    rows = [
+        (
+            record.variant,
+            record.loader or "",
+            str(record.batch_size),
+            count(record.images_per_sec.median if record.images_per_sec else None),
+            spread(record.images_per_sec),
+            against(record.baseline),
+            accuracy(record.accuracy, record.accuracy_std, record.accuracy_n),
+            number(record.epochs, 0),
+            number(record.compile_s, 1),
+            number(record.epochs_to_pay, 1),
+        )
+        for record in records
+    ]
+    return Table("Ablation, loader and step together", header, tuple(rows), 2)
+
+
+def accuracy(mean: float | None, std: float | None, n: int | None) -> str:
+    """`94.01 ± 0.12 % (5)`, the deviation only where there are several.
+
+    >>> accuracy(0.9401, 0.0012, 5), accuracy(0.9401, None, 1)
+    ('94.01 ± 0.12 % (5)', '94.01 % (1)')
+    """
+    if mean is None:
+        return ""
+    deviation = f" ± {100 * std:.2f}" if std is not None else ""
+    return f"{100 * mean:.2f}{deviation} % ({n})"
+
+
+def _startup(records: Sequence[Record]) -> Table:
+    header = ("start", "model", "batch", "precision", "compile", "GPUs", "seconds to the first step", "n")
+    rows = [
+        (
+            record.variant,
+            record.model or "",
+            str(record.batch_size),
+            record.precision,
+            record.compile_mode,
+            str(record.world_size),
+            number(record.first_step_s, 1),
+            str(record.first_step_n or ""),
+        )
+        for record in records
+    ]
+    return Table("From the command to the end of the first optimizer step", header, tuple(rows), 2)
+
+
+MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
+    "loader": _loader,
+    "step": _step,
+    "end_to_end": _end_to_end,
+    "peer": _end_to_end,
+    "kernel": _kernel,
+    "ablation": _ablation,
+    "startup": _startup,
+}
+
+
+def tables_of(records: Sequence[Record]) -> list[Table]:
+    """One table for each benchmark that the records belong to."""
+    names = dict.fromkeys(record.benchmark for record in records)
+    return [MAKERS[name]([record for record in records if record.benchmark == name]) for name in names]
