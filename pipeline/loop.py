@@ -126,7 +126,8 @@ def fit(t: Trainer) -> EvalResult:
                     if saves or stops or (evaluates and state.best.get("step") == state.step):
                         save(t)
                     if stops and state.step < plan.total_steps:
-                        raise Preempted(f"by signal {t.stop.number}, saved at step {state.step}; continue with resume=auto")
+                        cause = f"signal {t.stop.number}" if t.stop.requested else "a signal to another process"
+                        raise Preempted(f"by {cause}, saved at step {state.step}; continue with resume=auto")
                 t.clock.start(steady=t.step.settled)
             if state.step == plan.total_steps:
                 break

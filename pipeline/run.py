@@ -166,16 +166,19 @@ class MetricsLog:
         if run.metrics.exists():
             _cut_back(run.metrics, resume_step)
         self._file = run.metrics.open("a", encoding="utf-8")
-        self._writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(run.path / "tb"), purge_step=resume_step + 1 if resume_step else None)
+        self._tensorboard = (
+            {"log_dir": str(run.path / "tb"), "purge_step": resume_step + 1 if resume_step else None} if tensorboard else None
+        )
+        self._writer: Any = None
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        if self._writer is not None:
+        if self._tensorboard is not None:
+            if self._writer is None:  # its import takes a second or two, which the first step does not wait for
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(**self._tensorboard)
             group = record.get("split", record["kind"])
             for key, value in record.items():
                 if isinstance(value, int | float) and key not in ("step", "epoch", "correct", "seen"):

@@ -22,12 +22,11 @@ class Totals:
     def add(self, loss: torch.Tensor, correct: torch.Tensor, num_images: int, found_inf: torch.Tensor) -> None:
         """Add one step: mean loss, number of correct predictions, images, and 1 where the update was skipped (device scalars)."""
         # a loss that overflowed belongs to a skipped update: keep it out of the mean, where it would hide everything else
-        kept = 1 - found_inf
-        self.values[0] += torch.where(found_inf > 0, torch.zeros_like(loss), loss) * num_images
-        self.values[1] += correct * kept
-        self.values[2] += num_images * kept
-        self.values[3] += found_inf
-        self.values[4] = (self.values[4] + 1) * found_inf
+        skipped = found_inf > 0
+        sums = torch.stack([loss * num_images, correct.to(loss.dtype), torch.full_like(loss, num_images)])
+        self.values[:3] += sums.masked_fill(skipped, 0)
+        self.values[3:] += found_inf
+        self.values[4:].mul_(found_inf)
 
     def start_window(self) -> None:
         """Zero the sums of the window; the counts of skipped updates run on."""

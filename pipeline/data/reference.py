@@ -1,5 +1,6 @@
 """The readable oracle: one image at a time with torchvision's functions, batched by torch's DataLoader."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -96,6 +97,10 @@ class ReferenceLoader(PositionedLoader):
         self._batches: Iterator[Any] = iter(())
 
     def _restart(self, epoch: int, step: int) -> None:
+        context = None
+        if self._num_workers:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])  # takes seconds: once, and not once a worker
         self._batches = iter(
             DataLoader(
                 _Batches(*self._arguments, epoch, step),
@@ -104,7 +109,7 @@ class ReferenceLoader(PositionedLoader):
                 prefetch_factor=self._prefetch if self._num_workers else None,
                 pin_memory=self._device.type == "cuda",
                 worker_init_fn=_leave_signals_to_the_trainer,
-                multiprocessing_context="forkserver" if self._num_workers else None,
+                multiprocessing_context=context,
             )
         )
 
