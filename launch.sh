@@ -6,6 +6,8 @@ usage() {
     cat <<'HELP'
 Usage: ./launch.sh [CONFIG] [key=value ...]   train a recipe; without CONFIG, configs/quickstart.yaml
        ./launch.sh COMMAND [argument ...]     run `python -m pipeline COMMAND`: check, evaluate, explain, config-reference
+       ./launch.sh bench [CONFIG] [key=value ...]  what limits this machine: loader, step or communication
+       ./launch.sh sweep FILE                 train a base recipe with lists of overrides, and compare
        ./launch.sh test [argument ...]        format, lint, types and all tests; with arguments, pytest with those alone
        ./launch.sh lock [--upgrade]           write requirements-*.lock anew from pyproject.toml
 
@@ -227,6 +229,14 @@ case ${1:-} in
         set_up
         [[ ${1:-} != train ]] || shift
         train "$@"
+        ;;
+    bench)
+        set_up
+        exec "$python" -m benchmarks "${@:2}"
+        ;;
+    sweep)
+        set_up
+        exec "$python" -m benchmarks.sweep "${@:2}"
         ;;
     *)
         set_up

@@ -9,9 +9,10 @@ from torch import nn
 
 from benchmarks.bottleneck import Measured, name_bottleneck
 from benchmarks.ceiling import flops_per_image, matmul_flops_per_s
+from benchmarks.cells import against, count, memory, number, share, significant, spread
 from benchmarks.session import Session
-from benchmarks.tables import Table, against, count, memory, number, share, significant, spread
-from benchmarks.timing import Timing, Workload
+from benchmarks.tables import Table
+from benchmarks.timing import Stopwatch, Timing, Workload, steps_lasting
 from benchmarks.workloads import LoaderWorkload, Rig, StepWorkload, batches_ahead, build_train_loader
 from pipeline.build import compile_mode
 from pipeline.distributed import Processes
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _HEADER = ("", "images/sec", "p10–p90 (n)", "step ms", "TFLOP/s", "of peak", "peak memory", "data wait", "compile s")
+
+_LOADER_WINDOW_S = 0.3
 
 
 class _Unconnected:
@@ -53,7 +56,10 @@ def run(session: Session) -> None:
         session.show("building the step without communication")
         silent = Rig(config, splits, unconnected(processes))
         workloads.append(StepWorkload("step, no communication", silent, rig.synthetic(), lead_in=1))
-    timings = session.time(workloads)
+    steps = [session.steps for _ in workloads]
+    if not session.quick:  # loaders deliver in bursts: give theirs a window of many
+        steps[0] = max(session.steps, steps_lasting(alone_loader, _LOADER_WINDOW_S, Stopwatch(session.device)))
+    timings = session.time(workloads, steps)
     medians = [timing.images_per_sec.median for timing in timings]
     compared = timings[2].against(timings[1])
     measured = Measured(

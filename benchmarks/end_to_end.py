@@ -2,10 +2,10 @@
 
 import argparse
 
+from benchmarks.cells import against
 from benchmarks.options import listed
 from benchmarks.peers import PlainStep
 from benchmarks.session import Session
-from benchmarks.tables import against
 from benchmarks.timing import Workload
 from benchmarks.workloads import Rig, StepWorkload, build_train_loader
 from pipeline.config import Config

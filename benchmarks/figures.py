@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from benchmarks.cells import count, thousands
 from benchmarks.records import FOLDER, Record, newest
-from benchmarks.tables import count, thousands
 from pipeline import style
 
 FOLDER_OF_FIGURES = FOLDER / "figures"

@@ -4,11 +4,11 @@ import argparse
 
 import torch
 
+from benchmarks.cells import against
 from benchmarks.naive_dali import NaiveDaliLoader
 from benchmarks.options import listed
 from benchmarks.peers import AirbenchLoader, has_airbench
 from benchmarks.session import Session
-from benchmarks.tables import against
 from benchmarks.timing import Stopwatch, Workload, steps_lasting
 from benchmarks.workloads import LoaderWorkload, batches_ahead, build_train_loader
 from pipeline.config import Config

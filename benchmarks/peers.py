@@ -90,7 +90,7 @@ class AirbenchLoader(Workload):
         augment = {"flip": True, "translate": padding, "cutout": cutout}
         with tempfile.TemporaryDirectory() as folder:
             torch.save(data, Path(folder) / "train.pt")
-            loader = CifarLoader(folder, train=True, batch_size=batch_size, aug=augment, gpu=device.index)
+            loader = CifarLoader(folder, train=True, batch_size=batch_size, aug=augment, gpu=device)
         self.steps_per_epoch = len(loader)
         super().__init__("airbench", batch_size, lead_in=len(loader))
         self._batches = self._forever(loader)

@@ -20,7 +20,7 @@ from pipeline.loop import Plan
 from pipeline.step import Step
 from pipeline.train import peak_memory_bytes
 
-_IMAGES_AHEAD = 4096  # that a loader may hold ready, beside the batches it was asked to prefetch
+_IMAGES_AHEAD = 8192  # that a loader may hold ready, beside the batches it was asked to prefetch
 _LONGEST_PAUSE_S = 3.0
 
 

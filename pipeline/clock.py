@@ -44,6 +44,7 @@ class Clock:
         self._steps = self._images = 0
         self._host_wait_s = 0.0
         self._waits.clear()
+        self._ahead.clear()  # what happened between two windows is no wait for data
         self._steady = steady
         self._began = time.perf_counter()
 
@@ -104,7 +105,6 @@ class Clock:
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Time that is not training: evaluation, saving. Use between `close` and `start`."""
-        self._ahead.clear()
         yield
         self._synchronize()
 
