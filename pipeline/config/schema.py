@@ -78,7 +78,8 @@ class ModelConfig(Section):
         default=True, description="Start the last batch-norm scale of each block at 0, so that blocks start as identities"
     )
     fused_norm: bool = Field(
-        default=False, description="Batch norm, residual and ReLU in training by our own Triton kernels; needs `runtime.channels_last`"
+        default=False,
+        description="Batch norm, residual and ReLU in training by our own Triton kernels, on a GPU; needs `runtime.channels_last`",
     )
 
 

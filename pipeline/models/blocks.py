@@ -16,8 +16,8 @@ class NormAct(nn.BatchNorm2d):
 
     Args:
         channels: C.
-        fused: in training, do all three in our Triton kernels (`kernels/batch_norm_act.py`), which move fewer bytes than the compiler's;
-            the count of batches, which nothing reads, then stays 0.
+        fused: in training on a GPU, do all three in our Triton kernels (`kernels/batch_norm_act.py`), which move fewer bytes than the
+            compiler's; the count of batches, which nothing reads, then stays 0. On the CPU torch's own batch norm is the faster one.
         relu: end with a ReLU.
         branches: the output feeds two consumers; fused, it is handed out twice.
 
@@ -29,7 +29,7 @@ class NormAct(nn.BatchNorm2d):
         self.fused, self.relu, self.branches = fused, relu, branches
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> Activation:  # type: ignore[override]
-        if self.fused and self.training:
+        if self.fused and self.training and input.is_cuda:
             from kernels.batch_norm_act import batch_norm_act, batch_norm_act_twice
 
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
