@@ -211,5 +211,7 @@ def save(t: Trainer) -> None:
     if not t.processes.is_main:  # rank 0 has it all now
         t.state.totals.start_window()
     t.state.clock = t.clock.state_dict()
+    if t.metrics is not None:
+        t.metrics.flush()
     if t.checkpoints is not None:
         t.checkpoints.save(t.state)

@@ -184,6 +184,11 @@ class MetricsLog:
                 if isinstance(value, int | float) and key not in ("step", "epoch", "correct", "seen"):
                     self._writer.add_scalar(f"{group}/{key}", value, record["step"])
 
+    def flush(self) -> None:
+        """What was written is in the files from now on, though the process be killed."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def close(self) -> None:
         self._file.close()
         if self._writer is not None:

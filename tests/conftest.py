@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
@@ -13,20 +14,38 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring, and tests may run side by side
 
+_LAUNCHER_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"),
+    *("QUICKRES_NUM_PROCESSES", "QUICKRES_EXIT_CODE_FILE", "QUICKRES_START_TIME"),
+)
 
-@pytest.fixture
-def process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For tests that train in this process: signal handlers, torch's switches and what a launcher would set are put back."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "QUICKRES_NUM_PROCESSES", "QUICKRES_EXIT_CODE_FILE", "QUICKRES_START_TIME"):
-        monkeypatch.delenv(name, raising=False)
+
+@contextmanager
+def _kept_process_state() -> Iterator[None]:
+    environment = dict(os.environ)
+    for name in _LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     cudnn, matmul = cast(Any, torch.backends.cudnn), torch.backends.cuda.matmul
     switches = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.are_deterministic_algorithms_enabled()
-    environment = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(environment)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = switches[:3]
     torch.use_deterministic_algorithms(switches[3])
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
+
+
+@pytest.fixture
+def process_state() -> Iterator[None]:
+    """For tests that train in this process: without a launcher's variables; signal handlers and torch's switches are put back."""
+    with _kept_process_state():
+        yield
+
+
+@pytest.fixture(scope="module")
+def process_state_of_module() -> Iterator[None]:
+    """As `process_state`, for fixtures of a module."""
+    with _kept_process_state():
+        yield

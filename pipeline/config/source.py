@@ -38,6 +38,15 @@ _Dumper.yaml_implicit_resolvers = {
 }
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # in single quotes PyYAML writes these line breaks with an indentation that it then reads as text
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def dump(values: dict[str, Any]) -> str:
     """YAML text that `parse` reads back to equal values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,147 @@
+"""Every benchmark for five steps, and what they are made of."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import session
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.bottleneck import Measured, name_bottleneck
+from benchmarks.loaders import build_naive
+from benchmarks.options import QUICK, merge
+from benchmarks.records import Spread, append, read
+from benchmarks.timing import Workload, time_interleaved
+from pipeline.config import load_config
+from pipeline.data import build_loaders, load_splits
+from pipeline.distributed import connect
+
+QUICKSTART = "configs/quickstart.yaml"
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
+    assert main([name, "--quick", "runtime.device=cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "┃" in out
+    assert "data.dataset" not in out, "it fell back on synthetic images"
+    if name == "bench":
+        assert "Bottleneck: " in out
+
+
+def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "append", partial(append, results=tmp_path))
+    assert (
+        main(["bench", QUICKSTART, *QUICK, "precision.mode=fp32", "runtime.device=cpu", "--record", "--windows", "2", "--steps", "1"]) == 0
+    )
+    records = {record.benchmark: record for record in read(tmp_path)}
+    assert set(records) == {"loader", "step", "end_to_end"}
+    step, both = records["step"], records["end_to_end"]
+    assert step.images_per_sec is not None and step.images_per_sec.n == 2
+    assert step.tflops == pytest.approx(step.images_per_sec.median * 6 * 10.2e6 / 1e12, rel=0.1)  # 10 M multiply-adds an image, forward
+    assert both.baseline is not None and both.baseline.variant == "step alone"
+    assert load_config(overrides=[]).model_validate(both.config).data.batch_size == both.batch_size == 8
+    assert both.gpu is None and both.command.startswith("python -m benchmarks")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quick", "--record"], "--record: a smoke test is no measurement"),
+        (["--windows", "0"], "--windows: expected a whole number above 0"),
+        (["configs/missing.yaml"], "configs/missing.yaml: no such recipe"),
+        (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
+        (["loaders", "--quick", "--batch-sizes", "1000"], "--batch-sizes: all are more than the 64 training images"),
+        (["readme", "--check", "surplus"], None),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str | None, capsys: pytest.CaptureFixture[str]):
+    if message is None:
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        return
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_data_set_is_replaced_and_said(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    missing = ["data.dataset=folder", f"data.root={tmp_path / 'missing'}", "runtime.device=cpu"]
+    assert main(["loaders", "--quick", "--loaders", "dali", *missing]) == 0
+    out = capsys.readouterr().out
+    assert "timing random images of 16x16 pixels instead" in out
+
+
+class Noted(Workload):
+    def __init__(self, name: str, notes: list[str], seconds: float):
+        super().__init__(name, images_per_step=10, lead_in=2)
+        self.notes, self.seconds = notes, seconds
+
+    def run(self, steps: int) -> None:
+        self.notes.append(f"{self.name}{steps}")
+        time.sleep(steps * self.seconds)
+
+
+def test_windows_are_interleaved_and_compared_in_pairs():
+    notes: list[str] = []
+    workloads = [Noted("a", notes, 0.01), Noted("b", notes, 0.02)]
+    fast, slow = time_interleaved(workloads, windows=3, steps=4, device=torch.device("cpu"))
+    assert notes == ["a2", "a1", "b2", "b1"] + ["a2", "a4", "b2", "b4"] * 3
+    assert fast.images_per_sec.n == 3
+    assert fast.images_per_sec.median == pytest.approx(1000, rel=0.2)
+    assert fast.against(slow).variant == "b"
+    assert fast.against(slow).ratio.median == pytest.approx(2, rel=0.2)
+
+
+@pytest.mark.parametrize("overrides", [(), ("augment.cutout=0",), ("augment.crop_padding=0", "precision.mode=fp32")])
+def test_the_naive_graph_gives_the_same_pixels(overrides: tuple[str, ...]):
+    config = load_config(QUICKSTART, merge(QUICK, ["augment.flip=true", "precision.mode=fp16", "runtime.device=cpu"], overrides))
+    splits, processes = load_splits(config.data, config.seed), connect(config)
+    naive, ours = build_naive(config, splits, processes), build_loaders(config, splits, processes.device).train
+    for _ in range(2):
+        for one, other in zip(naive, ours, strict=True):
+            assert torch.equal(one.labels, other.labels)
+            torch.testing.assert_close(one.images, other.images, rtol=0, atol=2e-3)  # one unit in the last place of half precision
+
+
+NOTHING = Spread(median=1.0, p10=0.99, p90=1.01, n=5)
+BASE: dict[str, Any] = {
+    "loader": 3e5,
+    "step": 1e5,
+    "end_to_end": 1e5,
+    "ratio": NOTHING,
+    "alone": 1e5,
+    "host_ms": 0.1,
+    "step_ms": 5.0,
+    "peak_share": 0.4,
+    "compile_mode": "reduce-overhead",
+    "on_gpu": True,
+}
+SLOWED = Spread(median=0.5, p10=0.49, p90=0.51, n=5)
+
+
+@pytest.mark.parametrize(
+    ("measured", "overrides", "found", "key"),
+    [
+        ({"loader": 5e4, "end_to_end": 5e4, "ratio": SLOWED}, ["data.loader=reference"], "the loader", "data.loader=dali"),
+        ({"loader": 5e4, "end_to_end": 5e4, "ratio": SLOWED, "on_gpu": False}, [], "the loader", "data.num_threads"),
+        ({"loader": 9e4}, [], "the loader", "data.loader=fused"),
+        ({"end_to_end": 5e4, "ratio": SLOWED}, [], "competition", "data.loader=fused"),
+        ({"ratio": Spread(median=0.5, p10=0.2, p90=1.2, n=5)}, [], "memory traffic", "data.batch_size"),
+        ({"alone": 2e5}, [], "communication", "data.batch_size"),
+        ({"host_ms": 4.9, "compile_mode": "default"}, [], "the host", "compile.mode=reduce-overhead"),
+        ({"host_ms": 4.9}, [], "the host", "data.batch_size"),
+        ({"peak_share": 0.8}, [], "arithmetic", "model.name"),
+        ({"peak_share": 0.8}, ["precision.mode=fp32"], "arithmetic", "precision.mode=fp16"),
+        ({}, ["precision.mode=fp32"], "memory traffic", "precision.mode=fp16"),
+        ({}, ["runtime.channels_last=false"], "memory traffic", "runtime.channels_last=true"),
+        ({"compile_mode": "none"}, [], "memory traffic", "compile.mode=reduce-overhead"),
+    ],
+)
+def test_the_bottleneck_is_named_with_its_key(measured: dict[str, Any], overrides: list[str], found: str, key: str):
+    sentence = name_bottleneck(Measured(**(BASE | measured)), load_config(overrides=overrides))
+    assert sentence.startswith("Bottleneck: ")
+    assert found in sentence
+    assert key in sentence

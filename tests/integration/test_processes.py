@@ -1,0 +1,208 @@
+"""Two processes on the CPU, started by torchrun and connected by gloo."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import train
+from pipeline.checkpoint import newest_intact
+from pipeline.commands import evaluate_run
+from pipeline.config import load_config
+from pipeline.data.sampling import Shard, TrainSampler
+from tests.tiny import RECIPE, ROOT, last_weights, only_run, read_metrics
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@dataclass
+class Started:
+    """What a run on two processes returned, printed and saw."""
+
+    code: int
+    exit_code_file: str
+    out: list[str]
+    err: str
+    ranks: list[dict[str, Any]]
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = (
+    *("accelerate.commands.launch", "--quiet", "--config_file", "configs/accelerate/cpu2.yaml"),
+    *("--num_processes", "2", "--num_cpu_threads_per_process", "1"),
+)
+
+
+def start(folder: Path, *arguments: str, launcher: tuple[str, ...] = TORCHRUN, stop: int = 0, **variables: str) -> Started:
+    """Run `two_processes.py` in a folder, which may hold an earlier run."""
+    code_file = folder / "exit_code"
+    code_file.unlink(missing_ok=True)
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "QUICKRES_NUM_PROCESSES": "2", "QUICKRES_EXIT_CODE_FILE": str(code_file)}
+    keys = (f"log.dir={folder}/runs", "data.eval_batch_size=6", *arguments)
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(SCRIPT), str(folder), str(stop), str(RECIPE), *keys],
+        cwd=ROOT,
+        env={**os.environ, **own, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+    code = code_file.read_text().strip() if code_file.exists() else ""
+    return Started(done.returncode, code, done.stdout.splitlines(), done.stderr, reports)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Started]:
+    """A run from its first step to its last, by accelerate's launcher."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, start(folder, launcher=ACCELERATE)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Started]:
+    """A run of which one process got a signal after step 6."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    return folder, start(folder, stop=6)
+
+
+def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(only_run(folder / "runs")) if record["kind"] == kind]
+
+
+def test_it_ends_well_and_only_the_first_process_speaks(whole: tuple[Path, Started]):
+    folder, run = whole
+    assert (run.code, run.exit_code_file, run.err) == (0, "0", "")
+    assert [report["code"] for report in run.ranks] == [0, 0]
+    first, *epochs, _, _, _, last = run.out
+    assert "2 x CPU" in first and "batch 8, 15 steps of which 5 an epoch" in first
+    assert len(epochs) == 3 and all(line.startswith("epoch ") for line in epochs)
+    assert last == str(only_run(folder / "runs"))
+
+
+def test_only_the_first_process_writes(whole: tuple[Path, Started]):
+    run = only_run(whole[0] / "runs")
+    assert len(list(run.glob("tb/*"))) == 1
+    assert [len(read_records(whole[0], kind)) for kind in ("train", "eval")] == [9, 3]
+    result = json.loads((run / "result.json").read_text())
+    assert (result["world_size"], result["steps"], result["test_seen"]) == (2, 15, 8)
+
+
+def test_processes_share_the_batches_of_one(whole: tuple[Path, Started]):
+    config = load_config(only_run(whole[0] / "runs") / "config.yaml")
+    sampler = TrainSampler(40, 8, Shard(), config.seed, (8, 8), config.augment)
+    zero, one = (report["steps"] for report in whole[1].ranks)
+    for step in range(15):
+        assert zero[step]["indices"] + one[step]["indices"] == sampler.plan(*divmod(step, 5)).indices.tolist()
+
+
+def test_processes_have_the_same_weights_and_not_the_same_losses(whole: tuple[Path, Started]):
+    zero, one = (report["steps"] for report in whole[1].ranks)
+    assert [step["weights"] for step in zero] == [step["weights"] for step in one]
+    assert all(a["loss"] != b["loss"] for a, b in zip(zero, one, strict=True))
+
+
+def test_metrics_are_of_all_processes(whole: tuple[Path, Started]):
+    previous = 0
+    for record in read_records(whole[0], "train"):
+        window = [step for report in whole[1].ranks for step in report["steps"][previous : record["step"]]]
+        assert record["loss"] == pytest.approx(sum(step["loss"] for step in window) / len(window))
+        assert record["accuracy"] == sum(step["correct"] for step in window) / (4 * len(window))
+        previous = record["step"]
+
+
+@pytest.mark.usefixtures("process_state")
+def test_one_process_reproduces_the_accuracy_of_two(whole: tuple[Path, Started]):
+    """Exact counts, though 8 samples in batches of 6 leave padding on one process; and the norm's statistics are those of both."""
+    run = only_run(whole[0] / "runs")
+    result = json.loads((run / "result.json").read_text())
+    again = evaluate_run(run)
+    assert (again.correct, again.seen) == (result["test_correct"], 8)
+    assert again.loss == pytest.approx(result["test_loss"], rel=1e-5)
+
+
+def test_results_and_errors_of_one_process_reach_the_others(whole: tuple[Path, Started]):
+    zero, one = whole[1].ranks
+    assert zero["on_main"] == one["on_main"] == "returned made by 0"
+    assert zero["on_main_user_error"] == one["on_main_user_error"] == "UserError: bad key"
+    assert (zero["on_main_bug"], one["on_main_bug"]) == ("KeyError: 'a bug'", "TrainingError: process 0: KeyError: 'a bug'")
+    assert (zero["main_first"], one["main_first"]) == ("returned made by 0", "returned made by 1")
+    assert zero["main_first_on_0"] == one["main_first_on_0"] == "UserError: bad file"
+    assert one["ran_after_error"] == []
+    assert zero["main_first_on_1"] == one["main_first_on_1"] == "UserError: only here"
+    assert (zero["main_first_bug_on_1"], one["main_first_bug_on_1"]) == ("TrainingError: process 1: OSError: no disk", "OSError: no disk")
+    assert zero["sum"] == one["sum"] == [2, 1]
+    assert zero["norm"] == one["norm"] == [0.5, 2.5]
+
+
+# --- interrupted and continued --------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_to_one_process_stops_all_at_the_next_log(interrupted: tuple[Path, Started]):
+    folder, run = interrupted
+    assert (run.code, run.exit_code_file) == (1, "75")  # the launcher returns 1 for every failure
+    assert [(report["code"], len(report["steps"])) for report in run.ranks] == [(75, 7), (75, 7)]
+    told = [line for line in run.err.splitlines() if line.startswith(("stopped", "error"))]
+    assert told == ["stopped: by a signal to another process, saved at step 7; continue with resume=auto"]
+    assert not (only_run(folder / "runs") / "result.json").exists()
+
+
+def assert_same_training(found: Path, expected: Path) -> None:
+    weights, wanted = (last_weights(only_run(folder / "runs")) for folder in (found, expected))
+    for key, value in weights.items():
+        if "running" in key:  # averaged at other steps: the same sums in another order
+            torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(value, wanted[key]), key
+    for kind in ("train", "eval"):
+        for record, other in zip(read_records(found, kind), read_records(expected, kind), strict=True):
+            assert {**record, "loss": 0} == {**other, "loss": 0}
+            assert record["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_it_is_continued_on_two_processes(interrupted: tuple[Path, Started], whole: tuple[Path, Started], tmp_path: Path):
+    folder = tmp_path / "continued"
+    shutil.copytree(interrupted[0], folder, symlinks=True)
+    run = start(folder, "resume=auto")
+    assert (run.code, run.exit_code_file) == (0, "0"), run.err
+    assert [len(report["steps"]) for report in run.ranks] == [8, 8]
+    assert_same_training(folder, whole[0])
+
+
+@pytest.mark.usefixtures("process_state")
+def test_it_is_continued_on_one_process(interrupted: tuple[Path, Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "continued"
+    shutil.copytree(interrupted[0], folder, symlinks=True)
+    run = only_run(folder / "runs")
+    assert train.main([str(RECIPE), f"log.dir={folder}/runs", "data.eval_batch_size=6", "resume=auto"]) == 0
+    assert f"continuing {run} from step 7" in capsys.readouterr().out
+    steps = [record["step"] for record in read_records(folder, "train")]
+    assert steps == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_divide_is_one_message(tmp_path: Path):
+    run = start(tmp_path, "data.batch_size=9")
+    assert (run.code, run.exit_code_file, run.out) == (1, "2", [])
+    assert [report["code"] for report in run.ranks] == [2, 2]
+    told = [line for line in run.err.splitlines() if line.startswith("error: ")]
+    assert told == ["error: data.batch_size: 9 images do not divide by 2 processes; use data.batch_size=8 or 10"]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_bug_on_one_process_ends_all(tmp_path: Path):
+    run = start(tmp_path, stop=-6)
+    assert (run.code, run.exit_code_file) == (1, "1")
+    assert "RuntimeError: a bug on one process" in run.err
+    assert newest_intact(only_run(tmp_path / "runs") / "checkpoints")[0] is not None

@@ -1,0 +1,219 @@
+"""A run that was interrupted anywhere and continued is, on the CPU and bit for bit, the run that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import train
+from pipeline.checkpoint import folder_of, newest_intact
+from pipeline.step import Step, StepOutput
+from tests.tiny import RECIPE, ROOT, assert_equal, last_weights, only_run, read_metrics
+
+pytestmark = pytest.mark.usefixtures("process_state")
+LOADERS = ["dali", "reference", "synthetic"]
+
+
+def run_tiny(folder: Path, *overrides: str) -> int:
+    """Train; a run that is continued was started seconds ago at least, as TensorBoard needs, which orders files by name and second."""
+    for number, path in enumerate(sorted(folder.glob("*/tb/*"), key=lambda path: path.stat().st_mtime_ns)):
+        if not path.parents[1].is_symlink():
+            path.rename(path.with_name(f"events.out.tfevents.{number:010d}"))
+    return train.main([str(RECIPE), f"log.dir={folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> dict[str, Path]:
+    """A whole run with each loader."""
+    folders = {loader: tmp_path_factory.mktemp(loader) for loader in LOADERS}
+    for loader, folder in folders.items():
+        assert run_tiny(folder, f"data.loader={loader}") == 0
+    return {loader: only_run(folder) for loader, folder in folders.items()}
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`stop_after(step, number)`: a signal after a step; without a number, a crash in the middle of the next one."""
+
+    def arrange(last: int, number: int | None = None) -> None:
+        step = Step.__call__
+
+        def watched(self: Step, batch: Any) -> StepOutput:
+            if number is None and self._state.step == last:
+                raise Crash
+            output = step(self, batch)
+            if number is not None and self._state.step == last:
+                os.kill(os.getpid(), number)
+            return output
+
+        monkeypatch.setattr(Step, "__call__", watched)
+
+    return arrange
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert_equal(last_weights(found), last_weights(expected))
+    assert read_metrics(found) == read_metrics(expected)
+    results = [json.loads((run / "result.json").read_text()) for run in (found, expected)]
+    for key in ("test_accuracy", "test_loss", "best_test_accuracy", "best_step", "train_loss", "skipped_steps", "steps", "epochs"):
+        assert results[0][key] == results[1][key], key
+    scalars = []
+    for run in (found, expected):
+        accumulator = EventAccumulator(str(run / "tb"))
+        accumulator.Reload()
+        scalars.append([(event.step, event.value) for tag in ("train/loss", "test/loss") for event in accumulator.Scalars(tag)])
+    assert scalars[0] == scalars[1]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("step", [7, 10])
+def test_stopped_by_a_signal(loader: str, step: int, uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch, capsys):
+    """In mid-epoch and mid-window (7), and at the end of an epoch (10)."""
+    keys = (f"data.loader={loader}", "resume=auto")
+    with monkeypatch.context():
+        stop_after(step, signal.SIGTERM)
+        assert run_tiny(tmp_path, *keys) == 75
+    monkeypatch.undo()
+    told = capsys.readouterr()
+    assert told.err == f"stopped: by signal 15, saved at step {step}; continue with resume=auto\n"
+    run = only_run(tmp_path)
+    assert newest_intact(run / "checkpoints") == (folder_of(run / "checkpoints", step), [])
+    assert not (run / "result.json").exists()
+    assert run_tiny(tmp_path, *keys) == 0
+    assert f"continuing {run} from step {step}" in capsys.readouterr().out
+    assert_same_run(only_run(tmp_path), uninterrupted[loader])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("step", [6, 11])
+def test_crashed(loader: str, step: int, uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+    """What was logged after the last checkpoint is taken back and written again."""
+    keys = (f"data.loader={loader}", "resume=auto")
+    stop_after(step)
+    with pytest.raises(Crash):
+        run_tiny(tmp_path, *keys)
+    monkeypatch.undo()
+    assert run_tiny(tmp_path, *keys) == 0
+    assert_same_run(only_run(tmp_path), uninterrupted[loader])
+
+
+def test_interrupted_again_and_again(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+    for step in range(1, 15):
+        stop_after(step, signal.SIGINT)
+        assert run_tiny(tmp_path, "resume=auto") == 75
+        monkeypatch.undo()
+    assert run_tiny(tmp_path, "resume=auto") == 0
+    assert_same_run(only_run(tmp_path), uninterrupted["dali"])
+
+
+def test_a_signal_at_the_last_step_ends_nothing_early(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any):
+    stop_after(15, signal.SIGTERM)
+    assert run_tiny(tmp_path) == 0
+    assert_same_run(only_run(tmp_path), uninterrupted["dali"])
+
+
+def test_killed_between_the_last_checkpoint_and_the_result(uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def killed(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish", killed)
+        with pytest.raises(Crash):
+            run_tiny(tmp_path)
+    assert run_tiny(tmp_path, "resume=auto") == 0
+    assert_same_run(only_run(tmp_path), uninterrupted["dali"])
+
+
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch, capsys):
+    stop_after(11, signal.SIGTERM)
+    assert run_tiny(tmp_path) == 75
+    monkeypatch.undo()
+    run = only_run(tmp_path)
+    damaged = folder_of(run / "checkpoints", 11) / "state.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert run_tiny(tmp_path, "resume=auto") == 0
+    told = capsys.readouterr().out
+    assert f"warning: {damaged}: damaged (its SHA-256 is not the manifest's)" in told
+    assert f"continuing {run} from step 10" in told or f"continuing {run} from step 8" in told
+    assert_same_run(run, uninterrupted["dali"])
+
+
+def test_auto_starts_anew_where_nothing_is_unfinished(tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+    stop_after(3, signal.SIGTERM)
+    assert run_tiny(tmp_path, "duration=1ep") == 75
+    monkeypatch.undo()
+    assert run_tiny(tmp_path, "duration=1ep", "seed=4", "resume=auto") == 0  # another config
+    assert run_tiny(tmp_path, "duration=1ep", "resume=auto") == 0  # the one that was stopped
+    assert run_tiny(tmp_path, "duration=1ep", "resume=auto") == 0  # which is finished now
+    runs = [path for path in tmp_path.iterdir() if path.name != "latest"]
+    assert len(runs) == 3
+    assert all((run / "result.json").exists() for run in runs)
+
+
+def test_a_path_is_continued_and_then_refused(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch, capsys):
+    stop_after(9, signal.SIGTERM)
+    assert run_tiny(tmp_path) == 75
+    monkeypatch.undo()
+    path = tmp_path / "latest"
+    assert run_tiny(tmp_path, f"resume={path}", "optimizer.lr=0.2") == 2
+    assert "(different: optimizer.lr)" in capsys.readouterr().err
+    assert run_tiny(tmp_path, f"resume={path}") == 0
+    assert_same_run(only_run(tmp_path), uninterrupted["dali"])
+    assert run_tiny(tmp_path, f"resume={path}") == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "code", "step"), [("SIGTERM", 75, 7), ("SIGKILL", -9, 11)])
+def test_in_a_process_of_its_own(name: str, code: int, step: int, uninterrupted: dict[str, Path], tmp_path: Path):
+    """The real exit code; and, killed, whatever the operating system left of the files."""
+    command = [sys.executable, "-W", "error", "-m", "tests.integration.interrupted", name, str(step), str(RECIPE), f"log.dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert run_tiny(tmp_path, "resume=auto") == 0
+    assert_same_run(only_run(tmp_path), uninterrupted["dali"])
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(tmp_path: Path):
+    """As from launch.sh or Ctrl-C: the run stops as it should, and nothing of it is left."""
+    keys = (f"log.dir={tmp_path}", "data.loader=reference", "data.num_threads=2", "duration=10000ep")
+    mark = f"QUICKRES_TEST={tmp_path}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.train", str(RECIPE), *keys],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **dict([mark.split("=")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while not (line := process.stdout.readline()).startswith("epoch   2"):
+        assert line, "the run ended early"
+    workers = [worker for server in psutil.Process(process.pid).children() for worker in server.children()]
+    assert len(workers) == 4  # two for training, two for evaluation
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert err.startswith("stopped: by signal 15"), err
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if _holds(path, mark)]
+
+
+def _holds(environ: Path, entry: str) -> bool:
+    """Whether a living process was started with this variable."""
+    try:
+        return entry.encode() in environ.read_bytes().split(b"\0")
+    except OSError:
+        return False

@@ -1,0 +1,308 @@
+"""A run from its first step to its result, in this process: what it leaves behind, and that it can be evaluated and explained again."""
+
+import contextlib
+import io
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import __main__ as cli
+from pipeline import train
+from pipeline.checkpoint import folder_of, newest_intact, steps_in, verify
+from pipeline.commands import evaluate_run
+from pipeline.config import load_config
+from pipeline.step import Step, StepOutput
+from tests.tiny import RECIPE, only_run
+
+WANTED = {
+    *("test_accuracy", "best_test_accuracy", "test_seen", "train_loss", "num_parameters", "steps", "epochs", "images_per_sec", "step_ms"),
+    *("data_wait_fraction", "compile_s", "train_s", "wall_s", "peak_memory_bytes", "skipped_steps", "recompilations", "loader", "device"),
+    *("world_size", "precision"),
+}
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, what it printed, and the output of each of its steps."""
+
+    path: Path
+    printed: list[str]
+    outputs: list[StepOutput]
+    code: int
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.path / "result.json").read_text())
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        lines = (self.path / "metrics.jsonl").read_text().splitlines()
+        return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def run_tiny(folder: Path, *overrides: str) -> Run:
+    outputs: list[StepOutput] = []
+    step = Step.__call__
+
+    def watched(self: Step, batch: Any) -> StepOutput:
+        outputs.append(step(self, batch))
+        return outputs[-1]
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(Step, "__call__", watched)
+        code = train.main([str(RECIPE), f"log.dir={folder}", *overrides])
+    return Run(only_run(folder), printed.getvalue().splitlines(), outputs, code)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Run:
+    """A run as `tests/tiny.yaml` describes it: 3 epochs of 5 steps, logged every 2, saved every 4."""
+    return run_tiny(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Run:
+    """A run with a holdout, in fp16, with Grad-CAM at its end and nothing for TensorBoard: 3 epochs of 3 steps."""
+    keys = ("data.holdout=9", "precision.mode=fp16", "precision.init_scale=1024.0", "log.explain=true", "log.tensorboard=false")
+    return run_tiny(tmp_path_factory.mktemp("runs"), *keys)
+
+
+def test_the_folder_holds_all_of_the_run(run: Run, held_out: Run):
+    assert (run.code, held_out.code) == (0, 0)
+    both = {"checkpoints", "config.yaml", "env.json", "metrics.jsonl", "result.json", "curves.png"}
+    assert {path.name for path in run.path.iterdir()} == both | {"tb"}
+    assert {path.name for path in held_out.path.iterdir()} == both | {"contact_sheet.png"}
+    assert (run.path.parent / "latest").resolve() == run.path.resolve()
+    assert re.fullmatch(r"tiny-\d{8}-\d{6}", run.path.name)
+    for picture in ("curves.png", "contact_sheet.png"):
+        with Image.open(held_out.path / picture) as image:
+            assert min(image.size) > 300
+
+
+def test_the_config_in_the_folder_is_the_resolved_one(run: Run):
+    assert load_config(run.path / "config.yaml") == load_config(RECIPE, [f"log.dir={run.path.parent}"])
+
+
+def test_the_environment(run: Run):
+    environment = json.loads((run.path / "env.json").read_text())
+    assert (environment["device"], environment["world_size"], environment["gpu"]) == ("cpu", 1, None)
+    assert {"torch", "accelerate", "numpy"} <= environment["packages"].keys()
+    assert any(name.startswith("nvidia-dali") for name in environment["packages"])
+    assert [environment[key] for key in ("deterministic", "tf32", "cudnn_benchmark")] == [False, True, True]
+    assert {"commit", "dirty", "command", "python", "platform", "cpu_cores", "utc"} <= environment.keys()
+
+
+def test_the_result_holds_what_is_promised(run: Run):
+    result = run.result
+    assert result.keys() >= WANTED
+    assert result["images_per_sec"].keys() == {"median", "p10", "p90", "n"}
+    assert result["images_per_sec"]["p10"] <= result["images_per_sec"]["median"] <= result["images_per_sec"]["p90"]
+    exact = {"steps": 15, "epochs": 3, "test_seen": 8, "skipped_steps": 0, "recompilations": 0, "loader": "dali", "device": "cpu"}
+    exact |= {"world_size": 1, "precision": "fp32", "num_parameters": 269_332}
+    assert {key: result[key] for key in exact} == exact
+    assert result["test_accuracy"] == result["test_correct"] / 8
+    assert 0 < result["train_s"] < result["wall_s"] and 0 <= result["data_wait_fraction"] <= 1
+    assert result["peak_memory_bytes"] > 2**26 and result["step_ms"] > 0
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_what_is_printed(run: Run, held_out: Run):
+    first, *epochs, summary, curves, following, last = run.printed
+    assert "resnet20 on synthetic (40 train, 8 test), 1 x CPU, loader dali (CPU backend), fp32, compile none, batch 8, 15 steps" in first
+    line = (
+        r"epoch   {}.00/3  lr 0\.\d{{5}}  train loss \d\.\d{{4}} acc +\d+\.\d\d%  +([\d,]+ img/s|warm-up)  "
+        r"test loss .* \(\d/8\)  left 0:\d\d"
+    )
+    assert len(epochs) == 3
+    for number, printed in enumerate(epochs, 1):
+        assert re.fullmatch(line.format(number), printed)
+    assert summary.startswith(f"test accuracy {run.result['test_accuracy']:.2%} at the last step, best") and "on the test set" in summary
+    assert curves == f"curves: {run.path}/curves.png"
+    assert following.startswith("next: ")
+    assert last == str(run.path)
+    assert "31 train, 8 test, 9 held out" in held_out.printed[0]
+    assert "selected on the holdout set" in held_out.printed[-5]
+    assert held_out.printed[-3] == f"Grad-CAM: {held_out.path}/contact_sheet.png"
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cadence_of_the_log(run: Run):
+    """Every 2 steps, counted from each evaluation, and at each evaluation: steps and epochs need not divide each other."""
+    assert [record["step"] for record in run.records("train")] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+    assert [record["step"] for record in run.records("eval")] == [5, 10, 15]
+    assert [record["epoch"] for record in run.records("eval")] == [1, 2, 3]
+
+
+def test_a_record_is_the_mean_over_its_window(run: Run):
+    previous = 0
+    for record in run.records("train"):
+        window = run.outputs[previous : record["step"]]
+        assert record["loss"] == pytest.approx(sum(output.loss.item() for output in window) / len(window))
+        assert record["accuracy"] == sum(output.correct.item() for output in window) / (8 * len(window))
+        assert record.keys() == {"kind", "step", "epoch", "loss", "accuracy", "lr", "images_per_sec", "loss_scale", "skipped_steps"}
+        previous = record["step"]
+    assert len(run.outputs) == previous == 15
+    assert run.result["train_loss"] == run.records("train")[-1]["loss"]
+    assert run.records("train")[-1]["lr"] == pytest.approx(0.1 * 1 / 11)  # of the last update: 4 of 15 steps were warm-up
+
+
+def test_speed_is_not_told_of_warmup(run: Run):
+    speeds = [record["images_per_sec"] for record in run.records("train")]
+    assert speeds[0] is None
+    assert all(speed is not None and speed > 0 for speed in speeds[2:])
+
+
+def test_evaluations(run: Run, held_out: Run):
+    for record in run.records("eval"):
+        assert (record["split"], record["seen"]) == ("test", 8)
+        assert record["accuracy"] == record["correct"] / 8 and math.isfinite(record["loss"])
+    assert [(record["split"], record["seen"]) for record in held_out.records("eval")] == [("holdout", 9), ("test", 8)] * 3
+    last = run.records("eval")[-1]
+    assert (run.result["test_accuracy"], run.result["test_correct"]) == (last["accuracy"], last["correct"])
+
+
+@pytest.mark.parametrize("which", ["run", "held_out"])
+def test_best_is_the_first_of_the_highest(which: str, request: pytest.FixtureRequest):
+    """On the holdout where there is one; the test accuracy told beside it is the one of that step."""
+    run: Run = request.getfixturevalue(which)
+    split = "test" if which == "run" else "holdout"
+    records = [record for record in run.records("eval") if record["split"] == split]
+    best = max(records, key=lambda record: record["accuracy"])  # the first of several
+    at_best = next(record for record in run.records("eval") if record["step"] == best["step"] and record["split"] == "test")
+    result = run.result
+    assert (result["best_step"], result["best_selected_on"], result["best_test_accuracy"]) == (best["step"], split, at_best["accuracy"])
+    named = json.loads((run.path / "checkpoints/best.json").read_text())
+    assert named == {"accuracy": best["accuracy"], "step": best["step"], "selected_on": split, "test_accuracy": at_best["accuracy"]}
+
+
+def test_fp16_is_in_the_log(held_out: Run):
+    last = held_out.records("train")[-1]
+    assert last["loss_scale"] <= 1024 and last["skipped_steps"] == held_out.result["skipped_steps"]
+    assert held_out.result["precision"] == "fp16"
+
+
+def test_tensorboard_reads_the_same(run: Run):
+    accumulator = EventAccumulator(str(run.path / "tb"))
+    accumulator.Reload()
+    for group, records in (("train", run.records("train")), ("test", run.records("eval"))):
+        found = [(event.step, event.value) for event in accumulator.Scalars(f"{group}/loss")]
+        assert found == [(record["step"], pytest.approx(record["loss"])) for record in records]
+    assert {"train/lr", "train/accuracy", "train/images_per_sec", "test/accuracy"} <= set(accumulator.Tags()["scalars"])
+
+
+# --- checkpoints, and what is done with a finished run --------------------------------------------------------------------------
+
+
+def test_the_kept_checkpoints(run: Run):
+    checkpoints = run.path / "checkpoints"
+    steps = {int(path.name.removeprefix("step-")) for path in steps_in(checkpoints)}
+    assert steps == {15, 12, run.result["best_step"]} or steps == {15, 12}
+    assert newest_intact(checkpoints) == (folder_of(checkpoints, 15), [])
+    assert verify(folder_of(checkpoints, 15))["step"] == 15
+
+
+@pytest.mark.parametrize("which", ["run", "held_out"])
+def test_evaluate_reproduces_the_recorded_accuracy(which: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]):
+    run: Run = request.getfixturevalue(which)
+    assert cli.main(["evaluate", str(run.path)]) == 0
+    told, recorded = capsys.readouterr().out.splitlines()
+    accuracy = f"{run.result['test_accuracy']:.4%}"
+    assert told.startswith(f"test accuracy {accuracy} ({run.result['test_correct']}/8), loss {run.result['test_loss']:.4f}")
+    assert recorded == f"recorded      {accuracy}"
+    again = evaluate_run(run.path)
+    assert (again.correct, again.loss) == (run.result["test_correct"], run.result["test_loss"])
+
+
+def test_evaluate_other_checkpoints(run: Run, capsys: pytest.CaptureFixture[str]):
+    assert evaluate_run(run.path, "best").accuracy == run.result["best_test_accuracy"]
+    assert evaluate_run(run.path.parent / "latest", "15").accuracy == run.result["test_accuracy"]
+    assert evaluate_run(run.path, overrides=("data.loader=reference", "data.eval_batch_size=3")).correct == run.result["test_correct"]
+    for checkpoint, told in (("7", "keeps no step 7; it keeps "), ("newest", "'newest' is neither last, best nor a step")):
+        assert cli.main(["evaluate", str(run.path), "--checkpoint", checkpoint]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_explain_takes_options_and_keys_in_any_order(run: Run, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["explain", str(run.path), "--count", "3", "data.loader=reference"]) == 0
+    sheet = run.path / "contact_sheet.png"
+    assert capsys.readouterr().out == f"{sheet}\n"
+    assert sheet.is_file()
+    sheet.unlink()
+
+
+# --- runs that fail -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("process_state")
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    step = Step.__call__
+
+    def poisoned(self: Step, batch: Any) -> StepOutput:
+        if self._state.step == 8:
+            batch.images.fill_(math.nan)
+        return step(self, batch)
+
+    monkeypatch.setattr(Step, "__call__", poisoned)
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}"]) == 1
+    assert "error: step 9: the training loss is nan at learning rate 0.06" in capsys.readouterr().err
+    path = only_run(tmp_path)
+    assert not (path / "result.json").exists()
+    assert newest_intact(path / "checkpoints")[0] == folder_of(path / "checkpoints", 8)
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 7
+
+
+@pytest.mark.usefixtures("process_state")
+def test_updates_that_all_overflow_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    keys = ("precision.mode=fp16", "precision.init_scale=1.0e+12", "precision.max_consecutive_skips=3", "log.log_every=1st")
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *keys]) == 1
+    told = capsys.readouterr().err
+    assert "error: step 3: 3 updates in a row overflowed in fp16 at loss scale 1.25e+11" in told
+    assert "precision.mode=bf16" in told
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (["data.loader=fused"], "data.loader: fused runs on a GPU only; use data.loader=dali"),
+        (["data.batch_size=41", "data.loader=synthetic"], "data.batch_size: 41 is more than the 40 training images; use 40 or less"),
+        (["runtime.device=gpu"], "runtime.device: gpu is asked for, but torch sees none"),
+        (["data.dataset=folder", "data.root=/nowhere"], "/nowhere"),
+        (["resume=/nowhere"], "/nowhere: not a run folder"),
+        (["log.dir=/proc/nowhere"], "log.dir: "),
+    ],
+)
+def test_what_is_wrong_is_found_before_training(keys: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    where = [] if keys[0].startswith("log.dir") else [f"log.dir={tmp_path}/runs"]
+    assert train.main([str(RECIPE), *where, *keys]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and told in captured.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("QUICKRES_NUM_PROCESSES", "2", "launch.sh started 2 processes, but 1 found each other"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed precision bf16, but precision.mode is fp32; change one of the two"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "dynamo backend eager, but compile.mode is none"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo backend inductor, but compile.mode is none"),
+    ],
+)
+def test_a_launcher_that_contradicts_the_config(
+    variable: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv(variable, value)
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}/runs", "compile.mode=none"]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

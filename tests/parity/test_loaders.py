@@ -1,0 +1,382 @@
+"""Every loader delivers the same draws as the same pixels, from any position, on any number of processes.
+
+The oracle is numpy on one image at a time, written from the description of the draws and of nothing else.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice, product
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pipeline.config import AugmentConfig
+from pipeline.data import Batch, Loader, Transform, build_loaders, dali
+from pipeline.data.dali import DaliLoader
+from pipeline.data.draws import draw_epoch
+from pipeline.data.fused import FusedLoader
+from pipeline.data.reference import ReferenceLoader
+from pipeline.data.sampling import BatchPlan, EvalSampler, Sampler, Shard, TrainSampler
+from pipeline.data.synthetic import SyntheticLoader
+from tests.parity.tolerances import assert_parity
+from tests.tiny import tiny_config, tiny_splits
+
+CPU = torch.device("cpu")
+HEIGHT, WIDTH = 10, 8
+MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
+DTYPES = [torch.float32, torch.float16]
+
+# Loads (images, labels) as the sampler and the transform say.
+Build = Callable[[torch.Tensor, torch.Tensor, Sampler, Transform], Loader]
+
+
+def build_dali(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
+    return DaliLoader(images, labels, sampler, transform, CPU, num_threads=1, prefetch=2)
+
+
+def build_reference(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
+    return ReferenceLoader(images, labels, sampler, transform, CPU)
+
+
+BACKENDS = [pytest.param(build_dali, id="dali"), pytest.param(build_reference, id="reference")]
+
+
+def make_images(count: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose every pixel differs from its neighbours, and no black ones, which padding could be taken for."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(1, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.arange(count) % 7
+
+
+def oracle(image: np.ndarray, draws: np.ndarray | None, transform: Transform) -> np.ndarray:
+    """(H, W, C) uint8 → (C, H, W) float64, pixel by pixel."""
+    height, width, channels = image.shape
+    fill = [round(255 * mean) for mean in transform.mean]
+    crop_y, crop_x, flip, box_y, box_x = (0, 0, 0, 0, 0) if draws is None else draws.tolist()
+    padding, cutout = (0, 0) if draws is None else (transform.crop_padding, transform.cutout)
+    out = np.zeros((channels, height, width))
+    for y, x, channel in product(range(height), range(width), range(channels)):
+        source_y, source_x = y + crop_y - padding, (width - 1 - x if flip else x) + crop_x - padding
+        inside = 0 <= source_y < height and 0 <= source_x < width
+        value = float(image[source_y, source_x, channel]) if inside else 0.0
+        if box_y <= y < box_y + cutout and box_x <= x < box_x + cutout:
+            value = fill[channel]
+        out[channel, y, x] = (value - 255 * transform.mean[channel]) / (255 * transform.std[channel])
+    return out
+
+
+def oracle_batch(images: torch.Tensor, plan: BatchPlan, transform: Transform) -> torch.Tensor:
+    draws = [None] * len(plan.indices) if plan.draws is None else plan.draws
+    done = [oracle(images[index].numpy(), draw, transform) for index, draw in zip(plan.indices, draws, strict=True)]
+    return torch.from_numpy(np.stack(done)).to(transform.dtype)
+
+
+class Prescribed:
+    """A sampler with draws of the test's own: one epoch, in order."""
+
+    def __init__(self, draws: np.ndarray, batch_size: int):
+        assert len(draws) % batch_size == 0
+        self.num_samples, self.local_batch_size, self.steps_per_epoch = len(draws), batch_size, len(draws) // batch_size
+        self._draws = draws
+
+    def plan(self, epoch: int, step: int) -> BatchPlan:
+        chosen = np.arange(step * self.local_batch_size, (step + 1) * self.local_batch_size)
+        return BatchPlan(chosen, np.ones(self.local_batch_size, bool), self._draws[chosen])
+
+
+def corners(padding: int, cutout: int, mode: str) -> np.ndarray:
+    """Every crop offset of both axes with every flip, each with boxes that every side and corner of the border clips or touches."""
+    if mode == "clipped":
+        ys, xs = ([-(cutout // 2), -1, 0, side // 2, side - cutout, side - 1 - cutout // 2] for side in (HEIGHT, WIDTH))
+    else:
+        ys, xs = ([0, 1, (side - cutout) // 2, side - cutout] for side in (HEIGHT, WIDTH))
+    offsets = range(2 * padding + 1)
+    boxes = list(product(ys, xs))
+    crops = list(product(offsets, offsets, (0, 1)))
+    if padding > 1:  # all crops, all boxes, but not all pairs of them
+        rows = [(*crop, *boxes[number % len(boxes)]) for number, crop in enumerate(crops)]
+    else:
+        rows = [(*crop, *box) for crop, box in product(crops, boxes)]
+    return np.array(rows, np.int32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padding", [1, 4])
+@pytest.mark.parametrize(("cutout", "mode"), [(4, "clipped"), (5, "clipped"), (4, "inside"), (0, "clipped")])
+def test_corner_draws(padding: int, cutout: int, mode: str, dtype: torch.dtype):
+    draws = corners(padding, cutout, mode)
+    images, labels = make_images(len(draws))
+    transform = Transform(MEAN, STD, dtype, crop_padding=padding, cutout=cutout)
+    sampler = Prescribed(draws, len(draws) // 2)
+    dali_loader, reference = (build(images, labels, sampler, transform) for build in (build_dali, build_reference))
+    for step, (one, other) in enumerate(zip(dali_loader, reference, strict=True)):
+        expected = oracle_batch(images, sampler.plan(0, step), transform)
+        for batch in (one, other):
+            assert batch.images.dtype == dtype
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            assert_parity(batch.images.contiguous(), expected, "loader", dtype)
+        assert_parity(one.images, other.images, "loader", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("build", BACKENDS)
+def test_the_right_pixels_and_no_other(build: Build, dtype: torch.dtype):
+    """Normalised by whole numbers, every value is exact in every type: nothing is left for a tolerance to hide."""
+    draws = corners(2, 3, "clipped")
+    images, labels = make_images(len(draws))
+    transform = Transform((10 / 255, 20 / 255, 30 / 255), (1 / 255,) * 3, dtype, crop_padding=2, cutout=3)
+    sampler = Prescribed(draws, len(draws))
+    (batch,) = build(images, labels, sampler, transform)
+    assert torch.equal(batch.images, oracle_batch(images, sampler.plan(0, 0), transform))
+
+
+@pytest.mark.parametrize("build", BACKENDS)
+def test_the_fill_of_cutout_is_within_half_a_grey_value_of_the_paper_s_zero(build: Build):
+    draws = np.array([[0, 0, 0, -1, -1]] * 2, np.int32)
+    images, labels = make_images(2)
+    transform = Transform(MEAN, STD, torch.float32, cutout=16)
+    (batch,) = build(images, labels, Prescribed(draws, 2), transform)
+    for channel, std in enumerate(STD):
+        assert batch.images[:, channel].abs().max() <= 0.5 / (255 * std) + 1e-6
+
+
+# --- real draws, positions and processes ----------------------------------------------------------------------------------------
+
+AUGMENT = AugmentConfig(crop_padding=2, flip=True, cutout=4)
+NUM_SAMPLES, BATCH_SIZE, STEPS = 34, 6, 5
+
+
+def train_loader(
+    build: Build, shard: Shard | None = None, batch_size: int = BATCH_SIZE, augment: AugmentConfig = AUGMENT, **keys: Any
+) -> Loader:
+    images, labels = make_images(NUM_SAMPLES)
+    sampler = TrainSampler(NUM_SAMPLES, batch_size, shard or Shard(), 5, (HEIGHT, WIDTH), augment)
+    transform = Transform(MEAN, STD, keys.pop("dtype", torch.float32), True, augment.crop_padding, augment.cutout)
+    return build(images, labels, sampler, transform)
+
+
+def eval_loader(build: Build, shard: Shard | None = None) -> Loader:
+    images, labels = make_images(NUM_SAMPLES)
+    return build(images, labels, EvalSampler(NUM_SAMPLES, BATCH_SIZE, shard or Shard()), Transform(MEAN, STD, torch.float32))
+
+
+def assert_same(one: Batch, other: Batch, exactly: bool = True) -> None:
+    for name in ("labels", "valid", "indices"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    if exactly:
+        assert torch.equal(one.images, other.images)
+    else:
+        assert_parity(one.images, other.images, "loader", one.images.dtype)
+
+
+def epochs_of(loader: Loader, count: int) -> list[list[Batch]]:
+    return [list(loader) for _ in range(count)]
+
+
+def check_against_the_oracle(epochs: list[list[Batch]], augment: AugmentConfig) -> None:
+    images, labels = make_images(NUM_SAMPLES)
+    transform = Transform(MEAN, STD, torch.float32, True, augment.crop_padding, augment.cutout)
+    for epoch, batches in enumerate(epochs):
+        draws = draw_epoch(5, epoch, NUM_SAMPLES, (HEIGHT, WIDTH), augment)
+        assert len(batches) == STEPS
+        for step, batch in enumerate(batches):
+            indices = draws.order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+            plan = BatchPlan(indices, np.ones(BATCH_SIZE, bool), draws.table()[indices])
+            assert batch.indices.tolist() == indices.tolist()
+            assert batch.labels.tolist() == labels[indices].tolist()
+            assert batch.valid.all()
+            assert (batch.labels.dtype, batch.indices.dtype, batch.valid.dtype) == (torch.int64, torch.int64, torch.bool)
+            assert_parity(batch.images.contiguous(), oracle_batch(images, plan, transform), "loader", torch.float32)
+
+
+@pytest.mark.parametrize("mode", ["clipped", "inside"])
+@pytest.mark.parametrize("build", BACKENDS)
+def test_epochs_follow_the_draws(build: Build, mode: str):
+    augment = AUGMENT.model_copy(update={"cutout_mode": mode})
+    check_against_the_oracle(epochs_of(train_loader(build, augment=augment), 3), augment)
+
+
+@pytest.mark.parametrize("mode", ["clipped", "inside"])
+def test_the_fused_loader_follows_them_too(mode: str):
+    """In Triton's interpreter where there is no GPU."""
+    augment = AUGMENT.model_copy(update={"cutout_mode": mode})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def build(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
+        return FusedLoader(images.to(device), labels.to(device), sampler, transform, 5, augment, Shard())
+
+    epochs = [[Batch(*(t.cpu() for t in vars(batch).values())) for batch in epoch] for epoch in epochs_of(train_loader(build), 2)]
+    check_against_the_oracle(epochs, augment)
+
+
+@pytest.mark.parametrize("changes", [{"crop_padding": 0}, {"flip": False}, {"cutout": 0}, {"crop_padding": 0, "flip": False, "cutout": 0}])
+@pytest.mark.parametrize("build", BACKENDS)
+def test_what_is_off_is_off(build: Build, changes: dict[str, Any]):
+    augment = AUGMENT.model_copy(update=changes)
+    check_against_the_oracle(epochs_of(train_loader(build, augment=augment), 1), augment)
+
+
+@pytest.mark.parametrize("build", BACKENDS)
+def test_seek_gives_what_reading_through_gives(build: Build):
+    through = epochs_of(train_loader(build), 3)
+    for epoch, step in ((0, 0), (0, 3), (1, 0), (2, 4), (1, 2)):
+        loader = train_loader(build)
+        loader.seek(epoch, step)
+        rest = list(loader)
+        assert len(rest) == STEPS - step
+        for one, other in zip(rest, through[epoch][step:], strict=True):
+            assert_same(one, other)
+        if epoch < 2:
+            assert_same(next(iter(loader)), through[epoch + 1][0])
+
+
+@pytest.mark.parametrize("build", BACKENDS)
+def test_one_loader_may_seek_again_and_back(build: Build):
+    through, loader = epochs_of(train_loader(build), 2), train_loader(build)
+    for epoch, step in ((1, 3), (0, 1), (0, 1), (1, 4), (0, 0)):
+        loader.seek(epoch, step)
+        assert_same(next(iter(loader)), through[epoch][step])
+
+
+@pytest.mark.parametrize("build", BACKENDS)
+def test_an_iterator_that_is_left_is_continued_by_the_next(build: Build):
+    through, loader = epochs_of(train_loader(build), 2), train_loader(build)
+    first = list(islice(loader, 2))
+    rest = list(loader)
+    second = list(loader)
+    for one, other in zip([*first, *rest, *second], [batch for epoch in through for batch in epoch], strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("build", BACKENDS)
+def test_the_end_of_an_epoch_is_a_position_too(build: Build):
+    through, loader = epochs_of(train_loader(build), 2), train_loader(build)
+    loader.seek(0, STEPS)
+    assert list(loader) == []
+    for one, other in zip(loader, through[1], strict=True):
+        assert_same(one, other)
+    with pytest.raises(AssertionError):
+        loader.seek(0, STEPS + 1)
+
+
+@pytest.mark.parametrize("build", BACKENDS)
+def test_batches_that_are_kept_are_not_overwritten(build: Build):
+    """DALI's outputs are handed over without a copy."""
+    kept, loader = [], train_loader(build)
+    for epoch in range(3):
+        kept += [(batch.images, batch.images.clone()) for batch in loader]
+        assert len(kept) == STEPS * (epoch + 1)
+    assert all(torch.equal(image, copy) for image, copy in kept)
+
+
+@pytest.mark.parametrize(("group_images", "prefetch"), [(1, 1), (1, 3), (12, 1), (12, 2), (1024, 64)])
+def test_grouping_and_prefetching_change_nothing(group_images: int, prefetch: int, monkeypatch: pytest.MonkeyPatch):
+    expected = epochs_of(train_loader(build_dali), 2)
+    monkeypatch.setattr(dali, "_GROUP_IMAGES", group_images)
+    found = epochs_of(train_loader(lambda i, y, s, t: DaliLoader(i, y, s, t, CPU, num_threads=2, prefetch=prefetch)), 2)
+    for one, other in zip(found, expected, strict=True):
+        for batch, wanted in zip(one, other, strict=True):
+            assert_same(batch, wanted)
+
+
+def by_ranks(world_size: int, make: Callable[[Shard], Loader]) -> Iterator[Batch]:
+    """Global batches: the ranks' shares, joined."""
+    loaders = [make(Shard(rank, world_size)) for rank in range(world_size)]
+    assert len({(loader.steps_per_epoch, loader.num_samples) for loader in loaders}) == 1
+    for shares in zip(*loaders, strict=True):
+        yield Batch(*(torch.cat([getattr(share, name) for share in shares]) for name in ("images", "labels", "valid", "indices")))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("build", BACKENDS)
+def test_global_batches_do_not_depend_on_the_processes(build: Build, world_size: int):
+    joined = by_ranks(world_size, lambda shard: train_loader(build, shard))
+    for one, other in zip(joined, train_loader(build), strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("build", BACKENDS)
+def test_evaluation_sees_every_sample_once_and_marks_the_padding(build: Build, world_size: int):
+    images, labels = make_images(NUM_SAMPLES)
+    batches = list(by_ranks(world_size, lambda shard: eval_loader(build, shard)))
+    assert [int(batch.valid.sum()) for batch in batches] == [6, 6, 6, 6, 6, 4]
+    assert batches[-1].valid.tolist() == [True] * 4 + [False] * 2
+    indices = torch.cat([batch.indices[batch.valid] for batch in batches])
+    assert indices.tolist() == list(range(NUM_SAMPLES))
+    assert torch.equal(torch.cat([batch.labels[batch.valid] for batch in batches]), labels)
+    plan, transform = BatchPlan(np.arange(NUM_SAMPLES), np.ones(NUM_SAMPLES, bool), None), Transform(MEAN, STD, torch.float32)
+    seen = torch.cat([batch.images[batch.valid] for batch in batches]).contiguous()
+    assert_parity(seen, oracle_batch(images, plan, transform), "loader", torch.float32)
+
+
+@pytest.mark.parametrize("build", BACKENDS)
+def test_every_evaluation_is_the_same(build: Build):
+    first, second = epochs_of(eval_loader(build), 2)
+    for one, other in zip(first, second, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing_and_leave_nothing():
+    expected = epochs_of(train_loader(build_reference), 2)
+    loader = train_loader(lambda i, y, s, t: ReferenceLoader(i, y, s, t, CPU, num_workers=2, prefetch=2))
+    loader.seek(0, 3)
+    for one, other in zip([*loader, *loader], [*expected[0][3:], *expected[1]], strict=True):
+        assert_same(one, other)
+    workers = [worker for server in psutil.Process().children() for worker in server.children()]
+    assert len(workers) == 2
+    del loader
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+
+
+# --- the synthetic loader, and what the config builds ---------------------------------------------------------------------------
+
+
+def synthetic(train: bool = True, dtype: torch.dtype = torch.float16) -> Loader:
+    sampler = TrainSampler(NUM_SAMPLES, 6, Shard(), 0, (8, 8), AUGMENT) if train else EvalSampler(NUM_SAMPLES, 6, Shard())
+    return SyntheticLoader((8, 8, 3), 4, sampler, Transform(MEAN, STD, dtype), CPU, seed=1)
+
+
+def test_the_synthetic_loader_delivers_one_fixed_batch():
+    (first, *others), again = epochs_of(synthetic(), 1)[0], next(iter(synthetic()))
+    assert len(others) == STEPS - 1
+    assert_same(first, again)
+    assert all(batch.images is first.images for batch in others)
+    assert (first.images.shape, first.images.dtype) == ((6, 3, 8, 8), torch.float16)
+    assert first.images.is_contiguous(memory_format=torch.channels_last)
+    assert first.labels.min() >= 0 and first.labels.max() < 4
+    assert first.images.float().mean().abs() < 0.1 and abs(first.images.float().std() - 1) < 0.1
+
+
+def test_the_synthetic_loader_keeps_position_and_count():
+    loader = synthetic()
+    loader.seek(2, 3)
+    assert len(list(loader)) == 2
+    assert [int(batch.valid.sum()) for batch in synthetic(train=False)] == [6, 6, 6, 6, 6, 4]
+    evaluation = synthetic(train=False)
+    assert [[int(batch.valid.sum()) for batch in epoch][-1] for epoch in epochs_of(evaluation, 2)] == [4, 4]
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("fp32", torch.float32), ("bf16", torch.float16), ("fp16", torch.float16)])
+@pytest.mark.parametrize("loader", ["dali", "reference", "synthetic"])
+def test_types_and_layouts_follow_the_config(loader: str, mode: str, dtype: torch.dtype):
+    config = tiny_config(f"data.loader={loader}", f"precision.mode={mode}", "data.holdout=8", "runtime.channels_last=false")
+    loaders = build_loaders(config, tiny_splits(config), CPU)
+    assert loaders.holdout is not None
+    assert (loaders.train.num_samples, loaders.holdout.num_samples, loaders.test.num_samples) == (32, 8, 8)
+    for part in (loaders.train, loaders.holdout, loaders.test):
+        batch = next(iter(part))
+        assert batch.images.dtype == dtype and batch.images.is_contiguous()
+
+
+def test_an_evaluation_batch_is_no_larger_than_the_set():
+    config = tiny_config("data.eval_batch_size=1000")
+    splits = tiny_splits(config)
+    assert next(iter(build_loaders(config, splits, CPU).test)).images.shape[0] == 8
+    shares = [
+        build_loaders(tiny_config("data.eval_batch_size=999", "data.batch_size=9"), splits, CPU, Shard(rank, 3)).test for rank in range(3)
+    ]
+    assert [next(iter(loader)).valid.tolist() for loader in shares] == [[True] * 3, [True] * 3, [True, True, False]]

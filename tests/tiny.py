@@ -1,0 +1,98 @@
+"""The smallest runs that are still real ones: ResNet-20 on forty 8x8 images, and the parts of such a run without a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.build import build_state, captures, set_backends, warmup_steps
+from pipeline.checkpoint import load_weights, newest_intact
+from pipeline.clock import Clock
+from pipeline.config import Config, load_config
+from pipeline.console import TrainingConsole
+from pipeline.data import Batch, Splits, build_loaders, load_splits
+from pipeline.distributed import connect
+from pipeline.loop import Plan, StopSignal, Trainer
+from pipeline.step import Step
+
+ROOT = Path(__file__).parents[1]
+RECIPE = Path(__file__).with_name("tiny.yaml")
+# What says when, how fast or where, and so differs between two equal runs.
+TIME_DEPENDENT = ("images_per_sec",)
+
+
+def tiny_config(*overrides: str) -> Config:
+    return load_config(RECIPE, overrides)
+
+
+def tiny_splits(config: Config) -> Splits:
+    return load_splits(config.data, config.seed)
+
+
+def tiny_trainer(config: Config) -> Trainer:
+    """What `fit` works with, on one process and without a run folder: nothing is written, printed or saved."""
+    set_backends(config)
+    processes = connect(config)
+    splits = tiny_splits(config)
+    loaders = build_loaders(config, splits, processes.device, processes.shard)
+    plan = Plan.of(config, loaders.train.steps_per_epoch)
+    state = build_state(config, splits, processes)
+    step = Step(config, state, plan.lr_at, captures(config.compile, processes.device), warmup_steps(1))
+    clock, console = Clock(processes.device), TrainingConsole(plan.total_steps, enabled=False)
+    return Trainer(config, processes, state, step, loaders, plan, clock, None, None, console, StopSignal())
+
+
+def train_steps(trainer: Trainer, count: int) -> list[float]:
+    """Run COUNT steps without the loop around them; the loss of each."""
+    losses: list[float] = []
+    while len(losses) < count:
+        for batch in trainer.loaders.train:
+            losses.append(trainer.step(batch).loss.item())
+            if len(losses) == count:
+                break
+    return losses
+
+
+def random_batch(size: int = 8, image_size: int = 8, num_classes: int = 4, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, image_size, image_size, generator=generator).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(num_classes, (size,), generator=generator)
+    return Batch(images, labels, torch.ones(size, dtype=torch.bool), torch.arange(size))
+
+
+def assert_equal(actual: Any, expected: Any, where: str = "") -> None:
+    """Assert that two nested states are equal bit for bit."""
+    assert type(actual) is type(expected), where
+    match expected:
+        case torch.Tensor():
+            assert actual.dtype == expected.dtype and actual.device == expected.device, where
+            assert torch.equal(actual, expected), where
+        case dict():
+            assert actual.keys() == expected.keys(), where
+            for key in expected:
+                assert_equal(actual[key], expected[key], f"{where}/{key}")
+        case list() | tuple():
+            assert len(actual) == len(expected), where
+            for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
+                assert_equal(one, other, f"{where}/{number}")
+        case _:
+            assert actual == expected, where
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of a run, without what depends on the time."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIME_DEPENDENT} for record in records]
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint, damaged = newest_intact(run / "checkpoints")
+    assert checkpoint is not None and not damaged
+    return load_weights(checkpoint)
+
+
+def only_run(folder: Path) -> Path:
+    """The one run folder in a `log.dir`."""
+    (run,) = (path for path in folder.iterdir() if path.name != "latest")
+    return run

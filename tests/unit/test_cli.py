@@ -1,0 +1,159 @@
+"""The command line: commands, messages and exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import __main__ as cli
+from pipeline import train
+from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError
+from tests.tiny import RECIPE, ROOT
+
+pytestmark = pytest.mark.usefixtures("process_state")
+QUICKSTART = str(ROOT / "configs/quickstart.yaml")
+
+
+def test_commands_are_listed(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--help"])
+    assert left.value.code == 0
+    listed = capsys.readouterr().out
+    for command in ("train", "evaluate", "explain", "check", "config-reference"):
+        assert f"\n  {command}" in listed or f"\n    {command}" in listed
+
+
+def test_config_reference(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["config-reference"]) == 0
+    assert "\n| `optimizer.lr` | float, > 0, ≤ 10000 | `0.1` | " in capsys.readouterr().out
+
+
+def test_check(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["check", QUICKSTART, "seed=3"]) == 0
+    assert cli.main(["check", QUICKSTART, "--print-device", "runtime.device=cpu"]) == 0
+    assert cli.main(["check", "--print-device", QUICKSTART]) == 0
+    assert capsys.readouterr().out == f"{QUICKSTART}: valid\ncpu\nauto\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["check", QUICKSTART, "modle.name=resnet18"], "command line: unknown key modle; did you mean model?"),
+        (["check", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
+        (["check", "--processes", "3", QUICKSTART], "data.batch_size: 64 images do not divide by 3 processes"),
+        (["train", QUICKSTART, "optimizer.lr=-1"], "command line: optimizer.lr"),
+        (["evaluate", "runs/nowhere"], "runs/nowhere: not a run folder"),
+        (["explain", "runs/nowhere"], "runs/nowhere: not a run folder"),
+    ],
+)
+def test_a_user_s_error_is_one_message_and_exit_code_2(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and told in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["check"], ["check", "--processes", "none", QUICKSTART], ["check", "--processes", "0", QUICKSTART]]
+)
+def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 2
+    assert "usage: python -m pipeline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [["pipeline.train"], ["pipeline", "check"]])
+def test_the_process_exits_with_2(module: list[str], tmp_path: Path):
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text("seed: 1\nmodel:\n  nmae: resnet20\n")
+    code_file = tmp_path / "exit_code"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", *module, str(recipe)],
+        cwd=ROOT,
+        env={**os.environ, "QUICKRES_EXIT_CODE_FILE": str(code_file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {recipe}:3: unknown key model.nmae; did you mean model.name?\n"
+    if module == ["pipeline.train"]:
+        assert code_file.read_text() == "2\n"
+
+
+# --- what becomes of an error in training ---------------------------------------------------------------------------------------
+
+
+def run(error: BaseException | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int = 0) -> tuple[int, str | None]:
+    """Exit code of a run that ends so, and what stands in the file for launch.sh."""
+
+    def end(*_: object) -> None:
+        if error is not None:
+            raise error
+
+    code_file = tmp_path / "exit_code"
+    monkeypatch.setattr(train, "train", end)
+    monkeypatch.setenv("QUICKRES_EXIT_CODE_FILE", str(code_file))
+    monkeypatch.setenv("RANK", str(rank))
+    return train.main([str(RECIPE)]), code_file.read_text().strip() if code_file.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (None, 0, ""),
+        (UserError("data.root: no"), 2, "error: data.root: no\n"),
+        (TrainingError("loss is nan"), 1, "error: loss is nan\n"),
+        (OutOfMemory("too big"), 1, "error: too big\n"),
+        (Preempted("by signal 15"), 75, "stopped: by signal 15\n"),
+    ],
+)
+def test_exit_codes(error: BaseException | None, code: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    assert run(error, monkeypatch, tmp_path) == (code, str(code))
+    assert capsys.readouterr().err == told
+
+
+def test_a_bug_keeps_its_traceback_and_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with pytest.raises(ZeroDivisionError):
+        run(ZeroDivisionError(), monkeypatch, tmp_path)
+    assert (tmp_path / "exit_code").read_text() == "1\n"
+
+
+def test_other_processes_repeat_no_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(UserError("told by rank 0"), monkeypatch, tmp_path, rank=1) == (2, "2")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_process_that_alone_ran_out_of_memory_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(OutOfMemory("on this GPU"), monkeypatch, tmp_path, rank=1) == (1, "1")
+    assert capsys.readouterr().err == "error: on this GPU\n"
+
+
+def test_only_rank_0_can_say_that_all_went_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert run(None, monkeypatch, tmp_path, rank=1) == (0, None)
+
+
+def test_the_first_failure_is_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    run(UserError("first"), monkeypatch, tmp_path, rank=1)
+    assert run(TrainingError("stopped by torchrun"), monkeypatch, tmp_path) == (1, "2")
+
+
+def test_out_of_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def fit(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB\nand a long story")
+
+    monkeypatch.setattr("pipeline.loop.fit", fit)
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", "data.batch_size=10", "optimizer.lr=0.2"]) == 1
+    told = capsys.readouterr().err
+    assert (
+        "out of memory at data.batch_size=10 (CUDA out of memory. Tried to allocate 8 GiB); try data.batch_size=5 with optimizer.lr=0.1"
+        in told
+    )
+    assert "a long story" not in told

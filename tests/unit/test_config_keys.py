@@ -1,0 +1,264 @@
+"""Every key of the config, when changed, changes what is built from it.
+
+The table holds one row per key: another valid value, and a probe that builds something real and returns what can be compared.
+A key without a row fails the test, and so does a key whose change leaves its probe's result the same.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline import train
+from pipeline.build import compile_in_place, compile_mode
+from pipeline.config import Config, leaf_fields
+from pipeline.data import build_loaders, load_splits
+from pipeline.data.dali import DaliLoader
+from pipeline.data.reference import ReferenceLoader
+from pipeline.distributed import connect
+from pipeline.errors import TrainingError, UserError
+from pipeline.loop import Plan, fit
+from pipeline.models import build_model
+from pipeline.models.blocks import NormAct
+from pipeline.run import MetricsLog, open_run
+from tests.tiny import tiny_config, tiny_splits, tiny_trainer, train_steps
+
+CPU = torch.device("cpu")
+
+
+def plan_of(config: Config) -> Plan:
+    return Plan.of(config, steps_per_epoch=20)
+
+
+def schedule(config: Config) -> list[float]:
+    plan = plan_of(config)
+    return [plan.lr_at(step) for step in range(plan.total_steps)]
+
+
+def first_batch(config: Config) -> list[Any]:
+    batch = next(iter(build_loaders(config, tiny_splits(config), CPU).train))
+    return [batch.images.float().sum(1).flatten().tolist(), batch.labels.tolist()]
+
+
+def loader_of(config: Config, split: str = "train") -> Any:
+    return getattr(build_loaders(config, tiny_splits(config), CPU), split)
+
+
+def num_threads(config: Config) -> object:
+    reference_data = config.data.model_copy(update={"loader": "reference"})
+    dali, reference = loader_of(config), loader_of(config.model_copy(update={"data": reference_data}))
+    assert isinstance(dali, DaliLoader) and isinstance(reference, ReferenceLoader)
+    next(iter(dali))
+    return dali._pipe.num_threads, reference._num_workers
+
+
+def prefetched(config: Config) -> int:
+    loader = loader_of(config)
+    next(iter(loader))
+    return len(loader._in_flight)
+
+
+def images_live_on(config: Config) -> str:
+    """Where the loader keeps a training set of 7,680 bytes, on a device that is not host memory and needs no hardware."""
+    loader = build_loaders(config, tiny_splits(config), torch.device("meta")).train
+    assert isinstance(loader, DaliLoader)
+    return loader._images.device.type
+
+
+def folder_images(config: Config) -> object:
+    splits = load_splits(config.data, config.seed)
+    return splits.train.images.tolist(), sorted(path.parent for path in Path(config.data.root).parent.rglob("*.npy"))
+
+
+def sums(module: nn.Module) -> list[float]:
+    return [parameter.detach().double().sum().item() for parameter in module.parameters()]
+
+
+def tiny_model(config: Config) -> nn.Module:
+    return tiny_trainer(config).state.raw_model
+
+
+def initial_weights(config: Config) -> list[float]:
+    torch.manual_seed(config.seed)
+    return sums(build_model(config.model, 4))
+
+
+def trained_weights(config: Config) -> list[float]:
+    trainer = tiny_trainer(config)
+    train_steps(trainer, 3)
+    return sums(trainer.state.raw_model)
+
+
+def loss_scale(config: Config) -> float:
+    trainer = tiny_trainer(config)
+    train_steps(trainer, 2)
+    return trainer.state.precision.loss_scale()
+
+
+def end_of_run(config: Config) -> str:
+    trainer = tiny_trainer(config)
+    try:
+        fit(trainer)
+    except TrainingError as error:
+        return str(error).split(":")[0]
+    return "done"
+
+
+def compiler_arguments(config: Config) -> object:
+    with patch.object(nn.Module, "compile", autospec=True) as compile_module:
+        compile_in_place(nn.Identity(), config.compile, CPU)
+    return [call.kwargs for call in compile_module.call_args_list], compile_mode(config.compile, torch.device("cuda"))
+
+
+def device_found(config: Config) -> str:
+    try:
+        return connect(config).device.type
+    except UserError:
+        return "none"
+
+
+def memory_layout(config: Config) -> object:
+    trainer = tiny_trainer(config)
+    batch = next(iter(trainer.loaders.train))
+    return [value.is_contiguous(memory_format=torch.channels_last) for value in (batch.images, trainer.state.raw_model.stem[0].weight)]  # type: ignore[index]
+
+
+def backends(config: Config) -> object:
+    tiny_trainer(config)
+    switches = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    return torch.are_deterministic_algorithms_enabled(), *switches
+
+
+def run_folder(config: Config) -> object:
+    try:
+        return open_run(config, "recipe").path.parent.name, open_run(config, "recipe").path.name.partition("-")[0]
+    except UserError as error:
+        return str(error)
+
+
+def event_files(config: Config) -> int:
+    run = open_run(config, "recipe")
+    log = MetricsLog(run, config.log.tensorboard, 0)
+    log.write({"kind": "train", "step": 1, "loss": 1.0})
+    log.close()
+    return len(list(run.path.glob("tb/*")))
+
+
+def explained(config: Config) -> int:
+    trainer = tiny_trainer(config)
+    evaluation = fit(trainer)
+    with patch("pipeline.commands.explain_run") as explain_run, patch("pipeline.curves.draw_curves"):
+        train.finish(trainer, open_run(config, "recipe"), evaluation, 0.0)
+    return explain_run.call_count
+
+
+@dataclasses.dataclass
+class Row:
+    """Another value of a key; what to build; and the overrides, on both sides, under which the key matters."""
+
+    value: str
+    probe: Callable[[Config], object]
+    given: tuple[str, ...] = ()
+
+
+STEP = ("schedule.name=step", "schedule.milestones=[1ep]")
+COSINE = ("schedule.name=cosine",)
+FOLDER = ("data.dataset=folder", "data.root={tmp}/one")
+FP16 = ("precision.mode=fp16", "duration=4st", "log.eval_every=100st", "log.log_every=1st")
+COMPILED = ("compile.mode=default",)
+
+KEYS = {
+    "seed": Row("4", lambda config: [initial_weights(config), first_batch(config)]),
+    "duration": Row("2ep", lambda config: plan_of(config).total_steps),
+    "resume": Row("nowhere", run_folder),
+    "data.dataset": Row("digits", first_batch),
+    "data.root": Row("{tmp}/two", lambda config: folder_images(config)[0], FOLDER),  # type: ignore[index]
+    "data.cache_dir": Row("{tmp}/cache", folder_images, FOLDER),
+    "data.loader": Row("reference", lambda config: type(loader_of(config))),
+    "data.batch_size": Row("10", first_batch),
+    "data.eval_batch_size": Row("3", lambda config: loader_of(config, "test").steps_per_epoch),
+    "data.holdout": Row("8", lambda config: loader_of(config).num_samples),
+    "data.mean": Row("[0.1, 0.2, 0.3]", first_batch),
+    "data.std": Row("[0.1, 0.2, 0.3]", first_batch),
+    "data.resident_limit": Row("1KiB", images_live_on),
+    "data.num_threads": Row("2", num_threads),
+    "data.prefetch": Row("1", prefetched),
+    "data.image_size": Row("9", first_batch),
+    "data.num_classes": Row("5", lambda config: len(tiny_splits(config).class_names)),
+    "data.num_samples": Row("41", lambda config: loader_of(config).num_samples),
+    "augment.crop_padding": Row("2", first_batch),
+    "augment.flip": Row("false", first_batch),
+    "augment.cutout": Row("3", first_batch),
+    "augment.cutout_mode": Row("inside", first_batch),
+    "model.name": Row("resnet18", lambda config: len(initial_weights(config))),
+    "model.shortcut": Row("B", lambda config: len(initial_weights(config))),
+    "model.zero_init_residual": Row("false", initial_weights),
+    "model.fused_norm": Row(
+        "true", lambda config: [module.fused for module in tiny_model(config).modules() if isinstance(module, NormAct)]
+    ),
+    "loss.label_smoothing": Row("0.1", trained_weights),
+    "optimizer.lr": Row("0.2", trained_weights),
+    "optimizer.momentum": Row("0.8", trained_weights),
+    "optimizer.nesterov": Row("false", trained_weights),
+    "optimizer.weight_decay": Row("0.1", trained_weights),
+    "optimizer.decay_norm_and_bias": Row("false", trained_weights),
+    "optimizer.clip_norm": Row("0.01", trained_weights),
+    "schedule.name": Row("cosine", schedule),
+    "schedule.warmup": Row("10%", schedule),
+    "schedule.start_fraction": Row("0.5", schedule),
+    "schedule.final_fraction": Row("0.5", schedule, COSINE),
+    "schedule.milestones": Row("[1ep, 2ep]", schedule, STEP),
+    "schedule.gamma": Row("0.5", schedule, STEP),
+    "precision.mode": Row("bf16", trained_weights),
+    "precision.init_scale": Row("128.0", loss_scale, FP16),
+    "precision.growth_interval": Row("2", loss_scale, FP16),
+    "precision.max_consecutive_skips": Row("2", end_of_run, (*FP16, "precision.init_scale=1.0e+12")),
+    "compile.mode": Row("default", compiler_arguments),
+    "compile.backend": Row("aot_eager", compiler_arguments, COMPILED),
+    "runtime.device": Row("gpu", device_found),
+    "runtime.channels_last": Row("false", memory_layout),
+    "runtime.deterministic": Row("true", backends),
+    "runtime.tf32": Row("false", backends),
+    "runtime.cudnn_benchmark": Row("false", backends),
+    "log.dir": Row("{tmp}/elsewhere", run_folder),
+    "log.name": Row("other", run_folder),
+    "log.log_every": Row("7st", lambda config: plan_of(config).log_every),
+    "log.eval_every": Row("10%", lambda config: plan_of(config).eval_every),
+    "log.checkpoint_every": Row("2ep", lambda config: plan_of(config).checkpoint_every),
+    "log.tensorboard": Row("false", event_files),
+    "log.explain": Row("true", explained, ("duration=1st",)),
+}
+
+
+def test_every_key_has_a_row_and_every_row_a_key():
+    assert list(KEYS) == [key for key, _ in leaf_fields()]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets of class folders, one image a class."""
+    root = tmp_path_factory.mktemp("folders")
+    generator = np.random.default_rng(0)
+    for path in (root / name / split / label / "0.png" for name in ("one", "two") for split in ("train", "test") for label in "ab"):
+        path.parent.mkdir(parents=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_changes_what_is_built(key: str, folders: Path, tmp_path: Path):
+    row = KEYS[key]
+    given = [f"log.dir={tmp_path}", *(item.replace("{tmp}", str(folders)) for item in row.given)]
+    changed = f"{key}={row.value.replace('{tmp}', str(folders))}"
+    before = tiny_config(*given)
+    after = tiny_config(*(item for item in given if not item.startswith(f"{key}=")), changed)
+    assert before != after
+    assert row.probe(before) != row.probe(after)

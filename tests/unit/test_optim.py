@@ -1,0 +1,128 @@
+"""The optimizer's groups and buffers, and the learning rate as a function of the step alone."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from pipeline.models import build_model
+from pipeline.optim import build_optimizer, build_schedule
+
+TOTAL, PER_EPOCH, PEAK = 100, 10, 0.4
+
+
+def schedule(total: int = TOTAL, **keys: Any) -> Any:
+    return build_schedule(PEAK, ScheduleConfig.model_validate(keys), PER_EPOCH, total)
+
+
+def rates(*steps: int, **keys: Any) -> list[float]:
+    lr_at = schedule(**keys)
+    return [lr_at(step) / PEAK for step in steps]
+
+
+def test_one_cycle():
+    found = rates(0, 10, 25, 50, 99, 100, warmup="25%", start_fraction=0.04, final_fraction=0.1)
+    assert found == pytest.approx([0.04, 0.04 + 0.96 * 10 / 25, 1, 0.1 + 0.9 * 50 / 75, 0.1 + 0.9 * 1 / 75, 0.1])
+
+
+def test_one_cycle_falls_to_nothing_after_the_last_step():
+    assert rates(99, 100, warmup="25%") == pytest.approx([1 / 75, 0])
+
+
+def test_cosine():
+    found = rates(0, 20, 60, 99, 100, name="cosine", warmup="2ep", start_fraction=0.5, final_fraction=0.2)
+    assert found == pytest.approx([0.5, 1, 0.2 + 0.8 / 2, 0.2 + 0.8 * (1 + math.cos(math.pi * 79 / 80)) / 2, 0.2])
+
+
+def test_steps_fall_at_the_milestones_and_no_step_earlier():
+    milestones = ["75%", "5ep"]  # in any order
+    found = rates(0, 3, 5, 49, 50, 74, 75, 99, name="step", warmup="5st", start_fraction=0.0, milestones=milestones, gamma=0.1)
+    assert found == pytest.approx([0, 3 / 5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "step"])
+def test_without_warmup_the_first_step_has_the_peak(name: str):
+    milestones = ["50%"] if name == "step" else []
+    assert rates(0, name=name, warmup="0st", milestones=milestones, start_fraction=0.5) == [1]
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine"])
+def test_every_rate_of_every_length_is_between_nothing_and_the_peak(name: str):
+    for total in (1, 2, 3, 10):
+        for warmup in ("0st", "1st", "50%", "100%", "20st"):
+            lr_at = schedule(total, name=name, warmup=warmup)
+            assert all(0 <= lr_at(step) <= PEAK for step in range(total + 1)), (total, warmup)
+            assert lr_at(0) > 0
+
+
+def test_the_rate_depends_on_the_step_alone():
+    lr_at = schedule()
+    forwards = [lr_at(step) for step in range(TOTAL)]
+    assert [lr_at(step) for step in reversed(range(TOTAL))] == forwards[::-1]
+
+
+def build(model: nn.Module | None = None, **keys: Any) -> tuple[nn.Module, torch.optim.SGD]:
+    model = model or build_model(ModelConfig(name="resnet20", shortcut="B"), 10).to(memory_format=torch.channels_last)
+    return model, build_optimizer(OptimizerConfig.model_validate(keys), model)
+
+
+def test_all_parameters_are_in_one_group_with_the_penalty():
+    model, optimizer = build(weight_decay=0.01)
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.01
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+
+
+def test_no_penalty_on_norms_and_biases():
+    model, optimizer = build(weight_decay=0.01, decay_norm_and_bias=False)
+    decayed, others = optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0)
+    norms = {id(p) for module in model.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
+    biases = {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
+    assert {id(p) for p in others["params"]} == norms | biases
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in model.parameters()} - norms - biases
+
+
+def test_frozen_parameters_are_left_out():
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    _, optimizer = build(model)
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(model.weight)]
+
+
+def test_fused_with_momentum_of_zeros_and_one_shared_rate():
+    _, optimizer = build(lr=0.3, momentum=0.7, nesterov=False, decay_norm_and_bias=False)
+    first, second = optimizer.param_groups
+    assert first["lr"] is second["lr"] and isinstance(first["lr"], torch.Tensor)
+    assert first["lr"].item() == pytest.approx(0.3)
+    for group in optimizer.param_groups:
+        assert (group["fused"], group["momentum"], group["nesterov"], group["dampening"]) == (True, 0.7, False, 0)
+        for parameter in group["params"]:
+            buffer = optimizer.state[parameter]["momentum_buffer"]
+            assert not buffer.any() and buffer.stride() == parameter.stride()
+
+
+def test_no_momentum_no_buffers():
+    _, optimizer = build(momentum=0.0, nesterov=False)
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("keys", [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": False}, {"momentum": 0.0, "nesterov": False}])
+def test_updates_are_those_of_plain_sgd(keys: dict[str, Any]):
+    torch.manual_seed(0)
+    model, plain = nn.Linear(4, 3), nn.Linear(4, 3)
+    plain.load_state_dict(model.state_dict())
+    _, optimizer = build(model, lr=0.1, weight_decay=0.01, **keys)
+    oracle = torch.optim.SGD(
+        plain.parameters(), lr=0.1, weight_decay=0.01, momentum=keys["momentum"], nesterov=keys.get("nesterov", True), fused=False
+    )
+    for step in range(5):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        for module, sgd in ((model, optimizer), (plain, oracle)):
+            sgd.zero_grad()
+            module(x).square().sum().backward()
+            sgd.step()
+    torch.testing.assert_close(model.weight, plain.weight)

@@ -1,0 +1,163 @@
+"""Records, the tables and figures made from them, and the README files that show these."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks import figures, readme
+from benchmarks.records import RESULTS, Baseline, Record, Spread, append, newest, read
+from benchmarks.tables import MAKERS, to_markdown
+from pipeline.errors import UserError
+
+
+def record(benchmark: str = "loader", variant: str = "dali", rate: float = 1000.0, **more: Any) -> Record:
+    values: dict[str, Any] = {
+        "benchmark": benchmark,
+        "variant": variant,
+        "model": "resnet18",
+        "image_size": 32,
+        "dataset": "cifar10",
+        "loader": variant,
+        "augment": "crop 4, flip",
+        "batch_size": 512,
+        "world_size": 1,
+        "precision": "fp16",
+        "channels_last": True,
+        "compile_mode": "none",
+        "images_per_sec": Spread(median=rate, p10=0.9 * rate, p90=1.1 * rate, n=5),
+        "step_ms": 512e3 / rate,
+        "peak_memory_bytes": 2**30,
+        "config": {"seed": 0},
+        "config_hash": "0" * 12,
+        "commit": "f" * 40,
+        "dirty": False,
+        "gpu": "NVIDIA H200",
+        "gpu_count": 1,
+        "power_limit_w": 700.0,
+        "driver": "580.1",
+        "cuda": "13.0",
+        "torch": "2.11.0",
+        "dali": "2.4.0",
+        "python": "3.12.1",
+        "cpu_cores": 16,
+        "utc": "2026-01-01T00:00:00+00:00",
+        "command": "python -m benchmarks loaders --record",
+    }
+    return Record(**(values | more))
+
+
+EXAMPLES = [
+    *(
+        record(variant=name, batch_size=size, rate=rate * size)
+        for name, rate in (("dali", 300.0), ("airbench", 4000.0))
+        for size in (256, 512, 1024)
+    ),
+    record("step", "step", 9e4, tflops=300.0, peak_share=0.38, compile_s=12.3),
+    record("end_to_end", "synthetic", 9e4),
+    record(
+        "end_to_end",
+        "dali",
+        8.9e4,
+        baseline=Baseline(variant="synthetic", images_per_sec=9e4, ratio=Spread(median=0.99, p10=0.98, p90=1.0, n=5)),
+    ),
+    record("peer", "pytorch-cifar", 1.8e4),
+    record("kernel", "augment", 4e7, model=None, loader=None),
+    record("ablation", "plain", 8e3, accuracy=0.9, accuracy_std=0.01, accuracy_n=3, epochs=5.0),
+    record("ablation", "+ TF32", 2e4, epochs_to_pay=None),
+    record("ablation", "+ torch.compile", 1.5e4, compile_s=20.0),
+    record("startup", "cold compile cache", images_per_sec=None, step_ms=None, first_step_s=21.0, first_step_n=1),
+    record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
+]
+
+
+def test_the_readme_files_agree_with_the_records():
+    assert readme.outdated() == [], "run `python -m benchmarks readme`"
+
+
+def test_every_figure_that_a_readme_may_show_is_there():
+    for name in figures.FIGURES:
+        for path in figures.paths(name, read(RESULTS)):
+            assert path.is_file(), "run `python -m benchmarks readme`"
+
+
+def test_records_come_back_as_they_were_and_are_only_added_to(tmp_path: Path):
+    first = append(EXAMPLES, tmp_path)
+    before = {path: path.read_text() for path in first}
+    append([record(rate=5.0)], tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in first) == sorted(
+        ["cpu/loader.jsonl", *(f"nvidia-h200/{name}.jsonl" for name in MAKERS)]
+    )
+    assert all(path.read_text().startswith(text) for path, text in before.items())
+    again = read(tmp_path)
+    assert len(again) == len(EXAMPLES) + 1
+    assert all(example in again for example in EXAMPLES)
+
+
+def test_of_the_same_thing_the_last_record_is_shown():
+    rates = [
+        r.images_per_sec.median for r in newest([record(rate=1.0), record(rate=2.0, batch_size=8), record(rate=3.0)]) if r.images_per_sec
+    ]
+    assert rates == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"benchmark": "loader"}', "loader.jsonl:2: not a record"),
+        ("not json", "loader.jsonl:2: not a record"),
+        (record("step").model_dump_json(), "loader.jsonl:2: this record belongs in nvidia-h200/step.jsonl"),
+        (record(gpu=None).model_dump_json(), "belongs in cpu/loader.jsonl"),
+        (record().model_dump_json()[:-1] + ', "speed": 1}', "speed"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str):
+    (path,) = append([record()], tmp_path)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path)
+
+
+def test_every_table_is_rectangular_and_holds_its_figures():
+    for name, make in MAKERS.items():
+        table = make([example for example in EXAMPLES if example.benchmark == name])
+        assert table.rows
+        assert {len(row) for row in table.rows} == {len(table.header)}
+        assert len(to_markdown(table).splitlines()) == len(table.rows) + 2
+    assert "0.990 × synthetic (0.980–1.000)" in to_markdown(MAKERS["end_to_end"](EXAMPLES[8:9]))
+    assert "90.00 ± 1.00 % (3)" in to_markdown(MAKERS["ablation"](EXAMPLES[11:12]))
+
+
+def test_a_readme_is_rendered_between_its_markers_and_nowhere_else(tmp_path: Path):
+    path = tmp_path / "README.md"
+    text = "before\n<!-- benchmarks:{0} -->\nold\n<!-- /benchmarks:{0} -->\nafter\n"
+    rendered = readme.render(text.format("loader"), EXAMPLES, path)
+    assert rendered.startswith("before\n<!-- benchmarks:loader -->\n")
+    assert rendered.endswith("<!-- /benchmarks:loader -->\nafter\n")
+    assert "old" not in rendered
+    assert rendered.count("NVIDIA H200, 700 W") == rendered.count("CPU, 16 cores") == 1
+    assert readme.render(rendered, EXAMPLES, path) == rendered
+    assert "No records yet." in readme.render(text.format("loader"), [], path)
+    for name in ("unknown", "loader -->\n<!-- benchmarks:step"):
+        with pytest.raises(UserError, match=r"unknown|counterpart"):
+            readme.render(text.format(name), EXAMPLES, path)
+
+
+def test_a_stale_readme_is_found(tmp_path: Path):
+    path = tmp_path / "README.md"
+    path.write_text("<!-- benchmarks:step -->\nold\n<!-- /benchmarks:step -->\n")
+    append(EXAMPLES, tmp_path / "results")
+    assert readme.outdated([path], tmp_path / "results") == [path]
+    path.write_text(readme.render(path.read_text(), read(tmp_path / "results"), path))
+    assert readme.outdated([path, tmp_path / "missing.md"], tmp_path / "results") == []
+
+
+def test_figures_are_drawn_for_each_machine(tmp_path: Path):
+    drawn = figures.draw_all(EXAMPLES, tmp_path)
+    assert [path.name for path in drawn] == ["nvidia-h200-throughput.png", "cpu-throughput.png", "nvidia-h200-waterfall.png"]
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert picture.width == 1100
+    assert figures.draw_all([], tmp_path) == []

@@ -1,0 +1,86 @@
+"""What survives a restart survives it bit for bit."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.checkpoint import CheckpointWriter, folder_of, load_checkpoint
+from pipeline.loop import Trainer
+from pipeline.state import Totals, TrainState
+from tests.tiny import assert_equal, random_batch, tiny_config, tiny_trainer, train_steps
+
+pytestmark = pytest.mark.usefixtures("process_state")
+
+
+def start(*overrides: str) -> Trainer:
+    return tiny_trainer(tiny_config(*overrides))
+
+
+def whole(state: TrainState) -> dict[str, Any]:
+    return {"weights": dict(state.raw_model.state_dict()), **state.state_dict()}
+
+
+@pytest.mark.parametrize("mode", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("keys", [(), ("optimizer.momentum=0.0", "optimizer.nesterov=false"), ("optimizer.decay_norm_and_bias=false",)])
+def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: tuple[str, ...]):
+    """Weights, norm statistics, momentum, loss scale, sums of the open window, best, clock, generator; and it goes on alike."""
+    overrides = [f"precision.mode={mode}", "precision.init_scale=64.0", "precision.growth_interval=4", *keys]
+    old = start(*overrides)
+    train_steps(old, 6)
+    old.state.best = {"accuracy": 0.5, "step": 5, "selected_on": "test", "test_accuracy": 0.5}
+    old.state.last_train = {"loss": 1.25, "skipped_steps": 0}
+    old.state.clock = {"windows": [{"images_per_sec": 10.0, "steps": 2}], "train_s": 1.5}
+    writer = CheckpointWriter(tmp_path, "hash")
+    writer.save(old.state)
+    writer.close()
+
+    new = start(*overrides, "seed=9")
+    torch.rand(5)
+    load_checkpoint(folder_of(tmp_path, 6), new.state)
+    assert_equal(whole(new.state), whole(old.state))
+    (lr,) = {id(group["lr"]) for group in new.state.optimizer.param_groups}
+    assert lr == id(new.state.lr)
+
+    for batch in (random_batch(seed=seed) for seed in range(3)):
+        new.step(batch)
+        old.step(batch)
+    old.state.clock = new.state.clock
+    assert_equal(whole(new.state), whole(old.state))
+
+
+def test_a_snapshot_is_not_changed_by_later_steps(tmp_path: Path):
+    trainer = start()
+    train_steps(trainer, 1)
+    weights = {key: value.clone() for key, value in trainer.state.raw_model.state_dict().items()}
+    writer = CheckpointWriter(tmp_path, "hash")
+    writer.save(trainer.state)
+    train_steps(trainer, 2)  # while the thread writes
+    writer.close()
+    other = start("seed=9")
+    load_checkpoint(folder_of(tmp_path, 1), other.state)
+    assert_equal(dict(other.state.raw_model.state_dict()), weights)
+
+
+def test_the_rest_of_the_state_holds_tensors_numbers_and_strings_only():
+    trainer = start("precision.mode=fp16")
+    train_steps(trainer, 1)
+    buffer = io.BytesIO()
+    torch.save(trainer.state.state_dict(), buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True)["step"] == 1
+
+
+def test_totals_leave_out_what_was_skipped():
+    totals = Totals(torch.device("cpu"))
+    ok, skipped = torch.tensor(0.0), torch.tensor(1.0)
+    totals.add(torch.tensor(2.0), torch.tensor(3), 4, ok)
+    totals.add(torch.tensor(float("nan")), torch.tensor(4), 4, skipped)
+    totals.add(torch.tensor(float("inf")), torch.tensor(4), 4, skipped)
+    assert totals.values.tolist() == [8, 3, 4, 2, 2]
+    totals.start_window()
+    totals.add(torch.tensor(1.0), torch.tensor(1), 4, ok)
+    assert totals.values.tolist() == [4, 1, 4, 2, 0]
+    assert totals.values.dtype == torch.float64

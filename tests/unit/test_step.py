@@ -1,0 +1,187 @@
+"""The training step: precisions, overflow, clipping, smoothing, compiling."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.data import Batch
+from pipeline.evaluate import evaluate
+from pipeline.loop import Trainer
+from tests.parity.tolerances import assert_parity
+from tests.tiny import random_batch, tiny_config, tiny_trainer, train_steps
+
+pytestmark = pytest.mark.usefixtures("process_state")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def start(*overrides: str) -> Trainer:
+    return tiny_trainer(tiny_config(*overrides))
+
+
+def parameters(trainer: Trainer) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in trainer.state.raw_model.parameters()]
+
+
+def momentum(trainer: Trainer) -> list[torch.Tensor]:
+    return [state["momentum_buffer"].clone() for state in trainer.state.optimizer.state.values()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_one_step_is_the_textbook_s():
+    """Forward, smoothed loss, gradient, Nesterov's update with weight decay, at the rate of the step: written out by hand."""
+    trainer = start("loss.label_smoothing=0.1", "optimizer.weight_decay=0.01", "schedule.warmup=0st")
+    by_hand = copy.deepcopy(trainer.state.raw_model)
+    batch = random_batch()
+    output = trainer.step(batch)
+    logits = by_hand(batch.images)
+    loss = F.cross_entropy(logits, batch.labels, label_smoothing=0.1)
+    loss.backward()
+    assert torch.equal(output.loss, loss.detach())
+    assert output.correct.item() == (logits.argmax(1) == batch.labels).sum().item()
+    assert output.found_inf.item() == 0
+    for trained, parameter in zip(trainer.state.raw_model.parameters(), by_hand.parameters(), strict=True):
+        assert parameter.grad is not None
+        gradient = parameter.grad + 0.01 * parameter.detach()
+        torch.testing.assert_close(trained.detach(), parameter.detach() - 0.1 * (gradient + 0.9 * gradient), rtol=1e-5, atol=1e-7)
+        assert trained.grad is None
+
+
+def test_each_step_has_its_own_rate():
+    trainer = start()
+    for step in range(7):
+        trainer.step(random_batch())
+        assert trainer.state.lr.item() == pytest.approx(trainer.plan.lr_at(step))
+        assert trainer.state.step == step + 1
+
+
+@pytest.mark.parametrize("mode", DTYPES)
+def test_every_precision_learns_with_weights_in_float32(mode: str):
+    trainer = start(f"precision.mode={mode}", "precision.init_scale=1024.0")
+    losses = train_steps(trainer, 12)
+    assert all(torch.isfinite(torch.tensor(losses))) and sum(losses[-3:]) < sum(losses[:3])
+    assert {tensor.dtype for tensor in parameters(trainer) + momentum(trainer)} == {torch.float32}
+    assert next(iter(trainer.loaders.train)).images.dtype == (torch.float32 if mode == "fp32" else torch.float16)
+
+
+@pytest.mark.parametrize("mode", ["bf16", "fp16"])
+def test_half_precision_stays_near_single(mode: str):
+    """Not equal: that the activations are rounded to 8 or 11 bits shows, and nothing else."""
+    single, half = (train_steps(start(f"precision.mode={name}"), 3) for name in ("fp32", mode))
+    assert half != single
+    torch.testing.assert_close(torch.tensor(half), torch.tensor(single), rtol=2e-2, atol=0)
+
+
+def overflow(trainer: Trainer, batch: Batch) -> torch.Tensor:
+    """A step in which one gradient is infinite; the flag that it reports."""
+    hook = trainer.state.raw_model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    output = trainer.step(batch)
+    hook.remove()
+    return output.found_inf
+
+
+@pytest.mark.parametrize("clip", ["null", "1.0"])
+def test_an_overflow_skips_exactly_that_update(clip: str):
+    trainer = start("precision.mode=fp16", "precision.init_scale=1024.0", f"optimizer.clip_norm={clip}")
+    state, batch = trainer.state, random_batch()
+    for _ in range(2):
+        assert trainer.step(batch).found_inf.item() == 0
+    weights, buffers = parameters(trainer), momentum(trainer)
+    sums = state.totals.values.clone()
+    assert overflow(trainer, batch).item() == 1
+    assert same(weights, parameters(trainer)) and same(buffers, momentum(trainer))
+    assert state.precision.loss_scale() == 512
+    assert state.step == 3  # the schedule goes on
+    assert state.totals.values.tolist() == [*sums[:3].tolist(), 1, 1]  # counted, and kept out of the means
+    assert overflow(trainer, batch).item() == 1
+    assert state.totals.values[3:].tolist() == [2, 2]
+    assert trainer.step(batch).found_inf.item() == 0
+    assert not same(weights, parameters(trainer))
+    assert state.totals.values[3:].tolist() == [2, 0]
+    assert state.precision.loss_scale() == 256
+
+
+def test_the_first_update_may_be_the_skipped_one():
+    trainer = start("precision.mode=fp16")
+    weights = parameters(trainer)
+    assert overflow(trainer, random_batch()).item() == 1
+    assert same(weights, parameters(trainer))
+    assert not any(buffer.any() for buffer in momentum(trainer))
+    assert all(torch.isfinite(torch.tensor(train_steps(trainer, 3))))
+
+
+def test_the_scale_grows_after_the_interval():
+    trainer = start("precision.mode=fp16", "precision.init_scale=8.0", "precision.growth_interval=3")
+    train_steps(trainer, 2)
+    assert trainer.state.precision.loss_scale() == 8
+    train_steps(trainer, 1)
+    assert trainer.state.precision.loss_scale() == 16
+
+
+@pytest.mark.parametrize("mode", ["fp32", "fp16"])
+def test_the_clipped_gradient_is_the_unscaled_one(mode: str):
+    """At rate 1 without momentum the update is the gradient: its norm is the limit, whatever the loss scale."""
+    keys = ["optimizer.momentum=0.0", "optimizer.nesterov=false", "optimizer.weight_decay=0.0", "optimizer.lr=1.0", "schedule.warmup=0st"]
+    trainer = start(f"precision.mode={mode}", "optimizer.clip_norm=0.05", *keys)
+    before = parameters(trainer)
+    trainer.step(random_batch())
+    moved = torch.sqrt(
+        sum(((new - old).double().square().sum() for new, old in zip(parameters(trainer), before, strict=True)), torch.zeros(()))
+    )
+    assert moved.item() == pytest.approx(0.05, rel=1e-3)
+
+
+def test_totals_are_sums_over_images():
+    trainer = start()
+    outputs = [trainer.step(random_batch(seed=seed)) for seed in range(3)]
+    loss, correct, images, skipped, in_a_row = trainer.state.totals.values.tolist()
+    assert loss == pytest.approx(8 * sum(output.loss.item() for output in outputs))
+    assert correct == sum(output.correct.item() for output in outputs)
+    assert (images, skipped, in_a_row) == (24, 0, 0)
+    trainer.state.totals.start_window()
+    assert trainer.state.totals.values.tolist() == [0] * 5
+
+
+# --- compiled -------------------------------------------------------------------------------------------------------------------
+
+
+def compare_with_eager(*overrides: str, mode: str = "fp32") -> None:
+    """Train compiled and eagerly with evaluations in between, whose shapes and mode must not make it compile again."""
+    torch._dynamo.reset()
+    eager = start(f"precision.mode={mode}")
+    compiled = start(f"precision.mode={mode}", "compile.mode=default", *overrides)
+    keys = list(compiled.state.raw_model.state_dict())
+    assert keys == list(eager.state.raw_model.state_dict())
+    losses: dict[int, list[float]] = {0: [], 1: []}
+    for _ in range(2):
+        for number, trainer in enumerate((eager, compiled)):
+            losses[number] += train_steps(trainer, 10)
+            evaluate(trainer.state.raw_model, trainer.loaders.test, trainer.state.precision, torch.device("cpu"))
+            assert trainer.state.raw_model.training
+    assert_parity(torch.tensor(losses[1]), torch.tensor(losses[0]), "20 losses, compiled", DTYPES[mode])
+    assert compiled.step.settled and compiled.step.recompilations == 0
+
+
+@pytest.mark.parametrize("mode", ["fp32", "bf16"])
+def test_compiled_trains_like_eager(mode: str):
+    compare_with_eager("compile.backend=aot_eager", mode=mode)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor_trains_like_eager():
+    compare_with_eager()
+
+
+def test_a_changed_shape_is_counted_as_a_recompilation():
+    torch._dynamo.reset()
+    trainer = start("compile.mode=default", "compile.backend=aot_eager")
+    assert not trainer.step.settled and trainer.step.recompilations == 0
+    for _ in range(3):
+        trainer.step(random_batch())
+    assert trainer.step.settled and trainer.step.recompilations == 0
+    trainer.step(random_batch(size=4))
+    assert trainer.step.recompilations == 1
