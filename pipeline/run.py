@@ -19,7 +19,7 @@ class RunFolder:
     Attributes:
         path: `runs/<name>-<time>/`.
         resume_from: the checkpoint to continue from, or None.
-        warnings: damaged checkpoints that were passed over.
+        warnings: what the user should know: damaged checkpoints that were passed over, or that nothing was found to continue.
     """
 
     path: Path
@@ -54,7 +54,8 @@ def open_run(config: Config, recipe: str) -> RunFolder:
     if found is not None:
         _point_latest(found.path.parent, found.path)
         return found
-    return RunFolder(_make_folder(config, recipe))
+    anew = ("resume=auto: no unfinished run of this very config, starting anew",) if config.resume == "auto" else ()
+    return RunFolder(_make_folder(config, recipe), warnings=anew)
 
 
 def _make_folder(config: Config, recipe: str) -> Path:

@@ -129,7 +129,6 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
     from pipeline.step import Step
 
     device, shard = processes.device, processes.shard
-    stop = StopSignal().install()
     splits = processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
     loaders = build_loaders(config, splits, device, shard)
     plan = Plan.of(config, loaders.train.steps_per_epoch)
@@ -156,7 +155,7 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
         checkpoints=CheckpointWriter(run.checkpoints, config_hash(config)) if processes.is_main else None,
         metrics=MetricsLog(run, config.log.tensorboard, state.step) if processes.is_main else None,
         console=console,
-        stop=stop,
+        stop=StopSignal().install(),
     )
     return trainer, run
 

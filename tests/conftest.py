@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -20,15 +21,23 @@ _LAUNCHER_VARIABLES = (
 )
 
 
+def _forget_the_device() -> None:
+    """Accelerate keeps the device of the first `Accelerator` for the whole process: tests on the CPU and on the GPU would meet."""
+    if "accelerate" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @contextmanager
 def _kept_process_state() -> Iterator[None]:
     environment = dict(os.environ)
     for name in _LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
+    _forget_the_device()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     cudnn, matmul = cast(Any, torch.backends.cudnn), torch.backends.cuda.matmul
     switches = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.are_deterministic_algorithms_enabled()
     yield
+    _forget_the_device()
     os.environ.clear()
     os.environ.update(environment)
     for number, handler in handlers.items():

@@ -76,7 +76,7 @@ class DaliLoader(PositionedLoader):
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._batch_size = sampler.local_batch_size
         group_images = min(_GROUP_IMAGES, _GROUP_BYTES // images[0].nbytes)
-        self._group = max(group_images // self._batch_size, 1)
+        self._group = max(min(group_images // self._batch_size, self.steps_per_epoch), 1)
         self._prefetch = max(-(-prefetch // self._group), min(prefetch, 2))
         self._pipe: Any = None
         self._plans: Iterator[BatchPlan] = iter(())

@@ -1,4 +1,7 @@
-"""`python -m tests.integration.interrupted SIGNAL STEP CONFIG key=value…`: train, and send this very process a signal after a step."""
+"""`python -m tests.integration.interrupted SIGNAL STEP CONFIG key=value…`: train, and send this very process a signal after a step.
+
+With CRASH for the signal, an error that nobody expects.
+"""
 
 import os
 import signal
@@ -9,19 +12,21 @@ from pipeline import train
 from pipeline.step import Step, StepOutput
 
 
-def interrupt_at(last: int, number: int) -> None:
-    """From now on, training sends its own process a signal once step LAST is done."""
+def interrupt_at(last: int, name: str) -> None:
+    """From now on, training sends its own process a signal, or fails, once step LAST is done."""
     step = Step.__call__
 
     def watched(self: Step, batch: Any) -> StepOutput:
         output = step(self, batch)
         if self._state.step == last:
-            os.kill(os.getpid(), number)
+            if name == "CRASH":
+                raise RuntimeError("nobody expects this")
+            os.kill(os.getpid(), signal.Signals[name])
         return output
 
     Step.__call__ = watched
 
 
 if __name__ == "__main__":
-    interrupt_at(int(sys.argv[2]), signal.Signals[sys.argv[1]])
+    interrupt_at(int(sys.argv[2]), sys.argv[1])
     sys.exit(train.main(sys.argv[3:]))

@@ -19,6 +19,7 @@ from pipeline.config import load_config
 from pipeline.data.sampling import Shard, TrainSampler
 from tests.tiny import RECIPE, ROOT, last_weights, only_run, read_metrics
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
@@ -200,7 +201,6 @@ def test_a_batch_that_does_not_divide_is_one_message(tmp_path: Path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 def test_a_bug_on_one_process_ends_all(tmp_path: Path):
     run = start(tmp_path, stop=-6)
     assert (run.code, run.exit_code_file) == (1, "1")

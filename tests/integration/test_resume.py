@@ -174,6 +174,7 @@ def test_a_path_is_continued_and_then_refused(uninterrupted: dict[str, Path], tm
     assert "is finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code", "step"), [("SIGTERM", 75, 7), ("SIGKILL", -9, 11)])
 def test_in_a_process_of_its_own(name: str, code: int, step: int, uninterrupted: dict[str, Path], tmp_path: Path):
     """The real exit code; and, killed, whatever the operating system left of the files."""
@@ -184,31 +185,55 @@ def test_in_a_process_of_its_own(name: str, code: int, step: int, uninterrupted:
     assert_same_run(only_run(tmp_path), uninterrupted["dali"])
 
 
-@pytest.mark.slow
-def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(tmp_path: Path):
-    """As from launch.sh or Ctrl-C: the run stops as it should, and nothing of it is left."""
-    keys = (f"log.dir={tmp_path}", "data.loader=reference", "data.num_threads=2", "duration=10000ep")
-    mark = f"QUICKRES_TEST={tmp_path}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.train", str(RECIPE), *keys],
+def start_in_a_group(*command: str, mark: str) -> subprocess.Popen[str]:
+    """Start a run with two loader workers in a process group of its own, its processes marked by a variable."""
+    name, value = mark.split("=")
+    return subprocess.Popen(
+        [sys.executable, *command, "data.loader=reference", "data.num_threads=2", "duration=10000ep"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **dict([mark.split("=")])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", name: value},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def workers_of(process: subprocess.Popen[str], line: str) -> list[psutil.Process]:
+    """The loaders' worker processes, once the run has printed a line that begins so."""
     assert process.stdout is not None
-    while not (line := process.stdout.readline()).startswith("epoch   2"):
-        assert line, "the run ended early"
-    workers = [worker for server in psutil.Process(process.pid).children() for worker in server.children()]
+    while not (printed := process.stdout.readline()).startswith(line):
+        assert printed, "the run ended early"
+    return [worker for server in psutil.Process(process.pid).children() for worker in server.children()]
+
+
+def assert_nothing_left(workers: list[psutil.Process], mark: str) -> None:
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if _holds(path, mark)]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(tmp_path: Path):
+    """As from launch.sh or Ctrl-C: the run stops as it should, and nothing of it is left."""
+    mark = f"QUICKRES_TEST={tmp_path}"
+    process = start_in_a_group("-m", "pipeline.train", str(RECIPE), f"log.dir={tmp_path}", mark=mark)
+    workers = workers_of(process, "epoch   2")
     assert len(workers) == 4  # two for training, two for evaluation
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert err.startswith("stopped: by signal 15"), err
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
-    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if _holds(path, mark)]
+    assert_nothing_left(workers, mark)
+
+
+@pytest.mark.slow
+def test_a_crash_ends_the_loader_s_workers(tmp_path: Path):
+    mark = f"QUICKRES_TEST={tmp_path}"
+    process = start_in_a_group("-m", "tests.integration.interrupted", "CRASH", "100", str(RECIPE), f"log.dir={tmp_path}", mark=mark)
+    workers = workers_of(process, "epoch   2")
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, "RuntimeError: nobody expects this" in err) == (1, True), err
+    assert_nothing_left(workers, mark)
 
 
 def _holds(environ: Path, entry: str) -> bool:

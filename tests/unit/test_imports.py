@@ -136,6 +136,7 @@ print(json.dumps({"count": len(names), "events": events, "same": before == state
 """
 
 
+@pytest.mark.slow
 def test_importing_everything_does_no_work():
     """No file written, no process or thread started, no switch or random state touched, and nothing imported that takes seconds and may
     not be needed."""
