@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class Session:
     records: list[Record] = field(default_factory=list)
     _splits: dict[str, Splits] = field(default_factory=dict)
     _environment: dict[str, Any] = field(default_factory=dict)
+    _written: set[Path] = field(default_factory=set)
     _progress: Progress | None = None
 
     @property
@@ -138,8 +140,8 @@ class Session:
         timing: Timing | None,
         baseline: Baseline | None = None,
         **more: Any,
-    ) -> Record:
-        """Make a record and keep it. Fields of `Record` that the config does not tell are given as keywords."""
+    ) -> None:
+        """Make a record, and with `--record` write it. Fields of `Record` that the config does not tell are given as keywords."""
         if not self._environment:
             self._environment = describe_environment(config, self.device, self.processes.shard.world_size)
         environment = self._environment
@@ -178,8 +180,10 @@ class Session:
             "utc": environment["utc"],
             "command": self.command,
         }
-        self.records.append(Record(**(values | more)))
-        return self.records[-1]
+        record = Record(**(values | more))
+        self.records.append(record)
+        if self.options.record and self.processes.is_main:  # at once: what was measured is kept if a later variant fails
+            self._written.update(append([record]))
 
     def print_tables(self) -> None:
         """The tables of all that was measured."""
@@ -187,10 +191,9 @@ class Session:
             self.print(table)
 
     def close(self) -> None:
-        """Keep the records, if asked."""
-        if self.options.record and self.processes.is_main:
-            for path in append(self.records):
-                self.say(f"recorded in {path}")
+        """Say where the records are."""
+        for path in sorted(self._written):
+            self.say(f"recorded in {path}")
 
     def print(self, table: tables.Table) -> None:
         if self.processes.is_main:
