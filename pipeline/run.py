@@ -1,6 +1,7 @@
 """The run folder: opened new, or found again to be continued."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from datetime import datetime
@@ -173,6 +174,7 @@ class MetricsLog:
         self._writer: Any = None
 
     def write(self, record: dict[str, Any]) -> None:
+        record = without_nan(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
@@ -217,5 +219,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error}); is the run finished?") from None
 
 
+def without_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with null for NaN and infinity, which JSON has no word for.
+
+    >>> without_nan({"loss": float("nan"), "step": 3})
+    {'loss': None, 'step': 3}
+    """
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+
+
 def write_result(run: RunFolder, result: dict[str, Any]) -> None:
-    write_json(run.result, result)
+    write_json(run.result, without_nan(result))
