@@ -97,7 +97,7 @@ class Session:
         try:
             self.splits(config)
         except UserError as error:
-            size = 32 if config.data.dataset in ("cifar10", "cifar100") else config.data.image_size
+            size = config.image_size
             self.say(f"warning: {error}\nwarning: timing random images of {size}x{size} pixels instead, through the same loader")
             self.overrides = merge(self.overrides, ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"])
 

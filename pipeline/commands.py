@@ -12,6 +12,7 @@ from pipeline.build import build_raw_model, set_backends
 from pipeline.checkpoint import folder_of, load_weights, newest_intact, verify
 from pipeline.config import Config, load_config
 from pipeline.data import Splits, build_loaders, load_splits
+from pipeline.distributed import pick_device
 from pipeline.errors import UserError
 from pipeline.evaluate import EvalResult, evaluate, predict
 from pipeline.precision import Precision
@@ -30,17 +31,6 @@ class Trained:
     model: nn.Module
     checkpoint: Path
     device: torch.device
-
-
-def pick_device(config: Config) -> torch.device:
-    """The device that `runtime.device` means on this machine.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    if config.runtime.device == "gpu" and not torch.cuda.is_available():
-        raise UserError("runtime.device: gpu is asked for, but torch sees none; add runtime.device=auto")
-    return torch.device("cuda", 0) if config.runtime.device != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_trained(path: Path, which: str = "last", overrides: tuple[str, ...] = (), device: torch.device | None = None) -> Trained:

@@ -79,6 +79,17 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | Non
         return None, error
 
 
+def pick_device(config: Config) -> torch.device:
+    """The device that `runtime.device` means on this machine; of several GPUs, the first.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if config.runtime.device == "gpu" and not torch.cuda.is_available():
+        raise UserError("runtime.device: gpu is asked for, but torch sees none; check nvidia-smi, or use runtime.device=auto")
+    return torch.device("cuda", 0) if config.runtime.device != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+
+
 def connect(config: Config) -> Processes:
     """Join the process group that the launcher set up.
 
@@ -87,9 +98,7 @@ def connect(config: Config) -> Processes:
             backend handed to `accelerate launch` that contradicts the config.
     """
     _check_launcher(config)
-    wants_gpu = config.runtime.device == "gpu" or (config.runtime.device == "auto" and torch.cuda.is_available())
-    if wants_gpu and not torch.cuda.is_available():
-        raise UserError("runtime.device: gpu is asked for, but torch sees none; check nvidia-smi, or use runtime.device=auto")
+    wants_gpu = pick_device(config).type == "cuda"
     if wants_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise UserError(f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU (NUM_PROCESSES)")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)

@@ -116,7 +116,7 @@ def fit(t: Trainer) -> EvalResult:
             # counted from the last evaluation, so that no sliver of a window follows one
             logs = evaluates or state.step % plan.eval_every % plan.log_every == 0
             stops = t.stop.requested and t.processes.shard.world_size == 1
-            if logs or evaluates or saves or stops or t.clock.warming_up:
+            if logs or saves or stops or t.clock.warming_up:
                 window = t.clock.close()
                 with t.clock.pause():
                     if logs:

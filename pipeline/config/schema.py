@@ -184,8 +184,8 @@ class Config(Section):
                 raise ValueError("data.std: must be above 0 in every channel")
         if isinstance(data.holdout, float) and data.holdout >= 1:
             raise ValueError(f"data.holdout: a fraction is below 1; for a count write {int(data.holdout)}")
-        if self._image_size < augment.cutout:
-            raise ValueError(f"augment.cutout: {augment.cutout} is larger than the image ({self._image_size}); use a smaller box")
+        if self.image_size < augment.cutout:
+            raise ValueError(f"augment.cutout: {augment.cutout} is larger than the image ({self.image_size}); use a smaller box")
         if schedule.name == "step" and not schedule.milestones:
             raise ValueError("schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]")
         if schedule.name != "step" and schedule.milestones:
@@ -205,5 +205,6 @@ class Config(Section):
         return self
 
     @property
-    def _image_size(self) -> int:
+    def image_size(self) -> int:
+        """Height and width of the images in pixels: CIFAR's own, or `data.image_size`."""
         return 32 if self.data.dataset in ("cifar10", "cifar100") else self.data.image_size
