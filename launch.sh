@@ -183,8 +183,10 @@ train() {
     [[ $hardware == cpu || $processes -eq 1 ]] || where='one GPU each'
     say "processes: $processes, on $where; CPU threads each: $threads"
     export QUICKRES_START_TIME=$start_time QUICKRES_NUM_PROCESSES=$processes
-    # the files differ by one process or more: accelerate refuses MULTI_GPU with one
-    run_group "$python" -m accelerate.commands.launch --quiet --config_file "configs/accelerate/$hardware$((processes > 1 ? 2 : 1)).yaml" \
+    if ((processes == 1)); then # needs no launcher, whose imports take three seconds
+        OMP_NUM_THREADS=$threads run_group "$python" -m pipeline.train "$recipe" "$@"
+    fi
+    run_group "$python" -m accelerate.commands.launch --quiet --config_file "configs/accelerate/${hardware}2.yaml" \
         --num_processes "$processes" --num_cpu_threads_per_process "$threads" -m pipeline.train "$recipe" "$@"
 }
 

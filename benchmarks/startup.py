@@ -1,7 +1,7 @@
 """Seconds from the command to the end of the first optimizer step, with a cold and with a warm compile cache.
 
-Every start is a process of its own, by launch.sh where this Python is the one of its .venv, otherwise by `accelerate launch` as
-launch.sh calls it. The compile cache is a folder made for the purpose: cold is the first start with it, warm are those after it.
+Every start is a process of its own, by launch.sh where this Python is the one of its .venv, otherwise by `python -m pipeline.train`, which
+is what launch.sh then calls. The compile cache is a folder made for the purpose: cold is the first start with it, warm are those after it.
 The data set's cache of decoded images is as it is found, which after the first start of all is: filled.
 """
 
@@ -32,17 +32,14 @@ def has_launcher() -> bool:
     return Path(sys.executable).parent == _ROOT / ".venv/bin" and (_ROOT / ".venv/.installed").is_file()
 
 
-def launcher(recipe: str, overrides: list[str], on_gpu: bool) -> list[str]:
+def command_line(recipe: str, overrides: list[str]) -> list[str]:
     """The command line of one start."""
     if has_launcher():
         return [str(_ROOT / "launch.sh"), "train", recipe, *overrides]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    options = ["--config_file", f"configs/accelerate/{'gpu' if on_gpu else 'cpu'}1.yaml", "--num_processes", "1"]
-    threads = ["--num_cpu_threads_per_process", str(len(os.sched_getaffinity(0)))]
-    return [*launch, *options, *threads, "-m", "pipeline.train", recipe, *overrides]
+    return [sys.executable, "-m", "pipeline.train", recipe, *overrides]
 
 
-def start(recipe: str, overrides: list[str], cache: Path, on_gpu: bool) -> float:
+def start(recipe: str, overrides: list[str], cache: Path) -> float:
     """Start a short run, wait for its end, and return the seconds from the command to the end of its first optimizer step.
 
     Raises:
@@ -51,7 +48,7 @@ def start(recipe: str, overrides: list[str], cache: Path, on_gpu: bool) -> float
     with tempfile.TemporaryDirectory() as folder:
         environment = {name: value for name, value in os.environ.items() if name not in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
         environment |= {"XDG_CACHE_HOME": str(cache), "NUM_PROCESSES": "1", "QUICKRES_START_TIME": str(time.time())}
-        command = launcher(recipe, [*overrides, f"log.dir={folder}"], on_gpu)
+        command = command_line(recipe, [*overrides, f"log.dir={folder}"])
         done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)
         results = sorted(Path(folder).glob("*-*/result.json"))
         if done.returncode or not results:
@@ -70,8 +67,8 @@ def run(session: Session) -> None:
         for number in range(1 + warm_starts):
             kind = "warm" if number else "cold"
             session.show(f"{kind} start")
-            taken[kind].append(start(recipe, overrides, Path(cache), session.on_gpu))
-    by = "launch.sh" if has_launcher() else "accelerate launch"
+            taken[kind].append(start(recipe, overrides, Path(cache)))
+    by = "launch.sh" if has_launcher() else "pipeline.train"
     for kind, seconds in taken.items():
         if seconds:
             session.record("startup", f"{kind} compile cache, {by}", config, None, first_step_s=median(seconds), first_step_n=len(seconds))

@@ -59,6 +59,8 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
     mode = compile_mode(config, device)
     if mode == "none":
         return
+    # our batch norm is an autograd.Function, whose traced graphs are in the cache's key; without this each start traces anew
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     if config.backend != "inductor":
         model.compile(backend=config.backend, dynamic=False, fullgraph=True)
     else:

@@ -42,6 +42,7 @@ def save(*_):
     time.sleep(0.3)
     leave(75)
 recipe, *overrides = sys.argv[1:]
+pathlib.Path("trainer.argv").write_text("\\n".join(sys.argv[1:]))
 told = [os.environ.get(name, "-") for name in ("QUICKRES_NUM_PROCESSES", "WORLD_SIZE", "OMP_NUM_THREADS", "QUICKRES_START_TIME")]
 print(*told, os.isatty(1), *overrides, flush=True)
 match recipe:
@@ -115,7 +116,9 @@ class Checkout:
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def launched(self) -> dict[str, str]:
-        """The options that the launcher was given."""
+        """The options that the launcher was given; none where the trainer was started without it."""
+        if not (self.root / "launcher.argv").exists():
+            return {}
         argv = (self.root / "launcher.argv").read_text().split("\n")
         options = argv[1 : argv.index("-m")]
         assert argv[0] == "--quiet"

@@ -23,7 +23,8 @@ def checkout(tmp_path: Path) -> Checkout:
 @pytest.fixture
 def waiting(checkout: Checkout, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     """A run that has come to its training loop; nothing of it may outlive the test."""
-    process = checkout.start(request.param)
+    # detached from the launcher, which there is for two processes only
+    process = checkout.start(request.param, NUM_PROCESSES="2" if request.param == "detached.yaml" else "1")
     assert process.stdout is not None
     while (line := process.stdout.readline()) != "ready\n":
         assert line, "the run ended before it was ready"
@@ -73,7 +74,7 @@ def test_a_moved_checkout_installs_again(checkout: Checkout):
 def test_an_interrupted_installation_is_done_again(checkout: Checkout):
     (checkout.root / "broken").write_text("7")
     assert checkout.run().returncode == 7
-    assert not (checkout.root / "launcher.argv").exists()
+    assert not (checkout.root / "trainer.argv").exists()
     (checkout.root / "broken").unlink()
     assert checkout.run().returncode == 0
     assert len(checkout.uv_calls) == 3
@@ -133,41 +134,44 @@ def test_a_fresh_venv_gets_the_locked_uv(checkout: Checkout):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "visible", "asked", "device", "config", "processes"),
+    ("gpus", "visible", "asked", "device", "hardware", "processes"),
     [
-        (0, None, None, "auto", "cpu1", "1"),
-        (0, None, "2", "auto", "cpu2", "2"),
-        (0, None, "3", "cpu", "cpu2", "3"),
-        (0, None, None, "gpu", "gpu1", "1"),
-        (1, None, None, "auto", "gpu1", "1"),
-        (4, None, None, "gpu", "gpu2", "4"),
-        (4, None, "1", "auto", "gpu1", "1"),
-        (4, "2,3", None, "auto", "gpu2", "2"),
-        (4, "1,7,2", None, "auto", "gpu1", "1"),
-        (4, "GPU-2,GPU-3", None, "auto", "gpu2", "2"),
-        (4, "", None, "auto", "cpu1", "1"),
-        (4, "-1", "2", "auto", "cpu2", "2"),
-        (4, None, None, "cpu", "cpu1", "1"),
+        (0, None, None, "auto", "cpu", 1),
+        (0, None, "2", "auto", "cpu", 2),
+        (0, None, "3", "cpu", "cpu", 3),
+        (0, None, None, "gpu", "gpu", 1),
+        (1, None, None, "auto", "gpu", 1),
+        (4, None, None, "gpu", "gpu", 4),
+        (4, None, "1", "auto", "gpu", 1),
+        (4, "2,3", None, "auto", "gpu", 2),
+        (4, "1,7,2", None, "auto", "gpu", 1),
+        (4, "GPU-2,GPU-3", None, "auto", "gpu", 2),
+        (4, "", None, "auto", "cpu", 1),
+        (4, "-1", "2", "auto", "cpu", 2),
+        (4, None, None, "cpu", "cpu", 1),
     ],
 )
 def test_processes_and_devices(
-    checkout: Checkout, gpus: int, visible: str | None, asked: str | None, device: str, config: str, processes: str
+    checkout: Checkout, gpus: int, visible: str | None, asked: str | None, device: str, hardware: str, processes: int
 ):
     checkout.set_gpus(gpus)
     variables = {key: value for key, value in {"CUDA_VISIBLE_DEVICES": visible, "NUM_PROCESSES": asked}.items() if value is not None}
     result = checkout.run("recipe.yaml", f"runtime.device={device}", **variables)
     assert result.returncode == 0, result.stderr
-    cores = len(os.sched_getaffinity(0))
-    assert checkout.launched() == {
-        "--config_file": f"configs/accelerate/{config}.yaml",
-        "--num_processes": processes,
-        "--num_cpu_threads_per_process": str(max(cores // int(processes), 1)),
-    }
-    told, _, _, started, is_terminal, override = result.stdout.splitlines()[0].split()
-    assert (told, is_terminal, override) == (processes, "False", f"runtime.device={device}")
+    told, _, threads, started, is_terminal, override = result.stdout.splitlines()[0].split()
+    assert (told, is_terminal, override) == (str(processes), "False", f"runtime.device={device}")
     assert 0 < time.time() - float(started) < 60
-    where = {"cpu": "on the CPU;", "gpu1": "on the GPU;", "gpu2": "on one GPU each;"}[config if config.startswith("gpu") else "cpu"]
-    assert f"processes: {processes}, {where}" in result.stderr
+    where = "on the CPU" if hardware == "cpu" else "on the GPU" if processes == 1 else "on one GPU each"
+    assert f"processes: {processes}, {where};" in result.stderr
+    cores = len(os.sched_getaffinity(0))
+    if processes == 1:  # started without the launcher
+        assert (checkout.launched(), threads) == ({}, str(cores))
+    else:
+        assert checkout.launched() == {
+            "--config_file": f"configs/accelerate/{hardware}2.yaml",
+            "--num_processes": str(processes),
+            "--num_cpu_threads_per_process": str(max(cores // processes, 1)),
+        }
 
 
 @pytest.mark.parametrize(("asked", "says"), [("0", "whole number"), ("two", "whole number"), ("3", "GPUs visible are 2")])
@@ -182,24 +186,25 @@ def test_arguments(checkout: Checkout):
     assert "command evaluate runs/latest" in checkout.run("evaluate", "runs/latest").stdout
     for arguments in ((), ("seed=1",), ("configs/a b.yaml",), ("train", "configs/a b.yaml", "seed=1")):
         assert checkout.run(*arguments).returncode == 0
-        recipe, *overrides = (checkout.root / "launcher.argv").read_text().partition("pipeline.train\n")[2].split("\n")
+        recipe, *overrides = (checkout.root / "trainer.argv").read_text().split("\n")
         assert recipe == ("configs/quickstart.yaml" if not arguments or "=" in arguments[0] else "configs/a b.yaml")
         assert overrides == [argument for argument in arguments if "=" in argument]
     assert checkout.run("--frobnicate").returncode == 2
-    assert checkout.run("recipe.yaml", OMP_NUM_THREADS="5").returncode == 0
+    assert checkout.run("recipe.yaml", OMP_NUM_THREADS="5").stdout.split()[2] == "5"
+    assert checkout.run("recipe.yaml", OMP_NUM_THREADS="5", NUM_PROCESSES="2").returncode == 0
     assert checkout.launched()["--num_cpu_threads_per_process"] == "5"
 
 
 def test_a_bad_recipe_is_never_launched(checkout: Checkout):
     assert checkout.run("recipe.yaml", "unknown=1").returncode == 2
-    assert not (checkout.root / "launcher.argv").exists()
+    assert not (checkout.root / "trainer.argv").exists()
 
 
-@pytest.mark.parametrize(("recipe", "code"), [("works.yaml", 0), ("fails.yaml", 3), ("crashes.yaml", 1)])
+@pytest.mark.parametrize(("recipe", "code"), [("works.yaml", 0), ("fails.yaml", 3), ("crashes.yaml", 9)])
 def test_exit_code_is_the_trainers(checkout: Checkout, recipe: str, code: int):
     result = checkout.run(recipe)
     assert result.returncode == code
-    assert code == 1 or result.stdout.splitlines()[-1] == "runs/stand-in"
+    assert code == 9 or result.stdout.splitlines()[-1] == "runs/stand-in"
     assert list((checkout.root / "tmp").iterdir()) == []
 
 
@@ -238,7 +243,7 @@ def test_a_trainer_that_dies_of_the_signal(waiting: subprocess.Popen[str]):
 def test_a_second_signal_kills_all(checkout: Checkout, waiting: subprocess.Popen[str]):
     waiting.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(2.5)  # the launcher is dead by now, the trainer and its child in a session of its own are not
+        waiting.wait(2.5)  # the trainer and its child in a session of its own ignore the first
     waiting.send_signal(signal.SIGINT)
     waiting.communicate(timeout=20)
     assert waiting.returncode == 128 + signal.SIGTERM
