@@ -1,0 +1,43 @@
+"""Mixed precision reaches the accuracy of float32: the quickstart's recipe, shortened, over seeds."""
+
+import statistics
+
+import pytest
+import torch
+
+from pipeline.config import load_config
+from pipeline.loop import fit
+from tests.tiny import ROOT, tiny_trainer
+
+SEEDS = range(5)
+SMALL = ("data.image_size=8", "augment.crop_padding=0", "augment.cutout=2", "duration=6ep", "log.eval_every=6ep", "data.num_threads=1")
+
+
+def accuracies(mode: str, device: str) -> list[float]:
+    """Test accuracy at the last step, one of each seed."""
+    found = []
+    for seed in SEEDS:
+        overrides = (*SMALL, f"precision.mode={mode}", f"runtime.device={device}", f"seed={seed}")
+        trainer = tiny_trainer(load_config(ROOT / "configs/quickstart.yaml", overrides))
+        with torch.cuda.stream(torch.cuda.Stream() if device == "gpu" else None):
+            found.append(fit(trainer).accuracy)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "modes"),
+    [("cpu", ["bf16"]), pytest.param("gpu", ["fp16", "bf16"], marks=[pytest.mark.gpu])],
+)
+def test_mixed_precision_reaches_the_accuracy_of_float32(device: str, modes: list[str]) -> None:
+    """The means differ by at most two standard errors of their difference, n = 5 each."""
+    if device == "gpu" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    full = accuracies("fp32", device)
+    assert statistics.mean(full) > 0.85  # something was learnt
+    for mode in modes:
+        mixed = accuracies(mode, device)
+        error = (statistics.variance(mixed) / len(mixed) + statistics.variance(full) / len(full)) ** 0.5
+        difference = abs(statistics.mean(mixed) - statistics.mean(full))
+        print(f"{mode}: {statistics.mean(mixed):.4f}, fp32: {statistics.mean(full):.4f}, standard error {error:.4f}")
+        assert difference <= 2 * error, (mode, mixed, full)
