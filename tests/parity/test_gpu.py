@@ -120,3 +120,17 @@ def test_the_first_update_may_be_the_skipped_one() -> None:
     assert step._state.totals.values[3].item() > 0
     assert torch.isfinite(outputs[-1].loss)
     assert all(torch.isfinite(parameter).all() for parameter in step._state.raw_model.parameters())
+
+
+@pytest.mark.parametrize("mode", ["none", "default", "reduce-overhead"])
+def test_the_host_waits_for_no_step(mode: str) -> None:
+    step, loader = _start(_config("precision.mode=fp16", f"compile.mode={mode}", "runtime.deterministic=false", "optimizer.clip_norm=1"))
+    stream = iter(loader)
+    for _ in range(6):
+        step(next(stream))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            step(next(stream))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
