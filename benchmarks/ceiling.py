@@ -16,7 +16,7 @@ def flops_per_image(model: ModelConfig, num_classes: int, image_size: tuple[int,
     Counted by `torch.utils.flop_counter` on the uncompiled model: convolutions and matrix products, which are all but about a
     hundredth of it. The gradient by the images, which training does not need, is not in it.
     """
-    network = build_model(model, num_classes, channels)
+    network = build_model(model, num_classes, channels, max(image_size))
     images = torch.zeros(_IMAGES, channels, *image_size)
     with FlopCounterMode(display=False) as counter:
         network(images).sum().backward()

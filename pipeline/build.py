@@ -70,7 +70,7 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
 
 def build_raw_model(config: Config, splits: Splits, device: torch.device) -> nn.Module:
     """The network, float32, on the device, in the config's memory format. Initialised on the CPU: the same weights on every device."""
-    model = build_model(config.model, splits.num_classes, splits.train.images.shape[-1])
+    model = build_model(config.model, splits.num_classes, splits.train.images.shape[-1], config.image_size)
     memory_format = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 

@@ -156,7 +156,7 @@ def _constraints(field: FieldInfo) -> str:
     kinds = {"RunLength": "duration", "Interval": "duration", "Duration": "duration", "Size": "size"}
     names = {int: "int", float: "float", bool: "bool", str: "str"}
     validators = [m for m in field.metadata if hasattr(m, "func")]
-    if field.annotation is str and validators:
+    if field.annotation is str and validators and validators[-1].func.__module__ == to_steps.__module__:
         kind = kinds["Size" if "size" in validators[-1].func.__name__ else "Duration"]
     elif field.annotation in names:
         kind = names[field.annotation]

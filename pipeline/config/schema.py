@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.durations import Duration, Interval, RunLength, Size
+from pipeline.config.networks import NetworkName, check_model
 
 
 def _as_tuple(value: object) -> object:
@@ -70,12 +71,38 @@ class AugmentConfig(Section):
 
 
 class ModelConfig(Section):
-    name: Literal["resnet18", "resnet20"] = Field(default="resnet18", description="Architecture")
+    name: NetworkName = Field(
+        default="resnet18",
+        description="Architecture: resnet18, 34, 50, 101, 152; for small images resnet20, 32, 44, 56, 110, plain20, 32, 44, 56 (without "
+        "shortcuts), wrn16, 22, 28, 40 (wide) and davidnet (ResNet-9); torchvision/NAME or timm/NAME for one of theirs",
+    )
+    stem: Literal["auto", "cifar", "imagenet"] = Field(
+        default="auto",
+        description="First layers: `cifar` 3x3 convolution, `imagenet` 7x7 with stride 2 and max-pool; `auto`: `imagenet` for resnet18 to "
+        "resnet152 on images of more than 64 pixels",
+    )
     shortcut: Literal["A", "B"] = Field(
         default="B", description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. 2015)"
     )
+    width: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Factor for the channels of the stages; in resnet50 to resnet152 for those of the 3x3 convolutions alone",
+    )
+    groups: int = Field(
+        default=1, ge=1, le=1024, description="Groups of a bottleneck's 3x3 convolution; resnet50 with 32 and width 2 is ResNeXt-50 32x4d"
+    )
+    squeeze_excitation: int = Field(
+        default=0, ge=0, le=1024, description="Reduction of a squeeze-and-excitation gate in each block (16 in the paper); 0: no gate"
+    )
+    preactivation: bool | None = Field(
+        default=None, description="Batch norm and ReLU before each convolution, not after; null: in wrn16 to wrn40 only"
+    )
     zero_init_residual: bool = Field(
-        default=True, description="Start the last batch-norm scale of each block at 0, so that blocks start as identities"
+        default=True,
+        description="Start the last batch-norm scale of each block at 0 (with pre-activation its last convolution), so that blocks start "
+        "as identities; not in plain networks, davidnet and those of other libraries",
     )
     fused_norm: bool = Field(
         default=False,
@@ -192,6 +219,7 @@ class Config(Section):
             raise ValueError(f"schedule.milestones: only `schedule.name: step` has them, not {schedule.name}; remove them")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false")
+        check_model(self.model)
         if self.model.fused_norm and not self.runtime.channels_last:
             raise ValueError(
                 "model.fused_norm: works on channels_last activations; set runtime.channels_last=true, or model.fused_norm=false"

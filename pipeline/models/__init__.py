@@ -3,32 +3,33 @@
 from torch import nn
 
 from pipeline.config import ModelConfig
+from pipeline.models.davidnet import DavidNet
+from pipeline.models.families import build_network
 from pipeline.models.resnet import ResNet
 
-__all__ = ["ResNet", "build_model", "cam_target_layer", "num_parameters"]
-
-# Blocks per stage and channels per stage. resnet18: He et al. 2015, table 1, with the stem of section 4.2; resnet20: section 4.2.
-_ARCHITECTURES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "resnet18": ((2, 2, 2, 2), (64, 128, 256, 512)),
-    "resnet20": ((3, 3, 3), (16, 32, 64)),
-}
+__all__ = ["DavidNet", "ResNet", "build_model", "cam_target_layer", "num_parameters"]
 
 
-def build_model(config: ModelConfig, num_classes: int, in_channels: int = 3) -> nn.Module:
+def build_model(config: ModelConfig, num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
     """Build the network, float32, on the current default device, initialised from torch's global generator.
+
+    Args:
+        config: the model section; `weights` is not read here (`pipeline.models.weights`).
+        num_classes: outputs.
+        in_channels: channels of the images.
+        image_size: height and width of the images in pixels, which decide what `stem: auto` is.
 
     >>> model = build_model(ModelConfig(name="resnet20", shortcut="A"), num_classes=10)
     >>> num_parameters(model)
     269722
     """
-    depths, widths = _ARCHITECTURES[config.name]
-    return ResNet(depths, widths, num_classes, in_channels, config.shortcut, config.zero_init_residual, config.fused_norm)
+    return build_network(config, num_classes, in_channels, image_size)
 
 
 def cam_target_layer(model: nn.Module) -> nn.Module:
     """The layer that Grad-CAM explains by default: the last stage, whose output is the last with a spatial extent."""
-    assert isinstance(model, ResNet)
-    return model.stages[-1]
+    assert isinstance(model, ResNet | DavidNet)
+    return model.norm if isinstance(model, ResNet) and model.norm is not None else model.stages[-1]
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -7,60 +7,94 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.blocks import BasicBlock, NormAct, conv3x3
+from pipeline.models.blocks import (
+    BasicBlock,
+    Block,
+    BlockOptions,
+    BottleneckBlock,
+    PreactivationBasicBlock,
+    PreactivationBlock,
+    PreactivationBottleneckBlock,
+)
+from pipeline.models.layers import NormAct, conv3x3
+
+BlockType = type[BasicBlock] | type[BottleneckBlock] | type[PreactivationBasicBlock] | type[PreactivationBottleneckBlock]
 
 
 class ResNet(nn.Module):
-    """A ResNet with the CIFAR stem (one 3x3 convolution, no max-pool).
+    """A ResNet, or with `options.shortcut` None the plain network that it is compared with.
 
     Args:
+        block: of which the network is made.
         depths: blocks in each stage.
         widths: channels of each stage; every stage but the first halves height and width.
         num_classes: outputs.
         in_channels: channels of the images.
-        option: shortcut where the shape changes, A or B.
-        zero_init_residual: start the last batch-norm scale of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
-        fused_norm: batch norm, residual and ReLU by our own kernels in training.
+        stem: `cifar`, a 3x3 convolution (He et al. 2015, arXiv:1512.03385, section 4.2), or `imagenet`, a 7x7 convolution with stride 2
+            and a 3x3 max-pool with stride 2 (table 1).
+        stem_width: channels of the stem.
+        options: of the blocks.
+        zero_init_residual: start the last batch-norm scale of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1); in
+            blocks with pre-activation, which end in a convolution, its weights. Plain blocks, which would return 0, are left alone.
 
     Shape: (B, in_channels, H, W) → (B, num_classes) logits.
     """
 
     def __init__(
         self,
+        block: BlockType,
         depths: Sequence[int],
         widths: Sequence[int],
         num_classes: int,
         in_channels: int = 3,
-        option: Literal["A", "B"] = "B",
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        stem_width: int = 64,
+        options: BlockOptions = BlockOptions(),  # noqa: B008  # frozen
         zero_init_residual: bool = True,
-        fused_norm: bool = False,
     ):
         super().__init__()
-        self.stem = nn.Sequential(conv3x3(in_channels, widths[0]), NormAct(widths[0], fused_norm, branches=True))
+        preactivation = issubclass(block, PreactivationBlock)
+        self.stem = _stem(stem, in_channels, stem_width, options, preactivation)
         stages: list[nn.Module] = []
-        channels = widths[0]
+        channels = stem_width
         for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             blocks: list[nn.Module] = []
             for position in range(depth):
                 stride = 2 if number > 0 and position == 0 else 1
                 last = number == len(depths) - 1 and position == depth - 1
-                blocks.append(BasicBlock(channels, width, stride, option, fused_norm, branches=not last))
+                blocks.append(block(channels, width, stride, options, branches=not last))
                 channels = width
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
+        self.norm = NormAct(channels, options.fused_norm) if preactivation else None
         self.head = nn.Linear(channels, num_classes)
-        self._initialise(zero_init_residual)
+        self._initialise(zero_init_residual and options.shortcut is not None)
 
     def _initialise(self, zero_init_residual: bool) -> None:
-        """He et al. 2015 (arXiv:1502.01852) for convolutions, by fan-out; torch's default for the head."""
+        """He et al. 2015 (arXiv:1502.01852) for convolutions, by fan-out; torch's default for linear layers."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if zero_init_residual:
             for module in self.modules():
-                if isinstance(module, BasicBlock):
-                    nn.init.zeros_(module.last_norm.weight)
+                if isinstance(module, Block):
+                    module.zero_init()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.stages(self.stem(images))
+        if self.norm is not None:
+            features = self.norm(features)
         return self.head(F.adaptive_avg_pool2d(features, 1).flatten(1))
+
+
+def _stem(kind: Literal["cifar", "imagenet"], in_channels: int, channels: int, options: BlockOptions, preactivation: bool) -> nn.Sequential:
+    """The first convolution, and its norm unless the first block begins with one."""
+    imagenet = kind == "imagenet"
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False) if imagenet else conv3x3(in_channels, channels)
+    ]
+    if not preactivation:
+        layers.append(NormAct(channels, options.fused_norm, branches=options.shortcut is not None and not imagenet))
+    if imagenet:
+        layers.append(nn.MaxPool2d(3, 2, padding=1))
+    return nn.Sequential(*layers)

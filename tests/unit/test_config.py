@@ -173,7 +173,8 @@ def test_duplicate_key():
     [
         ("data:\n  batch_size: many\n", ["recipe.yaml:2: data.batch_size: ", "got 'many'", "Images per optimizer step"]),
         ("data:\n  batch_size: 0\n", ["recipe.yaml:2: data.batch_size: ", "greater than or equal to 1", "got 0"]),
-        ("model:\n  name: resnet21\n", ["recipe.yaml:2: model.name: ", "'resnet18' or 'resnet20'", "got 'resnet21'"]),
+        ("model:\n  name: resnet21\n", ["recipe.yaml:2: model.name: ", "'resnet21'; did you mean resnet", "torchvision/NAME"]),
+        ("model:\n  name: torchvision/\n", ["recipe.yaml:2: model.name: ", "'torchvision/'"]),
         ("duration: 20 epochs\n", ["recipe.yaml:1: duration: ", "write epochs as 20ep"]),
         ("duration: 50%\n", ["recipe.yaml:1: duration: ", "share of itself"]),
         ("log:\n  log_every: 0st\n", ["recipe.yaml:2: log.log_every: ", "at least 1st"]),
@@ -213,6 +214,13 @@ def test_a_union_is_told_once():
         ("optimizer:\n  momentum: 0\n", 1, ["optimizer.nesterov", "optimizer.momentum"], "optimizer.nesterov=false"),
         ("runtime:\n  device: cpu\ncompile:\n  mode: reduce-overhead\n", 4, ["compile.mode", "runtime.device"], "compile.mode=default"),
         ("compile:\n  mode: max-autotune\n  backend: aot_eager\n", 2, ["compile.mode", "compile.backend"], "inductor"),
+        ("model:\n  name: plain20\n  shortcut: A\n", 3, ["model.shortcut"], "model.name=resnet20"),
+        ("model:\n  name: plain20\n  preactivation: true\n", 3, ["model.preactivation"], "model.name=resnet20"),
+        ("model:\n  name: davidnet\n  stem: cifar\n", 3, ["model.stem"], "remove the key"),
+        ("model:\n  name: resnet34\n  groups: 2\n", 3, ["model.groups"], "model.name=resnet50"),
+        ("model:\n  name: resnet50\n  groups: 48\n", 3, ["model.groups"], "power of 2"),
+        ("model:\n  name: torchvision/resnet18\n  width: 2\n", 3, ["model.width"], "remove it"),
+        ("model:\n  name: timm/resnet18\n  fused_norm: true\n", 3, ["model.fused_norm"], "remove it"),
         ("data:\n  dataset: synthetic\n  num_samples: 8\n", 3, ["data.num_samples", "data.batch_size"], "data.batch_size=8"),
     ],
 )

@@ -26,7 +26,7 @@ from pipeline.data.reference import ReferenceLoader
 from pipeline.errors import TrainingError, UserError
 from pipeline.loop import Plan, fit
 from pipeline.models import build_model
-from pipeline.models.blocks import NormAct
+from pipeline.models.layers import NormAct
 from pipeline.run import MetricsLog, open_run
 from tests.tiny import tiny_config, tiny_splits, tiny_trainer, train_steps
 
@@ -198,7 +198,12 @@ KEYS = {
     "augment.cutout": Row("3", first_batch),
     "augment.cutout_mode": Row("inside", first_batch),
     "model.name": Row("resnet18", lambda config: len(initial_weights(config))),
+    "model.stem": Row("imagenet", initial_weights),
     "model.shortcut": Row("B", lambda config: len(initial_weights(config))),
+    "model.width": Row("2", initial_weights),
+    "model.groups": Row("2", initial_weights, ("model.name=resnet50",)),
+    "model.squeeze_excitation": Row("4", initial_weights),
+    "model.preactivation": Row("true", initial_weights),
     "model.zero_init_residual": Row("false", initial_weights),
     "model.fused_norm": Row(
         "true", lambda config: [module.fused for module in tiny_model(config).modules() if isinstance(module, NormAct)]

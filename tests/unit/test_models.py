@@ -7,7 +7,8 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.models import ResNet, build_model, cam_target_layer, num_parameters
-from pipeline.models.blocks import BasicBlock, NormAct, PadShortcut, Projection, shortcut
+from pipeline.models.blocks import BasicBlock, BlockOptions
+from pipeline.models.layers import NormAct, PadShortcut, Projection, shortcut
 from tests.parity.tolerances import assert_parity
 
 NAMES = [("resnet18", "B"), ("resnet20", "A"), ("resnet20", "B")]
@@ -68,7 +69,7 @@ def test_zero_init_makes_every_block_start_as_its_shortcut(name: str, option: st
     for block in blocks:
         assert not block.bn2.weight.any() and (block.bn1.weight == 1).all()
         x = torch.randn(2, block.conv1.in_channels, 8, 8)
-        assert torch.equal(block(x), F.relu(block.shortcut(x)))
+        assert block.shortcut is not None and torch.equal(block(x), F.relu(block.shortcut(x)))
     for block in (module for module in build(name, option, zero_init_residual=False).modules() if isinstance(module, BasicBlock)):
         assert (block.bn2.weight == 1).all()
 
@@ -107,7 +108,7 @@ def test_shortcuts():
 
 def test_a_block_is_what_the_paper_draws():
     torch.manual_seed(0)
-    block = BasicBlock(16, 32, 2, "B").eval()
+    block = BasicBlock(16, 32, 2, BlockOptions()).eval()
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight)

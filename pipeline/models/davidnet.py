@@ -1,0 +1,58 @@
+"""David Page's ResNet-9 for CIFAR-10, known as DavidNet."""
+
+import torch
+from torch import nn
+
+from pipeline.models.layers import NormAct, conv3x3
+
+_LOGIT_SCALE = 0.125
+
+
+class _ConvNormAct(nn.Sequential):
+    """3x3 convolution, batch norm, ReLU. Shape: (B, in_channels, H, W) → (B, channels, H, W)."""
+
+    def __init__(self, in_channels: int, channels: int, fused_norm: bool):
+        super().__init__(conv3x3(in_channels, channels), NormAct(channels, fused_norm))
+
+
+class _Residual(nn.Module):
+    """y = x + f(x), f ending in a ReLU. Shape: (B, channels, H, W) → the same."""
+
+    def __init__(self, channels: int, fused_norm: bool):
+        super().__init__()
+        self.conv1 = _ConvNormAct(channels, channels, fused_norm)
+        self.conv2 = _ConvNormAct(channels, channels, fused_norm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(self.conv1(x))
+
+
+class DavidNet(nn.Module):
+    """The network of Page's entry to DAWNBench (https://github.com/davidcpage/cifar10-fast; "How to train your ResNet", parts 3 and 4).
+
+    A 3x3 convolution with 64 channels, three stages that double the channels and halve the height and width by a 2x2 max-pool after
+    the ReLU, residual branches in the first and the last, a max-pool over what is left, and a head without bias whose logits are
+    multiplied by 0.125. Convolutions start as in torch, batch-norm scales at 1, as there.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the images.
+        fused_norm: batch norm and ReLU by our own kernels in training.
+
+    Shape: (B, in_channels, H, W) → (B, num_classes) logits; H and W at least 8.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int = 3, fused_norm: bool = False):
+        super().__init__()
+        self.stem = _ConvNormAct(in_channels, 64, fused_norm)
+        self.stages = nn.Sequential(
+            nn.Sequential(_ConvNormAct(64, 128, fused_norm), nn.MaxPool2d(2), _Residual(128, fused_norm)),
+            nn.Sequential(_ConvNormAct(128, 256, fused_norm), nn.MaxPool2d(2)),
+            nn.Sequential(_ConvNormAct(256, 512, fused_norm), nn.MaxPool2d(2), _Residual(512, fused_norm)),
+        )
+        self.head = nn.Linear(512, num_classes, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.stages(self.stem(images))
+        # torch's adaptive max-pool has no deterministic backward; where several places share the maximum, amax shares the gradient
+        return self.head(features.amax((2, 3))) * _LOGIT_SCALE

@@ -1,0 +1,77 @@
+"""Our networks by name: depths and widths of each family, and what the config makes of them."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline.config import ModelConfig
+from pipeline.config.networks import PLAIN_NETWORKS, default_stem
+from pipeline.models.blocks import BasicBlock, BlockOptions, BottleneckBlock, PreactivationBasicBlock, PreactivationBottleneckBlock
+from pipeline.models.davidnet import DavidNet
+from pipeline.models.resnet import BlockType, ResNet
+
+_PREACTIVATION: dict[BlockType, BlockType] = {BasicBlock: PreactivationBasicBlock, BottleneckBlock: PreactivationBottleneckBlock}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Attributes:
+    depths: blocks in each stage.
+    channels: of each stage before a bottleneck's expansion; the first is the stem's too.
+    block: basic or bottleneck.
+    preactivation: unless the config says otherwise.
+    """
+
+    depths: tuple[int, ...]
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    block: BlockType = BasicBlock
+    preactivation: bool = False
+
+
+def _cifar(depth: int, layers_outside: int, preactivation: bool = False) -> Family:
+    """Three stages of n blocks of two layers; depth = 6 n + layers_outside."""
+    assert (depth - layers_outside) % 6 == 0, depth
+    return Family(((depth - layers_outside) // 6,) * 3, (16, 32, 64), preactivation=preactivation)
+
+
+FAMILIES: dict[str, Family] = {
+    # He et al. 2015, arXiv:1512.03385, table 1
+    "resnet18": Family((2, 2, 2, 2)),
+    "resnet34": Family((3, 4, 6, 3)),
+    "resnet50": Family((3, 4, 6, 3), block=BottleneckBlock),
+    "resnet101": Family((3, 4, 23, 3), block=BottleneckBlock),
+    "resnet152": Family((3, 8, 36, 3), block=BottleneckBlock),
+    # section 4.2
+    **{f"resnet{depth}": _cifar(depth, 2) for depth in (20, 32, 44, 56, 110)},
+    **{f"plain{depth}": _cifar(depth, 2) for depth in (20, 32, 44, 56)},
+    # Zagoruyko and Komodakis 2016, arXiv:1605.07146, table 1; their depth counts the projections
+    **{f"wrn{depth}": _cifar(depth, 4, preactivation=True) for depth in (16, 22, 28, 40)},
+}
+
+
+def build_network(config: ModelConfig, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Build one of our own networks."""
+    if config.name == "davidnet":
+        return DavidNet(num_classes, in_channels, config.fused_norm)
+    family = FAMILIES[config.name]
+    preactivation = family.preactivation if config.preactivation is None else config.preactivation
+    options = BlockOptions(
+        shortcut=None if config.name in PLAIN_NETWORKS else config.shortcut,
+        width=config.width,
+        groups=config.groups,
+        squeeze_excitation=config.squeeze_excitation,
+        fused_norm=config.fused_norm,
+    )
+    # a bottleneck is widened inside, a stage of basic blocks as a whole
+    factor = family.block.expansion if family.block is BottleneckBlock else config.width
+    return ResNet(
+        _PREACTIVATION[family.block] if preactivation else family.block,
+        family.depths,
+        [factor * channels for channels in family.channels],
+        num_classes,
+        in_channels,
+        default_stem(config.name, image_size) if config.stem == "auto" else config.stem,
+        family.channels[0],
+        options,
+        config.zero_init_residual,
+    )

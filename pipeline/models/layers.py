@@ -1,0 +1,109 @@
+"""The layers that blocks are made of."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# The output of a block feeds two consumers, the next block's convolution and its shortcut. Our kernels hand it out twice, so that
+# backward adds the two gradients while it reads them; otherwise both are one tensor.
+Activation = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+def both(x: Activation) -> tuple[torch.Tensor, torch.Tensor]:
+    """An activation for its two consumers."""
+    return x if isinstance(x, tuple) else (x, x)
+
+
+class NormAct(nn.BatchNorm2d):
+    """Batch norm, then an optional residual, then an optional ReLU.
+
+    Args:
+        channels: C.
+        fused: in training on a GPU, do all three in our Triton kernels (`kernels/batch_norm_act.py`), which move fewer bytes than the
+            compiler's; the count of batches, which nothing reads, then stays 0. On the CPU torch's own batch norm is the faster one.
+        relu: end with a ReLU.
+        branches: the output feeds two consumers; fused, it is handed out twice.
+
+    Shape: (B, C, H, W) → the same; the residual likewise.
+    """
+
+    def __init__(self, channels: int, fused: bool = False, relu: bool = True, branches: bool = False):
+        super().__init__(channels)
+        self.fused, self.relu, self.branches = fused, relu, branches
+
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> Activation:  # type: ignore[override]
+        if self.fused and self.training and input.is_cuda:
+            from kernels.batch_norm_act import batch_norm_act, batch_norm_act_twice
+
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            op = batch_norm_act_twice if self.branches else batch_norm_act
+            return op(input, self.weight, self.bias, self.running_mean, self.running_var, residual, self.relu, self.momentum, self.eps)
+        y = super().forward(input)
+        if residual is not None:
+            y = y + residual
+        return F.relu(y) if self.relu else y
+
+
+class SqueezeExcitation(nn.Module):
+    """A gate in (0, 1) for each channel, from the means of all channels (Hu et al. 2018, arXiv:1709.01507, section 3).
+
+    Args:
+        channels: C.
+        reduction: the gate is made from C / reduction numbers, at least one.
+
+    Shape: (B, C, H, W) → the same.
+    """
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        self.squeeze = nn.Linear(channels, max(channels // reduction, 1))
+        self.excite = nn.Linear(max(channels // reduction, 1), channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.excite(F.relu(self.squeeze(x.mean((2, 3))))).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al. 2015 (arXiv:1512.03385, section 3.3): every stride-th pixel, new channels zero. No parameters.
+
+    Shape: (B, C, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉). Half of the zero channels come before the copied ones.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        before = (out_channels - in_channels) // 2
+        self.channels = (before, out_channels - in_channels - before)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.channels))
+
+
+class Projection(nn.Sequential):
+    """Option B of He et al. 2015: a 1x1 convolution with batch norm.
+
+    Shape: (B, in_channels, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, fused: bool):
+        super().__init__(conv1x1(in_channels, out_channels, stride), NormAct(out_channels, fused, relu=False))
+
+
+def shortcut(option: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, fused: bool) -> nn.Module:
+    """The way past a block: the identity, or option A or B where the shape changes."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    if option == "A":
+        return PadShortcut(in_channels, out_channels, stride)
+    return Projection(in_channels, out_channels, stride, fused)
