@@ -34,7 +34,7 @@ class NormAct(nn.BatchNorm2d):
         self.fused, self.relu, self.branches = fused, relu, branches
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> Activation:  # type: ignore[override]
-        if self.fused and self.training and input.is_cuda:
+        if self._uses_kernels(input):
             from kernels.batch_norm_act import batch_norm_act, batch_norm_act_twice
 
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
@@ -44,6 +44,9 @@ class NormAct(nn.BatchNorm2d):
         if residual is not None:
             y = y + residual
         return F.relu(y) if self.relu else y
+
+    def _uses_kernels(self, input: torch.Tensor) -> bool:
+        return self.fused and self.training and input.is_cuda
 
 
 class SqueezeExcitation(nn.Module):

@@ -50,6 +50,9 @@ TOLERANCES = {
     ("batch norm shifted mean", torch.float32): Tolerance(2e-7, 0, "two units in the last place, whatever the mean"),
     ("batch norm shifted deviation", torch.float32): Tolerance(1e-6, 0, "of values less a shift near the mean: as for a mean of 0"),
     ("network, fused norm", torch.float32): Tolerance(1e-5, 2e-5, "twenty norms forward and back; values and gradients scaled to order 1"),
+    ("network, share of a gradient, fused norm", torch.float32): Tolerance(
+        0, 2e-2, "a bias before another norm has a gradient of sums that nearly cancel, in up to 53 norms; a wrong way past is of order 1"
+    ),
     ("loader", torch.float32): Tolerance(2e-7, 4e-7, "(x - mean) / std against (x - mean) * (1 / std): two units in the last place"),
     ("loader", torch.float16): Tolerance(_FLOAT16.eps, 0, "as float32, then a cast, which may round the other way"),
     ("loader, DALI on the GPU", torch.float32): Tolerance(2e-7, 4e-7, "as the other loaders"),

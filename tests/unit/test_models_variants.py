@@ -12,6 +12,7 @@ from pipeline.models import DavidNet, ResNet, build_model, cam_target_layer, num
 from pipeline.models.blocks import Block, BlockOptions, PreactivationBasicBlock, PreactivationBottleneckBlock
 from pipeline.models.families import FAMILIES
 from pipeline.models.layers import NormAct, PadShortcut, SqueezeExcitation
+from tests.parity.tolerances import assert_parity
 
 # one of each kind of block and option, small enough to train
 VARIANTS = [
@@ -162,14 +163,25 @@ def test_zero_init_makes_blocks_identities_that_can_learn(keys: dict):
         assert gradient is not None and gradient.any(), name
 
 
-def test_fused_norm_builds_the_same_network(keys: dict):
-    """Same keys and, on the CPU, the same values; and every norm of the network is one of ours."""
-    plain, fused = build(**keys), build(**keys, fused_norm=True)
-    images = torch.randn(2, 3, 16, 16)
-    assert torch.equal(plain(images), fused(images))
+def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPatch):
+    """Same keys, every norm one of ours; and where the operators run (here their references), outputs and gradients within rounding."""
+    plain, fused = (build(zero_init_residual=False, **keys, fused_norm=value) for value in (False, True))
     assert plain.state_dict().keys() == fused.state_dict().keys()
     norms = [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all(isinstance(norm, NormAct) and norm.fused for norm in norms)
+    monkeypatch.setattr(NormAct, "_uses_kernels", lambda self, _: self.fused and self.training)
+    for model in (plain, fused):
+        randomise_norms(model)
+    fused.load_state_dict(plain.state_dict())
+    images = torch.randn(8, 3, 24, 24).contiguous(memory_format=torch.channels_last)
+    outputs = [model(images) for model in (plain, fused)]
+    assert_parity(outputs[1], outputs[0], "network, fused norm", torch.float32)
+    for output in outputs:
+        output.square().sum().backward()
+    for parameter, other in zip(plain.parameters(), fused.parameters(), strict=True):
+        assert parameter.grad is not None and other.grad is not None
+        difference = (other.grad - parameter.grad).norm() / parameter.grad.norm()
+        assert_parity(difference, torch.tensor(0.0), "network, share of a gradient, fused norm", torch.float32)
 
 
 def test_the_layer_for_grad_cam_is_what_the_head_reads(keys: dict):
