@@ -35,9 +35,15 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.SG
 def build_schedule(peak: float, config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
     """The learning rate as `lr_at(step)`, step 0 being the first update.
 
-    Linear warm-up from `start_fraction` to the peak, then: `one_cycle` falls linearly to `final_fraction` (Smith 2018,
-    arXiv:1803.09820), `cosine` along half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983), `step` multiplies by `gamma` at
-    every milestone (He et al. 2015). It depends on the step alone: not on the number of processes, nor on updates skipped.
+    Warm-up from `start_fraction` to the peak, a line (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then:
+
+    - `linear` falls in a line to `final_fraction` (the triangle of Smith 2018, arXiv:1803.09820);
+    - `cosine` falls along half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts);
+    - `one_cycle` falls likewise and rises along half a cosine too: the two phases of `torch.optim.lr_scheduler.OneCycleLR`;
+    - `step` multiplies by `gamma` at every milestone (He et al. 2015, arXiv:1512.03385, section 4.2).
+
+    The peak is at step `warmup`, the end of the fall at `total_steps`, one after the last update. The rate depends on the step alone: not
+    on the number of processes, nor on updates skipped.
 
     >>> lr_at = build_schedule(1.0, ScheduleConfig(warmup="2st", start_fraction=0.0), steps_per_epoch=10, total_steps=10)
     >>> [round(lr_at(step), 3) for step in (0, 1, 2, 6)]
@@ -48,11 +54,17 @@ def build_schedule(peak: float, config: ScheduleConfig, steps_per_epoch: int, to
 
     def lr_at(step: int) -> float:
         if step < warmup:
-            return peak * (config.start_fraction + (1 - config.start_fraction) * step / warmup)
+            risen = _half_cosine(step / warmup) if config.name == "one_cycle" else step / warmup
+            return peak * (config.start_fraction + (1 - config.start_fraction) * risen)
         if config.name == "step":
             return peak * config.gamma ** sum(step >= m for m in milestones)
         progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
-        left = 1 - progress if config.name == "one_cycle" else (1 + math.cos(math.pi * progress)) / 2
-        return peak * (config.final_fraction + (1 - config.final_fraction) * left)
+        fallen = progress if config.name == "linear" else _half_cosine(progress)
+        return peak * (1 - (1 - config.final_fraction) * fallen)
 
     return lr_at
+
+
+def _half_cosine(progress: float) -> float:
+    """From 0 to 1, level at both ends."""
+    return (1 - math.cos(math.pi * progress)) / 2

@@ -124,11 +124,12 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    name: Literal["one_cycle", "cosine", "step"] = Field(
-        default="one_cycle",
-        description="Shape after warm-up: `one_cycle` falls linearly, `cosine` along half a cosine, `step` at the milestones",
+    name: Literal["linear", "cosine", "one_cycle", "step"] = Field(
+        default="linear",
+        description="Shape: a linear warm-up, then `linear` falls in a line, `cosine` along half a cosine, `step` at the milestones; "
+        "`one_cycle` rises and falls along half a cosine each",
     )
-    warmup: Duration = Field(default="25%", description="Linear rise to the peak learning rate")
+    warmup: Duration = Field(default="25%", description="Rise to the peak learning rate")
     start_fraction: float = Field(
         default=0.04, ge=0, le=1, description="Learning rate at step 0, as a share of the peak, where there is warm-up"
     )

@@ -23,12 +23,12 @@ def rates(*steps: int, **keys: Any) -> list[float]:
     return [lr_at(step) / PEAK for step in steps]
 
 
-def test_one_cycle():
+def test_linear():
     found = rates(0, 10, 25, 50, 99, 100, warmup="25%", start_fraction=0.04, final_fraction=0.1)
     assert found == pytest.approx([0.04, 0.04 + 0.96 * 10 / 25, 1, 0.1 + 0.9 * 50 / 75, 0.1 + 0.9 * 1 / 75, 0.1])
 
 
-def test_one_cycle_falls_to_nothing_after_the_last_step():
+def test_linear_falls_to_nothing_after_the_last_step():
     assert rates(99, 100, warmup="25%") == pytest.approx([1 / 75, 0])
 
 
@@ -43,13 +43,36 @@ def test_steps_fall_at_the_milestones_and_no_step_earlier():
     assert found == pytest.approx([0, 3 / 5, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-@pytest.mark.parametrize("name", ["one_cycle", "cosine", "step"])
+@pytest.mark.parametrize(("warmup", "final"), [(25, 0.0), (30, 0.01), (1, 0.0), (90, 0.2)])
+def test_one_cycle_is_torch_s(warmup: int, final: float):
+    """Whose peak is at step pct_start * total - 1 and whose end at the last step: ours come one later, after the last update."""
+    start = 0.04
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        PEAK,
+        total_steps=TOTAL + 1,
+        pct_start=(warmup + 1) / (TOTAL + 1),
+        div_factor=1 / start,
+        final_div_factor=start / final if final else 1e30,
+    )
+    expected = []
+    for _ in range(TOTAL + 1):
+        expected.append(oracle.get_last_lr()[0] / PEAK)
+        optimizer.step()
+        if len(expected) <= TOTAL:
+            oracle.step()
+    keys = {"name": "one_cycle", "warmup": f"{warmup}st", "start_fraction": start, "final_fraction": final}
+    assert rates(*range(TOTAL + 1), **keys) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "one_cycle", "cosine", "step"])
 def test_without_warmup_the_first_step_has_the_peak(name: str):
     milestones = ["50%"] if name == "step" else []
     assert rates(0, name=name, warmup="0st", milestones=milestones, start_fraction=0.5) == [1]
 
 
-@pytest.mark.parametrize("name", ["one_cycle", "cosine"])
+@pytest.mark.parametrize("name", ["linear", "one_cycle", "cosine"])
 def test_every_rate_of_every_length_is_between_nothing_and_the_peak(name: str):
     for total in (1, 2, 3, 10):
         for warmup in ("0st", "1st", "50%", "100%", "20st"):
