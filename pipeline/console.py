@@ -38,7 +38,8 @@ class TrainingConsole:
         if self._progress is not None:
             speed = record["images_per_sec"]
             rate = f"{speed:,.0f} img/s" if speed else "warming up"
-            self._progress.update(self._task, description=f"loss {record['loss']:.3f}  lr {record['lr']:.4f}  {rate}")
+            loss = "all skipped" if record["loss"] is None else f"{record['loss']:.3f}"
+            self._progress.update(self._task, description=f"loss {loss}  lr {record['lr']:.4f}  {rate}")
 
     def evaluated(self, train: dict[str, Any] | None, evaluation: dict[str, Any], num_epochs: float) -> None:
         """The line of an epoch."""
@@ -46,7 +47,8 @@ class TrainingConsole:
         parts = [f"epoch {evaluation['epoch']:6.2f}/{num_epochs:g}"]
         if train is not None:
             speed = f"{train['images_per_sec']:9,.0f} img/s" if train["images_per_sec"] else "warm-up"
-            parts.append(f"lr {train['lr']:.5f}  train loss {train['loss']:.4f} acc {train['accuracy']:7.2%}  {speed}")
+            fit = "all skipped" if train["loss"] is None else f"loss {train['loss']:.4f} acc {train['accuracy']:7.2%}"
+            parts.append(f"lr {train['lr']:.5f}  train {fit}  {speed}")
             if train["skipped_steps"]:
                 parts.append(f"scale {train['loss_scale']:g} skipped {train['skipped_steps']}")
         split, correct, seen = evaluation["split"], evaluation["correct"], evaluation["seen"]

@@ -160,8 +160,9 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
         "kind": "train",
         "step": state.step,
         "epoch": round(t.plan.epoch(state.step), 4),
-        "loss": loss / max(images, 1),
-        "accuracy": correct / max(images, 1),
+        # no images: every update of the window was skipped
+        "loss": loss / images if images else None,
+        "accuracy": correct / images if images else None,
         "lr": lr,
         "images_per_sec": window["images_per_sec"] if window else None,
         "loss_scale": state.precision.loss_scale(),
