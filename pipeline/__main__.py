@@ -39,6 +39,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     result = evaluate_run(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
+    if result.correct_flip_tta is not None:
+        print(f"with flip     {result.correct_flip_tta / result.seen:.4%} ({result.correct_flip_tta}/{result.seen})")
     recorded = arguments.run / "result.json"
     if arguments.checkpoint == "last" and recorded.is_file():
         print(f"recorded      {read_json(recorded)['test_accuracy']:.4%}")

@@ -81,7 +81,8 @@ def evaluate_run(path: Path, which: str = "last", overrides: tuple[str, ...] = (
     """Accuracy on the test set of a run's checkpoint, in the precision that it was trained in."""
     trained = load_trained(path, which, overrides)
     loader = build_loaders(trained.config, trained.splits, trained.device).test
-    return evaluate(trained.model, loader, Precision(trained.config.precision, trained.device), trained.device)
+    precision = Precision(trained.config.precision, trained.device)
+    return evaluate(trained.model, loader, precision, trained.device, trained.config.evaluation.flip_tta)
 
 
 def explain_run(

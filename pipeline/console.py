@@ -53,6 +53,8 @@ class TrainingConsole:
                 parts.append(f"scale {train['loss_scale']:g} skipped {train['skipped_steps']}")
         split, correct, seen = evaluation["split"], evaluation["correct"], evaluation["seen"]
         parts.append(f"{split} loss {evaluation['loss']:.4f} acc {evaluation['accuracy']:7.2%} ({correct}/{seen})")
+        if "accuracy_flip_tta" in evaluation:
+            parts.append(f"with flip {evaluation['accuracy_flip_tta']:.2%}")
         left = (time.perf_counter() - self._began) / max(step - self._first, 1) * (self._total - step)
         parts.append(f"left {int(left // 60)}:{int(left % 60):02d}")
         self.say("  ".join(parts))

@@ -1,6 +1,7 @@
 """Evaluation: exact counts over a data set, on any number of processes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,24 +16,31 @@ class EvalResult:
     """What an evaluation counted.
 
     Attributes:
-        correct: correct predictions.
+        correct: correct predictions, from one view per image.
         seen: samples, each counted once.
-        loss: mean cross-entropy, without label smoothing.
+        loss: mean cross-entropy, without label smoothing, of one view per image.
+        correct_flip_tta: correct predictions from the mean of the logits of the image and its mirror image; None where not asked for.
     """
 
     correct: int
     seen: int
     loss: float
+    correct_flip_tta: int | None = None
 
     @property
     def accuracy(self) -> float:
         """Fraction of 1."""
         return self.correct / self.seen
 
+    def figures(self) -> dict[str, Any]:
+        """`loss`, `accuracy`, `correct` and `seen`; `accuracy_flip_tta` too where it was asked for."""
+        both = {} if self.correct_flip_tta is None else {"accuracy_flip_tta": self.correct_flip_tta / self.seen}
+        return {"loss": self.loss, "accuracy": self.accuracy, "correct": self.correct, "seen": self.seen, **both}
+
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: torch.device) -> EvalResult:
-    """Count over the whole data set, one view per image, with the model's weights as they are.
+def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: torch.device, flip_tta: bool = False) -> EvalResult:
+    """Count over the whole data set with the model's weights as they are, one view per image.
 
     The model runs eagerly: calling `forward` leaves the compiled training graph alone, which would be compiled again
     for evaluation. Its mode (train or eval) is restored afterwards. Waits for the device once, at the end.
@@ -42,22 +50,25 @@ def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: tor
         loader: this process's share; sums are reduced over all processes.
         precision: autocast as in training.
         device: of the sums.
+        flip_tta: count with test-time augmentation too: the mean of the logits of the image and its mirror image (two of the ten views
+            of Krizhevsky et al. 2012, section 4.1).
     """
     was_training = model.training
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in loader:
         with precision.autocast():
-            logits = model.forward(batch.images)
-        losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
-        correct = (logits.argmax(1) == batch.labels) & batch.valid
-        totals += torch.stack([correct.sum(), batch.valid.sum(), torch.where(batch.valid, losses, 0).sum()])
+            logits = model.forward(batch.images).float()
+            both = logits + model.forward(batch.images.flip(3)).float() if flip_tta else logits
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        correct, correct_both = (((votes.argmax(1) == batch.labels) & batch.valid).sum() for votes in (logits, both))
+        totals += torch.stack([correct, batch.valid.sum(), torch.where(batch.valid, losses, 0).sum(), correct_both])
     model.train(was_training)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(totals)
-    correct, seen, loss = totals.tolist()
+    correct, seen, loss, correct_both = totals.tolist()
     assert seen == loader.num_samples, f"evaluation saw {seen:.0f} of {loader.num_samples} samples"
-    return EvalResult(int(correct), int(seen), loss / seen)
+    return EvalResult(int(correct), int(seen), loss / seen, int(correct_both) if flip_tta else None)
 
 
 @torch.no_grad()

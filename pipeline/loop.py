@@ -133,7 +133,7 @@ def fit(t: Trainer) -> EvalResult:
                 break
             t.clock.ask()
     if evaluation is None:  # continued from its last step, whose evaluation is on record
-        evaluation = evaluate(state.raw_model, t.loaders.test, state.precision, t.processes.device)
+        evaluation = evaluate(state.raw_model, t.loaders.test, state.precision, t.processes.device, t.config.evaluation.flip_tta)
     return evaluation
 
 
@@ -182,16 +182,13 @@ def evaluate_all(t: Trainer) -> EvalResult:
     for split, loader in (("holdout", t.loaders.holdout), ("test", t.loaders.test)):
         if loader is None:
             continue
-        result = evaluate(state.raw_model, loader, state.precision, t.processes.device)
+        result = evaluate(state.raw_model, loader, state.precision, t.processes.device, t.config.evaluation.flip_tta)
         record = {
             "kind": "eval",
             "split": split,
             "step": state.step,
             "epoch": round(t.plan.epoch(state.step), 4),
-            "loss": result.loss,
-            "accuracy": result.accuracy,
-            "correct": result.correct,
-            "seen": result.seen,
+            **result.figures(),
         }
         selects = split == ("test" if t.loaders.holdout is None else "holdout")
         if selects and result.accuracy > state.best.get("accuracy", -1.0):

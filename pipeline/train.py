@@ -192,6 +192,7 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: Any, started: float) -> N
     t.console.say(
         f"test accuracy {result['test_accuracy']:.2%} at the last step, best {result['best_test_accuracy']:.2%} "
         f"(step {result['best_step']}, selected on the {result['best_selected_on']} set); "
+        + (f"with flip {result['test_accuracy_flip_tta']:.2%}; " if "test_accuracy_flip_tta" in result else "")
         + (f"{speed:,.0f} img/s, " if speed else "")
         + f"{result['wall_s']:.1f} s in all"
     )
@@ -214,18 +215,15 @@ def _what_next(path: Path) -> str:
 
 
 def describe_result(t: "Trainer", evaluation: Any, started: float) -> dict[str, Any]:
-    """The contents of result.json. Accuracies are fractions, of the raw weights with one view per image."""
+    """The contents of result.json. Accuracies are fractions, of the raw weights with one view per image where no name says otherwise."""
     from pipeline.models import num_parameters
 
     config, state, plan, best = t.config, t.state, t.plan, t.state.best
     return {
-        "test_accuracy": evaluation.accuracy,
+        **{f"test_{key}": value for key, value in evaluation.figures().items()},
         "best_test_accuracy": best["test_accuracy"],
         "best_step": best["step"],
         "best_selected_on": best["selected_on"],
-        "test_correct": evaluation.correct,
-        "test_seen": evaluation.seen,
-        "test_loss": evaluation.loss,
         "train_loss": state.last_train["loss"],
         "num_parameters": num_parameters(state.raw_model),
         "steps": state.step,

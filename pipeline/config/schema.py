@@ -133,11 +133,16 @@ class ScheduleConfig(Section):
     start_fraction: float = Field(
         default=0.04, ge=0, le=1, description="Learning rate at step 0, as a share of the peak, where there is warm-up"
     )
-    final_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="Learning rate at the end, as a share of the peak (`one_cycle`, `cosine`)"
-    )
+    final_fraction: float = Field(default=0.0, ge=0, le=1, description="Learning rate at the end, as a share of the peak (all but `step`)")
     milestones: Milestones = Field(default=(), description="When `step` multiplies the learning rate by `schedule.gamma`")
     gamma: float = Field(default=0.1, gt=0, lt=1, description="Factor at each milestone of `step`")
+
+
+class EvaluationConfig(Section):
+    flip_tta: bool = Field(
+        default=False,
+        description="Evaluate the mean of the logits of each image and its mirror image too; recorded beside the figures of one view",
+    )
 
 
 class PrecisionConfig(Section):
@@ -194,6 +199,7 @@ class Config(Section):
     loss: LossConfig = Field(default_factory=LossConfig, description="Loss")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer: SGD")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over the run")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What is evaluated")
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig, description="Mixed precision")
     compile: CompileConfig = Field(default_factory=CompileConfig, description="torch.compile and CUDA graphs")
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="Device and backend switches")

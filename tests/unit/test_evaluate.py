@@ -1,0 +1,59 @@
+"""Evaluation: what is counted with one view per image, and with its mirror image beside it."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import PrecisionConfig
+from pipeline.data import Batch
+from pipeline.evaluate import EvalResult, evaluate
+from pipeline.precision import Precision
+
+CPU = torch.device("cpu")
+PLAIN = Precision(PrecisionConfig(mode="fp32"), CPU)
+
+
+class Given:
+    """A loader of three samples in batches of two, the last filled up."""
+
+    num_samples, steps_per_epoch = 3, 2
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor):
+        self._images, self._labels = images, labels
+
+    def seek(self, epoch: int, step: int) -> None: ...
+
+    def __iter__(self):
+        for taken, valid in (([0, 1], [True, True]), ([2, 0], [True, False])):
+            yield Batch(self._images[taken], self._labels[taken], torch.tensor(valid), torch.tensor(taken))
+
+
+@pytest.fixture
+def case() -> tuple[nn.Module, Given]:
+    """A linear net that sees left from right; labels chosen so that one view, and both together, are right at different samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5))
+    images = torch.randn(3, 3, 4, 4)
+    with torch.no_grad():
+        one = model(images)
+        both = one + model(images.flip(3))
+    assert (one.argmax(1) != both.argmax(1)).sum() == 1  # or the seed is a bad one
+    labels = both.argmax(1)
+    return model, Given(images, labels)
+
+
+def test_one_view(case: tuple[nn.Module, Given]):
+    model, loader = case
+    result = evaluate(model, loader, PLAIN, CPU)
+    with torch.no_grad():
+        logits = model(loader._images)
+    assert (result.correct, result.seen, result.correct_flip_tta) == (2, 3, None)
+    assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, loader._labels).item())
+    assert result.figures() == {"loss": result.loss, "accuracy": 2 / 3, "correct": 2, "seen": 3}
+
+
+def test_the_mirror_image_is_counted_beside_and_changes_no_other_figure(case: tuple[nn.Module, Given]):
+    model, loader = case
+    plain, augmented = evaluate(model, loader, PLAIN, CPU), evaluate(model, loader, PLAIN, CPU, flip_tta=True)
+    assert augmented == EvalResult(plain.correct, 3, plain.loss, correct_flip_tta=3)
+    assert augmented.figures() == {**plain.figures(), "accuracy_flip_tta": 1.0}
