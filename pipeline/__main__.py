@@ -35,12 +35,15 @@ def _config_reference(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from pipeline.commands import evaluate_run
+    from pipeline.console import OTHER_ACCURACIES
     from pipeline.run import read_json
 
     result = evaluate_run(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
-    if result.correct_flip_tta is not None:
-        print(f"with flip     {result.correct_flip_tta / result.seen:.4%} ({result.correct_flip_tta}/{result.seen})")
+    figures = result.figures()
+    for key, name in OTHER_ACCURACIES.items():
+        if key in figures:
+            print(f"{name:13} {figures[key]:.4%}")
     recorded = arguments.run / "result.json"
     if arguments.checkpoint == "last" and recorded.is_file():
         print(f"recorded      {read_json(recorded)['test_accuracy']:.4%}")

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.config import CompileConfig, Config
 from pipeline.data import Splits
 from pipeline.distributed import Processes
+from pipeline.ema import Ema
 from pipeline.models import build_model
 from pipeline.optim import build_optimizer
 from pipeline.precision import Precision
@@ -76,10 +77,11 @@ def build_raw_model(config: Config, splits: Splits, device: torch.device) -> nn.
 
 
 def build_state(config: Config, splits: Splits, processes: Processes) -> TrainState:
-    """Model (compiled and wrapped as the config and the launcher say), optimizer, precision and counters of a fresh run."""
+    """Model (compiled and wrapped as the config and the launcher say), optimizer, precision, counters, average of a fresh run."""
     device = processes.device
     torch.manual_seed(config.seed)
     raw_model = build_raw_model(config, splits, device)
+    ema = Ema(raw_model, config.ema.decay) if config.ema.decay is not None else None
     compile_in_place(raw_model, config.compile, device)
     with warnings.catch_warnings():
         # torch 2.15 has a newer name for this argument of DDP, which accelerate and torch 2.11 do not know yet
@@ -87,4 +89,4 @@ def build_state(config: Config, splits: Splits, processes: Processes) -> TrainSt
         model = processes.accelerator.prepare_model(raw_model)
     model.train()
     optimizer = build_optimizer(config.optimizer, raw_model)
-    return TrainState(model, raw_model, optimizer, Precision(config.precision, device), Totals(device))
+    return TrainState(model, raw_model, optimizer, Precision(config.precision, device), Totals(device), ema)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pipeline.errors import TrainingError, UserError
 from pipeline.state import TrainState
 
-WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+WEIGHTS, EMA, STATE, MANIFEST = "weights.safetensors", "ema.safetensors", "state.pt", "manifest.json"
 FORMAT = 1
 
 
@@ -34,6 +35,10 @@ def _to_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_to_cpu(item) for item in value]
     return value
+
+
+def _snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.contiguous() for key, value in _to_cpu(model.state_dict()).items()}
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -59,7 +64,8 @@ class CheckpointWriter:
     def save(self, state: TrainState) -> None:
         """Snapshot the state now and write it soon. Waits for the write before; raises what went wrong in that."""
         self.wait()
-        weights = {key: value.contiguous() for key, value in _to_cpu(state.raw_model.state_dict()).items()}
+        models = {WEIGHTS: state.raw_model} | ({EMA: state.ema.model} if state.ema is not None else {})
+        weights = {name: _snapshot(model) for name, model in models.items()}
         rest = _to_cpu(state.state_dict())
         self._pending = self._executor.submit(self._write, state.step, weights, rest, dict(state.best))
 
@@ -84,16 +90,17 @@ class CheckpointWriter:
         self.wait()
         self._executor.shutdown()
 
-    def _write(self, step: int, weights: dict[str, torch.Tensor], rest: dict[str, Any], best: dict[str, Any]) -> None:
+    def _write(self, step: int, weights: dict[str, dict[str, torch.Tensor]], rest: dict[str, Any], best: dict[str, Any]) -> None:
         final = folder_of(self._folder, step)
         temporary = self._folder / f".{final.name}.tmp"
         for abandoned in self._folder.glob(".step-*.tmp"):  # by a run that was killed while it wrote
             shutil.rmtree(abandoned, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            save_file(weights, temporary / WEIGHTS)
+            for name, tensors in weights.items():
+                save_file(tensors, temporary / name)
             torch.save(rest, temporary / STATE)
-            files = {name: _sha256(temporary / name) for name in (WEIGHTS, STATE)}
+            files = {name: _sha256(temporary / name) for name in (*weights, STATE)}
             manifest = {"format": FORMAT, "step": step, "config_hash": self._config_hash, "sha256": files}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             for path in [*temporary.iterdir(), temporary]:
@@ -146,7 +153,7 @@ def verify(folder: Path) -> dict[str, Any]:
         expected = dict(manifest["sha256"])
         if manifest["format"] != FORMAT:
             raise UserError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
-        for name in (WEIGHTS, STATE):
+        for name in dict.fromkeys((WEIGHTS, STATE, *expected)):
             if _sha256(folder / name) != expected[name]:
                 raise UserError(f"{folder / name}: damaged (its SHA-256 is not the manifest's); use an earlier checkpoint")
     except FileNotFoundError as error:
@@ -172,16 +179,16 @@ def newest_intact(checkpoints: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The raw module's weights, on the CPU. Verify first.
+def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
+    """The raw module's weights, or with NAME `ema.safetensors` their moving average, on the CPU. Verify first.
 
     Raises:
         UserError: the file is no safetensors file.
     """
     try:
-        return load_file(folder / WEIGHTS)
+        return load_file(folder / name)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); use an earlier checkpoint") from None
+        raise UserError(f"{folder / name}: cannot be read ({error}); use an earlier checkpoint") from None
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
@@ -193,6 +200,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     verify(folder)
     try:
         state.raw_model.load_state_dict(load_weights(folder))
+        if state.ema is not None:
+            state.ema.model.load_state_dict(load_weights(folder, EMA))
         state.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, UserError):

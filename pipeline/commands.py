@@ -1,6 +1,6 @@
 """What can be done with a finished run: evaluate it again, explain what it got wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import nn
 
 from pipeline.build import build_raw_model, set_backends
-from pipeline.checkpoint import folder_of, load_weights, newest_intact, verify
+from pipeline.checkpoint import EMA, folder_of, load_weights, newest_intact, verify
 from pipeline.config import Config, load_config
 from pipeline.data import Splits, build_loaders, load_splits
 from pipeline.distributed import pick_device
@@ -78,11 +78,15 @@ def _checkpoint(run: RunFolder, which: str) -> Path:
 
 
 def evaluate_run(path: Path, which: str = "last", overrides: tuple[str, ...] = ()) -> EvalResult:
-    """Accuracy on the test set of a run's checkpoint, in the precision that it was trained in."""
+    """Accuracy on the test set of a run's checkpoint, and of the moving average in it, in the precision that it was trained in."""
     trained = load_trained(path, which, overrides)
     loader = build_loaders(trained.config, trained.splits, trained.device).test
-    precision = Precision(trained.config.precision, trained.device)
-    return evaluate(trained.model, loader, precision, trained.device, trained.config.evaluation.flip_tta)
+    given = (loader, Precision(trained.config.precision, trained.device), trained.device, trained.config.evaluation.flip_tta)
+    result = evaluate(trained.model, *given)
+    if not (trained.checkpoint / EMA).is_file():
+        return result
+    trained.model.load_state_dict(load_weights(trained.checkpoint, EMA))
+    return replace(result, ema=evaluate(trained.model, *given))
 
 
 def explain_run(

@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+# Accuracies that are not of the raw weights with one view per image, and what they are called wherever they are printed.
+OTHER_ACCURACIES = {"accuracy_flip_tta": "with flip", "ema_accuracy": "ema", "ema_accuracy_flip_tta": "ema with flip"}
+
 
 class TrainingConsole:
     """Progress of a run. A disabled one (any process but rank 0) says nothing.
@@ -53,8 +56,7 @@ class TrainingConsole:
                 parts.append(f"scale {train['loss_scale']:g} skipped {train['skipped_steps']}")
         split, correct, seen = evaluation["split"], evaluation["correct"], evaluation["seen"]
         parts.append(f"{split} loss {evaluation['loss']:.4f} acc {evaluation['accuracy']:7.2%} ({correct}/{seen})")
-        if "accuracy_flip_tta" in evaluation:
-            parts.append(f"with flip {evaluation['accuracy_flip_tta']:.2%}")
+        parts += [f"{name} {evaluation[key]:.2%}" for key, name in OTHER_ACCURACIES.items() if key in evaluation]
         left = (time.perf_counter() - self._began) / max(step - self._first, 1) * (self._total - step)
         parts.append(f"left {int(left // 60)}:{int(left % 60):02d}")
         self.say("  ".join(parts))

@@ -20,12 +20,14 @@ class EvalResult:
         seen: samples, each counted once.
         loss: mean cross-entropy, without label smoothing, of one view per image.
         correct_flip_tta: correct predictions from the mean of the logits of the image and its mirror image; None where not asked for.
+        ema: what the moving average of the weights got, beside; None where there is none.
     """
 
     correct: int
     seen: int
     loss: float
     correct_flip_tta: int | None = None
+    ema: "EvalResult | None" = None
 
     @property
     def accuracy(self) -> float:
@@ -33,9 +35,13 @@ class EvalResult:
         return self.correct / self.seen
 
     def figures(self) -> dict[str, Any]:
-        """`loss`, `accuracy`, `correct` and `seen`; `accuracy_flip_tta` too where it was asked for."""
-        both = {} if self.correct_flip_tta is None else {"accuracy_flip_tta": self.correct_flip_tta / self.seen}
-        return {"loss": self.loss, "accuracy": self.accuracy, "correct": self.correct, "seen": self.seen, **both}
+        """`loss`, `accuracy`, `correct` and `seen`; where they are asked for, `accuracy_flip_tta`, and `ema_` and each figure's name."""
+        figures = {"loss": self.loss, "accuracy": self.accuracy, "correct": self.correct, "seen": self.seen}
+        if self.correct_flip_tta is not None:
+            figures["accuracy_flip_tta"] = self.correct_flip_tta / self.seen
+        if self.ema is not None:
+            figures |= {f"ema_{key}": value for key, value in self.ema.figures().items() if key not in ("correct", "seen")}
+        return figures
 
 
 @torch.no_grad()

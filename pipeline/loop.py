@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from pipeline.checkpoint import CheckpointWriter
 from pipeline.clock import Clock
 from pipeline.config import Config, to_steps
 from pipeline.console import TrainingConsole
-from pipeline.data import Loaders
+from pipeline.data import Loader, Loaders
 from pipeline.distributed import Processes, average_batch_norm
 from pipeline.errors import Preempted, TrainingError
 from pipeline.evaluate import EvalResult, evaluate
@@ -133,7 +133,7 @@ def fit(t: Trainer) -> EvalResult:
                 break
             t.clock.ask()
     if evaluation is None:  # continued from its last step, whose evaluation is on record
-        evaluation = evaluate(state.raw_model, t.loaders.test, state.precision, t.processes.device, t.config.evaluation.flip_tta)
+        evaluation = evaluate_weights(t, t.loaders.test)
     return evaluation
 
 
@@ -174,15 +174,29 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
     return stops > 0
 
 
-def evaluate_all(t: Trainer) -> EvalResult:
-    """Evaluate on the test set and the holdout, record both, and remember the best; the test set's result."""
-    state = t.state
+def average_norms(state: TrainState) -> None:
+    """Average the statistics of batch norm over the processes, those of the moving average too."""
     average_batch_norm(state.raw_model)
+    if state.ema is not None:
+        average_batch_norm(state.ema.model)
+
+
+def evaluate_weights(t: Trainer, loader: Loader) -> EvalResult:
+    """What the weights get, and beside it what their moving average gets, if there is one."""
+    state, given = t.state, (loader, t.state.precision, t.processes.device, t.config.evaluation.flip_tta)
+    result = evaluate(state.raw_model, *given)
+    return result if state.ema is None else replace(result, ema=evaluate(state.ema.model, *given))
+
+
+def evaluate_all(t: Trainer) -> EvalResult:
+    """Evaluate on the test set and the holdout, record both, and remember the best (of the raw weights); the test set's result."""
+    state = t.state
+    average_norms(state)
     result = None
     for split, loader in (("holdout", t.loaders.holdout), ("test", t.loaders.test)):
         if loader is None:
             continue
-        result = evaluate(state.raw_model, loader, state.precision, t.processes.device, t.config.evaluation.flip_tta)
+        result = evaluate_weights(t, loader)
         record = {
             "kind": "eval",
             "split": split,
@@ -204,7 +218,7 @@ def evaluate_all(t: Trainer) -> EvalResult:
 
 def save(t: Trainer) -> None:
     """Checkpoint this step; every process takes part in averaging and summing, rank 0 writes."""
-    average_batch_norm(t.state.raw_model)
+    average_norms(t.state)
     t.processes.sum(t.state.totals.values[:3])
     if not t.processes.is_main:  # rank 0 has it all now
         t.state.totals.start_window()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.ema import Ema
 from pipeline.precision import Precision
 
 
@@ -43,6 +44,7 @@ class TrainState:
         optimizer: fused SGD; `lr` is the tensor that all its groups share.
         precision: autocast and GradScaler.
         totals: sums of the open log window.
+        ema: moving average of the weights, or None.
         step: optimizer steps done.
         best: accuracy, step and split of the best evaluation so far.
         last_train: the newest logged record of training.
@@ -54,6 +56,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     precision: Precision
     totals: Totals
+    ema: Ema | None = None
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     last_train: dict[str, Any] = field(default_factory=dict)

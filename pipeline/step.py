@@ -52,6 +52,8 @@ def train_step(
     found_inf = flags[0].clone() if flags else torch.zeros((), device=images.device)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update(found_inf)
     output = StepOutput(loss.detach(), (logits.detach().argmax(1) == labels).sum(), found_inf)
     state.totals.add(output.loss, output.correct, len(labels), output.found_inf)
     return output
@@ -99,6 +101,8 @@ class Step:
     def __call__(self, batch: Batch) -> StepOutput:
         state = self._state
         state.lr.fill_(self._lr_at(state.step))
+        if state.ema is not None:
+            state.ema.set_step(state.step)
         if not self._capture or self._eager_left > 0:
             output = train_step(state, batch.images, batch.labels, *self._arguments)
             self._eager_left -= 1

@@ -183,6 +183,7 @@ def _announce(console: Any, config: Config, splits: Any, plan: Any, processes: A
 
 def finish(t: "Trainer", run: "RunFolder", evaluation: Any, started: float) -> None:
     """Write result.json, draw the curves and, if asked, the Grad-CAM sheet. The last line printed is the run folder."""
+    from pipeline.console import OTHER_ACCURACIES
     from pipeline.curves import draw_curves
     from pipeline.run import write_result
 
@@ -192,7 +193,7 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: Any, started: float) -> N
     t.console.say(
         f"test accuracy {result['test_accuracy']:.2%} at the last step, best {result['best_test_accuracy']:.2%} "
         f"(step {result['best_step']}, selected on the {result['best_selected_on']} set); "
-        + (f"with flip {result['test_accuracy_flip_tta']:.2%}; " if "test_accuracy_flip_tta" in result else "")
+        + "".join(f"{name} {result[f'test_{key}']:.2%}; " for key, name in OTHER_ACCURACIES.items() if f"test_{key}" in result)
         + (f"{speed:,.0f} img/s, " if speed else "")
         + f"{result['wall_s']:.1f} s in all"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.build import build_state, captures, set_backends, warmup_steps
-from pipeline.checkpoint import load_weights, newest_intact
+from pipeline.checkpoint import EMA, load_weights, newest_intact
 from pipeline.clock import Clock
 from pipeline.config import Config, load_config
 from pipeline.console import TrainingConsole
@@ -90,6 +90,13 @@ def last_weights(run: Path) -> dict[str, torch.Tensor]:
     checkpoint, damaged = newest_intact(run / "checkpoints")
     assert checkpoint is not None and not damaged
     return load_weights(checkpoint)
+
+
+def last_ema(run: Path) -> dict[str, torch.Tensor]:
+    """The moving average of the weights in a run's last checkpoint; empty where there is none."""
+    checkpoint, _ = newest_intact(run / "checkpoints")
+    assert checkpoint is not None
+    return load_weights(checkpoint, EMA) if (checkpoint / EMA).exists() else {}
 
 
 def only_run(folder: Path) -> Path:

@@ -138,6 +138,15 @@ class ScheduleConfig(Section):
     gamma: float = Field(default=0.1, gt=0, lt=1, description="Factor at each milestone of `step`")
 
 
+class EmaConfig(Section):
+    decay: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share that a moving average of the weights keeps at each step; it is evaluated and saved beside them. null: none",
+    )
+
+
 class EvaluationConfig(Section):
     flip_tta: bool = Field(
         default=False,
@@ -199,6 +208,7 @@ class Config(Section):
     loss: LossConfig = Field(default_factory=LossConfig, description="Loss")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer: SGD")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over the run")
+    ema: EmaConfig = Field(default_factory=EmaConfig, description="Moving average of the weights")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What is evaluated")
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig, description="Mixed precision")
     compile: CompileConfig = Field(default_factory=CompileConfig, description="torch.compile and CUDA graphs")

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import train
 from pipeline.checkpoint import folder_of, newest_intact
 from pipeline.step import Step, StepOutput
-from tests.tiny import RECIPE, ROOT, assert_equal, last_weights, only_run, read_metrics
+from tests.tiny import RECIPE, ROOT, assert_equal, last_ema, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.usefixtures("process_state")
 LOADERS = ["dali", "reference", "synthetic"]
@@ -64,6 +64,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def assert_same_run(found: Path, expected: Path) -> None:
     assert_equal(last_weights(found), last_weights(expected))
+    assert_equal(last_ema(found), last_ema(expected))
     assert read_metrics(found) == read_metrics(expected)
     results = [json.loads((run / "result.json").read_text()) for run in (found, expected)]
     for key in ("test_accuracy", "test_loss", "best_test_accuracy", "best_step", "train_loss", "skipped_steps", "steps", "epochs"):
@@ -106,6 +107,21 @@ def test_crashed(loader: str, step: int, uninterrupted: dict[str, Path], tmp_pat
     monkeypatch.undo()
     assert run_tiny(tmp_path, *keys) == 0
     assert_same_run(only_run(tmp_path), uninterrupted[loader])
+
+
+METHODS = {
+    "ema": ("ema.decay=0.9", "evaluation.flip_tta=true"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_with_the_methods_that_are_off_by_default(name: str, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+    assert run_tiny(tmp_path / "whole", *METHODS[name]) == 0
+    stop_after(7, signal.SIGTERM)
+    assert run_tiny(tmp_path / "parts", *METHODS[name]) == 75
+    monkeypatch.undo()
+    assert run_tiny(tmp_path / "parts", *METHODS[name], "resume=auto") == 0
+    assert_same_run(only_run(tmp_path / "parts"), only_run(tmp_path / "whole"))
 
 
 def test_interrupted_again_and_again(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):

@@ -221,6 +221,7 @@ KEYS = {
     "schedule.final_fraction": Row("0.5", schedule, COSINE),
     "schedule.milestones": Row("[1ep, 2ep]", schedule, STEP),
     "schedule.gamma": Row("0.5", schedule, STEP),
+    "ema.decay": Row("0.9", lambda config: tiny_trainer(config).state.ema is None),
     "evaluation.flip_tta": Row("true", lambda config: "accuracy_flip_tta" in fit(tiny_trainer(config)).figures(), ("duration=1st",)),
     "precision.mode": Row("bf16", trained_weights),
     "precision.init_scale": Row("128.0", loss_scale, FP16),

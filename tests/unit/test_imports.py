@@ -16,18 +16,18 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 # unit needs a row: think about where it stands.
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(("data", "models", "losses", "mixing", "optim", "precision", "clock"), LEAF),
+    **dict.fromkeys(("data", "models", "losses", "mixing", "optim", "ema", "precision", "clock"), LEAF),
     **dict.fromkeys(("console", "environment", "profile", "style"), LEAF),
     # the report
     "curves": {"style"},
     "explain": {"style"},
-    "state": {"precision"},
+    "state": {"precision", "ema"},
     "step": {"state", "precision", "losses", "mixing", "data"},
     "evaluate": {"precision", "data"},
     "checkpoint": {"state", "precision"},
     "run": {"checkpoint"},
     "distributed": {"data"},
-    "build": {"data", "models", "optim", "precision", "state", "distributed", "step"},
+    "build": {"data", "models", "optim", "ema", "precision", "state", "distributed", "step"},
     "loop": {"data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"},
 }
 ENTRY_POINTS = {"train", "commands", "__main__"}

@@ -20,13 +20,21 @@ def start(*overrides: str) -> Trainer:
 
 
 def whole(state: TrainState) -> dict[str, Any]:
-    return {"weights": dict(state.raw_model.state_dict()), **state.state_dict()}
+    average = dict(state.ema.model.state_dict()) if state.ema is not None else {}
+    return {"weights": dict(state.raw_model.state_dict()), "ema": average, **state.state_dict()}
 
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("keys", [(), ("optimizer.momentum=0.0", "optimizer.nesterov=false"), ("optimizer.decay_norm_and_bias=false",)])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (),
+        ("optimizer.momentum=0.0", "optimizer.nesterov=false"),
+        ("optimizer.decay_norm_and_bias=false", "ema.decay=0.9"),
+    ],
+)
 def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: tuple[str, ...]):
-    """Weights, norm statistics, momentum, loss scale, sums of the open window, best, clock, generator; and it goes on alike."""
+    """Weights, statistics, averages, momentum, loss scale, sums of the open window, best, clock, generator; and it goes on alike."""
     overrides = [f"precision.mode={mode}", "precision.init_scale=64.0", "precision.growth_interval=4", *keys]
     old = start(*overrides)
     train_steps(old, 6)

@@ -1,0 +1,101 @@
+"""The moving average of the weights, against its definition as a weighted mean."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.ema import Ema
+from tests.tiny import random_batch, tiny_config, tiny_trainer, train_steps
+
+OK, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+        self.norm = nn.BatchNorm2d(3)
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items() if value.is_floating_point()}
+
+
+def walk(model: nn.Module, step: int) -> None:
+    """Other weights and statistics, in place, as an optimizer and batch norm change them."""
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(torch.randn(value.shape, generator=generator))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_it_is_the_weighted_mean_of_all_steps_and_of_none_before(decay: float):
+    """Weights and the statistics of batch norm alike; the weights that training began with have no share."""
+    model = Net()
+    ema, history = Ema(model, decay), []
+    for step in range(6):
+        walk(model, step)
+        history.append(tensors(model))
+        ema.set_step(step)
+        ema.update(OK)
+        shares = torch.tensor([decay ** (step - i) for i in range(step + 1)], dtype=torch.float64)
+        shares /= shares.sum()
+        for key, value in tensors(ema.model).items():
+            expected = sum((share * past[key].double() for share, past in zip(shares, history, strict=True)), torch.zeros(()))
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    assert not ema.model.training and not any(parameter.requires_grad for parameter in ema.model.parameters())
+    assert all(value.equal(history[-1][key]) for key, value in tensors(model).items()), "the weights themselves were changed"
+
+
+def test_a_skipped_step_leaves_it_alone():
+    model = Net()
+    ema = Ema(model, 0.5)
+    walk(model, 0)
+    ema.set_step(0)
+    ema.update(OK)
+    before = tensors(ema.model)
+    walk(model, 1)
+    ema.set_step(1)
+    ema.update(SKIPPED)
+    assert all(value.equal(before[key]) for key, value in tensors(ema.model).items())
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("mode", ["fp32", "fp16"])
+def test_in_training_it_follows_the_steps(mode: str):
+    trainer = tiny_trainer(tiny_config("ema.decay=0.8", f"precision.mode={mode}", "precision.init_scale=1024.0"))
+    state, oracle = trainer.state, torch.optim.swa_utils.AveragedModel(trainer.state.raw_model, multi_avg_fn=None, avg_fn=_unbiased)
+    assert state.ema is not None
+    for seed in range(4):
+        trainer.step(random_batch(seed=seed))
+        oracle.update_parameters(state.raw_model)
+    for key, value in oracle.module.named_parameters():
+        torch.testing.assert_close(state.ema.model.get_parameter(key), value, rtol=1e-5, atol=1e-7)
+
+
+def _unbiased(average: torch.Tensor, newest: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+    """AveragedModel calls it from its second update on."""
+    return average + (1 - 0.8) / (1 - 0.8 ** (int(count) + 1)) * (newest - average)
+
+
+@pytest.mark.usefixtures("process_state")
+def test_an_overflow_in_training_leaves_it_alone():
+    trainer = tiny_trainer(tiny_config("ema.decay=0.5", "precision.mode=fp16", "precision.init_scale=1024.0"))
+    ema = trainer.state.ema
+    assert ema is not None
+    train_steps(trainer, 2)
+    before = tensors(ema.model)
+    hook = trainer.state.raw_model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    assert trainer.step(random_batch()).found_inf.item() == 1
+    hook.remove()
+    assert all(value.equal(before[key]) for key, value in tensors(ema.model).items())
+    trainer.step(random_batch())
+    assert not all(value.equal(before[key]) for key, value in tensors(ema.model).items())
+
+
+@pytest.mark.usefixtures("process_state")
+def test_it_changes_nothing_in_training():
+    plain, averaged = (tiny_trainer(tiny_config(*keys)) for keys in ((), ("ema.decay=0.9",)))
+    assert train_steps(plain, 4) == train_steps(averaged, 4)
