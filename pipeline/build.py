@@ -11,7 +11,7 @@ from pipeline.config import CompileConfig, Config
 from pipeline.data import Splits
 from pipeline.distributed import Processes
 from pipeline.ema import Ema
-from pipeline.models import build_model
+from pipeline.models import build_model, load_pretrained
 from pipeline.optim import build_optimizer
 from pipeline.precision import Precision
 from pipeline.state import Totals, TrainState
@@ -76,11 +76,16 @@ def build_raw_model(config: Config, splits: Splits, device: torch.device) -> nn.
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
-def build_state(config: Config, splits: Splits, processes: Processes) -> TrainState:
-    """Model (compiled and wrapped as the config and the launcher say), optimizer, precision, counters, average of a fresh run."""
+def build_state(config: Config, splits: Splits, processes: Processes, *, pretrained: bool = True) -> TrainState:
+    """Model (compiled and wrapped as the config and the launcher say), optimizer, precision, counters, average of a fresh run.
+
+    Without PRETRAINED, as where a checkpoint comes over it, the file that `model.weights` names is not needed.
+    """
     device = processes.device
     torch.manual_seed(config.seed)
     raw_model = build_raw_model(config, splits, device)
+    if pretrained and config.model.weights is not None:
+        load_pretrained(raw_model, Path(config.model.weights))
     ema = Ema(raw_model, config.ema.decay) if config.ema.decay is not None else None
     compile_in_place(raw_model, config.compile, device)
     with warnings.catch_warnings():

@@ -133,7 +133,7 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
     loaders = build_loaders(config, splits, device, shard)
     plan = Plan.of(config, loaders.train.steps_per_epoch)
     run = processes.on_main(lambda: open_run(config, recipe))
-    state = build_state(config, splits, processes)
+    state = build_state(config, splits, processes, pretrained=run.resume_from is None)
     if run.resume_from is not None:
         load_checkpoint(run.resume_from, state)
         if not processes.is_main:  # the sums of the open log window were saved for all processes together

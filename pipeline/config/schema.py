@@ -108,6 +108,12 @@ class ModelConfig(Section):
         default=False,
         description="Batch norm, residual and ReLU in training by our own Triton kernels, on a GPU; needs `runtime.channels_last`",
     )
+    weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File of weights to start from, .safetensors or .pth, in our names or torchvision's; the head is kept only if the "
+        "number of classes is the same; null: random weights",
+    )
 
 
 class LossConfig(Section):

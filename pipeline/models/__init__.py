@@ -6,15 +6,16 @@ from pipeline.config import ModelConfig
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.families import build_network
 from pipeline.models.resnet import ResNet
+from pipeline.models.weights import load_pretrained
 
-__all__ = ["DavidNet", "ResNet", "build_model", "cam_target_layer", "num_parameters"]
+__all__ = ["DavidNet", "ResNet", "build_model", "cam_target_layer", "load_pretrained", "num_parameters"]
 
 
 def build_model(config: ModelConfig, num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
     """Build the network, float32, on the current default device, initialised from torch's global generator.
 
     Args:
-        config: the model section; `weights` is not read here (`pipeline.models.weights`).
+        config: the model section; `weights` is not read here, but by `load_pretrained`.
         num_classes: outputs.
         in_channels: channels of the images.
         image_size: height and width of the images in pixels, which decide what `stem: auto` is.

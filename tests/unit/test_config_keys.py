@@ -208,6 +208,7 @@ KEYS = {
     "model.fused_norm": Row(
         "true", lambda config: [module.fused for module in tiny_model(config).modules() if isinstance(module, NormAct)]
     ),
+    "model.weights": Row("{tmp}/weights.pth", lambda config: sums(tiny_trainer(config).state.raw_model)),
     "loss.label_smoothing": Row("0.1", trained_weights),
     "optimizer.lr": Row("0.2", trained_weights),
     "optimizer.momentum": Row("0.8", trained_weights),
@@ -250,12 +251,13 @@ def test_every_key_has_a_row_and_every_row_a_key():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two data sets of class folders, one image a class."""
+    """Two data sets of class folders, one image a class; and a file of weights."""
     root = tmp_path_factory.mktemp("folders")
     generator = np.random.default_rng(0)
     for path in (root / name / split / label / "0.png" for name in ("one", "two") for split in ("train", "test") for label in "ab"):
         path.parent.mkdir(parents=True)
         Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    torch.save(build_model(tiny_config().model, 4).state_dict(), root / "weights.pth")
     return root
 
 
