@@ -33,7 +33,7 @@ def _to_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _to_cpu(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_cpu(item) for item in value]
+        return type(value)(_to_cpu(item) for item in value)
     return value
 
 

@@ -41,7 +41,7 @@ class TrainState:
     Attributes:
         model: what the step calls; under several processes the DDP wrapper of `raw_model`.
         raw_model: the module whose keys are saved (no `module.`, no `_orig_mod.`).
-        optimizer: fused SGD; `lr` is the tensor that all its groups share.
+        optimizer: heeds the scaler's found_inf on the device; `lr` is the tensor that sets its learning rate.
         precision: autocast and GradScaler.
         totals: sums of the open log window.
         ema: moving average of the weights, or None.
@@ -81,11 +81,12 @@ class TrainState:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.step, self.best, self.last_train, self.clock = saved["step"], saved["best"], saved["last_train"], saved["clock"]
-        lr = self.lr
+        # loading replaces all entries of a group: the tensors that hold its rate, which are shared, and what this device needs are put back
+        own = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
-        lr.copy_(self.lr)
-        for group in self.optimizer.param_groups:  # loading gave each group a tensor of its own
-            group["lr"] = lr
+        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
+            kept["lr"].copy_(group["lr"])
+            group.update(kept)
         self.precision.scaler.load_state_dict(saved["scaler"])
         self.totals.values.copy_(saved["totals"])
         torch.set_rng_state(saved["rng"].cpu())

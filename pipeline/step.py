@@ -8,6 +8,7 @@ import torch
 from pipeline.config import Config
 from pipeline.data.batch import Batch
 from pipeline.losses import classification_loss
+from pipeline.muon import Muon
 from pipeline.state import TrainState
 
 
@@ -43,8 +44,9 @@ def train_step(
         logits = state.model(images)
         loss = classification_loss(logits, labels, label_smoothing)
     scaler.scale(loss).backward()
-    if clip_norm is not None:
+    if clip_norm is not None or isinstance(optimizer, Muon):
         scaler.unscale_(optimizer)
+    if clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(state.raw_model.parameters(), clip_norm)
     scaler.step(optimizer)
     # torch has no public name for the flag; the public way, comparing scales, waits for the host

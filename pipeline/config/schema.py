@@ -13,6 +13,7 @@ def _as_tuple(value: object) -> object:
 
 
 Milestones = Annotated[tuple[Duration, ...], BeforeValidator(_as_tuple)]
+Betas = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_as_tuple)]
 Channels = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=4)]
 
 
@@ -121,12 +122,28 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw", "muon"] = Field(
+        default="sgd", description="`muon`: for all convolutions but the first; SGD for that one, norms, biases and the head"
+    )
     lr: float = Field(default=0.1, gt=0, le=1e4, description="Peak learning rate, for a global batch")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD")
-    nesterov: bool = Field(default=True, description="Nesterov's form of momentum")
-    weight_decay: float = Field(default=5e-4, ge=0, le=10, description="L2 penalty on the weights")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD and Muon")
+    nesterov: bool = Field(default=True, description="Nesterov's form of momentum (SGD, Muon)")
+    betas: Betas = Field(default=(0.9, 0.999), description="Decay of AdamW's averages of the gradient and of its square")
+    weight_decay: float = Field(default=5e-4, ge=0, le=10, description="L2 penalty on the weights (SGD), or decoupled decay (AdamW, Muon)")
     decay_norm_and_bias: bool = Field(default=True, description="Put the penalty on batch-norm parameters and biases too")
+    sgd_lr_ratio: float = Field(
+        default=1.0, gt=0, le=1e4, description="Learning rate of what `muon` leaves to SGD, as a share of `optimizer.lr`"
+    )
+    sgd_weight_decay: float = Field(default=5e-4, ge=0, le=10, description="L2 penalty on what `muon` leaves to SGD")
     clip_norm: float | None = Field(default=None, gt=0, description="Largest global L2 norm of the gradient; null: no clipping")
+
+    def check_together(self) -> None:
+        """Keys that contradict each other. Each message names both and the remedy."""
+        if self.nesterov and self.momentum == 0 and self.name != "adamw":
+            raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false")
+        for key, owner in (("betas", "adamw"), ("sgd_lr_ratio", "muon"), ("sgd_weight_decay", "muon")):
+            if self.name != owner and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"optimizer.{key}: only `optimizer.name: {owner}` has it, not {self.name}; remove it")
 
 
 class ScheduleConfig(Section):
@@ -212,7 +229,7 @@ class Config(Section):
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of training images")
     model: ModelConfig = Field(default_factory=ModelConfig, description="Network")
     loss: LossConfig = Field(default_factory=LossConfig, description="Loss")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer: SGD")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over the run")
     ema: EmaConfig = Field(default_factory=EmaConfig, description="Moving average of the weights")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What is evaluated")
@@ -240,8 +257,7 @@ class Config(Section):
             raise ValueError("schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]")
         if schedule.name != "step" and schedule.milestones:
             raise ValueError(f"schedule.milestones: only `schedule.name: step` has them, not {schedule.name}; remove them")
-        if self.optimizer.nesterov and self.optimizer.momentum == 0:
-            raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false")
+        self.optimizer.check_together()
         check_model(self.model)
         if self.model.fused_norm and not self.runtime.channels_last:
             raise ValueError(

@@ -169,6 +169,7 @@ class Row:
 
 
 STEP = ("schedule.name=step", "schedule.milestones=[1ep]")
+ADAMW, MUON = ("optimizer.name=adamw",), ("optimizer.name=muon",)
 COSINE = ("schedule.name=cosine",)
 FOLDER = ("data.dataset=folder", "data.root={tmp}/one")
 FP16 = ("precision.mode=fp16", "duration=4st", "log.eval_every=100st", "log.log_every=1st")
@@ -210,11 +211,15 @@ KEYS = {
     ),
     "model.weights": Row("{tmp}/weights.pth", lambda config: sums(tiny_trainer(config).state.raw_model)),
     "loss.label_smoothing": Row("0.1", trained_weights),
+    "optimizer.name": Row("adamw", trained_weights),
     "optimizer.lr": Row("0.2", trained_weights),
     "optimizer.momentum": Row("0.8", trained_weights),
     "optimizer.nesterov": Row("false", trained_weights),
+    "optimizer.betas": Row("[0.5, 0.9]", trained_weights, ADAMW),
     "optimizer.weight_decay": Row("0.1", trained_weights),
     "optimizer.decay_norm_and_bias": Row("false", trained_weights),
+    "optimizer.sgd_lr_ratio": Row("0.5", trained_weights, MUON),
+    "optimizer.sgd_weight_decay": Row("0.1", trained_weights, MUON),
     "optimizer.clip_norm": Row("0.01", trained_weights),
     "schedule.name": Row("cosine", schedule),
     "schedule.warmup": Row("10%", schedule),

@@ -16,13 +16,14 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 # unit needs a row: think about where it stands.
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(("data", "models", "losses", "mixing", "optim", "ema", "precision", "clock"), LEAF),
+    **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
     **dict.fromkeys(("console", "environment", "profile", "style"), LEAF),
     # the report
     "curves": {"style"},
     "explain": {"style"},
+    "optim": {"muon"},
     "state": {"precision", "ema"},
-    "step": {"state", "precision", "losses", "mixing", "data"},
+    "step": {"state", "precision", "losses", "mixing", "muon", "data"},
     "evaluate": {"precision", "data"},
     "checkpoint": {"state", "precision"},
     "run": {"checkpoint"},

@@ -87,7 +87,7 @@ def test_the_rate_depends_on_the_step_alone():
     assert [lr_at(step) for step in reversed(range(TOTAL))] == forwards[::-1]
 
 
-def build(model: nn.Module | None = None, **keys: Any) -> tuple[nn.Module, torch.optim.SGD]:
+def build(model: nn.Module | None = None, **keys: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = model or build_model(ModelConfig(name="resnet20", shortcut="B"), 10).to(memory_format=torch.channels_last)
     return model, build_optimizer(OptimizerConfig.model_validate(keys), model)
 

@@ -1,0 +1,116 @@
+"""On a GPU the methods train captured in a CUDA graph as they do eagerly."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.build import build_state, captures, set_backends
+from pipeline.config import Config, load_config
+from pipeline.data import Batch, Loader, build_loaders, load_splits
+from pipeline.distributed import connect
+from pipeline.step import Step
+from tests.parity.tolerances import assert_parity
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"), pytest.mark.usefixtures("process_state")]
+
+METHODS = {
+    "sgd": (),
+    "ema": ("ema.decay=0.9",),
+    "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01"),
+    "muon": ("optimizer.name=muon", "optimizer.lr=0.02", "optimizer.sgd_lr_ratio=2.0"),
+    "clip": ("optimizer.clip_norm=0.5",),
+    "together": ("optimizer.name=muon", "optimizer.lr=0.02", "ema.decay=0.9", "optimizer.clip_norm=1.0"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_stream() -> Iterator[None]:
+    """As in training: the captured step must not run on the default stream."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+
+
+def _config(*overrides: str) -> Config:
+    tiny = ["data.dataset=synthetic", "data.num_samples=2048", "data.batch_size=64", "model.name=resnet20", "optimizer.lr=0.05"]
+    return load_config(overrides=[*tiny, "runtime.deterministic=true", *overrides])
+
+
+def _start(config: Config) -> tuple[Step, Loader]:
+    set_backends(config)
+    torch._dynamo.reset()
+    processes = connect(config)
+    splits = load_splits(config.data, config.seed)
+    loaders = build_loaders(config, splits, processes.device, processes.shard)
+    state = build_state(config, splits, processes)
+    step = Step(config, state, lambda _: config.optimizer.lr, captures(config.compile, processes.device))
+    return step, loaders.train
+
+
+def _train(config: Config, num_steps: int = 20) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The losses, and what the weights and their moving average are at the end."""
+    step, loader = _start(config)
+    losses = [step(batch).loss.clone() for batch, _ in zip(loader, range(num_steps), strict=False)]
+    assert len(losses) == num_steps and step.recompilations == 0
+    state = step._state
+    models = {"weights": state.raw_model} | ({"ema": state.ema.model} if state.ema is not None else {})
+    return torch.stack(losses).cpu(), {
+        f"{name}.{key}": value.detach().cpu().clone() for name, model in models.items() for key, value in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("mode", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_captured_steps_train_like_the_compiled_ones(name: str, mode: str) -> None:
+    """Losses, weights and averages; no host sync shows as an error here, because a capture forbids it."""
+    keys = (f"precision.mode={mode}", *METHODS[name])
+    losses, weights = _train(_config("compile.mode=default", *keys))
+    captured, captured_weights = _train(_config("compile.mode=reduce-overhead", *keys))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[mode]
+    assert_parity(captured, losses, "20 losses, captured", dtype)
+    assert captured_weights.keys() == weights.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(captured_weights[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
+@pytest.mark.parametrize("name", METHODS)
+def test_an_overflow_skips_exactly_that_update(name: str, mode: str) -> None:
+    """Weights, the optimizer's state and the moving average (not the statistics of batch norm, which saw the images)."""
+    step, loader = _start(_config("precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0", *METHODS[name]))
+    state, stream = step._state, iter(loader)
+
+    def everything() -> list[torch.Tensor]:
+        held = [value for entry in state.optimizer.state.values() for value in entry.values()]
+        average = list(state.ema.model.parameters()) if state.ema is not None else []
+        return [value.detach().clone() for value in (*state.raw_model.parameters(), *held, *average)]
+
+    for _ in range(6):
+        step(next(stream))
+    before = everything()
+    output = step(_poisoned(next(stream)))
+    assert output.found_inf.item() == 1
+    assert all(torch.equal(new, old) for new, old in zip(everything(), before, strict=True))
+
+
+def _poisoned(batch: Batch) -> Batch:
+    return Batch(torch.full_like(batch.images, float("inf")), batch.labels, batch.valid, batch.indices)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_waits_for_nothing(name: str, recwarn: Any) -> None:
+    """Neither eagerly nor in the steps that copy into the captured one."""
+    step, loader = _start(_config("precision.mode=fp16", "compile.mode=reduce-overhead", "data.loader=synthetic", *METHODS[name]))
+    stream = iter(loader)
+    step(next(stream))
+    step(next(stream))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(next(stream))  # the last eager one
+        torch.cuda.set_sync_debug_mode("default")
+        step(next(stream))  # captures
+        torch.cuda.set_sync_debug_mode("error")
+        step(next(stream))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

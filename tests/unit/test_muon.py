@@ -1,0 +1,190 @@
+"""Muon against torch's own on what that takes, and what that does not: convolutions, the scaler's flag, a rate on the device."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import ModelConfig, OptimizerConfig
+from pipeline.errors import UserError
+from pipeline.models import build_model
+from pipeline.muon import Muon, orthogonalise
+from pipeline.optim import build_optimizer
+from tests.tiny import random_batch, tiny_config, tiny_trainer, train_steps
+
+SHAPES = [(6, 6), (4, 9), (12, 5), (4, 9), (1, 3)]
+
+
+def matrices(seed: int, shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def muon(parameters: list[torch.Tensor], momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0, lr: float = 0.02) -> Muon:
+    return Muon(parameters, [], torch.tensor(lr), momentum, nesterov, weight_decay, 1.0)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_matrices_move_as_with_torch_s(nesterov: bool, weight_decay: float):
+    """Within bfloat16, in which both iterate; torch's has a matrix at a time, ours has those of one shape together."""
+    ours, theirs = matrices(0, SHAPES), matrices(0, SHAPES)
+    optimizer = muon(ours, 0.9, nesterov, weight_decay)
+    oracle = torch.optim.Muon(theirs, lr=0.02, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay)
+    for step in range(1, 4):
+        for mine, other, gradient in zip(ours, theirs, matrices(step, SHAPES), strict=True):
+            mine.grad, other.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        oracle.step()
+    for mine, other, start in zip(ours, theirs, matrices(0, SHAPES), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=2e-3)
+        assert (mine - start).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])
+def test_singular_values_become_ones_roughly(shape: tuple[int, ...]):
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(given, full_matrices=False)
+    found = orthogonalise(given).float()
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6 and values.max() < 1.3
+    # the directions are kept: what is left of u vᵀ is what the singular values are off
+    along = torch.diagonal(u.mT @ found @ v.mT, dim1=1, dim2=2)
+    torch.testing.assert_close(along.sort(dim=1, descending=True).values, values, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_is_a_matrix_of_one_row_per_output_channel(memory_format: torch.memory_format):
+    weight, gradient = matrices(0, [(6, 3, 2, 2)])[0], matrices(1, [(6, 3, 2, 2)])[0]
+    conv = weight.clone(memory_format=memory_format)
+    conv.grad = gradient.clone(memory_format=memory_format)
+    flat = weight.flatten(1)
+    flat.grad = gradient.flatten(1)
+    for parameter in (conv, flat):
+        muon([parameter], weight_decay=0.1).step()
+    torch.testing.assert_close(conv.flatten(1), flat, rtol=0, atol=1e-3)  # columns in another order are summed in another order
+    assert conv.is_contiguous(memory_format=memory_format)
+
+
+def test_a_skipped_step_leaves_everything_alone():
+    parameters = matrices(0, SHAPES)
+    optimizer = muon(parameters, weight_decay=0.1)
+
+    def step(found_inf: float, seed: int, poison: bool = False) -> None:
+        for parameter, gradient in zip(parameters, matrices(seed, SHAPES), strict=True):
+            parameter.grad = gradient
+        if poison:
+            assert parameters[0].grad is not None
+            parameters[0].grad[0, 0] = torch.inf
+        optimizer.found_inf = torch.tensor(found_inf)  # type: ignore[attr-defined]
+        optimizer.step()
+
+    def everything() -> list[torch.Tensor]:
+        return [value.clone() for parameter in parameters for value in (parameter, optimizer.state[parameter]["momentum_buffer"])]
+
+    step(0.0, 1)
+    before = everything()
+    step(1.0, 2, poison=True)
+    assert all(torch.equal(new, old) for new, old in zip(everything(), before, strict=True))
+    step(0.0, 3)
+    assert all(torch.isfinite(value).all() and not torch.equal(value, old) for value, old in zip(everything(), before, strict=True))
+
+
+# --- in a network ---------------------------------------------------------------------------------------------------------------
+
+
+def build(**keys: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = build_model(ModelConfig(name="resnet20", shortcut="B"), 10)
+    return model, build_optimizer(OptimizerConfig.model_validate({"name": "muon", **keys}), model)
+
+
+def test_what_is_muon_s_and_what_is_sgd_s():
+    model, optimizer = build(decay_norm_and_bias=False, weight_decay=0.1, sgd_weight_decay=0.01, sgd_lr_ratio=3.0, lr=0.2)
+    mine, decayed, others = optimizer.param_groups
+    convolutions = [p for name, p in model.named_parameters() if p.ndim == 4 and not name.startswith("stem")]
+    assert [id(p) for p in mine["params"]] == [id(p) for p in convolutions]
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in (model.get_parameter("stem.0.weight"), model.get_parameter("head.weight"))}
+    assert all(p.ndim == 1 for p in others["params"])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.01, 0]
+    assert decayed["lr"] is others["lr"] and decayed["lr"] is not mine["lr"]
+
+
+@pytest.mark.usefixtures("process_state")
+def test_the_others_move_as_with_plain_sgd_at_their_share_of_the_rate():
+    trainer = tiny_trainer(tiny_config("optimizer.name=muon", "optimizer.sgd_lr_ratio=0.5", "optimizer.sgd_weight_decay=0.01"))
+    head = trainer.state.raw_model.get_parameter("head.weight")
+    copy = nn.Parameter(head.detach().clone())
+    oracle = torch.optim.SGD([copy], lr=1.0, momentum=0.9, nesterov=True, weight_decay=0.01)
+    seen: list[torch.Tensor] = []
+    head.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.clone()))
+    for step in range(3):
+        trainer.step(random_batch(seed=step))
+        oracle.param_groups[0]["lr"] = trainer.plan.lr_at(step) * 0.5
+        copy.grad = seen[-1]
+        oracle.step()
+    torch.testing.assert_close(head, copy, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("mode", ["fp32", "bf16", "fp16"])
+def test_it_learns_in_every_precision(name: str, mode: str):
+    keys = (f"optimizer.name={name}", "optimizer.lr=0.02", f"precision.mode={mode}", "precision.init_scale=1024.0")
+    losses = train_steps(tiny_trainer(tiny_config(*keys)), 10)
+    assert all(torch.isfinite(torch.tensor(losses))) and sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("clip", ["null", "1.0"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_overflow_skips_exactly_that_update(name: str, clip: str, first: bool):
+    """Weights, momenta and, in AdamW, the count of steps that corrects its bias; the very first update included."""
+    keys = (f"optimizer.name={name}", f"optimizer.clip_norm={clip}", "precision.mode=fp16", "precision.init_scale=1024.0")
+    trainer = tiny_trainer(tiny_config(*keys))
+    state = trainer.state
+
+    def everything() -> list[torch.Tensor]:
+        held = [value for entry in state.optimizer.state.values() for value in entry.values()]
+        return [value.detach().clone() for value in (*state.raw_model.parameters(), *held)]
+
+    if not first:
+        train_steps(trainer, 2)
+    before = everything()
+    hook = state.raw_model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    assert trainer.step(random_batch()).found_inf.item() == 1
+    hook.remove()
+    after = everything()
+    assert all(torch.equal(new, old) for new, old in zip(after, before, strict=False))  # AdamW makes its state in its first step
+    assert not any(value.any() for value in after[len(before) :])
+    assert trainer.step(random_batch()).found_inf.item() == 0
+    assert all(torch.isfinite(value).all() for value in everything())
+    assert not torch.equal(everything()[0], before[0])
+
+
+def test_adamw_is_torch_s_with_one_rate_on_the_device():
+    model = nn.Linear(4, 3)
+    plain = nn.Linear(4, 3)
+    plain.load_state_dict(model.state_dict())
+    keys = {"name": "adamw", "lr": 0.1, "weight_decay": 0.2, "betas": (0.8, 0.95), "decay_norm_and_bias": False}
+    optimizer = build_optimizer(OptimizerConfig.model_validate(keys), model)
+    first, second = optimizer.param_groups
+    assert first["lr"] is second["lr"] and first["fused"]
+    oracle = torch.optim.AdamW(
+        [{"params": [plain.weight], "weight_decay": 0.2}, {"params": [plain.bias], "weight_decay": 0.0}], lr=0.1, betas=(0.8, 0.95)
+    )
+    for step in range(5):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        for module, adamw in ((model, optimizer), (plain, oracle)):
+            adamw.zero_grad()
+            module(x).square().sum().backward()
+            adamw.step()
+    torch.testing.assert_close(model.weight, plain.weight)
+    torch.testing.assert_close(model.bias, plain.bias)
+
+
+def test_a_network_without_hidden_matrices_is_refused():
+    with pytest.raises(UserError, match=r"optimizer\.name: muon is for the weights between the first and the last"):
+        build_optimizer(OptimizerConfig(name="muon"), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
