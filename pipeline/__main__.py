@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import train
-from pipeline.config import load_config, reference_table, share
+from pipeline.config import check_batches, load_config, reference_table
 from pipeline.errors import UserError
 
 Command = Callable[[argparse.Namespace], int]
@@ -19,8 +19,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    for key in ("batch_size", "eval_batch_size"):
-        share(getattr(config.data, key), arguments.processes, f"data.{key}")
+    check_batches(config, arguments.processes)
     if arguments.print_device:
         print(config.runtime.device)
     else:

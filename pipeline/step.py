@@ -1,9 +1,11 @@
 """The training step: forward, loss, scaled backward, unscale, clip, update. It computes and does no logging."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config
 from pipeline.data.batch import Batch
@@ -27,27 +29,40 @@ class StepOutput:
     found_inf: torch.Tensor
 
 
-def train_step(
-    state: TrainState, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float, clip_norm: float | None
-) -> StepOutput:
+@dataclass(frozen=True)
+class StepOptions:
+    """What a step does beside forward, backward and update.
+
+    Attributes:
+        label_smoothing: as `loss.label_smoothing`.
+        clip_norm: largest global L2 norm of the unscaled gradient, or None.
+        accumulate: micro-batches of equal size that a batch falls into.
+    """
+
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+
+    @classmethod
+    def of(cls, config: Config) -> "StepOptions":
+        return cls(config.loss.label_smoothing, config.optimizer.clip_norm, config.optimizer.accumulate)
+
+
+def train_step(state: TrainState, images: torch.Tensor, labels: torch.Tensor, options: StepOptions) -> StepOutput:
     """One optimizer step with the learning rate that `state.lr` holds.
 
     Args:
         state: updated in place (all but `state.step`).
         images: (B, C, H, W) as the loader delivers them.
         labels: (B,) int64.
-        label_smoothing: as `loss.label_smoothing`.
-        clip_norm: largest global L2 norm of the unscaled gradient, or None.
+        options: what else to do.
     """
     scaler, optimizer = state.precision.scaler, state.optimizer
-    with state.precision.autocast():
-        logits = state.model(images)
-        loss = classification_loss(logits, labels, label_smoothing)
-    scaler.scale(loss).backward()
-    if clip_norm is not None or isinstance(optimizer, Muon):
+    loss, correct = _backward(state, images, labels, options)
+    if options.clip_norm is not None or isinstance(optimizer, Muon):
         scaler.unscale_(optimizer)
-    if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(state.raw_model.parameters(), clip_norm)
+    if options.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(state.raw_model.parameters(), options.clip_norm)
     scaler.step(optimizer)
     # torch has no public name for the flag; the public way, comparing scales, waits for the host
     flags = list(scaler._found_inf_per_device(optimizer).values()) if scaler.is_enabled() else []
@@ -56,9 +71,28 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update(found_inf)
-    output = StepOutput(loss.detach(), (logits.detach().argmax(1) == labels).sum(), found_inf)
-    state.totals.add(output.loss, output.correct, len(labels), output.found_inf)
-    return output
+    state.totals.add(loss, correct, len(images), found_inf)
+    return StepOutput(loss, correct, found_inf)
+
+
+def _backward(state: TrainState, images: torch.Tensor, labels: torch.Tensor, options: StepOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward and scaled backward, one micro-batch after another; mean loss and number of correct predictions.
+
+    The gradients are those of the mean over the whole batch. Processes add up theirs once, with the last micro-batch.
+    """
+    losses, correct = [], []
+    count, model = options.accumulate, state.model
+    for number, (part, wanted) in enumerate(zip(images.chunk(count), labels.chunk(count), strict=True), start=1):
+        with model.no_sync() if number < count and isinstance(model, DistributedDataParallel) else nullcontext():
+            with state.precision.autocast():
+                logits = model(part)
+                loss = classification_loss(logits, wanted, options.label_smoothing)
+            state.precision.scaler.scale(loss / count if count > 1 else loss).backward()
+        losses.append(loss.detach())
+        correct.append((logits.detach().argmax(1) == wanted).sum())
+    if count == 1:
+        return losses[0], correct[0]
+    return torch.stack(losses).mean(), torch.stack(correct).sum()
 
 
 def _compiled_graphs() -> int:
@@ -82,7 +116,7 @@ class Step:
 
     def __init__(self, config: Config, state: TrainState, lr_at: Callable[[int], float], capture: bool, warmup: int = 3):
         self._state, self._lr_at = state, lr_at
-        self._arguments = (config.loss.label_smoothing, config.optimizer.clip_norm)
+        self._options = StepOptions.of(config)
         self._capture = capture
         self._eager_left = warmup
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -106,7 +140,7 @@ class Step:
         if state.ema is not None:
             state.ema.set_step(state.step)
         if not self._capture or self._eager_left > 0:
-            output = train_step(state, batch.images, batch.labels, *self._arguments)
+            output = train_step(state, batch.images, batch.labels, self._options)
             self._eager_left -= 1
         else:
             output = self._replay(batch)
@@ -121,7 +155,7 @@ class Step:
             self._graph = torch.cuda.CUDAGraph()
             # thread_local: DALI's threads allocate and synchronise on their own while this one captures
             with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-                self._output = train_step(self._state, *self._static, *self._arguments)
+                self._output = train_step(self._state, *self._static, self._options)
         assert self._graph is not None and self._output is not None
         self._static[0].copy_(batch.images, non_blocking=True)
         self._static[1].copy_(batch.labels, non_blocking=True)

@@ -137,6 +137,10 @@ class OptimizerConfig(Section):
     sgd_weight_decay: float = Field(default=5e-4, ge=0, le=10, description="L2 penalty on what `muon` leaves to SGD")
     clip_norm: float | None = Field(default=None, gt=0, description="Largest global L2 norm of the gradient; null: no clipping")
 
+    accumulate: int = Field(
+        default=1, ge=1, le=2**16, description="Micro-batches that a process's share of the batch goes through the network in, one by one"
+    )
+
     def check_together(self) -> None:
         """Keys that contradict each other. Each message names both and the remedy."""
         if self.nesterov and self.momentum == 0 and self.name != "adamw":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.config import Config, share, to_bytes
+from pipeline.config import Config, check_batches, to_bytes
 from pipeline.data.base import Transform
 from pipeline.data.batch import Batch, Loader
 from pipeline.data.dali import DaliLoader
@@ -49,6 +49,7 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
     """
     data, augment = config.data, config.augment
     shard = shard or Shard()
+    check_batches(config, shard.world_size)
     dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16  # DALI has no bfloat16: autocast casts
     plain = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last)
     augmented = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout)
@@ -68,7 +69,6 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
 
 def _eval_batch_size(batch_size: int, num_samples: int, shard: Shard) -> int:
     """`data.eval_batch_size`, or less where the set is smaller than that."""
-    share(batch_size, shard.world_size, "data.eval_batch_size")
     return min(batch_size, -(-num_samples // shard.world_size) * shard.world_size)
 
 

@@ -44,6 +44,10 @@ def test_check(capsys: pytest.CaptureFixture[str]):
         (["check", QUICKSTART, "modle.name=resnet18"], "command line: unknown key modle; did you mean model?"),
         (["check", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
         (["check", "--processes", "3", QUICKSTART], "data.batch_size: 64 images do not divide by 3 processes"),
+        (
+            ["check", QUICKSTART, "--processes", "2", "optimizer.accumulate=3"],
+            "64 images do not divide by 6 micro-batches (processes times",
+        ),
         (["train", QUICKSTART, "optimizer.lr=-1"], "command line: optimizer.lr"),
         (["evaluate", "runs/nowhere"], "runs/nowhere: not a run folder"),
         (["explain", "runs/nowhere"], "runs/nowhere: not a run folder"),

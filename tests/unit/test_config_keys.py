@@ -221,6 +221,7 @@ KEYS = {
     "optimizer.sgd_lr_ratio": Row("0.5", trained_weights, MUON),
     "optimizer.sgd_weight_decay": Row("0.1", trained_weights, MUON),
     "optimizer.clip_norm": Row("0.01", trained_weights),
+    "optimizer.accumulate": Row("2", trained_weights),
     "schedule.name": Row("cosine", schedule),
     "schedule.warmup": Row("10%", schedule),
     "schedule.start_fraction": Row("0.5", schedule),

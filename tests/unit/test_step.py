@@ -146,6 +146,55 @@ def test_totals_are_sums_over_images():
     assert trainer.state.totals.values.tolist() == [0] * 5
 
 
+@pytest.mark.parametrize("mode", ["fp32", "fp16"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(mode: str, count: int):
+    """Written out by hand: batch norm sees a micro-batch at a time; the update is clipped and scaled once, over all of them."""
+    keys = (f"precision.mode={mode}", "precision.init_scale=1024.0", "optimizer.clip_norm=0.5", "schedule.warmup=0st")
+    trainer = start(f"optimizer.accumulate={count}", *keys)
+    by_hand, precision = copy.deepcopy(trainer.state.raw_model), trainer.state.precision
+    batch = random_batch()
+    output = trainer.step(batch)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    losses, correct = [], 0
+    for images, labels in zip(batch.images.split(8 // count), batch.labels.split(8 // count), strict=True):
+        with precision.autocast():
+            logits = by_hand(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        (loss / count).backward()
+        losses.append(loss.item())
+        correct += (logits.argmax(1) == labels).sum().item()
+    torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 0.5)
+    optimizer.step()
+    assert output.loss.item() == pytest.approx(sum(losses) / count, rel=1e-6 if mode == "fp32" else 1e-3)
+    assert output.correct.item() == correct
+    assert trainer.state.totals.values[2:].tolist() == [8, 0, 0]
+    rtol, atol = (1e-5, 1e-6) if mode == "fp32" else (1e-3, 1e-4)
+    for (name, trained), parameter in zip(trainer.state.raw_model.named_parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(
+            trained.detach(), parameter.detach(), rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for key, value in by_hand.state_dict().items():
+        if "running" in key:
+            torch.testing.assert_close(trainer.state.raw_model.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_an_overflow_in_one_micro_batch_skips_the_update():
+    trainer = start("optimizer.accumulate=4", "precision.mode=fp16", "precision.init_scale=1024.0")
+    weights, calls = parameters(trainer), [0]
+
+    def once(gradient: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return torch.full_like(gradient, torch.inf) if calls[0] == 2 else gradient
+
+    hook = trainer.state.raw_model.get_parameter("head.bias").register_hook(once)
+    assert trainer.step(random_batch()).found_inf.item() == 1
+    hook.remove()
+    assert calls == [4] and same(weights, parameters(trainer))
+    assert trainer.state.totals.values[3:].tolist() == [1, 1]
+    assert trainer.step(random_batch()).found_inf.item() == 0
+
+
 # --- compiled -------------------------------------------------------------------------------------------------------------------
 
 
