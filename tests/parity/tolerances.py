@@ -53,6 +53,15 @@ TOLERANCES = {
     ("network, share of a gradient, fused norm", torch.float32): Tolerance(
         0, 2e-2, "a bias before another norm has a gradient of sums that nearly cancel, in up to 53 norms; a wrong way past is of order 1"
     ),
+    # The stem's convolution: expected values are float64 arithmetic on the same, already rounded images, weights and gradients.
+    ("stem conv y", torch.float32): Tolerance(2e-6, 1e-5, "a float32 sum, which cancels, of up to 27 products up to 10"),
+    ("stem conv y", torch.float16): Tolerance(_FLOAT16.eps, 1e-5, "as float32, then a cast, to half a unit in the last place"),
+    ("stem conv y", torch.bfloat16): Tolerance(_BFLOAT16.eps, 1e-5, "as float32, then a cast, which the interpreter truncates"),
+    ("stem conv dweight", torch.float32): Tolerance(
+        2e-6, 5e-3, "sums, which cancel, of thousands of products up to 20; tensor cores add products with fewer bits than float32"
+    ),
+    ("stem conv dweight", torch.float16): Tolerance(_FLOAT16.eps, 5e-3, "as float32, then a cast, to half a unit in the last place"),
+    ("stem conv dweight", torch.bfloat16): Tolerance(_BFLOAT16.eps, 5e-3, "as float32, then a cast, which the interpreter truncates"),
     ("loader", torch.float32): Tolerance(2e-7, 4e-7, "(x - mean) / std against (x - mean) * (1 / std): two units in the last place"),
     ("loader", torch.float16): Tolerance(_FLOAT16.eps, 0, "as float32, then a cast, which may round the other way"),
     ("loader, DALI on the GPU", torch.float32): Tolerance(2e-7, 4e-7, "as the other loaders"),
