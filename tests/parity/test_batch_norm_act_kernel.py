@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels import batch_norm_act_kernels as module
 from kernels.batch_norm_act import batch_norm_act, batch_norm_act_twice
-from kernels.batch_norm_act_kernels import TILINGS, Tiling, launch_backward, launch_forward
+from kernels.batch_norm_act_backward import launch_backward
+from kernels.batch_norm_act_forward import launch_forward
 from kernels.batch_norm_act_reference import backward_reference, batch_norm_act_reference, forward_reference
+from kernels.batch_norm_act_tiles import TILINGS, Tiling, plan
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -326,8 +327,8 @@ def test_tilings_cover_every_kernel() -> None:
     for num_channels in (1, 63, 64, 65, 512, 2048):
         x = torch.empty(2, num_channels, 3, 3)
         for kernel in kernels:
-            plan = module._plan(kernel, x)
-            assert plan.grid[1] * plan.options["BLOCK_CHANNELS"] >= num_channels
+            launch = plan(kernel, x)
+            assert launch.grid[1] * launch.options["BLOCK_CHANNELS"] >= num_channels
 
 
 BAD_ARGUMENTS = [
