@@ -128,7 +128,7 @@ def batch_norm_act(
     Raises:
         ValueError: a shape or dtype is not as stated, or there is one value a channel, which has no unbiased variance.
     """
-    x, residual = _prepared(x, weight, bias, running_mean, running_var, residual)
+    x, residual = checked(x, weight, bias, running_mean, running_var, residual)
     return _BatchNormAct.apply(x, residual, weight, bias, running_mean, running_var, relu, momentum, eps, False)
 
 
@@ -147,11 +147,11 @@ def batch_norm_act_twice(
 
     Backward then gets the gradients of the two one by one and adds them as it reads them, which saves autograd's pass to add them.
     """
-    x, residual = _prepared(x, weight, bias, running_mean, running_var, residual)
+    x, residual = checked(x, weight, bias, running_mean, running_var, residual)
     return _BatchNormAct.apply(x, residual, weight, bias, running_mean, running_var, relu, momentum, eps, True)
 
 
-def _prepared(x, weight, bias, running_mean, running_var, residual) -> tuple[torch.Tensor, torch.Tensor | None]:
+def checked(x, weight, bias, running_mean, running_var, residual) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return x and residual in channels_last, once everything is of the right shape and dtype."""
     if x.ndim != 4 or x.dtype not in _DTYPES:
         raise ValueError(f"x must be float16, bfloat16 or float32 (N, C, H, W), not {x.dtype} {tuple(x.shape)}")

@@ -5,7 +5,7 @@ of the textbook formula by at most 1 + M / k, and by about 1 where the k are lik
 and LeVeque 1983, "Algorithms for computing the sample variance: analysis and recommendations").
 """
 
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
 # (Triton's annotations describe neither the language inside a kernel nor the options of a launch.)
 
 import torch
@@ -55,32 +55,25 @@ def _statistics_kernel(
         tl.store(shift_ptr + channel, shift, mask=in_channels)
 
 
-@triton.jit(do_not_specialize=["num_partials"])
-def _apply_kernel(
-    x_ptr,  # (M, C)
-    residual_ptr,  # (M, C) or None
+@triton.jit
+def _finish(
+    channel,
     shift_ptr,  # (C,) float32, as are weight, bias, running_mean and running_var
     partials_ptr,  # (2, P, C) float32: of the statistics kernel
     weight_ptr,
     bias_ptr,
     running_mean_ptr,
     running_var_ptr,
-    y_ptr,  # (M, C)
-    mask_ptr,  # (M, ceil(C / 8)) uint8 or None
     statistics_ptr,  # (2, C) float32: mean, 1 / standard deviation
     num_rows,
     num_channels,
     num_partials,
     momentum,
     eps,
-    RELU: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
     BLOCK_PARTIALS: tl.constexpr,
-    WHOLE_TILES: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
 ):
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    """Return mean, scale and bias of each channel. The first program of a column also writes the statistics, the running ones included."""
     in_channels = channel < num_channels
     total, squares = add_partials(partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS)
     correction = total / num_rows
@@ -96,14 +89,86 @@ def _apply_kernel(
         unbiased = var * (num_rows / (num_rows - 1.0))
         tl.store(running_mean_ptr + channel, running_mean + momentum * (mean - running_mean), mask=in_channels)
         tl.store(running_var_ptr + channel, running_var + momentum * (unbiased - running_var), mask=in_channels)
-
     scale = tl.load(weight_ptr + channel, mask=in_channels, other=0.0) * inverse_std
-    bias = tl.load(bias_ptr + channel, mask=in_channels, other=0.0)
+    return mean, scale, tl.load(bias_ptr + channel, mask=in_channels, other=0.0)
+
+
+@triton.jit(do_not_specialize=["num_partials"])
+def _apply_kernel(
+    x_ptr,  # (M, C)
+    shift_ptr,  # these seven: see `_finish`
+    partials_ptr,
+    weight_ptr,
+    bias_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    statistics_ptr,
+    residual_ptr,  # (M, C) or None
+    residual_shift_ptr,  # these seven: as those of x where the residual is normalised, None where it is added as it is
+    residual_partials_ptr,
+    residual_weight_ptr,
+    residual_bias_ptr,
+    residual_running_mean_ptr,
+    residual_running_var_ptr,
+    residual_statistics_ptr,
+    y_ptr,  # (M, C)
+    mask_ptr,  # (M, ceil(C / 8)) uint8 or None
+    num_rows,
+    num_channels,
+    num_partials,
+    momentum,
+    eps,
+    RELU: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+    WHOLE_TILES: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    mean, scale, bias = _finish(
+        channel,
+        shift_ptr,
+        partials_ptr,
+        weight_ptr,
+        bias_ptr,
+        running_mean_ptr,
+        running_var_ptr,
+        statistics_ptr,
+        num_rows,
+        num_channels,
+        num_partials,
+        momentum,
+        eps,
+        BLOCK_PARTIALS,
+        BLOCK_CHANNELS,
+    )
+    if residual_weight_ptr is not None:
+        residual_mean, residual_scale, residual_bias = _finish(
+            channel,
+            residual_shift_ptr,
+            residual_partials_ptr,
+            residual_weight_ptr,
+            residual_bias_ptr,
+            residual_running_mean_ptr,
+            residual_running_var_ptr,
+            residual_statistics_ptr,
+            num_rows,
+            num_channels,
+            num_partials,
+            momentum,
+            eps,
+            BLOCK_PARTIALS,
+            BLOCK_CHANNELS,
+        )
     for tile in tl.range(tl.program_id(0), tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES):
         start, offset, exists = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
         z = tl.fma(load(x_ptr, start, offset, exists, WHOLE_TILES, True) - mean[None, :], scale[None, :], bias[None, :])
         if residual_ptr is not None:
-            z += load(residual_ptr, start, offset, exists, WHOLE_TILES, True)
+            residual = load(residual_ptr, start, offset, exists, WHOLE_TILES, True)
+            if residual_weight_ptr is not None:
+                residual = tl.fma(residual - residual_mean[None, :], residual_scale[None, :], residual_bias[None, :])
+            z += residual
         if RELU:
             passes = ~(z <= 0.0)  # true for NaN
             z = tl.where(passes, z, 0.0)
@@ -114,12 +179,14 @@ def _apply_kernel(
         store(y_ptr, start, offset, z, exists, WHOLE_TILES)
 
 
-def forward_outputs(x: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward_outputs(
+    x: torch.Tensor, residual: torch.Tensor | None, relu: bool, normalises_residual: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     num_images, num_channels, height, width = x.shape
     mask_shape = (num_images * height * width, (num_channels + 7) // 8) if relu and residual is not None else (0,)
     return (
         torch.empty_like(x, memory_format=torch.channels_last),
-        x.new_empty((2, num_channels), dtype=torch.float32),
+        x.new_empty((4 if normalises_residual else 2, num_channels), dtype=torch.float32),
         x.new_empty(mask_shape, dtype=torch.uint8),
     )
 
@@ -134,30 +201,34 @@ def launch_forward(
     relu: bool,
     momentum: float,
     eps: float,
+    residual_norm: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run the forward kernels; for the results see `forward_reference`. x and residual must be channels_last."""
+    """Run the forward kernels; for the results see `forward_reference`. x and residual must be channels_last.
+
+    Where the residual is normalised too, by `residual_norm` (weight, bias, running mean and variance), the statistics are (4, C): those
+    of x, then those of the residual.
+    """
     num_channels = x.shape[1]
     num_rows = x.numel() // num_channels
-    y, statistics, mask = forward_outputs(x, residual, relu)
-
-    launch = plan("statistics", x)
-    partials = torch.empty((2, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
-    shift = torch.empty_like(weight)
-    _statistics_kernel[launch.grid](x, shift, partials, num_rows, num_channels, **launch.options)
-
+    y, statistics, mask = forward_outputs(x, residual, relu, residual_norm is not None)
+    shift, partials = _launch_statistics(x)
+    residual_arguments: tuple[torch.Tensor | None, ...] = (None,) * 7
+    if residual is not None and residual_norm is not None:
+        residual_arguments = (*_launch_statistics(residual), *residual_norm, statistics[2:])
     launch = plan("apply", x)
     _apply_kernel[launch.grid](
         x,
-        residual,
         shift,
         partials,
         weight,
         bias,
         running_mean,
         running_var,
+        statistics,
+        residual,
+        *residual_arguments,
         y,
         mask if mask.numel() else None,
-        statistics,
         num_rows,
         num_channels,
         partials.shape[1],
@@ -167,3 +238,13 @@ def launch_forward(
         **launch.options,
     )
     return y, statistics, mask
+
+
+def _launch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the shift, (C,), and the sums of each program, (2, P, C)."""
+    num_channels = x.shape[1]
+    launch = plan("statistics", x)
+    partials = torch.empty((2, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
+    shift = torch.empty(num_channels, dtype=torch.float32, device=x.device)
+    _statistics_kernel[launch.grid](x, shift, partials, x.numel() // num_channels, num_channels, **launch.options)
+    return shift, partials

@@ -10,6 +10,9 @@ every P-th of its column of tiles, where P is how many programs share a column.
 | gradient sums | dy, second dy, x, mask                | two sums of each program; dz if needed      |
 | gradient      | dz (dy where no dz was written), x    | dx                                          |
 
+A residual that is normalised too (`dual_batch_norm_act.py`) has statistics of its own, is read by the two gradient launches as well,
+and has its gradient written by the last.
+
 The second launch of each pair adds up what the first left, again in each program: that is cheaper than a launch between the two.
 Nothing is added atomically, so results repeat bit for bit on one kind of GPU. The first launch of a pair walks from the end of x to its
 start and the second from the start: each begins with what its predecessor left in the L2 cache.
@@ -54,6 +57,9 @@ TILINGS = {
     ("gradient", 128): Tiling(64, 4, 16, 1, 1),
     ("gradient", 256): Tiling(64, 4, 8, 2, 1),
     ("gradient", 512): Tiling(64, 4, 8, 2, 1),
+    # where the residual is normalised too: one more tensor to hold, so fewer loads of each for as many programs
+    **{("dual gradient sums", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
+    **{("dual gradient", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
 }
 
 
@@ -140,7 +146,7 @@ def plan(kernel: str, x: torch.Tensor) -> Launch:
         "num_warps": tiling.warps,
         "enable_fp_fusion": True,  # Triton 3.9 warns where its default is not asked for by name
     }
-    if kernel in ("statistics", "gradient sums"):
+    if kernel in ("statistics", "gradient sums", "dual gradient sums"):
         options["FOLD"] = tiling.loads
     else:
         options["BLOCK_PARTIALS"] = tiling.warps * 512 // block_channels  # 4 loads of 16 bytes of each thread and of each of two sums

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.kernels import augment, batch_norm_act, epoch_draws, label_smoothing_cross_entropy, stem_conv
+from benchmarks.kernels import augment, batch_norm_act, dual_batch_norm_act, epoch_draws, label_smoothing_cross_entropy, stem_conv
 from benchmarks.kernels.case import Case
 from benchmarks.options import listed
 from benchmarks.session import Session
@@ -15,6 +15,7 @@ _OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "augment": augment.cases,
     "epoch_draws": epoch_draws.cases,
     "batch_norm_act": batch_norm_act.cases,
+    "dual_batch_norm_act": dual_batch_norm_act.cases,
     "label_smoothing_cross_entropy": label_smoothing_cross_entropy.cases,
     "stem_conv": stem_conv.cases,
 }

@@ -322,7 +322,7 @@ def test_capture_in_a_cuda_graph() -> None:
 
 
 def test_tilings_cover_every_kernel() -> None:
-    kernels = ("statistics", "apply", "gradient sums", "gradient")
+    kernels = ("statistics", "apply", "gradient sums", "gradient", "dual gradient sums", "dual gradient")
     assert set(TILINGS) == {(kernel, num_channels) for kernel in kernels for num_channels in (64, 128, 256, 512)}
     for num_channels in (1, 63, 64, 65, 512, 2048):
         x = torch.empty(2, num_channels, 3, 3)

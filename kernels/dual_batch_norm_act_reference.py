@@ -1,0 +1,62 @@
+"""Plain PyTorch definition of the op in `dual_batch_norm_act.py`, and the CPU implementation of its two operators.
+
+Shapes: (N, C, H, W) activations, (C,) parameters. Arithmetic is in float32, or in float64 for float64 activations.
+"""
+
+import torch
+
+from kernels.batch_norm_act_reference import backward_reference, batch_norm_act_reference, forward_reference
+
+
+def dual_batch_norm_act_reference(
+    x: torch.Tensor,
+    norm: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    residual: torch.Tensor,
+    residual_norm: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Return relu(batch_norm(x) + batch_norm(residual)), rounded once; for the arguments see `kernels.dual_batch_norm_act`."""
+    wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+    normalised = batch_norm_act_reference(wide, *residual_norm, relu=False, momentum=momentum, eps=eps)
+    return batch_norm_act_reference(x, *norm, residual=normalised, momentum=momentum, eps=eps)
+
+
+def dual_forward_reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    residual: torch.Tensor,
+    residual_weight: torch.Tensor,
+    residual_bias: torch.Tensor,
+    residual_running_mean: torch.Tensor,
+    residual_running_var: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return y, the statistics, (4, C): those of x, those of the residual, and the ReLU's mask, as `forward_reference` does."""
+    wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+    normalised, residual_statistics, _ = forward_reference(
+        wide, None, residual_weight, residual_bias, residual_running_mean, residual_running_var, False, momentum, eps
+    )
+    y, statistics, mask = forward_reference(x, normalised, weight, bias, running_mean, running_var, True, momentum, eps)
+    return y, torch.cat([statistics, residual_statistics]), mask
+
+
+def dual_backward_reference(
+    gradient: torch.Tensor,
+    second_gradient: torch.Tensor | None,
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    mask: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual_weight: torch.Tensor,
+    statistics: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients by x, weight and bias, and by the residual and its weight and bias."""
+    *by_x, dz = backward_reference(gradient, second_gradient, x, mask, weight, bias, statistics[:2], True, True)
+    by_residual = backward_reference(dz, None, residual, None, residual_weight, bias, statistics[2:], False, False)[:3]
+    return (by_x[0], by_x[1], by_x[2], *by_residual)
