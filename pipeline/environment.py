@@ -56,10 +56,27 @@ def commit() -> dict[str, Any]:
     return {"commit": _output_of("git", "rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
+def command_line() -> list[str]:
+    """The command that a person gives to have this run again, as its words; it names no environment variable but `NUM_PROCESSES`.
+
+    launch.sh and `accelerate launch` start this process with a command line of their own making, from which theirs is put together.
+    """
+    words = [Path(sys.executable).name, *sys.orig_argv[1:]]
+    if "pipeline.train" not in words:  # started by hand, without a launcher
+        return words
+    arguments = words[words.index("pipeline.train") + 1 :]
+    num_processes = os.environ.get("NUM_PROCESSES")
+    if "QUICKRES_NUM_PROCESSES" in os.environ:
+        return [*([f"NUM_PROCESSES={num_processes}"] if num_processes else []), "./launch.sh", *arguments]
+    if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return ["accelerate", "launch", "--num_processes", os.environ.get("WORLD_SIZE", "1"), "-m", "pipeline.train", *arguments]
+    return words
+
+
 def describe_environment(config: Config, device: torch.device, world_size: int) -> dict[str, Any]:
     """Command, commit, versions, hardware and backend switches of this run."""
     return {
-        "command": [Path(sys.executable).name, *sys.argv],
+        "command": command_line(),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         **commit(),
         "python": platform.python_version(),
