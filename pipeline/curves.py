@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Series:
+class Series:
     """One line of a panel.
 
     Attributes:
@@ -53,13 +53,13 @@ def draw_curves(run_folder: Path) -> Path:
     Raises:
         UserError: `metrics.jsonl` is missing, or a line other than an unfinished last one is no JSON object.
     """
-    records = _read(run_folder / "metrics.jsonl")
+    records = read_metrics(run_folder / "metrics.jsonl")
     train = [r for r in records if r.get("kind") == "train"]
     evals = {split: [r for r in records if r.get("kind") == "eval" and r.get("split") == split] for split in ("holdout", "test")}
     best_on = "holdout" if evals["holdout"] else "test"
-    best = _series(f"best {best_on}", style.INK, evals[best_on], "accuracy")
-    scale = _series("", style.INK, train, "loss_scale")
-    speed = _series("", style.INK, train, "images_per_sec")
+    best = series_of(f"best {best_on}", style.INK, evals[best_on], "accuracy")
+    scale = series_of("", style.INK, train, "loss_scale")
+    speed = series_of("", style.INK, train, "images_per_sec")
     num_epochs = max((_finite(r.get("epoch")) or 0.0 for r in records), default=0.0)
     title = style.one_line(run_folder.resolve().name)
 
@@ -68,45 +68,45 @@ def draw_curves(run_folder: Path) -> Path:
         _header(figure, title, _summary(evals["test"], best, best_on))
         loss, accuracy = _row(figure, 2, 160, 320, num_epochs, end_px=_LABEL_ROOM_PX)
         sources = (("train", style.BLUE, train), ("holdout", style.GREEN, evals["holdout"]), ("test", style.VERMILLION, evals["test"]))
-        losses, accuracies = ([_series(*source, key) for source in sources] for key in ("loss", "accuracy"))
+        losses, accuracies = ([series_of(*source, key) for source in sources] for key in ("loss", "accuracy"))
         _panel(loss, "Loss", losses)
         _fit_loss(loss, losses)
         _label_ends(loss, losses, "{:.3f}".format)
         _panel(accuracy, "Accuracy", accuracies)
         _fit_accuracy(accuracy, best)
-        _label_ends(accuracy, accuracies, _percent)
+        _label_ends(accuracy, accuracies, percent)
 
         with_scale = bool((scale.values != 1).any())  # without a GradScaler the scale is 1
         lower = _row(figure, 3 if with_scale else 2, 590, 230, num_epochs)
-        _panel(lower[0], "Learning rate", [_series("", style.INK, train, "lr")])
+        _panel(lower[0], "Learning rate", [series_of("", style.INK, train, "lr")])
         lower[0].set_ylim(bottom=0)
         if with_scale:
-            _panel(lower[1], "Loss scale", [scale], f"last {_power_of_two(scale.values[-1])}")
+            _panel(lower[1], "Loss scale", [scale], f"last {power_of_two(scale.values[-1])}")
             lower[1].set_yscale("log", base=2)
             lower[1].set_ylim(scale.values.min() / 4, scale.values.max() * 4)
-            lower[1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power_of_two(value)))
-        _panel(lower[-1], "Images per second", [speed], f"median {_number(float(np.median(speed.values)))}" if len(speed.values) else "")
+            lower[1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_two(value)))
+        _panel(lower[-1], "Images per second", [speed], f"median {number(float(np.median(speed.values)))}" if len(speed.values) else "")
         lower[-1].set_ylim(bottom=0)
         path = run_folder / "curves.png"
         style.save_png(figure, path)
     return path
 
 
-def _read(path: Path) -> list[Record]:
+def read_metrics(path: Path) -> list[Record]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the folder of a run that has logged something") from None
     records = []
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("not a JSON object")
         except ValueError as error:
-            if number == len(lines):
+            if line_number == len(lines):
                 break  # a run that was killed while it wrote
-            raise UserError(f"{path}: line {number}: {error}; restore or remove that line") from None
+            raise UserError(f"{path}: line {line_number}: {error}; restore or remove that line") from None
         records.append(record)
     return records
 
@@ -115,23 +115,23 @@ def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _series(name: str, color: str, records: Sequence[Record], key: str) -> _Series:
+def series_of(name: str, color: str, records: Sequence[Record], key: str) -> Series:
     points = [(_finite(r.get("epoch")), _finite(r[key])) for r in records if key in r]
     kept = np.array([p for p in points if None not in p], dtype=np.float64).reshape(-1, 2)
     last = points[-1][1] if points else None
-    return _Series(name, color, kept[:, 0], kept[:, 1], math.nan if last is None else last)
+    return Series(name, color, kept[:, 0], kept[:, 1], math.nan if last is None else last)
 
 
-def _summary(test: Sequence[Record], best: _Series, best_on: str) -> str:
+def _summary(test: Sequence[Record], best: Series, best_on: str) -> str:
     parts = []
     if test:
         last = test[-1]
         counts = f" ({last['correct']:,} of {last['seen']:,})" if "correct" in last and "seen" in last else ""
         accuracy = _finite(last.get("accuracy"))
-        parts.append(f"test accuracy {'unknown' if accuracy is None else _percent(accuracy, 2)}{counts} at the last step")
+        parts.append(f"test accuracy {'unknown' if accuracy is None else percent(accuracy, 2)}{counts} at the last step")
     if len(best.values):
         at = int(best.values.argmax())
-        parts.append(f"best {_percent(best.values[at], 2)} at epoch {_number(best.epochs[at])}, selected on the {best_on} set")
+        parts.append(f"best {percent(best.values[at], 2)} at epoch {number(best.epochs[at])}, selected on the {best_on} set")
     return "   ·   ".join(parts)
 
 
@@ -152,13 +152,13 @@ def _row(figure: Figure, count: int, top_px: int, height_px: int, num_epochs: fl
         axes.set_xlim(0, num_epochs or 1)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=num_epochs >= 5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         row.append(axes)
     return row
 
 
-def _panel(axes: Axes, heading: str, lines: Sequence[_Series], note: str = "") -> None:
+def _panel(axes: Axes, heading: str, lines: Sequence[Series], note: str = "") -> None:
     axes.set_title(heading)
     axes.set_title(note, loc="right", fontsize=13 * style.PX, fontweight="normal", color=style.MUTED)
     for line in lines:
@@ -171,16 +171,16 @@ def _panel(axes: Axes, heading: str, lines: Sequence[_Series], note: str = "") -
         axes.yaxis.set_major_locator(NullLocator())
 
 
-def _fit_loss(axes: Axes, lines: Sequence[_Series]) -> None:
+def _fit_loss(axes: Axes, lines: Sequence[Series]) -> None:
     """A logarithmic axis where one excursion would flatten all the rest."""
     values = np.concatenate([line.values for line in lines])
     if len(values) and values.min() > 0 and values.max() > 20 * np.median(values):
         axes.set_yscale("log")
         axes.minorticks_off()
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
-def _fit_accuracy(axes: Axes, best: _Series) -> None:
+def _fit_accuracy(axes: Axes, best: Series) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
@@ -197,11 +197,11 @@ def _fit_accuracy(axes: Axes, best: _Series) -> None:
             zorder=5,
         )
         axes.set_title(
-            f"★ {best.name} {_percent(best.values[at])}", loc="right", fontsize=13 * style.PX, fontweight="normal", color=best.color
+            f"★ {best.name} {percent(best.values[at])}", loc="right", fontsize=13 * style.PX, fontweight="normal", color=best.color
         )
 
 
-def _label_ends(axes: Axes, lines: Sequence[_Series], form: Callable[[float], str]) -> None:
+def _label_ends(axes: Axes, lines: Sequence[Series], form: Callable[[float], str]) -> None:
     """The name and last value of each line beside its end, moved apart where labels would overlap."""
     axes.autoscale_view()  # matplotlib puts it off, and the places below depend on it
     lines = sorted((line for line in lines if len(line.values)), key=lambda line: line.values[-1])
@@ -217,14 +217,14 @@ def _label_ends(axes: Axes, lines: Sequence[_Series], form: Callable[[float], st
         axes.text(1.025, place, words, transform=axes.transAxes, va="center", fontsize=13 * style.PX, fontweight="bold", color=line.color)
 
 
-def _percent(share: float, digits: int = 1) -> str:
+def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _power_of_two(value: float) -> str:
+def power_of_two(value: float) -> str:
     exponent = math.log2(value)
-    return "2" + str(round(exponent)).translate(_SUPERSCRIPTS) if exponent.is_integer() else _number(value)
+    return "2" + str(round(exponent)).translate(_SUPERSCRIPTS) if exponent.is_integer() else number(value)

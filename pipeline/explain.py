@@ -25,9 +25,6 @@ _MAX_TILE_PX = 128  # the longer side of one picture
 _SEAM_PX, _GUTTER_PX, _MARGIN_PX = 6, 44, 56  # between the two of a pair, between pairs, around all
 _HEADER_PX, _CAPTION_PX, _FOOTER_PX = 128, 92, 66
 
-# Evidence on a grey picture, from none (transparent) to the most (red): more opaque and darker all the way, to be read without colour.
-_EVIDENCE = ((1.0, 0.93, 0.6, 0.0), (1.0, 0.8, 0.3, 0.45), (0.96, 0.45, 0.1, 0.7), (0.7, 0.02, 0.1, 0.85))
-
 
 @dataclass(frozen=True)
 class Explanations:
@@ -217,9 +214,9 @@ class _Page:
         if evidence is None:
             axes.imshow(image, aspect="auto")
             return
-        grey = image @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
-        axes.imshow(grey, cmap="gray", vmin=-60, vmax=275, aspect="auto")
-        colours = LinearSegmentedColormap.from_list("evidence", _EVIDENCE)
+        grey = image @ np.array(style.LUMA)
+        axes.imshow(grey, cmap="gray", vmin=style.GREY_RANGE[0], vmax=style.GREY_RANGE[1], aspect="auto")
+        colours = LinearSegmentedColormap.from_list("evidence", style.EVIDENCE)
         axes.imshow(evidence, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="bilinear")
         if not evidence.any():
             box = {"facecolor": style.PAPER, "alpha": 0.85, "linewidth": 0, "boxstyle": "round,pad=0.4"}

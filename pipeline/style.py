@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 # Colours that stay apart for colour-blind readers: Okabe and Ito, "Color Universal Design" (2008).
 BLUE = "#0072B2"
@@ -25,6 +28,11 @@ INK = "#1F2933"
 MUTED = "#66717E"
 GRID = "#E4E7EB"
 PAPER = "#FFFFFF"
+
+# Evidence on a grey picture, from none (transparent) to the most (red): more opaque and darker all the way, to be read without colour.
+EVIDENCE = ((1.0, 0.93, 0.6, 0.0), (1.0, 0.8, 0.3, 0.45), (0.96, 0.45, 0.1, 0.7), (0.7, 0.02, 0.1, 0.85))
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R BT.601
+GREY_RANGE = (-60, 275)  # drawn black and white: under the evidence a picture is a little flatter than it is
 
 DPI = 100
 PX = 72 / DPI  # points in one pixel
@@ -98,6 +106,28 @@ def save_png(figure: Figure, path: Path) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def overlay(image: np.ndarray, evidence: np.ndarray, side_px: int) -> np.ndarray:
+    """The evidence over the grey image, enlarged or reduced so that the longer side has about SIDE_PX pixels.
+
+    Args:
+        image: (H, W, 3) uint8.
+        evidence: (H, W) in [0, 1].
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    zoom = side_px / max(image.shape[:2])
+    size = (max(round(image.shape[1] * zoom), 1), max(round(image.shape[0] * zoom), 1))
+    low, high = GREY_RANGE
+    luma = np.clip((image @ np.array(LUMA) - low) / (high - low), 0, 1)
+    filter_of_image = Image.Resampling.NEAREST if zoom >= 3 else Image.Resampling.BICUBIC  # small pixels are shown whole
+    grey = np.asarray(Image.fromarray((255 * luma).astype(np.uint8)).resize(size, filter_of_image)) / 255.0
+    scaled = Image.fromarray(evidence.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    colours = LinearSegmentedColormap.from_list("evidence", EVIDENCE)(np.asarray(scaled))
+    mixed = colours[..., 3:] * colours[..., :3] + (1 - colours[..., 3:]) * grey[..., None]
+    return np.round(255 * mixed).astype(np.uint8)
 
 
 def one_line(text: str) -> str:
