@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from benchmarks.records import Spread
+from pipeline.bottleneck import NOTICEABLE, loader_remedy
 from pipeline.config import Config
 
-_NOTICEABLE = 0.03  # share of throughput below which two figures count as the same
 _HOST_BOUND = 0.9  # share of a step's time that the host spends enqueueing it
 _ARITHMETIC_BOUND = 0.6  # share of the peak from which a step is limited by arithmetic
 
@@ -39,9 +39,9 @@ class Measured:
 
 def name_bottleneck(m: Measured, config: Config) -> str:
     """The sentence."""
-    if m.loader < m.step or (m.ratio.median < 1 - _NOTICEABLE and m.ratio.p90 < 1):
+    if m.loader < m.step or (m.ratio.median < 1 - NOTICEABLE and m.ratio.p90 < 1):
         return _loader(m, config)
-    if m.step < (1 - _NOTICEABLE) * m.alone:
+    if m.step < (1 - NOTICEABLE) * m.alone:
         lost = 1 - m.step / m.alone
         return (
             f"Bottleneck: communication between the processes, which takes {lost:.0%} of a step; raise data.batch_size "
@@ -62,20 +62,13 @@ def name_bottleneck(m: Measured, config: Config) -> str:
 
 
 def _loader(m: Measured, config: Config) -> str:
-    data = config.data
     if m.loader < m.step:
         finding = f"the loader, at {m.loader:,.0f} img/s where the step takes {m.step:,.0f}"
     else:
         finding = (
             f"the loader's competition with the step: {m.loader:,.0f} img/s alone, but only {m.end_to_end:,.0f} of {m.step:,.0f} together"
         )
-    if data.loader == "reference":
-        remedy = "set data.loader=dali"
-    elif m.on_gpu and data.loader == "dali":
-        remedy = f"set data.loader=fused, or raise data.num_threads (now {data.num_threads}) and data.prefetch (now {data.prefetch})"
-    else:
-        remedy = f"raise data.num_threads (now {data.num_threads}) and data.prefetch (now {data.prefetch})"
-    return f"Bottleneck: {finding}; {remedy}."
+    return f"Bottleneck: {finding}; {loader_remedy(config, m.on_gpu)}."
 
 
 def _arithmetic(config: Config, on_gpu: bool) -> str:
