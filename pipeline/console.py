@@ -40,7 +40,7 @@ class TrainingConsole:
     def train(self, record: dict[str, Any]) -> None:
         if self._progress is not None:
             speed = record["images_per_sec"]
-            rate = f"{speed:,.0f} img/s" if speed else "warming up"
+            rate = f"{speed:,.0f} img/s  {record['steps_per_sec']:.1f} it/s" if speed else "warming up"
             loss = "all skipped" if record["loss"] is None else f"{record['loss']:.3f}"
             self._progress.update(self._task, description=f"loss {loss}  lr {record['lr']:.4f}  {rate}")
 
@@ -49,7 +49,7 @@ class TrainingConsole:
         step = evaluation["step"]
         parts = [f"epoch {evaluation['epoch']:6.2f}/{num_epochs:g}"]
         if train is not None:
-            speed = f"{train['images_per_sec']:9,.0f} img/s" if train["images_per_sec"] else "warm-up"
+            speed = f"{train['images_per_sec']:9,.0f} img/s {train['steps_per_sec']:6.1f} it/s" if train["images_per_sec"] else "warm-up"
             fit = "all skipped" if train["loss"] is None else f"loss {train['loss']:.4f} acc {train['accuracy']:7.2%}"
             parts.append(f"lr {train['lr']:.5f}  train {fit}  {speed}")
             if train["skipped_steps"]:

@@ -165,6 +165,7 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
         "accuracy": correct / images if images else None,
         "lr": lr,
         "images_per_sec": window["images_per_sec"] if window else None,
+        "steps_per_sec": 1 / window["step_s"] if window else None,
         "loss_scale": state.precision.loss_scale(),
         "skipped_steps": skipped,
     }

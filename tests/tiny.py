@@ -19,7 +19,7 @@ from pipeline.step import Step
 ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).with_name("tiny.yaml")
 # What says when, how fast or where, and so differs between two equal runs.
-TIME_DEPENDENT = ("images_per_sec",)
+TIME_DEPENDENT = ("images_per_sec", "steps_per_sec")
 
 
 def tiny_config(*overrides: str) -> Config:

@@ -117,7 +117,7 @@ def test_what_is_printed(run: Run, held_out: Run):
     first, *epochs, summary, curves, following, last = run.printed
     assert "resnet20 on synthetic (40 train, 8 test), 1 x CPU, loader dali (CPU backend), fp32, compile none, batch 8, 15 steps" in first
     line = (
-        r"epoch   {}.00/3  lr 0\.\d{{5}}  train loss \d\.\d{{4}} acc +\d+\.\d\d%  +([\d,]+ img/s|warm-up)  "
+        r"epoch   {}.00/3  lr 0\.\d{{5}}  train loss \d\.\d{{4}} acc +\d+\.\d\d%  +([\d,]+ img/s +[\d.]+ it/s|warm-up)  "
         r"test loss .* \(\d/8\)  left 0:\d\d"
     )
     assert len(epochs) == 3
@@ -148,7 +148,18 @@ def test_a_record_is_the_mean_over_its_window(run: Run):
         window = run.outputs[previous : record["step"]]
         assert record["loss"] == pytest.approx(sum(output.loss.item() for output in window) / len(window))
         assert record["accuracy"] == sum(output.correct.item() for output in window) / (8 * len(window))
-        assert record.keys() == {"kind", "step", "epoch", "loss", "accuracy", "lr", "images_per_sec", "loss_scale", "skipped_steps"}
+        assert record.keys() == {
+            "kind",
+            "step",
+            "epoch",
+            "loss",
+            "accuracy",
+            "lr",
+            "images_per_sec",
+            "steps_per_sec",
+            "loss_scale",
+            "skipped_steps",
+        }
         previous = record["step"]
     assert len(run.outputs) == previous == 15
     assert run.result["train_loss"] == run.records("train")[-1]["loss"]
