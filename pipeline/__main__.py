@@ -56,6 +56,19 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from pipeline.report import FILE, write_report
+
+    if arguments.refresh:
+        from pipeline.finish import refresh
+
+        for run in arguments.runs:
+            refresh(run)
+    output = arguments.output or (arguments.runs[0] if len(arguments.runs) == 1 else arguments.runs[0].resolve().parent) / FILE
+    print(write_report(arguments.runs, output))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -83,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)")
         if name == "explain":
             command.add_argument("--count", type=int, default=10, help="number of images (default: 10)")
+    report = add("report", _report, "one HTML page of a run, or of several side by side, from their folders alone")
+    report.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folder, such as runs/latest")
+    report.add_argument("--output", type=Path, help="file (default: report.html in the run's folder; for several, beside their folders)")
+    report.add_argument("--refresh", action="store_true", help="predict and explain anew first, by the last checkpoint; needs the data set")
     return parser
 
 

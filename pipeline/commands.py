@@ -33,7 +33,13 @@ class Trained:
     device: torch.device
 
 
-def load_trained(path: Path, which: str = "last", overrides: tuple[str, ...] = (), device: torch.device | None = None) -> Trained:
+def load_trained(
+    path: Path,
+    which: str = "last",
+    overrides: tuple[str, ...] = (),
+    device: torch.device | None = None,
+    splits: Splits | None = None,
+) -> Trained:
     """Load a run's data and the network of one of its checkpoints.
 
     Args:
@@ -41,6 +47,7 @@ def load_trained(path: Path, which: str = "last", overrides: tuple[str, ...] = (
         which: `last`, `best` or a step number.
         overrides: keys put over the run's config, such as `data.root=DIR` where the data has moved.
         device: default: as `runtime.device` says.
+        splits: the run's data where it is in memory already; default: read again.
 
     Raises:
         UserError: no such run or checkpoint, or a damaged one.
@@ -50,7 +57,7 @@ def load_trained(path: Path, which: str = "last", overrides: tuple[str, ...] = (
     set_backends(config)
     device = device or pick_device(config)
     checkpoint = _checkpoint(run, which)
-    splits = load_splits(config.data, config.seed)
+    splits = splits or load_splits(config.data, config.seed)
     model = build_raw_model(config, splits, device)
     try:
         model.load_state_dict(load_weights(checkpoint))

@@ -230,3 +230,12 @@ def without_nan(record: dict[str, Any]) -> dict[str, Any]:
 
 def write_result(run: RunFolder, result: dict[str, Any]) -> None:
     write_json(run.result, without_nan(result))
+
+
+def record_environment(run: RunFolder, environment: dict[str, Any], step: int) -> None:
+    """Write env.json; where the run is continued, the new process's environment goes under `continued`, beside the step."""
+    path = run.path / "env.json"
+    if run.resume_from is not None and path.is_file():
+        first = read_json(path)
+        environment = {**first, "continued": [*first.get("continued", []), {"step": step, **environment}]}
+    write_json(path, environment)

@@ -14,6 +14,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import EXIT_FAILURE, OutOfMemory, Preempted, TrainingError, UserError
 
 if TYPE_CHECKING:
+    from pipeline.data import Splits
     from pipeline.loop import Trainer
     from pipeline.run import RunFolder
 
@@ -80,6 +81,7 @@ def train(config: Config, recipe: str, started: float, profile: bool = False) ->
 
     from pipeline.build import set_backends
     from pipeline.distributed import connect
+    from pipeline.finish import finish
     from pipeline.loop import fit
     from pipeline.profile import StepProfiler
 
@@ -89,7 +91,7 @@ def train(config: Config, recipe: str, started: float, profile: bool = False) ->
     # the captured step must not run on the default stream, and DDP wants its eager steps on the stream of the capture
     stream = torch.cuda.Stream(processes.device) if on_gpu else None
     with torch.cuda.stream(stream):
-        trainer, run = assemble(config, recipe, processes)
+        trainer, run, splits = assemble(config, recipe, processes)
         if profile and processes.is_main:
             trainer.profiler = StepProfiler(run.path / "profile", processes.device)
         try:
@@ -103,7 +105,7 @@ def train(config: Config, recipe: str, started: float, profile: bool = False) ->
             if trainer.checkpoints is not None:
                 trainer.checkpoints.close()  # "stopped and saved" is true only once it is on disk
         if processes.is_main:
-            finish(trainer, run, evaluation, started)
+            finish(trainer, run, evaluation, splits, started)
     return run
 
 
@@ -115,17 +117,17 @@ def _out_of_memory(config: Config, error: Exception) -> str:
     )
 
 
-def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, RunFolder]":
+def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, RunFolder, Splits]":
     """Open the run folder and build or restore everything that `fit` works with."""
     from pipeline.build import build_state, captures, warmup_steps
-    from pipeline.checkpoint import CheckpointWriter, load_checkpoint, write_json
+    from pipeline.checkpoint import CheckpointWriter, load_checkpoint
     from pipeline.clock import Clock
     from pipeline.config import config_hash
     from pipeline.console import TrainingConsole
     from pipeline.data import build_loaders, load_splits
     from pipeline.environment import describe_environment
     from pipeline.loop import Plan, StopSignal, Trainer
-    from pipeline.run import MetricsLog, open_run
+    from pipeline.run import MetricsLog, open_run, record_environment
     from pipeline.step import Step
 
     device, shard = processes.device, processes.shard
@@ -142,8 +144,8 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
     for warning in run.warnings:
         console.say(f"warning: {warning}")
     _announce(console, config, splits, plan, processes, run, state.step)
-    if processes.is_main and run.resume_from is None:
-        write_json(run.path / "env.json", describe_environment(config, device, shard.world_size))
+    if processes.is_main:
+        record_environment(run, describe_environment(config, device, shard.world_size), state.step)
     trainer = Trainer(
         config=config,
         processes=processes,
@@ -157,7 +159,7 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
         console=console,
         stop=StopSignal().install(),
     )
-    return trainer, run
+    return trainer, run, splits
 
 
 def _announce(console: Any, config: Config, splits: Any, plan: Any, processes: Any, run: Any, step: int) -> None:
@@ -179,82 +181,6 @@ def _announce(console: Any, config: Config, splits: Any, plan: Any, processes: A
     )
     if run.resume_from is not None:
         console.say(f"continuing {run.path} from step {step}")
-
-
-def finish(t: "Trainer", run: "RunFolder", evaluation: Any, started: float) -> None:
-    """Write result.json, draw the curves and, if asked, the Grad-CAM sheet. The last line printed is the run folder."""
-    from pipeline.console import OTHER_ACCURACIES
-    from pipeline.curves import draw_curves
-    from pipeline.run import write_result
-
-    result = describe_result(t, evaluation, started)
-    write_result(run, result)
-    speed = result["images_per_sec"]["median"]
-    t.console.say(
-        f"test accuracy {result['test_accuracy']:.2%} at the last step, best {result['best_test_accuracy']:.2%} "
-        f"(step {result['best_step']}, selected on the {result['best_selected_on']} set); "
-        + "".join(f"{name} {result[f'test_{key}']:.2%}; " for key, name in OTHER_ACCURACIES.items() if f"test_{key}" in result)
-        + (f"{speed:,.0f} img/s, " if speed else "")
-        + f"{result['wall_s']:.1f} s in all"
-    )
-    if t.profiler is not None and t.profiler.table is not None:
-        t.console.say(f"profile, for Perfetto: {run.path / 'profile' / 'trace.json.gz'}\n{t.profiler.table}")
-    t.console.say(f"curves: {draw_curves(run.path)}")
-    if t.config.log.explain:
-        from pipeline.commands import explain_run
-
-        t.console.say(f"Grad-CAM: {explain_run(run.path, device=t.processes.device)}")
-    t.console.say(_what_next(run.path))
-    t.console.say(str(run.path))
-
-
-def _what_next(path: Path) -> str:
-    return (
-        f"next: python -m pipeline evaluate {path}; tensorboard --logdir {path.parent}; "
-        "change a key and run again, such as ./launch.sh configs/quickstart.yaml optimizer.lr=0.2"
-    )
-
-
-def describe_result(t: "Trainer", evaluation: Any, started: float) -> dict[str, Any]:
-    """The contents of result.json. Accuracies are fractions, of the raw weights with one view per image where no name says otherwise."""
-    from pipeline.models import num_parameters
-
-    config, state, plan, best = t.config, t.state, t.plan, t.state.best
-    return {
-        **{f"test_{key}": value for key, value in evaluation.figures().items()},
-        "best_test_accuracy": best["test_accuracy"],
-        "best_step": best["step"],
-        "best_selected_on": best["selected_on"],
-        "train_loss": state.last_train["loss"],
-        "num_parameters": num_parameters(state.raw_model),
-        "steps": state.step,
-        "epochs": plan.epoch(state.step),
-        **t.clock.summary(),
-        "first_step_s": t.clock.first_step_at - started if t.clock.first_step_at else None,
-        "compile_s": t.clock.warmup_s,
-        "train_s": t.clock.train_s,
-        "wall_s": time.time() - started,
-        "peak_memory_bytes": peak_memory_bytes(t.processes.device),
-        "skipped_steps": state.last_train["skipped_steps"],
-        "recompilations": t.step.recompilations,
-        "loader": config.data.loader,
-        "device": t.processes.device.type,
-        "world_size": t.processes.shard.world_size,
-        "precision": config.precision.mode,
-        "batch_size": config.data.batch_size,
-        "seed": config.seed,
-    }
-
-
-def peak_memory_bytes(device: Any) -> int:
-    """Most memory that torch held on the GPU at once; on the CPU the process's largest resident size. Bytes."""
-    import resource
-
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -219,6 +219,7 @@ class LogConfig(Section):
     checkpoint_every: Interval = Field(default="1ep", description="Interval between checkpoints; the last step is always saved")
     tensorboard: bool = Field(default=True, description="Write TensorBoard event files")
     explain: bool = Field(default=True, description="End the run with Grad-CAM maps of misclassified test images")
+    report: bool = Field(default=True, description="End the run with `report.html`, and with the predictions that it is drawn from")
 
 
 class Config(Section):

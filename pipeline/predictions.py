@@ -1,0 +1,94 @@
+"""`predictions.npz`: what a trained network said of every test image, and the images worth a look, so that a report needs no data set."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+FILE = "predictions.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """N test images of K classes in the order of the test set, and M of them in order of interest.
+
+    Attributes:
+        class_names: (K,) text, in label order.
+        labels, predicted: (N,) int32, the true and the most probable class.
+        confidence: (N,) float32, probability of the predicted class.
+        rank: (N,) int32, number of classes that are more probable than the true one; 0: right.
+        shown: (M,) int64, positions in the test set: confident mistakes first, then the least sure of the right ones.
+        shown_names: (M,) text, file of each shown image relative to `data.root`; empty where the images have no files.
+        images: (M, H, W, 3) uint8, as they look.
+        maps: (M, H, W) uint8, Grad-CAM evidence for the predicted class in 255ths; M is 0 where none was made.
+    """
+
+    class_names: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    rank: np.ndarray
+    shown: np.ndarray
+    shown_names: np.ndarray
+    images: np.ndarray
+    maps: np.ndarray
+
+    @classmethod
+    def of(cls, logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> "Predictions":
+        """From the (N, K) float logits and the (N,) integer labels; no images yet.
+
+        >>> Predictions.of(np.log([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ("cat", "dog")).rank.tolist()
+        [0, 1]
+        """
+        predicted = logits.argmax(axis=1)
+        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        own = np.take_along_axis(logits, labels[:, None], axis=1)
+        rank = np.where(predicted == labels, 0, np.maximum((logits > own).sum(axis=1), 1))  # a tie is lost by the later class
+        return cls(
+            class_names=np.array(class_names, dtype=np.str_),
+            labels=labels.astype(np.int32),
+            predicted=predicted.astype(np.int32),
+            confidence=(1 / shifted.sum(axis=1)).astype(np.float32),
+            rank=rank.astype(np.int32),
+            shown=np.empty(0, np.int64),
+            shown_names=np.empty(0, np.str_),
+            images=np.empty((0, 1, 1, 3), np.uint8),
+            maps=np.empty((0, 1, 1), np.uint8),
+        )
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(K, K) int64, test images by true class (row) and predicted class (column)."""
+        size = len(self.class_names)
+        pairs = self.labels.astype(np.int64) * size + self.predicted
+        return np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+    def save(self, folder: Path) -> Path:
+        """Write into a run folder, whole or not at all."""
+        path, beside = folder / FILE, folder / f".{FILE}.{os.getpid()}"
+        try:
+            with beside.open("wb") as file:
+                np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> "Predictions | None":
+        """From a run folder; None where there are none.
+
+        Raises:
+            UserError: the file is damaged, or of another version.
+        """
+        path = folder / FILE
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(**{field.name: file[field.name] for field in fields(cls)})
+        except Exception as error:  # zip, zlib, numpy and key errors: all mean the same
+            raise UserError(f"{path}: cannot be read ({error}); make it anew with `python -m pipeline report --refresh`") from None

@@ -1,0 +1,62 @@
+"""The images worth a look: each with its Grad-CAM, true and predicted class."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pipeline import style
+from pipeline.predictions import Predictions
+from pipeline.report.classes import data_url
+
+_SIDE_PX = 160  # longer side of a drawn map, and of an image that is larger than its frame
+_SMALL_PX = 64  # images up to this size are kept pixel by pixel and enlarged by the browser
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One test image. `picture` and `evidence` are data URLs; `evidence` is empty where no map was made."""
+
+    where: str
+    true: str
+    predicted: str
+    confidence: str
+    right: bool
+    picture: str
+    evidence: str
+    small: bool
+
+
+def gallery(predictions: Predictions) -> list[Shown]:
+    """The shown images in their order."""
+    names = [style.one_line(name) for name in predictions.class_names.tolist()]
+    items = []
+    for i, sample in enumerate(predictions.shown.tolist()):
+        image, true, predicted = predictions.images[i], predictions.labels[sample], predictions.predicted[sample]
+        file = style.one_line(str(predictions.shown_names[i]))
+        evidence = ""
+        if i < len(predictions.maps):
+            drawn = style.overlay(image, predictions.maps[i].astype(np.float32) / 255, _SIDE_PX)
+            evidence = data_url(Image.fromarray(drawn), "WEBP", quality=82, method=4)
+        small = max(image.shape[:2]) <= _SMALL_PX
+        items.append(
+            Shown(
+                where=file or f"test image {sample}",
+                true=names[true],
+                predicted=names[predicted],
+                confidence=style.percent(float(predictions.confidence[sample])),
+                right=bool(true == predicted),
+                picture=_encode(image, small),
+                evidence=evidence,
+                small=small,
+            )
+        )
+    return items
+
+
+def _encode(image: np.ndarray, small: bool) -> str:
+    picture = Image.fromarray(image)
+    if small:
+        return data_url(picture, "PNG", optimize=True)
+    picture.thumbnail((2 * _SIDE_PX, 2 * _SIDE_PX))
+    return data_url(picture, "WEBP", quality=82, method=4)

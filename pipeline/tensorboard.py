@@ -1,0 +1,73 @@
+"""What TensorBoard shows besides the scalars: the network's graph, misclassified images with their Grad-CAM, and hparams."""
+
+import copy
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.predictions import Predictions
+from pipeline.style import one_line, overlay
+
+_SIDE_PX = 160
+_MOST_IMAGES = 10
+
+
+def write_end_of_run(
+    run_folder: Path,
+    model: nn.Module,
+    image_size: tuple[int, int],
+    step: int,
+    hparams: Mapping[str, Any],
+    metrics: Mapping[str, float | None],
+    predictions: Predictions | None,
+) -> None:
+    """Add an event file to `tb/` in a run folder.
+
+    Args:
+        run_folder: the run's.
+        model: eager, not wrapped; it is copied to the CPU and traced there.
+        image_size: height and width of its input.
+        step: of the images.
+        hparams: every config key with its value.
+        metrics: what the runs are compared by; None is left out.
+        predictions: whose shown images are written; None: no images.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams as summaries_of
+
+    with SummaryWriter(str(run_folder / "tb")) as writer:
+        known = {f"hparam/{name}": float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
+        plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in hparams.items()}
+        assert writer.file_writer is not None
+        for summary in summaries_of(plain, known):
+            writer.file_writer.add_summary(summary)
+        for name, value in known.items():
+            writer.add_scalar(name, value, step)
+        if predictions is not None:
+            _write_images(writer, predictions, step)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # which TensorBoard's graph of a network is made by
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            writer.add_graph(copy.deepcopy(model).cpu().eval(), torch.zeros(1, 3, *image_size))
+
+
+def _write_images(writer: Any, predictions: Predictions, step: int) -> None:
+    mistakes = [i for i, sample in enumerate(predictions.shown) if predictions.rank[sample]]
+    for number, i in enumerate(mistakes[:_MOST_IMAGES], 1):
+        sample = predictions.shown[i]
+        true, predicted = (
+            re.sub(r"[^\w.+-]+", "_", one_line(str(predictions.class_names[label[sample]])))
+            for label in (predictions.labels, predictions.predicted)
+        )
+        caption = f"{number:02d}_true_{true}_predicted_{predicted}_{100 * predictions.confidence[sample]:.0f}_percent"
+        writer.add_image(f"misclassified/{caption}", predictions.images[i], step, dataformats="HWC")
+        if i < len(predictions.maps):
+            drawn = overlay(predictions.images[i], predictions.maps[i].astype(np.float32) / 255, _SIDE_PX)
+            writer.add_image(f"grad_cam/{caption}", drawn, step, dataformats="HWC")
