@@ -30,6 +30,7 @@ _PLAIN = (
     "data.loader=reference",
     "compile.mode=none",
     "model.fused_norm=false",
+    "model.fused_stem=false",
 )
 _ON_GPU = (
     ("cuDNN benchmark", "runtime.cudnn_benchmark=true"),
@@ -40,9 +41,10 @@ _ON_GPU = (
     ("torch.compile", "compile.mode=default"),
     ("CUDA graph", "compile.mode=reduce-overhead"),
     ("fused batch norm", "model.fused_norm=true"),
+    ("fused stem", "model.fused_stem=true"),
     ("fused loader", "data.loader=fused"),
 )
-_NEVER_ALONE = ("fused batch norm",)  # it needs channels-last
+_NEVER_ALONE = ("fused batch norm", "fused stem")  # they need channels-last
 _ON_CPU = (
     ("channels-last", "runtime.channels_last=true"),
     ("bf16", "precision.mode=bf16"),

@@ -16,6 +16,7 @@ _PLAIN_CONFIG = (
     "data.loader=synthetic",
     "precision.mode=fp32",
     "model.fused_norm=false",
+    "model.fused_stem=false",
     "runtime.channels_last=false",
     "runtime.tf32=true",
     "compile.mode=none",

@@ -150,7 +150,9 @@ class Session:
         values: dict[str, Any] = {
             "benchmark": benchmark,
             "variant": variant,
-            "model": config.model.name + (", fused norm" if config.model.fused_norm else ""),
+            "model": config.model.name
+            + (", fused norm" if config.model.fused_norm else "")
+            + (", fused stem" if config.model.fused_stem else ""),
             "image_size": 32 if config.data.dataset in ("cifar10", "cifar100") else config.data.image_size,
             "dataset": config.data.dataset,
             "loader": loader,

@@ -84,7 +84,9 @@ def _time(session: Session, group: list[list[str]], keep: list[list[str]], peak:
 
 
 def _workload(session: Session, overrides: list[str]) -> StepWorkload:
-    plain_norm = ["model.fused_norm=false"] if "runtime.channels_last=false" in overrides else []  # our kernels know one layout
+    plain_norm = (
+        ["model.fused_norm=false", "model.fused_stem=false"] if "runtime.channels_last=false" in overrides else []
+    )  # our kernels know one layout
     config = session.config("data.loader=synthetic", *overrides, *plain_norm)
     name = ", ".join(item.partition("=")[2] for item in overrides)
     session.show(f"building {name}")

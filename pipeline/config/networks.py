@@ -41,16 +41,16 @@ def default_stem(name: str, image_size: int) -> Literal["cifar", "imagenet"]:
     return "imagenet" if name in IMAGENET_NETWORKS and image_size > 64 else "cifar"
 
 
-def check_model(model: "ModelConfig") -> None:
-    """Refuse keys that the network has no use for.
+def check_model(model: "ModelConfig", image_size: int) -> None:
+    """Refuse keys that the network, on images of this height and width, has no use for.
 
     Raises:
         ValueError: names the key and the remedy.
     """
     name, defaults = model.name, type(model).model_fields
     given = [key for key in _BLOCK_KEYS if getattr(model, key) != defaults[key].default]
-    if library_of(name) and (given or model.fused_norm):
-        key = given[0] if given else "fused_norm"
+    if library_of(name) and (given or model.fused_norm or model.fused_stem):
+        key = given[0] if given else "fused_norm" if model.fused_norm else "fused_stem"
         raise ValueError(f"model.{key}: {name} is built by {library_of(name)}, which does not know the key; remove it")
     if name == "davidnet" and given:
         raise ValueError(f"model.{given[0]}: davidnet has one form only; remove the key")
@@ -60,6 +60,8 @@ def check_model(model: "ModelConfig") -> None:
                 raise ValueError(
                     f"model.{key}: {name} has no shortcuts; remove the key, or use model.name={name.replace('plain', 'resnet')}"
                 )
+    if model.fused_stem and (default_stem(name, image_size) if model.stem == "auto" else model.stem) == "imagenet":
+        raise ValueError(f"model.fused_stem: {name} starts with a 7x7 convolution here; remove the key, or use model.stem=cifar")
     if model.groups > 1:
         if name not in BOTTLENECK_NETWORKS:
             raise ValueError(f"model.groups: {name} has no bottlenecks to group; use model.name={', '.join(BOTTLENECK_NETWORKS)}")

@@ -109,6 +109,10 @@ class ModelConfig(Section):
         default=False,
         description="Batch norm, residual and ReLU in training by our own Triton kernels, on a GPU; needs `runtime.channels_last`",
     )
+    fused_stem: bool = Field(
+        default=False,
+        description="The first convolution, 3x3, in training by our own Triton kernels, on a GPU; needs `runtime.channels_last`",
+    )
     weights: str | None = Field(
         default=None,
         min_length=1,
@@ -263,11 +267,10 @@ class Config(Section):
         if schedule.name != "step" and schedule.milestones:
             raise ValueError(f"schedule.milestones: only `schedule.name: step` has them, not {schedule.name}; remove them")
         self.optimizer.check_together()
-        check_model(self.model)
-        if self.model.fused_norm and not self.runtime.channels_last:
-            raise ValueError(
-                "model.fused_norm: works on channels_last activations; set runtime.channels_last=true, or model.fused_norm=false"
-            )
+        check_model(self.model, self.image_size)
+        for key in ("fused_norm", "fused_stem"):
+            if getattr(self.model, key) and not self.runtime.channels_last:
+                raise ValueError(f"model.{key}: works on channels_last activations; set runtime.channels_last=true, or model.{key}=false")
         if self.runtime.device == "cpu" and self.compile.mode in ("reduce-overhead", "max-autotune"):
             raise ValueError(f"compile.mode: {self.compile.mode} captures CUDA graphs, but runtime.device is cpu; use compile.mode=default")
         if self.compile.backend != "inductor" and self.compile.mode == "max-autotune":

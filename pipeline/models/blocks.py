@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.layers import Activation, NormAct, SqueezeExcitation, both, conv1x1, conv3x3, shortcut
+from pipeline.models.layers import Activation, NormAct, Projection, SqueezeExcitation, both, conv1x1, conv3x3, shortcut
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Block(nn.Module):
 
     def _join(self, y: torch.Tensor, norm: NormAct, past: torch.Tensor) -> Activation:
         """relu(gate(norm(y)) + s(past))"""
+        if self.gate is None and isinstance(self.shortcut, Projection):
+            return norm.join(y, past, self.shortcut)
         residual = None if self.shortcut is None else self.shortcut(past)
         if self.gate is None:
             return norm(y, residual=residual)

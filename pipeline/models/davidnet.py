@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pipeline.models.layers import NormAct, conv3x3
+from pipeline.models.layers import NormAct, StemConv, conv3x3
 
 _LOGIT_SCALE = 0.125
 
@@ -38,13 +38,14 @@ class DavidNet(nn.Module):
         num_classes: outputs.
         in_channels: channels of the images.
         fused_norm: batch norm and ReLU by our own kernels in training.
+        fused_stem: the first convolution by our own kernels in training.
 
     Shape: (B, in_channels, H, W) → (B, num_classes) logits; H and W at least 8.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, fused_norm: bool = False):
+    def __init__(self, num_classes: int, in_channels: int = 3, fused_norm: bool = False, fused_stem: bool = False):
         super().__init__()
-        self.stem = _ConvNormAct(in_channels, 64, fused_norm)
+        self.stem = nn.Sequential(StemConv(in_channels, 64, fused_stem), NormAct(64, fused_norm))
         self.stages = nn.Sequential(
             nn.Sequential(_ConvNormAct(64, 128, fused_norm), nn.MaxPool2d(2), _Residual(128, fused_norm)),
             nn.Sequential(_ConvNormAct(128, 256, fused_norm), nn.MaxPool2d(2)),

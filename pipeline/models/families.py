@@ -52,7 +52,7 @@ FAMILIES: dict[str, Family] = {
 def build_network(config: ModelConfig, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Build one of our own networks."""
     if config.name == "davidnet":
-        return DavidNet(num_classes, in_channels, config.fused_norm)
+        return DavidNet(num_classes, in_channels, config.fused_norm, config.fused_stem)
     family = FAMILIES[config.name]
     preactivation = family.preactivation if config.preactivation is None else config.preactivation
     options = BlockOptions(
@@ -73,5 +73,6 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
         default_stem(config.name, image_size) if config.stem == "auto" else config.stem,
         family.channels[0],
         options,
+        config.fused_stem,
         config.zero_init_residual,
     )

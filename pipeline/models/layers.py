@@ -37,13 +37,29 @@ class NormAct(nn.BatchNorm2d):
         if self._uses_kernels(input):
             from kernels.batch_norm_act import batch_norm_act, batch_norm_act_twice
 
-            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            assert self.momentum is not None
             op = batch_norm_act_twice if self.branches else batch_norm_act
-            return op(input, self.weight, self.bias, self.running_mean, self.running_var, residual, self.relu, self.momentum, self.eps)
+            return op(input, *self._vectors(), residual, self.relu, self.momentum, self.eps)
         y = super().forward(input)
         if residual is not None:
             y = y + residual
         return F.relu(y) if self.relu else y
+
+    def join(self, input: torch.Tensor, past: torch.Tensor, projection: "Projection") -> Activation:
+        """relu(norm(input) + projection(past))."""
+        convolution, other = projection
+        assert isinstance(other, NormAct) and self.relu and not other.relu
+        if not self._uses_kernels(input):
+            return self(input, residual=projection(past))
+        from kernels.dual_batch_norm_act import dual_batch_norm_act, dual_batch_norm_act_twice
+
+        op = dual_batch_norm_act_twice if self.branches else dual_batch_norm_act
+        assert self.momentum is not None
+        return op(input, self._vectors(), convolution(past), other._vectors(), self.momentum, self.eps)
+
+    def _vectors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert self.running_mean is not None and self.running_var is not None
+        return self.weight, self.bias, self.running_mean, self.running_var
 
     def _uses_kernels(self, input: torch.Tensor) -> bool:
         return self.fused and self.training and input.is_cuda
@@ -67,6 +83,31 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = self.excite(F.relu(self.squeeze(x.mean((2, 3))))).sigmoid()
         return x * gate[:, :, None, None]
+
+
+class StemConv(nn.Conv2d):
+    """3x3 convolution with a border of zeros, of images, which want no gradient.
+
+    Args:
+        in_channels, out_channels: of the images and of the output.
+        fused: in training on a GPU, by our Triton kernels (`kernels/stem_conv.py`), which are made for three input channels.
+
+    Shape: (B, in_channels, H, W) → (B, out_channels, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, fused: bool = False):
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+        self.fused = fused
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self._uses_kernels(input):
+            from kernels.stem_conv import stem_conv
+
+            return stem_conv(input, self.weight)
+        return super().forward(input)
+
+    def _uses_kernels(self, input: torch.Tensor) -> bool:
+        return self.fused and self.training and input.is_cuda
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -16,7 +16,7 @@ from pipeline.models.blocks import (
     PreactivationBlock,
     PreactivationBottleneckBlock,
 )
-from pipeline.models.layers import NormAct, conv3x3
+from pipeline.models.layers import NormAct, StemConv
 
 BlockType = type[BasicBlock] | type[BottleneckBlock] | type[PreactivationBasicBlock] | type[PreactivationBottleneckBlock]
 
@@ -34,6 +34,7 @@ class ResNet(nn.Module):
             and a 3x3 max-pool with stride 2 (table 1).
         stem_width: channels of the stem.
         options: of the blocks.
+        fused_stem: a 3x3 stem by our own kernels in training.
         zero_init_residual: start the last batch-norm scale of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1); in
             blocks with pre-activation, which end in a convolution, its weights. Plain blocks, which would return 0, are left alone.
 
@@ -50,11 +51,12 @@ class ResNet(nn.Module):
         stem: Literal["cifar", "imagenet"] = "cifar",
         stem_width: int = 64,
         options: BlockOptions = BlockOptions(),  # noqa: B008  # frozen
+        fused_stem: bool = False,
         zero_init_residual: bool = True,
     ):
         super().__init__()
         preactivation = issubclass(block, PreactivationBlock)
-        self.stem = _stem(stem, in_channels, stem_width, options, preactivation)
+        self.stem = _stem(stem, in_channels, stem_width, options, fused_stem, preactivation)
         stages: list[nn.Module] = []
         channels = stem_width
         for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
@@ -87,11 +89,13 @@ class ResNet(nn.Module):
         return self.head(F.adaptive_avg_pool2d(features, 1).flatten(1))
 
 
-def _stem(kind: Literal["cifar", "imagenet"], in_channels: int, channels: int, options: BlockOptions, preactivation: bool) -> nn.Sequential:
+def _stem(
+    kind: Literal["cifar", "imagenet"], in_channels: int, channels: int, options: BlockOptions, fused: bool, preactivation: bool
+) -> nn.Sequential:
     """The first convolution, and its norm unless the first block begins with one."""
     imagenet = kind == "imagenet"
     layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False) if imagenet else conv3x3(in_channels, channels)
+        nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False) if imagenet else StemConv(in_channels, channels, fused)
     ]
     if not preactivation:
         layers.append(NormAct(channels, options.fused_norm, branches=options.shortcut is not None and not imagenet))

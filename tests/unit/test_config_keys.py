@@ -26,7 +26,7 @@ from pipeline.data.reference import ReferenceLoader
 from pipeline.errors import TrainingError, UserError
 from pipeline.loop import Plan, fit
 from pipeline.models import build_model
-from pipeline.models.layers import NormAct
+from pipeline.models.layers import NormAct, StemConv
 from pipeline.run import MetricsLog, open_run
 from tests.tiny import tiny_config, tiny_splits, tiny_trainer, train_steps
 
@@ -208,6 +208,9 @@ KEYS = {
     "model.zero_init_residual": Row("false", initial_weights),
     "model.fused_norm": Row(
         "true", lambda config: [module.fused for module in tiny_model(config).modules() if isinstance(module, NormAct)]
+    ),
+    "model.fused_stem": Row(
+        "true", lambda config: [module.fused for module in tiny_model(config).modules() if isinstance(module, StemConv)]
     ),
     "model.weights": Row("{tmp}/weights.pth", lambda config: sums(tiny_trainer(config).state.raw_model)),
     "loss.label_smoothing": Row("0.1", trained_weights),

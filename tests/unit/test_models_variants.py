@@ -11,7 +11,7 @@ from pipeline.config.networks import NETWORKS
 from pipeline.models import DavidNet, ResNet, build_model, cam_target_layer, num_parameters
 from pipeline.models.blocks import Block, BlockOptions, PreactivationBasicBlock, PreactivationBottleneckBlock
 from pipeline.models.families import FAMILIES
-from pipeline.models.layers import NormAct, PadShortcut, SqueezeExcitation
+from pipeline.models.layers import NormAct, PadShortcut, SqueezeExcitation, StemConv
 from tests.parity.tolerances import assert_parity
 
 # one of each kind of block and option, small enough to train
@@ -165,11 +165,13 @@ def test_zero_init_makes_blocks_identities_that_can_learn(keys: dict):
 
 def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPatch):
     """Same keys, every norm one of ours; and where the operators run (here their references), outputs and gradients within rounding."""
-    plain, fused = (build(zero_init_residual=False, **keys, fused_norm=value) for value in (False, True))
+    stem = keys.get("stem") != "imagenet"
+    plain, fused = (build(zero_init_residual=False, **keys, fused_norm=value, fused_stem=value and stem) for value in (False, True))
     assert plain.state_dict().keys() == fused.state_dict().keys()
     norms = [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all(isinstance(norm, NormAct) and norm.fused for norm in norms)
-    monkeypatch.setattr(NormAct, "_uses_kernels", lambda self, _: self.fused and self.training)
+    for layer in (NormAct, StemConv):
+        monkeypatch.setattr(layer, "_uses_kernels", lambda self, _: self.fused and self.training)
     for model in (plain, fused):
         randomise_norms(model)
     fused.load_state_dict(plain.state_dict())
