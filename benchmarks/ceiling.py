@@ -1,26 +1,17 @@
 """The arithmetic of a training step, and the rate at which this machine can do arithmetic."""
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Stopwatch
 from pipeline.config import ModelConfig
 from pipeline.models import build_model
-
-_IMAGES = 2
+from pipeline.models.flops import count_flops
 
 
 def flops_per_image(model: ModelConfig, num_classes: int, image_size: tuple[int, int], channels: int = 3) -> float:
-    """Floating-point operations (a multiply-add is two) of forward and backward for one training image.
-
-    Counted by `torch.utils.flop_counter` on the uncompiled model: convolutions and matrix products, which are all but about a
-    hundredth of it. The gradient by the images, which training does not need, is not in it.
-    """
+    """Floating-point operations (a multiply-add is two) of forward and backward for one training image, by `count_flops`."""
     network = build_model(model, num_classes, channels, max(image_size))
-    images = torch.zeros(_IMAGES, channels, *image_size)
-    with FlopCounterMode(display=False) as counter:
-        network(images).sum().backward()
-    return counter.get_total_flops() / _IMAGES
+    return count_flops(network, (channels, *image_size), backward=True)[""]
 
 
 def matmul_flops_per_s(device: torch.device, repeats: int = 10) -> float:

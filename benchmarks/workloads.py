@@ -18,7 +18,7 @@ from pipeline.distributed import Processes
 from pipeline.errors import TrainingError
 from pipeline.loop import Plan
 from pipeline.step import Step
-from pipeline.train import peak_memory_bytes
+from pipeline.finish import peak_memory_bytes
 
 _IMAGES_AHEAD = 8192  # that a loader may hold ready, beside the batches it was asked to prefetch
 _LONGEST_PAUSE_S = 3.0

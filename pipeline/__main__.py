@@ -32,6 +32,20 @@ def _config_reference(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _summary(arguments: argparse.Namespace) -> int:
+    from pipeline.architecture import draw_architecture
+    from pipeline.summary import build_for_summary, print_summary, summarise
+
+    config = load_config(arguments.config, arguments.overrides)
+    model, shape = build_for_summary(config)
+    picture = arguments.picture or Path(config.log.dir) / f"architecture-{Path(arguments.config).stem}.png"
+    title = f"{config.model.name} for {shape[0]} × {shape[1]} × {shape[2]} images"
+    depth = draw_architecture(model, shape, picture, title, arguments.depth)
+    print_summary(summarise(model, shape, config.data.batch_size, config.precision.mode), title, depth)
+    print(f"\n{picture}")
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from pipeline.commands import evaluate_run
     from pipeline.console import OTHER_ACCURACIES
@@ -85,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         "--processes", type=int, default=1, choices=range(1, 2**20), metavar="N", help="number of processes that the batches must divide by"
     )
     check.add_argument("--print-device", action="store_true", help="print runtime.device only")
+    summary = add("summary", _summary, "layers of a recipe's network with shapes, parameters, memory and FLOPs; its graph as a picture")
+    train.add_recipe_arguments(summary)
+    summary.add_argument(
+        "--depth", type=int, choices=range(1, 100), metavar="N", help="levels of modules to open (default: as fit a screen)"
+    )
+    summary.add_argument("--picture", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: architecture-CONFIG.png in log.dir)")
     add("config-reference", _config_reference, "print every key with type, default and meaning")
     for name, work, summary in (
         ("evaluate", _evaluate, "accuracy on the test set of a run's checkpoint"),

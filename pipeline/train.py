@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from pipeline.run import RunFolder
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="recipe, such as configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the recipe, such as optimizer.lr=0.1")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_arguments(parser)
     parser.add_argument("--profile", action="store_true", help="write a profiler trace of some steps, and a table of kernels by share")
 
 

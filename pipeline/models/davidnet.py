@@ -8,20 +8,20 @@ from pipeline.models.layers import NormAct, StemConv, conv3x3
 _LOGIT_SCALE = 0.125
 
 
-class _ConvNormAct(nn.Sequential):
+class ConvNormAct(nn.Sequential):
     """3x3 convolution, batch norm, ReLU. Shape: (B, in_channels, H, W) → (B, channels, H, W)."""
 
     def __init__(self, in_channels: int, channels: int, fused_norm: bool):
         super().__init__(conv3x3(in_channels, channels), NormAct(channels, fused_norm))
 
 
-class _Residual(nn.Module):
+class ResidualBranch(nn.Module):
     """y = x + f(x), f ending in a ReLU. Shape: (B, channels, H, W) → the same."""
 
     def __init__(self, channels: int, fused_norm: bool):
         super().__init__()
-        self.conv1 = _ConvNormAct(channels, channels, fused_norm)
-        self.conv2 = _ConvNormAct(channels, channels, fused_norm)
+        self.conv1 = ConvNormAct(channels, channels, fused_norm)
+        self.conv2 = ConvNormAct(channels, channels, fused_norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.conv2(self.conv1(x))
@@ -47,9 +47,9 @@ class DavidNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(StemConv(in_channels, 64, fused_stem), NormAct(64, fused_norm))
         self.stages = nn.Sequential(
-            nn.Sequential(_ConvNormAct(64, 128, fused_norm), nn.MaxPool2d(2), _Residual(128, fused_norm)),
-            nn.Sequential(_ConvNormAct(128, 256, fused_norm), nn.MaxPool2d(2)),
-            nn.Sequential(_ConvNormAct(256, 512, fused_norm), nn.MaxPool2d(2), _Residual(512, fused_norm)),
+            nn.Sequential(ConvNormAct(64, 128, fused_norm), nn.MaxPool2d(2), ResidualBranch(128, fused_norm)),
+            nn.Sequential(ConvNormAct(128, 256, fused_norm), nn.MaxPool2d(2)),
+            nn.Sequential(ConvNormAct(256, 512, fused_norm), nn.MaxPool2d(2), ResidualBranch(512, fused_norm)),
         )
         self.head = nn.Linear(512, num_classes, bias=False)
 

@@ -19,6 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
     **dict.fromkeys(("console", "environment", "profile", "style"), LEAF),
     # the report
+    "summary": {"models"},
+    "architecture": {"style"},
     "curves": {"style"},
     "explain": {"style"},
     "optim": {"muon"},
@@ -131,7 +133,8 @@ names = [m.name for package in (pipeline, kernels) for m in pkgutil.walk_package
 for name in names:
     importlib.import_module(name)
 watching = False
-lazy = [name for name in ("nvidia.dali", "pytorch_grad_cam", "tensorboard", "sklearn") if name in sys.modules]
+slow = ("nvidia.dali", "pytorch_grad_cam", "tensorboard", "sklearn", "timm", "torchview", "pygraphviz")
+lazy = [name for name in slow if name in sys.modules]
 handlers = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getsignal(signal.SIGINT) == signal.default_int_handler
 print(json.dumps({"count": len(names), "events": events, "same": before == state(), "lazy": lazy, "handlers": handlers}))
 """

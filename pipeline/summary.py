@@ -1,0 +1,190 @@
+"""What a network is made of: its layers with shapes, parameters, memory and arithmetic, and its graph as a picture.
+
+Nothing is computed: the network runs on the meta device, which knows shapes alone, so that any batch fits on any machine.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.models import build_model
+from pipeline.models.flops import count_flops, on_meta
+
+_NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row: a module of the network, after the modules that it is in.
+
+    Attributes:
+        name: dotted path, "" for the whole.
+        kind: its class.
+        output: shape for one image, of the first output where there are several; None where that is no tensor.
+        parameters: trainable ones, inner modules included.
+        output_bytes: of the output for the batch of the config, in the precision of the config.
+        flops: forward for one image, a multiply-add being two.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...] | None
+    parameters: int
+    output_bytes: int
+    flops: float
+
+    @property
+    def depth(self) -> int:
+        return self.name.count(".") + 1 if self.name else 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Attributes:
+    layers: every module that ran, in the order in which they are written; the whole first.
+    input_shape: (C, H, W).
+    batch_size: images in a step, over all processes.
+    precision: of the activations.
+    saved_bytes: activations that autograd keeps for backward, for the batch, where nothing is compiled or fused.
+    training_flops: forward and backward for one image.
+    """
+
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, int, int]
+    batch_size: int
+    precision: str
+    saved_bytes: int
+    training_flops: float
+
+
+def build_for_summary(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The network of a config on the meta device, and the shape of its images. No data set is read, and no weights.
+
+    Raises:
+        UserError: the classes are those of a folder that is not there.
+    """
+    shape = (3, config.image_size, config.image_size)
+    return on_meta(build_model(config.model, num_classes_of(config), shape[0], config.image_size)), shape
+
+
+def num_classes_of(config: Config) -> int:
+    """Classes of the config's data set."""
+    data = config.data
+    if data.dataset == "synthetic":
+        return data.num_classes
+    if data.dataset != "folder":
+        return _NUM_CLASSES[data.dataset]
+    folder = Path(data.root).expanduser() / "train"
+    if not folder.is_dir():
+        raise UserError(
+            f"data.root: no folder {folder} to count the classes in; set data.root, or data.dataset=synthetic data.num_classes=N"
+        )
+    return sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+
+
+def summarise(model: nn.Module, input_shape: tuple[int, int, int], batch_size: int, precision: str) -> Summary:
+    """Describe a network.
+
+    Args:
+        model: as `build_for_summary` returns it.
+        input_shape: (C, H, W).
+        batch_size: images in a step.
+        precision: `fp16`, `bf16` or `fp32`.
+    """
+    flops = count_flops(model, input_shape)
+    outputs = _outputs(model, input_shape)
+    dtype = _DTYPES[precision]
+    layers = []
+    for name, module in model.named_modules():
+        if name in outputs:
+            shape = outputs[name]
+            size = dtype.itemsize * batch_size * (torch.Size(shape).numel() if shape is not None else 0)
+            parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+            layers.append(Layer(name, type(module).__name__, shape, parameters, size, flops.get(name, 0.0)))
+    saved = _saved_bytes(model, input_shape, dtype) * batch_size
+    return Summary(tuple(layers), input_shape, batch_size, precision, saved, count_flops(model, input_shape, backward=True)[""])
+
+
+def _outputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...] | None]:
+    """Shape of the first output of every module that runs, without the batch."""
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    handles = []
+    for name, module in model.named_modules():
+
+        def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+            first = output[0] if isinstance(output, tuple) and output else output
+            shapes[name] = tuple(first.shape[1:]) if isinstance(first, Tensor) else None
+
+        handles.append(module.register_forward_hook(keep))
+    try:
+        with torch.no_grad():
+            model.eval()(torch.empty(1, *input_shape, device="meta"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _saved_bytes(model: nn.Module, input_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
+    """Bytes per image that autograd keeps between forward and backward, parameters and buffers apart, all in one precision."""
+    network = on_meta(model).to(dtype).train()
+    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()  # a view and what it is a view of are kept once
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    batch = 2  # what a norm keeps for a channel does not grow with the batch, and is nothing beside the rest
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = network(torch.empty(batch, *input_shape, dtype=dtype, device="meta"))  # held: what it keeps must live until all is counted
+    del logits
+    return sum(kept.values()) // batch
+
+
+def print_summary(summary: Summary, title: str, depth: int) -> None:
+    """Print the layers down to DEPTH, and the totals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    batch = f"a batch of {summary.batch_size:,} in {summary.precision}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("kind", style="dim")
+    for heading in ("output", "parameters", f"output, MiB\n({batch})", "forward, MFLOP\n(an image)"):
+        table.add_column(heading, justify="right")
+    for layer in summary.layers[1:]:
+        if layer.depth <= depth:
+            table.add_row(
+                "  " * (layer.depth - 1) + layer.name,
+                layer.kind,
+                "–" if layer.output is None else "×".join(str(size) for size in layer.output),
+                f"{layer.parameters:,}" if layer.parameters else "",
+                f"{layer.output_bytes / _MIB:,.1f}",
+                f"{layer.flops / 1e6:,.1f}" if layer.flops else "",
+            )
+    console = Console(width=None if Console().is_terminal else 140, highlight=False)
+    console.print(table)
+    console.print("\n".join(("", *totals(summary))), markup=False)
+
+
+def totals(summary: Summary) -> list[str]:
+    """The sums below the table."""
+    whole = summary.layers[0]
+    return [
+        f"parameters   {whole.parameters:,}",
+        f"arithmetic   {whole.flops / 1e9:,.3f} GFLOP an image forward ({whole.flops / 2e9:,.3f} G multiply-adds, each counted as two); "
+        f"{summary.training_flops / 1e9:,.3f} GFLOP with backward",
+        f"weights      {4 * whole.parameters / _MIB:,.1f} MiB in float32, and as much for gradients",
+        f"activations  about {summary.saved_bytes / _MIB:,.0f} MiB kept for backward, for a batch of {summary.batch_size:,} in "
+        f"{summary.precision}: an estimate, with nothing compiled or fused",
+    ]
