@@ -16,9 +16,9 @@ from pipeline.data import Batch, Loader, Splits, build_loaders
 from pipeline.data.reference import ReferenceLoader
 from pipeline.distributed import Processes
 from pipeline.errors import TrainingError
+from pipeline.finish import peak_memory_bytes
 from pipeline.loop import Plan
 from pipeline.step import Step
-from pipeline.finish import peak_memory_bytes
 
 _IMAGES_AHEAD = 8192  # that a loader may hold ready, beside the batches it was asked to prefetch
 _LONGEST_PAUSE_S = 3.0

@@ -88,7 +88,7 @@ class Predictions:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in fields(cls)})
         except Exception as error:  # zip, zlib, numpy and key errors: all mean the same
             raise UserError(f"{path}: cannot be read ({error}); make it anew with `python -m pipeline report --refresh`") from None

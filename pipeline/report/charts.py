@@ -132,7 +132,7 @@ def _ticks(values: np.ndarray, axis: Axis) -> list[float]:
         return [
             max(tick for tick in ticks if tick <= low),
             *(tick for tick in ticks if low < tick < high),
-            min(t for t in ticks if t >= high),
+            min(tick for tick in ticks if tick >= high and tick > low),
         ]
     low, high = (low if axis.low is None else min(axis.low, low)), (high if axis.high is None else min(axis.high, high))
     if low == high:

@@ -117,8 +117,8 @@ def _skipped(run: RunRecord) -> str:
     for record in run.train:
         now = int(record.get("skipped_steps") or 0)
         if now > before:
-            parts.append(f"{now - before} in steps {since + 1}–{record['step']}")
-        before, since = now, record["step"]
+            parts.append(f"{now - before} in steps {since + 1}–{record.get('step')}")
+        before, since = now, int(record.get("step") or 0)
     more = f" and {len(parts) - 6} more stretches" if len(parts) > 6 else ""
     share = percent(total / max(steps, 1), 2)
     return f"{total:,} of {steps:,} steps ({share}) were skipped because fp16 overflowed: {', '.join(parts[:6])}{more}."

@@ -26,12 +26,21 @@ _ERROR = Axis("log10", form=percent, tick_form=_ACCURACY.tick_form)
 
 
 def charts_of_one(run: RunRecord) -> list[Chart]:
-    sources = (("train", "c1", run.train), ("holdout", "c3", run.evals["holdout"]), ("test", "c2", run.evals["test"]))
-    losses, accuracies = ([series_of(*source, key) for source in sources] for key in ("loss", "accuracy"))
+    test, holdout = run.evals["test"], run.evals["holdout"]
+    losses, accuracies = [], []
+    for name, color_class, records, prefix in (
+        ("train", "c1", run.train, ""),
+        ("holdout", "c3", holdout, ""),
+        ("test", "c2", test, ""),
+        ("ema", "c4", test, "ema_"),
+    ):
+        losses.append(series_of(name, color_class, records, f"{prefix}loss"))
+        accuracies.append(series_of(name, color_class, records, f"{prefix}accuracy"))
+    errors = [_error(line) for line in accuracies if line.name != "train"]
     return [
         draw("Loss", losses, _loss_axis(losses)),
         draw("Accuracy", accuracies, _ACCURACY),
-        draw("Error", [_error(line) for line in accuracies[1:]], _ERROR, note="logarithmic"),
+        draw("Error", errors, _ERROR, note="logarithmic"),
         *_step_charts([("", "c1", run.train)]),
     ]
 

@@ -75,9 +75,16 @@ def _best(run: RunRecord) -> str:
     )
 
 
+def _exact(share: float) -> str:
+    return percent(share, 2)
+
+
 _FIGURES: tuple[tuple[str, Get, str], ...] = (
     ("test accuracy", _test_accuracy, "of the last evaluation"),
     ("best test accuracy", _best, "at the step that the named set selects"),
+    ("test accuracy with flip", _result("test_accuracy_flip_tta", _exact), "mean of the image's logits and its mirror image's"),
+    ("test accuracy, ema", _result("test_ema_accuracy", _exact), "of the moving average of the weights"),
+    ("test accuracy, ema with flip", _result("test_ema_accuracy_flip_tta", _exact), "of the moving average, with the mirror image"),
     ("test loss", _result("test_loss", "{:.4f}".format), "cross-entropy, without label smoothing"),
     ("training loss", _result("train_loss", "{:.4f}".format), "mean of the last log window"),
     ("parameters", _result("num_parameters", "{:,}".format), "trainable"),

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import DEFAULT, patch
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline import train
+from pipeline import finish
 from pipeline.build import compile_in_place, compile_mode
 from pipeline.commands import pick_device
 from pipeline.config import Config, leaf_fields
@@ -151,12 +151,14 @@ def event_files(config: Config) -> int:
     return len(list(run.path.glob("tb/*")))
 
 
-def explained(config: Config) -> int:
+def left_at_the_end(config: Config) -> list[int]:
+    """How often the contact sheet and the report are made."""
     trainer = tiny_trainer(config)
     evaluation = fit(trainer)
-    with patch("pipeline.commands.explain_run") as explain_run, patch("pipeline.curves.draw_curves"):
-        train.finish(trainer, open_run(config, "recipe"), evaluation, 0.0)
-    return explain_run.call_count
+    names = ("_draw_curves", "_load", "_examine", "_write_tensorboard", "draw_sheet", "_write_report")
+    with patch.multiple(finish, **dict.fromkeys(names, DEFAULT)) as made:
+        finish.finish(trainer, open_run(config, "recipe"), evaluation, tiny_splits(config), 0.0)
+    return [made[name].call_count for name in ("draw_sheet", "_write_report")]
 
 
 @dataclasses.dataclass
@@ -250,7 +252,8 @@ KEYS = {
     "log.eval_every": Row("10%", lambda config: plan_of(config).eval_every),
     "log.checkpoint_every": Row("2ep", lambda config: plan_of(config).checkpoint_every),
     "log.tensorboard": Row("false", event_files),
-    "log.explain": Row("true", explained, ("duration=1st",)),
+    "log.explain": Row("true", left_at_the_end, ("duration=1st",)),
+    "log.report": Row("true", left_at_the_end, ("duration=1st",)),
 }
 
 

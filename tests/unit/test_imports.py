@@ -17,11 +17,14 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
-    **dict.fromkeys(("console", "environment", "profile", "style"), LEAF),
+    **dict.fromkeys(("bottleneck", "console", "environment", "predictions", "profile", "style"), LEAF),
     # the report
     "summary": {"models"},
     "architecture": {"style"},
     "curves": {"style"},
+    "report": {"bottleneck", "curves", "predictions", "style"},
+    "tensorboard": {"predictions", "style"},
+    "examine": {"data", "models", "evaluate", "explain", "predictions", "style"},
     "explain": {"style"},
     "optim": {"muon"},
     "state": {"precision", "ema"},
@@ -33,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": {"data", "models", "optim", "ema", "precision", "state", "distributed", "step"},
     "loop": {"data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"},
 }
-ENTRY_POINTS = {"train", "commands", "__main__"}
+ENTRY_POINTS = {"train", "finish", "commands", "__main__"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.checkpoint import CheckpointWriter, folder_of
 from pipeline.config import config_hash, load_config
 from pipeline.errors import UserError
-from pipeline.run import MetricsLog, RunFolder, find_run, open_run, read_json, write_result
+from pipeline.run import MetricsLog, RunFolder, find_run, open_run, read_json, record_environment, write_result
 from tests.tiny import tiny_config, tiny_trainer
 
 
@@ -224,3 +224,11 @@ def test_a_json_file_that_is_none(tmp_path: Path):
         read_json(tmp_path / "result.json")
     with pytest.raises(UserError, match="is the run finished"):
         read_json(tmp_path / "none.json")
+
+
+def test_the_environment_of_each_process_that_continued_a_run(tmp_path: Path):
+    record_environment(RunFolder(tmp_path), {"command": ["a"]}, step=0)
+    for step in (3, 5):
+        record_environment(RunFolder(tmp_path, resume_from=tmp_path), {"command": ["b"]}, step)
+    continued = [{"step": step, "command": ["b"]} for step in (3, 5)]
+    assert read_json(tmp_path / "env.json") == {"command": ["a"], "continued": continued}

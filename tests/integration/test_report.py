@@ -1,0 +1,107 @@
+"""The end of a run on the digits: its report, what TensorBoard reads, and that nothing there can make a failure of a finished run."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import __main__ as cli
+from pipeline import train
+from pipeline.commands import evaluate_run
+from pipeline.data import datasets
+from pipeline.predictions import Predictions
+from tests.tiny import RECIPE, only_run
+from tests.unit.test_report import SECTIONS, Page
+
+DIGITS = ("data.dataset=digits", "data.eval_batch_size=360", "data.batch_size=64", "duration=6st", "log.eval_every=3st")
+
+
+def run_digits(folder: Path, *overrides: str) -> tuple[Path, int, list[str]]:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = train.main([str(RECIPE), f"log.dir={folder}", *DIGITS, *overrides])
+    return only_run(folder), code, printed.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Path:
+    with patch.object(datasets, "_read", wraps=datasets._read) as read:
+        path, code, printed = run_digits(tmp_path_factory.mktemp("runs"), "log.report=true", "log.explain=true")
+    assert code == 0 and read.call_count == 1, "the data set is read once in a run"
+    assert printed[-3] == f"report: {path}/report.html"
+    return path
+
+
+def test_every_run_ends_with_its_report(run: Path):
+    page = Page(run / "report.html")
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    result = json.loads((run / "result.json").read_text())
+    for words in (
+        run.name,
+        f"{result['test_correct']} of 360",
+        "resnet20 on digits",
+        "Bottleneck: ",
+        "No step was skipped.",
+        "data.dataset",
+    ):
+        assert words in page.words, words
+    assert page.source.count('<img class="small"') == 20 == page.source.count("data:image/webp")
+    assert len(page.source) < 1_000_000
+
+
+def test_the_predictions_are_those_of_the_checkpoint(run: Path):
+    predictions = Predictions.load(run)
+    assert predictions is not None
+    assert (predictions.rank == 0).sum() == evaluate_run(run).correct == np.trace(predictions.confusion)
+    assert (predictions.rank[predictions.shown] > 0).all() and (np.diff(predictions.confidence[predictions.shown]) <= 0).all()
+
+
+def test_it_is_drawn_again_without_data_and_checkpoints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = (run / "report.html").read_bytes()
+    for name in ("config.yaml", "env.json", "result.json", "metrics.jsonl", "predictions.npz"):
+        (tmp_path / run.name).mkdir(exist_ok=True)
+        (tmp_path / run.name / name).write_bytes((run / name).read_bytes())
+    assert cli.main(["report", str(tmp_path / run.name)]) == 0
+    assert (tmp_path / run.name / "report.html").read_bytes() == before
+
+
+def test_refresh_predicts_anew(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = {name: (run / name).read_bytes() for name in ("report.html", "predictions.npz")}
+    (run / "predictions.npz").unlink()
+    assert cli.main(["report", str(run), "--refresh"]) == 0
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_tensorboard_reads_graph_images_and_hparams(run: Path):
+    accumulator = EventAccumulator(str(run / "tb"), {"images": 0, "scalars": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()
+    assert {"train/lr", "train/loss_scale", "train/images_per_sec", "train/steps_per_sec", "test/accuracy"} <= set(tags["scalars"])
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = [(record["step"], pytest.approx(record["lr"])) for record in records if record["kind"] == "train"]
+    assert [(event.step, event.value) for event in accumulator.Scalars("train/lr")] == rates
+    for group, size in (("misclassified", 8), ("grad_cam", 160)):
+        names = [tag for tag in tags["images"] if tag.startswith(f"{group}/")]
+        assert len(names) == 10 and all("_true_" in name and "_predicted_" in name for name in names)
+        assert accumulator.Images(names[0])[0].width == size
+    assert tags["graph"] and b"Conv2d" in accumulator.Graph().SerializeToString()
+    hparams = accumulator.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"optimizer.lr" in hparams and b"data.dataset" in hparams
+    (accuracy,) = accumulator.Scalars("hparam/test_accuracy")
+    assert accuracy.value == pytest.approx(json.loads((run / "result.json").read_text())["test_accuracy"])
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("broken", ["pipeline.examine.examine", "pipeline.report.write_report", "pipeline.commands.load_trained"])
+def test_what_fails_after_training_is_told_and_no_more(broken: str, tmp_path: Path):
+    with patch(broken, side_effect=RuntimeError("out of luck")):
+        path, code, printed = run_digits(tmp_path, "log.report=true", "log.tensorboard=false")
+    assert code == 0 and printed[-1] == str(path)
+    (warning,) = [line for line in printed if line.startswith("warning: ")]
+    assert "RuntimeError: out of luck" in warning
+    assert json.loads((path / "result.json").read_text())["test_seen"] == 360
+    assert (path / "report.html").is_file() == ("write_report" not in broken)

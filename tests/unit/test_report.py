@@ -1,0 +1,289 @@
+"""The report's page: all of its sections, from whatever a run folder holds; nothing in it is taken for markup."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import __main__ as cli
+from pipeline.curves import series_of
+from pipeline.errors import UserError
+from pipeline.predictions import FILE, Predictions
+from pipeline.report import write_report
+from pipeline.report.charts import HEIGHT, WIDTH, Axis, draw
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = ["curves", "classes", "mistakes", "speed", "config", "environment", "command"]
+VOID = {"meta", "img", "line", "circle", "path", "br"}
+HOSTILE = "<script>alert('x')</script> & \"cat\""
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element closed in its turn, every link to be found, nothing from outside, every picture described."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert not self.open
+        assert set(self.links) <= set(self.ids) and len(self.ids) == len(set(self.ids))
+        assert "http:" not in self.source and "https:" not in self.source and "@import" not in self.source
+        assert "script" not in self.tags
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        assert len(values) == len(attrs), f"an attribute twice in {tag}"
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in values:
+            self.ids.append(str(values["id"]))
+        if "href" in values:
+            self.links.append(str(values["href"]).removeprefix("#"))
+        assert str(values.get("src", "data:")).startswith("data:")
+        assert tag != "img" or values.get("alt")
+        assert tag != "svg" or values.get("aria-label")
+        assert not any(name.startswith("on") for name in values)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data + " "
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def metrics(epochs: int = 4, scale: float = 1.0, skipped: int = 0) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        step = 10 * epoch
+        train = {"loss": 2 / epoch, "accuracy": 1 - 0.5 / epoch, "lr": 0.1 / epoch, "images_per_sec": 900.0 + epoch}
+        records.append({"kind": "train", "step": step, "epoch": epoch, **train, "loss_scale": scale, "skipped_steps": min(epoch, skipped)})
+        counts = {"correct": 5 + epoch, "seen": 12, "loss": 1 / epoch, "accuracy": (5 + epoch) / 12}
+        records.append({"kind": "eval", "split": "test", "step": step, "epoch": epoch, **counts})
+    return records
+
+
+def predictions(classes: tuple[str, ...] = ("cat", "dog", "cow"), side: int = 8, maps: bool = True) -> Predictions:
+    rng = np.random.default_rng(0)
+    labels = np.arange(12) % len(classes)
+    logits = rng.normal(size=(12, len(classes))) + 2 * np.eye(len(classes))[labels]
+    logits[:2] = -3 * np.eye(len(classes))[labels[:2]]  # two certain mistakes
+    images = rng.integers(0, 255, (3, side, side, 3), dtype=np.uint8)
+    evidence = rng.integers(0, 255, (3 if maps else 0, side, side), dtype=np.uint8)
+    shown = {"shown": np.arange(3), "shown_names": np.array(["test/1.png", "test/2.png", ""])}
+    return replace(Predictions.of(logits, labels, classes), **shown, images=images, maps=evidence)
+
+
+RESULT = {
+    "test_accuracy": 0.75,
+    "best_test_accuracy": 0.75,
+    "best_step": 40,
+    "best_selected_on": "test",
+    "test_loss": 0.25,
+    "train_loss": 0.5,
+    "num_parameters": 269722,
+    "steps": 40,
+    "images_per_sec": {"median": 902.0, "p10": 901.0, "p90": 904.0, "n": 4},
+    "step_ms": 9.1,
+    "data_wait_fraction": 0.2,
+    "compile_s": 1.0,
+    "train_s": 61.0,
+    "wall_s": 90.0,
+    "peak_memory_bytes": 2**30,
+    "skipped_steps": 0,
+    "recompilations": 0,
+    "device": "cpu",
+    "first_step_s": 2.0,
+}
+ENVIRONMENT = {"command": ["./launch.sh", "configs/quickstart.yaml", "log.name=a b"], "python": "3.11", "packages": {"torch": "2.15"}}
+
+
+def make_run(folder: Path, name: str = "one", *, missing: tuple[str, ...] = (), **changes: Any) -> Path:
+    """A run folder; CHANGES replace a part's content, MISSING parts are left out."""
+    run = folder / name
+    run.mkdir(parents=True)
+    parts = {"config": "data: {dataset: digits, num_threads: 2}\n", "env": ENVIRONMENT, "result": RESULT, "metrics": metrics()} | changes
+    for part, suffix in (("config", "yaml"), ("env", "json"), ("result", "json"), ("metrics", "jsonl")):
+        value = parts[part]
+        if part not in missing:
+            text = value if isinstance(value, str) else json.dumps(value)
+            text = "".join(f"{json.dumps(record)}\n" for record in value) if isinstance(value, list) else text
+            (run / f"{part}.{suffix}").write_text(text)
+    if "predictions" not in missing:
+        changes.get("predictions", predictions()).save(run)
+    return run
+
+
+def page_of(*runs: Path) -> Page:
+    return Page(write_report(runs, runs[0] / "report.html"))
+
+
+def test_one_run(tmp_path: Path):
+    page = page_of(make_run(tmp_path, "quickstart-1"))
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    assert page.tags.count("svg") == 5  # loss, accuracy, error, learning rate, images per second
+    for words in (
+        *(
+            "quickstart-1",
+            "resnet18 on digits · 20 epochs",
+            "75.00 %",
+            "9 of 12",
+            "902",
+            "1 min 01 s",
+            "Loss scale 1 throughout: only fp16",
+        ),
+        *("taken for", "hardest first", "test/1.png", "true cat", "No step was skipped.", "3.11", "2.15"),
+        *("Bottleneck: the loader; the training process waited for its next batch 20 % of the time", "All 4 evaluations"),
+        "./launch.sh configs/quickstart.yaml 'log.name=a b'",
+        "2 of",
+    ):
+        assert words in page.words, words
+    assert re.search(r"data\.num_threads CPU threads.*? 2 4 ", page.words)  # changed, beside the default
+    assert page.source.count("<mark>") == 2 * 2  # among the changed keys, and among all
+    assert len(page.source) < 100_000
+
+
+def test_the_same_folder_gives_the_same_bytes_without_torch(tmp_path: Path):
+    run = make_run(tmp_path)
+    code = f"import sys, pipeline.__main__ as m; m.main(['report', {str(run)!r}]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{run}/report.html", "False"]
+    before = (run / "report.html").read_bytes()
+    assert write_report([run], tmp_path / "again.html").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.html", "one"]
+
+
+def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = make_run(tmp_path, "first")
+    second = make_run(
+        tmp_path, "second", config="data: {dataset: digits}\noptimizer: {lr: 0.3}\n", env={**ENVIRONMENT, "python": "3.12"}, result=RESULT
+    )
+    third = make_run(tmp_path, "third", missing=("result", "predictions"))
+    assert cli.main(["report", *map(str, (first, second, third))]) == 0
+    assert capsys.readouterr().out.strip() == f"{tmp_path}/report.html"
+    page = Page(tmp_path / "report.html")
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS and "figures" in page.ids
+    for words in (
+        "3 runs side by side",
+        "A first",
+        "B second",
+        "C third",
+        "What the runs were told differently",
+        "python ≠ 3.11 3.12 3.11",
+    ):
+        assert words in page.words, words
+    told = page.words.partition("What the runs were told differently")[2].partition("Curves")[0]
+    assert "optimizer.lr" in told and "data.num_threads" in told and "data.dataset" not in told
+    assert "C This run has not finished: its last record is of step 40, epoch 4" in page.words
+    assert cli.main(["report", str(first), "--output", str(tmp_path / "other.html")]) == 0
+    assert (tmp_path / "other.html").is_file()
+
+
+def test_nothing_of_a_run_is_markup(tmp_path: Path):
+    run = make_run(
+        tmp_path,
+        "<em>run",
+        predictions=replace(predictions((HOSTILE, "b`c`", "{{ 123 * 321 }}")), shown_names=np.array([HOSTILE, "\x1b[31m\n", "a"])),
+        env={**ENVIRONMENT, "command": ["x", HOSTILE], "platform": HOSTILE},
+        config="data: {root: '</style><b>'}\n",
+    )
+    page = page_of(run, make_run(tmp_path, "other"))
+    assert "<em>" not in page.source and "<em>run" in page.words and page.source.count("</style>") == 1 and "39483" not in page.words
+    assert HOSTILE in page.words and "{{ 123 * 321 }}" in page.words and "\x1b" not in page.source
+
+
+@pytest.mark.parametrize("classes", [20, 21, 150])
+def test_many_classes(tmp_path: Path, classes: int):
+    names = tuple(f"class {i}" for i in range(classes))
+    logits, labels = np.eye(classes)[np.roll(np.arange(classes), 1)], np.arange(classes)
+    given = replace(
+        Predictions.of(logits, labels, names), shown=np.array([3]), shown_names=np.array([""]), images=np.zeros((1, 300, 200, 3), np.uint8)
+    )
+    page = page_of(make_run(tmp_path, predictions=given))
+    assert ('class="matrix"' in page.source) == (classes > 20) and ('class="confusion' in page.source) == (classes <= 20)
+    assert ("among the five most probable" in page.words) == (f"All {classes} classes" in page.words) == (classes > 20)
+    assert "pair alone" in page.source  # without a map
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "told"),
+    [
+        ({}, ("result", "env", "metrics", "predictions"), "This run has not finished: it has logged nothing."),
+        ({}, ("env",), "No env.json is kept in this run's folder."),
+        ({}, ("predictions",), "python -m pipeline report RUN --refresh makes them from the last checkpoint"),
+        ({"metrics": []}, (), "nothing recorded"),
+        ({"metrics": "{\nnonsense\n{}\n"}, (), "metrics.jsonl: line 1"),
+        ({"result": "{"}, (), "result.json: cannot be read"),
+        ({"env": "[]"}, (), "env.json: holds no JSON object"),
+        ({"env": {}}, (), "The command is not on record."),
+        ({"config": "of: another version\n"}, (), "unknown key of"),
+        ({"config": "]"}, (), "config.yaml"),
+        ({"metrics": metrics(scale=1024.0, skipped=2)}, (), "2 of 40 steps (5.00 %) were skipped because fp16 overflowed: 1 in steps 1–10"),
+        ({"result": {"steps": 1}}, (), "Speed: not measured"),
+        ({"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}}, (), "Continued at step 20 by b"),
+        ({"predictions": predictions(maps=False)}, (), "true cat"),
+        ({"metrics": [{"kind": "train"}, {"kind": "eval", "split": "test", "step": 3, "epoch": None, "accuracy": None}]}, (), "step 3"),
+    ],
+)
+def test_what_is_missing_is_a_sentence(tmp_path: Path, changes: dict[str, Any], missing: tuple[str, ...], told: str):
+    page = page_of(make_run(tmp_path, missing=missing, **changes))
+    assert told in page.words
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    page_of(tmp_path / "one", make_run(tmp_path, "two"))
+
+
+def test_predictions_that_are_damaged(tmp_path: Path):
+    run = make_run(tmp_path)
+    (run / FILE).write_bytes((run / FILE).read_bytes()[:200])
+    assert f"{FILE}: cannot be read" in page_of(run).words
+
+
+def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "not a run folder (no config.yaml in it)" in capsys.readouterr().err
+    with pytest.raises(UserError, match="not a run folder"):
+        write_report([tmp_path], tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_come_back_as_they_were(tmp_path: Path):
+    given = predictions()
+    given.save(tmp_path)
+    found = Predictions.load(tmp_path)
+    assert found is not None and Predictions.load(tmp_path / "none") is None
+    for name in ("class_names", "labels", "rank", "confidence", "shown_names", "images", "maps"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(given, name))
+    assert found.confusion.sum() == 12 and np.trace(found.confusion) == (found.rank == 0).sum()
+    assert ((found.confidence > 0) & (found.confidence <= 1)).all()
+
+
+@pytest.mark.parametrize("values", [[1.0], [0.5, 0.5], [1e-6, 3.0, 2e5], [0.2, 0.9], [0.0, 1.0], list(np.linspace(5, 1, 5000))])
+@pytest.mark.parametrize("scale", ["linear", "log10", "log2"])
+def test_lines_stay_inside_their_panel(values: list[float], scale: str):
+    records = [{"epoch": i / 10, "v": value} for i, value in enumerate(values)]
+    chart = draw("Title", [series_of("a", "c1", records, "v"), series_of("b", "c2", records, "v")], Axis(scale, high=1.0))
+    for line in chart.lines:
+        places = [float(number) for number in re.findall(r"[-\d.]+(?:e[-+]\d+)?", line.path)]
+        assert all(chart.left <= x <= chart.right for x in places[::2]) and all(chart.top <= y <= chart.bottom for y in places[1::2])
+        assert len(line.path) < 10_000 and 0 < line.end[1] < HEIGHT
+    assert len(chart.lines) < 2 or abs(chart.lines[0].end[1] - chart.lines[1].end[1]) >= 13  # names do not overlap
+    assert 2 <= len(chart.y_ticks) <= 10 or not chart.lines
+    assert chart.width == WIDTH
