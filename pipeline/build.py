@@ -60,8 +60,10 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
     mode = compile_mode(config, device)
     if mode == "none":
         return
+    from torch._functorch import config as functorch  # with torch's compiler, whose import takes seconds
+
     # our batch norm is an autograd.Function, whose traced graphs are in the cache's key; without this each start traces anew
-    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    functorch.autograd_cache_allow_custom_autograd_functions = True
     if config.backend != "inductor":
         model.compile(backend=config.backend, dynamic=False, fullgraph=True)
     else:
