@@ -87,7 +87,7 @@ def build_state(config: Config, splits: Splits, processes: Processes, *, pretrai
     torch.manual_seed(config.seed)
     raw_model = build_raw_model(config, splits, device)
     if pretrained and config.model.weights is not None:
-        load_pretrained(raw_model, Path(config.model.weights))
+        load_pretrained(raw_model, Path(config.model.weights).expanduser())
     ema = Ema(raw_model, config.ema.decay) if config.ema.decay is not None else None
     compile_in_place(raw_model, config.compile, device)
     with warnings.catch_warnings():

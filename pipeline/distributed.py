@@ -136,6 +136,8 @@ def average_batch_norm(model: nn.Module) -> None:
     if not torch.distributed.is_initialized():
         return
     buffers = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    if not buffers:
+        return
     flat = torch.cat([buffer.flatten() for buffer in buffers])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()

@@ -38,7 +38,7 @@ def examine(
     images = np.ascontiguousarray(test.images[shown])
     maps = np.empty((0, *images.shape[1:3]), np.uint8)
     if explain:
-        explained = explain_images(model, _normalised(images, splits, device), cam_target_layer(model))
+        explained = explain_images(model, _normalised(images, splits, device), cam_target_layer(model, config.image_size))
         maps = np.round(255 * explained.maps).astype(np.uint8)
     names = ["" if test.sample_paths is None else one_line(test.sample_paths[i]) for i in shown]
     whole = Predictions.of(logits, test.labels, splits.class_names)

@@ -3,8 +3,11 @@
 from torch import nn
 
 from pipeline.config import ModelConfig
+from pipeline.config.networks import library_of
+from pipeline.models.cam import cam_target_layer
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.families import build_network
+from pipeline.models.libraries import build_library_network
 from pipeline.models.resnet import ResNet
 from pipeline.models.weights import load_pretrained
 
@@ -20,17 +23,16 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int = 3, ima
         in_channels: channels of the images.
         image_size: height and width of the images in pixels, which decide what `stem: auto` is.
 
+    Raises:
+        UserError: a network of torchvision or timm that is not there, or does not take such images.
+
     >>> model = build_model(ModelConfig(name="resnet20", shortcut="A"), num_classes=10)
     >>> num_parameters(model)
     269722
     """
+    if library_of(config.name):
+        return build_library_network(config.name, num_classes, in_channels, image_size)
     return build_network(config, num_classes, in_channels, image_size)
-
-
-def cam_target_layer(model: nn.Module) -> nn.Module:
-    """The layer that Grad-CAM explains by default: the last stage, whose output is the last with a spatial extent."""
-    assert isinstance(model, ResNet | DavidNet)
-    return model.norm if isinstance(model, ResNet) and model.norm is not None else model.stages[-1]
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -1,0 +1,91 @@
+"""torchvision's and timm's networks by name, with random weights: nothing is downloaded."""
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config.networks import library_of
+from pipeline.errors import UserError
+from pipeline.models.flops import on_meta
+
+
+def build_library_network(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Build `torchvision/NAME` or `timm/NAME`, initialised as the library does it.
+
+    Args:
+        name: of a network that classifies images.
+        num_classes: outputs.
+        in_channels: channels of the images; for others than 3 torchvision's first convolution is replaced.
+        image_size: height and width of the images in pixels.
+
+    Raises:
+        UserError: the library is not installed, knows no such network, or the network does not take images of that size.
+    """
+    build = _torchvision if library_of(name) == "torchvision" else _timm
+    logits = None
+    try:
+        model = build(name.partition("/")[2], num_classes, in_channels, image_size)
+        with contextlib.suppress(NotImplementedError):  # an operator that the meta device lacks says nothing about the network
+            logits = on_meta(model).eval()(torch.empty(2, in_channels, image_size, image_size, device="meta"))
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"model.name: {name} does not take images of {image_size}x{image_size} pixels with {in_channels} channels ({reason}); choose "
+            "another network, or another data.image_size"
+        ) from None
+    if logits is not None and (not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes)):
+        raise UserError(f"model.name: {name} does not return logits for {num_classes} classes; choose a network that classifies images")
+    return model
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise _unknown("torchvision", name, names)
+    arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        arguments.update(aux_logits=False, init_weights=True)
+    if name.startswith("vit_"):
+        arguments.update(image_size=image_size)
+    model = models.get_model(name, **arguments)
+    if in_channels != 3:
+        _replace_stem(model, in_channels)
+    return model
+
+
+def _replace_stem(model: nn.Module, in_channels: int) -> None:
+    """Put a convolution for other channels where the first one is."""
+    path, stem = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3)
+    keep: dict[str, Any] = {key: getattr(stem, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")}
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Conv2d(in_channels, stem.out_channels, bias=stem.bias is not None, **keep))
+
+
+def _timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(
+            f"model.name: timm/{name} needs the package timm, which is not installed; it is the extra `timm` in pyproject.toml"
+        ) from None
+    create: Callable[..., nn.Module] = timm.create_model
+    if not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    cfg = timm.get_pretrained_cfg(name)
+    size = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+    return create(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **size)
+
+
+def _unknown(library: str, name: str, known: Iterable[str]) -> UserError:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    module = {"torchvision": "torchvision.models"}.get(library, library)
+    hint = f"did you mean {' or '.join(f'{library}/{item}' for item in near)}?" if near else f"{module}.list_models() names them"
+    return UserError(f"model.name: {library} has no network {name!r} that classifies images; {hint}")

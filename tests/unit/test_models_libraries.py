@@ -1,0 +1,148 @@
+"""torchvision's and timm's networks by name: built without a download, trained by the same step, refused with a reason."""
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from pipeline import __main__ as cli
+from pipeline.config import ModelConfig
+from pipeline.distributed import average_batch_norm
+from pipeline.errors import UserError
+from pipeline.models import build_model, cam_target_layer, load_pretrained
+from tests.tiny import RECIPE, tiny_config, tiny_trainer, train_steps
+
+pytestmark = pytest.mark.filterwarnings("error")
+SMALL = "torchvision/shufflenet_v2_x0_5"
+
+
+def build(name: str, num_classes: int = 7, in_channels: int = 3, image_size: int = 64) -> nn.Module:
+    with patch.object(torch.hub, "load_state_dict_from_url", side_effect=AssertionError("a download")):
+        return build_model(ModelConfig(name=name), num_classes, in_channels, image_size)
+
+
+def target(name: str, image_size: int) -> str | None:
+    model = build(name, image_size=image_size)
+    layer = cam_target_layer(model, image_size)
+    return next(path for path, module in model.named_modules() if module is layer)
+
+
+@pytest.mark.parametrize("name", [SMALL, "torchvision/googlenet", "timm/test_resnet", "timm/resnet10t"])
+@pytest.mark.parametrize("in_channels", [3, 1])
+def test_other_libraries_networks_are_built(name: str, in_channels: int):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    model = build(name, 7, in_channels)
+    for training in (True, False):
+        assert model.train(training)(torch.randn(2, in_channels, 64, 64)).shape == (2, 7)
+
+
+def test_vision_transformers_take_the_size_of_the_images():
+    pytest.importorskip("timm")
+    for size in (32, 64):
+        assert build("timm/test_vit", image_size=size).eval()(torch.randn(1, 3, size, size)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("torchvision/resnet81", "torchvision has no network 'resnet81' .*did you mean torchvision/resnet18"),
+        ("torchvision/fasterrcnn_resnet50_fpn", "has no network 'fasterrcnn_resnet50_fpn' that classifies images"),
+        ("torchvision/squeezenet1_1", r"does not take images of 8x8 pixels with 3 channels \(.*another data.image_size"),
+        ("timm/rsenet18", "timm has no network 'rsenet18' .*did you mean timm/resnet18"),
+    ],
+)
+def test_networks_that_cannot_be_had(name: str, told: str):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    with pytest.raises(UserError, match=f"^model.name: .*{told}"):
+        build(name, image_size=8)
+
+
+def test_timm_that_is_not_installed():
+    with (
+        patch.dict("sys.modules", {"timm": None}),
+        pytest.raises(UserError, match=r"model.name: timm/resnet18 needs the package timm, .*extra"),
+    ):
+        build("timm/resnet18")
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("name", [SMALL, "timm/test_resnet"])
+def test_they_train_like_ours(name: str):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    trainer = tiny_trainer(tiny_config(f"model.name={name}", "model.shortcut=B", "data.image_size=32", "optimizer.lr=0.01"))
+    before = [parameter.detach().clone() for parameter in trainer.state.raw_model.parameters()]
+    losses = train_steps(trainer, 2)
+    assert torch.tensor(losses).isfinite().all()
+    changed = [not torch.equal(old, new) for old, new in zip(before, trainer.state.raw_model.parameters(), strict=True)]
+    assert all(changed)
+
+
+def test_their_own_weights_load_and_the_head_may_differ(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    torch.save(torchvision.models.shufflenet_v2_x0_5(num_classes=12).state_dict(), tmp_path / "weights.pth")
+    load_pretrained(build(SMALL, 12), tmp_path / "weights.pth")
+    assert not caplog.messages
+    load_pretrained(build(SMALL, 7), tmp_path / "weights.pth")
+    assert "no head for 7 classes; the head (fc) starts untrained" in caplog.text
+
+
+def test_a_network_without_batch_norm_has_nothing_to_average():
+    with patch("torch.distributed.is_initialized", return_value=True):
+        average_batch_norm(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "layer"),
+    [
+        ("torchvision/resnet18", 224, "layer4"),
+        ("torchvision/resnet18", 32, "layer3"),  # of the fourth one pixel is left
+        ("torchvision/squeezenet1_1", 64, "classifier.2"),
+        ("torchvision/googlenet", 64, "inception5b"),
+        (SMALL, 64, "conv5"),
+        (SMALL, 32, "stage3"),  # not the branch of the next block that still has four pixels
+        ("timm/resnetv2_18", 224, "norm"),
+    ],
+)
+def test_the_layer_for_grad_cam(name: str, image_size: int, layer: str):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    assert target(name, image_size) == layer
+
+
+def test_the_layer_for_grad_cam_behind_channels_in_the_last_place():
+    size: dict[str, Any] = {"patch_size": [4, 4], "embed_dim": 12, "depths": [1, 1], "num_heads": [1, 1], "window_size": [4, 4]}
+    model = torchvision.models.SwinTransformer(**size)
+    assert cam_target_layer(model, 32) is model.permute
+
+
+def test_transformers_have_no_layer_for_grad_cam():
+    told = r"VisionTransformer has none before its head: .* works on tokens; name a layer, or set log.explain=false"
+    vit = torchvision.models.VisionTransformer(32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16)
+    with pytest.raises(UserError, match=told):
+        cam_target_layer(vit, 32)
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=told):
+        target("timm/test_vit", 32)
+
+
+def test_the_search_for_the_layer_leaves_the_network_alone():
+    model = build(SMALL).train()
+    cam_target_layer(model, 64)
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def test_summary_of_another_library_s_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    overrides = [f"model.name={SMALL}", "model.shortcut=B", "data.image_size=224", "data.num_classes=1000"]
+    assert cli.main(["summary", str(RECIPE), f"log.dir={tmp_path}", *overrides]) == 0
+    told = capsys.readouterr().out
+    assert "1,366,792" in told  # torchvision's table of models: 1.37 M parameters, 0.04 G multiply-adds
+    assert "0.040 G multiply-adds" in told
+    assert (tmp_path / "architecture-tiny.png").stat().st_size > 10_000
