@@ -53,7 +53,7 @@ def write_end_of_run(
         if predictions is not None:
             _write_images(writer, predictions, step)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # which TensorBoard's graph of a network is made by
+            warnings.filterwarnings("ignore", "`torch.jit")  # which TensorBoard's graph of a network is made by
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             writer.add_graph(copy.deepcopy(model).cpu().eval(), torch.zeros(1, 3, *image_size))
 

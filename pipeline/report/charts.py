@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.curves import Series, number
 
 WIDTH, HEIGHT = 360, 236  # about the width of a phone: drawn one to one there, and three in a row on a desk
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 84, 12, 34  # room for tick labels, for the names at the ends of lines, and below
+_LEFT, _TOP, _BOTTOM = 42, 12, 34  # room for tick labels, above, and below
+_GAP, _CHARACTER = 8, 6.7  # before the name at the end of a line; its width for each character, at least
 _LABEL_PITCH = 13  # least distance of two names
 _MOST_POINTS = 320  # of a line: more than that are not seen
 _MOST_DOTS = 24
@@ -50,7 +51,7 @@ class Chart:
     width: int = WIDTH
     height: int = HEIGHT
     left: int = _LEFT
-    right: int = WIDTH - _RIGHT
+    right: float = WIDTH - _GAP
     top: int = _TOP
     bottom: int = HEIGHT - _BOTTOM
 
@@ -88,8 +89,11 @@ def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", da
     ticks = _ticks(np.concatenate([line.values for line in series]), axis)
     bounds = _scaled(ticks[0], axis), _scaled(ticks[-1], axis)
 
+    words = [f"{line.name} {axis.form(line.last) if math.isfinite(line.last) else 'NaN'}".strip() for line in series]
+    right = round(WIDTH - _GAP - _CHARACTER * max(*map(len, words), 10), 1)
+
     def x(epoch: float) -> float:
-        return round(_LEFT + (WIDTH - _LEFT - _RIGHT) * epoch / num_epochs, 1)
+        return round(_LEFT + (right - _LEFT) * epoch / num_epochs, 1)
 
     def y(value: float) -> float:
         share = (_scaled(value, axis) - bounds[0]) / (bounds[1] - bounds[0])
@@ -97,16 +101,15 @@ def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", da
 
     ends = _spread([y(float(line.values[-1])) for line in series])
     lines = []
-    for line, end in zip(series, ends, strict=True):
+    for line, name, end in zip(series, words, ends, strict=True):
         kept = _thinned(line)
         path = "M" + "L".join(f"{x(float(e)):g} {y(float(v)):g}" for e, v in zip(kept.epochs, kept.values, strict=True))
         dots = [
             (x(float(e)), y(float(v)), f"{line.name} {axis.form(float(v))} at epoch {number(float(e))}".strip())
             for e, v in zip(line.epochs, line.values, strict=True)
         ]
-        words = f"{line.name} {axis.form(line.last) if math.isfinite(line.last) else 'NaN'}".strip()
         few = len(dots) if len(dots) <= _MOST_DOTS else 0
-        lines.append(Line(line.color, path, dots[:few], (WIDTH - _RIGHT + 8, end, words), line.name in dashed))
+        lines.append(Line(line.color, path, dots[:few], (right + _GAP, end, name), line.name in dashed))
     described = "; ".join(
         f"{line.name or 'value'} from {axis.form(float(line.values[0]))} to {axis.form(float(line.values[-1]))}" for line in series
     )
@@ -118,6 +121,7 @@ def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", da
         lines,
         [(x(epoch), number(epoch)) for epoch in epochs],
         [(y(tick), (axis.tick_form or axis.form)(tick)) for tick in _few(ticks, axis)],
+        right=right,
     )
 
 
