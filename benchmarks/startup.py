@@ -20,7 +20,14 @@ from pipeline.errors import TrainingError
 from pipeline.run import read_json
 
 _ROOT = Path(__file__).parents[1]
-_SHORT = ("duration=20st", "log.eval_every=20st", "log.checkpoint_every=20st", "log.explain=false", "log.tensorboard=false")
+_SHORT = (
+    "duration=20st",
+    "log.eval_every=20st",
+    "log.checkpoint_every=20st",
+    "log.explain=false",
+    "log.report=false",
+    "log.tensorboard=false",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

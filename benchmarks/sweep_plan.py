@@ -20,7 +20,7 @@ _KEYS = {
 _OWN_KEYS = {"seed": "seeds", "resume": "", "log.dir": "", "log.name": ""}
 _NAME = re.compile(r"[\w.+-]{1,60}")
 # over the recipe, under everything else: pictures and event files of dozens of runs are seldom looked at
-_DEFAULTS = ("log.explain=false", "log.tensorboard=false")
+_DEFAULTS = ("log.explain=false", "log.report=false", "log.tensorboard=false")
 SWEEPS = "sweeps"
 
 
