@@ -62,7 +62,7 @@ def stem_conv(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     Args:
         images: (B, C, H, W) float16, bfloat16 or float32, C at most 3; channels_last, otherwise they are copied.
-        weight: (O, C, 3, 3) float16, bfloat16 or float32.
+        weight: (O, C, 3, 3) float16, bfloat16 or float32; channels_last, otherwise it is copied.
 
     Returns:
         (B, O, H, W), channels_last.
@@ -78,4 +78,5 @@ def stem_conv(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"weight must be float (O, {images.shape[1]}, 3, 3), not {weight.dtype} {tuple(weight.shape)}")
     autocast = torch.is_autocast_enabled(images.device.type)
     dtype = torch.get_autocast_dtype(images.device.type) if autocast else images.dtype
-    return _forward_op(images.contiguous(memory_format=torch.channels_last), weight, dtype)
+    images, weight = (each.contiguous(memory_format=torch.channels_last) for each in (images, weight))
+    return _forward_op(images, weight, dtype)

@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional
 
 from kernels.stem_conv import stem_conv
-from kernels.stem_conv_kernels import TILINGS, Tiling, launch_forward, launch_weight_gradient
+from kernels.stem_conv_kernels import launch_forward, launch_weight_gradient
 from kernels.stem_conv_reference import stem_conv_reference, stem_conv_weight_gradient_reference
+from kernels.stem_tiles import TILINGS, Tiling
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -36,7 +37,8 @@ def random_case(
 
     images = normal(batch_size, channels, height, width).to(dtype, memory_format=torch.channels_last)
     dy = normal(batch_size, out_channels, height, width).to(dtype, memory_format=torch.channels_last)
-    return images, normal(out_channels, channels, 3, 3).to(weight_dtype), dy
+    weight = normal(out_channels, channels, 3, 3).to(weight_dtype, memory_format=torch.channels_last)
+    return images, weight, dy
 
 
 def expected(images: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor) -> Pair:
@@ -49,7 +51,7 @@ def expected(images: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor) -> Pa
 def assert_results(y: torch.Tensor, dweight: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor) -> None:
     expected_y, expected_dweight = expected(images, weight, dy)
     assert y.dtype is dy.dtype and y.is_contiguous(memory_format=torch.channels_last)
-    assert dweight.dtype is weight.dtype and dweight.stride() == weight.stride()
+    assert dweight.dtype is weight.dtype and dweight.is_contiguous(memory_format=torch.channels_last)
     assert_parity(y.double(), expected_y, "stem conv y", y.dtype)
     assert_parity(dweight.double(), expected_dweight, "stem conv dweight", dweight.dtype)
 
@@ -67,7 +69,7 @@ def test_kernels(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("tiling", [Tiling(32, 1, 9, 1), Tiling(256, 8, 1, 2)])
 def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernel in TILINGS:
+    for kernel in ("forward", "weight gradient"):
         monkeypatch.setitem(TILINGS, kernel, tiling)
     assert_kernels(*random_case((5, 3, 16, 16, 64), torch.float16))
 
@@ -78,18 +80,14 @@ def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("shape", [(128, 3, 32, 32, 64), (33, 1, 28, 28, 32), (7, 3, 61, 59, 160)])
 def test_large_kernels(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
     images, weight, dy = random_case(shape, dtype)
-    weight = weight.contiguous(memory_format=torch.channels_last)
     assert_kernels(images, weight, dy)
     first, second = (launch_weight_gradient(dy, images, weight) for _ in range(2))
     assert torch.equal(first, second), "two runs differ: a race"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_weight_of_any_strides_and_dtype(dtype: torch.dtype) -> None:
-    images, weight, dy = random_case((2, 3, 6, 5, 16), dtype)
-    assert_kernels(images, weight.contiguous(memory_format=torch.channels_last), dy)
-    assert_kernels(images, weight.transpose(0, 3).contiguous().transpose(0, 3), dy)
-    assert_kernels(images, weight.to(dtype), dy)
+def test_a_weight_of_the_dtype_of_the_images(dtype: torch.dtype) -> None:
+    assert_kernels(*random_case((2, 3, 6, 5, 16), dtype, dtype))
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -129,7 +127,7 @@ def test_operator_under_autocast(image_dtype: torch.dtype) -> None:
 
 def test_operator_takes_any_strides() -> None:
     images, weight, dy = random_case((2, 3, 5, 3, 7), torch.float16)
-    strided = images.contiguous().mT.contiguous().mT, weight, dy[:1].expand_as(dy)
+    strided = images.contiguous().mT.contiguous().mT, weight.mT.contiguous().mT, dy[:1].expand_as(dy)
     assert_results(*run_operator(*strided), *strided)
 
 

@@ -1,0 +1,117 @@
+"""What the kernels of the stem's operators have in common: how they see a convolution of images as a product of matrices.
+
+M = B·H·W pixels by K taps, times K taps by O output channels. The K = 9·C values under the window of a pixel are gathered for a tile of
+pixels at a time, from images so small that the caches hold them, and never written. Tap k = (3·(row of the window) + column of the
+window)·C + channel, as a channels_last weight lies in memory. Tap 9·C is 1 for every pixel, and the rest, up to a power of two, are 0.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+# (Triton's annotations describe neither the language inside a kernel nor the options of a launch.)
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+class Tiling(NamedTuple):
+    """How a kernel cuts M pixels into tiles and programs."""
+
+    pixels: int  # of a tile in half precision, half as many in float32; a power of two, at least 32
+    warps: int
+    programs: int  # for each multiprocessor of the GPU
+    stages: int  # of the pipeline that loads dy through shared memory
+
+
+TILINGS = {"forward": Tiling(128, 4, 4, 1), "weight gradient": Tiling(128, 4, 3, 3)}
+_BLOCK_CHANNELS = 64  # output channels of a tile, at most
+_TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+@triton.jit
+def gather_taps(
+    images_ptr,  # (M, C)
+    tile,
+    num_pixels,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_TAPS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    OPERANDS: tl.constexpr,
+):
+    """Return (BLOCK_PIXELS, BLOCK_TAPS): what the windows of the pixels of a tile hold, 0 beyond the border, and the tap that is 1."""
+    ROW: tl.constexpr = 3 * CHANNELS  # taps in a row of the window
+    # One bit for each tap: all, those of the first row and those of the first column. With them a border costs one instruction a tap.
+    ALL: tl.constexpr = (1 << 3 * ROW) - 1
+    TOP: tl.constexpr = (1 << ROW) - 1
+    LEFT: tl.constexpr = ((1 << CHANNELS) - 1) * (1 + (1 << ROW) + (1 << 2 * ROW))
+    start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
+    pixel = tl.arange(0, BLOCK_PIXELS)
+    place = ((start % (HEIGHT * WIDTH)).to(tl.int32) + pixel).to(tl.uint32)  # unsigned divisions are shorter
+    row, column = place // WIDTH % HEIGHT, place % WIDTH
+    inside = tl.where(pixel < num_pixels - start, ALL, 0)
+    inside = tl.where(row == 0, inside & (ALL - TOP), inside)
+    inside = tl.where(row == HEIGHT - 1, inside & (ALL - (TOP << 2 * ROW)), inside)
+    inside = tl.where(column == 0, inside & (ALL - LEFT), inside)
+    inside = tl.where(column == WIDTH - 1, inside & (ALL - (LEFT << 2 * CHANNELS)), inside)
+
+    tap = tl.arange(0, BLOCK_TAPS)
+    exists = (inside[:, None] & (1 << tap)[None, :]) != 0
+    step = ((tap // ROW - 1) * WIDTH + tap // CHANNELS % 3 - 1) * CHANNELS + tap % CHANNELS
+    one = tl.where(tap == 3 * ROW, 1.0, 0.0)[None, :].to(images_ptr.dtype.element_ty)
+    taps = tl.load(images_ptr + start * CHANNELS + (pixel[:, None] * CHANNELS + step[None, :]), mask=exists, other=one)
+    return taps.to(DTYPE).to(OPERANDS)
+
+
+@triton.jit
+def load_weight(
+    weight_ptr,  # (O, 9·C)
+    channel,
+    num_channels,
+    CHANNELS: tl.constexpr,
+    BLOCK_TAPS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    OPERANDS: tl.constexpr,
+):
+    """Return (BLOCK_TAPS, number of `channel`): the weight of each tap, of no tap but those of the window, and output channel."""
+    tap = tl.arange(0, BLOCK_TAPS)[:, None]
+    exists = (tap < 9 * CHANNELS) & (channel < num_channels)[None, :]
+    return tl.load(weight_ptr + channel[None, :] * (9 * CHANNELS) + tap, mask=exists, other=0.0).to(DTYPE).to(OPERANDS)
+
+
+@lru_cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2  # in the interpreter
+
+
+def plan(kernel: str, images: torch.Tensor, num_channels: int, dtype: torch.dtype) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Return grid and options of a launch of a kernel on images, for a number of output channels and the dtype of y."""
+    batch_size, in_channels, height, width = images.shape
+    tiling = TILINGS[kernel]
+    block_pixels = tiling.pixels * 2 // dtype.itemsize
+    block_channels = min(max(triton.next_power_of_2(num_channels), 16), _BLOCK_CHANNELS)
+    columns = triton.cdiv(num_channels, block_channels)
+    programs = max(1, tiling.programs * _num_multiprocessors(images.device) // columns)
+    options = {
+        "HEIGHT": height,
+        "WIDTH": width,
+        "CHANNELS": in_channels,
+        "BLOCK_PIXELS": block_pixels,
+        "BLOCK_TAPS": block_taps(in_channels),
+        "BLOCK_CHANNELS": block_channels,
+        "NUM_STAGES": tiling.stages,
+        "num_warps": tiling.warps,
+        # of the matrix products: the dtype of y, but Triton's interpreter multiplies the bits of bfloat16 as if they were integers
+        "OPERANDS": tl.float32 if dtype is torch.bfloat16 and images.device.type != "cuda" else _TRITON_DTYPES[dtype],
+        "enable_fp_fusion": True,  # Triton 3.9 warns where its default is not asked for by name
+    }
+    return (min(programs, triton.cdiv(batch_size * height * width, block_pixels)), columns), options
+
+
+def block_taps(in_channels: int) -> int:
+    """The taps of a window, and the one that is 1, padded to what a matrix product takes."""
+    return max(triton.next_power_of_2(9 * in_channels + 1), 16)
