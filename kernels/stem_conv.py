@@ -70,6 +70,11 @@ def stem_conv(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: a shape or dtype is not as stated, or the images require a gradient.
     """
+    return _forward_op(*checked(images, weight))
+
+
+def checked(images: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
+    """Return images and weight in channels_last, and the dtype of y, once everything is of the right shape and dtype."""
     if images.ndim != 4 or not 1 <= images.shape[1] <= _MAX_IN_CHANNELS or images.dtype not in _DTYPES or not images.numel():
         raise ValueError(f"images must be float (B, C, H, W) with C at most {_MAX_IN_CHANNELS}, not {images.dtype} {tuple(images.shape)}")
     if images.requires_grad:
@@ -78,5 +83,4 @@ def stem_conv(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"weight must be float (O, {images.shape[1]}, 3, 3), not {weight.dtype} {tuple(weight.shape)}")
     autocast = torch.is_autocast_enabled(images.device.type)
     dtype = torch.get_autocast_dtype(images.device.type) if autocast else images.dtype
-    images, weight = (each.contiguous(memory_format=torch.channels_last) for each in (images, weight))
-    return _forward_op(images, weight, dtype)
+    return images.contiguous(memory_format=torch.channels_last), weight.contiguous(memory_format=torch.channels_last), dtype

@@ -17,9 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.stem_tiles import block_taps, gather_taps, load_weight, plan
-
-_BLOCK_PARTIALS = 128  # that the sum kernel adds at a time
+from kernels.stem_tiles import BLOCK_PARTIALS, add_partials, block_taps, gather_taps, load_weight, plan
 
 
 @triton.jit
@@ -36,18 +34,18 @@ def _forward_kernel(
     BLOCK_TAPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    DTYPE: tl.constexpr,
     OPERANDS: tl.constexpr,
 ):
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    weight = load_weight(weight_ptr, channel, num_channels, CHANNELS, BLOCK_TAPS, dtype, OPERANDS)
+    weight = load_weight(weight_ptr, channel, num_channels, CHANNELS, BLOCK_TAPS, DTYPE, OPERANDS)
     pixel = tl.arange(0, BLOCK_PIXELS)
     for tile in tl.range(tl.program_id(0), tl.cdiv(num_pixels, BLOCK_PIXELS), tl.num_programs(0), num_stages=NUM_STAGES):
-        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, dtype, OPERANDS)
+        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS)
         y = tl.dot(taps, weight, input_precision="ieee")
         start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
         exists = (pixel < num_pixels - start)[:, None] & (channel < num_channels)[None, :]
-        tl.store(y_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]), y.to(dtype), mask=exists)
+        tl.store(y_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]), y.to(DTYPE), mask=exists)
 
 
 @triton.jit
@@ -64,9 +62,9 @@ def _weight_gradient_kernel(
     BLOCK_TAPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    DTYPE: tl.constexpr,
     OPERANDS: tl.constexpr,
 ):
-    dtype: tl.constexpr = dy_ptr.dtype.element_ty
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     pixel = tl.arange(0, BLOCK_PIXELS)
@@ -74,7 +72,7 @@ def _weight_gradient_kernel(
     gradient = tl.zeros((BLOCK_CHANNELS, BLOCK_TAPS), tl.float32)
     for step in tl.range(program, num_tiles, num_programs, num_stages=NUM_STAGES):
         tile = num_tiles - 1 - step
-        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, dtype, OPERANDS)
+        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS)
         start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
         exists = (pixel < num_pixels - start)[:, None] & (channel < num_channels)[None, :]
         dy = tl.load(dy_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]), mask=exists, other=0.0)
@@ -95,13 +93,9 @@ def _sum_kernel(
 ):
     """One program for each output channel."""
     tap = tl.arange(0, BLOCK_TAPS)
-    partials = partials_ptr + tl.program_id(0) * num_partials * BLOCK_TAPS
-    total = tl.zeros((BLOCK_PARTIALS, BLOCK_TAPS), tl.float32)
-    for first in range(0, num_partials, BLOCK_PARTIALS):
-        partial = (first + tl.arange(0, BLOCK_PARTIALS))[:, None]
-        total += tl.load(partials + partial * BLOCK_TAPS + tap[None, :], mask=partial < num_partials, other=0.0)
+    total = add_partials(partials_ptr, tl.program_id(0), num_partials, BLOCK_TAPS, BLOCK_PARTIALS)
     dweight = dweight_ptr + tl.program_id(0) * (9 * CHANNELS) + tap
-    tl.store(dweight, tl.sum(total, axis=0).to(dweight_ptr.dtype.element_ty), mask=tap < 9 * CHANNELS)
+    tl.store(dweight, total.to(dweight_ptr.dtype.element_ty), mask=tap < 9 * CHANNELS)
 
 
 def forward_output(images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -133,7 +127,7 @@ def launch_weight_gradient(dy: torch.Tensor, images: torch.Tensor, weight: torch
         grid[0],
         CHANNELS=images.shape[1],
         BLOCK_TAPS=taps,
-        BLOCK_PARTIALS=_BLOCK_PARTIALS,
+        BLOCK_PARTIALS=BLOCK_PARTIALS,
         enable_fp_fusion=True,
     )
     return dweight

@@ -22,11 +22,20 @@ class Tiling(NamedTuple):
     pixels: int  # of a tile in half precision, half as many in float32; a power of two, at least 32
     warps: int
     programs: int  # for each multiprocessor of the GPU
-    stages: int  # of the pipeline that loads dy through shared memory
+    stages: int  # of the pipeline through shared memory that loads dy; 1 is none
+    registers: int | None  # of a thread at most, in half precision, so that the programs fit on a multiprocessor together
 
 
-TILINGS = {"forward": Tiling(128, 4, 4, 1), "weight gradient": Tiling(128, 4, 3, 3)}
+TILINGS = {
+    "forward": Tiling(128, 4, 4, 1, 128),
+    "weight gradient": Tiling(128, 4, 3, 3, None),
+    # of the convolution with its batch norm
+    "moments": Tiling(128, 4, 4, 1, None),
+    "apply": Tiling(128, 4, 4, 1, 128),
+    "gradient sums": Tiling(128, 8, 2, 2, 128),
+}
 _BLOCK_CHANNELS = 64  # output channels of a tile, at most
+BLOCK_PARTIALS = 128  # sums of programs that are added at a time
 _TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
@@ -83,32 +92,59 @@ def load_weight(
     return tl.load(weight_ptr + channel[None, :] * (9 * CHANNELS) + tap, mask=exists, other=0.0).to(DTYPE).to(OPERANDS)
 
 
+@triton.jit
+def add_partials(
+    partials_ptr,  # (rows, P, BLOCK_TAPS) float32
+    row,
+    num_partials,
+    BLOCK_TAPS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    """Return (BLOCK_TAPS,): the sum of the P values of each tap of one row."""
+    tap = tl.arange(0, BLOCK_TAPS)
+    total = tl.zeros((BLOCK_PARTIALS, BLOCK_TAPS), tl.float32)
+    for first in range(0, num_partials, BLOCK_PARTIALS):
+        partial = (first + tl.arange(0, BLOCK_PARTIALS))[:, None]
+        pointers = partials_ptr + (row * num_partials + partial) * BLOCK_TAPS + tap[None, :]
+        total += tl.load(pointers, mask=partial < num_partials, other=0.0)
+    return tl.sum(total, axis=0)
+
+
 @lru_cache
 def _num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2  # in the interpreter
 
 
-def plan(kernel: str, images: torch.Tensor, num_channels: int, dtype: torch.dtype) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Return grid and options of a launch of a kernel on images, for a number of output channels and the dtype of y."""
-    batch_size, in_channels, height, width = images.shape
-    tiling = TILINGS[kernel]
-    block_pixels = tiling.pixels * 2 // dtype.itemsize
-    block_channels = min(max(triton.next_power_of_2(num_channels), 16), _BLOCK_CHANNELS)
-    columns = triton.cdiv(num_channels, block_channels)
-    programs = max(1, tiling.programs * _num_multiprocessors(images.device) // columns)
-    options = {
-        "HEIGHT": height,
-        "WIDTH": width,
-        "CHANNELS": in_channels,
-        "BLOCK_PIXELS": block_pixels,
-        "BLOCK_TAPS": block_taps(in_channels),
-        "BLOCK_CHANNELS": block_channels,
-        "NUM_STAGES": tiling.stages,
-        "num_warps": tiling.warps,
-        # of the matrix products: the dtype of y, but Triton's interpreter multiplies the bits of bfloat16 as if they were integers
-        "OPERANDS": tl.float32 if dtype is torch.bfloat16 and images.device.type != "cuda" else _TRITON_DTYPES[dtype],
+def tap_options(images: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """Return how a kernel sees the taps of images and the weight, rounded to a dtype."""
+    return {
+        "CHANNELS": images.shape[1],
+        "BLOCK_TAPS": block_taps(images.shape[1]),
+        "DTYPE": _TRITON_DTYPES[dtype],
         "enable_fp_fusion": True,  # Triton 3.9 warns where its default is not asked for by name
     }
+
+
+def plan(kernel: str, images: torch.Tensor, num_channels: int | None, dtype: torch.dtype) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Return grid and options of a launch of a kernel on images, for a number of output channels, if it has such, and a dtype."""
+    batch_size, _, height, width = images.shape
+    tiling = TILINGS[kernel]
+    block_pixels = tiling.pixels * 2 // dtype.itemsize
+    options = tap_options(images, dtype) | {
+        "HEIGHT": height,
+        "WIDTH": width,
+        "BLOCK_PIXELS": block_pixels,
+        "NUM_STAGES": tiling.stages,
+        "num_warps": tiling.warps,
+        "maxnreg": tiling.registers if dtype.itemsize == 2 else None,  # float32 is too large for it
+        # of the matrix products. Triton's interpreter multiplies the bits of bfloat16 as if they were integers
+        "OPERANDS": tl.float32 if dtype is torch.bfloat16 and images.device.type != "cuda" else _TRITON_DTYPES[dtype],
+    }
+    columns = 1
+    if num_channels is not None:
+        options["BLOCK_CHANNELS"] = min(max(triton.next_power_of_2(num_channels), 16), _BLOCK_CHANNELS)
+        columns = triton.cdiv(num_channels, options["BLOCK_CHANNELS"])
+    programs = max(1, tiling.programs * _num_multiprocessors(images.device) // columns)
     return (min(programs, triton.cdiv(batch_size * height * width, block_pixels)), columns), options
 
 

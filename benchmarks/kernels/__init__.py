@@ -5,7 +5,15 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.kernels import augment, batch_norm_act, dual_batch_norm_act, epoch_draws, label_smoothing_cross_entropy, stem_conv
+from benchmarks.kernels import (
+    augment,
+    batch_norm_act,
+    dual_batch_norm_act,
+    epoch_draws,
+    label_smoothing_cross_entropy,
+    stem_conv,
+    stem_conv_norm_act,
+)
 from benchmarks.kernels.case import Case
 from benchmarks.options import listed
 from benchmarks.session import Session
@@ -18,6 +26,7 @@ _OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "dual_batch_norm_act": dual_batch_norm_act.cases,
     "label_smoothing_cross_entropy": label_smoothing_cross_entropy.cases,
     "stem_conv": stem_conv.cases,
+    "stem_conv_norm_act": stem_conv_norm_act.cases,
 }
 _CALLS = 20  # in one graph, over inputs that differ: the caches hold no more than they would in training
 
