@@ -1,5 +1,6 @@
 """From a config to the parts of a run. Training, benchmarks and tests all build through here."""
 
+import copy
 import os
 import warnings
 from pathlib import Path
@@ -88,12 +89,13 @@ def build_state(config: Config, splits: Splits, processes: Processes, *, pretrai
     raw_model = build_raw_model(config, splits, device)
     if pretrained and config.model.weights is not None:
         load_pretrained(raw_model, Path(config.model.weights).expanduser())
-    ema = Ema(raw_model, config.ema.decay) if config.ema.decay is not None else None
+    uncompiled = copy.deepcopy(raw_model) if config.ema.decay is not None else None
     compile_in_place(raw_model, config.compile, device)
     with warnings.catch_warnings():
         # torch 2.15 has a newer name for this argument of DDP, which accelerate and torch 2.11 do not know yet
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model = processes.accelerator.prepare_model(raw_model)
     model.train()
+    ema = Ema(raw_model, uncompiled, config.ema.decay) if uncompiled is not None and config.ema.decay is not None else None
     optimizer = build_optimizer(config.optimizer, raw_model)
     return TrainState(model, raw_model, optimizer, Precision(config.precision, device), Totals(device), ema)

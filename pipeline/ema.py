@@ -1,7 +1,5 @@
 """An exponential moving average of a network's weights, kept on the device inside the training step."""
 
-import copy
-
 import torch
 from torch import nn
 
@@ -19,15 +17,17 @@ class Ema:
     the average alone.
 
     Args:
-        model: the raw module, before it is compiled.
+        model: the raw module, as it is trained: its tensors must stay where they are from now on (DDP, prepared by accelerate, may move
+            them once).
+        copy: a copy of it that was made before it was compiled, to hold the averages.
         decay: in [0, 1); 0 follows the weights at once.
 
     Attributes:
-        model: a module of its own with the averages, in evaluation mode.
+        model: the copy, in evaluation mode.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, copy: nn.Module, decay: float):
+        self.model = copy.eval().requires_grad_(False)
         self._decay = decay
         averages = []
         for average, newest in zip(_floating(self.model), _floating(model), strict=True):

@@ -1,5 +1,7 @@
 """The moving average of the weights, against its definition as a weighted mean."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -34,7 +36,7 @@ def walk(model: nn.Module, step: int) -> None:
 def test_it_is_the_weighted_mean_of_all_steps_and_of_none_before(decay: float):
     """Weights and the statistics of batch norm alike; the weights that training began with have no share."""
     model = Net()
-    ema, history = Ema(model, decay), []
+    ema, history = Ema(model, copy.deepcopy(model), decay), []
     for step in range(6):
         walk(model, step)
         history.append(tensors(model))
@@ -51,7 +53,7 @@ def test_it_is_the_weighted_mean_of_all_steps_and_of_none_before(decay: float):
 
 def test_a_skipped_step_leaves_it_alone():
     model = Net()
-    ema = Ema(model, 0.5)
+    ema = Ema(model, copy.deepcopy(model), 0.5)
     walk(model, 0)
     ema.set_step(0)
     ema.update(OK)
