@@ -101,7 +101,9 @@ def connect(config: Config) -> Processes:
     wants_gpu = pick_device(config).type == "cuda"
     if wants_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise UserError(f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU (NUM_PROCESSES)")
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+    # DDP with a static graph fails where its very first backward is one that does not communicate (no_sync)
+    static = config.optimizer.accumulate == 1
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=static)
     accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[ddp])
     expected = os.environ.get("QUICKRES_NUM_PROCESSES")
     if expected is not None and int(expected) != accelerator.num_processes:
