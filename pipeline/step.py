@@ -9,7 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config
 from pipeline.data.batch import Batch
-from pipeline.losses import classification_loss
+from pipeline.losses import classification_loss, count_correct
+from pipeline.mixing import MixDraws, mix
 from pipeline.muon import Muon
 from pipeline.state import TrainState
 
@@ -20,7 +21,7 @@ class StepOutput:
 
     Attributes:
         loss: float32, mean over the process's share of the batch, before scaling.
-        correct: int64, correct predictions.
+        correct: int64, correct predictions; where images are mixed, float32 (`count_correct`).
         found_inf: float32, 1 where the gradient overflowed and the update was skipped.
     """
 
@@ -37,28 +38,35 @@ class StepOptions:
         label_smoothing: as `loss.label_smoothing`.
         clip_norm: largest global L2 norm of the unscaled gradient, or None.
         accumulate: micro-batches of equal size that a batch falls into.
+        mix: as `augment.mix`.
     """
 
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
+    mix: str = "none"
 
     @classmethod
     def of(cls, config: Config) -> "StepOptions":
-        return cls(config.loss.label_smoothing, config.optimizer.clip_norm, config.optimizer.accumulate)
+        return cls(config.loss.label_smoothing, config.optimizer.clip_norm, config.optimizer.accumulate, config.augment.mix)
 
 
-def train_step(state: TrainState, images: torch.Tensor, labels: torch.Tensor, options: StepOptions) -> StepOutput:
+def train_step(
+    state: TrainState, options: StepOptions, images: torch.Tensor, labels: torch.Tensor, mix_draws: torch.Tensor | None = None
+) -> StepOutput:
     """One optimizer step with the learning rate that `state.lr` holds.
 
     Args:
         state: updated in place (all but `state.step`).
+        options: what else to do.
         images: (B, C, H, W) as the loader delivers them.
         labels: (B,) int64.
-        options: what else to do.
+        mix_draws: what to mix (`mixing.draw_mixing`), where `options.mix` says so.
     """
-    scaler, optimizer = state.precision.scaler, state.optimizer
-    loss, correct = _backward(state, images, labels, options)
+    scaler, optimizer, shares = state.precision.scaler, state.optimizer, None
+    if mix_draws is not None:
+        images, labels, shares = mix(options.mix, images, labels, mix_draws)
+    loss, correct = _backward(state, options, images, labels, shares)
     if options.clip_norm is not None or isinstance(optimizer, Muon):
         scaler.unscale_(optimizer)
     if options.clip_norm is not None:
@@ -75,8 +83,10 @@ def train_step(state: TrainState, images: torch.Tensor, labels: torch.Tensor, op
     return StepOutput(loss, correct, found_inf)
 
 
-def _backward(state: TrainState, images: torch.Tensor, labels: torch.Tensor, options: StepOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward and scaled backward, one micro-batch after another; mean loss and number of correct predictions.
+def _backward(
+    state: TrainState, options: StepOptions, images: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward and scaled backward, one micro-batch after another; mean loss and correct predictions.
 
     The gradients are those of the mean over the whole batch. Processes add up theirs once, with the last micro-batch.
     """
@@ -86,10 +96,10 @@ def _backward(state: TrainState, images: torch.Tensor, labels: torch.Tensor, opt
         with model.no_sync() if number < count and isinstance(model, DistributedDataParallel) else nullcontext():
             with state.precision.autocast():
                 logits = model(part)
-                loss = classification_loss(logits, wanted, options.label_smoothing)
+                loss = classification_loss(logits, wanted, options.label_smoothing, shares)
             state.precision.scaler.scale(loss / count if count > 1 else loss).backward()
         losses.append(loss.detach())
-        correct.append((logits.detach().argmax(1) == wanted).sum())
+        correct.append(count_correct(logits.detach(), wanted, shares))
     if count == 1:
         return losses[0], correct[0]
     return torch.stack(losses).mean(), torch.stack(correct).sum()
@@ -117,10 +127,12 @@ class Step:
     def __init__(self, config: Config, state: TrainState, lr_at: Callable[[int], float], capture: bool, warmup: int = 3):
         self._state, self._lr_at = state, lr_at
         self._options = StepOptions.of(config)
+        mixes, device = config.augment.mix != "none", state.totals.values.device
+        self._mix_draws = MixDraws(config.augment, config.seed, config.image_size, device) if mixes else None
         self._capture = capture
         self._eager_left = warmup
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._static: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._static: list[torch.Tensor] = []
         self._output: StepOutput | None = None
         self._graphs_when_settled: int | None = None
 
@@ -139,25 +151,28 @@ class Step:
         state.lr.fill_(self._lr_at(state.step))
         if state.ema is not None:
             state.ema.set_step(state.step)
+        inputs = [batch.images, batch.labels]
+        if self._mix_draws is not None:
+            inputs.append(self._mix_draws.at(state.step))
         if not self._capture or self._eager_left > 0:
-            output = train_step(state, batch.images, batch.labels, self._options)
+            output = train_step(state, self._options, *inputs)
             self._eager_left -= 1
         else:
-            output = self._replay(batch)
+            output = self._replay(inputs)
         if self._graphs_when_settled is None and self.settled:
             self._graphs_when_settled = _compiled_graphs()
         state.step += 1
         return output
 
-    def _replay(self, batch: Batch) -> StepOutput:
-        if self._static is None:
-            self._static = (batch.images.clone(), batch.labels.clone())
+    def _replay(self, inputs: list[torch.Tensor]) -> StepOutput:
+        if self._graph is None:
+            self._static = [tensor.clone() for tensor in inputs]
             self._graph = torch.cuda.CUDAGraph()
             # thread_local: DALI's threads allocate and synchronise on their own while this one captures
             with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-                self._output = train_step(self._state, *self._static, self._options)
-        assert self._graph is not None and self._output is not None
-        self._static[0].copy_(batch.images, non_blocking=True)
-        self._static[1].copy_(batch.labels, non_blocking=True)
+                self._output = train_step(self._state, self._options, *self._static)
+        assert self._output is not None
+        for static, tensor in zip(self._static, inputs, strict=True):
+            static.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._output

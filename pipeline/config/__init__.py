@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.config.durations import to_bytes, to_steps
 from pipeline.config.schema import (
+    MIX_SOURCES,
     AugmentConfig,
     CompileConfig,
     Config,
@@ -31,6 +32,7 @@ from pipeline.config.source import Source, apply_overrides, dump, parse, read_re
 from pipeline.errors import UserError
 
 __all__ = [
+    "MIX_SOURCES",
     "AugmentConfig",
     "CompileConfig",
     "Config",
@@ -217,3 +219,5 @@ def check_batches(config: Config, num_processes: int) -> None:
         share(size, num_processes, key)
     micro_batches = num_processes * config.optimizer.accumulate
     share(config.data.batch_size, micro_batches, "data.batch_size", "micro-batches (processes times optimizer.accumulate)")
+    group, method = MIX_SOURCES[config.augment.mix], config.augment.mix
+    share(config.data.batch_size, num_processes * group, "data.batch_size", f"(processes times the {group} images of each {method} image)")

@@ -59,6 +59,10 @@ class DataConfig(Section):
     )
 
 
+# Images that each mixed image is made of.
+MIX_SOURCES = {"none": 1, "mixup": 2, "cutmix": 2, "ricap": 4}
+
+
 class AugmentConfig(Section):
     crop_padding: int = Field(
         default=4, ge=0, le=512, description="Black pixels around the image before the random crop, per side; 0: no crop"
@@ -69,6 +73,9 @@ class AugmentConfig(Section):
         default="clipped",
         description="`clipped`: the box's centre is anywhere, its edges may fall outside (the paper); `inside`: all of the box is inside",
     )
+    mix: Literal["none", "mixup", "cutmix", "ricap"] = Field(default="none", description="Mix images of a batch, and their labels")
+    mix_alpha: float = Field(default=1.0, gt=0, le=100, description="Both parameters of the Beta distribution of a mixed image's share")
+    mix_probability: float = Field(default=1.0, gt=0, le=1, description="Share of the steps that mix")
 
 
 class ModelConfig(Section):
@@ -262,6 +269,9 @@ class Config(Section):
             raise ValueError(f"data.holdout: a fraction is below 1; for a count write {int(data.holdout)}")
         if self.image_size < augment.cutout:
             raise ValueError(f"augment.cutout: {augment.cutout} is larger than the image ({self.image_size}); use a smaller box")
+        for key in ("mix_alpha", "mix_probability"):
+            if augment.mix == "none" and getattr(augment, key) != AugmentConfig.model_fields[key].default:
+                raise ValueError(f"augment.{key}: nothing is mixed; set augment.mix, or remove it")
         if schedule.name == "step" and not schedule.milestones:
             raise ValueError("schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]")
         if schedule.name != "step" and schedule.milestones:

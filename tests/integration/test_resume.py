@@ -112,6 +112,7 @@ def test_crashed(loader: str, step: int, uninterrupted: dict[str, Path], tmp_pat
 METHODS = {
     "ema": ("ema.decay=0.9", "evaluation.flip_tta=true"),
     "accumulation": ("optimizer.accumulate=2", "ema.decay=0.9"),
+    "mixing": ("augment.mix=ricap", "loss.label_smoothing=0.1"),
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01"),
     "muon": ("optimizer.name=muon", "optimizer.lr=0.02", "schedule.name=one_cycle"),
 }

@@ -20,8 +20,18 @@ METHODS = {
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01"),
     "muon": ("optimizer.name=muon", "optimizer.lr=0.02", "optimizer.sgd_lr_ratio=2.0"),
     "accumulation": ("optimizer.accumulate=4",),
+    "mixup": ("augment.mix=mixup",),
+    "cutmix": ("augment.mix=cutmix", "augment.mix_probability=0.5"),
+    "ricap": ("augment.mix=ricap", "augment.mix_alpha=0.3"),
     "clip": ("optimizer.clip_norm=0.5",),
-    "together": ("optimizer.name=muon", "optimizer.lr=0.02", "ema.decay=0.9", "optimizer.clip_norm=1.0", "optimizer.accumulate=2"),
+    "together": (
+        "optimizer.name=muon",
+        "optimizer.lr=0.02",
+        "ema.decay=0.9",
+        "optimizer.clip_norm=1.0",
+        "optimizer.accumulate=2",
+        "augment.mix=cutmix",
+    ),
 }
 
 

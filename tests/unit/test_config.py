@@ -211,6 +211,7 @@ def test_a_union_is_told_once():
         ("augment:\n  cutout: 33\n", 2, ["augment.cutout"], "smaller box"),
         ("schedule:\n  name: step\n", 1, ["schedule.milestones", "schedule.name"], "[80ep, 120ep]"),
         ("schedule:\n  milestones: [1ep]\n", 2, ["schedule.milestones"], "remove them"),
+        ("augment:\n  mix_alpha: 0.5\n", 2, ["augment.mix_alpha"], "set augment.mix"),
         ("optimizer:\n  sgd_lr_ratio: 2.0\n", 2, ["optimizer.sgd_lr_ratio", "optimizer.name: muon"], "remove it"),
         ("optimizer:\n  name: muon\n  betas: [0.8, 0.9]\n", 3, ["optimizer.betas", "optimizer.name: adamw"], "remove it"),
         ("optimizer:\n  momentum: 0\n", 1, ["optimizer.nesterov", "optimizer.momentum"], "optimizer.nesterov=false"),

@@ -172,6 +172,7 @@ class Row:
 
 STEP = ("schedule.name=step", "schedule.milestones=[1ep]")
 ADAMW, MUON = ("optimizer.name=adamw",), ("optimizer.name=muon",)
+MIXUP = ("augment.mix=mixup",)
 COSINE = ("schedule.name=cosine",)
 FOLDER = ("data.dataset=folder", "data.root={tmp}/one")
 FP16 = ("precision.mode=fp16", "duration=4st", "log.eval_every=100st", "log.log_every=1st")
@@ -200,6 +201,9 @@ KEYS = {
     "augment.flip": Row("false", first_batch),
     "augment.cutout": Row("3", first_batch),
     "augment.cutout_mode": Row("inside", first_batch),
+    "augment.mix": Row("cutmix", trained_weights),
+    "augment.mix_alpha": Row("0.1", trained_weights, MIXUP),
+    "augment.mix_probability": Row("0.5", trained_weights, MIXUP),
     "model.name": Row("resnet18", lambda config: len(initial_weights(config))),
     "model.stem": Row("imagenet", initial_weights),
     "model.shortcut": Row("B", lambda config: len(initial_weights(config))),

@@ -37,3 +37,23 @@ def test_gradient_is_probability_minus_target():
 def test_large_logits_do_not_overflow_in_half_precision():
     logits = torch.tensor([[60000.0, -60000.0]], dtype=torch.float16)
     assert classification_loss(logits, torch.tensor([1]), 0.0).item() == 120000
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_loss_of_mixed_labels_is_the_mean_of_theirs(dtype: torch.dtype, smoothing: float):
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(64, 10, generator=generator)).to(dtype)
+    labels, shares = torch.randint(10, (64, 3), generator=generator), torch.tensor([0.5, 0.3, 0.2])
+    loss = classification_loss(logits, labels, smoothing, shares)
+    assert (loss.dtype, loss.shape) == (torch.float32, ())
+    expected = sum(share * by_hand(logits, labels[:, number], smoothing) for number, share in enumerate(shares.double()))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_one_label_with_all_the_share_is_a_hard_target():
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels, shares = torch.tensor([[0, 1], [1, 0], [2, 3], [3, 1], [0, 0], [2, 1]]), torch.tensor([1.0, 0.0])
+    (soft,) = torch.autograd.grad(classification_loss(logits, labels, 0.1, shares), logits)
+    (hard,) = torch.autograd.grad(classification_loss(logits, labels[:, 0], 0.1), logits)
+    torch.testing.assert_close(soft, hard)

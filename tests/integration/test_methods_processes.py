@@ -1,0 +1,67 @@
+"""One run on one, two and three processes: the same mixed images, the same micro-batches, the same weights and averages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.methods_processes import run
+from tests.tiny import RECIPE, ROOT, last_ema, last_weights, only_run, read_metrics
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("methods_processes.py")
+MICRO_BATCHES = 6
+KEYS = (
+    *("data.num_samples=72", "data.batch_size=24", "data.eval_batch_size=6", "duration=1ep", "optimizer.lr=0.02"),
+    *("augment.mix=ricap", "ema.decay=0.5", "optimizer.clip_norm=1.0", "log.log_every=1st", "log.tensorboard=false"),
+)
+
+
+def start(folder: Path, processes: int) -> None:
+    arguments = [str(RECIPE), f"log.dir={folder}/runs", f"optimizer.accumulate={MICRO_BATCHES // processes}", *KEYS]
+    if processes == 1:
+        assert run(folder, arguments) == 0
+        return
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(SCRIPT), str(folder)]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *arguments], cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> dict[int, Path]:
+    """Folders of the run on each number of processes."""
+    folders = {processes: tmp_path_factory.mktemp(f"processes-{processes}") for processes in (1, 2, 3)}
+    for processes, folder in folders.items():
+        start(folder, processes)
+    return folders
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_same_images_are_mixed(folders: dict[int, Path], processes: int):
+    """The processes' parts, one after another, are bit for bit the batch of one process."""
+    expected = torch.load(folders[1] / "rank-0.pt", weights_only=True)
+    ranks = [torch.load(folders[processes] / f"rank-{rank}.pt", weights_only=True) for rank in range(processes)]
+    assert len(expected) == 3 and all(len(rank) == 3 for rank in ranks)
+    for step, (images, labels, shares) in enumerate(expected):
+        assert len(images) == 24 and len(ranks[0][step][0]) == 24 // processes
+        assert torch.equal(torch.cat([rank[step][0] for rank in ranks]), images)
+        assert torch.equal(torch.cat([rank[step][1] for rank in ranks]), labels)
+        assert all(torch.equal(rank[step][2], shares) for rank in ranks)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_same_is_learnt(folders: dict[int, Path], processes: int):
+    """Six micro-batches of four images, whoever has them: the gradients are the same sums in another order, added up once."""
+    found, expected = (only_run(folders[number] / "runs") for number in (processes, 1))
+    for read in (last_weights, last_ema):
+        for key, value in read(expected).items():
+            if "running" not in key and "num_batches" not in key:  # of batch norm: each process has its own, averaged
+                torch.testing.assert_close(read(found)[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+    for record, other in zip(read_metrics(found), read_metrics(expected), strict=True):
+        if record["kind"] == "train":
+            assert record["loss"] == pytest.approx(other["loss"], rel=1e-3)
+            assert (record["lr"], record["step"]) == (other["lr"], other["step"])
