@@ -66,7 +66,21 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from pipeline.commands import explain_run
 
-    print(explain_run(arguments.run, arguments.checkpoint, arguments.count, tuple(arguments.overrides)))
+    print(
+        explain_run(
+            arguments.run,
+            arguments.checkpoint,
+            arguments.count,
+            arguments.overrides,
+            files=arguments.files,
+            indices=arguments.indices,
+            layer=arguments.layer,
+            method=arguments.method,
+            target=arguments.target,
+            output=arguments.output,
+            ema=arguments.ema,
+        )
+    )
     return 0
 
 
@@ -81,6 +95,17 @@ def _report(arguments: argparse.Namespace) -> int:
     output = arguments.output or (arguments.runs[0] if len(arguments.runs) == 1 else arguments.runs[0].resolve().parent) / FILE
     print(write_report(arguments.runs, output))
     return 0
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,21 +131,48 @@ def _parser() -> argparse.ArgumentParser:
     )
     summary.add_argument("--picture", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: architecture-CONFIG.png in log.dir)")
     add("config-reference", _config_reference, "print every key with type, default and meaning")
-    for name, work, summary in (
-        ("evaluate", _evaluate, "accuracy on the test set of a run's checkpoint"),
-        ("explain", _explain, "Grad-CAM maps of misclassified test images, as a picture in the run folder"),
-    ):
-        command = add(name, work, summary)
-        command.add_argument("run", type=Path, help="run folder, such as runs/latest")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the run's config, such as data.root=DIR")
-        command.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)")
-        if name == "explain":
-            command.add_argument("--count", type=int, default=10, help="number of images (default: 10)")
+    _add_run(add("evaluate", _evaluate, "accuracy on the test set of a run's checkpoint"))
+    explain = add("explain", _explain, "Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture")
+    _add_run(explain)
+    _add_explain(explain)
     report = add("report", _report, "one HTML page of a run, or of several side by side, from their folders alone")
     report.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folder, such as runs/latest")
     report.add_argument("--output", type=Path, help="file (default: report.html in the run's folder; for several, beside their folders)")
     report.add_argument("--refresh", action="store_true", help="predict and explain anew first, by the last checkpoint; needs the data set")
     return parser
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, help="run folder, such as runs/latest")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the run's config, such as data.root=DIR")
+    command.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)")
+
+
+def _add_ema(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+
+
+def _add_explain(command: argparse.ArgumentParser) -> None:
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--count", type=_count, default=10, metavar="N", help="the N most confident mistakes (default: 10)")
+    what.add_argument("--files", nargs="+", type=Path, default=(), metavar="FILE", help="these image files, of any size")
+    what.add_argument("--indices", type=_numbers, default=(), metavar="I,J", help="the test images with these indices, such as 3,17")
+    command.add_argument("--layer", metavar="NAME", help="layer to explain, such as stages.2 (default: the last with height and width)")
+    command.add_argument(
+        "--class",
+        dest="target",
+        default="predicted",
+        metavar="predicted|true|NAME|INDEX",
+        help="class to explain (default: the predicted one of each image)",
+    )
+    command.add_argument(
+        "--method",
+        default="gradcam",
+        metavar="METHOD",
+        help="gradcam, gradcam++, xgradcam, hirescam, layercam, eigengradcam, eigencam or scorecam (default: gradcam)",
+    )
+    _add_ema(command)
+    command.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: contact_sheet.png in the run folder)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.config import CompileConfig, Config
 from pipeline.data import Splits
+from pipeline.data.image_set import NUM_CHANNELS
 from pipeline.distributed import Processes
 from pipeline.ema import Ema
 from pipeline.models import build_model, load_pretrained
@@ -72,9 +73,9 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
         model.compile(mode=inductor_mode, dynamic=False, fullgraph=True)
 
 
-def build_raw_model(config: Config, splits: Splits, device: torch.device) -> nn.Module:
+def build_raw_model(config: Config, num_classes: int, device: torch.device) -> nn.Module:
     """The network, float32, on the device, in the config's memory format. Initialised on the CPU: the same weights on every device."""
-    model = build_model(config.model, splits.num_classes, splits.train.images.shape[-1], config.image_size)
+    model = build_model(config.model, num_classes, NUM_CHANNELS, config.image_size)
     memory_format = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
@@ -84,11 +85,16 @@ def build_state(config: Config, splits: Splits, processes: Processes, *, pretrai
 
     Without PRETRAINED, as where a checkpoint comes over it, the file that `model.weights` names is not needed.
     """
-    device = processes.device
     torch.manual_seed(config.seed)
-    raw_model = build_raw_model(config, splits, device)
+    raw_model = build_raw_model(config, splits.num_classes, processes.device)
     if pretrained and config.model.weights is not None:
         load_pretrained(raw_model, Path(config.model.weights).expanduser())
+    return build_state_of(raw_model, config, processes)
+
+
+def build_state_of(raw_model: nn.Module, config: Config, processes: Processes) -> TrainState:
+    """As `build_state`, around a network that is there: float32, on the device of this process. It is trained in place."""
+    device = processes.device
     uncompiled = copy.deepcopy(raw_model) if config.ema.decay is not None else None
     compile_in_place(raw_model, config.compile, device)
     with warnings.catch_warnings():

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from pipeline.commands import Trained
     from pipeline.data import Splits
     from pipeline.loop import Trainer
     from pipeline.predictions import Predictions
     from pipeline.run import RunFolder
+    from pipeline.trained import Trained
 
 Made = TypeVar("Made")
-
-_SHEET_IMAGES = 10
 
 
 def finish(t: "Trainer", run: "RunFolder", evaluation: Any, splits: "Splits", started: float) -> None:
@@ -81,8 +79,9 @@ def _load(path: Path, splits: "Splits", device: Any) -> "Trained":
 def _examine(trained: "Trained", explain: bool, keep: bool) -> "Predictions":
     from pipeline.examine import examine
 
-    predictions = examine(trained.model, trained.config, trained.splits, trained.device, explain=explain)
+    predictions = examine(trained, explain=explain)
     if keep:
+        assert trained.run is not None
         predictions.save(trained.run.path)
     return predictions
 
@@ -100,22 +99,14 @@ def refresh(path: Path) -> None:
 
 def draw_sheet(trained: "Trained", predictions: "Predictions") -> Path:
     """Draw `contact_sheet.png` of a run out of the first of its shown images."""
-    from pipeline.explain import draw_contact_sheet
+    from pipeline.evidence import EXPLAINED_IMAGES, explain_samples
+    from pipeline.explain import METHODS, draw_contact_sheet
 
+    assert trained.run is not None
     picture, config = trained.run.path / "contact_sheet.png", trained.config
-    shown = predictions.shown[:_SHEET_IMAGES]
-    accuracy = float((predictions.rank == 0).mean())
-    draw_contact_sheet(
-        picture,
-        predictions.images[:_SHEET_IMAGES],
-        predictions.maps[:_SHEET_IMAGES] / 255,
-        predictions.labels[shown],
-        predictions.predicted[shown],
-        predictions.confidence[shown],
-        trained.splits.class_names,
-        title=trained.run.path.name,
-        subtitle=f"{config.model.name} on {config.data.dataset}, test accuracy {accuracy:.2%} in float32; Grad-CAM of the last stage",
-    )
+    explained = explain_samples(trained, predictions.shown[:EXPLAINED_IMAGES].tolist())
+    about = f"{config.model.name} on {config.data.dataset}, test accuracy {(predictions.rank == 0).mean():.2%} in float32"
+    draw_contact_sheet(picture, explained, trained.run.path.name, f"{about}; {METHODS[explained.method].title} of {explained.layer}")
     return picture
 
 
@@ -123,6 +114,7 @@ def _write_tensorboard(trained: "Trained", step: int, result: dict[str, Any], pr
     from pipeline.report.record import flatten
     from pipeline.tensorboard import write_end_of_run
 
+    assert trained.run is not None
     hparams = flatten(trained.config.model_dump(mode="json"))
     metrics = {name: result[name] for name in ("test_accuracy", "best_test_accuracy", "test_loss", "train_s")}
     metrics["images_per_sec"] = result["images_per_sec"]["median"]

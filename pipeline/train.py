@@ -130,6 +130,7 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
     from pipeline.console import TrainingConsole
     from pipeline.data import build_loaders, load_splits
     from pipeline.environment import describe_environment
+    from pipeline.inputs import INPUT_FILE, InputSpec
     from pipeline.loop import Plan, StopSignal, Trainer
     from pipeline.run import MetricsLog, open_run, record_environment
     from pipeline.step import Step
@@ -149,6 +150,7 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
         console.say(f"warning: {warning}")
     _announce(console, config, splits, plan, processes, run, state.step)
     if processes.is_main:
+        InputSpec.of(config, splits).write(run.path / INPUT_FILE)
         record_environment(run, describe_environment(config, device, shard.world_size), state.step)
     trainer = Trainer(
         config=config,

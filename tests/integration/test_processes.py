@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,11 @@ from pipeline import train
 from pipeline.checkpoint import newest_intact
 from pipeline.commands import evaluate_run
 from pipeline.config import load_config
+from pipeline.data import load_splits
 from pipeline.data.sampling import Shard, TrainSampler
+from pipeline.evidence import explain_mistakes, explain_pixels
+from pipeline.models import build_model
+from pipeline.trained import Trained, load_trained
 from tests.tiny import RECIPE, ROOT, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.slow
@@ -142,6 +147,27 @@ def test_results_and_errors_of_one_process_reach_the_others(whole: tuple[Path, S
     assert (zero["main_first_bug_on_1"], one["main_first_bug_on_1"]) == ("TrainingError: process 1: OSError: no disk", "OSError: no disk")
     assert zero["sum"] == one["sum"] == [2, 1]
     assert zero["norm"] == one["norm"] == [0.5, 2.5]
+
+
+@pytest.mark.usefixtures("process_state")
+def test_a_compiled_run_in_bf16_explains_as_its_eager_twin(tmp_path: Path):
+    """The maps come from the weights alone: those of a run on two processes, compiled, in bf16, are the ones that an eager float32
+    network with the same weights gives, made without any of it."""
+    started = start(tmp_path, "precision.mode=bf16", "compile.mode=default", "compile.backend=aot_eager", "duration=2st")
+    assert (started.code, started.err) == (0, "")
+    run = only_run(tmp_path / "runs")
+    assert "2 x CPU" in started.out[0] and "bf16, compile default" in started.out[0]
+    config = load_config(run / "config.yaml", ["precision.mode=fp32", "compile.mode=none"])
+    twin = build_model(config.model, num_classes=4)
+    weights = last_weights(run)
+    assert weights.keys() == twin.state_dict().keys()  # no `module.`, no `_orig_mod.`
+    assert all(weight.dtype == twin.state_dict()[key].dtype for key, weight in weights.items())
+    twin.load_state_dict(weights)
+    found = explain_mistakes(load_trained(run), count=8)
+    expected = explain_pixels(Trained.of(config, twin, load_splits(config.data, config.seed)), found.images)
+    assert found.found.maps.any()
+    np.testing.assert_array_equal(found.found.maps, expected.found.maps)
+    np.testing.assert_array_equal(found.found.probabilities, expected.found.probabilities)
 
 
 # --- interrupted and continued --------------------------------------------------------------------------------------------------

@@ -62,7 +62,11 @@ def test_a_user_s_error_is_one_message_and_exit_code_2(arguments: list[str], tol
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["check"], ["check", "--processes", "none", QUICKSTART], ["check", "--processes", "0", QUICKSTART]]
+    "arguments",
+    [
+        *([], ["fly"], ["check"], ["check", "--processes", "none", QUICKSTART], ["check", "--processes", "0", QUICKSTART]),
+        *(["explain", "runs/latest", "--indices", "3,x"], ["explain", "runs/latest", "--indices", "3", "--files", "a.png"]),
+    ],
 )
 def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:

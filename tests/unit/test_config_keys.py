@@ -18,11 +18,11 @@ from torch import nn
 
 from pipeline import finish
 from pipeline.build import compile_in_place, compile_mode
-from pipeline.commands import pick_device
 from pipeline.config import Config, leaf_fields
 from pipeline.data import build_loaders, load_splits
 from pipeline.data.dali import DaliLoader
 from pipeline.data.reference import ReferenceLoader
+from pipeline.distributed import pick_device
 from pipeline.errors import TrainingError, UserError
 from pipeline.loop import Plan, fit
 from pipeline.models import build_model

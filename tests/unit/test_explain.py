@@ -1,6 +1,7 @@
-"""Grad-CAM against a map derived by hand, the choice of images, and the contact sheet's pixels."""
+"""Grad-CAM against maps derived by hand, the choice of images, classes and layers, and the contact sheet's pixels."""
 
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline import explain, style
+from pipeline.config import ModelConfig
 from pipeline.errors import UserError
+from pipeline.explain import Explained, Explanations, sheet
+from pipeline.models import build_model
 
 pytestmark = pytest.mark.timeout(120)  # the first import of the grad-cam library takes 13 s or more
 
@@ -57,6 +61,55 @@ def grad_cam_by_hand(model: TinyNet, images: Tensor, classes: Tensor) -> Tensor:
     maps = functional.relu(torch.einsum("nc,nchw->nhw", weights, activations))
     resized = functional.interpolate(unit_range(maps)[:, None], images.shape[2:], mode="bilinear", align_corners=False)
     return unit_range(resized[:, 0])
+
+
+# Two channels, the image's red and green, averaged; the logit of class 0 is red less green. Derived with pencil and paper:
+#   red = 4 0 / 2 8, green = 0 4 / 2 0; the gradient of logit 0 is 1/4 at each place of red, -1/4 of green, so these are Grad-CAM's weights
+#   Grad-CAM: (red - green) / 4 = 1 -1 / 0 2, its positive part over its maximum: 1/2 0 / 0 1
+#   LayerCAM: the positive gradients times the activations, red / 4 = 1 0 / 1/2 2, over its maximum: 1/2 0 / 1/4 1
+#   Grad-CAM++: the weight of green is 0, for its gradients are negative: red over its maximum, too
+#   Eigen-CAM: less their means 3.5 and 1.5 the places are (.5, -1.5), (-3.5, 2.5), (-1.5, .5), (4.5, -1.5); their scatter matrix is
+#     35 -17 / -17 11, its larger eigenvalue 23 + sqrt(433) = 43.81, its eigenvector (17, 35 - 43.81) = (17, -8.81); of the projections
+#     21.7 -81.5 / -29.9 89.7 the largest is positive; less the smallest of the positive parts, over the largest: .242 0 / 0 1
+BY_HAND = {
+    "gradcam": [[0.5, 0], [0, 1]],
+    "hirescam": [[0.5, 0], [0, 1]],
+    "layercam": [[0.5, 0], [0.25, 1]],
+    "gradcam++": [[0.5, 0], [0.25, 1]],
+    "eigencam": [[0.242, 0], [0, 1]],
+}
+
+
+@pytest.mark.parametrize("method", BY_HAND)
+def test_maps_of_four_pixels_derived_by_hand(method: str) -> None:
+    channels = nn.Conv2d(3, 2, 1, bias=False)
+    model = nn.Sequential(channels, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        channels.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0]])[..., None, None])
+        model[3].weight.copy_(torch.tensor([[1.0, -1], [-1, 1]]))  # pyright: ignore[reportCallIssue]
+        model[3].bias.zero_()  # pyright: ignore[reportCallIssue]
+    image = torch.tensor([[[4.0, 0], [2, 8]], [[0, 4], [2, 0]], [[9, 9], [9, 9]]])[None]
+    found = explain.explain_images(model, image, channels, method=method, classes=None if method == "eigencam" else [0])
+    np.testing.assert_allclose(found.maps[0], BY_HAND[method], atol=1e-3 if method == "eigencam" else 1e-5)
+    np.testing.assert_allclose(found.probabilities[0], [1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))], rtol=1e-5)  # the logits are 2 and -2
+    assert (found.predicted.tolist(), found.classes.tolist()) == ([0], [0])
+
+
+@pytest.mark.parametrize("method", explain.METHODS)
+def test_every_method_gives_maps(method: str) -> None:
+    model, images = tiny_net().eval(), noise(3)
+    found = explain.explain_images(model, images, model.relu, method=method)
+    assert found.maps.shape == (3, 12, 12) and found.maps.dtype == np.float32
+    assert np.isfinite(found.maps).all() and found.maps.min() >= 0 and found.maps.max() <= 1 and found.maps.any()
+    other = explain.explain_images(model, images, model.relu, method=method, classes=(found.predicted + 1) % 4)
+    assert np.array_equal(found.maps, other.maps) is (method in explain.CLASS_AGNOSTIC)
+    with torch.no_grad():
+        np.testing.assert_allclose(found.probabilities, model(images).softmax(1).numpy(), atol=1e-6)
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(UserError, match=r"there is no 'grad-cam', did you mean gradcam; methods are gradcam, gradcam\+\+"):
+        explain.explain_images(tiny_net(), noise(), nn.ReLU(), method=explain.check_method("grad-cam"))
 
 
 def test_maps_equal_those_derived_by_hand() -> None:
@@ -157,47 +210,174 @@ def test_confidence_that_rounds_to_one_is_still_ordered() -> None:
     assert explain.select_images(logits, np.zeros(4, np.int64), 4).tolist() == [2, 0, 3, 1]
 
 
-def draw(path: Path, count: int, side: int, class_names: list[str], title: str = "a run") -> tuple[np.ndarray, np.ndarray]:
-    """The images and the sheet of them (height, width, 3); image 0 is a mistake, the last has no evidence."""
+# --- layers and classes ---------------------------------------------------------------------------------------------------------
+
+
+def staged() -> nn.Sequential:
+    def stage(channels: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3 if channels == 4 else 4, channels, 3, 2, 1), nn.ReLU(inplace=True))
+
+    stages = nn.Sequential(stage(4), stage(5))
+    return nn.Sequential(stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2))
+
+
+def test_the_default_layer_is_the_last_with_height_and_width() -> None:
+    model = staged()
+    assert explain.find_layer(model, torch.zeros(1, 3, 8, 8))[0] == "0.1"  # 2 x 2, and not "0", which says less
+    assert explain.find_layer(model, torch.zeros(1, 3, 4, 4))[0] == "0.0"  # the last stage has one position only
+    name, layer = explain.find_layer(tiny_net(), noise(1))
+    assert name == "relu" and isinstance(layer, nn.ReLU)
+    with pytest.raises(UserError, match="no layer of the network has an output with height and width for images of 3 x 2 x 2"):
+        explain.find_layer(model, torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(("name", "images"), [("resnet20", 32), ("resnet20", 8), ("resnet18", 32)])
+def test_the_default_layer_of_our_networks_is_the_last_stage(name: Literal["resnet20", "resnet18"], images: int) -> None:
+    model = build_model(ModelConfig(name=name), num_classes=3)
+    found, layer = explain.find_layer(model, torch.zeros(1, 3, images, images))
+    assert found == {"resnet20": "stages.2", "resnet18": "stages.3"}[name]
+    assert layer is model.get_submodule(found)
+
+
+class Tokens(nn.Module):
+    """A convolution, then weights for the places in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm, self.head = nn.Conv2d(3, 4, 4, 4), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.patches(images).flatten(2).mT).mean(1))
+
+
+def test_a_transformer_has_no_default_layer() -> None:
+    with pytest.raises(UserError, match="layer: norm works on tokens, which have no height and width; choose an earlier layer by its name"):
+        explain.find_layer(Tokens(), noise(1))
+    assert explain.find_layer(Tokens(), noise(1), "patches")[0] == "patches"
+
+
+def test_pooling_is_not_the_default_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 2))
+    assert explain.find_layer(model, torch.zeros(1, 3, 8, 8))[0] == "1"
+    assert explain.find_layer(model, torch.zeros(1, 3, 8, 8), "2")[0] == "2"
+
+
+def test_a_layer_by_name() -> None:
+    model = staged().train()
+    assert explain.find_layer(model, torch.zeros(1, 3, 8, 8), "0.0.0") == ("0.0.0", model.get_submodule("0.0.0"))
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.spare, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.relu(self.relu(self.conv(images)) - 1).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("cnov", "the network has no layer 'cnov'; near: conv"),
+        ("zzz", "the network has no layer 'zzz'; near: relu"),
+        ("", "the network has no layer ''"),
+        ("head", "head gives 2, which has no height and width; choose one such as relu"),
+        ("spare", "spare is not used; choose one such as relu"),
+        ("relu", "relu is used 2 times in one pass"),
+    ],
+)
+def test_a_layer_that_gives_no_map_is_named(name: str, told: str) -> None:
+    with pytest.raises(UserError, match="^layer: " + told):
+        explain.find_layer(Twice(), noise(1), name)
+
+
+@pytest.mark.parametrize(
+    ("target", "parsed"), [("predicted", "predicted"), ("true", "true"), ("dog", 1), ("2", 0), ("1", 1), (1, 1), ("frog 2", 2)]
+)
+def test_a_class_by_name_or_index(target: str | int, parsed: str | int) -> None:
+    assert explain.parse_target(target, ["2", "dog", "frog 2"]) == parsed
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("3", "3 is none of the indices 0 to 2"),
+        ("-1", "there is no class '-1'"),
+        ("dgo", "there is no class 'dgo'; near: dog; or an index"),
+    ],
+)
+def test_a_class_that_is_not_there(target: str, told: str) -> None:
+    with pytest.raises(UserError, match="^class: " + told):
+        explain.parse_target(target, ["2", "dog", "frog"])
+
+
+# --- the sheet ------------------------------------------------------------------------------------------------------------------
+
+
+def draw(
+    path: Path, count: int, side: int, class_names: list[str], title: str = "a run", target: str | int = "predicted", *, labels: bool = True
+) -> tuple[Explained, np.ndarray]:
+    """What is drawn, and the sheet of it (height, width, 3); image 0 is a mistake, the last has no evidence."""
     generator = np.random.default_rng(5)
     images = generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     maps = generator.random((count, side, side), dtype=np.float32)
     maps[-1] = 0
     true = np.arange(count) % len(class_names)
     predicted = np.where(np.arange(count) == 0, 1, true)
-    confidence = np.linspace(1, 0, count)
-    explain.draw_contact_sheet(path, images, maps, true, predicted, confidence, class_names, title, "test accuracy 90.00 %")
-    with Image.open(path) as sheet:
-        return images, np.asarray(sheet.convert("RGB"))
+    probabilities = np.full((count, len(class_names)), 0.01, np.float32)
+    probabilities[np.arange(count), predicted] = np.linspace(1, 0, count)
+    found = Explanations(maps, probabilities, predicted, predicted)
+    sources = tuple(f"test {name}" for name in (class_names * count)[:count])
+    shown = Explained(images, found, true if labels else None, sources, tuple(class_names), "stages.2", "gradcam", target)
+    explain.draw_contact_sheet(path, shown, title, "test accuracy 90.00 %")
+    with Image.open(path) as picture:
+        return shown, np.asarray(picture.convert("RGB"))
 
 
-def test_the_sheet_shows_the_images_pixel_by_pixel(tmp_path: Path) -> None:
-    images, sheet = draw(tmp_path / "sheet.png", 10, 32, ["cat", "dog", "frog"])
-    assert 1500 <= sheet.shape[1] <= 1700
+def test_the_sheet_shows_images_and_overlays_pixel_by_pixel(tmp_path: Path) -> None:
+    shown, page = draw(tmp_path / "sheet.png", 10, 32, ["cat", "dog", "frog"])
+    assert 1500 <= page.shape[1] <= 1700
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
-    column_pitch = (sheet.shape[1] - 2 * explain._MARGIN_PX + explain._GUTTER_PX) // 5
-    for i, image in enumerate(images):
-        x, y = explain._MARGIN_PX + i % 5 * column_pitch, explain._HEADER_PX + i // 5 * (128 + explain._CAPTION_PX)
-        np.testing.assert_array_equal(sheet[y : y + 128, x : x + 128], image.repeat(4, axis=0).repeat(4, axis=1), err_msg=str(i))
-        bar = sheet[y + 128 + 5, x + 4]  # the line under the pair
+    overlays = shown.overlays(128)
+    assert overlays.shape == (10, 128, 128, 3)
+    column_pitch = (page.shape[1] - 2 * sheet._MARGIN_PX + sheet._GUTTER_PX) // 5
+    for i, image in enumerate(shown.images):
+        x, y = sheet._MARGIN_PX + i % 5 * column_pitch, sheet._HEADER_PX + i // 5 * (128 + sheet._CAPTION_PX)
+        np.testing.assert_array_equal(page[y : y + 128, x : x + 128], image.repeat(4, axis=0).repeat(4, axis=1), err_msg=str(i))
+        x += 128 + sheet._SEAM_PX
+        if i < 9:  # the last says that nothing stands out
+            np.testing.assert_array_equal(page[y : y + 128, x : x + 128], overlays[i], err_msg=str(i))
+        bar = page[y + 128 + 5, x - 128]  # the line under the pair
         np.testing.assert_allclose(bar / 255, to_rgb(style.VERMILLION if i == 0 else style.BLUE), atol=0.01)
 
 
 @pytest.mark.parametrize("side", [8, 45, 224])
 def test_any_size_and_number_of_images(tmp_path: Path, side: int) -> None:
     _, one_row = draw(tmp_path / "one.png", 3, side, ["0", "1"])
-    _, three_rows = draw(tmp_path / "three.png", 11, side, ["0", "1"])
+    _, three_rows = draw(tmp_path / "three.png", 11, side, ["0", "1"], labels=False)
     assert one_row.shape[1] == three_rows.shape[1] <= 1700
     assert one_row.shape[0] < three_rows.shape[0]
+
+
+def test_the_captions_differ_with_what_is_known(tmp_path: Path) -> None:
+    sheets = [
+        draw(tmp_path / "sheet.png", 2, 32, ["cat", "dog"], target=target, labels=labels)[1]
+        for target, labels in (("predicted", True), ("true", True), (0, True), ("predicted", False))
+    ]
+    assert all(not np.array_equal(sheets[i], sheets[j]) for i in range(4) for j in range(i))
 
 
 def test_names_of_any_length_and_script(tmp_path: Path) -> None:
     names = ["x" * 300, "$a$_{b", "größte Kätzchen und andere Tiere", "кошка", "猫", "two\nlines", "undecodable \udcff", ""]
     settings = dict(matplotlib.rcParams)
-    _, sheet = draw(tmp_path / "sheet.png", 16, 32, names, title="run " * 200)
+    _, page = draw(tmp_path / "sheet.png", 16, 32, names, title="run " * 200)
+    _, of_class = draw(tmp_path / "sheet.png", 16, 32, names, target=0)
     assert dict(matplotlib.rcParams) == settings
-    margins = np.concatenate([sheet[:, : explain._MARGIN_PX - 2], sheet[:, -explain._MARGIN_PX + 2 :]], axis=1)
-    assert bool((margins == 255).all()), "text runs into the margin"
+    for drawn in (page, of_class):
+        margins = np.concatenate([drawn[:, : sheet._MARGIN_PX - 2], drawn[:, -sheet._MARGIN_PX + 2 :]], axis=1)
+        assert bool((margins == 255).all()), "text runs into the margin"
 
 
 def test_shortened_text_fits_and_a_short_one_is_kept() -> None:

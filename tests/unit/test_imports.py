@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "curves": {"style"},
     "report": {"bottleneck", "curves", "predictions", "style"},
     "tensorboard": {"predictions", "style"},
-    "examine": {"data", "models", "evaluate", "explain", "predictions", "style"},
+    "examine": {"evidence", "explain", "predictions", "style", "trained"},
     "explain": {"style"},
     "optim": {"muon"},
     "state": {"precision", "ema"},
@@ -34,6 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"checkpoint"},
     "distributed": {"data"},
     "build": {"data", "models", "optim", "ema", "precision", "state", "distributed", "step"},
+    "inputs": {"data"},
+    "trained": {"build", "checkpoint", "data", "distributed", "evaluate", "inputs", "run"},
+    "evidence": {"explain", "models", "trained"},
     "loop": {"data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"},
 }
 ENTRY_POINTS = {"train", "finish", "commands", "__main__"}

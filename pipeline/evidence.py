@@ -1,0 +1,93 @@
+"""What a trained network looks at: maps for test images, for files, and for any pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.explain import CLASS_AGNOSTIC, Explained, check_method, explain_images, find_layer, parse_target, select_images
+from pipeline.trained import Trained
+
+EXPLAINED_IMAGES = 10
+
+
+class How(TypedDict, total=False):
+    """How to explain: the keyword arguments of `explain_pixels`."""
+
+    layer: str | None
+    method: str
+    target: str | int
+
+
+def explain_mistakes(trained: Trained, count: int = EXPLAINED_IMAGES, **how: Unpack[How]) -> Explained:
+    """Explain the most confident mistakes on the test set and, where there are fewer than COUNT, the least sure of the right ones."""
+    chosen = select_images(trained.test_logits(), trained.splits.test.labels, count)
+    return explain_samples(trained, chosen.tolist(), **how)
+
+
+def explain_samples(trained: Trained, indices: Sequence[int], **how: Unpack[How]) -> Explained:
+    """Explain test images by their indices.
+
+    Raises:
+        UserError: an index that the test set does not have.
+    """
+    test = trained.splits.test
+    wrong = [index for index in indices if not 0 <= index < len(test)]
+    if wrong:
+        raise UserError(f"indices: {', '.join(map(str, wrong[:10]))}: the test set has the indices 0 to {len(test) - 1}")
+    chosen = np.array(indices, np.int64)
+    sources = [f"test {index}" for index in indices]
+    return explain_pixels(trained, test.images[chosen], test.labels[chosen], sources, **how)
+
+
+def explain_files(trained: Trained, files: Sequence[str | Path], **how: Unpack[How]) -> Explained:
+    """Explain image files of any size, which are resized and cropped as the run's evaluation images are.
+
+    Raises:
+        UserError: names the files that cannot be read.
+    """
+    paths = [Path(file) for file in files]
+    pixels, bad = trained.inputs.read_images(paths, trained.config.data.num_threads)
+    if bad:
+        raise UserError("\n".join(f"{path}: {reason}" for path, reason in bad))
+    return explain_pixels(trained, pixels, None, [path.name for path in paths], **how)
+
+
+def explain_pixels(
+    trained: Trained,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    sources: Sequence[str] = (),
+    *,
+    layer: str | None = None,
+    method: str = "gradcam",
+    target: str | int = "predicted",
+) -> Explained:
+    """Explain images.
+
+    Args:
+        trained: the network.
+        images: (N, H, W, 3) uint8, in the size that the network takes.
+        labels: (N,) integer, the true classes, where they are known.
+        sources: what each image is; default: its number.
+        layer: name of the layer to explain; default: the last with height and width (`find_layer`).
+        method: a key of `METHODS`.
+        target: the class to explain: `predicted`, `true`, a class's name, or its index.
+
+    Raises:
+        UserError: an unknown layer, method or class.
+    """
+    class_names = trained.inputs.class_names
+    target = parse_target(target, class_names)
+    if check_method(method) in CLASS_AGNOSTIC and target != "predicted":
+        raise UserError(f"class: {method} shows the same map for every class; leave the class out, or choose another method")
+    if target == "true" and labels is None:
+        raise UserError("class: the true classes are not known; choose predicted, a name or an index")
+    normalised = trained.inputs.normalise(images).to(trained.device)
+    name, module = find_layer(trained.model, normalised[:1], layer)
+    classes = labels if target == "true" else [target] * len(images) if isinstance(target, int) else None
+    found = explain_images(trained.model, normalised, module, method=method, classes=classes)
+    names = tuple(sources) or tuple(str(number) for number in range(len(images)))
+    return Explained(images, found, labels, names, class_names, name, method, target)

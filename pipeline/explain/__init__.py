@@ -1,0 +1,23 @@
+"""Where in an image the evidence for a class lies: maps by the grad-cam library, and a sheet of them to hand around.
+
+Maps are made after training, on a fresh float32 eager model built from the checkpoint. The compiled, bf16 or DDP model crashes,
+hangs or gives a wrong map.
+"""
+
+from pipeline.explain.cam import CLASS_AGNOSTIC, METHODS, Explanations, check_method, explain_images
+from pipeline.explain.choose import parse_target, select_images
+from pipeline.explain.layers import find_layer
+from pipeline.explain.sheet import Explained, draw_contact_sheet
+
+__all__ = [
+    "CLASS_AGNOSTIC",
+    "METHODS",
+    "Explained",
+    "Explanations",
+    "check_method",
+    "draw_contact_sheet",
+    "explain_images",
+    "find_layer",
+    "parse_target",
+    "select_images",
+]
