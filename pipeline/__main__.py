@@ -97,6 +97,23 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _predict(arguments: argparse.Namespace) -> int:
+    from pipeline.predict import predict_run
+
+    how = {"as_json": arguments.json, "ema": arguments.ema}
+    return predict_run(arguments.run, arguments.files, arguments.checkpoint, arguments.top, arguments.device, **how)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pipeline.export import export_run
+
+    given = (arguments.run, arguments.format, arguments.checkpoint, arguments.overrides, arguments.output, arguments.input)
+    exported = export_run(*given, ema=arguments.ema)
+    print(exported.summary)
+    print(exported.file)
+    return 0
+
+
 def _numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
@@ -135,6 +152,25 @@ def _parser() -> argparse.ArgumentParser:
     explain = add("explain", _explain, "Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture")
     _add_run(explain)
     _add_explain(explain)
+    predict = add("predict", _predict, "the most probable classes of images")
+    _add_run(predict, overrides=False)
+    predict.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JPEG or PNG files of any size, or folders of them")
+    predict.add_argument("--top", type=_count, default=5, metavar="K", help="how many classes of each image (default: 5)")
+    predict.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    predict.add_argument("--device", choices=("auto", "cpu", "gpu"), help="where to predict (default: as runtime.device says)")
+    _add_ema(predict)
+    export = add("export", _export, "a run's network as a file for other programs, checked to give the same logits")
+    _add_run(export)
+    _add_ema(export)
+    export.add_argument("--format", required=True, choices=("safetensors", "torch-export", "onnx"), help="kind of file")
+    export.add_argument("--output", type=Path, metavar="DIR", help="folder to write in (default: export/FORMAT in the run folder)")
+    export.add_argument(
+        "--input",
+        default="unit",
+        choices=("unit", "normalised"),
+        help="what the exported network takes: `unit`: RGB from 0 to 1, normalised inside; `normalised`: already normalised. "
+        "(default: unit; safetensors holds weights alone, which take normalised images)",
+    )
     report = add("report", _report, "one HTML page of a run, or of several side by side, from their folders alone")
     report.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folder, such as runs/latest")
     report.add_argument("--output", type=Path, help="file (default: report.html in the run's folder; for several, beside their folders)")
@@ -142,9 +178,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
+def _add_run(command: argparse.ArgumentParser, overrides: bool = True) -> None:
     command.add_argument("run", type=Path, help="run folder, such as runs/latest")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the run's config, such as data.root=DIR")
+    if overrides:
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the run's config, such as data.root=DIR")
     command.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)")
 
 

@@ -1,22 +1,28 @@
-"""What can be done with a run afterwards: explain its network, without the data set where it is not needed."""
+"""What can be done with a run afterwards: explain, predict and export its network, without the data set where it is not needed."""
 
+import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from pipeline import __main__ as cli
-from pipeline import train
+from pipeline import export, train
+from pipeline.build import build_raw_model
 from pipeline.config import load_config
 from pipeline.data import build_loaders
 from pipeline.errors import UserError
 from pipeline.evidence import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.inputs import INPUT_FILE, InputSpec
+from pipeline.predict import predict_files
 from pipeline.trained import Trained, load_trained
-from tests.tiny import RECIPE, only_run
+from tests.tiny import RECIPE, last_ema, last_weights, only_run
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -87,6 +93,28 @@ def test_another_data_set_is_refused(run: Path):
         _ = trained.splits
 
 
+def test_the_moving_average_of_the_weights(run: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    average = load_trained(run, ema=True)
+    expected = last_ema(run)
+    assert all(torch.equal(value, expected[key]) for key, value in average.model.state_dict().items())
+    image = str(tmp_path / "0.png")
+    Image.fromarray(trained.splits.test.images[0]).save(image)
+    assert cli.main(["predict", str(run), image, "--json", "--ema"]) == 0
+    shares = torch.from_numpy(average.logits(trained.splits.test.images[:1])).softmax(1)
+    assert json.loads(capsys.readouterr().out)["predictions"][0]["top"][0]["probability"] == pytest.approx(shares.max().item(), rel=1e-5)
+    assert cli.main(["export", str(run), "--format", "safetensors", "--ema", "--output", str(tmp_path)]) == 0
+    assert all(torch.equal(value, expected[key]) for key, value in load_file(tmp_path / "model.safetensors").items())
+    assert cli.main(["explain", str(run), "--indices", "1", "--ema", "--output", str(tmp_path / "sheet.png")]) == 0
+    shutil.copytree(run, tmp_path / "run")
+    for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        (checkpoint / "ema.safetensors").unlink()
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        del manifest["sha256"]["ema.safetensors"]
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="holds no moving average of the weights; train with ema"):
+        load_trained(tmp_path / "run", ema=True)
+
+
 # --- explain --------------------------------------------------------------------------------------------------------------------
 
 
@@ -146,3 +174,134 @@ def test_explain_from_the_command_line(run: Path, files: list[Path], tmp_path: P
     with Image.open(sheet) as picture:
         assert picture.size[0] > 1500
     assert cli.main(["explain", str(run), "--indices", "3,1", "--output", str(sheet), "data.loader=reference"]) == 0
+
+
+# --- predict --------------------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_those_of_the_test_set(trained: Trained, files: list[Path], no_data: None):
+    logits = trained.logits(trained.inputs.read_images(files)[0])
+    predictions, bad = predict_files(trained, files, top=3)
+    assert bad == [] and [item.file for item in predictions] == files
+    for item, row in zip(predictions, logits, strict=True):
+        assert item.classes == tuple(np.argsort(-row)[:3])
+        shares = torch.tensor(row, dtype=torch.float64).softmax(0)[list(item.classes)]
+        np.testing.assert_allclose(item.probabilities, shares, atol=1e-6)
+
+
+def test_predict_prints_json_and_names_bad_files(run: Path, files: list[Path], tmp_path: Path, no_data: None, capsys: Any):
+    nested = tmp_path / "folder" / "below"
+    nested.mkdir(parents=True)
+    (tmp_path / "folder" / ".hidden.png").write_text("no image")
+    (tmp_path / "folder" / "notes.txt").write_text("no image")
+    shutil.copy(files[1], nested / "B.PNG")
+    (nested / "bad.jpg").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    given = [str(tmp_path / "folder"), "nowhere.png", str(files[0]), str(tmp_path / "empty")]
+    assert cli.main(["predict", str(run), *given, "--json", "--top", "9", "--device", "cpu"]) == 2
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert [item["file"] for item in found["predictions"]] == [str(nested / "B.PNG"), str(files[0])]
+    first = found["predictions"][0]["top"]
+    assert [set(entry) for entry in first] == [{"class", "index", "probability"}] * 4
+    assert sum(entry["probability"] for entry in first) == pytest.approx(1)
+    assert first[0]["class"] == f"class {first[0]['index']}"
+    reasons = {
+        str(nested / "bad.jpg"): "not a JPEG or PNG image",
+        "nowhere.png": "No such file or directory",
+        str(tmp_path / "empty"): "no .jpg, .jpeg or .png file in this folder",
+    }
+    assert {error["file"]: error["reason"] for error in found["errors"]} == reasons
+    assert sorted(told.err.splitlines()) == sorted(f"error: {file}: {reason}" for file, reason in reasons.items())
+
+
+def test_predict_prints_a_table(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    odd = tmp_path / f"[bold]{'long' * 40}.png"
+    shutil.copy(files[0], odd)
+    assert cli.main(["predict", str(run), str(odd), str(files[1]), "--top", "2"]) == 0
+    told = capsys.readouterr()
+    header, first, second = told.out.splitlines()
+    assert (header.split(), told.err) == (["file", "class", "2"], "")
+    assert re.fullmatch(rf"{re.escape(str(odd))}  class \d +[<>]?\d+ %  class \d +[<>]?\d+ %", first)
+    assert second.startswith(str(files[1]))
+
+
+# --- export ---------------------------------------------------------------------------------------------------------------------
+
+
+def python_block(readme: Path) -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.S)
+    return block
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch-export", "onnx"])
+def test_export(format: str, run: Path, tmp_path: Path, no_data: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    assert cli.main(["export", str(run), "--format", format, "--output", str(tmp_path)]) == 0
+    *_, summary, file = capsys.readouterr().out.splitlines()
+    assert summary.startswith("the logits of 16 random images differ by ") and Path(file).parent == tmp_path
+    trained = load_trained(run)
+    about = export.describe(trained, "normalised" if format == "safetensors" else "unit")
+    assert json.loads(about["class_names"]) == ["class 0", "class 1", "class 2", "class 3"]
+    assert {path.name for path in tmp_path.iterdir()} == {Path(file).name, "README.md"} | (
+        {"config.yaml"} if format == "safetensors" else set()
+    )
+    for text in (about["input"], about["resize"], about["mean"], "3. class 3"):
+        assert text in (tmp_path / "README.md").read_text()
+    # what the README says works, and takes what it says, in any number
+    monkeypatch.chdir(tmp_path)
+    with torch.no_grad():
+        names: dict[str, Any] = {}
+        exec(python_block(tmp_path / "README.md"), names)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    unit = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    match format:
+        case "safetensors":
+            found = names["network"](trained.inputs.normalise(pixels)).detach().numpy()
+            from safetensors import safe_open
+
+            with safe_open(file, "pt") as opened:
+                assert opened.metadata() == about
+        case "torch-export":
+            found = names["network"](unit).detach().numpy()
+            kept = dict.fromkeys(about, "")
+            torch.export.load(file, extra_files=kept)
+            assert kept == about
+        case _:
+            (found,) = names["session"].run(None, {"images": unit.numpy()})
+            assert names["session"].get_modelmeta().custom_metadata_map == about
+    assert np.asarray(names["logits"].detach() if format != "onnx" else names["logits"]).shape == (1, 4)
+    np.testing.assert_allclose(found, trained.logits(pixels), atol=1e-5)
+
+
+def test_an_export_can_take_normalised_images(trained: Trained, tmp_path: Path):
+    exported = export.export(trained, "torch-export", tmp_path, input="normalised")
+    images = torch.randn(3, 3, 8, 8)
+    program = torch.export.load(exported.file).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), trained.model(images), rtol=0, atol=1e-5)
+
+
+def test_a_file_with_other_logits_is_not_kept(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def other_weights(*arguments: Any) -> Any:
+        return build_raw_model(load_config(RECIPE), 4, torch.device("cpu")).eval()
+
+    monkeypatch.setattr(export, "_write_torch_export", other_weights)
+    with pytest.raises(UserError, match=r"export: the logits of 16 random images differ by .*; nothing is kept"):
+        export.export(trained, "torch-export", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package onnx; pip install -e '\.\[onnx\]'"):
+        export.export(trained, "onnx", tmp_path)
+
+
+def test_exported_weights_are_the_checkpoint_s(run: Path, trained: Trained, tmp_path: Path):
+    exported = export.export(trained, "safetensors", tmp_path)
+    weights = load_file(exported.file)
+    assert weights.keys() == last_weights(run).keys()
+    assert all(torch.equal(weights[key], value) for key, value in last_weights(run).items())
+    assert (exported.difference, exported.tolerance) == (0, 0)

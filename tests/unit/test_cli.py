@@ -22,7 +22,7 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str]):
         cli.main(["--help"])
     assert left.value.code == 0
     listed = capsys.readouterr().out
-    for command in ("train", "evaluate", "explain", "check", "config-reference"):
+    for command in ("train", "evaluate", "explain", "predict", "export", "check", "config-reference"):
         assert f"\n  {command}" in listed or f"\n    {command}" in listed
 
 
@@ -51,6 +51,8 @@ def test_check(capsys: pytest.CaptureFixture[str]):
         (["train", QUICKSTART, "optimizer.lr=-1"], "command line: optimizer.lr"),
         (["evaluate", "runs/nowhere"], "runs/nowhere: not a run folder"),
         (["explain", "runs/nowhere"], "runs/nowhere: not a run folder"),
+        (["predict", "runs/nowhere", "a.png"], "runs/nowhere: not a run folder"),
+        (["export", "runs/nowhere", "--format", "onnx"], "runs/nowhere: not a run folder"),
     ],
 )
 def test_a_user_s_error_is_one_message_and_exit_code_2(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]):
@@ -65,6 +67,7 @@ def test_a_user_s_error_is_one_message_and_exit_code_2(arguments: list[str], tol
     "arguments",
     [
         *([], ["fly"], ["check"], ["check", "--processes", "none", QUICKSTART], ["check", "--processes", "0", QUICKSTART]),
+        *(["predict", "runs/latest"], ["predict", "runs/latest", "a.png", "--top", "0"], ["export", "runs/latest", "--format", "pickle"]),
         *(["explain", "runs/latest", "--indices", "3,x"], ["explain", "runs/latest", "--indices", "3", "--files", "a.png"]),
     ],
 )

@@ -37,6 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inputs": {"data"},
     "trained": {"build", "checkpoint", "data", "distributed", "evaluate", "inputs", "run"},
     "evidence": {"explain", "models", "trained"},
+    "predict": {"trained", "style"},
+    "export": {"build", "trained"},
     "loop": {"data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"},
 }
 ENTRY_POINTS = {"train", "finish", "commands", "__main__"}
@@ -139,7 +141,7 @@ names = [m.name for package in (pipeline, kernels) for m in pkgutil.walk_package
 for name in names:
     importlib.import_module(name)
 watching = False
-slow = ("nvidia.dali", "pytorch_grad_cam", "tensorboard", "sklearn", "timm", "torchview", "pygraphviz")
+slow = ("nvidia.dali", "pytorch_grad_cam", "tensorboard", "sklearn", "timm", "torchview", "pygraphviz", "onnx", "onnxruntime", "onnxscript")
 lazy = [name for name in slow if name in sys.modules]
 handlers = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getsignal(signal.SIGINT) == signal.default_int_handler
 print(json.dumps({"count": len(names), "events": events, "same": before == state(), "lazy": lazy, "handlers": handlers}))

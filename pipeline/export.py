@@ -1,0 +1,253 @@
+"""A trained network as a file for other programs: written, read back, and compared with the network before it is kept.
+
+Everything happens on the CPU in float32, where no faster arithmetic (TF32) blurs the comparison.
+"""
+
+import copy
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.build import build_raw_model
+from pipeline.config import dump_config
+from pipeline.errors import UserError
+from pipeline.trained import Trained, load_trained
+
+_CHECKED_IMAGES = 16
+_FILES = {"safetensors": "model.safetensors", "torch-export": "model.pt2", "onnx": "model.onnx"}
+# Largest difference between a logit of the file and of the network, as a share of the largest logit. safetensors: the same weights in the
+# same code. torch-export: the same operators of torch, which may take another order of summation. onnx: another library's kernels.
+TOLERANCE = {"safetensors": 0.0, "torch-export": 1e-5, "onnx": 1e-4}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that holds a network.
+
+    Attributes:
+        file: what was written; a README.md beside it says how to use it.
+        difference: largest difference between a logit of the file and of the network, over random images.
+        largest: the largest absolute logit of the network on them.
+        tolerance: the difference that is accepted, as a share of `largest`.
+    """
+
+    file: Path
+    difference: float
+    largest: float
+    tolerance: float
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"the logits of {_CHECKED_IMAGES} random images differ by {self.difference:.1e} at most, "
+            f"where the largest is {self.largest:.1f} (accepted: {self.tolerance:g} of it)"
+        )
+
+
+class WithNormalisation(nn.Module):
+    """A network that takes RGB images from 0 to 1 and normalises them itself.
+
+    Shape: (B, 3, H, W) float32 → (B, K) logits.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images - self.mean) / self.std)
+
+
+def export_run(
+    path: str | Path,
+    format: str,
+    which: str = "last",
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    input: str = "unit",
+    *,
+    ema: bool = False,
+) -> Exported:
+    """Export the network of a run's checkpoint; the data set is not needed.
+
+    Args:
+        path, which, overrides, ema: as for `load_trained`.
+        format: `safetensors` (weights, for this library), `torch-export` (a program for torch, in Python or C++) or `onnx` (for ONNX
+            Runtime and others).
+        output: the folder to write in; default: `export/FORMAT` in the run folder.
+        input: what the exported program takes: `unit`, RGB images from 0 to 1 (it normalises them), or `normalised` ones.
+
+    Returns:
+        What was written, and how far its logits are from the network's.
+
+    Raises:
+        UserError: a missing package, a folder that cannot be written, or a file whose logits are not the network's.
+    """
+    trained = load_trained(path, which, overrides, torch.device("cpu"), ema=ema)
+    assert trained.run is not None
+    folder = Path(output) if output is not None else trained.run.path / "export" / format
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return export(trained, format, folder, input)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror or error}); choose another folder with --output"
+        ) from None
+
+
+def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> Exported:
+    """Export a network that is on the CPU into a folder that is there. Otherwise as `export_run`."""
+    assert format in _FILES and input in ("unit", "normalised"), (format, input)
+    assert trained.device.type == "cpu", trained.device
+    if format == "safetensors":
+        input = "normalised"
+    network = copy.deepcopy(trained.model).to(memory_format=torch.contiguous_format)  # exporters warn of other layouts
+    module = WithNormalisation(network, trained.inputs.mean, trained.inputs.std) if input == "unit" else network
+    module.eval()
+    images = torch.rand(_CHECKED_IMAGES, 3, *[trained.inputs.image_size] * 2, generator=torch.Generator().manual_seed(0))
+    final = folder / _FILES[format]
+    temporary = folder / f".new-{final.name}"
+    write = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}[format]
+    about = describe(trained, input)
+    try:
+        run = write(trained, module, temporary, about)
+        with torch.no_grad():
+            expected, found = module(images), run(images)
+        exported = Exported(final, (found - expected).abs().max().item(), expected.abs().max().item(), TOLERANCE[format])
+        if not exported.difference <= exported.tolerance * exported.largest:
+            raise UserError(f"export: {exported.summary}; nothing is kept; choose another --format, or another version of its package")
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    (folder / "README.md").write_text(_readme(trained, format, about, exported), encoding="utf-8")
+    if format == "safetensors":
+        (folder / "config.yaml").write_text(dump_config(trained.config), encoding="utf-8")
+    return exported
+
+
+def describe(trained: Trained, input: str) -> dict[str, str]:
+    """What goes into the file beside the network: texts, lists as JSON."""
+    inputs, size = trained.inputs, trained.inputs.image_size
+    run = "" if trained.run is None else trained.run.path.name
+    values = "from 0 to 1 (pixel / 255); the network normalises them" if input == "unit" else "normalised as (pixel / 255 - mean) / std"
+    return {
+        "run": run,
+        "checkpoint": "" if trained.checkpoint is None else trained.checkpoint.name,
+        "model": trained.config.model.name,
+        "input": f"images: float32 (N, 3, {size}, {size}), RGB, {values}",
+        "resize": f"shorter side to {size} pixels, bilinear with antialiasing, then the central {size} x {size} pixels",
+        "output": f"logits: float32 (N, {inputs.num_classes}); softmax gives probabilities",
+        "image_size": str(size),
+        "mean": json.dumps(inputs.mean),
+        "std": json.dumps(inputs.std),
+        "class_names": json.dumps(inputs.class_names),
+    }
+
+
+def _write_safetensors(trained: Trained, module: nn.Module, file: Path, about: dict[str, str]) -> Callable[[Tensor], Tensor]:
+    from safetensors.torch import load_file, save_file
+
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, file, metadata=about)
+    fresh = build_raw_model(trained.config, trained.inputs.num_classes, torch.device("cpu"))
+    fresh = fresh.to(memory_format=torch.contiguous_format).eval()
+    fresh.load_state_dict(load_file(file))
+    return fresh
+
+
+def _write_torch_export(trained: Trained, module: nn.Module, file: Path, about: dict[str, str]) -> Callable[[Tensor], Tensor]:
+    example, batch = _example(trained)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own workings
+        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, file, extra_files=about)
+        return torch.export.load(file).module()
+
+
+def _write_onnx(trained: Trained, module: nn.Module, file: Path, about: dict[str, str]) -> Callable[[Tensor], Tensor]:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"export: --format onnx needs the package {package}; pip install -e '.[onnx]'")
+    example, batch = _example(trained)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own workings
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            input_names=["images"],
+            output_names=["logits"],
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update(about)
+    program.save(file)
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _example(trained: Trained) -> tuple[Tensor, torch.export.Dim]:
+    """An input of two images, of which any number is allowed."""
+    size = trained.inputs.image_size
+    return torch.zeros(2, 3, size, size), torch.export.Dim("batch", min=1)
+
+
+_USE = {
+    "safetensors": """import torch
+from safetensors.torch import load_file
+
+from pipeline.build import build_raw_model
+from pipeline.config import load_config
+
+network = build_raw_model(load_config("config.yaml"), num_classes=$num_classes, device=torch.device("cpu")).eval()
+network.load_state_dict(load_file("model.safetensors"))
+logits = network(torch.zeros(1, 3, $size, $size))""",
+    "torch-export": """import torch
+
+network = torch.export.load("model.pt2").module()
+logits = network(torch.zeros(1, 3, $size, $size))""",
+    "onnx": """import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(logits,) = session.run(None, {"images": np.zeros((1, 3, $size, $size), np.float32)})""",
+}
+
+
+def _readme(trained: Trained, format: str, about: dict[str, str], exported: Exported) -> str:
+    use = Template(_USE[format]).substitute(num_classes=trained.inputs.num_classes, size=trained.inputs.image_size)
+    origin = f"{about['model']}, {about['checkpoint']} of the run {about['run']}" if about["run"] else about["model"]
+    names = "\n".join(f"{index}. {name}" for index, name in enumerate(trained.inputs.class_names))
+    return f"""# {exported.file.name}
+
+{origin}. The file holds this description too, as its metadata.
+
+- Input: {about["input"]}
+- Size: {about["resize"]}
+- Mean and standard deviation per channel: {about["mean"]}, {about["std"]}
+- Output: {about["output"]}
+- Checked after writing: {exported.summary}
+
+```python
+{use}
+```
+
+Classes, in the order of the logits:
+
+{names}
+"""
