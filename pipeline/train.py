@@ -72,15 +72,19 @@ def _leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def train(config: Config, recipe: str, started: float, profile: bool = False) -> "RunFolder":
+def train(config: Config, recipe: str = "run", started: float | None = None, profile: bool = False) -> "RunFolder":
     """Train one run to its end and leave its folder complete.
 
     Args:
         config: the run's config.
         recipe: names the run, unless `log.name` does.
-        started: when the command began, in epoch seconds; `wall_s` counts from here.
+        started: when the command began, in epoch seconds, from which `wall_s` counts; default: now.
         profile: profile some steps after warm-up into the run folder.
+
+    Returns:
+        The run folder: `load_trained(run.path)` takes the network out of it.
     """
+    started = time.time() if started is None else started
     import torch
 
     from pipeline.build import set_backends

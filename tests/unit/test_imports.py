@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"build", "trained"},
     "loop": {"data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"},
 }
-ENTRY_POINTS = {"train", "finish", "commands", "__main__"}
+ENTRY_POINTS = {"api", "train", "finish", "commands", "__main__"}
 
 
 def imports_of(path: Path) -> set[str]:

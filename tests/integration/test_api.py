@@ -1,0 +1,92 @@
+"""The library as the documentation shows it, and that training by its parts is the training of a run."""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import api
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from tests.tiny import ROOT, last_weights, tiny_config
+
+pytestmark = [pytest.mark.usefixtures("process_state"), pytest.mark.timeout(120)]
+
+
+def example() -> str:
+    found = re.search(r"    from pipeline\.api .*?(?=\n\n\S)", api.__doc__ or "", re.S)
+    assert found is not None
+    return textwrap.dedent(found[0])
+
+
+def test_the_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The lines of the docstring, for two steps in place of three epochs."""
+    lines = example()
+    assert len(lines.splitlines()) == 10
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(lines.replace("configs/", f"{ROOT}/configs/").replace("duration=3ep", "duration=2st"), names)
+    result = names["result"]
+    assert f"{result.accuracy:.2%} of 360 test images" in capsys.readouterr().out
+    assert names["explained"].found.maps.shape == (10, 32, 32)
+    assert [path.name for path in tmp_path.iterdir()] == ["mistakes.png"]
+    with Image.open("mistakes.png") as picture:
+        assert picture.size[0] > 1500
+
+
+def test_the_readme_shows_the_same_lines():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert all(block.strip() == example().strip() for block in blocks)
+
+
+def test_fit_trains_as_a_run_does(tmp_path: Path):
+    config = tiny_config(f"log.dir={tmp_path}", "duration=2ep", "log.tensorboard=false")
+    run = api.train(config, "tiny")
+    splits = api.load_splits(config)
+    model = api.build_model(config, splits)
+    result = api.fit(config, model, api.build_loaders(config, splits), quiet=True)
+    expected = last_weights(run.path)
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert result == api.evaluate_run(run.path)
+
+
+def test_a_network_of_one_s_own_is_trained_and_copied(capsys: pytest.CaptureFixture[str]):
+    config = tiny_config()
+    splits = api.load_splits(config)
+    first = torch.nn.Conv2d(3, 8, 3)
+    model = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4))
+    before = first.weight.detach().clone()
+    api.fit(config, model, api.build_loaders(config, splits), quiet=True)
+    assert capsys.readouterr().out == ""
+    model.compile(backend="eager")  # as a config may ask `fit` to; the copy is eager again, and explains
+    trained = api.Trained.of(config, model, splits)
+    assert not torch.equal(before, trained.model.state_dict()["0.weight"])
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in trained.model.state_dict().items())
+    explained = api.explain_mistakes(trained, 3)
+    assert (explained.layer, len(explained)) == ("1", 3)
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())  # as `fit` leaves it
+
+
+def test_a_model_elsewhere_is_named():
+    config = tiny_config()
+    splits = api.load_splits(config)
+    model = api.build_model(config, splits).to("meta")
+    with pytest.raises(UserError, match=r"fit: the model is on meta, the loaders deliver on cpu; move it with model\.to\('cpu'\)"):
+        api.fit(config, model, api.build_loaders(config, splits))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_fit_on_a_gpu_is_captured():
+    config = load_config(ROOT / "configs/quickstart.yaml", ["duration=20st", "precision.mode=fp16", "runtime.device=gpu"])
+    splits = api.load_splits(config)
+    model = api.build_model(config, splits)
+    result = api.fit(config, model, api.build_loaders(config, splits), quiet=True)
+    assert result.seen == 360
+    explained = api.explain_mistakes(api.Trained.of(config, model, splits), count=4)
+    assert explained.found.maps.shape == (4, 32, 32)
