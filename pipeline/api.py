@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pipeline import data
-from pipeline.build import build_raw_model, build_state_of, captures, set_backends, warmup_steps
+from pipeline.build import build_initial_model, build_state_of, captures, set_backends, warmup_steps
 from pipeline.clock import Clock
 from pipeline.commands import evaluate_run, explain_run
 from pipeline.config import Config, load_config
@@ -102,7 +102,7 @@ def build_model(config: Config, splits: Splits) -> nn.Module:
     torch.Size([2, 4])
     """
     set_backends(config)
-    return build_raw_model(config, splits.num_classes, connect(config).device)
+    return build_initial_model(config, splits.num_classes, connect(config).device)
 
 
 def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = False) -> EvalResult:
@@ -115,7 +115,7 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
         quiet: print nothing.
 
     Returns:
-        The evaluation on the test set at the last step.
+        The evaluation on the test set at the last step. The moving average that `ema.decay` asks for is evaluated, but not kept.
 
     Raises:
         UserError: the model is not on the device of the loaders.

@@ -80,16 +80,21 @@ def build_raw_model(config: Config, num_classes: int, device: torch.device) -> n
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
+def build_initial_model(config: Config, num_classes: int, device: torch.device, *, pretrained: bool = True) -> nn.Module:
+    """The network that a run starts from: initialised from `seed`, with the weights of the file that `model.weights` names over that."""
+    torch.manual_seed(config.seed)
+    model = build_raw_model(config, num_classes, device)
+    if pretrained and config.model.weights is not None:
+        load_pretrained(model, Path(config.model.weights).expanduser())
+    return model
+
+
 def build_state(config: Config, splits: Splits, processes: Processes, *, pretrained: bool = True) -> TrainState:
     """Model (compiled and wrapped as the config and the launcher say), optimizer, precision, counters, average of a fresh run.
 
     Without PRETRAINED, as where a checkpoint comes over it, the file that `model.weights` names is not needed.
     """
-    torch.manual_seed(config.seed)
-    raw_model = build_raw_model(config, splits.num_classes, processes.device)
-    if pretrained and config.model.weights is not None:
-        load_pretrained(raw_model, Path(config.model.weights).expanduser())
-    return build_state_of(raw_model, config, processes)
+    return build_state_of(build_initial_model(config, splits.num_classes, processes.device, pretrained=pretrained), config, processes)
 
 
 def build_state_of(raw_model: nn.Module, config: Config, processes: Processes) -> TrainState:

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.data import Splits
+    from pipeline.evaluate import EvalResult
     from pipeline.loop import Trainer
     from pipeline.predictions import Predictions
     from pipeline.run import RunFolder
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 
-def finish(t: "Trainer", run: "RunFolder", evaluation: Any, splits: "Splits", started: float) -> None:
+def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Splits", started: float) -> None:
     """Write result.json, then draw curves, contact sheet and report as the config asks. The last line printed is the run folder.
 
     What fails after result.json is told in one line and left out.
@@ -70,7 +73,7 @@ def _draw_curves(path: Path) -> Path:
     return draw_curves(path)
 
 
-def _load(path: Path, splits: "Splits", device: Any) -> "Trained":
+def _load(path: Path, splits: "Splits", device: "torch.device") -> "Trained":
     from pipeline.commands import load_trained
 
     return load_trained(path, device=device, splits=splits)
@@ -134,7 +137,7 @@ def _what_next(path: Path) -> str:
     )
 
 
-def describe_result(t: "Trainer", evaluation: Any, started: float) -> dict[str, Any]:
+def describe_result(t: "Trainer", evaluation: "EvalResult", started: float) -> dict[str, Any]:
     """The contents of result.json. Accuracies are fractions, of the raw weights with one view per image where no name says otherwise."""
     from pipeline.models import num_parameters
 
@@ -165,7 +168,7 @@ def describe_result(t: "Trainer", evaluation: Any, started: float) -> dict[str, 
     }
 
 
-def peak_memory_bytes(device: Any) -> int:
+def peak_memory_bytes(device: "torch.device") -> int:
     """Most memory that torch held on the GPU at once; on the CPU the process's largest resident size. Bytes."""
     import resource
 

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config, load_config
 from pipeline.errors import EXIT_FAILURE, OutOfMemory, Preempted, TrainingError, UserError
 
 if TYPE_CHECKING:
+    from pipeline.console import TrainingConsole
     from pipeline.data import Splits
-    from pipeline.loop import Trainer
+    from pipeline.distributed import Processes
+    from pipeline.loop import Plan, Trainer
     from pipeline.run import RunFolder
 
 
@@ -125,7 +127,7 @@ def _out_of_memory(config: Config, error: Exception) -> str:
     )
 
 
-def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, RunFolder, Splits]":
+def assemble(config: Config, recipe: str, processes: "Processes") -> "tuple[Trainer, RunFolder, Splits]":
     """Open the run folder and build or restore everything that `fit` works with."""
     from pipeline.build import build_state, captures, warmup_steps
     from pipeline.checkpoint import CheckpointWriter, load_checkpoint
@@ -172,7 +174,9 @@ def assemble(config: Config, recipe: str, processes: Any) -> "tuple[Trainer, Run
     return trainer, run, splits
 
 
-def _announce(console: Any, config: Config, splits: Any, plan: Any, processes: Any, run: Any, step: int) -> None:
+def _announce(
+    console: "TrainingConsole", config: Config, splits: "Splits", plan: "Plan", processes: "Processes", run: "RunFolder", step: int
+) -> None:
     """What was resolved from the config and the machine, before the first step."""
     from pipeline.build import compile_mode
 

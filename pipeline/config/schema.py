@@ -1,6 +1,6 @@
 """The one typed, frozen model of a run, and the only place with defaults."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -20,7 +20,7 @@ Channels = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeVali
 class Section(BaseModel):
     """Base of every section: unknown keys and silent conversions are errors, values never change after loading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class DataConfig(Section):
