@@ -194,7 +194,7 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
     what.add_argument("--count", type=_count, default=10, metavar="N", help="the N most confident mistakes (default: 10)")
     what.add_argument("--files", nargs="+", type=Path, default=(), metavar="FILE", help="these image files, of any size")
     what.add_argument("--indices", type=_numbers, default=(), metavar="I,J", help="the test images with these indices, such as 3,17")
-    command.add_argument("--layer", metavar="NAME", help="layer to explain, such as stages.2 (default: the last with height and width)")
+    command.add_argument("--layer", metavar="NAME", help="layer to explain, such as stages.1 (default: the last before pooling)")
     command.add_argument(
         "--class",
         dest="target",

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.explain import CLASS_AGNOSTIC, Explained, check_method, explain_images, find_layer, parse_target, select_images
+from pipeline.models import cam_target_layer
 from pipeline.trained import Trained
 
 EXPLAINED_IMAGES = 10
@@ -72,7 +73,7 @@ def explain_pixels(
         images: (N, H, W, 3) uint8, in the size that the network takes.
         labels: (N,) integer, the true classes, where they are known.
         sources: what each image is; default: its number.
-        layer: name of the layer to explain; default: the last with height and width (`find_layer`).
+        layer: name of the layer to explain; default: that of `cam_target_layer`, the last before pooling.
         method: a key of `METHODS`.
         target: the class to explain: `predicted`, `true`, a class's name, or its index.
 
@@ -86,8 +87,12 @@ def explain_pixels(
     if target == "true" and labels is None:
         raise UserError("class: the true classes are not known; choose predicted, a name or an index")
     normalised = trained.inputs.normalise(images).to(trained.device)
-    name, module = find_layer(trained.model, normalised[:1], layer)
+    if layer is None:
+        module = cam_target_layer(trained.model, images.shape[1])
+        layer = next(name for name, candidate in trained.model.named_modules() if candidate is module)
+    else:
+        module = find_layer(trained.model, normalised[:1], layer)
     classes = labels if target == "true" else [target] * len(images) if isinstance(target, int) else None
     found = explain_images(trained.model, normalised, module, method=method, classes=classes)
     names = tuple(sources) or tuple(str(number) for number in range(len(images)))
-    return Explained(images, found, labels, names, class_names, name, method, target)
+    return Explained(images, found, labels, names, class_names, layer, method, target)

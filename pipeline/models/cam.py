@@ -16,8 +16,8 @@ _POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
 def cam_target_layer(model: nn.Module, image_size: int = 224) -> nn.Module:
     """The layer that Grad-CAM explains by default: the one whose output is the last with a spatial extent, before pooling.
 
-    In our networks it is the last stage, with pre-activation the norm behind it. In other libraries' networks it is found by sending an
-    image through a copy on the meta device.
+    It is found by sending an image through a copy on the meta device. In our networks it is the last stage, with pre-activation the norm
+    behind it; for images so small that the last stage has one position, an earlier stage.
 
     Args:
         model: as `build_model` returns it; it is left alone.
@@ -26,11 +26,10 @@ def cam_target_layer(model: nn.Module, image_size: int = 224) -> nn.Module:
     Raises:
         UserError: no layer has such an output, as in a vision transformer, whose blocks pass tokens on.
     """
-    if isinstance(model, ResNet):
-        return model.norm if model.norm is not None else model.stages[-1]
-    if isinstance(model, DavidNet):
-        return model.stages[-1]
-    return model.get_submodule(_last_feature_map(model, image_size))
+    found = model.get_submodule(_last_feature_map(model, image_size))
+    if isinstance(model, ResNet | DavidNet) and found is model.stages:
+        return model.stages[-1]  # gives the same, and its name says more
+    return found
 
 
 def _last_feature_map(model: nn.Module, image_size: int) -> str:

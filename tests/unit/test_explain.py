@@ -1,7 +1,6 @@
 """Grad-CAM against maps derived by hand, the choice of images, classes and layers, and the contact sheet's pixels."""
 
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline import explain, style
-from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.explain import Explained, Explanations, sheet
-from pipeline.models import build_model
 
 pytestmark = pytest.mark.timeout(120)  # the first import of the grad-cam library takes 13 s or more
 
@@ -213,58 +210,9 @@ def test_confidence_that_rounds_to_one_is_still_ordered() -> None:
 # --- layers and classes ---------------------------------------------------------------------------------------------------------
 
 
-def staged() -> nn.Sequential:
-    def stage(channels: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(3 if channels == 4 else 4, channels, 3, 2, 1), nn.ReLU(inplace=True))
-
-    stages = nn.Sequential(stage(4), stage(5))
-    return nn.Sequential(stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2))
-
-
-def test_the_default_layer_is_the_last_with_height_and_width() -> None:
-    model = staged()
-    assert explain.find_layer(model, torch.zeros(1, 3, 8, 8))[0] == "0.1"  # 2 x 2, and not "0", which says less
-    assert explain.find_layer(model, torch.zeros(1, 3, 4, 4))[0] == "0.0"  # the last stage has one position only
-    name, layer = explain.find_layer(tiny_net(), noise(1))
-    assert name == "relu" and isinstance(layer, nn.ReLU)
-    with pytest.raises(UserError, match="no layer of the network has an output with height and width for images of 3 x 2 x 2"):
-        explain.find_layer(model, torch.zeros(1, 3, 2, 2))
-
-
-@pytest.mark.parametrize(("name", "images"), [("resnet20", 32), ("resnet20", 8), ("resnet18", 32)])
-def test_the_default_layer_of_our_networks_is_the_last_stage(name: Literal["resnet20", "resnet18"], images: int) -> None:
-    model = build_model(ModelConfig(name=name), num_classes=3)
-    found, layer = explain.find_layer(model, torch.zeros(1, 3, images, images))
-    assert found == {"resnet20": "stages.2", "resnet18": "stages.3"}[name]
-    assert layer is model.get_submodule(found)
-
-
-class Tokens(nn.Module):
-    """A convolution, then weights for the places in a row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches, self.norm, self.head = nn.Conv2d(3, 4, 4, 4), nn.LayerNorm(4), nn.Linear(4, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.norm(self.patches(images).flatten(2).mT).mean(1))
-
-
-def test_a_transformer_has_no_default_layer() -> None:
-    with pytest.raises(UserError, match="layer: norm works on tokens, which have no height and width; choose an earlier layer by its name"):
-        explain.find_layer(Tokens(), noise(1))
-    assert explain.find_layer(Tokens(), noise(1), "patches")[0] == "patches"
-
-
-def test_pooling_is_not_the_default_layer() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 2))
-    assert explain.find_layer(model, torch.zeros(1, 3, 8, 8))[0] == "1"
-    assert explain.find_layer(model, torch.zeros(1, 3, 8, 8), "2")[0] == "2"
-
-
 def test_a_layer_by_name() -> None:
-    model = staged().train()
-    assert explain.find_layer(model, torch.zeros(1, 3, 8, 8), "0.0.0") == ("0.0.0", model.get_submodule("0.0.0"))
+    model = tiny_net().train()
+    assert explain.find_layer(model, noise(1), "norm") is model.norm
     assert model.training and not any(module._forward_hooks for module in model.modules())
 
 
@@ -281,10 +229,10 @@ class Twice(nn.Module):
     ("name", "told"),
     [
         ("cnov", "the network has no layer 'cnov'; near: conv"),
-        ("zzz", "the network has no layer 'zzz'; near: relu"),
+        ("zzz", "the network has no layer 'zzz'; near: conv"),
         ("", "the network has no layer ''"),
-        ("head", "head gives 2, which has no height and width; choose one such as relu"),
-        ("spare", "spare is not used; choose one such as relu"),
+        ("head", "head gives 2, which has no height and width; choose another, such as conv"),
+        ("spare", "spare is not used, or gives no tensor; choose another, such as conv"),
         ("relu", "relu is used 2 times in one pass"),
     ],
 )

@@ -107,6 +107,9 @@ def test_a_network_without_batch_norm_has_nothing_to_average():
         (SMALL, 64, "conv5"),
         (SMALL, 32, "stage3"),  # not the branch of the next block that still has four pixels
         ("timm/resnetv2_18", 224, "norm"),
+        ("resnet18", 32, "stages.3"),
+        ("resnet18", 8, "stages.2"),  # the last stage has one position
+        ("wrn16", 32, "norm"),
     ],
 )
 def test_the_layer_for_grad_cam(name: str, image_size: int, layer: str):
