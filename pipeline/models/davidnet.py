@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pipeline.models.layers import NormAct, StemConv, conv3x3
+from pipeline.models.layers import NormAct, Stem, conv3x3
 
 _LOGIT_SCALE = 0.125
 
@@ -45,7 +45,7 @@ class DavidNet(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int = 3, fused_norm: bool = False, fused_stem: bool = False):
         super().__init__()
-        self.stem = nn.Sequential(StemConv(in_channels, 64, fused_stem), NormAct(64, fused_norm))
+        self.stem = Stem(in_channels, 64, fused_stem, fused_norm)
         self.stages = nn.Sequential(
             nn.Sequential(ConvNormAct(64, 128, fused_norm), nn.MaxPool2d(2), ResidualBranch(128, fused_norm)),
             nn.Sequential(ConvNormAct(128, 256, fused_norm), nn.MaxPool2d(2)),

@@ -110,6 +110,32 @@ class StemConv(nn.Conv2d):
         return self.fused and self.training and input.is_cuda
 
 
+class Stem(nn.Sequential):
+    """3x3 convolution of images, batch norm and ReLU.
+
+    Args:
+        in_channels, channels: of the images and of the output.
+        fused_stem, fused_norm: as for the two layers; both, and the stem is one op, which never writes what the convolution returns
+            (`kernels/stem_conv_norm_act.py`).
+        branches: the output feeds two consumers.
+
+    Shape: (B, in_channels, H, W) → (B, channels, H, W).
+    """
+
+    def __init__(self, in_channels: int, channels: int, fused_stem: bool, fused_norm: bool, branches: bool = False):
+        super().__init__(StemConv(in_channels, channels, fused_stem), NormAct(channels, fused_norm, branches=branches))
+
+    def forward(self, input: torch.Tensor) -> Activation:
+        convolution, norm = self
+        assert isinstance(convolution, StemConv) and isinstance(norm, NormAct) and norm.momentum is not None
+        if not (convolution._uses_kernels(input) and norm._uses_kernels(input)):
+            return norm(convolution(input))
+        from kernels.stem_conv_norm_act import stem_conv_norm_act, stem_conv_norm_act_twice
+
+        op = stem_conv_norm_act_twice if norm.branches else stem_conv_norm_act
+        return op(input, convolution.weight, *norm._vectors(), norm.momentum, norm.eps)
+
+
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
 

@@ -16,7 +16,7 @@ from pipeline.models.blocks import (
     PreactivationBlock,
     PreactivationBottleneckBlock,
 )
-from pipeline.models.layers import NormAct, StemConv
+from pipeline.models.layers import NormAct, Stem, StemConv
 
 BlockType = type[BasicBlock] | type[BottleneckBlock] | type[PreactivationBasicBlock] | type[PreactivationBottleneckBlock]
 
@@ -93,12 +93,10 @@ def _stem(
     kind: Literal["cifar", "imagenet"], in_channels: int, channels: int, options: BlockOptions, fused: bool, preactivation: bool
 ) -> nn.Sequential:
     """The first convolution, and its norm unless the first block begins with one."""
-    imagenet = kind == "imagenet"
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False) if imagenet else StemConv(in_channels, channels, fused)
-    ]
-    if not preactivation:
-        layers.append(NormAct(channels, options.fused_norm, branches=options.shortcut is not None and not imagenet))
-    if imagenet:
-        layers.append(nn.MaxPool2d(3, 2, padding=1))
-    return nn.Sequential(*layers)
+    if kind == "imagenet":
+        convolution = nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False)
+        norm = [] if preactivation else [NormAct(channels, options.fused_norm)]
+        return nn.Sequential(convolution, *norm, nn.MaxPool2d(3, 2, padding=1))
+    if preactivation:
+        return nn.Sequential(StemConv(in_channels, channels, fused))
+    return Stem(in_channels, channels, fused, options.fused_norm, branches=options.shortcut is not None)
