@@ -1,14 +1,18 @@
 """What a trained network says of the test set, and where it looks in the images that it gets most wrong."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 
+from pipeline.errors import UserError
 from pipeline.evidence import explain_samples
 from pipeline.explain import select_images
 from pipeline.predictions import Predictions
 from pipeline.style import one_line
 from pipeline.trained import Trained
+
+_log = logging.getLogger(__name__)
 
 SHOWN_IMAGES = 20
 
@@ -19,14 +23,17 @@ def examine(trained: Trained, *, count: int = SHOWN_IMAGES, explain: bool = True
     Args:
         trained: the network and the data set.
         count: images to choose: confident mistakes, then the least sure of the right ones.
-        explain: make Grad-CAM maps, which takes some seconds to import.
+        explain: make Grad-CAM maps, which takes some seconds to import. A network that has no layer for them gets none, with a warning.
     """
     logits, test = trained.test_logits(), trained.splits.test
     shown = select_images(logits, test.labels, count)
     images = np.ascontiguousarray(test.images[shown])
     maps = np.empty((0, *images.shape[1:3]), np.uint8)
     if explain:
-        maps = np.round(255 * explain_samples(trained, shown.tolist()).found.maps).astype(np.uint8)
+        try:
+            maps = np.round(255 * explain_samples(trained, shown.tolist()).found.maps).astype(np.uint8)
+        except UserError as error:  # as of a vision transformer: what it predicts is no less worth knowing
+            _log.warning("no maps: %s", error)
     names = ["" if test.sample_paths is None else one_line(test.sample_paths[i]) for i in shown]
     whole = Predictions.of(logits, test.labels, trained.splits.class_names)
     return replace(whole, shown=shown, shown_names=np.array(names, np.str_), images=images, maps=maps)

@@ -45,7 +45,7 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
         trained = _attempt(say, "", lambda: _load(run.path, splits, t.processes.device))
     if trained is not None and (log.explain or log.report):
         predictions = _attempt(say, "", lambda: _examine(trained, log.explain, log.report))
-    if trained is not None and predictions is not None and log.explain:
+    if trained is not None and predictions is not None and len(predictions.maps):
         _attempt(say, "Grad-CAM", lambda: draw_sheet(trained, predictions))
     if trained is not None and log.tensorboard:
         _attempt(say, "", lambda: _write_tensorboard(trained, t.state.step, result, predictions))
@@ -60,7 +60,8 @@ def _attempt(say: Callable[[str], None], what: str, work: Callable[[], Made]) ->
     try:
         made = work()
     except Exception as error:
-        say(f"warning: {what or 'after training'}: {type(error).__name__}: {error}")
+        # the first line is enough: torch's tracer shows whole graphs
+        say(f"warning: {what or 'after training'}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
         return None
     if what:
         say(f"{what}: {made}")

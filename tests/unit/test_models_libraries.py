@@ -13,8 +13,10 @@ from pipeline import __main__ as cli
 from pipeline.config import ModelConfig
 from pipeline.distributed import average_batch_norm
 from pipeline.errors import UserError
+from pipeline.examine import examine
 from pipeline.models import build_model, cam_target_layer, load_pretrained
-from tests.tiny import RECIPE, tiny_config, tiny_trainer, train_steps
+from pipeline.trained import Trained
+from tests.tiny import RECIPE, tiny_config, tiny_splits, tiny_trainer, train_steps
 
 pytestmark = pytest.mark.filterwarnings("error")
 SMALL = "torchvision/shufflenet_v2_x0_5"
@@ -149,3 +151,11 @@ def test_summary_of_another_library_s_network(tmp_path: Path, capsys: pytest.Cap
     assert "1,366,792" in told  # torchvision's table of models: 1.37 M parameters, 0.04 G multiply-adds
     assert "0.040 G multiply-adds" in told
     assert (tmp_path / "architecture-tiny.png").stat().st_size > 10_000
+
+
+def test_what_a_network_without_maps_predicts_is_still_told(caplog: pytest.LogCaptureFixture):
+    config = tiny_config("data.image_size=32")
+    vit = torchvision.models.VisionTransformer(32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=4)
+    told = examine(Trained.of(config, vit, tiny_splits(config)), count=3)
+    assert len(told.predicted) == 8 and len(told.images) == 3 and len(told.maps) == 0
+    assert "no maps: Grad-CAM needs a layer" in caplog.text
