@@ -1,0 +1,65 @@
+"""Every kind of network in the step as a GPU runs it: compiled, captured, fp16, with our batch norm and stem."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.tiny import tiny_config, tiny_trainer, train_steps
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+OURS = [
+    ("model.name=resnet20", "model.shortcut=A"),
+    ("model.name=resnet20", "model.preactivation=true"),
+    ("model.name=resnet20", "model.squeeze_excitation=4"),
+    ("model.name=plain20",),
+    ("model.name=wrn16", "model.width=2"),
+    ("model.name=davidnet",),
+    ("model.name=resnet50", "model.stem=imagenet"),
+    ("model.name=resnet50", "model.groups=32", "model.width=2", "model.shortcut=A"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_stream() -> Iterator[None]:
+    """As in training: the captured step must not run on the default stream."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+
+
+def losses(*overrides: str) -> list[float]:
+    common = (
+        "runtime.device=gpu",
+        "model.shortcut=B",
+        "data.image_size=32",
+        "data.loader=synthetic",
+        "precision.mode=fp16",
+        "optimizer.lr=0.01",
+    )
+    given = [item for item in common if not any(other.partition("=")[0] == item.partition("=")[0] for other in overrides)]
+    torch._dynamo.reset()
+    trainer = tiny_trainer(tiny_config(*given, *overrides))
+    found = train_steps(trainer, 8)
+    assert trainer.step.recompilations == 0
+    return found
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("keys", [*OURS, ("model.name=torchvision/resnet18",)], ids=" ".join)
+def test_captured_and_eager_steps_agree(keys: tuple[str, ...]) -> None:
+    """The first losses, before half precision drives two runs apart."""
+    fused = ["model.fused_norm=true"] if "/" not in keys[0] else []
+    if fused and "model.stem=imagenet" not in keys:
+        fused += ["model.fused_stem=true"]
+    eager = losses(*keys, "compile.mode=none")
+    captured = losses(*keys, *fused, "compile.mode=reduce-overhead")
+    assert torch.tensor(captured).isfinite().all()
+    assert captured[:2] == pytest.approx(eager[:2], rel=0.05)
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("name", ["davidnet", "resnet18"])
+def test_max_pools_may_be_deterministic(name: str) -> None:
+    keys = [f"model.name={name}", "runtime.deterministic=true", "compile.mode=none", *(["model.stem=imagenet"] * (name == "resnet18"))]
+    assert losses(*keys) == losses(*keys)
