@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,6 +126,27 @@ def _count(text: str) -> int:
     return number
 
 
+def _lr_find(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    from pipeline.lr_find import RULE, lr_find
+
+    recipe = Path(arguments.config).stem
+    picture = arguments.output or Path(config.log.dir) / f"lr-find-{recipe}.png"
+    found = lr_find(config, picture, f"Learning-rate range test: {recipe}", arguments.min, arguments.max, arguments.steps)
+    print(
+        f"{len(found.rates)} steps, learning rate {found.rates[0]:.2g} to {found.rates[-1]:.2g}"
+        + (", where the loss diverged" if found.diverged else "")
+        + f"; loss {found.smoothed[0]:.3f}, smallest {found.smoothed.min():.3f} at {found.rates[found.smoothed.argmin()]:.2g}"
+    )
+    print(f"curve: {picture}")
+    if found.suggested is None:
+        print("no suggestion: the loss never fell; try a smaller --min, or more --steps")
+        return 0
+    print(f"suggested maximum: {found.suggested:.2g}, {RULE}; it falls fastest at {found.steepest:.2g}")
+    print("use it: " + shlex.join(["./launch.sh", arguments.config, *arguments.overrides, f"optimizer.lr={found.suggested:.2g}"]))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -147,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
         "--depth", type=int, choices=range(1, 100), metavar="N", help="levels of modules to open (default: as fit a screen)"
     )
     summary.add_argument("--picture", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: architecture-CONFIG.png in log.dir)")
+    find = add("lr-find", _lr_find, "learning-rate range test: a curve as a picture, and a suggested maximum")
+    train.add_recipe_arguments(find)
+    find.add_argument("--min", type=float, default=1e-4, help="learning rate of the first step (default: 1e-4)")
+    find.add_argument("--max", type=float, default=10.0, help="learning rate of the last step (default: 10)")
+    find.add_argument("--steps", type=int, default=100, choices=range(10, 100_001), metavar="N", help="steps (default: 100)")
+    find.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: lr-find-RECIPE.png in log.dir)")
     add("config-reference", _config_reference, "print every key with type, default and meaning")
     _add_run(add("evaluate", _evaluate, "accuracy on the test set of a run's checkpoint"))
     explain = add("explain", _explain, "Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture")

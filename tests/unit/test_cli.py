@@ -22,7 +22,7 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str]):
         cli.main(["--help"])
     assert left.value.code == 0
     listed = capsys.readouterr().out
-    for command in ("train", "evaluate", "explain", "predict", "export", "check", "config-reference"):
+    for command in ("train", "evaluate", "explain", "predict", "export", "check", "lr-find", "config-reference"):
         assert f"\n  {command}" in listed or f"\n    {command}" in listed
 
 

@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evidence": {"explain", "models", "trained"},
     "predict": {"trained", "style"},
     "export": {"build", "trained"},
+    "lr_find": {"build", "data", "distributed", "state", "step", "style"},
     "loop": {"data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"},
 }
 ENTRY_POINTS = {"api", "train", "finish", "commands", "__main__"}

@@ -1,0 +1,207 @@
+"""The learning-rate range test: `python -m pipeline lr-find CONFIG [key=value…]`."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.ticker import FuncFormatter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline import style
+from pipeline.build import build_state, captures, set_backends, warmup_steps
+from pipeline.config import Config
+from pipeline.data import Batch, Loader, build_loaders, load_splits
+from pipeline.distributed import connect
+from pipeline.errors import UserError
+from pipeline.state import TrainState
+from pipeline.step import Step
+
+RULE = "where the smoothed loss stops falling (Smith 2017, arXiv:1506.01186, section 3.3)"
+_WINDOW, _WORSE = 5, 1.25  # the test ends where so many losses are on average so many times the first ones
+_LOOK_EVERY = 5  # steps between two looks at the losses, for which the host waits
+_SMOOTHING = 0.04  # standard deviation of the smoothing, as a share of the steps
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test found.
+
+    Attributes:
+        rates: (N,) float64, the learning rate of each step, rising.
+        losses: (N,) float64, the training loss of each step, finite.
+        smoothed: (N,) float64, the same averaged with its neighbours on both sides (a Gaussian), so that nothing is moved along.
+        diverged: the loss left the rails before the largest rate.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    diverged: bool
+
+    @property
+    def suggested(self) -> float | None:
+        """The largest learning rate to train with: `RULE`. None where the loss never fell."""
+        lowest = int(self.smoothed.argmin())
+        return float(self.rates[lowest]) if lowest > 1 else None
+
+    @property
+    def steepest(self) -> float | None:
+        """Where the smoothed loss falls fastest over the logarithm of the rate: a cautious choice (fastai's `steep`)."""
+        if self.suggested is None:
+            return None
+        until = int(self.smoothed.argmin()) + 1
+        return float(self.rates[np.gradient(self.smoothed[:until], np.log(self.rates[:until])).argmin()])
+
+
+def smooth(losses: np.ndarray) -> np.ndarray:
+    """(N,) → (N,): the weighted mean around each step, by a Gaussian whose width is a share of N; at the ends by what there is of it."""
+    steps = np.arange(len(losses))
+    weights = np.exp(-0.5 * ((steps[:, None] - steps) / max(_SMOOTHING * len(losses), 0.5)) ** 2)
+    return (weights * losses).sum(1) / weights.sum(1)
+
+
+@contextmanager
+def restored(state: TrainState, loader: Loader) -> Iterator[None]:
+    """Whatever is trained inside is undone: weights and norm statistics, their moving average, optimizer, scaler, sums, counters,
+    torch's generators, and the position of the loader."""
+    saved = copy.deepcopy(state.state_dict())
+    models = [state.raw_model, *([state.ema.model] if state.ema is not None else [])]
+    weights = [copy.deepcopy(model.state_dict()) for model in models]
+    on_gpu = state.lr.is_cuda
+    gpu_rng = torch.cuda.get_rng_state() if on_gpu else None
+    rate = state.lr.clone()
+    try:
+        yield
+    finally:
+        for model, values in zip(models, weights, strict=True):
+            model.load_state_dict(values)
+        state.load_state_dict(saved)
+        state.lr.copy_(rate)
+        state.optimizer.zero_grad(set_to_none=True)
+        if gpu_rng is not None:
+            torch.cuda.set_rng_state(gpu_rng)
+        loader.seek(*divmod(state.step, loader.steps_per_epoch))
+
+
+def range_test(
+    config: Config,
+    state: TrainState,
+    loader: Loader,
+    lowest: float = 1e-4,
+    highest: float = 10.0,
+    num_steps: int = 100,
+    report: Callable[[int], None] = lambda step: None,
+) -> RangeTest:
+    """Train a few steps at rates that rise from step to step, and undo it all (Smith 2017, arXiv:1506.01186, section 3.3).
+
+    The rate rises by one factor a step, which shows small and large rates alike. Precision, loss, augmentation, capture and all else are
+    the config's. The test ends early where the loss is not finite, or where five losses in a row are on average a quarter above the
+    first five. On one process.
+
+    Args:
+        config: the run's config.
+        state: of the run; as before afterwards.
+        loader: of the training images; at the state's position afterwards.
+        lowest, highest: learning rates of the first and the last step.
+        num_steps: steps of the test.
+        report: called with the number of steps done.
+    """
+    assert 0 < lowest < highest and num_steps > 1
+    first, factor = state.step, (highest / lowest) ** (1 / (num_steps - 1))
+    pending: list[torch.Tensor] = []
+    losses: list[float] = []
+    with restored(state, loader):
+        step = Step(
+            config, state, lambda number: lowest * factor ** (number - first), captures(config.compile, state.lr.device), warmup_steps(1)
+        )
+        for number, batch in zip(range(1, num_steps + 1), _forever(loader), strict=False):
+            pending.append(step(batch).loss.clone())
+            report(number)
+            if number % _LOOK_EVERY == 0 or number == num_steps:
+                losses += torch.stack(pending).tolist()
+                pending.clear()
+                if _end(losses) is not None:
+                    break
+    end = _end(losses)
+    kept = np.array(losses[:end], np.float64)
+    return RangeTest(lowest * factor ** np.arange(len(kept)), kept, smooth(kept), end is not None)
+
+
+def _forever(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
+
+
+def _end(losses: list[float]) -> int | None:
+    """How many losses there are until they leave the rails, those that do so left out; None where they do not."""
+    start = sum(losses[:_WINDOW]) / _WINDOW
+    for number, loss in enumerate(losses, start=1):
+        if not math.isfinite(loss):
+            return number - 1
+        if number >= 2 * _WINDOW and sum(losses[number - _WINDOW : number]) / _WINDOW > _WORSE * start:
+            return number - _WINDOW
+    return None
+
+
+def lr_find(config: Config, picture: Path, title: str, lowest: float, highest: float, num_steps: int) -> RangeTest:
+    """Run the test from fresh weights on the config's data, with a progress bar on a terminal, and draw its curve.
+
+    Raises:
+        UserError: the range is empty, or a single step could not be done at a finite loss.
+    """
+    if not 0 < lowest < highest:
+        raise UserError(f"--min {lowest:g} and --max {highest:g}: the rate rises from a positive one to a larger one")
+    set_backends(config)
+    processes = connect(config)
+    stream = torch.cuda.Stream(processes.device) if processes.device.type == "cuda" else None
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    console = Console()
+    with torch.cuda.stream(stream), Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        splits = load_splits(config.data, config.seed)
+        loader = build_loaders(config, splits, processes.device).train
+        state = build_state(config, splits, processes)
+        task = progress.add_task("learning rates", total=num_steps)
+        found = range_test(config, state, loader, lowest, highest, num_steps, lambda step: progress.update(task, completed=step))
+    if not len(found.losses):
+        raise UserError(f"--min {lowest:g}: the very first loss is not finite; use precision.mode=bf16")
+    subtitle = f"{config.model.name} on {config.data.dataset}, {config.optimizer.name}, batch {config.data.batch_size}"
+    draw(found, picture, title, f"{subtitle}, {config.precision.mode}")
+    return found
+
+
+def draw(found: RangeTest, path: Path, title: str, subtitle: str) -> None:
+    """Draw loss over learning rate, 1000 x 600 pixels, with the suggested rate."""
+    width, height = 1000, 600
+    left, bottom, right, top = 84, 76, 40, 128
+    with style.drawing([title, subtitle]):
+        figure = style.new_figure(width, height)
+        room = width - left - right
+        heading = figure.text(left / width, 1 - 48 / height, style.one_line(title), fontsize=22 * style.PX, fontweight="bold")
+        style.shorten(heading, room)
+        note = figure.text(left / width, 1 - 78 / height, style.one_line(subtitle), fontsize=14 * style.PX, color=style.MUTED)
+        style.shorten(note, room)
+        axes = figure.add_axes((left / width, bottom / height, room / width, (height - top - bottom) / height))
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("training loss")
+        axes.plot(found.rates, found.losses, color=style.BLUE, alpha=0.35, linewidth=1.2)
+        axes.plot(found.rates, found.smoothed, color=style.BLUE, linewidth=2.2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.margins(y=0.12)
+        for rate, name, color in ((found.steepest, "falls fastest", style.GREEN), (found.suggested, "suggested maximum", style.VERMILLION)):
+            if rate is not None:
+                at = float(np.interp(np.log(rate), np.log(found.rates), found.smoothed))
+                axes.plot([rate, rate], [0, 1], transform=axes.get_xaxis_transform(), color=color, linewidth=1.2, linestyle="--")
+                axes.plot(rate, at, marker="o", markersize=8, color=color, markeredgecolor=style.PAPER, label=f"{name} {rate:.2g}")
+        if found.suggested is not None:
+            figure.legend(
+                *axes.get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(1 - right / width, 1 - 24 / height), frameon=False
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        style.save_png(figure, path)

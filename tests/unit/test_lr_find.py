@@ -1,0 +1,112 @@
+"""The learning-rate range test: what it finds, and that it leaves no trace."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import __main__ as cli
+from pipeline.lr_find import RangeTest, range_test, smooth
+from tests.tiny import RECIPE, assert_equal, tiny_config, tiny_trainer, train_steps
+
+RATES = np.geomspace(1e-4, 10, 101)
+
+
+def found(losses: np.ndarray) -> RangeTest:
+    return RangeTest(RATES, losses, smooth(losses), False)
+
+
+def test_the_suggestion_is_where_the_loss_stops_falling():
+    """A valley with its steepest slope at 0.01 and its ground at 0.1, under noise."""
+    x = np.log10(RATES)
+    losses = np.where(x < -1, 2 - np.tanh(2 * (x + 2)), 2 - np.tanh(2.0) + 2 * (x + 1) ** 2)
+    noise = 0.02 * np.random.default_rng(0).standard_normal(len(x))
+    result = found(losses + noise)
+    assert result.suggested == pytest.approx(0.1, rel=0.7)
+    assert result.steepest == pytest.approx(0.01, rel=0.7)
+
+
+def test_a_loss_that_never_falls_gives_no_suggestion():
+    result = found(np.linspace(1, 9, 101))
+    assert result.suggested is None and result.steepest is None
+
+
+def test_smoothing_moves_nothing_along():
+    assert smooth(np.full(30, 2.5)) == pytest.approx(2.5)
+    line = np.arange(101.0)
+    assert smooth(line)[20:-20] == pytest.approx(line[20:-20])
+    assert smooth(np.array([1.0])) == pytest.approx(1)
+
+
+def state_of(trainer: Any) -> dict[str, Any]:
+    state = trainer.state
+    average = dict(state.ema.model.state_dict()) if state.ema is not None else {}
+    return {"weights": dict(state.raw_model.state_dict()), "ema": average, "lr": state.lr, **state.state_dict()}
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("precision.mode=fp16", "precision.init_scale=1024.0", "ema.decay=0.9"),
+        ("optimizer.name=adamw", "augment.mix=mixup"),
+        ("optimizer.name=muon", "precision.mode=bf16"),
+    ],
+)
+def test_afterwards_everything_is_as_before(keys: tuple[str, ...], first: int):
+    """Bit for bit: weights, norm statistics, average, optimizer, scaler, sums, generators; and training goes on as if nothing had been."""
+    config = tiny_config(*keys)
+    trainer, twin = tiny_trainer(config), tiny_trainer(config)
+    for each in (trainer, twin):
+        train_steps(each, first)
+    twin.loaders.train.seek(0, first)
+    torch.manual_seed(5)
+    before = state_of(trainer)
+    before = {key: _copied(value) for key, value in before.items()}
+    done: list[int] = []
+    result = range_test(config, trainer.state, trainer.loaders.train, 1e-3, 50.0, 12, done.append)
+    assert done == list(range(1, len(done) + 1)) and len(done) >= len(result.losses) > 3
+    assert_equal(state_of(trainer), before)
+    assert all(parameter.grad is None for parameter in trainer.state.raw_model.parameters())
+    assert train_steps(trainer, 4) == train_steps(twin, 4)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(_copied(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.usefixtures("process_state")
+def test_each_step_has_its_rate_and_the_test_ends_where_the_loss_leaves_the_rails():
+    trainer = tiny_trainer(tiny_config())
+    result = range_test(trainer.config, trainer.state, trainer.loaders.train, 1e-3, 1e6, 60)
+    assert result.diverged and len(result.rates) == len(result.losses) == len(result.smoothed) < 60
+    assert result.rates[:3] == pytest.approx(1e-3 * 1e9 ** (np.arange(3) / 59))
+    assert np.isfinite(result.losses).all()
+
+
+@pytest.mark.usefixtures("process_state")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}", "--steps", "20", "optimizer.momentum=0.8"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    picture = tmp_path / "lr-find-tiny.png"
+    assert told[1] == f"curve: {picture}"
+    if told[2] != "no suggestion: the loss never fell; try a smaller --min, or more --steps":
+        assert told[2].startswith("suggested maximum: ") and "Smith 2017, arXiv:1506.01186" in told[2]
+        rate = told[2].split()[2].rstrip(",")
+        assert told[3] == f"use it: ./launch.sh {RECIPE} log.dir={tmp_path} optimizer.momentum=0.8 optimizer.lr={rate}"
+    with Image.open(picture) as image:
+        assert image.size == (1000, 600)
+
+
+@pytest.mark.usefixtures("process_state")
+def test_an_empty_range_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}", "--min", "1", "--max", "0.1"]) == 2
+    assert "error: --min 1 and --max 0.1" in capsys.readouterr().err
