@@ -130,12 +130,16 @@ class Record(_Frozen):
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What makes two records two measurements of the same thing, of which tables show the newer."""
+        """What makes two records two measurements of the same thing, of which tables show the newer.
+
+        Which kernels a recipe uses is the question of `step` and `ablation`; elsewhere a recipe that has changed supersedes itself.
+        """
+        model = self.model if self.benchmark in ("step", "ablation") or self.model is None else self.model.partition(",")[0]
         return (
             self.folder,
             self.benchmark,
             self.variant,
-            self.model,
+            model,
             self.image_size,
             self.dataset,
             self.loader,

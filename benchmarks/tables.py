@@ -103,6 +103,7 @@ def _step(records: Sequence[Record]) -> Table:
 def _end_to_end(records: Sequence[Record]) -> Table:
     header = (
         "variant",
+        "model",
         "data",
         "loader",
         "precision",
@@ -118,6 +119,7 @@ def _end_to_end(records: Sequence[Record]) -> Table:
     rows = [
         (
             record.variant,
+            record.model or "",
             _data(record),
             record.loader or "",
             record.precision,
@@ -132,7 +134,7 @@ def _end_to_end(records: Sequence[Record]) -> Table:
         )
         for record in records
     ]
-    return Table("Loader and step together", header, tuple(rows), 5)
+    return Table("Loader and step together", header, tuple(rows), 6)
 
 
 def _kernel(records: Sequence[Record]) -> Table:
