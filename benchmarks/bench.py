@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from benchmarks.bottleneck import Measured, name_bottleneck
-from benchmarks.ceiling import flops_per_image, matmul_flops_per_s
+from benchmarks.ceiling import flops_per_image
 from benchmarks.cells import against, count, memory, number, share, significant, spread
 from benchmarks.session import Session
 from benchmarks.tables import Table
 from benchmarks.timing import Stopwatch, Timing, Workload, steps_lasting
 from benchmarks.workloads import LoaderWorkload, Rig, StepWorkload, batches_ahead, build_train_loader
 from pipeline.build import compile_mode
+from pipeline.ceiling import matmul_flops_per_s
 from pipeline.distributed import Processes
 
 

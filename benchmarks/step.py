@@ -3,11 +3,12 @@
 import argparse
 import itertools
 
-from benchmarks.ceiling import flops_per_image, matmul_flops_per_s
+from benchmarks.ceiling import flops_per_image
 from benchmarks.options import listed
 from benchmarks.session import Session
 from benchmarks.timing import Timing
 from benchmarks.workloads import Rig, StepWorkload
+from pipeline.ceiling import matmul_flops_per_s
 
 _AXES = {
     "models": ("model.name", None, None),

@@ -17,7 +17,7 @@ DualGradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, to
 
 
 @triton.jit
-def _gradient_sums_kernel(
+def _norm_gradient_sums_kernel(
     dy_ptr,  # (M, C)
     second_dy_ptr,  # (M, C) or None
     x_ptr,  # (M, C)
@@ -97,7 +97,7 @@ def _coefficients(products, dbias, weight_ptr, statistics_ptr, num_rows, num_cha
 
 
 @triton.jit(do_not_specialize=["num_partials"])
-def _gradient_kernel(
+def _norm_gradient_kernel(
     dz_ptr,  # (M, C); dy where RECOMPUTE_MASK
     x_ptr,  # (M, C)
     weight_ptr,  # (C,) float32, as are bias, dweight and dbias
@@ -224,7 +224,7 @@ def _launch(
 
     launch = plan(f"{prefix}gradient sums", x)
     partials = torch.empty((num_sums, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
-    _gradient_sums_kernel[launch.grid](
+    _norm_gradient_sums_kernel[launch.grid](
         gradient,
         second_gradient,
         x,
@@ -242,7 +242,7 @@ def _launch(
     )
 
     launch = plan(f"{prefix}gradient", x)
-    _gradient_kernel[launch.grid](
+    _norm_gradient_kernel[launch.grid](
         gradient if dz is None else dz,
         x,
         weight,

@@ -16,7 +16,7 @@ from kernels.batch_norm_act_tiles import add_partials, fold, load, locate, locat
 
 
 @triton.jit
-def _statistics_kernel(
+def _norm_statistics_kernel(
     x_ptr,  # (M, C)
     shift_ptr,  # (C,) float32
     partials_ptr,  # (2, P, C) float32: sum of x - shift, sum of squares of x - shift
@@ -94,7 +94,7 @@ def _finish(
 
 
 @triton.jit(do_not_specialize=["num_partials"])
-def _apply_kernel(
+def _norm_apply_kernel(
     x_ptr,  # (M, C)
     shift_ptr,  # these seven: see `_finish`
     partials_ptr,
@@ -216,7 +216,7 @@ def launch_forward(
     if residual is not None and residual_norm is not None:
         residual_arguments = (*_launch_statistics(residual), *residual_norm, statistics[2:])
     launch = plan("apply", x)
-    _apply_kernel[launch.grid](
+    _norm_apply_kernel[launch.grid](
         x,
         shift,
         partials,
@@ -246,5 +246,5 @@ def _launch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     launch = plan("statistics", x)
     partials = torch.empty((2, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
     shift = torch.empty(num_channels, dtype=torch.float32, device=x.device)
-    _statistics_kernel[launch.grid](x, shift, partials, x.numel() // num_channels, num_channels, **launch.options)
+    _norm_statistics_kernel[launch.grid](x, shift, partials, x.numel() // num_channels, num_channels, **launch.options)
     return shift, partials

@@ -107,7 +107,7 @@ def _loss_kernel(
 
 
 @triton.jit
-def _sum_kernel(sums_ptr, loss_ptr, num_sums, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr):
+def _loss_sum_kernel(sums_ptr, loss_ptr, num_sums, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr):
     total = tl.zeros((BLOCK,), tl.float32)
     for block in range(NUM_BLOCKS):
         index = block * BLOCK + tl.arange(0, BLOCK)
@@ -116,7 +116,7 @@ def _sum_kernel(sums_ptr, loss_ptr, num_sums, BLOCK: tl.constexpr, NUM_BLOCKS: t
 
 
 @triton.jit
-def _gradient_kernel(
+def _loss_gradient_kernel(
     gradient_ptr,  # scalar: gradient by the loss
     logits_ptr,  # (B, K)
     targets_ptr,  # (B,) int64
@@ -151,7 +151,7 @@ def launch_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -
     grid, block_classes, block_rows, options = _tiles(num_rows, num_classes)
     sums = torch.empty(grid, dtype=torch.float32, device=logits.device)
     _loss_kernel[grid](logits, targets, sums, num_rows, smoothing, num_classes, block_classes, block_rows, **options)
-    _sum_kernel[(1,)](sums, loss, len(sums), _BLOCK, triton.cdiv(len(sums), _BLOCK), enable_fp_fusion=True)
+    _loss_sum_kernel[(1,)](sums, loss, len(sums), _BLOCK, triton.cdiv(len(sums), _BLOCK), enable_fp_fusion=True)
     return loss
 
 
@@ -161,7 +161,7 @@ def launch_gradient(gradient: torch.Tensor, logits: torch.Tensor, targets: torch
     logits, targets = logits.contiguous(), targets.contiguous()
     out = torch.empty_like(logits)
     grid, block_classes, block_rows, options = _tiles(num_rows, num_classes)
-    _gradient_kernel[grid](gradient, logits, targets, out, num_rows, smoothing, num_classes, block_classes, block_rows, **options)
+    _loss_gradient_kernel[grid](gradient, logits, targets, out, num_rows, smoothing, num_classes, block_classes, block_rows, **options)
     return out
 
 

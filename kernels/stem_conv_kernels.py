@@ -21,7 +21,7 @@ from kernels.stem_tiles import BLOCK_PARTIALS, add_partials, block_taps, gather_
 
 
 @triton.jit
-def _forward_kernel(
+def _stem_conv_kernel(
     images_ptr,  # (M, C)
     weight_ptr,  # (O, 9·C)
     y_ptr,  # (M, O)
@@ -49,7 +49,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _weight_gradient_kernel(
+def _stem_weight_gradient_kernel(
     images_ptr,  # (M, C)
     dy_ptr,  # (M, O)
     partials_ptr,  # (O, P, BLOCK_TAPS) float32
@@ -83,7 +83,7 @@ def _weight_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=["num_partials"])
-def _sum_kernel(
+def _stem_weight_sum_kernel(
     partials_ptr,  # (O, P, BLOCK_TAPS) float32
     dweight_ptr,  # (O, 9·C)
     num_partials,
@@ -109,7 +109,7 @@ def launch_forward(images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtyp
     y = forward_output(images, weight, dtype)
     num_channels = len(weight)
     grid, options = plan("forward", images, num_channels, dtype)
-    _forward_kernel[grid](images, weight, y, y.numel() // num_channels, num_channels, **options)
+    _stem_conv_kernel[grid](images, weight, y, y.numel() // num_channels, num_channels, **options)
     return y
 
 
@@ -119,9 +119,9 @@ def launch_weight_gradient(dy: torch.Tensor, images: torch.Tensor, weight: torch
     grid, options = plan("weight gradient", images, num_channels, dy.dtype)
     taps = block_taps(images.shape[1])
     partials = torch.empty((num_channels, grid[0], taps), dtype=torch.float32, device=dy.device)
-    _weight_gradient_kernel[grid](images, dy, partials, dy.numel() // num_channels, num_channels, **options)
+    _stem_weight_gradient_kernel[grid](images, dy, partials, dy.numel() // num_channels, num_channels, **options)
     dweight = torch.empty_like(weight)
-    _sum_kernel[(num_channels,)](
+    _stem_weight_sum_kernel[(num_channels,)](
         partials,
         dweight,
         grid[0],

@@ -26,7 +26,7 @@ from kernels.stem_tiles import BLOCK_PARTIALS, add_partials, gather_taps, load_w
 
 
 @triton.jit
-def _gradient_sums_kernel(
+def _stem_gradient_sums_kernel(
     images_ptr,  # (M, C)
     weight_ptr,  # (O, 9·C)
     statistics_ptr,  # these three: see `load_norm`
@@ -72,7 +72,7 @@ def _gradient_sums_kernel(
 
 
 @triton.jit(do_not_specialize=["num_partials"])
-def _gradient_kernel(
+def _stem_gradient_kernel(
     partials_ptr,  # (O, P, BLOCK_TAPS) float32
     moments_ptr,  # (BLOCK_TAPS, BLOCK_TAPS) float32
     weight_ptr,  # (O, 9·C)
@@ -119,7 +119,7 @@ def launch_backward(
     dtype = gradient.dtype
     grid, options = plan("gradient sums", images, num_channels, dtype)
     partials = torch.empty((num_channels, grid[0], len(moments)), dtype=torch.float32, device=images.device)
-    _gradient_sums_kernel[grid](
+    _stem_gradient_sums_kernel[grid](
         images,
         weight,
         statistics,
@@ -133,7 +133,7 @@ def launch_backward(
         **options,
     )
     gradients = torch.empty_like(weight), torch.empty_like(norm_weight), torch.empty_like(norm_bias)
-    _gradient_kernel[(num_channels,)](
+    _stem_gradient_kernel[(num_channels,)](
         partials,
         moments,
         weight,

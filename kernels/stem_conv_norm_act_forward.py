@@ -26,7 +26,7 @@ from kernels.stem_tiles import BLOCK_PARTIALS, add_partials, block_taps, gather_
 
 
 @triton.jit
-def _moments_kernel(
+def _stem_moments_kernel(
     images_ptr,  # (M, C)
     partials_ptr,  # (BLOCK_TAPS, P, BLOCK_TAPS) float32
     num_pixels,
@@ -49,7 +49,7 @@ def _moments_kernel(
 
 
 @triton.jit(do_not_specialize=["num_partials"])
-def _sum_kernel(
+def _stem_moments_sum_kernel(
     partials_ptr,  # (BLOCK_TAPS, P, BLOCK_TAPS) float32
     moments_ptr,  # (BLOCK_TAPS, BLOCK_TAPS) float32
     num_pixels,
@@ -80,7 +80,7 @@ def covariances(
 
 
 @triton.jit
-def _statistics_kernel(
+def _stem_statistics_kernel(
     moments_ptr,  # (BLOCK_TAPS, BLOCK_TAPS) float32
     weight_ptr,  # (O, 9·C)
     running_mean_ptr,  # (O,) float32, as is running_var
@@ -126,7 +126,7 @@ def load_norm(
 
 
 @triton.jit
-def _apply_kernel(
+def _stem_apply_kernel(
     images_ptr,  # (M, C)
     weight_ptr,  # (O, 9·C)
     statistics_ptr,  # these three: see `load_norm`
@@ -186,9 +186,9 @@ def launch_forward(
 
     grid, options = plan("moments", images, None, dtype)
     partials = torch.empty((len(moments), grid[0], len(moments)), dtype=torch.float32, device=images.device)
-    _moments_kernel[grid](images, partials, num_pixels, **options)
-    _sum_kernel[(len(moments),)](partials, moments, num_pixels, grid[0], len(moments), BLOCK_PARTIALS, enable_fp_fusion=True)
-    _statistics_kernel[(num_channels,)](
+    _stem_moments_kernel[grid](images, partials, num_pixels, **options)
+    _stem_moments_sum_kernel[(len(moments),)](partials, moments, num_pixels, grid[0], len(moments), BLOCK_PARTIALS, enable_fp_fusion=True)
+    _stem_statistics_kernel[(num_channels,)](
         moments,
         weight,
         running_mean,
@@ -202,5 +202,5 @@ def launch_forward(
     )
 
     grid, options = plan("apply", images, num_channels, dtype)
-    _apply_kernel[grid](images, weight, statistics, norm_weight, norm_bias, y, num_pixels, num_channels, **options)
+    _stem_apply_kernel[grid](images, weight, statistics, norm_weight, norm_bias, y, num_pixels, num_channels, **options)
     return y, statistics, moments

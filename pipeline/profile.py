@@ -4,26 +4,32 @@ import gzip
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.ceiling import copy_bytes_per_s, matmul_flops_per_s
+from pipeline.work import FORWARD, INPUT_GRADIENT, NORM_BACKWARD, NORM_FORWARD, OPTIMIZER, STEM, WEIGHT_GRADIENT, Work
+
 STEPS = 10
 
 # The first pattern that a kernel's name matches says what it is. Inductor names its kernels after the operators that it has fused.
 _KINDS = (
-    ("convolution: weight gradient", r"wgrad"),
-    ("convolution: input gradient", r"dgrad"),
-    ("convolution: forward", r"fprop|implicit_?gemm|convolution::|winograd|cudnn.*(conv|Kernel)"),
-    ("batch norm (+ ReLU, add): backward", r"batch_norm_backward|gradient.*kernel|_gradient"),
-    ("batch norm (+ ReLU, add): forward", r"batch_norm|_statistics_kernel|_apply_kernel"),
-    ("optimizer and scaler", r"multi_tensor_apply|amp_update|FusedSgd|fused_sgd"),
+    (STEM, r"_stem_"),
+    (NORM_BACKWARD, r"batch_norm_backward|_norm_gradient"),
+    (NORM_FORWARD, r"batch_norm|_norm_(statistics|apply)_kernel"),
+    ("loss", r"_loss_|softmax|nll_loss"),
+    (WEIGHT_GRADIENT, r"wgrad"),
+    (INPUT_GRADIENT, r"dgrad"),
+    (FORWARD, r"fprop|implicit_?gemm|convolution::|winograd|cudnn.*(conv|Kernel)"),
+    (OPTIMIZER, r"multi_tensor_apply|amp_update|FusedSgd|fused_sgd"),
     ("augmentation", r"augment|epoch_draws|[Ww]arp|[Ee]rase|SliceFlipNormalize|dali"),
     ("matrix product", r"gemm|cutlass"),
     ("communication", r"nccl"),
-    ("element-wise and reduction", r"triton|elementwise|reduce|softmax|nll_loss|Functor"),
+    ("element-wise and reduction", r"triton|elementwise|reduce|Functor"),
     ("copy and fill", r"[Mm]emcpy|[Mm]emset|copy|fill"),
 )
 
@@ -66,10 +72,29 @@ def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
     return [*rows, Share("idle", (span - covered) / steps, (span - covered) / span, 0.0)]
 
 
-def table(rows: list[Share]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| kind | µs a step | share | launches a step |", "|---|---:|---:|---:|"]
-    lines += [f"| {row.kind} | {row.microseconds:,.1f} | {row.fraction:.1%} | {row.launches:.0f} |" for row in rows]
+def table(rows: list[Share], work: Mapping[str, Work], best: Work) -> str:
+    """The rows as a Markdown table.
+
+    Args:
+        rows: from `shares`.
+        work: of each kind, in a step.
+        best: what this device reaches in a second at best.
+    """
+    lines = ["| kind | µs a step | share | launches a step | achieved |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        done = work.get(row.kind, Work())
+        achieved = [
+            f"{amount / row.microseconds / 1e6:,.{digits}f} {unit} ({amount / row.microseconds * 1e6 / most:.0%})"
+            for amount, most, unit, digits in ((done.flops, best.flops, "TFLOP/s", 0), (done.num_bytes, best.num_bytes, "TB/s", 2))
+            if amount and most and row.microseconds
+        ]
+        lines.append(f"| {row.kind} | {row.microseconds:,.1f} | {row.fraction:.1%} | {row.launches:.0f} | {', '.join(achieved)} |")
+    if best.flops and best.num_bytes:
+        lines += [
+            "",
+            f"In brackets: of what this device does at best, {best.flops / 1e12:,.0f} TFLOP/s in a large matrix product and "
+            f"{best.num_bytes / 1e12:.2f} TB/s in a large copy.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -79,11 +104,12 @@ class StepProfiler:
     Args:
         folder: `trace.json.gz` (for Perfetto) and `kernels.md` are written here.
         device: of the steps.
+        work: what a step of this process has to do, by kind of kernel.
         steps: how many to profile.
     """
 
-    def __init__(self, folder: Path, device: torch.device, steps: int = STEPS):
-        self._folder, self._device, self._steps = folder, device, steps
+    def __init__(self, folder: Path, device: torch.device, work: Mapping[str, Work], steps: int = STEPS):
+        self._folder, self._device, self._work, self._steps = folder, device, work, steps
         self._profiler: torch.profiler.profile | None = None
         self._left = steps
         self.table: str | None = None
@@ -113,5 +139,6 @@ class StepProfiler:
             file.write(text)
         trace.unlink()
         rows = shares(json.loads(text)["traceEvents"], self._steps)
-        self.table = table(rows) if rows else profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20)
+        best = Work(matmul_flops_per_s(self._device), copy_bytes_per_s(self._device)) if rows else Work()
+        self.table = table(rows, self._work, best) if rows else profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20)
         (self._folder / "kernels.md").write_text(self.table)

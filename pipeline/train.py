@@ -94,6 +94,8 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
     from pipeline.finish import finish
     from pipeline.loop import fit
     from pipeline.profile import StepProfiler
+    from pipeline.summary import build_for_summary
+    from pipeline.work import step_work
 
     set_backends(config)
     processes = connect(config)
@@ -103,7 +105,10 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
     with torch.cuda.stream(stream):
         trainer, run, splits = assemble(config, recipe, processes)
         if profile and processes.is_main:
-            trainer.profiler = StepProfiler(run.path / "profile", processes.device)
+            network, shape = build_for_summary(config)
+            element_bytes = 4 if config.precision.mode == "fp32" else 2
+            work = step_work(network, shape, config.data.batch_size // processes.shard.world_size, element_bytes)
+            trainer.profiler = StepProfiler(run.path / "profile", processes.device, work)
         try:
             evaluation = fit(trainer)
         except torch.OutOfMemoryError as error:

@@ -118,8 +118,8 @@ class ModelConfig(Section):
     )
     fused_stem: bool = Field(
         default=False,
-        description="The first convolution, 3x3, in training by our own Triton kernels, on a GPU, with `fused_norm` in one op with norm and "
-        "ReLU; needs `runtime.channels_last`",
+        description="The first convolution, 3x3, in training by our own Triton kernels, on a GPU, and with `fused_norm` its norm and ReLU "
+        "in the same; needs `runtime.channels_last`",
     )
     weights: str | None = Field(
         default=None,

@@ -125,6 +125,12 @@ class Stem(nn.Sequential):
     def __init__(self, in_channels: int, channels: int, fused_stem: bool, fused_norm: bool, branches: bool = False):
         super().__init__(StemConv(in_channels, channels, fused_stem), NormAct(channels, fused_norm, branches=branches))
 
+    @property
+    def fused(self) -> bool:
+        """Whether both layers are by our kernels, and so one op."""
+        convolution, norm = self
+        return bool(convolution.fused and norm.fused)
+
     def forward(self, input: torch.Tensor) -> Activation:
         convolution, norm = self
         assert isinstance(convolution, StemConv) and isinstance(norm, NormAct) and norm.momentum is not None

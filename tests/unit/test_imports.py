@@ -17,9 +17,11 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
-    **dict.fromkeys(("bottleneck", "console", "environment", "predictions", "profile", "style"), LEAF),
+    **dict.fromkeys(("bottleneck", "console", "ceiling", "environment", "predictions", "style"), LEAF),
     # the report
     "summary": {"models"},
+    "work": {"models"},
+    "profile": {"ceiling", "work"},
     "architecture": {"style"},
     "curves": {"style"},
     "report": {"bottleneck", "curves", "predictions", "style"},

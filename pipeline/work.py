@@ -1,0 +1,86 @@
+"""What a training step has to do at least: arithmetic and memory traffic, by kind of kernel. The profile divides them by the time."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.models.flops import count_flops, on_meta
+from pipeline.models.layers import NormAct, Projection, Stem
+
+CONVOLUTION = "convolution: "
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (CONVOLUTION + way for way in ("forward", "input gradient", "weight gradient"))
+NORM_FORWARD, NORM_BACKWARD = (f"batch norm (+ ReLU, add): {way}" for way in ("forward", "backward"))
+STEM = "stem: convolution, batch norm, ReLU"
+OPTIMIZER = "optimizer and scaler"
+
+# Bytes of a weight that fused SGD with momentum moves: it reads weight, gradient and momentum and writes the first and the last, and the
+# scaler has read the gradient before.
+_OPTIMIZER_BYTES = 24
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one kind of kernel in one step; None where nothing is known.
+
+    Attributes:
+        flops: floating-point operations, a multiply-add being two.
+        num_bytes: read and written.
+    """
+
+    flops: float | None = None
+    num_bytes: float | None = None
+
+
+def step_work(model: nn.Module, input_shape: tuple[int, int, int], batch_size: int, element_bytes: int) -> dict[str, Work]:
+    """Arithmetic of the convolutions, and traffic of the optimizer and, where our kernels do it, of batch norm and stem.
+
+    Args:
+        model: as it is trained by one process.
+        input_shape: (C, H, W) of an image.
+        batch_size: images of this process.
+        element_bytes: of an activation: 2 under autocast, 4 in float32.
+
+    The passes over an activation are those of the kernels (`kernels/batch_norm_act.py`, `dual_batch_norm_act.py`,
+    `stem_conv_norm_act.py`): 3 forward and 5 backward, one more each with a residual, and with a projection shortcut 5 and 9 for the two
+    norms together; the fused stem 1 and 2.
+    """
+    flops = {name: batch_size * count for name, count in count_flops(model, input_shape).items()}
+    convolutions = {name: flops.get(name, 0.0) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    stems = [(name, module) for name, module in model.named_modules() if isinstance(module, Stem) and module.fused]
+    for name, _ in stems:
+        convolutions.pop(f"{name}.0")
+    first = next(iter(convolutions.values()), 0.0) if not stems else 0.0  # the gradient by the images is not wanted
+    total = sum(convolutions.values())
+    work = {FORWARD: Work(total), INPUT_GRADIENT: Work(total - first), WEIGHT_GRADIENT: Work(total)}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    work[OPTIMIZER] = Work(num_bytes=_OPTIMIZER_BYTES * parameters)
+    elements = _elements_moved(model, input_shape)
+    return work | {kind: Work(num_bytes=count * batch_size * element_bytes) for kind, count in elements.items()}
+
+
+def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Counter[str]:
+    """Elements of activations that our batch-norm and stem kernels read and write for one image; nothing where they are not used."""
+    moved = Counter[str]()
+    network = on_meta(model).eval()
+    stems = {module[1] for module in network.modules() if isinstance(module, Stem) and module.fused}
+    blocks = [module for module in network.modules() if isinstance(getattr(module, "shortcut", None), Projection)]
+    projected = {child for block in blocks for child in block.children() if isinstance(child, NormAct)}
+
+    def count(norm: nn.Module, _: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        size = (output[0] if isinstance(output, tuple) else output)[0].numel()
+        residual = keywords.get("residual") is not None
+        if norm in stems:
+            moved[STEM] += 3 * size
+            return
+        together = 2 if residual and norm in projected else 0  # the projection's norm rides in this one
+        moved[NORM_FORWARD] += (3 + residual - together) * size
+        moved[NORM_BACKWARD] += (5 + residual - together) * size
+
+    for module in network.modules():
+        if isinstance(module, NormAct) and module.fused:
+            module.register_forward_hook(count, with_kwargs=True)
+    network(torch.empty(1, *input_shape, device="meta"))
+    return moved

@@ -1,0 +1,82 @@
+"""The profile's table: what a kernel is, shares of the time, and what a step has to do at least."""
+
+import pytest
+
+from pipeline.config import ModelConfig
+from pipeline.models import build_model
+from pipeline.profile import Share, kind_of, shares, table
+from pipeline.work import FORWARD, INPUT_GRADIENT, NORM_BACKWARD, NORM_FORWARD, OPTIMIZER, STEM, WEIGHT_GRADIENT, Work, step_work
+
+BATCH = 1024
+PIXELS = 32 * 32
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_nhwckrsc", FORWARD),
+        ("sm90_xmma_dgrad_implicit_gemm_f16f16", INPUT_GRADIENT),
+        ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_f16_s16816wgrad_optimized>", WEIGHT_GRADIENT),
+        ("_norm_statistics_kernel", NORM_FORWARD),
+        ("_norm_gradient_sums_kernel", NORM_BACKWARD),
+        ("_stem_gradient_sums_kernel", STEM),
+        ("_loss_gradient_kernel", "loss"),
+        ("void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor>", OPTIMIZER),
+        ("triton_poi_fused_copy_3", "element-wise and reduction"),
+        ("something new", "other"),
+    ],
+)
+def test_kinds_of_kernels(name: str, kind: str):
+    assert kind_of(name) == kind
+
+
+def test_shares_and_idle_time_add_up():
+    def event(start: float, duration: float, name: str) -> dict[str, object]:
+        return {"cat": "kernel", "ts": start, "dur": duration, "name": name}
+
+    rows = shares([event(0, 40, "dgrad"), event(50, 30, "fprop"), event(90, 10, "wgrad"), {"cat": "cpu_op", "ts": 0, "dur": 900}], steps=2)
+    assert [(row.kind, row.microseconds, row.fraction, row.launches) for row in rows] == [
+        (INPUT_GRADIENT, 20, 0.4, 0.5),
+        (FORWARD, 15, 0.3, 0.5),
+        (WEIGHT_GRADIENT, 5, 0.1, 0.5),
+        ("idle", 10, 0.2, 0.0),
+    ]
+    assert shares([], 1) == []
+
+
+def test_the_table_says_what_was_achieved():
+    text = table([Share(FORWARD, 1000.0, 0.5, 3), Share("other", 5.0, 0.1, 1)], {FORWARD: Work(4e11)}, Work(8e14, 4e12))
+    assert f"| {FORWARD} | 1,000.0 | 50.0% | 3 | 400 TFLOP/s (50%) |" in text
+    assert "| other | 5.0 | 10.0% | 1 |  |" in text
+    assert "800 TFLOP/s in a large matrix product and 4.00 TB/s" in text
+
+
+@pytest.mark.parametrize("fused_stem", [False, True])
+def test_the_work_of_a_resnet18(fused_stem: bool):
+    """By hand: one 3x3 stem, four stages of four convolutions, three projections; a norm after each of them."""
+    config = ModelConfig(name="resnet18", fused_norm=True, fused_stem=fused_stem)
+    work = step_work(build_model(config, 10), (3, 32, 32), BATCH, element_bytes=2)
+    stem = 2 * PIXELS * 27 * 64
+    flops = 4 * 2 * PIXELS * 9 * 64 * 64  # first stage
+    for stage in (1, 2, 3):
+        pixels, channels = PIXELS / 4**stage, 64 * 2**stage
+        flops += 2 * pixels * channels * (9 * channels // 2 + 3 * 9 * channels + channels // 2)
+    assert work[FORWARD].flops == BATCH * (flops + (0 if fused_stem else stem))
+    assert work[INPUT_GRADIENT].flops == BATCH * flops
+    assert work[WEIGHT_GRADIENT].flops == work[FORWARD].flops
+    assert work[OPTIMIZER].num_bytes == 24 * 11_173_962
+
+    sizes = [64 * PIXELS / 2**stage for stage in range(4)]  # of an activation
+    forward = sizes[0] * (2 * 3 + 2 * 4) + sum(size * (2 * 3 + 4 + 5) for size in sizes[1:])
+    backward = sizes[0] * (2 * 5 + 2 * 6) + sum(size * (2 * 5 + 6 + 9) for size in sizes[1:])
+    alone = not fused_stem
+    assert work[NORM_FORWARD].num_bytes == 2 * BATCH * (forward + 3 * sizes[0] * alone)
+    assert work[NORM_BACKWARD].num_bytes == 2 * BATCH * (backward + 5 * sizes[0] * alone)
+    assert (STEM in work) == fused_stem
+    if fused_stem:
+        assert work[STEM].num_bytes == 2 * BATCH * 3 * sizes[0]
+
+
+def test_the_work_of_another_librarys_network():
+    work = step_work(build_model(ModelConfig(name="torchvision/resnet18"), 10, 3, 64), (3, 64, 64), 8, 4)
+    assert work[FORWARD].flops and NORM_FORWARD not in work
