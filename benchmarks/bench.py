@@ -44,7 +44,7 @@ def run(session: Session) -> None:
     config = session.config()
     splits, processes = session.splits(config), session.processes
     session.show("measuring what this machine can do")
-    flops = flops_per_image(config.model, splits.num_classes, splits.image_size, splits.train.images.shape[-1])
+    flops = flops_per_image(config.model, splits.num_classes, splits.image_size, splits.num_channels)
     peak = matmul_flops_per_s(session.device) * processes.shard.world_size
     session.show("building and compiling the step")
     rig = Rig(config, splits, processes)

@@ -12,7 +12,7 @@ from benchmarks.session import Session
 from benchmarks.timing import Stopwatch, Workload, steps_lasting
 from benchmarks.workloads import LoaderWorkload, batches_ahead, build_train_loader
 from pipeline.config import Config
-from pipeline.data import Loader, Splits, Transform
+from pipeline.data import ImageSet, Loader, Splits, Transform
 from pipeline.data.sampling import TrainSampler
 from pipeline.distributed import Processes
 from pipeline.errors import UserError
@@ -37,6 +37,7 @@ def build_naive(config: Config, splits: Splits, processes: Processes) -> Loader:
     dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16
     transform = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout)
     sampler = TrainSampler(len(train.labels), data.batch_size, processes.shard, config.seed, splits.image_size, augment)
+    assert isinstance(train, ImageSet), "this loader is for images in memory"
     images, labels = torch.from_numpy(train.images.copy()), torch.from_numpy(train.labels)
     return NaiveDaliLoader(images, labels, sampler, transform, processes.device, data.num_threads, data.prefetch)
 

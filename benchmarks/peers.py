@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.timing import Workload
 from pipeline.config import ModelConfig
-from pipeline.data import Splits
+from pipeline.data import ImageSet, Splits
 from pipeline.models import build_model
 
 
@@ -82,6 +82,7 @@ class AirbenchLoader(Workload):
     def __init__(self, splits: Splits, batch_size: int, padding: int, cutout: int, device: torch.device):
         from airbench import CifarLoader  # type: ignore[import-not-found]
 
+        assert isinstance(splits.train, ImageSet), "this loader is for images in memory"
         data = {
             "images": torch.from_numpy(splits.train.images.copy()),
             "labels": torch.from_numpy(splits.train.labels.copy()),

@@ -12,8 +12,18 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_pairs(value: object) -> object:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
+
+
 Milestones = Annotated[tuple[Duration, ...], BeforeValidator(_as_tuple)]
 Betas = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_as_tuple)]
+Resolution = Annotated[int, Field(ge=8, le=4096)]
+Resolutions = Annotated[tuple[tuple[Duration, Resolution], ...], BeforeValidator(_as_pairs)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+Scale = Annotated[tuple[_Share, _Share], BeforeValidator(_as_tuple)]
+_RatioPart = Annotated[float, Field(ge=0.01, le=100)]
+Ratio = Annotated[tuple[_RatioPart, _RatioPart], BeforeValidator(_as_tuple)]
 Channels = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=4)]
 
 
@@ -26,7 +36,25 @@ class Section(BaseModel):
 class DataConfig(Section):
     dataset: Literal["digits", "cifar10", "cifar100", "folder", "synthetic"] = Field(default="cifar10", description="Data set to train on")
     root: str = Field(
-        default="data", min_length=1, description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/`"
+        default="data",
+        min_length=1,
+        description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/` or `val/`",
+    )
+    train_list: str | None = Field(
+        default=None, min_length=1, description="`folder`: file of `path label` lines, paths relative to `data.root`, in place of `train/`"
+    )
+    test_list: str | None = Field(default=None, min_length=1, description="`folder`: likewise in place of `test/`; needs `data.train_list`")
+    class_names: str | None = Field(
+        default=None, min_length=1, description="`folder`: file of `CLASS name` lines, how the classes are called in what is shown"
+    )
+    on_bad_image: Literal["stop", "skip"] = Field(
+        default="stop", description="`folder`: files that cannot be read end the run before it begins, or are left out; both list them"
+    )
+    cache_below: int = Field(
+        default=64,
+        ge=1,
+        le=1024,
+        description="`folder`: where no side of an image is longer, in pixels, all are decoded once; otherwise all are streamed",
     )
     cache_dir: str | None = Field(
         default=None, min_length=1, description="Folder of decoded images and statistics; default `.quickres/` in `data.root`"
@@ -51,7 +79,22 @@ class DataConfig(Section):
     )
     prefetch: int = Field(default=3, ge=1, le=64, description="Batches prepared ahead of the step")
     image_size: int = Field(
-        default=32, ge=8, le=1024, description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`"
+        default=32, ge=8, le=4096, description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`"
+    )
+    eval_image_size: int | None = Field(
+        default=None, ge=8, le=4096, description="Streamed folders: height and width in evaluation, in pixels; default: `data.image_size`"
+    )
+    eval_crop: float = Field(
+        default=0.875,
+        gt=0,
+        le=1,
+        description="Streamed folders: share of the resized shorter side that the centre crop of evaluation keeps (224 of 256)",
+    )
+    hw_decoder_load: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="Streamed folders: share of the JPEG files that the GPU's decoder unit gets, where it has one; the rest CUDA decodes",
     )
     num_classes: int = Field(default=10, ge=2, le=100_000, description="Classes of the `synthetic` data set")
     num_samples: int = Field(
@@ -65,8 +108,15 @@ MIX_SOURCES = {"none": 1, "mixup": 2, "cutmix": 2, "ricap": 4}
 
 class AugmentConfig(Section):
     crop_padding: int = Field(
-        default=4, ge=0, le=512, description="Black pixels around the image before the random crop, per side; 0: no crop"
+        default=4,
+        ge=0,
+        le=512,
+        description="Black pixels around the image before the random crop, per side; 0: no crop. Not for streamed folders",
     )
+    crop_scale: Scale = Field(
+        default=(0.08, 1.0), description="Streamed folders: area of the random crop, as a share of the image, from and to"
+    )
+    crop_ratio: Ratio = Field(default=(0.75, 4 / 3), description="Streamed folders: width by height of the random crop, from and to")
     flip: bool = Field(default=True, description="Mirror every other image, at random")
     cutout: int = Field(default=0, ge=0, le=1024, description="Side of the Cutout box in pixels; 0: no box")
     cutout_mode: Literal["clipped", "inside"] = Field(
@@ -76,6 +126,20 @@ class AugmentConfig(Section):
     mix: Literal["none", "mixup", "cutmix", "ricap"] = Field(default="none", description="Mix images of a batch, and their labels")
     mix_alpha: float = Field(default=1.0, gt=0, le=100, description="Both parameters of the Beta distribution of a mixed image's share")
     mix_probability: float = Field(default=1.0, gt=0, le=1, description="Share of the steps that mix")
+    progressive: Resolutions = Field(
+        default=(),
+        description="Streamed folders: `[when, size]` pairs: height and width of training images from then on; ends at `data.image_size`",
+    )
+    color_jitter: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Streamed folders, `dali`: brightness, contrast and saturation change by up to this share; drawn by DALI",
+    )
+    randaugment: int = Field(
+        default=0, ge=0, le=10, description="Streamed folders, `dali`: RandAugment operations for each image; 0: none; drawn by DALI"
+    )
+    randaugment_magnitude: int = Field(default=9, ge=0, le=30, description="Strength of RandAugment's operations, out of 30")
 
 
 class ModelConfig(Section):
@@ -273,6 +337,15 @@ class Config(Section):
         for key in ("mix_alpha", "mix_probability"):
             if augment.mix == "none" and getattr(augment, key) != AugmentConfig.model_fields[key].default:
                 raise ValueError(f"augment.{key}: nothing is mixed; set augment.mix, or remove it")
+        if (data.train_list is None) != (data.test_list is None):
+            raise ValueError("data.train_list and data.test_list: give both or neither")
+        for key, (low, high) in (("crop_scale", augment.crop_scale), ("crop_ratio", augment.crop_ratio)):
+            if low > high:
+                raise ValueError(f"augment.{key}: [{low:g}, {high:g}] goes from more to less; give the smaller number first")
+        if augment.progressive and augment.progressive[-1][1] != self.image_size:
+            raise ValueError(
+                f"augment.progressive: ends at {augment.progressive[-1][1]} pixels, data.image_size is {self.image_size}; make them equal"
+            )
         if schedule.name == "step" and not schedule.milestones:
             raise ValueError("schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]")
         if schedule.name != "step" and schedule.milestones:

@@ -10,14 +10,16 @@ from pipeline.config import Config, check_batches, to_bytes
 from pipeline.data.base import Transform
 from pipeline.data.batch import Batch, Loader
 from pipeline.data.dali import DaliLoader
-from pipeline.data.datasets import ImageSet, Splits, load_splits
+from pipeline.data.datasets import FileSet, ImageSet, Samples, Splits, load_splits
 from pipeline.data.fused import FusedLoader
-from pipeline.data.reference import ReferenceLoader
-from pipeline.data.sampling import EvalSampler, Sampler, Shard, TrainSampler
+from pipeline.data.reference import ArraySource, FileSource, ReferenceLoader
+from pipeline.data.resolutions import training_resolutions
+from pipeline.data.sampling import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
+from pipeline.data.stream import Photometric, StreamLoader
 from pipeline.data.synthetic import SyntheticLoader
 from pipeline.errors import UserError
 
-__all__ = ["Batch", "ImageSet", "Loader", "Loaders", "Shard", "Splits", "Transform", "build_loaders", "load_splits"]
+__all__ = ["Batch", "FileSet", "ImageSet", "Loader", "Loaders", "Shard", "Splits", "Transform", "build_loaders", "load_splits"]
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,13 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
     plain = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last)
     augmented = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout)
 
-    def evaluation(images: ImageSet) -> Loader:
-        sampler = EvalSampler(len(images.labels), _eval_batch_size(data.eval_batch_size, len(images.labels), shard), shard)
-        return backend(images, sampler, plain)
+    def evaluation(samples: Samples) -> Loader:
+        sampler = EvalSampler(len(samples), _eval_batch_size(data.eval_batch_size, len(samples), shard), shard)
+        return backend(samples, sampler, plain)
 
     backend = _backend(config, splits, device, shard)
-    train_sampler = TrainSampler(len(splits.train), data.batch_size, shard, config.seed, splits.image_size, augment)
     return Loaders(
-        train=backend(splits.train, train_sampler, augmented),
+        train=backend(splits.train, _train_sampler(config, splits.train, shard), augmented),
         test=evaluation(splits.test),
         holdout=evaluation(splits.holdout) if splits.holdout is not None else None,
     )
@@ -72,29 +73,59 @@ def _eval_batch_size(batch_size: int, num_samples: int, shard: Shard) -> int:
     return min(batch_size, -(-num_samples // shard.world_size) * shard.world_size)
 
 
-def _backend(config: Config, splits: Splits, device: torch.device, shard: Shard) -> Callable[[ImageSet, Sampler, Transform], Loader]:
-    data, augment = config.data, config.augment
+def _train_sampler(config: Config, train: Samples, shard: Shard) -> TrainSampler:
+    augment, batch_size = config.augment, config.data.batch_size
+    if isinstance(train, FileSet):
+        resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
+        return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
+    for key in ("progressive", "color_jitter", "randaugment"):
+        if getattr(augment, key):
+            raise UserError(
+                f"augment.{key}: is for streamed folders, but these images are kept decoded; leave it out (see data.cache_below)"
+            )
+    return TrainSampler(len(train), batch_size, shard, config.seed, train.image_size, augment)
 
-    def dali(image_set: ImageSet, sampler: Sampler, transform: Transform) -> Loader:
-        images = _as_tensor(image_set.images)
+
+Backend = Callable[[Samples, Sampler, Transform], Loader]
+
+
+def _backend(config: Config, splits: Splits, device: torch.device, shard: Shard) -> Backend:
+    data, augment = config.data, config.augment
+    workers = data.num_threads if data.num_threads > 1 else 0
+    if data.loader != "dali" and (augment.color_jitter or augment.randaugment):
+        raise UserError(
+            f"augment.color_jitter and augment.randaugment: are DALI's, not of data.loader={data.loader}; use dali, or set both to 0"
+        )
+
+    def dali(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+        labels = _as_tensor(samples.labels).to(device)
+        if isinstance(samples, FileSet):
+            photometric = Photometric(augment.color_jitter, augment.randaugment, augment.randaugment_magnitude, config.seed + shard.rank)
+            return StreamLoader(
+                samples, labels, sampler, transform, device, data.num_threads, data.prefetch, data.hw_decoder_load, photometric
+            )
+        images = _as_tensor(samples.images)
         if images.nbytes <= to_bytes(data.resident_limit):
             images = images.to(device)
-        labels = _as_tensor(image_set.labels).to(device)
         return DaliLoader(images, labels, sampler, transform, device, data.num_threads, data.prefetch)
 
-    def reference(image_set: ImageSet, sampler: Sampler, transform: Transform) -> Loader:
-        workers = data.num_threads if data.num_threads > 1 else 0
-        images, labels = _as_tensor(image_set.images), _as_tensor(image_set.labels)
-        return ReferenceLoader(images, labels, sampler, transform, device, workers, data.prefetch)
+    def reference(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+        source = FileSource(samples) if isinstance(samples, FileSet) else ArraySource(_as_tensor(samples.images))
+        return ReferenceLoader(source, _as_tensor(samples.labels), sampler, transform, device, workers, data.prefetch)
 
-    def synthetic(image_set: ImageSet, sampler: Sampler, transform: Transform) -> Loader:
-        height, width, channels = image_set.images.shape[1:]
-        return SyntheticLoader((height, width, channels), splits.num_classes, sampler, transform, device, config.seed)
+    def synthetic(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+        size = (samples.view.size, samples.view.size) if isinstance(samples, FileSet) else samples.image_size
+        return SyntheticLoader((*size, splits.num_channels), splits.num_classes, sampler, transform, device, config.seed)
 
-    def fused(image_set: ImageSet, sampler: Sampler, transform: Transform) -> Loader:
+    def fused(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
         if device.type != "cuda":
             raise UserError("data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend")
-        images, labels = _as_tensor(image_set.images), _as_tensor(image_set.labels)
+        if isinstance(samples, FileSet):
+            raise UserError(
+                f"data.loader: fused keeps all images on the GPU, but those of {data.root} are larger than data.cache_below="
+                f"{data.cache_below} and streamed from their files; use data.loader=dali"
+            )
+        images, labels = _as_tensor(samples.images), _as_tensor(samples.labels)
         if images.nbytes > to_bytes(data.resident_limit):
             raise UserError(
                 f"data.loader: fused keeps all images on the GPU, but {images.nbytes} bytes are more than data.resident_limit="

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +19,27 @@ from pipeline.data.image_set import NUM_CHANNELS
 
 _log = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _BUILDING = "building-"
 _ABANDONED_S = 24 * 3600
 
 
+BadImages = dict[str, dict[int, str]]  # why an image cannot be read, by part and number
+
+
 @dataclass(frozen=True, eq=False)
 class CachedArrays:
-    """Arrays of a cache entry by name, (N, H, W, 3) uint8 memory maps (copy-on-write), and the (3, 256) int64 histogram kept with them."""
+    """An entry of the cache.
+
+    Attributes:
+        arrays: by name, (N, H, W, 3) uint8 memory maps (copy-on-write).
+        histogram: (3, 256) int64.
+        bad: rows of the arrays that hold no image.
+    """
 
     arrays: dict[str, np.ndarray]
     histogram: np.ndarray
+    bad: BadImages
 
 
 def read_entry(folder: Path, shapes: dict[str, tuple[int, ...]], *, discard_damaged: bool) -> CachedArrays | None:
@@ -45,7 +55,7 @@ def read_entry(folder: Path, shapes: dict[str, tuple[int, ...]], *, discard_dama
     if not folder.exists():
         return None
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         arrays = {}
         for name, shape in shapes.items():
             path = folder / f"{name}.npy"
@@ -58,35 +68,29 @@ def read_entry(folder: Path, shapes: dict[str, tuple[int, ...]], *, discard_dama
         histogram = np.array(manifest["histogram"], np.int64)
         if histogram.shape != (NUM_CHANNELS, 256):
             raise ValueError("the histogram is incomplete")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        bad = {name: {int(row): reason for row, reason in manifest["bad"][name].items()} for name in shapes}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("the cache %s is damaged (%s)", folder, error)
         if discard_damaged:
             shutil.rmtree(folder, ignore_errors=True)
         return None
-    return CachedArrays(arrays, histogram)
+    return CachedArrays(arrays, histogram, bad)
 
 
-def write_entry(folder: Path, shapes: dict[str, tuple[int, ...]], fill: Callable[[dict[str, np.ndarray]], np.ndarray]) -> None:
-    """Make a cache entry beside its place and rename it there. Where one is by now, it stays: another process was faster.
-
-    Args:
-        folder: the entry.
-        shapes: of the uint8 arrays, by name.
-        fill: writes the arrays, which it is handed, and returns the histogram to keep with them.
+@contextlib.contextmanager
+def new_entry(folder: Path) -> Iterator[Path]:
+    """A folder to fill, beside its place: renamed there when all is well, removed otherwise. Where there is one by now, that stays:
+    another process was faster.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full. Space is reserved first, so this comes before the work.
+        OSError: it cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     building = folder.parent / f"{_BUILDING}{secrets.token_hex(8)}"
     building.mkdir()
     try:
-        arrays = {name: _create_array(building / f"{name}.npy", shape) for name, shape in shapes.items()}
-        histogram = fill(arrays)
-        del arrays  # unmapped: what is hashed is what is in the files
-        digests = {name: _sha256(building / f"{name}.npy") for name in shapes}
-        (building / _MANIFEST).write_text(json.dumps({"sha256": digests, "histogram": histogram.tolist()}))
+        yield building
         building.rename(folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -95,11 +99,32 @@ def write_entry(folder: Path, shapes: dict[str, tuple[int, ...]], fill: Callable
         shutil.rmtree(building, ignore_errors=True)
 
 
+def write_entry(
+    folder: Path, shapes: dict[str, tuple[int, ...]], fill: Callable[[dict[str, np.ndarray]], tuple[np.ndarray, BadImages]]
+) -> None:
+    """Make a cache entry of arrays.
+
+    Args:
+        folder: the entry.
+        shapes: of the uint8 arrays, by name.
+        fill: writes the arrays, which it is handed, and returns the histogram and the bad rows to keep with them.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full. Space is reserved first, so this comes before the work.
+    """
+    with new_entry(folder) as building:
+        arrays = {name: _create_array(building / f"{name}.npy", shape) for name, shape in shapes.items()}
+        histogram, bad = fill(arrays)
+        del arrays  # unmapped: what is hashed is what is in the files
+        digests = {name: _sha256(building / f"{name}.npy") for name in shapes}
+        (building / MANIFEST).write_text(json.dumps({"sha256": digests, "histogram": histogram.tolist(), "bad": bad}))
+
+
 def remove_older(folder: Path, prefix: str) -> None:
     """Remove the entries beside FOLDER that are named like it but for the hash after PREFIX: what the files were before they changed."""
     for other in folder.parent.iterdir():
         alike = other.name.startswith(prefix) and len(other.name) == len(folder.name)
-        if alike and other != folder and (other / _MANIFEST).exists():
+        if alike and other != folder and (other / MANIFEST).exists():
             shutil.rmtree(other, ignore_errors=True)
 
 

@@ -10,11 +10,11 @@ from pipeline.data.builtin import load_digits, make_synthetic
 from pipeline.data.cifar import load_cifar
 from pipeline.data.folder import load_folder
 from pipeline.data.holdout import allocate, draw_stratified, philox
-from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits, Splits
+from pipeline.data.image_set import NUM_CHANNELS, FileSet, ImageSet, RawSplits, Samples, Splits
 from pipeline.data.statistics import channel_histogram, mean_and_std
 from pipeline.errors import UserError
 
-__all__ = ["ImageSet", "Splits", "load_splits"]
+__all__ = ["FileSet", "ImageSet", "Samples", "Splits", "load_splits"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def _read(config: DataConfig, seed: int, is_main: bool) -> RawSplits:
         case "cifar10" | "cifar100":
             return load_cifar(root, config.dataset, is_main=is_main)
         case "folder":
-            cache_dir = None if config.cache_dir is None else Path(config.cache_dir).expanduser()
-            return load_folder(root, cache_dir, config.image_size, config.num_threads, is_main=is_main)
+            return load_folder(config, is_main=is_main)
         case "synthetic":
             return make_synthetic(config.num_samples, config.num_classes, config.image_size, seed)
 
@@ -77,10 +76,13 @@ def _draw_holdout(labels: np.ndarray, holdout: float, seed: int) -> np.ndarray:
     return draw_stratified(labels, total, philox(seed, "holdout"))
 
 
-def _statistics(raw: RawSplits, holdout: ImageSet | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the training images that are left without the holdout."""
-    histogram = channel_histogram(raw.train.images) if raw.train_histogram is None else raw.train_histogram
-    if holdout is not None:
+def _statistics(raw: RawSplits, holdout: Samples | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the training images that are left without the holdout; of streamed ones, of a sample of all."""
+    histogram = raw.train_histogram
+    if histogram is None:
+        assert isinstance(raw.train, ImageSet), "files come with a histogram"
+        histogram = channel_histogram(raw.train.images)
+    if isinstance(holdout, ImageSet):
         histogram = histogram - channel_histogram(holdout.images)
     mean, std = mean_and_std(histogram)
     if min(std) == 0:

@@ -13,7 +13,7 @@ from einops import rearrange
 from pipeline.config import AugmentConfig
 
 # Streams of one (seed, epoch): the highest word of the Philox counter.
-_ORDER, _AUGMENT = 0, 1
+_ORDER, _AUGMENT, CROPS = 0, 1, 2
 _WORDS = 4  # 64-bit words in a Philox block
 
 
@@ -42,20 +42,20 @@ class EpochDraws:
         return np.stack([self.crop_y, self.crop_x, self.flip.astype(np.int32), self.cutout_y, self.cutout_x], axis=1)
 
 
-def _blocks(seed: int, epoch: int, stream: int, num_samples: int) -> np.ndarray:
-    """(N, 4) uint64: the Philox block of each sample id."""
-    generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
-    return rearrange(generator.random_raw(num_samples * _WORDS), "(n w) -> n w", w=_WORDS)
+def philox_blocks(seed: int, epoch: int, stream: int, count: int, first: int = 0) -> np.ndarray:
+    """(count, 4) uint64: Philox blocks of a stream, from block FIRST on."""
+    generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([first, 0, 0, stream], np.uint64))
+    return rearrange(generator.random_raw(count * _WORDS), "(n w) -> n w", w=_WORDS)
 
 
-def _below(bits: np.ndarray, limit: int) -> np.ndarray:
-    """Uniform int32 in [0, limit) from 32 random bits, by multiply and shift (bias below limit / 2**32)."""
-    return ((bits * np.uint64(limit)) >> np.uint64(32)).astype(np.int32)
+def below(bits: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
+    """Uniform int32 in [0, limit) from 32 random bits in uint64, by multiply and shift (bias below limit / 2**32)."""
+    return ((bits * np.asarray(limit, np.uint64)) >> np.uint64(32)).astype(np.int32)
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """(N,) int64: the sample ids in the order of the epoch, sorted by a random 64-bit key each."""
-    return np.argsort(_blocks(seed, epoch, _ORDER, num_samples)[:, 0], kind="stable")
+    return np.argsort(philox_blocks(seed, epoch, _ORDER, num_samples)[:, 0], kind="stable")
 
 
 def draw_epoch(seed: int, epoch: int, num_samples: int, image_size: tuple[int, int], augment: AugmentConfig) -> EpochDraws:
@@ -71,21 +71,21 @@ def draw_epoch(seed: int, epoch: int, num_samples: int, image_size: tuple[int, i
     Cutout follows DeVries & Taylor 2017 (arXiv:1708.04552), section 3.1: the centre is uniform over the pixels and the box is clipped
     by the border (`clipped`); `inside` draws the corner so that the whole box is visible.
     """
-    words = _blocks(seed, epoch, _AUGMENT, num_samples)
+    words = philox_blocks(seed, epoch, _AUGMENT, num_samples)
     high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
     crops = 2 * augment.crop_padding + 1
     box, (height, width) = augment.cutout, image_size
 
     def corner(bits: np.ndarray, extent: int) -> np.ndarray:
         if augment.cutout_mode == "inside":
-            return _below(bits, extent - box + 1)
-        return _below(bits, extent) - np.int32(box // 2)
+            return below(bits, extent - box + 1)
+        return below(bits, extent) - np.int32(box // 2)
 
     nothing = np.zeros(num_samples, np.int32)
     return EpochDraws(
         order=epoch_order(seed, epoch, num_samples),
-        crop_y=_below(high[:, 0], crops),
-        crop_x=_below(low[:, 0], crops),
+        crop_y=below(high[:, 0], crops),
+        crop_x=below(low[:, 0], crops),
         flip=(low[:, 1] & np.uint64(1)).astype(bool) & augment.flip,
         cutout_y=corner(high[:, 2], height) if box else nothing,
         cutout_x=corner(low[:, 2], width) if box else nothing,

@@ -1,190 +1,169 @@
-"""Class folders: `ROOT/train/CLASS/*` and `ROOT/test/CLASS/*`, decoded once and cached."""
+"""Image folders: small images are decoded once and cached, larger ones are streamed from their files."""
 
 import hashlib
-import itertools
-import logging
 import os
-import stat
-from collections.abc import Iterator
+import secrets
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.cache import CachedArrays, read_entry, remove_older, write_entry
+from pipeline.config import DataConfig
+from pipeline.data.cache import BadImages, CachedArrays, read_entry, remove_older, write_entry
+from pipeline.data.crops import CentreView
 from pipeline.data.decode import decode_files
+from pipeline.data.file_set import FileSet
 from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
+from pipeline.data.listing import Listing, list_files, read_class_names
+from pipeline.data.scan import Scan, read_scan, report_bad, scan_files
 from pipeline.data.statistics import channel_histogram
 from pipeline.errors import UserError
 
-_log = logging.getLogger(__name__)
-
-_SUFFIXES = (".jpg", ".jpeg", ".png")
-_FORMAT_VERSION = 1  # raise it when the same files decode to other pixels or the cache's layout changes
-_MAX_NAMED = 10
-_LAYOUT = "expected are ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or val/ for test/; .jpeg and .png too)"
-
-FoundFile = tuple[str, int, int]  # path relative to the root, bytes (-1: not a file that can be read), mtime in nanoseconds
-ClassFiles = dict[str, list[FoundFile]]
+_FORMAT_VERSION = 2  # raise it when the same files lead to other pixels or sizes, or the cache's layout changes
+_STATISTICS_IMAGES, _AT_ONCE = 1024, 64  # the mean of so many images is within about 0.005 of that of all
 
 
-def load_folder(root: Path, cache_dir: Path | None, image_size: int, num_threads: int, *, is_main: bool = True) -> RawSplits:
-    """Read class folders.
+def load_folder(config: DataConfig, *, is_main: bool = True) -> RawSplits:
+    """Read class folders, or the files that lists name: see `list_files`.
 
-    A class is a folder in `train/`; classes are in the order of their names, the images of a class in the order of their paths, folders
-    within a class included. Files that are no JPEG or PNG by name, and hidden ones, are passed over. `test/` comes before `val/`; a
-    class may be missing there, with a warning. How images are brought to one size, `decode_image` says.
-
-    The decoded images are kept in `cache_dir`, by default `ROOT/.quickres`, under a hash of all paths, sizes and modification
-    times, so that a changed file is noticed; what was kept of the files as they were before is removed then.
+    Where no side of an image is longer than `data.cache_below`, all are decoded to one size (how, `decode_image` says) and kept in
+    `data.cache_dir`, by default `ROOT/.quickres`. Larger images stay in their files, and their sizes are kept there. Everything is kept
+    under a hash of all paths, sizes and modification times, so that a changed file is noticed; what was kept of the files as they were
+    before is removed then.
 
     Args:
-        root: `data.root`.
-        cache_dir: `data.cache_dir`.
-        image_size: height and width to deliver.
-        num_threads: threads to decode in.
+        config: the section `data`.
         is_main: whether this process may decode and write.
 
     Raises:
         UserError: folders that are not as described, images that cannot be read, a cache that cannot be written.
     """
-    if not root.is_dir():
-        raise UserError(f"data.root: there is no folder {root}; {_LAYOUT}")
-    train = _find_class_files(root, "train")
-    test_folder = "test" if (root / "test").is_dir() else "val"
-    test = _find_class_files(root, test_folder)
-    _check_classes(root, test_folder, train, test)
-    labels = {name: label for label, name in enumerate(train)}
-    parts = {"train": train, "test": {name: test.get(name, []) for name in labels}}
-    key = _content_key(parts, image_size)
-    # the caches of several data sets can share a folder
-    owner = "" if cache_dir is None else f"{root.resolve().name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}-"
-    prefix = f"{owner}{image_size}px-"
-    entry = (root / ".quickres" if cache_dir is None else cache_dir) / f"{prefix}{key}"
-    shapes = {part: (_count(files), image_size, image_size, NUM_CHANNELS) for part, files in parts.items()}
-    cached = read_entry(entry, shapes, discard_damaged=is_main)
-    if cached is None:
-        assert is_main, f"no cache {entry}: the main process has to build it first"
-        cached = _build(root, entry, parts, shapes, num_threads)
-        remove_older(entry, prefix)
-
-    def image_set(part: str) -> ImageSet:
-        paths = tuple(path for path, _, _ in itertools.chain.from_iterable(parts[part].values()))
-        numbers = np.repeat(np.arange(len(labels)), [len(files) for files in parts[part].values()])
-        return ImageSet(cached.arrays[part], numbers, paths)
-
-    return RawSplits(image_set("train"), image_set("test"), tuple(labels), cached.histogram)
+    root = Path(config.root).expanduser()  # the shell expands no ~ in `data.root=~/images`
+    listing = list_files(root, config)
+    names = listing.classes if config.class_names is None else read_class_names(Path(config.class_names).expanduser(), listing.classes)
+    reader = _Reader(listing, config, names, is_main)
+    scan = reader.scan()
+    return reader.streamed(scan) if scan.longest_side > config.cache_below else reader.decoded()
 
 
-def _count(files: ClassFiles) -> int:
-    return sum(len(found) for found in files.values())
+class _Reader:
+    """Reads one listing, from the cache where it can.
 
+    Args:
+        listing: the files.
+        config, is_main: as for `load_folder`.
+        names: of the classes.
+    """
 
-def _find_class_files(root: Path, part: str) -> ClassFiles:
-    """The image files of every class of a part, classes by name and files by path."""
-    folder = root / part
-    if not folder.is_dir():
-        wanted = "train/" if part == "train" else "test/ or val/"
-        raise UserError(f"data.root: {root} has no folder {wanted}; {_LAYOUT}")
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-        files = {name: sorted(_walk(str(folder / name), f"{part}/{name}", ())) for name in names}
-    except OSError as error:
-        raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
-    if not files:
-        raise UserError(f"data.root: {folder} holds no class folders; {_LAYOUT}")
-    return files
+    def __init__(self, listing: Listing, config: DataConfig, names: tuple[str, ...], is_main: bool):
+        self._listing, self._config, self._names, self._is_main = listing, config, names, is_main
+        self._key = hashlib.sha256(f"{_FORMAT_VERSION} {listing.key()} {config.cache_below}".encode()).hexdigest()[:16]
+        cache_dir, root = config.cache_dir, listing.root
+        self._folder = root / ".quickres" if cache_dir is None else Path(cache_dir).expanduser()
+        # the caches of several data sets can share a folder
+        self._owner = "" if cache_dir is None else f"{root.resolve().name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}-"
 
+    def _entry(self, kind: str) -> Path:
+        return self._folder / f"{self._owner}{kind}-{self._key}"
 
-def _walk(folder: str, relative: str, above: tuple[tuple[int, int], ...]) -> Iterator[FoundFile]:
-    """The image files in a folder and those below it; links are followed, but not back into a folder that leads here."""
-    here = os.stat(folder)
-    identity = (here.st_dev, here.st_ino)
-    if identity in above:
-        raise UserError(f"data.root: the link {folder} leads back to a folder above it; remove it")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = f"{relative}/{entry.name}"
-            if entry.is_dir():
-                yield from _walk(entry.path, path, (*above, identity))
-            elif entry.name.lower().endswith(_SUFFIXES):
-                yield path, *_size_and_time(entry)
+    def scan(self) -> Scan:
+        """Sizes and bad files."""
+        entry, config = self._entry("scan"), self._config
+        found = read_scan(entry, self._listing, discard_damaged=self._is_main)
+        if found is None:
+            assert self._is_main, f"no cache {entry}: the main process has to build it first"
+            try:
+                found = scan_files(self._listing, entry, config.num_threads, config.cache_below)
+            except OSError as error:
+                raise _cannot_write(entry, error) from None
+            remove_older(entry, f"{self._owner}scan-")
+        return found
 
+    def decoded(self) -> RawSplits:
+        """All images, decoded."""
+        listing, size = self._listing, self._config.image_size
+        kind = f"{size}px"
+        entry = self._entry(kind)
+        shapes = {part: (len(files), size, size, NUM_CHANNELS) for part, files in listing.parts.items()}
+        cached = read_entry(entry, shapes, discard_damaged=self._is_main)
+        if cached is None:
+            assert self._is_main, f"no cache {entry}: the main process has to build it first"
+            cached = self._decode(entry, shapes)
+            remove_older(entry, f"{self._owner}{kind}-")
+        self._report(cached.bad)
+        kept = listing.without(cached.bad)
 
-def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
-    try:
-        found = entry.stat()
-    except OSError:  # a broken link
-        return -1, 0
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (-1, 0)
+        def image_set(part: str) -> ImageSet:
+            images, files = cached.arrays[part], kept.parts[part]
+            if len(files) < len(images):
+                images = np.delete(images, list(cached.bad[part]), axis=0)
+            return ImageSet(images, files.labels, tuple(files.paths))
 
+        return RawSplits(image_set("train"), image_set("test"), self._names, cached.histogram)
 
-def _check_classes(root: Path, test_folder: str, train: ClassFiles, test: ClassFiles) -> None:
-    empty = [name for name, files in train.items() if not files]
-    if empty:
-        raise UserError(
-            f"data.root: no .jpg, .jpeg or .png file for {_named(empty)} in {root / 'train'}; add some, or remove the class folder"
-        )
-    if len(train) < 2:
-        raise UserError(f"data.root: {root / 'train'} holds one class, {_named(list(train))}; training needs at least two. {_LAYOUT}")
-    unknown = [name for name, files in test.items() if files and name not in train]
-    if unknown:
-        raise UserError(
-            f"data.root: {root / test_folder} has {_named(unknown)}, unknown to {root / 'train'}; add training images or remove them"
-        )
-    if not _count(test):
-        raise UserError(f"data.root: no .jpg, .jpeg or .png file in {root / test_folder}; {_LAYOUT}")
-    untested = [name for name in train if not test.get(name)]
-    if untested:
-        _log.warning("data.root: %s has no images of %s: the test accuracy says nothing about them", root / test_folder, _named(untested))
+    def _report(self, bad: BadImages) -> None:
+        if self._is_main:
+            report_bad(self._listing, bad, stop=self._config.on_bad_image == "stop")
 
+    def _decode(self, entry: Path, shapes: dict[str, tuple[int, ...]]) -> CachedArrays:
+        """Decode all files into a new cache entry and open it."""
+        listing = self._listing
 
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return f"class{'es' if len(names) > 1 else ''} {', '.join(_printable(name) for name in names[:_MAX_NAMED])}{more}"
+        def fill(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, BadImages]:
+            bad = {}
+            for part, files in listing.parts.items():
+                paths = [listing.root / path for path in files.paths]
+                bad[part] = decode_files(paths, arrays[part], self._config.num_threads, f"decoding {part} images")
+                arrays[part][list(bad[part])] = 0
+            if self._config.on_bad_image == "stop":
+                report_bad(listing, bad, stop=True)
+            return channel_histogram(np.delete(arrays["train"], list(bad["train"]), axis=0) if bad["train"] else arrays["train"]), bad
 
-
-def _printable(name: str) -> str:
-    """A file name as it can be written to any terminal or log: bytes that are no UTF-8 as escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _content_key(parts: dict[str, ClassFiles], image_size: int) -> str:
-    """16 hex digits over all that decides the decoded pixels and their order."""
-    digest = hashlib.sha256(f"{_FORMAT_VERSION} {image_size}".encode())
-    for part, classes in parts.items():
-        digest.update(f"\0\0{part}\0{len(classes)}".encode())
-        for path, size, mtime_ns in itertools.chain.from_iterable(classes.values()):
-            digest.update(b"\0%b\0%d\0%d" % (os.fsencode(path), size, mtime_ns))
-    return digest.hexdigest()[:16]
-
-
-def _build(root: Path, entry: Path, parts: dict[str, ClassFiles], shapes: dict[str, tuple[int, ...]], num_threads: int) -> CachedArrays:
-    """Decode all files into a new cache entry and open it."""
-
-    def fill(arrays: dict[str, np.ndarray]) -> np.ndarray:
-        bad = []
-        for part, classes in parts.items():
-            paths = [root / path for path, _, _ in itertools.chain.from_iterable(classes.values())]
-            bad += decode_files(paths, arrays[part], num_threads, f"decoding {part} images")
-        if bad:
-            listed = "".join(f"\n  {_printable(str(path))}: {reason}" for path, reason in bad[:_MAX_NAMED])
-            more = f"\n  and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
+        try:
+            write_entry(entry, shapes, fill)
+        except OSError as error:
+            raise _cannot_write(entry, error) from None
+        cached = read_entry(entry, shapes, discard_damaged=False)
+        if cached is None:
             raise UserError(
-                f"data.root: {len(bad)} of {sum(map(_count, parts.values()))} images cannot be read; replace or remove them:{listed}{more}"
+                f"data.cache_dir: {entry} is damaged and cannot be replaced; remove it, or set data.cache_dir to another folder"
             )
-        return channel_histogram(arrays["train"])
+        return cached
 
-    try:
-        write_entry(entry, shapes, fill)
-    except OSError as error:
-        raise UserError(
-            f"data.cache_dir: cannot write {entry} ({error.strerror or error}); "
-            "set data.cache_dir to a folder with room, that you may write to"
-        ) from None
-    cached = read_entry(entry, shapes, discard_damaged=False)
-    if cached is None:
-        raise UserError(f"data.cache_dir: {entry} is damaged and cannot be replaced; remove it, or set data.cache_dir to another folder")
-    return cached
+    def streamed(self, scan: Scan) -> RawSplits:
+        """The files, with what the scan has found."""
+        self._report(scan.bad)
+        kept, config = self._listing.without(scan.bad), self._config
+        view = CentreView(config.eval_image_size or config.image_size, config.eval_crop)
+
+        def file_set(part: str) -> FileSet:
+            files, sizes = kept.parts[part], scan.sizes[part]
+            left = np.setdiff1d(np.arange(len(sizes)), list(scan.bad[part]))
+            new_ids = {old: int(np.searchsorted(left, old)) for old in scan.replaced[part]}
+            replaced = {new: scan.entry / scan.replaced[part][old] for old, new in new_ids.items()}
+            return FileSet(kept.root, files.paths, files.labels, sizes[left], config.image_size, view, replaced)
+
+        train, test = file_set("train"), file_set("test")
+        return RawSplits(train, test, self._names, None if config.mean and config.std else self._histogram(train, scan))
+
+    def _histogram(self, train: FileSet, scan: Scan) -> np.ndarray:
+        """Histogram of evenly spread training images, as evaluation shows them. Kept beside the scan."""
+        path = scan.entry / f"histogram-{train.view.size}-{train.view.share:g}.npy"
+        if path.exists():
+            return np.load(path, allow_pickle=False)
+        chosen = np.unique(np.linspace(0, len(train) - 1, _STATISTICS_IMAGES).astype(np.int64))
+        parts = [chosen[start : start + _AT_ONCE] for start in range(0, len(chosen), _AT_ONCE)]
+        histogram = np.sum([channel_histogram(train.pixels(part, self._config.num_threads)) for part in parts], axis=0)
+        if self._is_main:
+            temporary = path.with_name(f"{secrets.token_hex(8)}.npy")
+            try:
+                np.save(temporary, histogram)
+                temporary.replace(path)
+            except OSError as error:
+                raise _cannot_write(scan.entry, error) from None
+        return histogram
+
+
+def _cannot_write(entry: Path, error: OSError) -> UserError:
+    return UserError(
+        f"data.cache_dir: cannot write {entry} ({error.strerror or error}); set data.cache_dir to a folder with room, that you may write to"
+    )

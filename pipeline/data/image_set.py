@@ -1,8 +1,10 @@
-"""What a data set is once it is in memory: arrays of uint8 images with labels, split into parts."""
+"""What a data set is once it has been read: uint8 images with labels, or files of images, split into parts."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from pipeline.data.file_set import FileSet
 
 NUM_CHANNELS = 3
 
@@ -35,15 +37,28 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.images.shape[1:3]
+        return height, width
+
     def original_index(self, sample: int) -> int:
         """Position of a sample in the part as the data set has it, before a holdout was cut out."""
         return sample if self.indices is None else int(self.indices[sample])
+
+    def pixels(self, samples: np.ndarray) -> np.ndarray:
+        """(M, H, W, 3) uint8: the images with these ids, copied."""
+        return self.images[samples]
 
     def take(self, samples: np.ndarray) -> "ImageSet":
         """The samples with these (M,) int64 ids, copied."""
         paths = None if self.sample_paths is None else tuple(self.sample_paths[i] for i in samples)
         indices = samples if self.indices is None else self.indices[samples]
         return ImageSet(self.images[samples], self.labels[samples], paths, indices)
+
+
+Samples = ImageSet | FileSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +68,17 @@ class RawSplits:
     Attributes:
         train, test: the two parts; not empty, and with images of one size.
         class_names: in label order.
-        train_histogram: (3, 256) int64 as `channel_histogram(train.images)`, where the reader has it at hand.
+        train_histogram: (3, 256) int64 as `channel_histogram(train.images)`, where the reader has it at hand; of streamed files, from
+            a sample of them.
     """
 
-    train: ImageSet
-    test: ImageSet
+    train: Samples
+    test: Samples
     class_names: tuple[str, ...]
     train_histogram: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        assert self.train.images.shape[1:] == self.test.images.shape[1:], "train and test images differ in size"
+        assert self.train.image_size == self.test.image_size, "train and test images differ in size"
         for part in (self.train, self.test):
             assert len(part) and part.labels.min() >= 0 and part.labels.max() < len(self.class_names), "empty, or a label out of range"
 
@@ -76,12 +92,12 @@ class Splits:
         test: test images.
         holdout: training images held out for choosing among checkpoints; None without `data.holdout`.
         class_names: in label order.
-        mean, std: per channel, fractions of 1 (pixel / 255), over the pixels of `train`, or as given in the config.
+        mean, std: per channel, fractions of 1 (pixel / 255), over the pixels of `train` (streamed: of a sample), or as the config says.
     """
 
-    train: ImageSet
-    test: ImageSet
-    holdout: ImageSet | None
+    train: Samples
+    test: Samples
+    holdout: Samples | None
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -92,6 +108,9 @@ class Splits:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        height, width = self.train.images.shape[1:3]
-        return height, width
+        """Height and width of training images in pixels; of those at the end, where they grow."""
+        return self.train.image_size
+
+    @property
+    def num_channels(self) -> int:
+        return NUM_CHANNELS

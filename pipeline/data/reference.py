@@ -2,18 +2,22 @@
 
 import multiprocessing
 import os
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
-from pipeline.data.sampling import BatchPlan, Sampler, plans_from
+from pipeline.data.file_set import FileSet
+from pipeline.data.sampling import BatchPlan, Sampler, cutout_side, plans_from
 
 
 def transform_image(image: torch.Tensor, draws: np.ndarray | None, transform: Transform) -> torch.Tensor:
@@ -34,12 +38,62 @@ def transform_image(image: torch.Tensor, draws: np.ndarray | None, transform: Tr
         image = F.crop(padded, crop_y, crop_x, height, width)
         if flip:
             image = F.horizontal_flip(image)
-        if transform.cutout:
-            top, left = max(cutout_y, 0), max(cutout_x, 0)
-            bottom, right = min(cutout_y + transform.cutout, height), min(cutout_x + transform.cutout, width)
-            fill = torch.tensor(transform.cutout_fill, dtype=torch.uint8)[:, None, None]
-            image = F.erase(image, top, left, bottom - top, right - left, fill)
+        image = _fill_box(image, cutout_y, cutout_x, transform.cutout, transform)
+    return _normalise(image, transform)
+
+
+def _fill_box(image: torch.Tensor, y: int, x: int, side: int, transform: Transform) -> torch.Tensor:
+    """Cutout: fill a square, as far as it is inside the (C, H, W) image; nothing where its side is 0."""
+    if not side:
+        return image
+    top, left = max(y, 0), max(x, 0)
+    bottom, right = min(y + side, image.shape[1]), min(x + side, image.shape[2])
+    fill = torch.tensor(transform.cutout_fill, dtype=torch.uint8)[:, None, None]
+    return F.erase(image, top, left, bottom - top, right - left, fill)
+
+
+def _normalise(image: torch.Tensor, transform: Transform) -> torch.Tensor:
     return F.normalize(image.float(), transform.mean_255, transform.std_255).to(transform.dtype)
+
+
+class Source(Protocol):
+    """Where images come from: one at a time, ready for the model."""
+
+    def __call__(self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform) -> torch.Tensor:
+        """(C, H, W) of `transform.dtype`: a sample as the draws (a row of `plan.draws`, or None for evaluation) want it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images (N, H, W, C) uint8 in host memory."""
+
+    images: torch.Tensor
+
+    def __call__(self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform) -> torch.Tensor:
+        return transform_image(rearrange(self.images[index], "h w c -> c h w"), draws, transform)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Images in files, by Pillow."""
+
+    files: FileSet
+
+    def __call__(self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the scan has its own limit
+            if draws is None or plan.image_size is None:
+                return _normalise(_channels_first(self.files.centre(index)), transform)
+            image = _channels_first(self.files.crop(index, draws[:4], plan.image_size))
+        if draws[4]:
+            image = F.horizontal_flip(image)
+        side = cutout_side(transform.cutout, plan.image_size, self.files.size)
+        return _normalise(_fill_box(image, int(draws[5]), int(draws[6]), side, transform), transform)
+
+
+def _channels_first(image: np.ndarray) -> torch.Tensor:
+    return rearrange(torch.from_numpy(image.copy()), "h w c -> c h w")
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -50,8 +104,8 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 class _Batches(IterableDataset):
     """The endless stream of batches from (epoch, step); of W workers, worker w makes every W-th."""
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform, epoch: int, step: int):
-        self._images, self._labels, self._sampler, self._transform = images, labels, sampler, transform
+    def __init__(self, source: Source, labels: torch.Tensor, sampler: Sampler, transform: Transform, epoch: int, step: int):
+        self._source, self._labels, self._sampler, self._transform = source, labels, sampler, transform
         self._epoch, self._step = epoch, step
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -63,17 +117,16 @@ class _Batches(IterableDataset):
 
     def _load(self, plan: BatchPlan) -> tuple[torch.Tensor, ...]:
         indices = torch.from_numpy(np.array(plan.indices))
-        images = rearrange(self._images[indices], "b h w c -> b c h w")
-        draws = [None] * len(images) if plan.draws is None else plan.draws
-        batch = torch.stack([transform_image(image, draw, self._transform) for image, draw in zip(images, draws, strict=True)])
-        return batch, self._labels[indices], torch.from_numpy(plan.valid), indices
+        draws = [None] * len(indices) if plan.draws is None else plan.draws
+        images = [self._source(index, draw, plan, self._transform) for index, draw in zip(indices.tolist(), draws, strict=True)]
+        return torch.stack(images), self._labels[indices], torch.from_numpy(plan.valid), indices
 
 
 class ReferenceLoader(PositionedLoader):
     """Same draws and same pixels as every other loader, by other means.
 
     Args:
-        images: (N, H, W, C) uint8 in host memory.
+        source: of the images.
         labels: (N,) int64 in host memory.
         sampler, transform, device: as for `DaliLoader`.
         num_workers: processes that load beside this one; 0 loads in this one.
@@ -82,7 +135,7 @@ class ReferenceLoader(PositionedLoader):
 
     def __init__(
         self,
-        images: torch.Tensor,
+        source: Source,
         labels: torch.Tensor,
         sampler: Sampler,
         transform: Transform,
@@ -91,7 +144,7 @@ class ReferenceLoader(PositionedLoader):
         prefetch: int = 2,
     ):
         super().__init__(sampler)
-        self._arguments = (images, labels, sampler, transform)
+        self._arguments = (source, labels, sampler, transform)
         self._device, self._num_workers, self._prefetch = device, num_workers, prefetch
         self._memory_format = transform.memory_format
         self._batches: Iterator[Any] = iter(())

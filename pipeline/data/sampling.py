@@ -1,13 +1,16 @@
 """Which samples stand in which batch, on which process, with which draws. Numpy only; every loader backend follows it."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from pipeline.config import AugmentConfig, share
-from pipeline.data.draws import EpochDraws, draw_epoch
+from pipeline.data.crops import CropDraws, draw_crops
+from pipeline.data.draws import EpochDraws, below, draw_epoch
 from pipeline.errors import UserError
 
 
@@ -26,12 +29,15 @@ class BatchPlan:
     Attributes:
         indices: (B,) int64 sample ids.
         valid: (B,) bool, False for padding.
-        draws: (B, 5) int32 as `EpochDraws.table`, or None where nothing is drawn (evaluation).
+        draws: (B, 5) int32 as `EpochDraws.table`; where files are streamed (B, 7) int32: the box's top, left, height and width, flip,
+            and the top left corner of Cutout's box in the output; None where nothing is drawn (evaluation).
+        image_size: height and width of a streamed training batch, in pixels; None: always the same.
     """
 
     indices: np.ndarray
     valid: np.ndarray
     draws: np.ndarray | None
+    image_size: int | None = None
 
 
 class Sampler(Protocol):
@@ -76,9 +82,70 @@ class TrainSampler:
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
         draws, table = self._draw(epoch)
-        first = step * self._batch_size + self._start
-        indices = draws.order[first : first + self.local_batch_size]
+        indices = self._share_of(draws.order, step)
         return BatchPlan(indices, self._valid, table[indices])
+
+    def _share_of(self, order: np.ndarray, step: int) -> np.ndarray:
+        """This process's part of a global batch."""
+        first = step * self._batch_size + self._start
+        return order[first : first + self.local_batch_size]
+
+
+class StreamSampler(TrainSampler):
+    """Likewise for streamed files: random resized crops, in batches whose images may change their size as the run goes on.
+
+    Args:
+        sizes: (N, 2) int32, height and width of each file's image.
+        batch_size, shard, seed, augment: as for `TrainSampler`.
+        resolutions: (first step of the run, height and width of the images from then on), ascending, the first at step 0.
+    """
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        batch_size: int,
+        shard: Shard,
+        seed: int,
+        augment: AugmentConfig,
+        resolutions: Sequence[tuple[int, int]],
+    ):
+        super().__init__(len(sizes), batch_size, shard, seed, (resolutions[0][1], resolutions[0][1]), augment)
+        assert resolutions[0][0] == 0 and sorted(resolutions) == list(resolutions), f"{resolutions}"
+        self.resolutions = tuple(resolutions)
+        self._sizes, self._seed, self._augment = sizes, seed, augment
+        self._given = (sizes, batch_size, shard, seed, augment, resolutions)
+        self._crops: dict[int, Future[CropDraws]] = {}
+        self._thread = ThreadPoolExecutor(1, "draws")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return StreamSampler, self._given  # to a worker process, without the thread
+
+    def image_size(self, epoch: int, step: int) -> int:
+        """Height and width of a batch, in pixels."""
+        return self.resolutions[bisect_right(self.resolutions, epoch * self.steps_per_epoch + step, key=lambda item: item[0]) - 1][1]
+
+    def _crops_of(self, epoch: int) -> CropDraws:
+        """Draws of an epoch; those of the next are begun, which for a million images take half a second."""
+        for number in (epoch, epoch + 1):
+            if number not in self._crops:
+                self._crops[number] = self._thread.submit(draw_crops, self._seed, number, self._sizes, self._augment)
+        self._crops = {number: draws for number, draws in self._crops.items() if epoch - 1 <= number <= epoch + 1}
+        return self._crops[epoch].result()
+
+    def plan(self, epoch: int, step: int) -> BatchPlan:
+        crops, size = self._crops_of(epoch), self.image_size(epoch, step)
+        indices = self._share_of(crops.order, step)
+        box = cutout_side(self._augment.cutout, size, self.resolutions[-1][1])
+        places = crops.cutout[indices].astype(np.uint64)
+        inside = self._augment.cutout_mode == "inside"
+        corners = below(places, size - box + 1) if inside else below(places, size) - np.int32(box // 2)
+        draws = np.concatenate([crops.boxes[indices], crops.flip[indices, None], corners], axis=1, dtype=np.int32)
+        return BatchPlan(indices, self._valid, draws, size)
+
+
+def cutout_side(cutout: int, size: int, final_size: int) -> int:
+    """Side of Cutout's box in an image of SIZE pixels, where `augment.cutout` is meant for images of FINAL_SIZE."""
+    return round(cutout * size / final_size)
 
 
 class EvalSampler:

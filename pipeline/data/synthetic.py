@@ -1,4 +1,4 @@
-"""The synthetic loader: one fixed random batch on the device, to time a step without a loader."""
+"""The synthetic loader: one fixed random batch on the device (one for each size of the images), to time a step without a loader."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from einops import rearrange
 
 from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
-from pipeline.data.sampling import Sampler
+from pipeline.data.sampling import Sampler, StreamSampler
 
 
 class SyntheticLoader(PositionedLoader):
@@ -32,20 +32,33 @@ class SyntheticLoader(PositionedLoader):
         seed: int = 0,
     ):
         super().__init__(sampler)
-        generator = torch.Generator().manual_seed(seed)
-        batch_size = sampler.local_batch_size
-        images = rearrange(torch.randn(batch_size, *image_shape, generator=generator), "b h w c -> b c h w")
-        images = images.to(device, transform.dtype).contiguous(memory_format=transform.memory_format)
-        labels = torch.randint(num_classes, (batch_size,), generator=generator).to(device)
-        indices = torch.from_numpy(sampler.plan(0, 0).indices.copy()).to(device)
-        self._batch = Batch(images, labels, torch.from_numpy(sampler.plan(0, 0).valid.copy()).to(device), indices)
-        last_valid = torch.from_numpy(sampler.plan(0, self.steps_per_epoch - 1).valid.copy()).to(device)
-        self._last = replace(self._batch, valid=last_valid)
-        self._step = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._image_shape, self._num_classes, self._transform, self._device = image_shape, num_classes, transform, device
+        self._first, self._end = (sampler.plan(0, step) for step in (0, self.steps_per_epoch - 1))
+        self._batches: dict[int | None, tuple[Batch, Batch]] = {}
+        self._position_of_next = (0, 0)
+        self._batch_of(self._first.image_size)
+
+    def _batch_of(self, image_size: int | None) -> tuple[Batch, Batch]:
+        """The batch of an image size (None: the only one), and the same with what is valid of an epoch's last."""
+        if image_size not in self._batches:
+            height, width, channels = self._image_shape if image_size is None else (image_size, image_size, self._image_shape[2])
+            indices = self._first.indices
+            images = rearrange(torch.randn(len(indices), height, width, channels, generator=self._generator), "b h w c -> b c h w")
+            images = images.to(self._device, self._transform.dtype).contiguous(memory_format=self._transform.memory_format)
+            labels = torch.randint(self._num_classes, (len(indices),), generator=self._generator).to(self._device)
+            valid, last_valid = (torch.from_numpy(plan.valid.copy()).to(self._device) for plan in (self._first, self._end))
+            batch = Batch(images, labels, valid, torch.from_numpy(indices.copy()).to(self._device))
+            self._batches[image_size] = batch, replace(batch, valid=last_valid)
+        return self._batches[image_size]
 
     def _restart(self, epoch: int, step: int) -> None:
-        self._step = step
+        self._position_of_next = (epoch, step) if step < self.steps_per_epoch else (epoch + 1, 0)
 
     def _next(self) -> Batch:
-        self._step += 1
-        return self._last if self._step % self.steps_per_epoch == 0 else self._batch
+        epoch, step = self._position_of_next
+        size = self._sampler.image_size(epoch, step) if isinstance(self._sampler, StreamSampler) else None
+        batch, last = self._batch_of(size)
+        is_last = step + 1 == self.steps_per_epoch
+        self._position_of_next = (epoch + 1, 0) if is_last else (epoch, step + 1)
+        return last if is_last else batch

@@ -10,7 +10,7 @@ from pipeline.config import AugmentConfig, Config, load_config
 from pipeline.data import Batch, Loader, build_loaders, load_splits
 from pipeline.data.base import Transform
 from pipeline.data.dali import DaliLoader
-from pipeline.data.reference import ReferenceLoader
+from pipeline.data.reference import ArraySource, ReferenceLoader
 from pipeline.data.sampling import Shard, TrainSampler
 from pipeline.distributed import connect
 from pipeline.step import Step
@@ -47,7 +47,7 @@ def test_dali_on_the_gpu_is_right_under_a_slow_consumer(dtype: torch.dtype, resi
     labels = torch.arange(NUM_SAMPLES) % 10
     given = images.to(device) if resident else images
     loader = DaliLoader(given, labels.to(device), _sampler(batch_size), _transform(dtype), device)
-    oracle = ReferenceLoader(images, labels, _sampler(batch_size), _transform(dtype), torch.device("cpu"))
+    oracle = ReferenceLoader(ArraySource(images), labels, _sampler(batch_size), _transform(dtype), torch.device("cpu"))
     for _ in range(3):
         got: list[Batch] = []
         for batch in loader:

@@ -17,7 +17,7 @@ from pipeline.data import Batch, Loader, Transform, build_loaders, dali
 from pipeline.data.dali import DaliLoader
 from pipeline.data.draws import draw_epoch
 from pipeline.data.fused import FusedLoader
-from pipeline.data.reference import ReferenceLoader
+from pipeline.data.reference import ArraySource, ReferenceLoader
 from pipeline.data.sampling import BatchPlan, EvalSampler, Sampler, Shard, TrainSampler
 from pipeline.data.synthetic import SyntheticLoader
 from tests.parity.tolerances import assert_parity
@@ -37,7 +37,7 @@ def build_dali(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, tra
 
 
 def build_reference(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
-    return ReferenceLoader(images, labels, sampler, transform, CPU)
+    return ReferenceLoader(ArraySource(images), labels, sampler, transform, CPU)
 
 
 BACKENDS = [pytest.param(build_dali, id="dali"), pytest.param(build_reference, id="reference")]
@@ -322,7 +322,7 @@ def test_every_evaluation_is_the_same(build: Build):
 @pytest.mark.slow
 def test_worker_processes_change_nothing_and_leave_nothing():
     expected = epochs_of(train_loader(build_reference), 2)
-    loader = train_loader(lambda i, y, s, t: ReferenceLoader(i, y, s, t, CPU, num_workers=2, prefetch=2))
+    loader = train_loader(lambda i, y, s, t: ReferenceLoader(ArraySource(i), y, s, t, CPU, num_workers=2, prefetch=2))
     loader.seek(0, 3)
     for one, other in zip([*loader, *loader], [*expected[0][3:], *expected[1]], strict=True):
         assert_same(one, other)

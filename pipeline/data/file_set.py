@@ -1,0 +1,92 @@
+"""A part of a data set whose images stay in their files: what is known about them, and how one is read and shown."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.crops import CentreView
+from pipeline.data.decode import open_rgb
+from pipeline.data.paths import Paths
+
+BILINEAR = Image.Resampling.BILINEAR
+
+
+@dataclass(frozen=True, eq=False)
+class FileSet:
+    """One part of a data set, streamed from its files, in sample-id order.
+
+    Attributes:
+        root: `data.root`.
+        sample_paths: file of each image, relative to `root`.
+        labels: (N,) int64.
+        sizes: (N, 2) int32, height and width of each image in pixels, upright.
+        size: height and width that training ends at, in pixels.
+        view: how an image is shown in evaluation.
+        replaced: the files to read in place of those that decoders disagree about, by sample id.
+        indices: (N,) int64, position of each sample in the part as the data set has it, before a holdout was cut out;
+            None: nothing was cut out.
+    """
+
+    root: Path
+    sample_paths: Paths
+    labels: np.ndarray
+    sizes: np.ndarray
+    size: int
+    view: CentreView
+    replaced: Mapping[int, Path] = field(default_factory=dict)
+    indices: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        assert self.labels.dtype == np.int64 and len(self.sample_paths) == len(self.labels), "one label and one path per image"
+        assert self.sizes.dtype == np.int32 and self.sizes.shape == (len(self.labels), 2), f"sizes: {self.sizes.dtype} {self.sizes.shape}"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that training ends at, in pixels."""
+        return self.size, self.size
+
+    def original_index(self, sample: int) -> int:
+        """Position of a sample in the part as the data set has it, before a holdout was cut out."""
+        return sample if self.indices is None else int(self.indices[sample])
+
+    def take(self, samples: np.ndarray) -> "FileSet":
+        """The samples with these (M,) int64 ids, copied."""
+        new_ids = {old: new for new, old in enumerate(samples.tolist()) if old in self.replaced}
+        return FileSet(
+            self.root,
+            self.sample_paths.take(samples),
+            self.labels[samples],
+            self.sizes[samples],
+            self.size,
+            self.view,
+            {new: self.replaced[old] for old, new in new_ids.items()},
+            samples if self.indices is None else self.indices[samples],
+        )
+
+    def file(self, sample: int) -> Path:
+        """The file to read for a sample."""
+        return self.replaced.get(sample) or self.root / self.sample_paths[sample]
+
+    def crop(self, sample: int, box: np.ndarray, size: int) -> np.ndarray:
+        """(size, size, 3) uint8: a box (top, left, height, width) of an image, resized bilinearly with antialiasing."""
+        top, left, height, width = box.tolist()
+        cut = open_rgb(self.file(sample)).crop((left, top, left + width, top + height))
+        return np.asarray(cut.resize((size, size), BILINEAR))
+
+    def centre(self, sample: int) -> np.ndarray:
+        """(S, S, 3) uint8: an image as evaluation shows it."""
+        top, left, bottom, right = self.view.boxes(self.sizes[sample : sample + 1])[0].tolist()
+        size = (self.view.size, self.view.size)
+        return np.asarray(open_rgb(self.file(sample)).resize(size, BILINEAR, box=(left, top, right, bottom)))
+
+    def pixels(self, samples: np.ndarray, num_threads: int = 4) -> np.ndarray:
+        """(M, S, S, 3) uint8: images as evaluation shows them."""
+        with ThreadPoolExecutor(num_threads) as pool:
+            return np.stack(list(pool.map(self.centre, samples.tolist())))

@@ -1,0 +1,129 @@
+"""Size, orientation and completeness of JPEG and PNG files from their first and last bytes, without decoding them."""
+
+import os
+import struct
+from dataclasses import dataclass
+
+_HEAD, _TAIL = 4096, 64  # bytes read from either end: enough but for files with a picture inside their metadata
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+class NotAnImage(OSError):
+    """The file is no JPEG or PNG image, or its header is damaged."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its image.
+
+    Attributes:
+        height, width: in pixels, upright, as the EXIF orientation says.
+        plain: whether every decoder shows the same: RGB or grey, nothing transparent; a PNG not turned by EXIF.
+        complete: whether the file ends as its format does. One that does not may be whole all the same: decode it to find out.
+    """
+
+    height: int
+    width: int
+    plain: bool
+    complete: bool
+
+
+def read_header(path: str | bytes, num_bytes: int) -> Header:
+    """Read the header of one file.
+
+    Args:
+        path: of the file.
+        num_bytes: its size.
+
+    Raises:
+        OSError: the file cannot be read, or is not what it should be (`NotAnImage`).
+    """
+    if num_bytes == 0:
+        raise NotAnImage("the file is empty")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for ever
+    try:
+        head = os.pread(descriptor, _HEAD, 0)
+        tail = head if num_bytes <= _HEAD else os.pread(descriptor, _TAIL, num_bytes - _TAIL)
+        if head.startswith(b"\xff\xd8\xff"):
+            height, width, components, orientation = _jpeg(descriptor, head)
+            complete = tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
+            plain = components in (1, 3)
+        elif head.startswith(_PNG):
+            height, width, transparent, orientation = _png(descriptor, head)
+            complete = tail.endswith(_PNG_END)
+            plain = not transparent and orientation == 1
+        else:
+            raise NotAnImage("not a JPEG or PNG image")
+    except (IndexError, struct.error):
+        raise NotAnImage("its header is cut off") from None
+    finally:
+        os.close(descriptor)
+    if not height or not width:
+        raise NotAnImage("its header gives no size")
+    return Header(*((width, height) if orientation in _TURNED else (height, width)), plain, complete)
+
+
+def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, int, int]:
+    """Height, width, number of components, orientation. Follows the markers of ITU-T T.81, annex B, up to the start of the frame."""
+    block, start, at = head, 0, 2  # `block` holds the file from byte `start` on, `at` is the next marker in the file
+    orientation = 1
+    while True:
+        if at + 20 > start + len(block) and len(block) > 1:  # near the end of what has been read: read on from the marker
+            block, start = os.pread(descriptor, _HEAD, at), at
+        here = at - start
+        if block[here] != 0xFF:
+            raise NotAnImage("its header is damaged")
+        marker = block[here + 1]
+        if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes and markers without a length
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xD9, 0xDA):
+            raise NotAnImage("its header gives no size")
+        (length,) = struct.unpack_from(">H", block, here + 2)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width, components = struct.unpack_from(">HHB", block, here + 5)
+            return height, width, components, orientation
+        if marker == 0xE1 and block[here + 4 : here + 10] == b"Exif\0\0":
+            exif = block[here + 10 : here + 2 + length]
+            if len(exif) < length - 8:
+                exif = os.pread(descriptor, length - 8, at + 10)
+            orientation = _orientation(exif)
+        at += 2 + length
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation out of an EXIF block (a TIFF header and its first directory), 1 where it has none or is damaged."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (offset,) = struct.unpack_from(f"{order}I", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, offset)
+        for entry in range(entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, offset + 2 + 12 * entry)
+            if tag == _ORIENTATION:
+                return value if kind == 3 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
+    """Height, width, whether pixels may be transparent, orientation. Follows the chunks up to the first of the image."""
+    width, height, _, colour = struct.unpack_from(">IIBB", head, 16)
+    transparent, orientation, at = colour in (4, 6), 1, 8
+    block, start = head, 0
+    while True:
+        if at + 8 > start + len(block):
+            block, start = os.pread(descriptor, _HEAD, at), at
+        length, kind = struct.unpack_from(">I4s", block, at - start)
+        if kind in (b"IDAT", b"IEND"):
+            return height, width, transparent, orientation
+        if kind == b"tRNS":
+            transparent = True
+        elif kind == b"eXIf":
+            orientation = _orientation(os.pread(descriptor, length, at + 8))
+        at += 12 + length

@@ -1,0 +1,154 @@
+"""What the loaders on DALI share: feeding a pipeline ahead of the step, and taking its batches without a copy or a wait."""
+
+import os
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from pipeline.data.base import PositionedLoader, Transform
+from pipeline.data.batch import Batch
+from pipeline.data.sampling import BatchPlan, Sampler, plans_from
+
+
+class PipelinedLoader(PositionedLoader):
+    """Base of the loaders on DALI.
+
+    On the GPU everything is enqueued: what is prepared by torch on a stream of the loader's own, DALI on its own, and the
+    outputs are handed to torch's current stream without a copy and without the host waiting for them.
+
+    Args:
+        labels: (N,) int64, on `device`.
+        sampler: which samples stand in which batch.
+        transform: type and layout, among others.
+        device: a CUDA device, or the CPU for DALI's CPU backend.
+        num_threads: DALI's CPU threads.
+        prefetch: batches prepared ahead.
+        group: batches made by one run of the pipeline.
+    """
+
+    def __init__(
+        self,
+        labels: torch.Tensor,
+        sampler: Sampler,
+        transform: Transform,
+        device: torch.device,
+        num_threads: int,
+        prefetch: int,
+        group: int = 1,
+    ):
+        super().__init__(sampler)
+        self._labels, self._transform, self._device = labels, transform, device
+        self._augmented = sampler.plan(0, 0).draws is not None
+        self._num_threads = num_threads
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._batch_size, self._group = sampler.local_batch_size, group
+        self._prefetch = max(-(-prefetch // group), min(prefetch, 2))
+        self._pipe: Any = None
+        self._plans: Iterator[BatchPlan] = iter(())
+        self._in_flight: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
+        self._ready: deque[Batch] = deque()
+        # DALI reads a fed buffer until its batch has been delivered: keep the newest ones alive
+        self._fed: deque[list[Any]] = deque(maxlen=self._prefetch + 2)
+
+    @abstractmethod
+    def _define(self, fn: Any, types: Any) -> Any:
+        """Define the graph inside a pipeline, with an external source named `images` among others, and return its output (HWC)."""
+
+    @abstractmethod
+    def _feed_inputs(self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor) -> list[Any]:
+        """Feed every external source for these batches.
+
+        Args:
+            plans: of the batches.
+            indices: of their samples.
+            on_device: the same, on `device`.
+
+        Returns:
+            What DALI reads from and must be kept alive.
+        """
+
+    def _options(self) -> dict[str, Any]:
+        """More options of the pipeline."""
+        return {}
+
+    def _build(self) -> Any:
+        os.environ.setdefault("DALI_DISABLE_NVML", "1")  # no thread affinity by NVML: it warns in containers
+        from nvidia.dali import Pipeline, fn, types
+
+        pipe = Pipeline(
+            batch_size=self._group * self._batch_size,
+            num_threads=self._num_threads,
+            device_id=self._device.index if self._stream is not None else None,
+            prefetch_queue_depth=self._prefetch,
+            exec_dynamic=True,
+            **self._options(),
+        )
+        with pipe:
+            pipe.set_outputs(self._define(fn, types))
+        pipe.build()
+        return pipe
+
+    def _normalise(self, images: Any, fn: Any, types: Any) -> Any:
+        """The last operator: its HWC output read as NCHW *is* channels_last."""
+        transform = self._transform
+        return fn.crop_mirror_normalize(
+            images,
+            mean=transform.mean_255,
+            std=transform.std_255,
+            dtype=types.FLOAT16 if transform.dtype == torch.float16 else types.FLOAT,
+            output_layout="HWC",
+        )
+
+    def _restart(self, epoch: int, step: int) -> None:
+        # an external source cannot be rewound; a new pipeline takes tens of milliseconds
+        self._pipe = None
+        self._in_flight.clear()
+        self._ready.clear()
+        self._pipe = self._build()
+        self._plans = plans_from(self._sampler, epoch, step)
+        for _ in range(self._pipe.input_feed_count("images")):
+            self._feed()
+        self._pipe.schedule_run()
+
+    def _feed(self) -> None:
+        """Give DALI all inputs of the next plans, in one place, so that they cannot get out of step."""
+        plans = list(islice(self._plans, self._group))
+        with torch.cuda.stream(self._stream):
+            host_indices = np.concatenate([plan.indices for plan in plans])
+            indices = self._to_device(torch.from_numpy(host_indices))
+            valid = self._to_device(torch.from_numpy(np.concatenate([plan.valid for plan in plans])))
+            labels = self._labels.index_select(0, indices)
+            self._fed.append(self._feed_inputs(plans, host_indices, indices))
+        self._in_flight.append((labels, valid, indices))
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._stream is None:
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _next(self) -> Batch:
+        if not self._ready:
+            self._take_group()
+        return self._ready.popleft()
+
+    def _take_group(self) -> None:
+        current = torch.cuda.current_stream(self._device) if self._stream is not None else None
+        (output,) = self._pipe.share_outputs(cuda_stream=current)
+        images = torch.from_dlpack(output.as_tensor())
+        self._pipe.release_outputs()
+        labels, valid, indices = self._in_flight.popleft()
+        if current is not None and self._stream is not None:
+            current.wait_stream(self._stream)
+            for tensor in (labels, valid, indices):
+                tensor.record_stream(current)
+        self._feed()
+        self._pipe.schedule_run()
+        images = rearrange(images, "b h w c -> b c h w").contiguous(memory_format=self._transform.memory_format)
+        parts = (tensor.split(self._batch_size) for tensor in (images, labels, valid, indices))
+        self._ready.extend(Batch(*part) for part in zip(*parts, strict=True))
