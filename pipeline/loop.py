@@ -107,6 +107,10 @@ def fit(t: Trainer) -> EvalResult:
         t.clock.ask()
         for batch in t.loaders.train:
             t.clock.arrived()
+            if t.step.settled and t.step.is_new(batch):
+                t.clock.close()
+                t.clock.start(steady=False)
+                t.console.say(f"step {state.step}: images of {batch.images.shape[2]}x{batch.images.shape[3]} pixels from here on")
             t.step(batch)
             t.clock.step(t.config.data.batch_size)
             if t.profiler is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -109,12 +109,28 @@ def _compiled_graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@dataclass
+class _Shape:
+    """How far the steps on images of one height and width have come.
+
+    Attributes:
+        eager_left: eager steps before the capture.
+        graph, static, output: the captured step, the tensors that it reads, and what it gives.
+    """
+
+    eager_left: int
+    graph: torch.cuda.CUDAGraph | None = None
+    static: list[torch.Tensor] = field(default_factory=list)
+    output: StepOutput | None = None
+
+
 class Step:
     """`train_step` for a run: sets the learning rate, counts, and on a GPU replays the whole step as one CUDA graph.
 
     The first steps run eagerly (torch.compile, cuDNN's choice of algorithms, DDP's buckets settle), then one step is captured, forward
     to update, and every later one is a copy into the static input and a replay: the host has nothing left to do. The eager steps
-    are training steps like any other, so capturing changes no result.
+    are training steps like any other, so capturing changes no result. Images of another height and width begin anew: they are compiled and
+    captured once too, in the same memory.
 
     Args:
         config: the run's config.
@@ -129,34 +145,39 @@ class Step:
         self._options = StepOptions.of(config)
         mixes, device = config.augment.mix != "none", state.totals.values.device
         self._mix_draws = MixDraws(config.augment, config.seed, config.image_size, device) if mixes else None
-        self._capture = capture
-        self._eager_left = warmup
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._static: list[torch.Tensor] = []
-        self._output: StepOutput | None = None
+        self._capture, self._warmup = capture, warmup
+        self._shapes: dict[torch.Size, _Shape] = {}  # by height and width
+        self._shape = _Shape(warmup)
         self._graphs_when_settled: int | None = None
+        self._unexpected_graphs = 0
 
     @property
     def settled(self) -> bool:
-        """Whether warm-up, compiling and capturing are over."""
-        return self._eager_left <= 0 and (self._graph is not None or not self._capture)
+        """Whether warm-up, compiling and capturing are over, for images as large as the last ones."""
+        return self._shape.eager_left <= 0 and (self._shape.graph is not None or not self._capture)
+
+    def is_new(self, batch: Batch) -> bool:
+        """Whether the step has not seen images of this height and width yet."""
+        return batch.images.shape[2:] not in self._shapes
 
     @property
     def recompilations(self) -> int:
-        """Graphs that torch.compile has made since warm-up ended; anything but 0 means that shapes or types changed."""
-        return _compiled_graphs() - self._graphs_when_settled if self._graphs_when_settled is not None else 0
+        """Graphs that torch.compile has made after warm-up was over; anything but 0 means that batch sizes or types changed."""
+        since = _compiled_graphs() - self._graphs_when_settled if self._graphs_when_settled is not None else 0
+        return self._unexpected_graphs + since
 
     def __call__(self, batch: Batch) -> StepOutput:
         state = self._state
+        self._turn_to(batch)
         state.lr.fill_(self._lr_at(state.step))
         if state.ema is not None:
             state.ema.set_step(state.step)
         inputs = [batch.images, batch.labels]
         if self._mix_draws is not None:
             inputs.append(self._mix_draws.at(state.step))
-        if not self._capture or self._eager_left > 0:
+        if not self._capture or self._shape.eager_left > 0:
             output = train_step(state, self._options, *inputs)
-            self._eager_left -= 1
+            self._shape.eager_left -= 1
         else:
             output = self._replay(inputs)
         if self._graphs_when_settled is None and self.settled:
@@ -164,15 +185,26 @@ class Step:
         state.step += 1
         return output
 
+    def _turn_to(self, batch: Batch) -> None:
+        """Go on with the images of a batch: where their height and width are new, what is compiled next is expected."""
+        if self.is_new(batch):
+            self._unexpected_graphs, self._graphs_when_settled = self.recompilations, None
+            self._shapes[batch.images.shape[2:]] = _Shape(self._warmup)
+        self._shape = self._shapes[batch.images.shape[2:]]
+
     def _replay(self, inputs: list[torch.Tensor]) -> StepOutput:
-        if self._graph is None:
-            self._static = [tensor.clone() for tensor in inputs]
-            self._graph = torch.cuda.CUDAGraph()
+        shape = self._shape
+        if shape.graph is None:
+            # the graphs of all sizes take turns, so that they can share memory
+            pool = next((other.graph.pool() for other in self._shapes.values() if other.graph is not None), None)
+            shape.static = [tensor.clone() for tensor in inputs]
+            graph = torch.cuda.CUDAGraph()
             # thread_local: DALI's threads allocate and synchronise on their own while this one captures
-            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-                self._output = train_step(self._state, self._options, *self._static)
-        assert self._output is not None
-        for static, tensor in zip(self._static, inputs, strict=True):
+            with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                shape.output = train_step(self._state, self._options, *shape.static)
+            shape.graph = graph
+        assert shape.output is not None
+        for static, tensor in zip(shape.static, inputs, strict=True):
             static.copy_(tensor, non_blocking=True)
-        self._graph.replay()
-        return self._output
+        shape.graph.replay()
+        return shape.output
