@@ -1,5 +1,6 @@
 """Data sets and loaders: everything between files and device tensors that are ready for the model."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from pipeline.data.synthetic import SyntheticLoader
 from pipeline.errors import UserError
 
 __all__ = ["Batch", "FileSet", "ImageSet", "Loader", "Loaders", "Shard", "Splits", "Transform", "build_loaders", "load_splits"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
         sampler = EvalSampler(len(samples), _eval_batch_size(data.eval_batch_size, len(samples), shard), shard)
         return backend(samples, sampler, plain)
 
+    if isinstance(splits.train, FileSet) and (augment.color_jitter or augment.randaugment) and shard.rank == 0:
+        _log.warning(
+            "augment.color_jitter and augment.randaugment are drawn by DALI: a resumed run, or one on another number of processes, sees "
+            "other colours; order, crops and flips stay the same"
+        )
     backend = _backend(config, splits, device, shard)
     return Loaders(
         train=backend(splits.train, _train_sampler(config, splits.train, shard), augmented),

@@ -49,6 +49,7 @@ class PipelinedLoader(PositionedLoader):
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._batch_size, self._group = sampler.local_batch_size, group
         self._prefetch = max(-(-prefetch // group), min(prefetch, 2))
+        self._seed, self._conditional = -1, False  # of the pipeline: of what DALI draws, and whether the graph branches
         self._pipe: Any = None
         self._plans: Iterator[BatchPlan] = iter(())
         self._in_flight: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
@@ -73,24 +74,24 @@ class PipelinedLoader(PositionedLoader):
             What DALI reads from and must be kept alive.
         """
 
-    def _options(self) -> dict[str, Any]:
-        """More options of the pipeline."""
-        return {}
-
     def _build(self) -> Any:
         os.environ.setdefault("DALI_DISABLE_NVML", "1")  # no thread affinity by NVML: it warns in containers
-        from nvidia.dali import Pipeline, fn, types
+        from nvidia import dali
+        from nvidia.dali import fn, types
 
-        pipe = Pipeline(
+        define_pipeline: Any = dali.pipeline_def  # what it makes of a function also takes the pipeline's arguments
+
+        @define_pipeline(enable_conditionals=self._conditional, exec_dynamic=True)
+        def graph() -> Any:
+            return self._define(fn, types)
+
+        pipe = graph(
             batch_size=self._group * self._batch_size,
             num_threads=self._num_threads,
             device_id=self._device.index if self._stream is not None else None,
             prefetch_queue_depth=self._prefetch,
-            exec_dynamic=True,
-            **self._options(),
+            seed=self._seed,
         )
-        with pipe:
-            pipe.set_outputs(self._define(fn, types))
         pipe.build()
         return pipe
 

@@ -129,7 +129,7 @@ def read_scan(entry: Path, listing: Listing, *, discard_damaged: bool) -> Scan |
         return None
     try:
         manifest = json.loads((entry / MANIFEST).read_text())
-        with np.load(entry / _SIZES, allow_pickle=False) as kept:
+        with (entry / _SIZES).open("rb") as file, np.load(file, allow_pickle=False) as kept:
             sizes = {part: kept[part] for part in listing.parts}
         by_number: dict[str, Any] = {
             key: {part: {int(index): value for index, value in manifest[key][part].items()} for part in listing.parts}

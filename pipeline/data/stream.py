@@ -43,9 +43,6 @@ class Photometric:
     magnitude: int = 9
     seed: int = 0
 
-    def __bool__(self) -> bool:
-        return bool(self.color_jitter or self.randaugment)
-
 
 class StreamLoader(PipelinedLoader):
     """Batches of images that stay in their files.
@@ -76,16 +73,12 @@ class StreamLoader(PipelinedLoader):
         self._files, self._hw_decoder_load = files, hw_decoder_load
         self._photometric = photometric or Photometric()
         self._root = os.fsencode(files.root) + b"/"
-        self._restarts = 0
+        self._conditional = self._augmented and self._photometric.randaugment > 0
 
     def _restart(self, epoch: int, step: int) -> None:
-        self._restarts = epoch * self.steps_per_epoch + step  # DALI begins to draw anew, so not with the numbers of another place
+        # DALI begins to draw anew: not with the numbers that it has drawn elsewhere
+        self._seed = (self._photometric.seed + epoch * self.steps_per_epoch + step) % 2**31
         super()._restart(epoch, step)
-
-    def _options(self) -> dict[str, Any]:
-        if not self._augmented or not self._photometric:
-            return {}
-        return {"seed": (self._photometric.seed + self._restarts) % 2**31, "enable_conditionals": True}
 
     def _define(self, fn: Any, types: Any) -> Any:
         def source(name: str) -> Any:
@@ -117,7 +110,8 @@ class StreamLoader(PipelinedLoader):
         if drawn.randaugment:
             from nvidia.dali.auto_aug.rand_augment import rand_augment
 
-            images = rand_augment(images, n=drawn.randaugment, m=drawn.magnitude, num_magnitude_bins=_RANDAUGMENT_LEVELS)
+            with warnings.catch_warnings(record=True):  # DALI warns of its own use of older names, whatever the filters say
+                images = rand_augment(images, n=drawn.randaugment, m=drawn.magnitude, num_magnitude_bins=_RANDAUGMENT_LEVELS)
         return images
 
     def _feed_inputs(self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor) -> list[Any]:

@@ -88,3 +88,22 @@ def assert_parity(actual: torch.Tensor, expected: torch.Tensor, op: str, precisi
     """Assert that two tensors of one dtype and shape agree within the table's tolerance."""
     tolerance = TOLERANCES[op, precision]
     torch.testing.assert_close(actual, expected, rtol=tolerance.rtol, atol=tolerance.atol)
+
+
+class GreyLevels(NamedTuple):
+    """How far images may be apart, in grey levels of 0 to 255: at most, and on average."""
+
+    most: float
+    mean: float
+    reason: str
+
+
+# Streamed images, beside Pillow: they are decoded and resized by other libraries. Smooth pictures with a little noise.
+GREY_LEVELS = {
+    "streamed, DALI's CPU backend": GreyLevels(
+        12, 0.3, "the same libjpeg-turbo, but colour is interpolated up to the box's edge; resized without rounding in between"
+    ),
+    "streamed, DALI on the GPU": GreyLevels(
+        48, 1.5, "nvJPEG rounds its cosine transform otherwise, and repeats colour samples where libjpeg interpolates them"
+    ),
+}

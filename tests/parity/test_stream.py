@@ -1,0 +1,260 @@
+"""Streamed folders: DALI beside Pillow and torchvision, for the same draws, on any number of processes and from any position."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.config import Config, load_config
+from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
+from pipeline.data.decode import open_rgb
+from pipeline.data.reference import FileSource, ReferenceLoader
+from pipeline.data.stream import StreamLoader
+from pipeline.errors import TrainingError, UserError
+from tests.parity.tolerances import GREY_LEVELS
+from tests.pictures import make_folder, odd_pictures
+
+CPU = torch.device("cpu")
+MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.2, 0.3]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_folder(tmp_path_factory.mktemp("stream"), train=16, test=6)
+    for name, content in odd_pictures().items():
+        (root / "train/b" / name).write_bytes(content)
+        (root / "val/a" / name).write_bytes(content)
+    return root
+
+
+def config_of(root: Path, *overrides: str) -> Config:
+    given = [f"data.root={root}", f"data.mean={MEAN}", f"data.std={STD}", "data.image_size=48", "data.batch_size=12"]
+    others = ["data.eval_batch_size=12", "data.num_threads=1", "augment.cutout=16", "precision.mode=fp32", "seed=3", "duration=3ep"]
+    given = ["data.dataset=folder", *given, *others, "augment.progressive=[[0ep, 32], [5st, 48]]"]
+    keys = {item.partition("=")[0] for item in overrides}
+    return load_config(overrides=[*(item for item in given if item.partition("=")[0] not in keys), *overrides])
+
+
+def loaders(root: Path, *overrides: str, shard: Shard | None = None) -> Loaders:
+    config = config_of(root, *overrides)
+    return build_loaders(config, load_splits(config.data, config.seed), CPU, shard)
+
+
+def grey_levels(images: torch.Tensor) -> torch.Tensor:
+    """Normalised images back to grey levels."""
+    return images.float() * 255 * torch.tensor(STD)[:, None, None] + 255 * torch.tensor(MEAN)[:, None, None]
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, backend: str) -> None:
+    """Both normalised. The largest and the mean difference, in grey levels, are within the table's."""
+    difference = (grey_levels(found) - grey_levels(expected)).abs()
+    most, mean, _ = GREY_LEVELS[backend]
+    assert difference.max() <= most and difference.mean() <= mean, f"{difference.max():.2f} at most, {difference.mean():.3f} on average"
+
+
+def assert_same(found: Batch, expected: Batch) -> None:
+    for name in ("images", "labels", "valid", "indices"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_dali_shows_what_pillow_shows(root: Path):
+    ours, theirs = loaders(root), loaders(root, "data.loader=reference")
+    assert isinstance(ours.train, StreamLoader) and isinstance(theirs.train, ReferenceLoader)
+    sizes = []
+    for split in ("train", "train", "train", "test"):
+        for found, expected in zip(getattr(ours, split), getattr(theirs, split), strict=True):
+            assert torch.equal(found.indices, expected.indices) and torch.equal(found.valid, expected.valid)
+            assert torch.equal(found.labels, expected.labels)
+            assert found.images.is_contiguous(memory_format=torch.channels_last)
+            assert_close(found.images, expected.images, "streamed, DALI's CPU backend")
+            sizes.append(found.images.shape[-1])
+    assert sizes == [32] * 5 + [48] * 4 + [48] * 2
+
+
+def test_pillow_shows_what_torchvision_shows(root: Path):
+    """The boxes are meant as torchvision means them."""
+    config = config_of(root, "data.loader=reference", "augment.cutout=0")
+    splits = load_splits(config.data, 3)
+    files, built = splits.train, build_loaders(config, splits, CPU)
+    sampler, transform = built.train._sampler, built.train._arguments[3]  # type: ignore[attr-defined]
+    plan = sampler.plan(0, 0)
+    for index, draws in zip(plan.indices, plan.draws, strict=True):
+        top, left, height, width, flip = draws[:5].tolist()
+        image = F.resized_crop(open_rgb(files.file(index)), top, left, height, width, [32, 32])  # type: ignore[union-attr]
+        image = v2.functional.pil_to_tensor(F.horizontal_flip(image) if flip else image)
+        expected = F.normalize(image.float(), [255 * m for m in MEAN], [255 * s for s in STD])
+        assert torch.equal(FileSource(files)(index, draws, plan, transform), expected)  # type: ignore[arg-type]
+    resize = v2.Compose([v2.Resize(55), v2.CenterCrop(48), v2.PILToTensor()])  # 48 / 0.875
+    for batch in built.test:
+        for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+            expected = resize(open_rgb(splits.test.file(index))).float()  # type: ignore[union-attr]
+            assert (grey_levels(image) - expected).abs().max() <= 2.01  # Pillow rounds after each of the two directions
+
+
+def test_half_precision_is_the_rounded_single(root: Path):
+    for single, half in zip(loaders(root).train, loaders(root, "precision.mode=fp16").train, strict=True):
+        assert half.images.dtype == torch.float16
+        torch.testing.assert_close(half.images.float(), single.images, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("loader", ["dali", "reference"])
+def test_batches_do_not_depend_on_processes_threads_or_position(root: Path, loader: str):
+    whole = loaders(root, f"data.loader={loader}").train
+    alone = [batch for _ in range(2) for batch in whole]
+    for world_size in (2, 3):
+        parts = [loaders(root, f"data.loader={loader}", shard=Shard(rank, world_size)).train for rank in range(world_size)]
+        for number, shares in enumerate(zip(*parts, strict=True)):
+            joined = Batch(*(torch.cat([getattr(s, name) for s in shares]) for name in ("images", "labels", "valid", "indices")))
+            assert_same(joined, alone[number])
+    other = loaders(root, f"data.loader={loader}", *(["data.num_threads=3", "data.prefetch=1"] if loader == "dali" else [])).train
+    steps = other.steps_per_epoch
+    for position in (4, 0, 0, 1):
+        other.seek(*divmod(position, steps))
+        for number, batch in enumerate(islice(other, 2)):
+            assert_same(batch, alone[position + number])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_sees_every_image_once(root: Path, world_size: int):
+    parts = [loaders(root, shard=Shard(rank, world_size)).test for rank in range(world_size)]
+    seen = torch.cat([batch.indices[batch.valid] for part in parts for batch in part])
+    assert sorted(seen.tolist()) == list(range(parts[0].num_samples)) and parts[0].num_samples == 12 + len(odd_pictures())
+
+
+def test_batches_that_are_kept_are_not_overwritten(root: Path):
+    kept = [(batch.images, batch.images.clone()) for batch in loaders(root).train]
+    assert all(torch.equal(image, copy) for image, copy in kept)
+
+
+def test_evaluation_may_be_larger_than_training(root: Path):
+    built = loaders(root, "data.eval_image_size=64", "data.eval_crop=1.0")
+    for part in (built, loaders(root, "data.eval_image_size=64", "data.eval_crop=1.0", "data.loader=synthetic")):
+        assert next(iter(part.test)).images.shape[2:] == (64, 64)
+
+
+def test_synthetic_images_grow_as_the_others_do(root: Path):
+    built = loaders(root, "data.loader=synthetic")
+    assert [batch.images.shape[-1] for _ in range(2) for batch in built.train] == [32] * 5 + [48]
+    built.train.seek(1, 2)
+    assert next(iter(built.train)).images.shape[-1] == 48
+
+
+@pytest.mark.parametrize("drawn", ["augment.color_jitter=0.4", "augment.randaugment=2"])
+def test_what_dali_draws_changes_the_colours_and_nothing_else(root: Path, drawn: str, caplog: pytest.LogCaptureFixture):
+    plain, coloured = loaders(root).train, loaders(root, drawn)
+    assert "drawn by DALI" in caplog.text
+    for one, other in zip(plain, coloured.train, strict=True):
+        assert torch.equal(one.indices, other.indices) and one.images.shape == other.images.shape
+        assert (one.images != other.images).any()
+    again = next(iter(loaders(root, drawn).train))
+    assert_same(again, next(iter(loaders(root, drawn).train)))
+    assert_same(next(iter(coloured.test)), next(iter(loaders(root).test)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.loader=reference", "augment.randaugment=2"], r"are DALI's, not of data\.loader=reference"),
+        (["data.cache_below=1024"], r"augment\.progressive: is for streamed folders"),
+        (["data.cache_below=1024", "augment.progressive=[]", "augment.color_jitter=0.1"], r"augment\.color_jitter: is for streamed"),
+    ],
+)
+def test_keys_that_do_not_go_together(root: Path, overrides: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        loaders(root, *overrides)
+
+
+def test_fused_refuses_streamed_folders(root: Path):
+    config = config_of(root, "data.loader=fused")
+    splits = load_splits(config.data, config.seed)
+    with pytest.raises(UserError, match=r"data\.loader: fused .* streamed from their files; use data\.loader=dali"):
+        build_loaders(config, splits, torch.device("cuda", 0))
+
+
+def test_a_file_that_changes_during_the_run_is_named(tmp_path: Path):
+    root = make_folder(tmp_path / "root")
+    train = loaders(root, "data.batch_size=4").train
+    victim = root / "train/a/1.jpg"
+    victim.write_bytes(victim.read_bytes()[:300])
+    with pytest.raises(TrainingError, match=rf"unreadable since the run began(.*\n)+  {victim}: (?i:.*truncated)"):
+        list(train)
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(root: Path):
+    alone = loaders(root, "data.loader=reference").train
+    for found, expected in zip(loaders(root, "data.loader=reference", "data.num_threads=2").train, alone, strict=True):
+        assert_same(found, expected)
+
+
+@pytest.mark.slow
+def test_memory_and_files_stay_flat(tmp_path: Path):
+    """Many short epochs: what an epoch leaves behind would show."""
+    train = loaders(make_folder(tmp_path / "root", train=24), "augment.progressive=[]").train
+    process = psutil.Process()
+
+    def epochs(count: int) -> tuple[float, int, int]:
+        for _ in range(count):
+            for _ in train:
+                pass
+        return process.memory_info().rss / 2**20, process.num_fds(), process.num_threads()
+
+    epochs(30)
+    before = epochs(30)
+    after = epochs(150)
+    assert after[0] < before[0] + 16 and after[1:] == before[1:]
+
+
+def test_pillow_agrees_on_what_a_box_is() -> None:
+    """`crop` and then `resize`, without a look at the pixels outside."""
+    image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 10)
+    assert np.asarray(image.crop((1, 1, 3, 3)).resize((1, 1), Image.Resampling.BILINEAR)).item() == 75
+
+
+# On a GPU
+
+ON_GPU: Any = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+gpu = pytest.mark.parametrize("hw_decoder_load", [0.0, 0.9], ids=["by CUDA", "by the decoder unit"])
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    """A stream of its own, as in training."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield torch.device("cuda", torch.cuda.current_device())
+
+
+class TestOnGpu:
+    pytestmark = ON_GPU
+
+    @gpu
+    def test_dali_shows_what_pillow_shows_under_a_slow_consumer(self, root: Path, device: torch.device, hw_decoder_load: float):
+        """Batches are handed over without a copy: one overwritten early would show when the reader is late."""
+        config = config_of(root, f"data.hw_decoder_load={hw_decoder_load}", "precision.mode=fp16")
+        splits = load_splits(config.data, config.seed)
+        ours, theirs = build_loaders(config, splits, device), loaders(root, "data.loader=reference")
+        for split in ("train", "train", "train", "test"):
+            got = []
+            for batch in getattr(ours, split):
+                torch.cuda._sleep(2_000_000)
+                assert batch.images.is_contiguous(memory_format=torch.channels_last)
+                got.append(Batch(*(getattr(batch, name).cpu() for name in ("images", "labels", "valid", "indices"))))
+                del batch
+            for found, expected in zip(got, getattr(theirs, split), strict=True):
+                assert torch.equal(found.indices, expected.indices) and torch.equal(found.labels, expected.labels)
+                assert torch.equal(found.valid, expected.valid)
+                assert_close(found.images, expected.images, "streamed, DALI on the GPU")
+
+    @pytest.mark.parametrize("drawn", ["augment.color_jitter=0.4", "augment.randaugment=2"])
+    def test_what_dali_draws_runs(self, root: Path, device: torch.device, drawn: str):
+        config = config_of(root, drawn, "precision.mode=fp16")
+        train = build_loaders(config, load_splits(config.data, config.seed), device).train
+        assert all(torch.isfinite(batch.images).all() for batch in train)

@@ -1,0 +1,73 @@
+"""Image files as they come: smooth pictures with some noise, and every kind of oddity."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """A photo-like image: smooth colours with a little noise, which JPEG keeps well."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (max(height // 16, 2), max(width // 16, 2), 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    return Image.fromarray(np.clip(smooth + generator.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8))
+
+
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def make_folder(root: Path, train: int = 6, test: int = 3, classes: str = "ab") -> Path:
+    """Class folders `train/` and `val/` of JPEG pictures of many sizes, so many a class."""
+    generator = np.random.default_rng(1)
+    for part, count in (("train", train), ("val", test)):
+        for label, name in enumerate(classes):
+            for number in range(count):
+                height, width = generator.integers(40, 120, 2).tolist()
+                seed = 1000 * (part == "val") + 100 * label + number
+                save(root / part / name / f"{number}.jpg", picture(height, width + 30, seed), quality=92)
+    return root
+
+
+def odd_pictures() -> dict[str, bytes]:
+    """Files that can be trained on, by name, each out of the ordinary in one way."""
+    image = picture(80, 100, 7)
+    half = image.convert("RGBA")
+    half.putalpha(Image.linear_gradient("L").resize(image.size))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    return {
+        "cmyk.jpg": encoded(image.convert("CMYK"), quality=95),
+        "exif.jpg": encoded(image, exif=turned, quality=95),
+        "grey.jpg": encoded(image.convert("L"), quality=95),
+        "grey16.png": encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG"),
+        "one.png": encoded(Image.new("RGB", (1, 1), (200, 30, 60)), "PNG"),
+        "palette.png": encoded(image.quantize(16), "PNG"),
+        "png_by_content.jpg": encoded(image, "PNG"),
+        "progressive.jpg": encoded(image, progressive=True, quality=95),
+        "transparent.png": encoded(half, "PNG"),
+        "opaque.png": encoded(image.convert("RGBA"), "PNG"),
+        "ß 日本.JPEG": encoded(image, quality=95),
+    }
+
+
+def bad_pictures() -> dict[str, bytes]:
+    """Files that cannot be trained on, by name."""
+    whole = encoded(picture(80, 100))
+    return {
+        "cut.jpg": whole[: len(whole) // 2],
+        "cut.png": encoded(picture(80, 100), "PNG")[:-40],
+        "empty.jpg": b"",
+        "text.jpg": b"this is text",
+    }

@@ -1,0 +1,123 @@
+"""Sizes out of headers, beside what Pillow makes of the whole file."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, PngImagePlugin
+
+from pipeline.data.headers import NotAnImage, read_header
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
+
+
+def exif(orientation: int, filling: int = 0) -> bytes:
+    tags = Image.Exif()
+    tags[0x112] = orientation
+    if filling:
+        tags[0x010E] = "x" * filling  # a long description, so that the frame starts far behind
+    return tags.tobytes()
+
+
+def header(tmp_path: Path, content: Image.Image | bytes, kind: str = "JPEG", **options: Any) -> Any:
+    path = tmp_path / "file"
+    if isinstance(content, Image.Image):
+        content.save(path, kind, **options)
+    else:
+        path.write_bytes(content)
+    return read_header(os.fsencode(path), path.stat().st_size)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("filling", [0, 3900, 9000])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_and_orientation(tmp_path: Path, kind: str, orientation: int, filling: int):
+    found = header(tmp_path, PICTURE, kind, exif=exif(orientation, filling))
+    with Image.open(tmp_path / "file") as image:
+        width, height = ImageOps.exif_transpose(image).size
+    assert (found.height, found.width, found.complete) == (height, width, True)
+    assert found.plain == (kind == "JPEG" or orientation == 1)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"icc_profile": bytes(70_000)}, {"comment": bytes(60_000)}, {"quality": 100}])
+def test_any_jpeg(tmp_path: Path, options: dict[str, Any]):
+    found = header(tmp_path, PICTURE, **options)
+    assert (found.height, found.width, found.plain, found.complete) == (12, 20, True, True)
+
+
+@pytest.mark.parametrize(("mode", "plain"), [("L", True), ("RGB", True), ("CMYK", False)])
+def test_modes_of_jpeg(tmp_path: Path, mode: str, plain: bool):
+    assert header(tmp_path, PICTURE.convert(mode)).plain == plain
+
+
+@pytest.mark.parametrize(
+    ("mode", "plain"), [("1", True), ("L", True), ("P", True), ("RGB", True), ("LA", False), ("RGBA", False), ("I;16", True)]
+)
+def test_modes_of_png(tmp_path: Path, mode: str, plain: bool):
+    found = header(tmp_path, PICTURE.convert("L").convert(mode) if mode == "I;16" else PICTURE.convert(mode), "PNG")
+    assert (found.height, found.width, found.plain, found.complete) == (12, 20, plain, True)
+
+
+def test_png_with_transparency_behind_other_chunks(tmp_path: Path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 9000)
+    assert not header(tmp_path, PICTURE.quantize(4), "PNG", transparency=bytes([0, 255]), pnginfo=info).plain
+
+
+def test_a_small_header_and_a_huge_image(tmp_path: Path):
+    found = header(tmp_path, Image.new("L", (12_000, 9_000)), "PNG")
+    assert (found.height, found.width) == (9_000, 12_000)
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_where_a_file_ends(tmp_path: Path):
+    whole = jpeg()
+    for content, complete in (
+        (whole, True),
+        (whole + bytes(9), True),
+        (whole + b"\r\n", True),
+        (whole[:-2], False),
+        (whole + b"more", False),
+    ):
+        assert header(tmp_path, content).complete == complete
+
+
+@pytest.mark.parametrize("length", [3, 4, 20, 21, 100, 160])
+def test_a_header_that_is_cut_off(tmp_path: Path, length: int):
+    with pytest.raises(NotAnImage, match=r"cut off|damaged|no size"):
+        header(tmp_path, jpeg()[:length])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"this is text", "not a JPEG or PNG image"),
+        (b"GIF89a" + bytes(40), "not a JPEG or PNG image"),
+        (b"\x89PNG\r\n\x1a\n", "cut off"),
+        (b"\xff\xd8\xff\xd9", "no size"),
+        (b"\xff\xd8\xff" + bytes(100), "damaged"),
+    ],
+)
+def test_what_is_no_image(tmp_path: Path, content: bytes, message: str):
+    with pytest.raises(NotAnImage, match=message):
+        header(tmp_path, content)
+
+
+def test_random_damage_is_an_error_or_a_size_but_nothing_else(tmp_path: Path):
+    whole, generator = jpeg(), np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in generator.integers(2, 200, 4):
+            damaged[at] = generator.integers(256)
+        with contextlib.suppress(OSError):
+            assert header(tmp_path, bytes(damaged)).height > 0

@@ -1,0 +1,248 @@
+"""Folders of images that stay in their files: what is listed, scanned, dropped, replaced, and kept between runs."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import DataConfig
+from pipeline.data import scan
+from pipeline.data.datasets import load_splits
+from pipeline.data.decode import open_rgb
+from pipeline.data.file_set import FileSet
+from pipeline.data.paths import Paths
+from pipeline.errors import UserError
+from tests.pictures import bad_pictures, make_folder, odd_pictures, picture, save
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "root", train=3, test=2)
+
+
+def load(root: Path, is_main: bool = True, **changes: Any) -> Any:
+    values = {"dataset": "folder", "root": str(root), "image_size": 32, "num_threads": 2, **changes}
+    return load_splits(DataConfig.model_validate(values), 0, is_main=is_main)
+
+
+def size_of(path: Path) -> list[int]:
+    """Height and width."""
+    return list(open_rgb(path).size[::-1])
+
+
+def test_what_is_larger_than_the_limit_is_streamed(root: Path):
+    splits = load(root)
+    assert isinstance(splits.train, FileSet) and isinstance(splits.test, FileSet)
+    assert list(splits.train.sample_paths) == [f"train/{name}/{number}.jpg" for name in "ab" for number in range(3)]
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and splits.class_names == ("a", "b")
+    assert splits.train.sizes.tolist() == [size_of(root / path) for path in splits.train.sample_paths]
+    assert splits.image_size == (32, 32)
+    assert not isinstance(load(root, cache_below=160).train, FileSet)
+
+
+def test_statistics_are_those_of_the_pixels_that_evaluation_shows(root: Path, monkeypatch: pytest.MonkeyPatch):
+    splits = load(root)
+    pixels = splits.train.pixels(np.arange(len(splits.train))) / 255
+    np.testing.assert_allclose(splits.mean, pixels.mean((0, 1, 2)))
+    np.testing.assert_allclose(splits.std, pixels.std((0, 1, 2)))
+    monkeypatch.setattr(FileSet, "pixels", lambda *args: pytest.fail("decoded again"))
+    assert load(root, is_main=False).mean == splits.mean
+    assert load(root, mean=[0.5] * 3, std=[0.2] * 3, image_size=64).mean == (0.5,) * 3
+
+
+def test_the_holdout_is_streamed_too(root: Path):
+    (root / "train/b/x.png").write_bytes(odd_pictures()["transparent.png"])
+    splits = load(root, holdout=4)
+    assert len(splits.holdout) == 4 and len(splits.train) == 3
+    paths = [*splits.holdout.sample_paths, *splits.train.sample_paths]
+    assert sorted(paths) == sorted(load(root).train.sample_paths)
+    for part in (splits.holdout, splits.train):
+        for sample, path in enumerate(part.sample_paths):
+            assert part.sizes[sample].tolist() == size_of(root / path)
+            assert (part.file(sample) == root / path) == (not path.endswith("png"))
+            assert load(root).train.sample_paths[part.original_index(sample)] == path
+
+
+def test_oddities_are_shown_as_pillow_shows_them(root: Path):
+    for name, content in odd_pictures().items():
+        (root / "train/a" / name).write_bytes(content)
+    train = load(root).train
+    replaced = {Path(train.sample_paths[sample]).name for sample in train.replaced}
+    assert replaced == {"cmyk.jpg", "transparent.png"}
+    for sample, path in enumerate(train.sample_paths):
+        original, read = open_rgb(root / path), open_rgb(train.file(sample))
+        assert (np.asarray(original) == np.asarray(read)).all()
+        assert train.sizes[sample].tolist() == [read.height, read.width]
+
+
+def test_a_huge_image_is_only_measured(root: Path):
+    save(root / "train/a/huge.png", Image.new("L", (12_000, 9_000)))
+    started = time.perf_counter()
+    splits = load(root, mean=[0.5] * 3, std=[0.2] * 3)
+    assert time.perf_counter() - started < 2
+    assert splits.train.sizes.max(0).tolist() == [9_000, 12_000]
+
+
+def test_bad_files_stop_the_run_in_one_message(root: Path):
+    for name, content in bad_pictures().items():
+        (root / "train/a" / name).write_bytes(content)
+    (root / "val/b/link.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "val/b/pipe.jpg")
+    with pytest.raises(UserError) as caught:
+        load(root)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "data.root: 6 of 16 images cannot be read; replace or remove them, or set data.on_bad_image=skip:"
+    names = ["train/a/cut.jpg", "train/a/cut.png", "train/a/empty.jpg", "train/a/text.jpg", "val/b/link.png", "val/b/pipe.jpg"]
+    assert [line.partition(": ")[0] for line in lines] == [f"  {root / name}" for name in names]
+    assert "truncated" in lines[0] and "empty" in lines[2] and "not a JPEG or PNG" in lines[3]
+
+
+@pytest.mark.parametrize("cache_below", [64, 200])
+def test_bad_files_are_left_out_and_listed(root: Path, cache_below: int, caplog: pytest.LogCaptureFixture):
+    expected = load(root, cache_below=cache_below)
+    for name, content in bad_pictures().items():
+        (root / "train/a" / f"0{name}").write_bytes(content)
+        (root / "val/b" / name).write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        splits = load(root, on_bad_image="skip", cache_below=cache_below)
+    assert "8 of 18 images cannot be read and are left out" in caplog.text
+    assert all(str(root / "train/a" / f"0{name}") in caplog.text for name in bad_pictures())
+    again = load(root, on_bad_image="skip", cache_below=cache_below, is_main=False)
+    for part in ("train", "test"):
+        wanted = getattr(expected, part)
+        for found in (getattr(splits, part), getattr(again, part)):
+            assert tuple(found.sample_paths) == tuple(wanted.sample_paths) and (found.labels == wanted.labels).all()
+            assert (found.pixels(np.arange(len(found))) == wanted.pixels(np.arange(len(wanted)))).all()
+    assert splits.mean == expected.mean
+    with pytest.raises(UserError, match="8 of 18 images cannot be read; replace"):
+        load(root, cache_below=cache_below)
+
+
+def test_a_class_of_bad_files_only_is_named(root: Path):
+    for name, content in bad_pictures().items():
+        (root / "train/c").mkdir(exist_ok=True)
+        (root / "train/c" / name).write_bytes(content)
+    with pytest.raises(UserError, match="file for class c in"):
+        load(root, on_bad_image="skip")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(root: Path):
+    (root / "train/a/0.jpg").chmod(0)
+    with pytest.raises(UserError, match=r"train/a/0\.jpg: Permission denied"):
+        load(root)
+
+
+def test_the_scan_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch):
+    load(root)
+    kept = list((root / ".quickres").iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(scan, "read_header", lambda *args: pytest.fail("scanned again"))
+        load(root)
+    save(root / "train/a/0.jpg", picture(50, 70))
+    assert load(root).train.sizes[0].tolist() == [50, 70]
+    assert len(kept) == len(list((root / ".quickres").iterdir())) == 1
+    assert kept != list((root / ".quickres").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "copy"])
+def test_a_damaged_scan_is_made_again(root: Path, damage: str, caplog: pytest.LogCaptureFixture):
+    (root / "train/b/x.png").write_bytes(odd_pictures()["transparent.png"])
+    expected = load(root)
+    (entry,) = (root / ".quickres").iterdir()
+    sizes = entry / "sizes.npz"
+    if damage == "cut":
+        sizes.write_bytes(sizes.read_bytes()[:-20])
+    elif damage == "gone":
+        sizes.unlink()
+    elif damage == "manifest":
+        (entry / "manifest.json").write_text("[1]")
+    else:
+        next(entry.glob("train-*.png")).unlink()
+    splits = load(root)
+    assert "is damaged" in caplog.text
+    assert (splits.train.sizes == expected.train.sizes).all() and splits.train.replaced.keys() == expected.train.replaced.keys()
+
+
+def test_a_cache_that_cannot_be_written(root: Path):
+    (root / ".quickres").write_text("in the way")
+    with pytest.raises(UserError, match=r"data\.cache_dir: cannot write .*scan-.*; set data\.cache_dir"):
+        load(root)
+
+
+# Lists and names
+
+
+def test_list_files(root: Path, tmp_path: Path):
+    (tmp_path / "train.txt").write_text("train/a/0.jpg dog\n\ntrain/b/1.jpg\tcat\ntrain/a/2.jpg  dog\n")
+    (tmp_path / "test.txt").write_text("val/b/0.jpg cat\n")
+    lists: dict[str, Any] = {"train_list": str(tmp_path / "train.txt"), "test_list": str(tmp_path / "test.txt")}
+    splits = load(root, **lists)
+    assert splits.class_names == ("cat", "dog")
+    assert splits.train.labels.tolist() == [1, 0, 1] and splits.test.labels.tolist() == [0]
+    assert list(splits.train.sample_paths) == ["train/a/0.jpg", "train/b/1.jpg", "train/a/2.jpg"]
+    (tmp_path / "train.txt").write_text("train/a/0.jpg 1\ntrain/b/1.jpg 0\nthe file.jpg 2\n")
+    (tmp_path / "test.txt").write_text("val/b/0.jpg 1\n")
+    with pytest.raises(UserError, match=r"1 of 4 images .*(.*\n)+.*the file\.jpg: not a file"):
+        load(root, **lists)
+    save(root / "the file.jpg", picture(90, 90))
+    assert load(root, **lists).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (None, "x 1", r"data\.train_list: cannot read .*train\.txt"),
+        ("", "x 1", r"data\.train_list: .*train\.txt lists no files"),
+        ("a.jpg", "x 1", r"data\.train_list: .*train\.txt:1: 'a\.jpg' is no `path label` line"),
+        ("a.jpg dog\nb.jpg cat", "c.jpg cow", r"data\.test_list: has class cow, unknown to data\.train_list"),
+        ("a.jpg 0\nb.jpg 2", "c.jpg 1", "file for class 1 in"),
+    ],
+)
+def test_lists_that_are_not_as_described(root: Path, tmp_path: Path, train: str | None, test: str, message: str):
+    for name, text in (("train", train), ("test", test)):
+        if text is not None:
+            (tmp_path / f"{name}.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(root, train_list=str(tmp_path / "train.txt"), test_list=str(tmp_path / "test.txt"))
+
+
+def test_class_names(root: Path, tmp_path: Path):
+    names = tmp_path / "names.txt"
+    names.write_text("b tench, Tinca tinca\nz nothing\na été\n", "utf-8")
+    assert load(root, class_names=str(names)).class_names == ("été", "tench, Tinca tinca")
+    names.write_text("a\tthe first\n")
+    with pytest.raises(UserError, match=r"data\.class_names: .*names\.txt has no line for class b"):
+        load(root, class_names=str(names))
+
+
+def test_paths():
+    names = ["train/a/0.jpg", "ß 日本.JPEG", os.fsdecode(b"\xff.png"), "", "x"]
+    paths = Paths.of(names)
+    assert list(paths) == names and len(paths) == 5 and paths[-1] == "x" and paths[1:3] == names[1:3]
+    assert list(paths.take(np.array([4, 1]))) == ["x", names[1]]
+    assert list(Paths.joined([paths, Paths.of([]), paths])) == names * 2
+    assert paths.raw(0) == b"train/a/0.jpg" and "x" in paths
+    with pytest.raises(IndexError):
+        paths[5]
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files_in_one_folder(root: Path):
+    """Links to a few files: what is listed and scanned is the same, and the disk stays empty."""
+    for number in range(100_000):
+        os.link(root / f"train/a/{number % 3}.jpg", root / f"train/b/link{number:06d}.jpg")
+    started = time.perf_counter()
+    train = load(root, mean=[0.5] * 3, std=[0.2] * 3).train
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    again = load(root, mean=[0.5] * 3, std=[0.2] * 3).train
+    second = time.perf_counter() - started
+    assert len(train) == len(again) == 100_006 and (train.sizes == again.sizes).all()
+    assert len(train.sample_paths.block) < 30 * len(train)
+    assert second < first < 60
