@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -147,6 +148,13 @@ def _lr_find(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_data(arguments: argparse.Namespace) -> int:
+    from pipeline.check_data import check_data
+
+    out = arguments.out or Path(arguments.root).expanduser() / ".quickres" / "check"
+    return check_data(arguments.root, out, arguments.threads, arguments.overrides)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -176,6 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     find.add_argument("--steps", type=int, default=100, choices=range(10, 100_001), metavar="N", help="steps (default: 100)")
     find.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: lr-find-RECIPE.png in log.dir)")
     add("config-reference", _config_reference, "print every key with type, default and meaning")
+    data = add(
+        "check-data", _check_data, "decode every image of a folder; list bad files, count classes, draw sizes; exit code 1: some are bad"
+    )
+    data.add_argument("root", help="as data.root")
+    data.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the data section, such as data.train_list=FILE")
+    data.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/.quickres/check)")
+    data.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="threads to decode in (default: one a core)")
     _add_run(add("evaluate", _evaluate, "accuracy on the test set of a run's checkpoint"))
     explain = add("explain", _explain, "Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture")
     _add_run(explain)

@@ -27,7 +27,7 @@ def examine(trained: Trained, *, count: int = SHOWN_IMAGES, explain: bool = True
     """
     logits, test = trained.test_logits(), trained.splits.test
     shown = select_images(logits, test.labels, count)
-    images = np.ascontiguousarray(test.images[shown])
+    images = test.pixels(shown)
     maps = np.empty((0, *images.shape[1:3]), np.uint8)
     if explain:
         try:

@@ -18,6 +18,7 @@ LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
     **dict.fromkeys(("bottleneck", "console", "ceiling", "environment", "predictions", "style"), LEAF),
+    "check_data": {"data", "style"},
     # the report
     "summary": {"models"},
     "work": {"models"},

@@ -1,0 +1,91 @@
+"""`python -m pipeline check-data ROOT`: decodes all of a folder, and says, lists and draws what it holds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from pipeline import style
+from pipeline.config import load_config
+from pipeline.data.check import Checked, check_folder, describe, write_report
+from pipeline.errors import UserError
+
+_WIDTH_PX, _HEIGHT_PX = 1200, 560
+_BINS = 40
+
+
+def check_data(root: str, out: Path, num_threads: int, overrides: Sequence[str] = ()) -> int:
+    """Check a folder and write `bad_images.txt`, `class_counts.csv` and `image_sizes.png`.
+
+    Args:
+        root: as `data.root`.
+        out: folder to write to.
+        num_threads: threads to decode in.
+        overrides: further keys of the section `data`, such as `data.train_list=FILE`.
+
+    Returns:
+        The exit code: 0 where all files can be trained on, 1 where some cannot.
+
+    Raises:
+        UserError: folders that are not as described, or OUT cannot be written.
+    """
+    given = ["data.dataset=folder", f"data.num_threads={num_threads}", *overrides]
+    config = load_config(overrides=given)
+    checked = check_folder(config.data.model_copy(update={"root": root}))  # not through YAML: a path may look like a number
+    for line in describe(checked):
+        print(line)
+    for path, reason in checked.bad[:10]:
+        print(f"  {style.one_line(path)}: {reason}")
+    try:
+        written = write_report(checked, out)
+        if len(checked.good_sizes):
+            written.append(draw_sizes(checked, out / "image_sizes.png"))
+    except OSError as error:
+        raise UserError(f"--out: cannot write {error.filename or out} ({error.strerror}); name another folder") from None
+    print("written:", *written)
+    return 1 if checked.bad else 0
+
+
+def draw_sizes(checked: Checked, path: Path) -> Path:
+    """Draw histograms of the shorter side and of the ratio of width to height, and the images of each class, sorted."""
+    sizes = checked.good_sizes.astype(np.float64)
+    shorter, ratio = sizes.min(axis=1), sizes[:, 1] / sizes[:, 0]
+    root = style.one_line(checked.listing.root.resolve().name)
+    with style.drawing([root]):
+        figure = style.new_figure(_WIDTH_PX, _HEIGHT_PX)
+        bad = f", {len(checked.bad):,} files cannot be used" if checked.bad else ""
+        figure.text(0.06, 0.93, f"{root}: {len(sizes):,} images{bad}", fontsize=19 * style.PX, fontweight="bold", va="center")
+        panels = [figure.add_axes((left, 0.14, 0.25, 0.6)) for left in (0.06, 0.385, 0.71)]
+        _histogram(panels[0], shorter, "Shorter side", "pixels")
+        _histogram(panels[1], ratio, "Width by height", "ratio")
+        _classes(panels[2], checked)
+        style.save_png(figure, path)
+    return path
+
+
+def _histogram(axes: Axes, values: np.ndarray, title: str, unit: str) -> None:
+    """Logarithmic bins, from the smallest to the largest value."""
+    low, high = values.min(), max(values.max(), values.min() * 1.01)
+    axes.hist(values, bins=np.geomspace(low, high, _BINS).tolist(), color=style.BLUE)
+    axes.set_xscale("log")
+    low, middle, high = np.quantile(values, [0, 0.5, 1])
+    axes.set_title(title)
+    axes.set_xlabel(unit)
+    ticks = sorted({float(f"{value:.3g}") for value in (low, middle, high)})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _classes(axes: Axes, checked: Checked) -> None:
+    axes.set_title("Images a class")
+    for part, color in (("train", style.BLUE), ("test", style.VERMILLION)):
+        counts = np.sort(checked.class_counts(part))[::-1]
+        axes.step(np.arange(len(counts) + 1), np.append(counts, counts[-1]), where="post", color=color, label=part)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, len(checked.listing.classes))
+    axes.set_xlabel("classes, the largest first")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.legend(frameon=False, fontsize=13 * style.PX, loc="upper right")

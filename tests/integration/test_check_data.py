@@ -1,0 +1,44 @@
+"""`check-data` over a folder with some of everything."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.__main__ import main
+from tests.pictures import bad_pictures, make_folder, odd_pictures
+
+
+def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = make_folder(tmp_path / "root")
+    for name, content in odd_pictures().items():
+        (root / "train/b" / name).write_bytes(content)
+    out = tmp_path / "out"
+    assert main(["check-data", str(root), "--threads", "2", "--out", str(out)]) == 0
+    assert (out / "bad_images.txt").read_text() == ""
+    for name, content in bad_pictures().items():
+        (root / "train/a" / name).write_bytes(content)
+    (root / "val/b/0.jpg").write_bytes((root / "val/b/0.jpg").read_bytes()[:-300])
+    assert main(["check-data", str(root)]) == 1
+    said, out = capsys.readouterr().out, root / ".quickres/check"
+    assert f"5 of {18 + 15} files cannot be trained on" in said and "train: 23 images, 6 to 17 in each of 2 classes" in said
+    bad = [line.split("\t") for line in (out / "bad_images.txt").read_text().splitlines()]
+    assert [path for path, _ in bad] == [str(root / "train/a" / name) for name in sorted(bad_pictures())] + [str(root / "val/b/0.jpg")]
+    assert all(reason for _, reason in bad)
+    assert (out / "class_counts.csv").read_text() == 'class,train,test\n"a",6,3\n"b",17,2\n'
+    with Image.open(out / "image_sizes.png") as picture:
+        assert picture.size == (1200, 560)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{root}/nowhere"], "data.root: there is no folder"),
+        (["{root}", "--out", "{root}/val/a/0.jpg"], "--out: cannot write"),
+        (["{root}", "data.train_list=x"], "data.train_list and data.test_list: give both or neither"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = make_folder(tmp_path / "root", train=1, test=1)
+    assert main(["check-data", *(argument.replace("{root}", str(root)) for argument in arguments)]) == 2
+    assert message in capsys.readouterr().err
