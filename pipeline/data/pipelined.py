@@ -49,7 +49,7 @@ class PipelinedLoader(PositionedLoader):
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._batch_size, self._group = sampler.local_batch_size, group
         self._prefetch = max(-(-prefetch // group), min(prefetch, 2))
-        self._seed, self._conditional = -1, False  # of the pipeline: of what DALI draws, and whether the graph branches
+        self._seed, self._conditional = 0, False  # of the pipeline: of what DALI draws, and whether the graph branches
         self._pipe: Any = None
         self._plans: Iterator[BatchPlan] = iter(())
         self._in_flight: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque()

@@ -85,9 +85,7 @@ class StreamLoader(PipelinedLoader):
             return fn.external_source(name=name, no_copy=True)
 
         encoded = fn.io.file.read(source("images"))
-        options: dict[str, Any] = {"device": "cpu"}
-        if self._stream is not None:
-            options = {"device": "mixed", "hw_decoder_load": self._hw_decoder_load, **_preallocation(self._files.sizes)}
+        options = self._decoder_options(on_gpu=self._stream is not None)
         size = source("size")
         if not self._augmented:
             images = fn.decoders.image(encoded, **options)
@@ -99,6 +97,11 @@ class StreamLoader(PipelinedLoader):
             fill = self._transform.cutout_fill
             images = fn.erase(images, anchor=source("cutout"), shape=source("cutout_shape"), axis_names="HW", fill_value=fill)
         return self._normalise(images, fn, types)
+
+    def _decoder_options(self, on_gpu: bool) -> dict[str, Any]:
+        if not on_gpu:
+            return {"device": "cpu"}
+        return {"device": "mixed", "hw_decoder_load": self._hw_decoder_load, **_preallocation(self._files.sizes)}
 
     def _draw(self, images: Any, fn: Any) -> Any:
         """What DALI draws itself."""

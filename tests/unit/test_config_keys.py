@@ -28,6 +28,7 @@ from pipeline.loop import Plan, fit
 from pipeline.models import build_model
 from pipeline.models.layers import NormAct, StemConv
 from pipeline.run import MetricsLog, open_run
+from tests.pictures import make_folder
 from tests.tiny import tiny_config, tiny_splits, tiny_trainer, train_steps
 
 CPU = torch.device("cpu")
@@ -75,6 +76,18 @@ def images_live_on(config: Config) -> str:
 def folder_images(config: Config) -> object:
     splits = load_splits(config.data, config.seed)
     return splits.train.images.tolist(), sorted(path.parent for path in Path(config.data.root).parent.rglob("*.npy"))
+
+
+def streamed(config: Config) -> Any:
+    """The files of a streamed folder, or why there are none."""
+    try:
+        return load_splits(config.data, config.seed)
+    except UserError as error:
+        return str(error)
+
+
+def sizes(config: Config, split: str = "train") -> list[int]:
+    return [batch.images.shape[-1] for batch in loader_of(config, split)]
 
 
 def sums(module: nn.Module) -> list[float]:
@@ -175,6 +188,8 @@ ADAMW, MUON = ("optimizer.name=adamw",), ("optimizer.name=muon",)
 MIXUP = ("augment.mix=mixup",)
 COSINE = ("schedule.name=cosine",)
 FOLDER = ("data.dataset=folder", "data.root={tmp}/one")
+STREAMED = ("data.dataset=folder", "data.root={tmp}/streamed", "data.image_size=16")
+LISTS = (*STREAMED, "data.train_list={tmp}/train.txt", "data.test_list={tmp}/test.txt")
 FP16 = ("precision.mode=fp16", "duration=4st", "log.eval_every=100st", "log.log_every=1st")
 COMPILED = ("compile.mode=default",)
 
@@ -184,6 +199,11 @@ KEYS = {
     "resume": Row("nowhere", run_folder),
     "data.dataset": Row("digits", first_batch),
     "data.root": Row("{tmp}/two", lambda config: folder_images(config)[0], FOLDER),  # type: ignore[index]
+    "data.train_list": Row("{tmp}/test.txt", lambda config: list(streamed(config).train.sample_paths), LISTS),
+    "data.test_list": Row("{tmp}/train.txt", lambda config: list(streamed(config).test.sample_paths), LISTS),
+    "data.class_names": Row("{tmp}/names.txt", lambda config: streamed(config).class_names, STREAMED),
+    "data.on_bad_image": Row("skip", lambda config: type(streamed(config)), ("data.dataset=folder", "data.root={tmp}/bad")),
+    "data.cache_below": Row("1024", lambda config: type(streamed(config).train), STREAMED),
     "data.cache_dir": Row("{tmp}/cache", folder_images, FOLDER),
     "data.loader": Row("reference", lambda config: type(loader_of(config))),
     "data.batch_size": Row("10", first_batch),
@@ -195,15 +215,24 @@ KEYS = {
     "data.num_threads": Row("2", num_threads),
     "data.prefetch": Row("1", prefetched),
     "data.image_size": Row("9", first_batch),
+    "data.eval_image_size": Row("24", lambda config: sizes(config, "test"), STREAMED),
+    "data.eval_crop": Row("1.0", lambda config: next(iter(loader_of(config, "test"))).images.tolist(), STREAMED),
+    "data.hw_decoder_load": Row("0.5", lambda config: loader_of(config)._decoder_options(on_gpu=True), STREAMED),
     "data.num_classes": Row("5", lambda config: len(tiny_splits(config).class_names)),
     "data.num_samples": Row("41", lambda config: loader_of(config).num_samples),
     "augment.crop_padding": Row("2", first_batch),
+    "augment.crop_scale": Row("[0.9, 1.0]", first_batch, STREAMED),
+    "augment.crop_ratio": Row("[1.0, 1.1]", first_batch, STREAMED),
     "augment.flip": Row("false", first_batch),
     "augment.cutout": Row("3", first_batch),
     "augment.cutout_mode": Row("inside", first_batch),
     "augment.mix": Row("cutmix", trained_weights),
     "augment.mix_alpha": Row("0.1", trained_weights, MIXUP),
     "augment.mix_probability": Row("0.5", trained_weights, MIXUP),
+    "augment.progressive": Row("[[0st, 8], [1st, 16]]", sizes, STREAMED),
+    "augment.color_jitter": Row("0.5", first_batch, STREAMED),
+    "augment.randaugment": Row("2", first_batch, STREAMED),
+    "augment.randaugment_magnitude": Row("25", first_batch, (*STREAMED, "augment.randaugment=2")),
     "model.name": Row("resnet18", lambda config: len(initial_weights(config))),
     "model.stem": Row("imagenet", initial_weights),
     "model.shortcut": Row("B", lambda config: len(initial_weights(config))),
@@ -267,12 +296,18 @@ def test_every_key_has_a_row_and_every_row_a_key():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two data sets of class folders, one image a class; and a file of weights."""
+    """Two data sets of class folders, one image a class; one of larger images, with lists; one with a bad file; a file of weights."""
     root = tmp_path_factory.mktemp("folders")
     generator = np.random.default_rng(0)
     for path in (root / name / split / label / "0.png" for name in ("one", "two") for split in ("train", "test") for label in "ab"):
         path.parent.mkdir(parents=True)
         Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    for name in ("streamed", "bad"):
+        make_folder(root / name, train=8, test=2)
+    (root / "bad/train/a/bad.jpg").write_bytes(b"")
+    for name, number in (("train", 0), ("test", 1)):
+        (root / f"{name}.txt").write_text(f"train/a/{number}.jpg a\ntrain/b/{number}.jpg b\n")
+    (root / "names.txt").write_text("a first\nb second\n")
     torch.save(build_model(tiny_config().model, 4).state_dict(), root / "weights.pth")
     return root
 
