@@ -18,6 +18,7 @@ BENCHMARKS = {
     "startup": "seconds from the command to the first optimizer step, with a cold and a warm compile cache",
 }
 OTHERS = {
+    "make-folder": "make a folder of large JPEGs, mosaics of small images, for the loaders of streamed folders",
     "sweep": "train a recipe with lists of overrides, as a file in configs/sweeps says",
     "readme": "bring tables and figures up to date with the records",
 }
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS | OTHERS else "bench"
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
     try:
         if name in OTHERS:
             return module.main(arguments)

@@ -10,7 +10,7 @@ from benchmarks.timing import Workload
 from benchmarks.workloads import Rig, StepWorkload, build_train_loader
 from pipeline.config import Config
 
-_BATCH_SIZES = (512, 1024)
+_BATCH_SIZES, _STREAMED_BATCH_SIZES = (512, 1024), (256, 512)
 _PLAIN_BATCH_SIZE = 128
 _PLAIN_CONFIG = (
     "data.loader=synthetic",
@@ -29,13 +29,21 @@ _PLAIN_CONFIG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = ",".join(map(str, _BATCH_SIZES))
     parser.add_argument("--batch-sizes", type=listed(int), metavar="N,N,…", help=f"default: {sizes}; on the CPU the recipe's")
-    parser.add_argument("--loaders", type=listed(), metavar="NAME,…", help="of data.loader (default: dali, and on a GPU fused)")
+    parser.add_argument(
+        "--loaders",
+        type=listed(),
+        metavar="NAME,…",
+        help="of data.loader (default: dali, and on a GPU fused; for streamed folders dali and reference, which is torchvision's there)",
+    )
 
 
 def run(session: Session) -> None:
     options, own = session.options, session.config()
-    sizes = options.batch_sizes or (_BATCH_SIZES if session.on_gpu and not session.quick else [own.data.batch_size])
-    loaders = ["synthetic", *(options.loaders or (["dali", "fused"] if session.on_gpu else ["dali"]))]
+    streamed = session.streams(own)
+    usual = _STREAMED_BATCH_SIZES if streamed else _BATCH_SIZES
+    sizes = options.batch_sizes or (usual if session.on_gpu and not session.quick else [own.data.batch_size])
+    default = ["dali", "reference"] if streamed else ["dali", "fused"] if session.on_gpu else ["dali"]
+    loaders = ["synthetic", *(options.loaders or default)]
     workloads: list[Workload] = []
     configs: list[Config] = []
     for size in sizes:
@@ -48,7 +56,7 @@ def run(session: Session) -> None:
             loader = build_train_loader(config, splits, session.processes)
             workloads.append(StepWorkload(name, rig, loader, session.lead_in(config)))
             configs.append(config)
-    plain_workloads, plain = _plain(session)
+    plain_workloads, plain = ([], own) if streamed else _plain(session)
     timings = session.time([*workloads, *plain_workloads])
     slowest = timings[len(workloads)] if plain_workloads else None
     for index, (workload, config, timing) in enumerate(zip(workloads, configs, timings, strict=False)):

@@ -21,11 +21,13 @@ _WITH_WORKERS = "torchvision"
 _LOADERS = ("dali", "dali-naive", "fused", "airbench", _WITH_WORKERS)
 _NEED_GPU = ("fused", "airbench")
 _BATCH_SIZES = (256, 512, 1024, 2048, 4096)
-_WINDOW_S = 0.4
+_STREAMED_BATCH_SIZES = (256, 512)
+_WINDOW_S, _STREAMED_WINDOW_S = 0.4, 4.0
+_IN_MEMORY = ("dali-naive", "fused", "airbench")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-sizes", type=listed(int), metavar="N,N,…", help=f"default: {','.join(map(str, _BATCH_SIZES))}")
+    parser.add_argument("--batch-sizes", type=listed(int), metavar="N,N,…", help="default: 256 to 4096; 256,512 for streamed folders")
     parser.add_argument(
         "--loaders", type=listed(str, _LOADERS), metavar="NAME,…", help=f"of {','.join(_LOADERS)} (default: all that run here)"
     )
@@ -60,8 +62,11 @@ def _workload(session: Session, name: str, batch_size: int) -> Workload:
 def _names(session: Session) -> list[str]:
     """Loaders that run on this machine; why others do not is said."""
     chosen = []
+    streamed = session.streams(session.config())
     for name in session.options.loaders or _LOADERS:
-        if name in _NEED_GPU and not session.on_gpu:
+        if streamed and name in _IN_MEMORY:
+            session.say(f"{name}: left out, it is for images in memory, and these are streamed from their files")
+        elif name in _NEED_GPU and not session.on_gpu:
             session.say(f"{name}: left out, it needs a GPU")
         elif name == "airbench" and not has_airbench():
             session.say("airbench: left out, the package airbench 0.1.8 is not installed")
@@ -74,8 +79,9 @@ def _names(session: Session) -> list[str]:
 
 def run(session: Session) -> None:
     names = _names(session)
+    usual = _STREAMED_BATCH_SIZES if session.streams(session.config()) else _BATCH_SIZES
     limit = len(session.splits(session.config()).train.labels)
-    wanted = session.options.batch_sizes or ([session.config().data.batch_size] if session.quick else _BATCH_SIZES)
+    wanted = session.options.batch_sizes or ([session.config().data.batch_size] if session.quick else usual)
     sizes = [size for size in wanted if size <= limit]
     if not sizes:
         raise UserError(f"--batch-sizes: all are more than the {limit} training images; choose smaller ones")
@@ -107,6 +113,8 @@ def _time(session: Session, names: list[str], batch_size: int) -> None:
 
 def _steps(workload: Workload, stopwatch: Stopwatch, session: Session) -> int:
     """As many as fit in the time; on a GPU whole epochs, which airbench's loader needs and which all that are timed with it get."""
+    if session.streams(session.config()):
+        return steps_lasting(workload, _STREAMED_WINDOW_S, stopwatch)
     in_epochs = session.on_gpu and workload.name != _WITH_WORKERS
     epoch = len(session.splits(session.config()).train.labels) // workload.images_per_step if in_epochs else 1
     return steps_lasting(workload, _WINDOW_S, stopwatch, epoch)

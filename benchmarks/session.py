@@ -21,14 +21,15 @@ from benchmarks.timing import Timing, Workload, time_interleaved
 from benchmarks.workloads import batches_ahead
 from pipeline.build import compile_mode, set_backends
 from pipeline.config import Config, config_hash, load_config
-from pipeline.data import Splits, load_splits
+from pipeline.data import FileSet, Splits, load_splits
 from pipeline.distributed import Processes, connect
 from pipeline.environment import describe_environment
 from pipeline.errors import UserError
 
 _PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
 _COMPILATIONS = 256  # of one function, in one process: a benchmark compiles the same model many times over
-_DATA_KEYS = ("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples")
+_FOLDER_KEYS = ("train_list", "test_list", "class_names", "on_bad_image", "cache_below", "eval_image_size", "eval_crop")
+_DATA_KEYS = ("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples", *_FOLDER_KEYS)
 
 
 @dataclass
@@ -90,6 +91,10 @@ class Session:
             main = self.processes.is_main
             self._splits[key] = self.processes.main_first(lambda: load_splits(config.data, config.seed, is_main=main))
         return self._splits[key]
+
+    def streams(self, config: Config) -> bool:
+        """Whether the images of a config stay in their files."""
+        return isinstance(self.splits(config).train, FileSet)
 
     def use_synthetic_images_if_missing(self) -> None:
         """Where the recipe's data set is not on this machine, go on with random images of the same size, and say so."""
@@ -156,7 +161,7 @@ class Session:
             "image_size": 32 if config.data.dataset in ("cifar10", "cifar100") else config.data.image_size,
             "dataset": config.data.dataset,
             "loader": loader,
-            "augment": describe_augment(config) if loader != "synthetic" else None,
+            "augment": describe_augment(config, self.streams(config)) if loader != "synthetic" else None,
             "batch_size": config.data.batch_size,
             "world_size": self.processes.shard.world_size,
             "precision": config.precision.mode,
@@ -202,13 +207,15 @@ class Session:
             self.console.print(tables.to_rich(table))
 
 
-def describe_augment(config: Config) -> str:
-    """
+def describe_augment(config: Config, streamed: bool = False) -> str:
+    """What is done to training images; of STREAMED ones the crop is a random resized one.
+
     >>> describe_augment(load_config(overrides=["augment.cutout=16"]))
     'crop 4, flip, cutout 16'
     """
     augment = config.augment
-    parts = [f"crop {augment.crop_padding}" if augment.crop_padding else "", "flip" if augment.flip else ""]
+    padded = f"crop {augment.crop_padding}" if augment.crop_padding else ""
+    parts = ["resized crop" if streamed else padded, "flip" if augment.flip else ""]
     inside = " inside" if augment.cutout_mode == "inside" else ""
     parts.append(f"cutout {augment.cutout}{inside}" if augment.cutout else "")
     return ", ".join(part for part in parts if part) or "none"

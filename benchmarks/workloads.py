@@ -7,12 +7,13 @@ from itertools import islice
 
 import torch
 
+from benchmarks.image_folder import ImageFolderLoader
 from benchmarks.records import Spread
 from benchmarks.timing import Workload
 from pipeline.build import build_state, captures, set_backends, warmup_steps
 from pipeline.clock import Clock
 from pipeline.config import Config
-from pipeline.data import Batch, Loader, Splits, build_loaders
+from pipeline.data import Batch, FileSet, Loader, Splits, build_loaders
 from pipeline.data.reference import ReferenceLoader
 from pipeline.distributed import Processes
 from pipeline.errors import TrainingError
@@ -35,6 +36,9 @@ def batches_ahead(config: Config) -> int:
 
 
 def build_train_loader(config: Config, splits: Splits, processes: Processes) -> Loader:
+    """The training loader that `data.loader` names; for `reference` on a streamed folder, torchvision's own."""
+    if config.data.loader == "reference" and isinstance(splits.train, FileSet):
+        return ImageFolderLoader(config, splits, processes.device)
     return build_loaders(config, splits, processes.device, processes.shard).train
 
 
@@ -136,7 +140,7 @@ class StepWorkload(Workload):
         self.data_wait: list[float] = []
         self._batches = _forever(loader)
         self._clock = Clock(rig.processes.device)
-        self._refills = isinstance(loader, ReferenceLoader) and lead_in > 1
+        self._refills = isinstance(loader, ReferenceLoader | ImageFolderLoader) and lead_in > 1
 
     def prepare(self) -> None:
         set_backends(self.rig.config)  # switches of the whole process, which others may have set otherwise

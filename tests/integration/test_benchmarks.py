@@ -11,10 +11,12 @@ import torch
 from benchmarks import session
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.bottleneck import Measured, name_bottleneck
+from benchmarks.image_folder import ImageFolderLoader
 from benchmarks.loaders import build_naive
 from benchmarks.options import QUICK, merge
 from benchmarks.records import Spread, append, read
 from benchmarks.timing import Workload, time_interleaved
+from benchmarks.workloads import build_train_loader
 from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
 from pipeline.distributed import connect
@@ -145,3 +147,33 @@ def test_the_bottleneck_is_named_with_its_key(measured: dict[str, Any], override
     assert sentence.startswith("Bottleneck: ")
     assert found in sentence
     assert key in sentence
+
+
+def test_loaders_of_a_made_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = [tmp_path / name for name in ("one", "two")]
+    for folder in made:
+        assert main(["make-folder", str(folder), "--images", "20", "--size", "90x70", "--threads", "2"]) == 0
+    assert "20 training images of" in capsys.readouterr().out
+    files = [sorted(path.relative_to(folder) for path in folder.rglob("*.jpg")) for folder in made]
+    assert files[0] == files[1] and len(files[0]) == 20 + 10
+    assert all((made[0] / path).read_bytes() == (made[1] / path).read_bytes() for path in files[0])
+    streamed = ["data.dataset=folder", f"data.root={made[0]}", "augment.cutout=0", "runtime.device=cpu", "--quick"]
+    assert main(["loaders", *streamed, "--loaders", "dali,fused"]) == 0
+    out = capsys.readouterr().out
+    assert "fused: left out, it is for images in memory" in out and "resized crop" in out
+    assert main(["end_to_end", *streamed, "--loaders", "dali"]) == 0
+    assert main(["make-folder", str(tmp_path / "three"), "--source", str(made[0])]) == 2
+    assert "are large already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_torchvision_beside_ours_on_a_made_folder(tmp_path: Path):
+    assert main(["make-folder", str(tmp_path), "--images", "20", "--size", "90x70"]) == 0
+    config = load_config(
+        overrides=["data.dataset=folder", f"data.root={tmp_path}", "data.batch_size=8", "data.loader=reference", "data.num_threads=1"]
+    )
+    loader = build_train_loader(config, load_splits(config.data, 0), connect(config))
+    batches = list(loader)
+    assert isinstance(loader, ImageFolderLoader) and len(batches) == loader.steps_per_epoch == 2
+    assert batches[0].images.shape == (8, 3, 32, 32) and batches[0].images.dtype == torch.float16
+    assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
