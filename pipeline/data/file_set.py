@@ -1,5 +1,6 @@
 """A part of a data set whose images stay in their files: what is known about them, and how one is read and shown."""
 
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -88,5 +89,6 @@ class FileSet:
 
     def pixels(self, samples: np.ndarray, num_threads: int = 4) -> np.ndarray:
         """(M, S, S, 3) uint8: images as evaluation shows them."""
-        with ThreadPoolExecutor(num_threads) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(num_threads) as pool:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the scan has its own limit
             return np.stack(list(pool.map(self.centre, samples.tolist())))

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-MAX_PIXELS = 2**28  # of one image, which then takes 0.8 GB: more is an accident or an attack
+MAX_PIXELS = 178_956_970  # of one image, where Pillow begins to refuse: more is an accident or an attack
 _SIZES = "sizes.npz"
 _MAX_NAMED = 10
 _SCAN_THREADS = 16  # they wait for the file system, which may be a network away

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.data import scan
+from pipeline.config import DataConfig, load_config
+from pipeline.data import build_loaders, scan
 from pipeline.data.datasets import load_splits
 from pipeline.data.decode import open_rgb
 from pipeline.data.file_set import FileSet
@@ -86,6 +87,18 @@ def test_a_huge_image_is_only_measured(root: Path):
     splits = load(root, mean=[0.5] * 3, std=[0.2] * 3)
     assert time.perf_counter() - started < 2
     assert splits.train.sizes.max(0).tolist() == [9_000, 12_000]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["dali", "reference"])
+def test_a_huge_image_is_trained_on(root: Path, loader: str):
+    for part in ("train", "val"):
+        save(root / part / "a/huge.jpg", Image.new("L", (12_000, 9_000), 90))
+    given = ["data.dataset=folder", f"data.root={root}", "data.image_size=32", "data.batch_size=7", "data.eval_batch_size=5"]
+    config = load_config(overrides=[*given, "data.num_threads=1", f"data.loader={loader}"])
+    built = build_loaders(config, load_splits(config.data, 0), torch.device("cpu"))
+    (shown,), (seen,) = built.train, built.test
+    assert len(shown.images) == 7 and torch.isfinite(shown.images).all() and seen.valid.all()
 
 
 def test_bad_files_stop_the_run_in_one_message(root: Path):
