@@ -40,7 +40,7 @@ def explain_samples(trained: Trained, indices: Sequence[int], **how: Unpack[How]
         raise UserError(f"indices: {', '.join(map(str, wrong[:10]))}: the test set has the indices 0 to {len(test) - 1}")
     chosen = np.array(indices, np.int64)
     sources = [f"test {index}" for index in indices]
-    return explain_pixels(trained, test.images[chosen], test.labels[chosen], sources, **how)
+    return explain_pixels(trained, test.pixels(chosen), test.labels[chosen], sources, **how)
 
 
 def explain_files(trained: Trained, files: Sequence[str | Path], **how: Unpack[How]) -> Explained:

@@ -76,4 +76,5 @@ class InputSpec:
             (N, image_size, image_size, 3) uint8, and the files that cannot be read, with the reason; their rows are zero.
         """
         pixels = np.zeros((len(files), self.image_size, self.image_size, 3), np.uint8)
-        return pixels, decode_files(files, pixels, num_threads, "reading images")
+        bad = decode_files(files, pixels, num_threads, "reading images")
+        return pixels, [(files[number], reason) for number, reason in bad.items()]

@@ -346,6 +346,10 @@ class Config(Section):
             raise ValueError(
                 f"augment.progressive: ends at {augment.progressive[-1][1]} pixels, data.image_size is {self.image_size}; make them equal"
             )
+        if augment.progressive and augment.mix in ("cutmix", "ricap"):
+            raise ValueError(
+                f"augment.mix: {augment.mix} cuts images of one size, but augment.progressive changes it; use mixup, or no mix"
+            )
         if schedule.name == "step" and not schedule.milestones:
             raise ValueError("schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]")
         if schedule.name != "step" and schedule.milestones:
