@@ -40,13 +40,18 @@ def trained(run: Path) -> Trained:
     return load_trained(run)
 
 
+def images_of(trained: Trained) -> np.ndarray:
+    """(N, H, W, 3) uint8, the test images."""
+    return trained.splits.test.pixels(np.arange(len(trained.splits.test)))
+
+
 @pytest.fixture
 def files(trained: Trained, tmp_path: Path) -> list[Path]:
     """The first test images as PNG, of which the last is larger."""
     paths = [tmp_path / f"{index}.png" for index in range(3)]
-    for path, pixels in zip(paths, trained.splits.test.images, strict=False):
+    for path, pixels in zip(paths, images_of(trained), strict=False):
         Image.fromarray(pixels).save(path)
-    Image.fromarray(trained.splits.test.images[2]).resize((40, 24), Image.Resampling.NEAREST).save(paths[2])
+    Image.fromarray(images_of(trained)[2]).resize((40, 24), Image.Resampling.NEAREST).save(paths[2])
     return paths
 
 
@@ -73,9 +78,9 @@ def test_the_run_says_what_its_network_takes(run: Path):
 
 def test_normalising_is_the_loader_s(trained: Trained):
     batch = next(iter(build_loaders(trained.config, trained.splits, trained.device).test))
-    ours = trained.inputs.normalise(trained.splits.test.images[: len(batch.images)])
+    ours = trained.inputs.normalise(images_of(trained)[: len(batch.images)])
     torch.testing.assert_close(ours, batch.images.contiguous(), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(trained.logits(trained.splits.test.images), trained.test_logits(), atol=1e-5)
+    np.testing.assert_allclose(trained.logits(images_of(trained)), trained.test_logits(), atol=1e-5)
 
 
 def test_a_run_of_before_there_was_an_input_json_reads_the_data(run: Path, tmp_path: Path):
@@ -98,9 +103,9 @@ def test_the_moving_average_of_the_weights(run: Path, trained: Trained, tmp_path
     expected = last_ema(run)
     assert all(torch.equal(value, expected[key]) for key, value in average.model.state_dict().items())
     image = str(tmp_path / "0.png")
-    Image.fromarray(trained.splits.test.images[0]).save(image)
+    Image.fromarray(images_of(trained)[0]).save(image)
     assert cli.main(["predict", str(run), image, "--json", "--ema"]) == 0
-    shares = torch.from_numpy(average.logits(trained.splits.test.images[:1])).softmax(1)
+    shares = torch.from_numpy(average.logits(images_of(trained)[:1])).softmax(1)
     assert json.loads(capsys.readouterr().out)["predictions"][0]["top"][0]["probability"] == pytest.approx(shares.max().item(), rel=1e-5)
     assert cli.main(["export", str(run), "--format", "safetensors", "--ema", "--output", str(tmp_path)]) == 0
     assert all(torch.equal(value, expected[key]) for key, value in load_file(tmp_path / "model.safetensors").items())

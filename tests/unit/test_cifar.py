@@ -101,7 +101,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_reads_the_standard_files(lay_out: Any, name: str) -> None:
     root, values, files = lay_out(name), standard_files(name), CIFAR_FILES[name]
-    splits = load_splits(DataConfig.model_validate({"dataset": name, "root": str(root)}), seed=0, is_main=False)
+    splits: Any = load_splits(DataConfig.model_validate({"dataset": name, "root": str(root)}), seed=0, is_main=False)
     for found, expected in ((splits.train, files.train), (splits.test, files.test)):
         data = np.concatenate([values[file]["data"] for file, _ in expected])
         assert (found.images == data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)).all()

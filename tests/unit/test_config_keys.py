@@ -74,8 +74,8 @@ def images_live_on(config: Config) -> str:
 
 
 def folder_images(config: Config) -> object:
-    splits = load_splits(config.data, config.seed)
-    return splits.train.images.tolist(), sorted(path.parent for path in Path(config.data.root).parent.rglob("*.npy"))
+    train = load_splits(config.data, config.seed).train
+    return train.pixels(np.arange(len(train))).tolist(), sorted(path.parent for path in Path(config.data.root).parent.rglob("*.npy"))
 
 
 def streamed(config: Config) -> Any:

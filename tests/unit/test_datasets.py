@@ -1,33 +1,35 @@
 """Data sets by name: digits, synthetic, the holdout and the statistics."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data.datasets import Splits, load_splits
+from pipeline.data.datasets import load_splits
 from pipeline.data.holdout import allocate, draw_stratified, philox
 from pipeline.data.image_set import ImageSet
 from pipeline.data.statistics import _CHUNK_PIXELS, channel_histogram, mean_and_std
 from pipeline.errors import UserError
 
 
-def load(seed: int = 0, **values: object) -> Splits:
+def load(seed: int = 0, **values: object) -> Any:
+    """The splits; `Any`, because streamed ones would have no `images`."""
     return load_splits(DataConfig.model_validate(values), seed)
 
 
-def synthetic(seed: int = 0, **changes: object) -> Splits:
+def synthetic(seed: int = 0, **changes: object) -> Any:
     return load(seed, dataset="synthetic", **{"num_samples": 300, "num_classes": 3, "image_size": 8, **changes})
 
 
 @pytest.fixture(scope="module")
-def digits() -> Splits:
+def digits() -> Any:
     return load(dataset="digits")
 
 
-def test_digits_parts(digits: Splits) -> None:
+def test_digits_parts(digits: Any) -> None:
     assert (len(digits.train), len(digits.test), digits.holdout) == (1437, 360, None)
     assert digits.class_names == tuple("0123456789")
     assert digits.num_classes == 10
@@ -37,7 +39,7 @@ def test_digits_parts(digits: Splits) -> None:
     assert digits.train.images.flags.writeable
 
 
-def test_digits_are_the_bundled_ones(digits: Splits) -> None:
+def test_digits_are_the_bundled_ones(digits: Any) -> None:
     from sklearn.datasets import load_digits
 
     data, labels = load_digits(return_X_y=True)
@@ -53,7 +55,7 @@ def test_digits_are_the_bundled_ones(digits: Splits) -> None:
     assert (large == np.asarray(reference)).all()
 
 
-def test_digits_split_does_not_depend_on_the_seed(digits: Splits) -> None:
+def test_digits_split_does_not_depend_on_the_seed(digits: Any) -> None:
     other = load(seed=7, dataset="digits")
     assert (other.test.images == digits.test.images).all()
     assert (other.train.labels == digits.train.labels).all()
