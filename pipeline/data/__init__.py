@@ -13,7 +13,6 @@ from pipeline.data.batch import Batch, Loader
 from pipeline.data.dali import DaliLoader
 from pipeline.data.datasets import FileSet, ImageSet, Samples, Splits, load_splits
 from pipeline.data.fused import FusedLoader
-from pipeline.data.reference import ArraySource, FileSource, ReferenceLoader
 from pipeline.data.resolutions import training_resolutions
 from pipeline.data.sampling import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
 from pipeline.data.stream import Photometric, StreamLoader
@@ -118,6 +117,8 @@ def _backend(config: Config, splits: Splits, device: torch.device, shard: Shard)
         return DaliLoader(images, labels, sampler, transform, device, data.num_threads, data.prefetch)
 
     def reference(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+        from pipeline.data.reference import ArraySource, FileSource, ReferenceLoader  # with torchvision, whose import takes seconds
+
         source = FileSource(samples) if isinstance(samples, FileSet) else ArraySource(_as_tensor(samples.images))
         return ReferenceLoader(source, _as_tensor(samples.labels), sampler, transform, device, workers, data.prefetch)
 

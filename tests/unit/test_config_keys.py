@@ -170,6 +170,7 @@ def left_at_the_end(config: Config) -> list[int]:
     evaluation = fit(trainer)
     names = ("_draw_curves", "_load", "_examine", "_write_tensorboard", "draw_sheet", "_write_report")
     with patch.multiple(finish, **dict.fromkeys(names, DEFAULT)) as made:
+        made["_examine"].return_value.maps = ["a map"]
         finish.finish(trainer, open_run(config, "recipe"), evaluation, tiny_splits(config), 0.0)
     return [made[name].call_count for name in ("draw_sheet", "_write_report")]
 
