@@ -1,17 +1,21 @@
 """What a network takes and what its outputs mean: all that a prediction needs besides the weights, and so kept in the run folder."""
 
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 
 from pipeline.config import Config
-from pipeline.data import Splits
-from pipeline.data.decode import decode_files
+from pipeline.data import FileSet, Splits
+from pipeline.data.crops import CentreView
+from pipeline.data.decode import decode_image, try_all
+from pipeline.data.file_set import read_centre
 from pipeline.errors import UserError
 
 INPUT_FILE = "input.json"
@@ -24,17 +28,30 @@ class InputSpec:
     Attributes:
         class_names: in the order of the logits.
         mean, std: per channel, fractions of 1, with which pixels / 255 are normalised.
-        image_size: height and width in pixels.
+        image_size: height and width in evaluation, in pixels.
+        crop: share of the resized shorter side that the centre crop of evaluation keeps, where images are streamed from their files;
+            None: images are kept decoded, and the crop keeps all of it.
     """
 
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
+    crop: float | None = None
 
     @classmethod
     def of(cls, config: Config, splits: Splits) -> "InputSpec":
-        return cls(tuple(splits.class_names), tuple(splits.mean), tuple(splits.std), config.image_size)
+        streamed = isinstance(splits.test, FileSet)
+        recorded = cls(tuple(splits.class_names), tuple(splits.mean), tuple(splits.std), config.image_size, 1.0 if streamed else None)
+        return recorded.under(config)
+
+    def under(self, config: Config) -> "InputSpec":
+        """The same network's, with the sizes and, where it gives them, the statistics of a config."""
+        data = config.data
+        statistics = {"mean": data.mean, "std": data.std} if data.mean is not None and data.std is not None else {}
+        if self.crop is None:
+            return replace(self, image_size=config.image_size, **statistics)
+        return replace(self, image_size=data.eval_image_size or data.image_size, crop=data.eval_crop, **statistics)
 
     @classmethod
     def read(cls, path: Path) -> "InputSpec":
@@ -45,7 +62,14 @@ class InputSpec:
         """
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            return cls(tuple(saved["class_names"]), tuple(saved["mean"]), tuple(saved["std"]), int(saved["image_size"]))
+            crop = saved.get("crop")  # unknown to runs of before folders were streamed
+            return cls(
+                tuple(saved["class_names"]),
+                tuple(saved["mean"]),
+                tuple(saved["std"]),
+                int(saved["image_size"]),
+                None if crop is None else float(crop),
+            )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: cannot be read ({type(error).__name__}: {error}); remove it, and the data set is read instead"
@@ -57,6 +81,11 @@ class InputSpec:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def resized(self) -> int:
+        """The shorter side, in pixels, that images are resized to before their centre is cropped."""
+        return self.image_size if self.crop is None else CentreView(self.image_size, self.crop).resized
 
     def normalise(self, pixels: np.ndarray) -> torch.Tensor:
         """The network's input, as the loaders make it: (N, H, W, C) uint8 → (N, C, H, W) float32 on the CPU.
@@ -76,5 +105,12 @@ class InputSpec:
             (N, image_size, image_size, 3) uint8, and the files that cannot be read, with the reason; their rows are zero.
         """
         pixels = np.zeros((len(files), self.image_size, self.image_size, 3), np.uint8)
-        bad = decode_files(files, pixels, num_threads, "reading images")
+        view = None if self.crop is None else CentreView(self.image_size, self.crop)
+
+        def show(row: int) -> None:
+            pixels[row] = decode_image(files[row], self.image_size) if view is None else read_centre(files[row], view)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as large as a data set's may be; Pillow refuses larger ones
+            bad = try_all(range(len(files)), show, num_threads, "reading images")
         return pixels, [(files[number], reason) for number, reason in bad.items()]

@@ -118,8 +118,7 @@ def load_trained(
         recorded = InputSpec.read(run.path / INPUT_FILE)
         if config.data.mean is None:  # not computed anew: the data set, or the share held out of it, may have changed
             config = config.model_copy(update={"data": config.data.model_copy(update={"mean": recorded.mean, "std": recorded.std})})
-        assert config.data.mean is not None and config.data.std is not None
-        inputs = InputSpec(recorded.class_names, config.data.mean, config.data.std, config.image_size)
+        inputs = recorded.under(config)
     else:
         splits = splits or load_splits(config.data, config.seed)
         inputs = InputSpec.of(config, splits)

@@ -111,6 +111,11 @@ class CentreView:
     size: int
     share: float
 
+    @property
+    def resized(self) -> int:
+        """The shorter side of the resized image, in pixels."""
+        return max(round(self.size / self.share), self.size)
+
     def boxes(self, sizes: np.ndarray) -> np.ndarray:
         """(N, 4) float32 top, left, bottom, right in pixels of the image: what resizing and cropping at once has to read.
 
@@ -119,7 +124,7 @@ class CentreView:
         """
         wide = sizes.astype(np.int64)
         shorter = wide.min(axis=1, keepdims=True)
-        resized = wide * max(round(self.size / self.share), self.size) // shorter
+        resized = wide * self.resized // shorter
         start = np.rint((resized - self.size) / 2)
         scale = wide / resized
         return np.concatenate([start * scale, (start + self.size) * scale], axis=1).astype(np.float32)

@@ -16,6 +16,17 @@ from pipeline.data.paths import Paths
 BILINEAR = Image.Resampling.BILINEAR
 
 
+def read_centre(path: str | Path, view: CentreView) -> np.ndarray:
+    """Decode one file, as `open_rgb` does, and show it as evaluation does.
+
+    Returns:
+        (S, S, 3) uint8, S being `view.size`.
+    """
+    rgb = open_rgb(path)
+    top, left, bottom, right = view.boxes(np.array([[rgb.height, rgb.width]], np.int32))[0].tolist()
+    return np.asarray(rgb.resize((view.size, view.size), BILINEAR, box=(left, top, right, bottom)))
+
+
 @dataclass(frozen=True, eq=False)
 class FileSet:
     """One part of a data set, streamed from its files, in sample-id order.
@@ -83,9 +94,7 @@ class FileSet:
 
     def centre(self, sample: int) -> np.ndarray:
         """(S, S, 3) uint8: an image as evaluation shows it."""
-        top, left, bottom, right = self.view.boxes(self.sizes[sample : sample + 1])[0].tolist()
-        size = (self.view.size, self.view.size)
-        return np.asarray(open_rgb(self.file(sample)).resize(size, BILINEAR, box=(left, top, right, bottom)))
+        return read_centre(self.file(sample), self.view)
 
     def pixels(self, samples: np.ndarray, num_threads: int = 4) -> np.ndarray:
         """(M, S, S, 3) uint8: images as evaluation shows them."""
