@@ -138,7 +138,9 @@ def _ticks(values: np.ndarray, axis: Axis) -> list[float]:
             *(tick for tick in ticks if low < tick < high),
             min(tick for tick in ticks if tick >= high and tick > low),
         ]
-    low, high = (low if axis.low is None else min(axis.low, low)), (high if axis.high is None else min(axis.high, high))
+    if axis.high is not None:  # an accuracy of mixed labels can be rounded to a little more than 1
+        low, high = min(axis.high, low), min(axis.high, high)
+    low = low if axis.low is None else min(axis.low, low)
     if low == high:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     ticks = [float(tick) for tick in MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]

@@ -223,6 +223,14 @@ def test_many_classes(tmp_path: Path, classes: int):
     assert "pair alone" in page.source  # without a map
 
 
+# Four steps, none of them after warm-up. Shares of mixed labels, added up in float32, make a little more than all of them right.
+VERY_SHORT = [
+    {"kind": "train", "step": 4, "epoch": 0.0, "loss": 0.1, "accuracy": 1.0000001, "lr": 1e-5, "images_per_sec": None, "loss_scale": 1.0},
+    {"kind": "eval", "split": "test", "step": 4, "epoch": 0.0, "loss": 0.1, "accuracy": 1.0, "correct": 12, "seen": 12},
+]
+NO_SPEED = {"images_per_sec": {"median": None, "p10": None, "p90": None, "n": 0}, "step_ms": None, "data_wait_fraction": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "missing", "told"),
     [
@@ -238,6 +246,7 @@ def test_many_classes(tmp_path: Path, classes: int):
         ({"config": "]"}, (), "config.yaml"),
         ({"metrics": metrics(scale=1024.0, skipped=2)}, (), "2 of 40 steps (5.00 %) were skipped because fp16 overflowed: 1 in steps 1–10"),
         ({"result": {"steps": 1}}, (), "Speed: not measured"),
+        ({"metrics": VERY_SHORT, "result": {**RESULT, "steps": 4, **NO_SPEED}}, (), "Speed: not measured"),
         ({"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}}, (), "Continued at step 20 by b"),
         ({"predictions": predictions(maps=False)}, (), "true cat"),
         ({"metrics": [{"kind": "train"}, {"kind": "eval", "split": "test", "step": 3, "epoch": None, "accuracy": None}]}, (), "step 3"),
@@ -275,7 +284,9 @@ def test_predictions_come_back_as_they_were(tmp_path: Path):
     assert ((found.confidence > 0) & (found.confidence <= 1)).all()
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.5, 0.5], [1e-6, 3.0, 2e5], [0.2, 0.9], [0.0, 1.0], list(np.linspace(5, 1, 5000))])
+@pytest.mark.parametrize(
+    "values", [[1.0], [1.0000001], [1.5, 1.5], [0.5, 0.5], [1e-6, 3.0, 2e5], [0.2, 0.9], [0.0, 1.0], list(np.linspace(5, 1, 5000))]
+)
 @pytest.mark.parametrize("scale", ["linear", "log10", "log2"])
 def test_lines_stay_inside_their_panel(values: list[float], scale: str):
     records = [{"epoch": i / 10, "v": value} for i, value in enumerate(values)]
