@@ -1,0 +1,203 @@
+"""Whole runs on a folder whose images are streamed: stopped and continued, on two processes, and what can be done with them afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import __main__ as cli
+from pipeline import export, train
+from pipeline.commands import evaluate_run
+from pipeline.config import load_config
+from pipeline.data import Batch, build_loaders
+from pipeline.errors import UserError
+from pipeline.evidence import explain_files, explain_samples
+from pipeline.inputs import INPUT_FILE, InputSpec
+from pipeline.predict import predict_files
+from pipeline.predictions import Predictions
+from pipeline.step import Step, StepOutput
+from pipeline.trained import Trained, load_trained
+from tests.pictures import picture, save
+from tests.tiny import RECIPE, ROOT, assert_equal, last_weights, only_run, read_metrics
+
+pytestmark = pytest.mark.usefixtures("process_state")
+SCRIPT = Path(__file__).with_name("two_processes.py")
+NUM_TRAIN, NUM_TEST = 32, 10
+LOADERS = ["dali", "reference"]
+# 4 steps an epoch; the images grow in the middle of the second
+STREAMED = (
+    *("data.dataset=folder", "data.cache_below=16", "data.image_size=24", "data.eval_image_size=32", "data.eval_crop=0.8"),
+    *("augment.progressive=[[0ep, 16], [6st, 24]]", "duration=2ep", "log.tensorboard=false"),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of 96x80 pixels, wide and tall, of two classes."""
+    root = tmp_path_factory.mktemp("images")
+    for part, count in (("train", NUM_TRAIN), ("val", NUM_TEST)):
+        for number in range(count):
+            size = (80, 96) if number % 4 < 2 else (96, 80)
+            save(root / part / "ab"[number % 2] / f"{number:02d}.jpg", picture(*size, seed=number + 100 * (part == "val")), quality=92)
+    return root
+
+
+def run_streamed(root: Path, folder: Path, *overrides: str) -> int:
+    given = {item.partition("=")[0]: item for item in (f"data.root={root}", *STREAMED, *overrides)}
+    return train.main([str(RECIPE), f"log.dir={folder}", *given.values()])
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path, tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> dict[str, Path]:
+    """A whole run with each loader; that with dali has a report."""
+    folders = {loader: tmp_path_factory.mktemp(loader) for loader in LOADERS}
+    for loader, folder in folders.items():
+        shown = [f"log.{key}={'true' if loader == 'dali' else 'false'}" for key in ("report", "explain")]
+        assert run_streamed(root, folder, f"data.loader={loader}", *shown) == 0
+    return {loader: only_run(folder) for loader, folder in folders.items()}
+
+
+# --- the same whole, in parts and on two processes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loader", "step"), [("dali", 5), ("dali", 7), ("reference", 5)])
+def test_stopped_in_mid_epoch_and_continued(
+    loader: str, step: int, root: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before the images grow, and after: bit for bit the run that was not stopped."""
+    sizes: list[int] = []
+    call = Step.__call__
+
+    def watched(self: Step, batch: Batch) -> StepOutput:
+        output = call(self, batch)
+        sizes.append(batch.images.shape[-1])
+        if len(sizes) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return output
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    assert run_streamed(root, tmp_path, f"data.loader={loader}") == 75
+    assert len(sizes) == step
+    assert run_streamed(root, tmp_path, f"data.loader={loader}", "resume=auto") == 0
+    assert sizes == [16] * 6 + [24] * 2
+    assert_equal(last_weights(only_run(tmp_path)), last_weights(runs[loader]))
+    assert read_metrics(only_run(tmp_path)) == read_metrics(runs[loader])
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_samples_of_one(root: Path, runs: dict[str, Path], tmp_path: Path):
+    arguments = [str(RECIPE), f"log.dir={tmp_path}/runs", f"data.root={root}", *STREAMED, "data.eval_batch_size=4"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(tmp_path), "0"]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *arguments], cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text())["steps"] for rank in (0, 1)]
+    trained = load_trained(runs["dali"])
+    alone = build_loaders(trained.config, trained.splits, trained.device).train
+    expected = [batch.indices.tolist() for _ in range(2) for batch in alone]
+    assert [zero["indices"] + one["indices"] for zero, one in zip(*ranks, strict=True)] == expected
+    record = read_metrics(only_run(tmp_path / "runs"))[-1]
+    assert (record["kind"], record["seen"]) == ("eval", NUM_TEST)
+
+
+# --- afterwards -------------------------------------------------------------------------------------------------------------------
+
+
+def probabilities(trained: Trained) -> np.ndarray:
+    """(N, K), of the test set by its loader."""
+    return torch.from_numpy(trained.test_logits()).softmax(dim=1).numpy()
+
+
+def by_file(trained: Trained, root: Path) -> np.ndarray:
+    """(N, K), of the same images given by name."""
+    files = [root / path for path in trained.splits.test.sample_paths or ()]
+    found, bad = predict_files(trained, files, top=2)
+    assert bad == [] and len(found) == NUM_TEST
+    return np.array([[share for _, share in sorted(zip(item.classes, item.probabilities, strict=True))] for item in found])
+
+
+# Of a probability. The reference loader decodes and resizes by the same code; DALI by another, which differs by a few grey levels.
+@pytest.mark.parametrize(("loader", "tolerance"), [("reference", 1e-6), ("dali", 1e-3)])
+def test_files_are_shown_as_evaluation_shows_them(loader: str, tolerance: float, runs: dict[str, Path], root: Path):
+    trained = load_trained(runs[loader])
+    assert (trained.inputs.image_size, trained.inputs.crop, trained.inputs.resized) == (32, 0.8, 40)
+    expected = probabilities(trained)
+    np.testing.assert_allclose(by_file(trained, root), expected, rtol=0, atol=tolerance)
+    # with the size in training, or another crop, they would be others
+    for other in (replace(trained.inputs, image_size=24), replace(trained.inputs, crop=1.0), replace(trained.inputs, crop=None)):
+        assert np.abs(by_file(replace(trained, inputs=other), root) - expected).max() > 2 * tolerance
+
+
+def test_files_are_shown_as_decoded_images_are(root: Path, tmp_path: Path):
+    """The same images, kept decoded."""
+    keys = ("data.cache_below=128", "augment.progressive=[]", "duration=1ep", f"data.cache_dir={tmp_path}/cache")
+    assert run_streamed(root, tmp_path / "runs", *keys) == 0
+    trained = load_trained(only_run(tmp_path / "runs"))
+    assert (trained.inputs.image_size, trained.inputs.crop, trained.inputs.resized) == (24, None, 24)
+    np.testing.assert_allclose(by_file(trained, root), probabilities(trained), rtol=0, atol=1e-6)
+
+
+def test_the_run_says_how_images_are_shown(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    run = runs["dali"]
+    monkeypatch.setattr("pipeline.trained.load_splits", lambda *_, **__: pytest.fail("reads the data set"))
+    config = load_config(run / "config.yaml")
+    assert config.data.mean is not None and config.data.std is not None
+    assert InputSpec.read(run / INPUT_FILE) == InputSpec(("a", "b"), config.data.mean, config.data.std, 32, 0.8)
+    assert load_trained(run).inputs == InputSpec.read(run / INPUT_FILE)
+    other = load_trained(run, overrides=["data.eval_image_size=40", "data.eval_crop=1.0"]).inputs
+    assert (other.image_size, other.crop, other.resized) == (40, 1.0, 40)
+
+
+def test_explain(runs: dict[str, Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trained = load_trained(runs["reference"])
+    files = [root / path for path in (trained.splits.test.sample_paths or ())[:2]]
+    of_files, of_samples = explain_files(trained, files), explain_samples(trained, [0, 1])
+    assert of_files.images.shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(of_files.images, of_samples.images)
+    np.testing.assert_array_equal(of_files.found.maps, of_samples.found.maps)
+    sheet = tmp_path / "sheet.png"
+    for chosen in (["--indices", "1,3"], ["--files", str(files[0])], ["--count", "2"]):
+        assert cli.main(["explain", str(runs["dali"]), *chosen, "--output", str(sheet)]) == 0, capsys.readouterr().err
+        with Image.open(sheet) as drawn:
+            assert drawn.size[0] > 1000
+
+
+def test_evaluate_and_report(runs: dict[str, Path], tmp_path: Path):
+    run = runs["dali"]
+    result = json.loads((run / "result.json").read_text())
+    again = evaluate_run(run)
+    assert (again.accuracy, again.seen) == (result["test_accuracy"], NUM_TEST)
+    predictions = Predictions.load(run)
+    assert predictions is not None and predictions.images.shape[1:] == (32, 32, 3) and len(predictions.maps) == len(predictions.shown)
+    assert set(predictions.shown_names) <= {f"val/{name}/{number:02d}.jpg" for name in "ab" for number in range(NUM_TEST)}
+    page = tmp_path / "page.html"
+    assert cli.main(["report", *map(str, runs.values()), "--output", str(page)]) == 0
+    assert cli.main(["report", str(run), "--refresh"]) == 0
+    assert all(path.stat().st_size > 20_000 for path in (page, run / "report.html"))
+
+
+def test_export_says_how_images_are_shown(runs: dict[str, Path], tmp_path: Path):
+    trained = load_trained(runs["reference"])
+    export.export(trained, "safetensors", tmp_path)
+    about = export.describe(trained, "normalised")
+    assert (about["image_size"], about["resized"]) == ("32", "40")
+    assert about["resize"] == "shorter side to 40 pixels, bilinear with antialiasing, then the central 32 x 32 pixels"
+    assert about["resize"] in (tmp_path / "README.md").read_text()
+    assert "network(torch.zeros(1, 3, 32, 32))" in (tmp_path / "README.md").read_text()
+
+
+def test_files_that_cannot_be_read_are_named(runs: dict[str, Path], root: Path, tmp_path: Path):
+    (tmp_path / "text.jpg").write_text("no image")
+    trained = load_trained(runs["dali"])
+    predictions, bad = predict_files(trained, [tmp_path / "text.jpg", root / "val/a/00.jpg"])
+    assert [item.file.name for item in predictions] == ["00.jpg"] and [path.name for path, _ in bad] == ["text.jpg"]
+    with pytest.raises(UserError, match=r"text\.jpg: not a JPEG or PNG"):
+        explain_files(trained, [tmp_path / "text.jpg"])
