@@ -27,7 +27,6 @@ from pipeline.environment import describe_environment
 from pipeline.errors import UserError
 
 _PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
-_COMPILATIONS = 256  # of one function, in one process: a benchmark compiles the same model many times over
 _FOLDER_KEYS = ("train_list", "test_list", "class_names", "on_bad_image", "cache_below", "eval_image_size", "eval_crop")
 _DATA_KEYS = ("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples", *_FOLDER_KEYS)
 
@@ -230,7 +229,6 @@ def run(work: Callable[[Session], None], name: str, options: argparse.Namespace)
     """
     recipe, overrides = read_arguments(options)
     config = load_config(recipe, overrides)
-    torch._dynamo.config.recompile_limit = _COMPILATIONS
     set_backends(config)
     processes = connect(config)
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])

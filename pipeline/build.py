@@ -18,6 +18,7 @@ from pipeline.optim import build_optimizer
 from pipeline.precision import Precision
 from pipeline.state import Totals, TrainState
 
+_COMPILATIONS = 256  # of one function in one process, in place of 8: each size of the images and each network is one
 _DDP_WARMUP = 11  # DDP rebuilds its buckets in the first steps; torch's notes on CUDA graphs ask for eleven before a capture
 
 
@@ -62,8 +63,10 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
     mode = compile_mode(config, device)
     if mode == "none":
         return
-    from torch._functorch import config as functorch  # with torch's compiler, whose import takes seconds
+    from torch._dynamo import config as dynamo  # with torch's compiler, whose import takes seconds
+    from torch._functorch import config as functorch
 
+    dynamo.recompile_limit = _COMPILATIONS  # unexpected ones are counted by the step
     # our batch norm is an autograd.Function, whose traced graphs are in the cache's key; without this each start traces anew
     functorch.autograd_cache_allow_custom_autograd_functions = True
     if config.backend != "inductor":

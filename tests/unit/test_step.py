@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.build import compile_in_place
+from pipeline.config import CompileConfig
 from pipeline.data import Batch
 from pipeline.evaluate import evaluate
 from pipeline.loop import Trainer
@@ -245,3 +247,11 @@ def test_images_of_another_size_are_compiled_once_and_that_is_no_recompilation()
         for _ in range(3):
             trainer.step(batch)
         assert trainer.step.settled and trainer.step.recompilations == 0
+
+
+def test_more_sizes_than_torch_compiles_by_default():
+    """Its limit of eight graphs of one function ended the run at the ninth."""
+    torch._dynamo.reset()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3))
+    compile_in_place(model, CompileConfig(mode="default", backend="aot_eager"), torch.device("cpu"))
+    assert [model(torch.zeros(1, 3, side, side)).shape[2] for side in range(8, 18)] == list(range(6, 16))
