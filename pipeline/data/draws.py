@@ -12,7 +12,7 @@ from einops import rearrange
 
 from pipeline.config import AugmentConfig
 
-# Streams of one (seed, epoch): the highest word of the Philox counter.
+# Streams of one (seed, epoch): the highest word of the Philox counter. `mixing.py` has 3.
 _ORDER, _AUGMENT, CROPS = 0, 1, 2
 _WORDS = 4  # 64-bit words in a Philox block
 

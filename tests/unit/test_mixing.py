@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from pipeline.config import MIX_SOURCES, AugmentConfig
+from pipeline.data.draws import CROPS, philox_blocks
 from pipeline.losses import count_correct
 from pipeline.mixing import MixDraws, draw_mixing, mix
 from tests.tiny import random_batch, tiny_config, tiny_trainer
@@ -104,6 +105,13 @@ def test_shares_add_up_and_boxes_are_inside(name: str):
         top, bottom, left, right = rows[:, 2:].T
         assert ((top >= 0) & (top <= bottom) & (bottom <= SIZE) & (left >= 0) & (left <= right) & (right <= SIZE)).all()
         assert {*top} >= set(range(SIZE - 1)) and {*right} >= set(range(1, SIZE + 1))
+
+
+@pytest.mark.parametrize("stream", [0, 1, CROPS])
+def test_nothing_is_drawn_from_the_numbers_of_the_loaders(stream: int):
+    """With alpha 1 a share of Mixup is a uniform number: the first of the two blocks of its step."""
+    words = philox_blocks(0, 0, stream, 2 * 40)[::2, 0]
+    assert (draw("mixup", 40)[:, 0] != np.rint((words >> np.uint64(11)) * 2.0**-53 * 1024) / 1024).mean() > 0.9
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
