@@ -147,6 +147,12 @@ def test_synthetic_images_grow_as_the_others_do(root: Path):
     assert next(iter(built.train)).images.shape[-1] == 48
 
 
+def test_synthetic_images_of_a_size_do_not_depend_on_the_sizes_before(root: Path):
+    through, continued = (loaders(root, "data.loader=synthetic", "augment.progressive=[[0st, 16], [1st, 32], [2st, 48]]") for _ in "ab")
+    continued.train.seek(0, 2)
+    assert_same(list(through.train)[2], next(iter(continued.train)))
+
+
 @pytest.mark.parametrize("drawn", ["augment.color_jitter=0.4", "augment.randaugment=2"])
 def test_what_dali_draws_changes_the_colours_and_nothing_else(root: Path, drawn: str, caplog: pytest.LogCaptureFixture):
     plain, coloured = loaders(root).train, loaders(root, drawn)
