@@ -163,6 +163,7 @@ class ReferenceLoader(PositionedLoader):
                 pin_memory=self._device.type == "cuda",
                 worker_init_fn=_leave_signals_to_the_trainer,
                 multiprocessing_context=context,
+                generator=torch.Generator(),  # not torch's own, which dropout draws from: a run that is continued restarts its loader
             )
         )
 

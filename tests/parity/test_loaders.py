@@ -241,6 +241,16 @@ def test_one_loader_may_seek_again_and_back(build: Build):
 
 
 @pytest.mark.parametrize("build", BACKENDS)
+def test_torch_s_generator_is_left_alone(build: Build):
+    """Dropout draws from it: a run that is continued begins its loader anew and must not find it elsewhere."""
+    before = torch.get_rng_state()
+    loader = train_loader(build)
+    loader.seek(0, 2)
+    next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("build", BACKENDS)
 def test_an_iterator_that_is_left_is_continued_by_the_next(build: Build):
     through, loader = epochs_of(train_loader(build), 2), train_loader(build)
     first = list(islice(loader, 2))
