@@ -73,8 +73,6 @@ def restored(state: TrainState, loader: Loader) -> Iterator[None]:
     saved = copy.deepcopy(state.state_dict())
     models = [state.raw_model, *([state.ema.model] if state.ema is not None else [])]
     weights = [copy.deepcopy(model.state_dict()) for model in models]
-    on_gpu = state.lr.is_cuda
-    gpu_rng = torch.cuda.get_rng_state() if on_gpu else None
     rate = state.lr.clone()
     try:
         yield
@@ -84,8 +82,6 @@ def restored(state: TrainState, loader: Loader) -> Iterator[None]:
         state.load_state_dict(saved)
         state.lr.copy_(rate)
         state.optimizer.zero_grad(set_to_none=True)
-        if gpu_rng is not None:
-            torch.cuda.set_rng_state(gpu_rng)
         loader.seek(*divmod(state.step, loader.steps_per_epoch))
 
 

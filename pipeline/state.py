@@ -77,6 +77,8 @@ class TrainState:
             "last_train": self.last_train,
             "clock": self.clock,
             "rng": torch.get_rng_state(),
+            # what dropout draws from on a GPU; where the step is captured, every replay moves it on
+            **({"cuda_rng": torch.cuda.get_rng_state(self.lr.device)} if self.lr.is_cuda else {}),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -90,3 +92,5 @@ class TrainState:
         self.precision.scaler.load_state_dict(saved["scaler"])
         self.totals.values.copy_(saved["totals"])
         torch.set_rng_state(saved["rng"].cpu())
+        if self.lr.is_cuda and "cuda_rng" in saved:  # not where the CPU has saved
+            torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.lr.device)

@@ -124,3 +124,12 @@ def test_a_step_waits_for_nothing(name: str) -> None:
         step(next(stream))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_dropout_draws_from_is_saved() -> None:
+    step, _ = _start(_config("compile.mode=none"))
+    torch.rand(5, device="cuda")
+    saved = step._state.state_dict()
+    drawn = torch.rand(5, device="cuda")
+    step._state.load_state_dict(saved)
+    assert torch.equal(torch.rand(5, device="cuda"), drawn)
