@@ -1,16 +1,16 @@
 """Recipes: YAML and command-line overrides in, one frozen `Config` out. Imports no torch."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config.durations import to_bytes, to_steps
+from pipeline.config.messages import explain, leaf_fields
 from pipeline.config.schema import (
     MIX_SOURCES,
     AugmentConfig,
@@ -26,7 +26,6 @@ from pipeline.config.schema import (
     PrecisionConfig,
     RuntimeConfig,
     ScheduleConfig,
-    Section,
 )
 from pipeline.config.source import Source, apply_overrides, dump, parse, read_recipe
 from pipeline.errors import UserError
@@ -83,76 +82,7 @@ def _validate(source: Source) -> Config:
     try:
         return Config.model_validate(source.values)
     except ValidationError as error:
-        # of several errors at one key (each branch of a union gives one) the last is told
-        messages = {_path(item): _explain(item, source) for item in error.errors()}
-        raise UserError("\n".join(messages.values())) from None
-
-
-def _path(item: Any) -> tuple[str, ...]:
-    """The key of a pydantic error, without what pydantic adds: the branch of a union, the index in a list."""
-    path: list[str] = []
-    for part in item["loc"]:
-        if isinstance(part, int) or not (_field([*path, part]) or item["type"] == "extra_forbidden"):
-            break
-        path.append(str(part))
-    return tuple(path)
-
-
-def _explain(item: Any, source: Source) -> str:
-    """One line for one pydantic error: where, which key, what is wrong, what to do."""
-    path = _path(item)
-    key = ".".join(path)
-    where = source.where(key)
-    prefix = f"{where}: " if where else ""
-    if item["type"] == "extra_forbidden":
-        return f"{prefix}unknown key {key}{_suggestion(key)}"
-    message = item["msg"].removeprefix("Value error, ")
-    if not key:
-        # a rule over several keys: the first one named in it says where
-        named = next((word.strip("`:,") for word in message.split() if _field(word.strip("`:,").split("."))), "")
-        origin = source.where(named)
-        return f"{origin}: {message}" if origin else message
-    field = _field(path)
-    given = "" if item["type"] in ("missing", "value_error") else f", got {_shorten(item['input'])}"
-    hint = f" ({field.description})" if field is not None and field.description else ""
-    return f"{prefix}{key}: {message[0].lower() + message[1:]}{given}{hint}"
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _suggestion(key: str) -> str:
-    known = [name for name, _ in leaf_fields()] + sorted({name.partition(".")[0] for name, _ in leaf_fields()})
-    by_last = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if not near:
-        near = [by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)]
-    return f"; did you mean {near[0]}?" if near else "; `python -m pipeline config-reference` lists the keys"
-
-
-def _field(path: Sequence[Any]) -> FieldInfo | None:
-    model: type[Section] = Config
-    field: FieldInfo | None = None
-    for depth, part in enumerate(path):
-        field = model.model_fields.get(str(part))
-        if field is None:
-            return None
-        if depth < len(path) - 1:
-            if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-                return None
-            model = field.annotation
-    return field
-
-
-def leaf_fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every dotted key of the config with its field, in the order of the schema."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from leaf_fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
+        raise UserError(explain(error, source)) from None
 
 
 def _constraints(field: FieldInfo) -> str:

@@ -16,7 +16,7 @@ def _check_duration(text: str) -> str:
         raise ValueError(f"{text!r} is not a duration: write epochs as 20ep, optimizer steps as 500st, a share of the run as 10%")
     amount, unit = match.groups()
     if len(amount) > 15:
-        raise ValueError(f"{text!r} is longer than any run")
+        raise ValueError(f"{text!r} is longer than any run: write epochs as 20ep, optimizer steps as 500st")
     if unit == "st" and "." in amount:
         raise ValueError(f"{text!r} is not a whole number of steps: write {round(float(amount))}st")
     if unit == "%" and float(amount) > 100:

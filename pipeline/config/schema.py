@@ -2,10 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.config.durations import Duration, Interval, RunLength, Size
 from pipeline.config.networks import NetworkName, check_model
+
+_MAX_TEXT = 4096  # characters, as in Linux's PATH_MAX
 
 
 def _as_tuple(value: object) -> object:
@@ -31,6 +33,14 @@ class Section(BaseModel):
     """Base of every section: unknown keys and silent conversions are errors, values never change after loading."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        """Text that no file system takes for a name is refused here, where its key is known."""
+        if isinstance(value, str) and ("\0" in value or len(value) > _MAX_TEXT):
+            raise ValueError(f"holds a NUL character or is longer than {_MAX_TEXT} characters; give a shorter, plain text")
+        return value
 
 
 class DataConfig(Section):
@@ -260,9 +270,11 @@ class EvaluationConfig(Section):
 class PrecisionConfig(Section):
     mode: Literal["fp16", "bf16", "fp32"] = Field(default="fp16", description="Autocast type; fp16 brings the GradScaler with it")
     init_scale: float = Field(default=65536.0, gt=0, le=2.0**40, description="First loss scale (fp16)")
-    growth_interval: int = Field(default=2000, ge=1, description="Steps without overflow after which the loss scale doubles (fp16)")
+    growth_interval: int = Field(
+        default=2000, ge=1, le=2**31 - 1, description="Steps without overflow after which the loss scale doubles (fp16)"
+    )
     max_consecutive_skips: int = Field(
-        default=20, ge=1, description="Updates in a row that may be skipped for overflow before the run stops (fp16)"
+        default=20, ge=1, le=2**31 - 1, description="Updates in a row that may be skipped for overflow before the run stops (fp16)"
     )
 
 
@@ -288,7 +300,11 @@ class RuntimeConfig(Section):
 class LogConfig(Section):
     dir: str = Field(default="runs", min_length=1, description="Folder that the run folders are made in")
     name: str | None = Field(
-        default=None, min_length=1, max_length=100, pattern=r"^[\w.+-]+$", description="Name of the run; default: the recipe's file name"
+        default=None,
+        min_length=1,
+        max_length=100,
+        pattern=r"^[\w.+-]+$",
+        description="Name of the run: letters, digits and `_.+-`; default: the recipe's file name",
     )
     log_every: Interval = Field(default="50st", description="Interval between logged training metrics")
     eval_every: Interval = Field(default="1ep", description="Interval between evaluations; the last step is always evaluated")
