@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from pipeline.caches import use_cache_folder
 from pipeline.errors import EXIT_FAILURE, TrainingError, UserError
 
 BENCHMARKS = {
@@ -32,6 +33,7 @@ def _help() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark; the exit code is 2 for bad input, 1 where a measurement cannot be trusted or a run failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    use_cache_folder()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if arguments and arguments[0] in ("-h", "--help"):
         print(_help())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import train
+from pipeline.caches import use_cache_folder
 from pipeline.config import check_batches, load_config, reference_table
 from pipeline.errors import UserError
 
@@ -258,6 +259,7 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 2 for bad input."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    use_cache_folder()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes no more `key=value` after an option

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import CompileConfig, Config
 from pipeline.data import Splits
 from pipeline.data.image_set import NUM_CHANNELS
@@ -22,16 +23,15 @@ _COMPILATIONS = 256  # of one function in one process, in place of 8: each size 
 _DDP_WARMUP = 11  # DDP rebuilds its buckets in the first steps; torch's notes on CUDA graphs ask for eleven before a capture
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept between runs: `$XDG_CACHE_HOME/quickres`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickres"
-
-
 def set_backends(config: Config) -> None:
-    """Set torch's process-wide switches (and no others are set anywhere)."""
+    """Set torch's process-wide switches (and no others are set anywhere), and make the cache folder.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
     runtime = config.runtime
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder() / "triton"))
+    use_cache_folder()
+    make_cache_folder()
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = runtime.cudnn_benchmark and not runtime.deterministic
     torch.backends.cudnn.allow_tf32 = runtime.tf32

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.caches import use_cache_folder
 from pipeline.config import Config, load_config
 from pipeline.errors import EXIT_FAILURE, OutOfMemory, Preempted, TrainingError, UserError
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped by a signal and saved."""
     started = float(os.environ.get("QUICKRES_START_TIME", time.time()))
+    use_cache_folder()
     parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)

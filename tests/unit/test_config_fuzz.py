@@ -27,7 +27,7 @@ WORDS = {part for key in FIELDS for part in key.split(".")}
 EXAMPLES = 500
 # every message tells what would be right: a key, a choice, a range, a form, what the key means, or what to do
 REMEDY = re.compile(
-    r"did you mean \S+\?|config-reference|the default is |stands as |(: |; |, )(give|use|write|set|remove|must be|keep|such as) | needs "
+    r"did you mean \S+\?|config-reference|the default is |stands as | (give|use|write|set|remove|must be|keep|such as|needs|expected) "
 )
 
 

@@ -17,10 +17,11 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
-    **dict.fromkeys(("bottleneck", "console", "ceiling", "environment", "predictions", "style"), LEAF),
+    **dict.fromkeys(("bottleneck", "caches", "console", "ceiling", "environment", "predictions", "style"), LEAF),
     "check_data": {"data", "style"},
     # the report
     "summary": {"models"},
+    "memory": {"data", "summary"},
     "work": {"models"},
     "profile": {"ceiling", "work"},
     "architecture": {"style"},
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"state", "precision"},
     "run": {"checkpoint"},
     "distributed": {"data"},
-    "build": {"data", "models", "optim", "ema", "precision", "state", "distributed", "step"},
+    "build": {"caches", "data", "models", "optim", "ema", "precision", "state", "distributed", "step"},
     "inputs": {"data"},
     "trained": {"build", "checkpoint", "data", "distributed", "evaluate", "inputs", "run"},
     "evidence": {"explain", "models", "trained"},
