@@ -5,6 +5,7 @@ set -euo pipefail
 usage() {
     cat <<'HELP'
 Usage: ./launch.sh [CONFIG] [key=value ...]   train a recipe; without CONFIG, configs/quickstart.yaml
+       ./launch.sh CONFIG --dry-run           print the plan of that run, and do nothing
        ./launch.sh COMMAND [argument ...]     run `python -m pipeline COMMAND`: report, evaluate, explain, predict, export,
                                               check, summary, lr-find, config-reference
        ./launch.sh bench [CONFIG] [key=value ...]  what limits this machine: loader, step or communication
@@ -184,7 +185,7 @@ train() {
     [[ $hardware == cpu || $processes -eq 1 ]] || where='one GPU each'
     say "processes: $processes, on $where; CPU threads each: $threads"
     export QUICKRES_START_TIME=$start_time QUICKRES_NUM_PROCESSES=$processes
-    if ((processes == 1)); then # needs no launcher, whose imports take three seconds
+    if ((processes == 1)) || [[ " $* " == *' --dry-run '* ]]; then # needs no launcher, whose imports take three seconds
         OMP_NUM_THREADS=$threads run_group "$python" -m pipeline.train "$recipe" "$@"
     fi
     run_group "$python" -m accelerate.commands.launch --quiet --config_file "configs/accelerate/${hardware}2.yaml" \

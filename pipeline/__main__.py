@@ -17,7 +17,8 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    return train.main([arguments.config, *arguments.overrides, *(["--profile"] if arguments.profile else [])])
+    options = [option for option, given in (("--profile", arguments.profile), ("--dry-run", arguments.dry_run)) if given]
+    return train.main([arguments.config, *arguments.overrides, *options])
 
 
 def _check(arguments: argparse.Namespace) -> int:

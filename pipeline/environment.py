@@ -26,7 +26,8 @@ _PACKAGES = (
 )
 
 
-def _output_of(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
+    """What a command prints; None where it fails or there is none of that name."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -52,8 +53,8 @@ def commit() -> dict[str, Any]:
     given = os.environ.get("QUICKRES_COMMIT")
     if given:
         return {"commit": given.removesuffix("-dirty"), "dirty": given.endswith("-dirty")}
-    status = _output_of("git", "status", "--porcelain", "--untracked-files=no")
-    return {"commit": _output_of("git", "rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    status = output_of("git", "status", "--porcelain", "--untracked-files=no")
+    return {"commit": output_of("git", "rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
 def command_line() -> list[str]:
@@ -94,7 +95,7 @@ def describe_environment(config: Config, device: torch.device, world_size: int) 
 
 def _describe_gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
-    query = _output_of("nvidia-smi", f"--id={device.index}", "--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits")
+    query = output_of("nvidia-smi", f"--id={device.index}", "--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits")
     driver, _, power = (query or "").partition(", ")
     return {
         "name": properties.name,

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from pipeline.config import MIX_SOURCES, Config, to_bytes
 from pipeline.data.image_set import NUM_CHANNELS
-from pipeline.summary import build_for_summary, summarise
+from pipeline.models import build_model
+from pipeline.models.flops import on_meta
+from pipeline.summary import summarise
 
 _FLOAT32 = 4  # bytes
 _ROOM = 0.95  # share of the memory to fill: the allocator leaves gaps
@@ -45,25 +47,22 @@ class MemoryEstimate:
         return max(int(room / (self.per_queued_image + self.per_image / self.accumulate)), 0)
 
 
-def estimate_memory(config: Config, num_processes: int, num_images: int, resident: bool) -> MemoryEstimate:
+def estimate_memory(config: Config, num_processes: int, num_classes: int, num_resident: int) -> MemoryEstimate:
     """Estimate the memory of one process of a run. The network is built on the meta device: nothing is computed or allocated.
 
     Args:
         config: of the run.
         num_processes: that share the batch.
-        num_images: of the data set, for training and testing.
-        resident: whether the loader keeps the data set on the device, if `data.resident_limit` allows it.
-
-    Raises:
-        UserError: the classes are those of a folder that is not there.
+        num_classes: of the data set.
+        num_resident: images of the data set that the loader would keep on the device, if `data.resident_limit` allows it.
     """
-    model, shape = build_for_summary(config)
-    summary = summarise(model, shape, 1, config.precision.mode)
+    model = on_meta(build_model(config.model, num_classes, NUM_CHANNELS, config.image_size))
+    summary = summarise(model, (NUM_CHANNELS, config.image_size, config.image_size), 1, config.precision.mode)
     parameters, half = summary.layers[0].parameters, config.precision.mode != "fp32"
     optimizer = {"adamw": 2}.get(config.optimizer.name, 1 if config.optimizer.momentum else 0)
     copies = 2 + optimizer + (config.ema.decay is not None) + (0.5 if half else 0)  # weights and gradients first
     pixels = NUM_CHANNELS * config.image_size**2
-    kept = num_images * pixels if resident else 0
+    kept = num_resident * pixels
     return MemoryEstimate(
         weights=int(copies * parameters * _FLOAT32),
         images=kept if kept <= to_bytes(config.data.resident_limit) else 0,

@@ -46,17 +46,23 @@ def open_run(config: Config, recipe: str) -> RunFolder:
     Raises:
         UserError: the run to resume does not exist, is finished, is another config's, or has no intact checkpoint.
     """
-    if config.resume == "auto":
-        found = _newest_unfinished(config)
-    elif config.resume != "none":
-        found = _resume(config, Path(config.resume))
-    else:
-        found = None
+    found = find_resumable(config)
     if found is not None:
         _point_latest(found.path.parent, found.path)
         return found
     anew = ("resume=auto: no unfinished run of this very config, starting anew",) if config.resume == "auto" else ()
     return RunFolder(_make_folder(config, recipe), warnings=anew)
+
+
+def find_resumable(config: Config) -> RunFolder | None:
+    """The run folder that `resume` means; None where a new one is to be made. Writes nothing.
+
+    Raises:
+        UserError: as for `open_run`.
+    """
+    if config.resume == "auto":
+        return _newest_unfinished(config)
+    return None if config.resume == "none" else _resume(config, Path(config.resume))
 
 
 def _make_folder(config: Config, recipe: str) -> Path:

@@ -29,6 +29,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and exit: no GPU taken, nothing downloaded or written")
     parser.add_argument("--profile", action="store_true", help="write a profiler trace of some steps, and a table of kernels by share")
 
 
@@ -42,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     code = EXIT_FAILURE
     try:
-        train(load_config(arguments.config, arguments.overrides), Path(arguments.config).stem, started, arguments.profile)
+        config, recipe = load_config(arguments.config, arguments.overrides), Path(arguments.config).stem
+        if arguments.dry_run:
+            _print_plan(config, recipe)
+        else:
+            train(config, recipe, started, arguments.profile)
         code = 0
     except (UserError, TrainingError, Preempted) as error:
         code = error.exit_code
@@ -52,6 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report_exit_code(code)
         _leave_process_group()
     return code
+
+
+def _print_plan(config: Config, recipe: str) -> None:
+    from pipeline.dry_run import describe_plan
+
+    plan = describe_plan(config, recipe)
+    if _rank() == 0:
+        print(plan)
 
 
 def _rank() -> int:

@@ -101,8 +101,7 @@ def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
         UserError: no files and no download, or a file that is not the published one.
     """
     files = CIFAR_FILES[name]
-    folder = root / files.folder
-    missing = [item for item in (*files.train, *files.test, files.meta) if not (folder / item[0]).exists()]
+    folder, missing = root / files.folder, missing_files(root, name)
     if missing:
         assert is_main, f"{files.title} is not in {root}: the main process has to fetch it first"
         try:
@@ -117,6 +116,12 @@ def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
     class_names = tuple(item.decode() for item in names)
     train, test = (_read_part(folder, part, files.label_key, len(class_names)) for part in (files.train, files.test))
     return RawSplits(train, test, class_names)
+
+
+def missing_files(root: Path, name: str) -> list[tuple[str, str]]:
+    """(file, MD5) of the files that are not in `root` yet."""
+    files = CIFAR_FILES[name]
+    return [item for item in (*files.train, *files.test, files.meta) if not (root / files.folder / item[0]).exists()]
 
 
 def _read_part(folder: Path, part: tuple[tuple[str, str], ...], label_key: str, num_classes: int) -> ImageSet:

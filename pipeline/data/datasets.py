@@ -36,7 +36,7 @@ def load_splits(config: DataConfig, seed: int, *, is_main: bool = True) -> Split
         if values is not None and len(values) != NUM_CHANNELS:
             raise UserError(f"data.{key}: {len(values)} numbers for images of {NUM_CHANNELS} channels; give {NUM_CHANNELS}")
     raw = _read(config, seed, is_main)
-    held_out = _draw_holdout(raw.train.labels, config.holdout, seed)
+    held_out = draw_holdout(raw.train.labels, config.holdout, seed)
     train, holdout = raw.train, None
     if len(held_out):
         holdout = train.take(held_out)
@@ -58,7 +58,7 @@ def _read(config: DataConfig, seed: int, is_main: bool) -> RawSplits:
             return make_synthetic(config.num_samples, config.num_classes, config.image_size, seed)
 
 
-def _draw_holdout(labels: np.ndarray, holdout: float, seed: int) -> np.ndarray:
+def draw_holdout(labels: np.ndarray, holdout: float, seed: int) -> np.ndarray:
     """Ids of the training samples to hold out, ascending. An int is a count, a float a fraction, to the nearest whole number of images."""
     if not holdout:
         return np.empty(0, np.int64)

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check_data": {"data", "style"},
     # the report
     "summary": {"models"},
-    "memory": {"data", "summary"},
+    "memory": {"data", "models", "summary"},
     "work": {"models"},
     "profile": {"ceiling", "work"},
     "architecture": {"style"},
@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lr_find": {"build", "data", "distributed", "state", "step", "style"},
     "loop": {"data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"},
 }
-ENTRY_POINTS = {"api", "train", "finish", "commands", "__main__"}
+ENTRY_POINTS = {"api", "dry_run", "train", "finish", "commands", "__main__"}
 
 
 def imports_of(path: Path) -> set[str]:

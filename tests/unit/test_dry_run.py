@@ -1,0 +1,142 @@
+"""`--dry-run`: the plan is that of the run, and nothing is taken, downloaded or written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import __main__ as cli
+from pipeline import dry_run, train
+from pipeline.loop import Plan
+from tests.sandbox import files_in, sandbox
+from tests.tiny import RECIPE, ROOT, tiny_config
+
+pytestmark = pytest.mark.usefixtures("process_state")
+CIFAR = str(ROOT / "configs/cifar10_resnet18.yaml")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a dry run took a GPU or the network")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
+    monkeypatch.setattr("pipeline.dry_run.build_initial_model", lambda *_: None)
+
+
+def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    """The lines of a plan by their names."""
+    assert train.main([*arguments, "--dry-run"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "dry run: nothing was trained, downloaded or written"
+    found = [re.split(r"  +", line, maxsplit=1) for line in lines]
+    return {name: text for name, text in found if name}
+
+
+def test_the_plan_is_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    plan = plan_of(capsys, str(RECIPE), f"log.dir={tmp_path}/runs", "data.holdout=8")
+    real = Plan.of(tiny_config(), 4)
+    assert plan["data"] == "synthetic: 32 training images, 8 held out, 8 test images, 4 classes (needs no files)"
+    assert plan["steps"] == "12 of 8 images, 4 an epoch: 3 epochs"
+    rates = [f"{share} % {real.lr_at(share * real.total_steps // 100):.4g}" for share in (0, 25, 50, 75, 100)]
+    assert plan["learning rate"] == ", ".join(rates) and rates[-1] == "100 % 0"
+    assert plan["processes"].startswith("1, on the CPU (")
+    assert plan["loader"] == "dali (CPU backend), 1 thread, 3 batches ahead"
+    assert (plan["precision"], plan["compile"]) == ("fp32", "none")
+    assert plan["evaluation"] == "every 4 steps; logged every 2 steps"
+    assert plan["checkpoints"].startswith("every 4 steps")
+    assert plan["run folder"] == f"{tmp_path}/runs/tiny-TIME"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(dry_run, "output_of", lambda *_: "NVIDIA H200, 143771\nNVIDIA H200, 143771")
+    monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "2")
+    plan = plan_of(capsys, CIFAR, f"data.root={tmp_path}", "ema.decay=0.99")
+    assert plan["data"].endswith(f"(not in {tmp_path} yet: a run downloads it first)")
+    assert plan["processes"] == "2, on NVIDIA H200, 2 visible"
+    assert plan["compile"] == "reduce-overhead by inductor, the step captured in a CUDA graph"
+    total, weights, activations, images = map(int, re.findall(r"(\d+) ", plan["memory"].replace(",", ""))[:4])
+    assert weights == round(11_173_962 * 4 * 4.5 / 2**20)  # weights, gradients, momentum, average, half-precision copy
+    assert images == round(60_000 * 3072 / 2**20)
+    assert activations == pytest.approx(1157 / 2, rel=0.01) and total == pytest.approx(weights + activations + images, abs=20)
+    assert plan["memory"].endswith("; the machine has 143,771")
+    plan_of(capsys, CIFAR, f"data.root={tmp_path}", "data.batch_size=262144", "data.dataset=synthetic", "data.num_samples=300000")
+    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=513"]) == 2
+    monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "3")
+    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=510", "data.eval_batch_size=999"]) == 2
+    assert "more processes than the 2 visible GPUs" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """On the machine that jobs are submitted from."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    plan = plan_of(capsys, CIFAR, f"data.root={tmp_path}", "runtime.device=gpu", "data.loader=fused")
+    assert plan["processes"] == "1, on a GPU, of which this machine has none"
+    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.loader=fused"]) == 2
+    assert "data.loader: fused runs on a GPU only" in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(dry_run, "output_of", lambda *_: "Some GPU, 8192")
+    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=8192"]) == 0
+    (warning,) = (line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line)
+    assert warning.startswith("warning: that is too much; by estimate about 3264 images fit into the 8,192 MiB that there are; ")
+    assert "use optimizer.accumulate=4 (the same batch in smaller parts), or data.batch_size=3264 with optimizer.lr=0.159" in warning
+
+
+def test_a_folder_is_listed_and_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for split, count in (("train", 5), ("val", 2)):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / split / name / f"{number}.jpg").write_bytes(b"not opened")
+    keys = ["data.dataset=folder", f"data.root={tmp_path}", f"log.dir={tmp_path}/runs"]
+    before = files_in(tmp_path)
+    data = plan_of(capsys, str(RECIPE), *keys)["data"]
+    assert data == f"folder: 10 training images, 4 test images, 2 classes (as listed in {tmp_path}, no image opened)"
+    assert files_in(tmp_path) == before
+    assert train.main([str(RECIPE), "--dry-run", *keys, "data.batch_size=16"]) == 2
+    assert "data.batch_size: 16 is more than the 10 training images" in capsys.readouterr().err
+    assert train.main([str(RECIPE), "--dry-run", "data.dataset=folder", "data.root=/nowhere"]) == 2
+    assert "data.root: there is no folder /nowhere" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.undo()
+    assert train.main([str(RECIPE), "--dry-run", f"model.weights={tmp_path}/none.pth"]) == 2
+    assert f"model.weights: {tmp_path}/none.pth" in capsys.readouterr().err
+
+
+def test_a_run_that_would_be_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    code = train.main([str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false"])
+    assert code == 0
+    (run,) = (path for path in tmp_path.iterdir() if path.name != "latest")
+    (run / "result.json").unlink()
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    plan = plan_of(capsys, str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false", "resume=auto")
+    assert plan["run folder"] == f"{run}, continued from step-00000004"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_command(tmp_path: Path):
+    environment = {**sandbox(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "error", "-m", "pipeline", "train", CIFAR, "seed=1", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("data           cifar10: 50,000 training images")
+    assert files_in(tmp_path) == set()  # importing torch makes the cache folder, empty
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_it_is_an_option_of_both_commands(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["train", str(RECIPE), "--dry-run"]) == 0
+    assert "dry run: nothing was trained" in capsys.readouterr().out
