@@ -109,7 +109,6 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
     from pipeline.finish import finish
     from pipeline.loop import fit
     from pipeline.profile import StepProfiler
-    from pipeline.summary import build_for_summary
     from pipeline.work import step_work
 
     set_backends(config)
@@ -120,9 +119,9 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
     with torch.cuda.stream(stream):
         trainer, run, splits = assemble(config, recipe, processes)
         if profile and processes.is_main:
-            network, shape = build_for_summary(config)
+            shape = (splits.num_channels, config.image_size, config.image_size)
             element_bytes = 4 if config.precision.mode == "fp32" else 2
-            work = step_work(network, shape, config.data.batch_size // processes.shard.world_size, element_bytes)
+            work = step_work(trainer.state.raw_model, shape, config.data.batch_size // processes.shard.world_size, element_bytes)
             trainer.profiler = StepProfiler(run.path / "profile", processes.device, work)
         try:
             evaluation = fit(trainer)
