@@ -191,6 +191,7 @@ def _read_lists(root: Path, config: DataConfig) -> Listing:
     lines = {part: _read_list(f"data.{part}_list", Path(str(path)).expanduser()) for part, path in lists.items()}
     labels = {label for pairs in lines.values() for _, label in pairs}
     if all(label.isascii() and label.isdigit() for label in labels):
+        _check_numbers(labels, len(lines["train"]))
         classes = [str(number) for number in range(max(map(int, labels)) + 1)]
         number_of = {label: int(label) for label in labels}
     else:
@@ -201,6 +202,17 @@ def _read_lists(root: Path, config: DataConfig) -> Listing:
             raise UserError(f"data.test_list: has {_named(unknown)}, unknown to data.train_list; add training images or remove them")
     parts = {part: _stat_all(root, pairs, number_of) for part, pairs in lines.items()}
     return Listing(root, parts, tuple(classes), str(config.test_list))
+
+
+def _check_numbers(labels: Collection[str], num_train: int) -> None:
+    """Refuse a label so large that some class below it can have no training image, before a name is made for each class."""
+    largest = max(labels, key=lambda label: (len(label.lstrip("0")), label.lstrip("0")))
+    if len(largest.lstrip("0")) > len(str(num_train)) or int(largest) >= num_train:
+        shown = largest if len(largest) <= 20 else f"{largest[:17]}..."
+        raise UserError(
+            f"data.train_list: the label {shown} means as many classes and one more, but there are {num_train} training images; "
+            "number the classes from 0 on, or give their names"
+        )
 
 
 def _read_list(key: str, path: Path) -> list[tuple[str, str]]:

@@ -213,8 +213,9 @@ def test_list_files(root: Path, tmp_path: Path):
         (None, "x 1", r"data\.train_list: cannot read .*train\.txt"),
         ("", "x 1", r"data\.train_list: .*train\.txt lists no files"),
         ("a.jpg", "x 1", r"data\.train_list: .*train\.txt:1: 'a\.jpg' is no `path label` line"),
+        ("a.jpg 0\nb.jpg 300000000000", "c.jpg 0", r"data\.train_list: the label 300000000000 means"),
         ("a.jpg dog\nb.jpg cat", "c.jpg cow", r"data\.test_list: has class cow, unknown to data\.train_list"),
-        ("a.jpg 0\nb.jpg 2", "c.jpg 1", "file for class 1 in"),
+        ("a.jpg 0\nb.jpg 2\nd.jpg 2", "c.jpg 1", "file for class 1 in"),
     ],
 )
 def test_lists_that_are_not_as_described(root: Path, tmp_path: Path, train: str | None, test: str, message: str):
