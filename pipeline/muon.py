@@ -86,10 +86,12 @@ class Muon(torch.optim.SGD):
         super().step()
 
     def _replace_gradients(self, alike: list[torch.Tensor]) -> None:
-        """Put the update of these matrices, all of one shape, where their gradients are."""
+        """Put the update of these matrices, all of one shape, where their gradients are; one without a gradient is left alone."""
         found_inf = getattr(self, "found_inf", None)
         gradients = [matrix.grad for matrix in alike if matrix.grad is not None]
-        buffers = [self.state[matrix]["momentum_buffer"] for matrix in alike]
+        buffers = [self.state[matrix]["momentum_buffer"] for matrix in alike if matrix.grad is not None]
+        if not gradients:
+            return
         gradient, before = torch.stack(gradients), torch.stack(buffers)
         momentum = before.lerp(gradient, 1 - self._muon_momentum)
         if found_inf is not None:

@@ -42,6 +42,16 @@ def test_matrices_move_as_with_torch_s(nesterov: bool, weight_decay: float):
         assert (mine - start).abs().max() > 1e-2
 
 
+def test_a_matrix_without_a_gradient_is_left_alone():
+    """As by torch's optimizers: a network of the user's own may have a layer that a step does not use."""
+    moved = matrices(0, SHAPES)
+    optimizer = muon(moved)
+    for used in (0, 1):
+        moved[used].grad = torch.ones_like(moved[used])
+    optimizer.step()
+    assert [not torch.equal(new, old) for new, old in zip(moved, matrices(0, SHAPES), strict=True)] == [True, True, False, False, False]
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])
 def test_singular_values_become_ones_roughly(shape: tuple[int, ...]):
     given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
