@@ -13,8 +13,8 @@ class Ema:
     arXiv:1412.6980, section 3) applied as it goes, so that the average can be evaluated and saved as it is.
 
     The running statistics of batch norm are averaged likewise, as timm and torch's `AveragedModel(use_buffers=True)` do: they belong to
-    weights of the same age. Counts (integer buffers, which nothing reads) stay as they were. A step that was skipped for overflow leaves
-    the average alone.
+    weights of the same age. Counts (integer buffers, which nothing reads) and masks of infinities stay as they were. A step that was
+    skipped for overflow leaves the average alone.
 
     Args:
         model: the raw module, as it is trained: its tensors must stay where they are from now on (DDP, prepared by accelerate, may move
@@ -31,6 +31,8 @@ class Ema:
         self._decay = decay
         averages = []
         for average, newest in zip(_floating(self.model), _floating(model), strict=True):
+            if not newest.isfinite().all():
+                continue  # the mask of an attention: the difference of two infinities is NaN
             average.grad = newest.detach()  # the very memory of the weight, for good
             averages.append(average)
         self._weight = torch.ones((), device=averages[0].device)

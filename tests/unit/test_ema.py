@@ -101,3 +101,12 @@ def test_an_overflow_in_training_leaves_it_alone():
 def test_it_changes_nothing_in_training():
     plain, averaged = (tiny_trainer(tiny_config(*keys)) for keys in ((), ("ema.decay=0.9",)))
     assert train_steps(plain, 4) == train_steps(averaged, 4)
+
+
+def test_a_mask_of_infinities_stays_one():
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = Ema(model, copy.deepcopy(model), 0.9)
+    average.set_step(0)
+    average.update(OK)
+    assert average.model.get_buffer("mask").tolist() == [0.0, -torch.inf]
