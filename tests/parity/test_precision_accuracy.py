@@ -10,7 +10,7 @@ from pipeline.loop import fit
 from tests.tiny import ROOT, tiny_trainer
 
 SEEDS = range(5)
-SMALL = ("data.image_size=8", "augment.crop_padding=0", "augment.cutout=2", "duration=6ep", "log.eval_every=6ep", "data.num_threads=1")
+SMALL = ("data.image_size=8", "augment.crop_padding=0", "augment.cutout=2", "duration=3ep", "log.eval_every=3ep", "data.num_threads=1")
 
 
 def accuracies(mode: str, device: str) -> list[float]:
