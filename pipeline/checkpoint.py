@@ -69,6 +69,11 @@ class CheckpointWriter:
         rest = _to_cpu(state.state_dict())
         self._pending = self._executor.submit(self._write, state.step, weights, rest, dict(state.best))
 
+    def check(self) -> None:
+        """Raise what went wrong in a write that has ended, as `wait` does; wait for none."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def wait(self) -> None:
         """Wait until what was saved is on disk.
 
@@ -95,7 +100,8 @@ class CheckpointWriter:
         temporary = self._folder / f".{final.name}.tmp"
         for abandoned in self._folder.glob(".step-*.tmp"):  # by a run that was killed while it wrote
             shutil.rmtree(abandoned, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        self._folder.mkdir(exist_ok=True)  # not its parents: a run folder that has gone is not to come back in parts
+        temporary.mkdir()
         try:
             for name, tensors in weights.items():
                 save_file(tensors, temporary / name)
@@ -131,10 +137,18 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON whole or not at all.
+
+    Raises:
+        OSError: with the path.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:  # a full disk is noticed in writing, which knows no names
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def steps_in(checkpoints: Path) -> list[Path]:

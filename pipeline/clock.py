@@ -15,7 +15,7 @@ class Clock:
 
     A window counts only where every step of it ran after warm-up. Device time spent waiting is read from events: one after each step, one
     where the next batch is there; on the CPU it is the host's time in the loader. `first_step_at` is when the first step of this
-    process was done, in epoch seconds.
+    process was done, in seconds of `time.perf_counter`.
 
     Args:
         device: of the steps.
@@ -66,7 +66,7 @@ class Clock:
         self._images += num_images
         if self.first_step_at is None:
             self._synchronize()
-            self.first_step_at = time.time()
+            self.first_step_at = time.perf_counter()
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()

@@ -156,7 +156,7 @@ def describe_result(t: "Trainer", evaluation: "EvalResult", started: float) -> d
         "first_step_s": t.clock.first_step_at - started if t.clock.first_step_at else None,
         "compile_s": t.clock.warmup_s,
         "train_s": t.clock.train_s,
-        "wall_s": time.time() - started,
+        "wall_s": time.perf_counter() - started,
         "peak_memory_bytes": peak_memory_bytes(t.processes.device),
         "skipped_steps": state.last_train["skipped_steps"],
         "recompilations": t.step.recompilations,

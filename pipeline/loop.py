@@ -176,6 +176,8 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
     t.console.train(state.last_train)
     if t.metrics is not None:
         t.metrics.write(state.last_train)
+    if t.checkpoints is not None:
+        t.checkpoints.check()
     return stops > 0
 
 
@@ -222,11 +224,21 @@ def evaluate_all(t: Trainer) -> EvalResult:
 
 
 def save(t: Trainer) -> None:
-    """Checkpoint this step; every process takes part in averaging and summing, rank 0 writes."""
+    """Checkpoint this step; every process takes part in averaging and summing, rank 0 writes.
+
+    Raises:
+        TrainingError: there are numbers in it that are not finite, or the checkpoint before could not be written.
+    """
     average_norms(t.state)
     t.processes.sum(t.state.totals.values[:3])
     if not t.processes.is_main:  # rank 0 has it all now
         t.state.totals.start_window()
+    if not t.state.is_finite():  # between two log points the loss tells nothing yet
+        raise TrainingError(
+            f"step {t.state.step}: weights or norm statistics are no longer finite, at learning rate {t.plan.lr_at(t.state.step - 1):g}; "
+            "lower optimizer.lr, lengthen schedule.warmup, set optimizer.clip_norm=1, or use precision.mode=bf16 where activations "
+            "overflow in fp16. The last checkpoint is kept"
+        )
     t.state.clock = t.clock.state_dict()
     if t.metrics is not None:
         t.metrics.flush()

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -97,9 +99,13 @@ def _point_latest(runs: Path, path: Path) -> None:
 def _newest_unfinished(config: Config) -> RunFolder | None:
     """The newest run of the same config that has an intact checkpoint and no result."""
     wanted = config_hash(config)
-    candidates = sorted(
-        (p.parent for p in Path(config.log.dir).glob("*/config.yaml") if not p.parent.is_symlink()), key=_started, reverse=True
-    )
+    runs = Path(config.log.dir)
+    latest = (runs / "latest").resolve()  # a clock that was set back gives the newest run an old time
+
+    def age(path: Path) -> tuple[bool, float]:
+        return path.resolve() != latest, -(path / "config.yaml").stat().st_mtime
+
+    candidates = sorted((p.parent for p in runs.glob("*/config.yaml") if not p.parent.is_symlink()), key=age)
     for path in candidates:
         run = RunFolder(path)
         if run.result.exists() or not steps_in(run.checkpoints):
@@ -113,10 +119,6 @@ def _newest_unfinished(config: Config) -> RunFolder | None:
             if checkpoint is not None:
                 return RunFolder(path, checkpoint, tuple(damaged))
     return None
-
-
-def _started(path: Path) -> float:
-    return (path / "config.yaml").stat().st_mtime
 
 
 def _resume(config: Config, path: Path) -> RunFolder:
@@ -180,6 +182,19 @@ class MetricsLog:
         self._writer: Any = None
 
     def write(self, record: dict[str, Any]) -> None:
+        """Add a record."""
+        with self._named():
+            self._write(record)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """An OSError has the path of the file: a full disk is noticed in writing, which knows no names."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(self._path)) from None
+
+    def _write(self, record: dict[str, Any]) -> None:
         record = without_nan(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -196,12 +211,14 @@ class MetricsLog:
     def flush(self) -> None:
         """What was written is in the files from now on, though the process be killed."""
         if self._writer is not None:
-            self._writer.flush()
+            with self._named():
+                self._writer.flush()
 
     def close(self) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        with self._named():
+            self._file.close()
+            if self._writer is not None:
+                self._writer.close()
 
 
 def _cut_back(path: Path, step: int) -> None:

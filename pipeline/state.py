@@ -1,5 +1,6 @@
 """All that must survive a restart, in one object."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,17 @@ class TrainState:
     @property
     def lr(self) -> torch.Tensor:
         return self.optimizer.param_groups[0]["lr"]
+
+    def is_finite(self) -> bool:
+        """Whether weights, norm statistics, their average and the optimizer's state hold no NaN and no infinity; waits for the device."""
+        models = [self.raw_model, *([self.ema.model] if self.ema is not None else [])]
+        tensors = [tensor for model in models for tensor in model.state_dict().values()]
+        tensors += [value for entry in self.optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
+        floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+        by_device: dict[torch.device, list[torch.Tensor]] = {}  # AdamW keeps its step counts where it likes
+        for tensor in floating:
+            by_device.setdefault(tensor.device, []).append(tensor)
+        return all(math.isfinite(torch.nn.utils.get_total_norm(group, math.inf).item()) for group in by_device.values())
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights; tensors, numbers and strings only, so that it loads with `weights_only=True`."""

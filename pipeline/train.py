@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.caches import use_cache_folder
+from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import Config, load_config
 from pipeline.errors import EXIT_FAILURE, OutOfMemory, Preempted, TrainingError, UserError
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped by a signal and saved."""
-    started = float(os.environ.get("QUICKRES_START_TIME", time.time()))
+    started = _started()
     use_cache_folder()
     parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
     add_arguments(parser)
@@ -57,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report_exit_code(code)
         _leave_process_group()
     return code
+
+
+def _started() -> float:
+    """When the command began, in seconds of `time.perf_counter`, which no change of the clock moves. launch.sh says it in epoch seconds."""
+    now = time.time()
+    return time.perf_counter() - max(now - float(os.environ.get("QUICKRES_START_TIME", now)), 0.0)
 
 
 def _print_plan(config: Config, recipe: str) -> None:
@@ -95,17 +101,19 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
     Args:
         config: the run's config.
         recipe: names the run, unless `log.name` does.
-        started: when the command began, in epoch seconds, from which `wall_s` counts; default: now.
+        started: when the command began, in seconds of `time.perf_counter`, from which `wall_s` counts; default: now.
         profile: profile some steps after warm-up into the run folder.
 
     Returns:
         The run folder: `load_trained(run.path)` takes the network out of it.
     """
-    started = time.time() if started is None else started
+    started = time.perf_counter() if started is None else started
+    make_cache_folder()
     import torch
 
     from pipeline.build import set_backends
     from pipeline.distributed import connect
+    from pipeline.faults import explained
     from pipeline.finish import finish
     from pipeline.loop import fit
     from pipeline.profile import StepProfiler
@@ -116,7 +124,7 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
     on_gpu = processes.device.type == "cuda"
     # the captured step must not run on the default stream, and DDP wants its eager steps on the stream of the capture
     stream = torch.cuda.Stream(processes.device) if on_gpu else None
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), explained(config, processes.shard.world_size):
         trainer, run, splits = assemble(config, recipe, processes)
         if profile and processes.is_main:
             shape = (splits.num_channels, config.image_size, config.image_size)
@@ -125,25 +133,16 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
             trainer.profiler = StepProfiler(run.path / "profile", processes.device, work)
         try:
             evaluation = fit(trainer)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(_out_of_memory(config, error)) from None
         finally:
-            trainer.console.close()
-            if trainer.metrics is not None:
-                trainer.metrics.close()
-            if trainer.checkpoints is not None:
-                trainer.checkpoints.close()  # "stopped and saved" is true only once it is on disk
+            with contextlib.ExitStack() as closing:  # each of them, whatever becomes of the others
+                closing.callback(trainer.console.close)
+                if trainer.metrics is not None:
+                    closing.callback(trainer.metrics.close)
+                if trainer.checkpoints is not None:
+                    closing.callback(trainer.checkpoints.close)  # "stopped and saved" is true only once it is on disk
         if processes.is_main:
             finish(trainer, run, evaluation, splits, started)
     return run
-
-
-def _out_of_memory(config: Config, error: Exception) -> str:
-    size = config.data.batch_size
-    return (
-        f"the GPU is out of memory at data.batch_size={size} ({str(error).splitlines()[0]}); try data.batch_size={max(size // 2, 1)} with "
-        f"optimizer.lr={config.optimizer.lr / 2:g}, precision.mode=fp16 or bf16, a smaller data.resident_limit, or more processes"
-    )
 
 
 def assemble(config: Config, recipe: str, processes: "Processes") -> "tuple[Trainer, RunFolder, Splits]":

@@ -1,6 +1,7 @@
 """A trained network, out of its run folder or straight from `fit`: fresh, eager, float32, with what its inputs and outputs mean."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate import predict
 from pipeline.inputs import INPUT_FILE, InputSpec
 from pipeline.run import RunFolder, find_run, read_json
+
+_log = logging.getLogger(__name__)
 
 _BATCH_SIZE = 256  # images that are given to the network at once
 
@@ -137,7 +140,9 @@ def _checkpoint(run: RunFolder, which: str) -> Path:
     if which == "last":
         newest, damaged = newest_intact(run.checkpoints)
         if newest is None:
-            raise UserError("\n".join([f"{run.checkpoints}: no intact checkpoint", *damaged]))
+            raise UserError("\n".join([f"{run.checkpoints}: no intact checkpoint; train again, or evaluate another run", *damaged]))
+        for message in damaged:
+            _log.warning("%s; %s is used", message, newest.name)
         return newest
     if which == "best":
         which = str(read_json(run.checkpoints / "best.json")["step"])

@@ -54,6 +54,7 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
     data, augment = config.data, config.augment
     shard = shard or Shard()
     check_batches(config, shard.world_size)
+    _check_labels(splits)
     dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16  # DALI has no bfloat16: autocast casts
     plain = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last)
     augmented = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout)
@@ -73,6 +74,19 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
         test=evaluation(splits.test),
         holdout=evaluation(splits.holdout) if splits.holdout is not None else None,
     )
+
+
+def _check_labels(splits: Splits) -> None:
+    """A GPU does not notice a label beyond the classes: the loss is NaN, or what lies beside the logits."""
+    for name, part in (("training", splits.train), ("held-out", splits.holdout), ("test", splits.test)):
+        if part is None or not len(part.labels):
+            continue
+        wrong = np.flatnonzero((part.labels < 0) | (part.labels >= splits.num_classes))
+        if len(wrong):
+            raise UserError(
+                f"data.root: {len(wrong)} {name} labels are not in 0..{splits.num_classes - 1}, the first is {part.labels[wrong[0]]} of "
+                f"image {wrong[0]}; give one class name for each label, or mend the labels"
+            )
 
 
 def _eval_batch_size(batch_size: int, num_samples: int, shard: Shard) -> int:

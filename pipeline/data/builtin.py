@@ -1,11 +1,14 @@
 """The data sets that need no files: scikit-learn's digits, and synthetic images."""
 
+import os
+
 import numpy as np
 from einops import rearrange
 from PIL import Image
 
 from pipeline.data.holdout import draw_stratified, philox
 from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
+from pipeline.errors import UserError
 
 _DIGITS_TEST_IMAGES = 360
 _DIGITS_SPLIT_SEED = 0
@@ -34,7 +37,17 @@ def make_synthetic(num_samples: int, num_classes: int, image_size: int, seed: in
     """Random images that a network can tell apart: uniform noise on a colour drawn for each class.
 
     Labels go round the classes. There are a fifth as many test images (at least one), with noise of their own.
+
+    Raises:
+        UserError: more images than the machine has memory for, which the system grants and then kills the process for.
     """
+    per_image, memory = image_size**2 * NUM_CHANNELS, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 1.2 * num_samples * per_image
+    if needed > memory:
+        raise UserError(
+            f"data.num_samples: {num_samples} images of {image_size} x {image_size} pixels take {needed / 2**30:,.0f} "
+            f"GiB, but the machine has {memory / 2**30:,.0f}; use data.num_samples={int(memory / per_image / 2)} or less"
+        )
     colours = philox(seed, "colours").integers(0, 256 - 2**_NOISE_BITS, (num_classes, NUM_CHANNELS), dtype=np.uint8, endpoint=True)
 
     def part(count: int, stream: str) -> ImageSet:

@@ -161,10 +161,11 @@ def test_out_of_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch, tmp_
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB\nand a long story")
 
     monkeypatch.setattr("pipeline.loop.fit", fit)
-    assert train.main([str(RECIPE), f"log.dir={tmp_path}", "data.batch_size=10", "optimizer.lr=0.2"]) == 1
+    keys = ["data.batch_size=64", "data.num_samples=64", "optimizer.lr=0.2"]
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *keys]) == 1
     told = capsys.readouterr().err
     assert (
-        "out of memory at data.batch_size=10 (CUDA out of memory. Tried to allocate 8 GiB); try data.batch_size=5 with optimizer.lr=0.1"
-        in told
+        "the GPU is out of memory at data.batch_size=64 (CUDA out of memory. Tried to allocate 8 GiB); by estimate about 32 images" in told
     )
+    assert "use optimizer.accumulate=2 (the same batch in smaller parts), or data.batch_size=32 with optimizer.lr=0.1" in told
     assert "a long story" not in told

@@ -24,7 +24,7 @@ class Now:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Now:
     now = Now()
-    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now.seconds, time=lambda: now.seconds))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
     return now
 
 

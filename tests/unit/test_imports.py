@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the report
     "summary": {"models"},
     "memory": {"data", "models", "summary"},
+    "faults": {"data", "memory", "summary"},
     "work": {"models"},
     "profile": {"ceiling", "work"},
     "architecture": {"style"},

@@ -1,0 +1,232 @@
+"""What a machine can do to a run: one message, a non-zero exit, and nothing lost that was saved."""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import train
+from pipeline.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in
+from pipeline.errors import TrainingError
+from pipeline.run import MetricsLog
+from pipeline.step import Step
+from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer, train_steps
+
+pytestmark = pytest.mark.usefixtures("process_state")
+QUIET = ("log.tensorboard=false",)
+
+
+@pytest.fixture
+def before_step(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have something happen before a step, counted from 0, once."""
+
+    def arrange(number: int, happen: Any) -> None:
+        step, left = Step.__call__, [happen]
+
+        def disturbed(self: Step, batch: Any) -> Any:
+            if self._state.step == number and left:
+                left.pop()(self, batch)
+            return step(self, batch)
+
+        monkeypatch.setattr(Step, "__call__", disturbed)
+
+    return arrange
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error."""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+# --- numbers that are not finite ------------------------------------------------------------------------------------------------
+
+
+def test_no_checkpoint_holds_nan(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The loss is looked at in steps 5 and 10, the checkpoint is due in step 8."""
+    before_step(6, lambda _, batch: batch.images.fill_(math.nan))
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.log_every=5st", *QUIET]) == 1
+    line = told(capsys)
+    assert line.startswith("step 8: weights or norm statistics are no longer finite, at learning rate 0.07")
+    assert "lower optimizer.lr" in line and line.endswith("The last checkpoint is kept")
+    checkpoint, damaged = newest_intact(only_run(tmp_path) / "checkpoints")
+    assert checkpoint is not None and checkpoint.name == "step-00000005" and not damaged
+    assert all(tensor.isfinite().all() for tensor in load_weights(checkpoint).values())
+
+
+@pytest.mark.parametrize("keys", [[], ["optimizer.name=adamw", "optimizer.nesterov=false"], ["ema.decay=0.9"], ["optimizer.momentum=0"]])
+def test_finite_is_of_all_that_is_saved(keys: list[str]):
+    trainer = tiny_trainer(tiny_config(*keys, *(["optimizer.nesterov=false"] if "optimizer.momentum=0" in keys else [])))
+    train_steps(trainer, 1)
+    state = trainer.state
+    assert state.is_finite()
+    held = [next(state.raw_model.parameters()).data, next(b for b in state.raw_model.buffers() if b.is_floating_point())]
+    held += [value for entry in list(state.optimizer.state.values())[:1] for value in entry.values()]
+    held += [next(state.ema.model.parameters()).data] if state.ema is not None else []
+    for tensor in held:
+        for bad in (math.nan, math.inf, -math.inf):
+            kept = tensor.clone()
+            tensor[(-1,) * tensor.ndim] = bad
+            assert not state.is_finite()
+            tensor.copy_(kept)
+    assert state.is_finite()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate 3.2 TiB for an array"), "this machine is out of memory at data.batch_size=8 (Unable to allocate"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "this machine is out of memory at"),
+        (
+            RuntimeError("CUDA error: out of memory\nCompile with"),
+            "the GPU is out of memory at data.batch_size=8 (CUDA error: out of memory)",
+        ),
+        (RuntimeError("DataLoader worker is out of shared memory"), "shared memory is used up"),
+    ],
+)
+def test_too_little_memory(error: Exception, said: str, before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def fail(*_: object) -> None:
+        raise error
+
+    before_step(5, fail)
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
+    line = told(capsys)
+    assert said in line and ("optimizer.accumulate=2" in line or "/dev/shm" in line)
+    assert newest_intact(only_run(tmp_path) / "checkpoints")[0] is not None
+
+
+def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The system would grant the memory, and kill the process once it is used."""
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}/runs", "data.num_samples=10000000", "data.image_size=1024"]) == 2
+    line = told(capsys)
+    assert line.startswith("data.num_samples: 10000000 images of 1024 x 1024 pixels take 35,156 GiB, but the machine has ")
+    assert "use data.num_samples=" in line
+    assert not (tmp_path / "runs").exists()
+
+
+# --- disks ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_full_for_the_log(
+    before_step: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """/dev/full is a disk without room."""
+    logs: list[MetricsLog] = []
+    opened = MetricsLog.__init__
+    monkeypatch.setattr(MetricsLog, "__init__", lambda self, *given: (logs.append(self), opened(self, *given))[1])
+
+    def fill_up(*_: object) -> None:
+        logs[0]._file.close()
+        logs[0]._file = open("/dev/full", "a")  # noqa: SIM115
+
+    before_step(5, fill_up)
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
+    run = only_run(tmp_path)
+    line = told(capsys)
+    assert line.startswith(f"{run}/metrics.jsonl: No space left on device; free space there") and line.endswith("resume=auto")
+    assert newest_intact(run / "checkpoints")[0] == folder_of(run / "checkpoints", 5)
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET, "resume=auto"]) == 0
+    assert json.loads((run / "result.json").read_text())["steps"] == 15
+
+
+def test_a_disk_that_is_full_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write, written = CheckpointWriter._write, []
+
+    def fill_up(self: CheckpointWriter, step: int, *rest: Any) -> None:
+        if step > 5:
+            raise OSError(28, "No space left on device")
+        written.append(step)
+        write(self, step, *rest)
+
+    monkeypatch.setattr(CheckpointWriter, "_write", fill_up)
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
+    run = only_run(tmp_path)
+    line = told(capsys)
+    assert line.startswith(f"{run}/checkpoints: the checkpoint could not be written ([Errno 28] No space left on device); free space")
+    # the loop notices at the next log point that the thread has failed, not at the next checkpoint
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] in (9, 10)
+    assert [path.name for path in steps_in(run / "checkpoints")] == ["step-00000005", "step-00000004"]
+
+
+def test_a_run_folder_that_goes_away(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before_step(6, lambda *_: shutil.rmtree(only_run(tmp_path)))
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
+    assert "checkpoints: the checkpoint could not be written ([Errno 2]" in told(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]  # and does not come back in parts
+
+
+def test_an_error_in_the_thread_surfaces_once_and_at_the_end(tmp_path: Path):
+    trainer = tiny_trainer(tiny_config())
+    writer = CheckpointWriter(tmp_path / "gone" / "checkpoints", "0" * 12)
+    writer.save(trainer.state)
+    while not writer._pending.done():  # type: ignore[union-attr]
+        time.sleep(0.01)
+    with pytest.raises(TrainingError, match="could not be written"):
+        writer.check()
+    writer.check()
+    writer.save(trainer.state)
+    with pytest.raises(TrainingError, match="could not be written"):
+        writer.close()
+
+
+def test_the_result_survives_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Training is done, its result cannot be written: the same command with resume=auto writes it, and trains nothing."""
+    arguments = [str(RECIPE), f"log.dir={tmp_path}", *QUIET]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", f"{only_run(tmp_path)}/result.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.run.write_result", full)
+        assert train.main(arguments) == 1
+    assert told(capsys).startswith(f"{only_run(tmp_path)}/result.json: No space left on device")
+    assert train.main([*arguments, "resume=auto"]) == 0
+    assert json.loads((only_run(tmp_path) / "result.json").read_text())["steps"] == 15
+
+
+def test_a_bug_is_no_fault_of_the_machine(before_step: Any, tmp_path: Path):
+    for error in (ZeroDivisionError(), FileNotFoundError(2, "no file"), RuntimeError("shapes do not match"), OSError("words only")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Step, "__call__", lambda *_, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(type(error)):
+                train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET])
+
+
+# --- data and clocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 36_000.0])
+def test_a_clock_that_is_set_moves_no_duration(
+    jump: float, before_step: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    real = time.time
+    monkeypatch.setenv("QUICKRES_START_TIME", str(real() - 2))
+    before_step(3, lambda *_: monkeypatch.setattr(time, "time", lambda: real() + jump))
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 0
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert 2 < result["first_step_s"] < result["wall_s"] < 120
+    assert 0 < result["train_s"] < result["wall_s"]
+
+
+def test_a_newer_run_by_an_older_clock_is_the_one_to_continue(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Names are unique whatever the clock says; `latest` knows the order."""
+    runs = []
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.finish.finish", lambda *_: None)
+            assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET, "duration=4st"]) == 0
+        runs.append((tmp_path / "latest").resolve())
+    assert runs[0] != runs[1]
+    old = (runs[0] / "config.yaml").stat().st_mtime - 3600
+    os.utime(runs[1] / "config.yaml", (old, old))
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET, "duration=4st", "resume=auto"]) == 0
+    assert (runs[1] / "result.json").exists() and not (runs[0] / "result.json").exists()
