@@ -97,7 +97,7 @@ class CheckpointWriter:
 
     def _write(self, step: int, weights: dict[str, dict[str, torch.Tensor]], rest: dict[str, Any], best: dict[str, Any]) -> None:
         final = folder_of(self._folder, step)
-        temporary = self._folder / f".{final.name}.tmp"
+        temporary, aside = (self._folder / f".{final.name}.{suffix}" for suffix in ("tmp", "old.tmp"))
         for abandoned in self._folder.glob(".step-*.tmp"):  # by a run that was killed while it wrote
             shutil.rmtree(abandoned, ignore_errors=True)
         self._folder.mkdir(exist_ok=True)  # not its parents: a run folder that has gone is not to come back in parts
@@ -111,8 +111,9 @@ class CheckpointWriter:
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             for path in [*temporary.iterdir(), temporary]:
                 _flush_to_disk(path)
-            if final.exists():  # saved before an interruption and reached again: the same content
-                shutil.rmtree(final)
+            if final.exists():  # reached again after going back to an earlier one
+                shutil.rmtree(aside, ignore_errors=True)
+                final.rename(aside)
             temporary.rename(final)
             _flush_to_disk(self._folder)
         except BaseException:
@@ -120,11 +121,14 @@ class CheckpointWriter:
             raise
         if best:  # always: a run that went back to an earlier checkpoint goes back to the best one of then
             write_json(self._folder / "best.json", best)
-        self._prune(best.get("step"))
+        self._prune(final, best.get("step", -1))
 
-    def _prune(self, best_step: int | None) -> None:
-        for path in steps_in(self._folder)[self._keep :]:
-            if path != folder_of(self._folder, best_step if best_step is not None else -1):
+    def _prune(self, newest: Path, best_step: int) -> None:
+        """Delete old ones, and those that lie ahead: the run went back past them, because they were damaged."""
+        saved = steps_in(self._folder)
+        kept = [newest, *(path for path in saved if path < newest)][: self._keep]
+        for path in saved:
+            if path not in (*kept, folder_of(self._folder, best_step)):
                 shutil.rmtree(path)
 
 
@@ -156,8 +160,12 @@ def steps_in(checkpoints: Path) -> list[Path]:
     return sorted(checkpoints.glob("step-*"), reverse=True) if checkpoints.is_dir() else []
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, config_hash: str | None = None) -> dict[str, Any]:
     """The manifest of a checkpoint whose files match it.
+
+    Args:
+        folder: of the checkpoint.
+        config_hash: of the run; where given, a checkpoint of another one is foreign.
 
     Raises:
         UserError: names the file that is missing, foreign or damaged.
@@ -167,6 +175,10 @@ def verify(folder: Path) -> dict[str, Any]:
         expected = dict(manifest["sha256"])
         if manifest["format"] != FORMAT:
             raise UserError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
+        if folder_of(folder.parent, manifest["step"]) != folder:
+            raise UserError(f"{folder}: holds step {manifest['step']} of another folder; use an earlier checkpoint")
+        if config_hash is not None and manifest["config_hash"] != config_hash:
+            raise UserError(f"{folder}: saved by a run of another config, or by another version; use an earlier checkpoint")
         for name in dict.fromkeys((WEIGHTS, STATE, *expected)):
             if _sha256(folder / name) != expected[name]:
                 raise UserError(f"{folder / name}: damaged (its SHA-256 is not the manifest's); use an earlier checkpoint")
@@ -181,12 +193,12 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def newest_intact(checkpoints: Path) -> tuple[Path | None, list[str]]:
+def newest_intact(checkpoints: Path, config_hash: str | None = None) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a message for each newer one that does not."""
     damaged = []
     for folder in steps_in(checkpoints):
         try:
-            verify(folder)
+            verify(folder, config_hash)
             return folder, damaged
         except UserError as error:
             damaged.append(str(error))
@@ -206,12 +218,11 @@ def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Restore a state from a verified checkpoint, on any device and number of processes.
+    """Restore a state from a checkpoint, on any device and number of processes. Verify first.
 
     Raises:
-        UserError: the checkpoint is damaged, or is one of another model.
+        UserError: the checkpoint cannot be read, or is one of another model.
     """
-    verify(folder)
     try:
         state.raw_model.load_state_dict(load_weights(folder))
         if state.ema is not None:

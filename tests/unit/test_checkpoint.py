@@ -110,8 +110,6 @@ def test_damage_is_named_and_the_earlier_checkpoint_used(copy: Path, name: str, 
     found, messages = newest_intact(copy)
     assert found == folder_of(copy, 1)
     assert len(messages) == 1 and str(damaged) in messages[0]
-    with pytest.raises(UserError, match=str(damaged)):
-        load_checkpoint(damaged.parent, start().state)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +136,16 @@ def test_a_later_format_is_named(copy: Path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     with pytest.raises(UserError, match="checkpoint format 2, this version reads 1"):
         verify(path.parent)
+
+
+def test_a_foreign_checkpoint_is_named(copy: Path):
+    """Whole, but of another run, or of another step."""
+    found, told = newest_intact(copy, "another hash")
+    assert found is None and len(told) == 2
+    assert told[0] == f"{folder_of(copy, 2)}: saved by a run of another config, or by another version; use an earlier checkpoint"
+    folder_of(copy, 2).rename(folder_of(copy, 3))
+    found, told = newest_intact(copy, "0123456789ab")
+    assert (found, told) == (folder_of(copy, 1), [f"{folder_of(copy, 3)}: holds step 2 of another folder; use an earlier checkpoint"])
 
 
 def test_without_any_intact_checkpoint(copy: Path, tmp_path: Path):
@@ -215,8 +223,19 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path):
     write(tmp_path, 4, 5, 6, trainer=trainer)
     assert kept(tmp_path) == [6, 5, 2]
     write(tmp_path, 10, 7, best=10, trainer=trainer)
-    assert kept(tmp_path) == [10, 7]
+    assert kept(tmp_path) == [10, 7, 6]
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 10
+
+
+def test_what_lies_ahead_of_a_run_that_went_back_is_no_newer(tmp_path: Path):
+    """The checkpoints of steps 8 and 10 are damaged: the run goes on from 6, and must not lose what it saves now for their sake."""
+    trainer = write(tmp_path, 6, 8, 10, best=6)
+    for step in (8, 10):
+        truncate(folder_of(tmp_path, step) / "state.pt")
+    trainer.state.best = {}
+    write(tmp_path, 7, trainer=trainer)
+    assert kept(tmp_path) == [7, 6]
+    assert newest_intact(tmp_path)[0] == folder_of(tmp_path, 7)
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path):
