@@ -15,7 +15,7 @@ from pipeline.config.source import Source
 _MAX_SHOWN = 80  # characters of a value
 _LIST_KEYS = "`python -m pipeline config-reference` lists the keys"
 # pydantic's words for what a recipe calls a list
-_IN_A_RECIPE = (("valid tuple", "list, such as [1, 2]"), (" after validation", ""))
+_IN_A_RECIPE = (("valid tuple", "list, such as [1, 2]"), ("Tuple should", "the list should"), (" after validation", ""))
 
 
 def explain(error: ValidationError, source: Source) -> str:
