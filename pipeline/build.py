@@ -78,7 +78,7 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
 
 def build_raw_model(config: Config, num_classes: int, device: torch.device) -> nn.Module:
     """The network, float32, on the device, in the config's memory format. Initialised on the CPU: the same weights on every device."""
-    model = build_model(config.model, num_classes, NUM_CHANNELS, config.image_size)
+    model = build_model(config.model, num_classes, NUM_CHANNELS, config.image_size, config.other_image_sizes)
     memory_format = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 

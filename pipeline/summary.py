@@ -71,7 +71,7 @@ def build_for_summary(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
         UserError: the classes are those of a folder that is not there.
     """
     shape = (3, config.image_size, config.image_size)
-    return on_meta(build_model(config.model, num_classes_of(config), shape[0], config.image_size)), shape
+    return on_meta(build_model(config.model, num_classes_of(config), shape[0], config.image_size, config.other_image_sizes)), shape
 
 
 def num_classes_of(config: Config) -> int:

@@ -387,3 +387,11 @@ class Config(Section):
     def image_size(self) -> int:
         """Height and width of the images in pixels: CIFAR's own, or `data.image_size`."""
         return 32 if self.data.dataset in ("cifar10", "cifar100") else self.data.image_size
+
+    @property
+    def other_image_sizes(self) -> dict[int, str]:
+        """Heights and widths in pixels that streamed images have besides, in training or evaluation, each with the key that says so."""
+        sizes = {size: "augment.progressive" for _, size in self.augment.progressive}
+        if self.data.eval_image_size is not None:
+            sizes[self.data.eval_image_size] = "data.eval_image_size"
+        return {size: key for size, key in sizes.items() if size != self.image_size}

@@ -1,5 +1,7 @@
 """Networks by name."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from pipeline.config import ModelConfig
@@ -14,7 +16,9 @@ from pipeline.models.weights import load_pretrained
 __all__ = ["DavidNet", "ResNet", "build_model", "cam_target_layer", "load_pretrained", "num_parameters"]
 
 
-def build_model(config: ModelConfig, num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
+def build_model(
+    config: ModelConfig, num_classes: int, in_channels: int = 3, image_size: int = 32, other_sizes: Mapping[int, str] | None = None
+) -> nn.Module:
     """Build the network, float32, on the current default device, initialised from torch's global generator.
 
     Args:
@@ -22,6 +26,7 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int = 3, ima
         num_classes: outputs.
         in_channels: channels of the images.
         image_size: height and width of the images in pixels, which decide what `stem: auto` is.
+        other_sizes: heights and widths that images have besides, in pixels, each with the key that says so; ours take any.
 
     Raises:
         UserError: a network of torchvision or timm that is not there, or does not take such images.
@@ -31,7 +36,7 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int = 3, ima
     269722
     """
     if library_of(config.name):
-        return build_library_network(config.name, num_classes, in_channels, image_size)
+        return build_library_network(config.name, num_classes, in_channels, image_size, other_sizes)
     return build_network(config, num_classes, in_channels, image_size)
 
 

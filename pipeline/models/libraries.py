@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,35 +13,47 @@ from pipeline.errors import UserError
 from pipeline.models.flops import on_meta
 
 
-def build_library_network(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def build_library_network(
+    name: str, num_classes: int, in_channels: int, image_size: int, other_sizes: Mapping[int, str] | None = None
+) -> nn.Module:
     """Build `torchvision/NAME` or `timm/NAME`, initialised as the library does it.
 
     Args:
         name: of a network that classifies images.
         num_classes: outputs.
         in_channels: channels of the images; for others than 3 torchvision's first convolution is replaced.
-        image_size: height and width of the images in pixels.
+        image_size: height and width of the images in pixels, which some networks are built for.
+        other_sizes: heights and widths that images have besides, in pixels, each with the key that says so.
 
     Raises:
-        UserError: the library is not installed, knows no such network, or the network does not take images of that size.
+        UserError: the library is not installed, knows no such network, or the network does not take images of one of the sizes.
     """
     build = _torchvision if library_of(name) == "torchvision" else _timm
-    logits = None
-    try:
+    with _refused(name, image_size, in_channels, "data.image_size"):
         model = build(name.partition("/")[2], num_classes, in_channels, image_size)
-        with contextlib.suppress(NotImplementedError):  # an operator that the meta device lacks says nothing about the network
-            logits = on_meta(model).eval()(torch.empty(2, in_channels, image_size, image_size, device="meta"))
+    copy = on_meta(model).eval()
+    for size, key in {image_size: "data.image_size", **(other_sizes or {})}.items():
+        logits = None
+        with _refused(name, size, in_channels, key), contextlib.suppress(NotImplementedError):  # an operator that the meta device lacks
+            logits = copy(torch.empty(2, in_channels, size, size, device="meta"))
+        if logits is not None and (not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes)):
+            raise UserError(f"model.name: {name} does not return logits for {num_classes} classes; choose a network that classifies images")
+    return model
+
+
+@contextlib.contextmanager
+def _refused(name: str, size: int, in_channels: int, key: str) -> Iterator[None]:
+    """What a network raises on images that it does not take, as a UserError."""
+    try:
+        yield
     except UserError:
         raise
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(
-            f"model.name: {name} does not take images of {image_size}x{image_size} pixels with {in_channels} channels ({reason}); choose "
-            "another network, or another data.image_size"
+            f"model.name: {name} does not take images of {size}x{size} pixels with {in_channels} channels ({reason}); choose another "
+            f"network, or another {key}"
         ) from None
-    if logits is not None and (not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes)):
-        raise UserError(f"model.name: {name} does not return logits for {num_classes} classes; choose a network that classifies images")
-    return model
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:

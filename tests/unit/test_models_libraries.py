@@ -10,7 +10,8 @@ import torchvision
 from torch import nn
 
 from pipeline import __main__ as cli
-from pipeline.config import ModelConfig
+from pipeline.build import build_raw_model
+from pipeline.config import ModelConfig, load_config
 from pipeline.distributed import average_batch_norm
 from pipeline.errors import UserError
 from pipeline.examine import examine
@@ -63,6 +64,19 @@ def test_networks_that_cannot_be_had(name: str, told: str):
         pytest.importorskip("timm")
     with pytest.raises(UserError, match=f"^model.name: .*{told}"):
         build(name, image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("key", "size"), [("data.eval_image_size=96", 96), ("augment.progressive=[[0st, 32], [1st, 64]]", 32), ("data.image_size=64", None)]
+)
+def test_every_size_of_the_run_is_tried_before_training(key: str, size: int | None):
+    keys = ["data.dataset=folder", "data.image_size=64", "model.name=torchvision/vit_b_32"]
+    config = load_config(overrides=list(dict.fromkeys([*keys, key])))
+    if size is None:
+        assert isinstance(build_raw_model(config, 3, torch.device("meta")), nn.Module)
+        return
+    with pytest.raises(UserError, match=rf"^model.name: .*of {size}x{size} pixels .*, or another {key.partition('=')[0]}$"):
+        build_raw_model(config, 3, torch.device("meta"))
 
 
 def test_timm_that_is_not_installed():
