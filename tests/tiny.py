@@ -26,6 +26,11 @@ def tiny_config(*overrides: str) -> Config:
     return load_config(RECIPE, overrides)
 
 
+def in_precision(mode: str, *fp16_keys: str) -> list[str]:
+    """The keys of a precision; with fp16, of the loss scale too: by default one that the first steps do not overflow at."""
+    return [f"precision.mode={mode}", *((fp16_keys or ("precision.init_scale=1024.0",)) if mode == "fp16" else ())]
+
+
 def tiny_splits(config: Config) -> Splits:
     return load_splits(config.data, config.seed)
 

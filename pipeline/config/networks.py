@@ -49,6 +49,10 @@ def check_model(model: "ModelConfig", image_size: int) -> None:
     """
     name, defaults = model.name, type(model).model_fields
     given = [key for key in _BLOCK_KEYS if getattr(model, key) != defaults[key].default]
+    if not model.zero_init_residual and (library_of(name) or name == "davidnet" or name in PLAIN_NETWORKS):
+        raise ValueError(
+            f"model.zero_init_residual: {name} has no residual blocks of ours; remove the key (model.zero_init_residual=true over a recipe)"
+        )
     if library_of(name) and (given or model.fused_norm or model.fused_stem):
         key = given[0] if given else "fused_norm" if model.fused_norm else "fused_stem"
         raise ValueError(f"model.{key}: {name} is built by {library_of(name)}, which does not know the key; remove it")

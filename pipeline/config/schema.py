@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.config.durations import Duration, Interval, RunLength, Size
+from pipeline.config.effect import check_effect
 from pipeline.config.networks import NetworkName, check_model
 
 _MAX_TEXT = 4096  # characters, as in Linux's PATH_MAX
@@ -227,14 +228,6 @@ class OptimizerConfig(Section):
         default=1, ge=1, le=2**16, description="Micro-batches that a process's share of the batch goes through the network in, one by one"
     )
 
-    def check_together(self) -> None:
-        """Keys that contradict each other. Each message names both and the remedy."""
-        if self.nesterov and self.momentum == 0 and self.name != "adamw":
-            raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false")
-        for key, owner in (("betas", "adamw"), ("sgd_lr_ratio", "muon"), ("sgd_weight_decay", "muon")):
-            if self.name != owner and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"optimizer.{key}: only `optimizer.name: {owner}` has it, not {self.name}; remove it")
-
 
 class ScheduleConfig(Section):
     name: Literal["linear", "cosine", "one_cycle", "step"] = Field(
@@ -350,9 +343,6 @@ class Config(Section):
             raise ValueError(f"data.holdout: a fraction is below 1; for a count write {int(data.holdout)}")
         if self.image_size < augment.cutout:
             raise ValueError(f"augment.cutout: {augment.cutout} is larger than the image ({self.image_size}); use a smaller box")
-        for key in ("mix_alpha", "mix_probability"):
-            if augment.mix == "none" and getattr(augment, key) != AugmentConfig.model_fields[key].default:
-                raise ValueError(f"augment.{key}: nothing is mixed; set augment.mix, or remove it")
         if (data.train_list is None) != (data.test_list is None):
             raise ValueError("data.train_list and data.test_list: give both or neither")
         for key, (low, high) in (("crop_scale", augment.crop_scale), ("crop_ratio", augment.crop_ratio)):
@@ -368,9 +358,9 @@ class Config(Section):
             )
         if schedule.name == "step" and not schedule.milestones:
             raise ValueError("schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]")
-        if schedule.name != "step" and schedule.milestones:
-            raise ValueError(f"schedule.milestones: only `schedule.name: step` has them, not {schedule.name}; remove them")
-        self.optimizer.check_together()
+        if self.optimizer.nesterov and self.optimizer.momentum == 0 and self.optimizer.name != "adamw":
+            raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false")
+        check_effect(self)
         check_model(self.model, self.image_size)
         for key in ("fused_norm", "fused_stem"):
             if getattr(self.model, key) and not self.runtime.channels_last:

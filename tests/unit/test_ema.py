@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.ema import Ema
-from tests.tiny import random_batch, tiny_config, tiny_trainer, train_steps
+from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 OK, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -67,7 +67,7 @@ def test_a_skipped_step_leaves_it_alone():
 @pytest.mark.usefixtures("process_state")
 @pytest.mark.parametrize("mode", ["fp32", "fp16"])
 def test_in_training_it_follows_the_steps(mode: str):
-    trainer = tiny_trainer(tiny_config("ema.decay=0.8", f"precision.mode={mode}", "precision.init_scale=1024.0"))
+    trainer = tiny_trainer(tiny_config("ema.decay=0.8", *in_precision(mode)))
     state, oracle = trainer.state, torch.optim.swa_utils.AveragedModel(trainer.state.raw_model, multi_avg_fn=None, avg_fn=_unbiased)
     assert state.ema is not None
     for seed in range(4):

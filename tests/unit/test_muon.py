@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.models import build_model
 from pipeline.muon import Muon, orthogonalise
 from pipeline.optim import build_optimizer
-from tests.tiny import random_batch, tiny_config, tiny_trainer, train_steps
+from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 SHAPES = [(6, 6), (4, 9), (12, 5), (4, 9), (1, 3)]
 
@@ -141,7 +141,7 @@ def test_the_others_move_as_with_plain_sgd_at_their_share_of_the_rate():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("mode", ["fp32", "bf16", "fp16"])
 def test_it_learns_in_every_precision(name: str, mode: str):
-    keys = (f"optimizer.name={name}", "optimizer.lr=0.02", f"precision.mode={mode}", "precision.init_scale=1024.0")
+    keys = (f"optimizer.name={name}", "optimizer.lr=0.02", *in_precision(mode))
     losses = train_steps(tiny_trainer(tiny_config(*keys)), 10)
     assert all(torch.isfinite(torch.tensor(losses))) and sum(losses[-3:]) < sum(losses[:3])
 

@@ -10,7 +10,7 @@ import torch
 from pipeline.checkpoint import CheckpointWriter, folder_of, load_checkpoint
 from pipeline.loop import Trainer
 from pipeline.state import Totals, TrainState
-from tests.tiny import assert_equal, random_batch, tiny_config, tiny_trainer, train_steps
+from tests.tiny import assert_equal, in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -37,7 +37,7 @@ def whole(state: TrainState) -> dict[str, Any]:
 )
 def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: tuple[str, ...]):
     """Weights, statistics, averages, momentum, loss scale, sums of the open window, best, clock, generator; and it goes on alike."""
-    overrides = [f"precision.mode={mode}", "precision.init_scale=64.0", "precision.growth_interval=4", *keys]
+    overrides = [*in_precision(mode, "precision.init_scale=64.0", "precision.growth_interval=4"), *keys]
     old = start(*overrides)
     train_steps(old, 6)
     old.state.best = {"accuracy": 0.5, "step": 5, "selected_on": "test", "test_accuracy": 0.5}

@@ -12,7 +12,7 @@ from pipeline.data import Batch
 from pipeline.evaluate import evaluate
 from pipeline.loop import Trainer
 from tests.parity.tolerances import assert_parity
-from tests.tiny import random_batch, tiny_config, tiny_trainer, train_steps
+from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,7 +63,7 @@ def test_each_step_has_its_own_rate():
 
 @pytest.mark.parametrize("mode", DTYPES)
 def test_every_precision_learns_with_weights_in_float32(mode: str):
-    trainer = start(f"precision.mode={mode}", "precision.init_scale=1024.0")
+    trainer = start(*in_precision(mode))
     losses = train_steps(trainer, 12)
     assert all(torch.isfinite(torch.tensor(losses))) and sum(losses[-3:]) < sum(losses[:3])
     assert {tensor.dtype for tensor in parameters(trainer) + momentum(trainer)} == {torch.float32}
@@ -152,7 +152,7 @@ def test_totals_are_sums_over_images():
 @pytest.mark.parametrize("count", [2, 4])
 def test_micro_batches_add_up_to_the_gradient_of_the_batch(mode: str, count: int):
     """Written out by hand: batch norm sees a micro-batch at a time; the update is clipped and scaled once, over all of them."""
-    keys = (f"precision.mode={mode}", "precision.init_scale=1024.0", "optimizer.clip_norm=0.5", "schedule.warmup=0st")
+    keys = (*in_precision(mode), "optimizer.clip_norm=0.5", "schedule.warmup=0st")
     trainer = start(f"optimizer.accumulate={count}", *keys)
     by_hand, precision = copy.deepcopy(trainer.state.raw_model), trainer.state.precision
     batch = random_batch()

@@ -1,0 +1,82 @@
+"""Keys that change nothing where another key has a certain value: refused, so that every key that is given has an effect. No torch."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Config
+
+
+class _Rule(NamedTuple):
+    """Keys; whether they have an effect; why not, in words that may name the config `c`."""
+
+    keys: tuple[str, ...]
+    matter: Callable[["Config"], bool]
+    why: str
+
+
+_RULES = (
+    _Rule(("augment.mix_alpha", "augment.mix_probability"), lambda c: c.augment.mix != "none", "nothing is mixed; set augment.mix"),
+    _Rule(
+        ("augment.randaugment_magnitude",),
+        lambda c: c.augment.randaugment > 0,
+        "RandAugment has no operations; set augment.randaugment",
+    ),
+    _Rule(
+        ("schedule.milestones", "schedule.gamma"),
+        lambda c: c.schedule.name == "step",
+        "only `schedule.name: step` has it, not {c.schedule.name}; set schedule.name=step",
+    ),
+    _Rule(
+        ("schedule.final_fraction",),
+        lambda c: c.schedule.name != "step",
+        "`schedule.name: step` ends where its milestones lead; set schedule.gamma and schedule.milestones",
+    ),
+    _Rule(
+        ("optimizer.betas",),
+        lambda c: c.optimizer.name == "adamw",
+        "only `optimizer.name: adamw` has it, not {c.optimizer.name}; set optimizer.name=adamw",
+    ),
+    _Rule(
+        ("optimizer.sgd_lr_ratio", "optimizer.sgd_weight_decay"),
+        lambda c: c.optimizer.name == "muon",
+        "only `optimizer.name: muon` has it, not {c.optimizer.name}; set optimizer.name=muon",
+    ),
+    _Rule(
+        ("optimizer.momentum", "optimizer.nesterov"),
+        lambda c: c.optimizer.name != "adamw",
+        "`optimizer.name: adamw` has optimizer.betas in its place; set optimizer.name=sgd",
+    ),
+    _Rule(
+        ("precision.init_scale", "precision.growth_interval", "precision.max_consecutive_skips"),
+        lambda c: c.precision.mode == "fp16",
+        "only `precision.mode: fp16` scales the loss, not {c.precision.mode}; set precision.mode=fp16",
+    ),
+    # `synthetic` may stand in for the folder of a recipe whose files are not there, for a benchmark or a summary, and has its keys
+    _Rule(
+        (
+            *("data.eval_image_size", "data.eval_crop", "data.hw_decoder_load", "augment.crop_scale", "augment.crop_ratio"),
+            *("augment.progressive", "augment.color_jitter", "augment.randaugment"),
+        ),
+        lambda c: c.data.dataset in ("folder", "synthetic"),
+        "is for streamed folders, not for {c.data.dataset}; set data.dataset=folder",
+    ),
+)
+
+
+def check_effect(config: "Config") -> None:
+    """Refuse values other than the default of keys that have no effect.
+
+    Raises:
+        ValueError: names the key and the remedy.
+    """
+    for keys, matter, why in _RULES:
+        if matter(config):
+            continue
+        for key in keys:
+            section, _, name = key.partition(".")
+            part = getattr(config, section)
+            default = type(part).model_fields[name].default
+            if getattr(part, name) != default:
+                raise ValueError(f"{key}: {why.format(c=config)}, or remove the key ({key}={json.dumps(default)} over a recipe)")
