@@ -24,6 +24,7 @@ _REMEDIES = {
         (errno.EROFS, errno.EACCES, errno.EPERM), "choose a place that you can write to (log.dir, data.cache_dir, XDG_CACHE_HOME)"
     ),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EIO, errno.ENOTCONN), "is its disk still there? Put it back"),
+    errno.EFBIG: "allow larger files (ulimit -f)",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or lower data.num_threads"),
 }
 # without a file these say nothing of the machine, and a traceback says more
@@ -63,7 +64,8 @@ def explain_fault(error: BaseException, config: Config | None = None, num_proces
             return OutOfMemory(_out_of_memory(cause, text, config, num_processes))
         if isinstance(cause, OSError) and cause.errno in _REMEDIES and (cause.filename or cause.errno not in _NEED_A_FILE):
             file = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes | Path) else "a file"
-            return TrainingError(f"{file}: {os.strerror(cause.errno)}; {_REMEDIES[cause.errno]}{again}")
+            remedy = _REMEDIES[cause.errno] if config is not None or cause.errno not in _NEED_A_FILE else "give a place that can be used"
+            return TrainingError(f"{file}: {os.strerror(cause.errno)}; {remedy}{again}")
     return None
 
 
@@ -103,4 +105,9 @@ def _what_fits(config: Config, num_processes: int, on_gpu: bool) -> str:
         available = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     else:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_processes
+        if not on_gpu and memory.total <= available:
+            return (
+                f"a batch takes about {memory.total >> 20:,} MiB by estimate, and a process has {available >> 20:,}: end other programs, "
+                "lower data.num_threads, or use smaller or fewer images (data.image_size, data.num_samples)"
+            )
     return what_fits(config, num_processes, memory, available)

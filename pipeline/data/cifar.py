@@ -218,8 +218,13 @@ def _unpack(archive: Path, folder: Path, wanted: list[tuple[str, str]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "r:gz") as tar, tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch:
         for name, _ in wanted:
-            member = tar.extractfile(f"{folder.name}/{name}")
-            assert member is not None, f"{name} in {archive} is not a file"
+            try:
+                info = tar.getmember(f"{folder.name}/{name}")
+            except KeyError:
+                raise _damaged(archive, f"holds no {name}") from None
+            member = tar.extractfile(info) if info.isreg() else None  # a link would lead elsewhere
+            if member is None:
+                raise _damaged(archive, f"its {name} is not a file")
             part = Path(scratch) / name
             part.write_bytes(member.read())
             os.replace(part, folder / name)

@@ -208,6 +208,36 @@ def test_archive_put_there_by_hand_is_unpacked(lay_out: Any, no_network: None) -
     assert not (root.parent / "escaped").exists()
 
 
+@pytest.mark.parametrize("kind", ["link out", "hard link", "folder", "absent", "device"])
+def test_an_archive_that_leads_elsewhere(lay_out: Any, no_network: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """With the right hash, which no such archive has: nothing but the content of plain files with the wanted names is taken."""
+    root = lay_out("cifar10", archive=True)
+    files, secret = CIFAR_FILES["cifar10"], root.parent / "secret"
+    secret.write_text("not for you")
+    path, inside = root / files.archive, f"{files.folder}/data_batch_1"
+    with tarfile.open(path) as old:
+        kept = [(member, old.extractfile(member)) for member in old.getmembers() if member.name != inside]
+        with tarfile.open(root / "new", "w:gz") as tar:
+            for member, content in kept:
+                tar.addfile(member, content)
+            evil = tarfile.TarInfo(inside)
+            evil.type = {"link out": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "folder": tarfile.DIRTYPE}.get(kind, tarfile.CHRTYPE)
+            evil.linkname = str(secret)
+            if kind != "absent":
+                tar.addfile(evil)
+            for name in (f"/{secret}", "../secret", f"{files.folder}/../../secret"):
+                tar.addfile(tarfile.TarInfo(name))
+    (root / "new").replace(path)
+    changed = replace(files, archive_md5=hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setitem(CIFAR_FILES, "cifar10", changed)
+    with pytest.raises(
+        UserError, match=r"cifar-10-python\.tar\.gz is not the published file: (its data_batch_1 is not a file|holds no data_b)"
+    ):
+        load_cifar(root, "cifar10")
+    assert secret.read_text() == "not for you"
+    assert not (root / inside).exists() and {item.name for item in root.iterdir()} == {files.archive, files.folder}
+
+
 def test_a_deleted_file_is_unpacked_again(lay_out: Any, no_network: None) -> None:
     root = lay_out("cifar10", archive=True)
     load_cifar(root, "cifar10")
