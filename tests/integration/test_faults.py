@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in
-from pipeline.errors import TrainingError
+from pipeline.data import build_loaders, load_splits
+from pipeline.errors import TrainingError, UserError
 from pipeline.run import MetricsLog
 from pipeline.step import Step
 from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer, train_steps
@@ -117,6 +120,25 @@ def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU is out of memory (CUDA out of memory"),
+        (MemoryError(), "this machine is out of memory (MemoryError)"),
+        (OSError(28, "No space left on device", "/runs/a/report.html"), "/runs/a/report.html: No space left on device; free space there"),
+        (FileNotFoundError(2, "No such file or directory", "/runs/x"), "/runs/x: No such file or directory; give a place that can be used"),
+    ],
+)
+def test_other_commands_tell_of_it_too(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.config.reference_table", fail)
+    monkeypatch.setattr(cli, "reference_table", lambda: fail(None))
+    assert cli.main(["config-reference"]) == 1
+    assert said in told(capsys)
+
+
 # --- disks ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +233,19 @@ def test_a_bug_is_no_fault_of_the_machine(before_step: Any, tmp_path: Path):
                 train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET])
 
 
+def test_commands_say_that_a_checkpoint_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 0
+    run = only_run(tmp_path)
+    damaged = folder_of(run / "checkpoints", 15) / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert cli.main(["evaluate", str(run)]) == 0
+    (record,) = caplog.records
+    assert f"{damaged}: damaged" in record.getMessage() and record.getMessage().endswith("step-00000012 is used")
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run), "--checkpoint", "15"]) == 2
+    assert told(capsys).startswith(f"{damaged}: damaged")
+
+
 # --- data and clocks ------------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +272,17 @@ def test_a_data_set_that_goes_away(loader: str, limit: int, before_step: Any, tm
     assert error.startswith("error: ") and f"{data}/" in error and "No such file or directory" in error
     assert "Traceback" not in error
     assert newest_intact(only_run(runs) / "checkpoints")[0] is not None
+
+
+@pytest.mark.parametrize(("part", "label"), [("train", 4), ("test", -1)])
+def test_labels_out_of_range(part: str, label: int):
+    """Of a data set made in Python: those of files and folders are checked where they are read."""
+    config = tiny_config()
+    splits = load_splits(config.data, config.seed)
+    getattr(splits, part).labels[3] = label
+    name = {"train": "training"}.get(part, part)
+    with pytest.raises(UserError, match=rf"1 {name} labels are not in 0\.\.3, the first is {label} of image 3; give one class name"):
+        build_loaders(config, splits, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 36_000.0])
