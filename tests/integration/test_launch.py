@@ -182,6 +182,15 @@ def test_impossible_numbers_of_processes(checkout: Checkout, asked: str, says: s
     assert says in result.stderr
 
 
+def test_a_dry_run_is_one_process_that_plans_for_all(checkout: Checkout):
+    checkout.set_gpus(2)
+    result = checkout.run("recipe.yaml", "seed=1", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0].split()[:2] == ["2", "-"]  # of two processes, and no launcher has set WORLD_SIZE
+    assert checkout.launched() == {}
+    assert (checkout.root / "trainer.argv").read_text().split("\n") == ["recipe.yaml", "seed=1", "--dry-run"]
+
+
 def test_arguments(checkout: Checkout):
     assert "command evaluate runs/latest" in checkout.run("evaluate", "runs/latest").stdout
     for arguments in ((), ("seed=1",), ("configs/a b.yaml",), ("train", "configs/a b.yaml", "seed=1")):
