@@ -31,12 +31,14 @@ from pipeline.evaluate import EvalResult
 from pipeline.evidence import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.explain import Explained, draw_contact_sheet
 from pipeline.export import export_run
-from pipeline.loop import Plan, StopSignal, Trainer
+from pipeline.loop import Plan, Trainer
 from pipeline.loop import fit as _fit
 from pipeline.predict import Prediction, predict_files
+from pipeline.signals import StopSignal
 from pipeline.step import Step
 from pipeline.train import train
 from pipeline.trained import Trained, load_trained
+from pipeline.watch import Watch
 
 __all__ = [
     "Batch",
@@ -131,12 +133,12 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), Watch(processes, config.runtime.hang_timeout_s) as watch:
         state = build_state_of(model, config, processes)
         step = Step(config, state, plan.lr_at, captures(config.compile, device), warmup_steps(processes.shard.world_size))
         console = TrainingConsole(plan.total_steps, enabled=processes.is_main and not quiet)
         try:
-            return _fit(Trainer(config, processes, state, step, loaders, plan, Clock(device), None, None, console, StopSignal()))
+            return _fit(Trainer(config, processes, state, step, loaders, plan, Clock(device), None, None, console, StopSignal(), watch))
         finally:
             console.close()
             if stream is not None:

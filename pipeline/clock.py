@@ -20,7 +20,8 @@ class Clock:
     Args:
         device: of the steps.
         saved: `state_dict` of an earlier run to continue.
-        max_ahead: steps that the host may enqueue before the device has done them, which bounds the memory of batches in flight.
+        max_ahead: steps that the host may enqueue before the device has done them, which bounds the memory of batches in flight; on the
+            CPU there are none.
     """
 
     def __init__(self, device: torch.device, saved: dict[str, Any] | None = None, max_ahead: int = 8):
@@ -32,7 +33,7 @@ class Clock:
         self.warmup_s: float = 0.0
         self.first_step_at: float | None = None
         self._ahead: deque[torch.cuda.Event] = deque()
-        self._max_ahead = max_ahead
+        self.max_ahead = max_ahead if self._cuda else 0
         self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._host_wait_s = 0.0
         self._asked_at = self._began = time.perf_counter()
@@ -71,7 +72,7 @@ class Clock:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._ahead.append(event)
-            if len(self._ahead) > self._max_ahead:
+            if len(self._ahead) > self.max_ahead:
                 self._ahead.popleft().synchronize()
 
     @property

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from pipeline.config import Config
@@ -15,6 +17,9 @@ from pipeline.data.sampling import Shard
 from pipeline.errors import TrainingError, UserError
 
 Result = TypeVar("Result")
+
+_SETUP_TIMEOUT = timedelta(hours=6)  # the others wait while rank 0 downloads and decodes a data set; once in training, `Watch` is quicker
+_RUNS = count()  # of this process, in the same order on all
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,16 @@ class Processes:
             return error
         return TrainingError(f"process {self.shard.rank}: {type(error).__name__}: {error}")
 
+    def open_store(self) -> torch.distributed.Store | None:
+        """A key-value store of one run, which all processes open in the same order; None on one process.
+
+        Its connection is its own, so that it can be used, from any thread, while a collective operation is under way.
+        """
+        if self.shard.world_size == 1:
+            return None
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return torch.distributed.PrefixStore(f"run-{next(_RUNS)}", torch.distributed.TCPStore(address, port, is_master=False))
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over processes, in place."""
         if self.shard.world_size > 1:
@@ -104,7 +119,8 @@ def connect(config: Config) -> Processes:
     # DDP with a static graph fails where its very first backward is one that does not communicate (no_sync)
     static = config.optimizer.accumulate == 1
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=static)
-    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[ddp])
+    group = InitProcessGroupKwargs(timeout=_SETUP_TIMEOUT)
+    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[ddp, group])
     expected = os.environ.get("QUICKRES_NUM_PROCESSES")
     if expected is not None and int(expected) != accelerator.num_processes:
         raise UserError(

@@ -55,7 +55,7 @@ def describe_plan(config: Config, recipe: str) -> str:
     shard, size = Shard(0, machine.processes), (config.image_size, config.image_size)
     sampler = TrainSampler(counts.train, config.data.batch_size, shard, config.seed, size, config.augment)
     plan = Plan.of(config, sampler.steps_per_epoch)
-    resumed = find_resumable(config)
+    resumed, _ = find_resumable(config)
     if resumed is None:
         build_initial_model(config, counts.num_classes, torch.device("cpu"))  # the file that model.weights names may not fit
     on_device = config.data.loader in ("dali", "fused") and (

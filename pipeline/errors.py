@@ -24,6 +24,14 @@ class OutOfMemory(TrainingError):
     """A process has run out of device memory: perhaps this one alone."""
 
 
+class PeerError(TrainingError):
+    """Another process has failed before, and says why; this one says nothing, and ends with the same exit code."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("another process has failed")
+        self.exit_code = exit_code
+
+
 class Preempted(Exception):
     """A signal asked the run to stop; it has been checkpointed. The exit code is 75."""
 

@@ -21,13 +21,15 @@ Made = TypeVar("Made")
 def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Splits", started: float) -> None:
     """Write result.json, then draw curves, contact sheet and report as the config asks. The last line printed is the run folder.
 
-    What fails after result.json is told in one line and left out.
+    What fails after result.json is told in one line and left out; at a signal, all that is left.
     """
     from pipeline.console import OTHER_ACCURACIES
     from pipeline.run import write_result
 
     result = describe_result(t, evaluation, started)
     write_result(run, result)
+    again = f"python -m pipeline report {run.path} draws what is missing"
+    t.stop.idle(0, f"after training; {again}")
     say, log = t.console.say, t.config.log
     speed = result["images_per_sec"]["median"]
     say(
@@ -39,6 +41,9 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
     )
     if t.profiler is not None and t.profiler.table is not None:
         say(f"profile, for Perfetto: {run.path / 'profile' / 'trace.json.gz'}\n{t.profiler.table}")
+    if t.stop.requested:
+        say(f"stopped: by signal {t.stop.number} after training; {again}\n{run.path}")
+        return
     _attempt(say, "curves", lambda: _draw_curves(run.path))
     trained = predictions = None
     if log.explain or log.report or log.tensorboard:

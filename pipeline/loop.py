@@ -1,13 +1,9 @@
 """The training loop: it orchestrates and does no tensor maths."""
 
+import contextlib
 import math
-import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
 
 from pipeline.checkpoint import CheckpointWriter
 from pipeline.clock import Clock
@@ -20,8 +16,10 @@ from pipeline.evaluate import EvalResult, evaluate
 from pipeline.optim import build_schedule
 from pipeline.profile import StepProfiler
 from pipeline.run import MetricsLog
+from pipeline.signals import StopSignal
 from pipeline.state import TrainState
 from pipeline.step import Step
+from pipeline.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -53,24 +51,6 @@ class Plan:
         return step / self.steps_per_epoch
 
 
-class StopSignal:
-    """SIGTERM or SIGINT asks the run to stop at the next step; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.number = 0
-
-    def install(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.requested, self.number = True, number
-        signal.signal(number, signal.SIG_DFL)
-
-
 @dataclass
 class Trainer:
     """What `fit` works with."""
@@ -86,7 +66,17 @@ class Trainer:
     metrics: MetricsLog | None
     console: TrainingConsole
     stop: StopSignal
+    watch: Watch
     profiler: StepProfiler | None = None
+
+    def close(self) -> None:
+        """End what is shown and written, each whatever becomes of the others; what was saved is on disk then."""
+        with contextlib.ExitStack() as closing:
+            closing.callback(self.console.close)
+            if self.metrics is not None:
+                closing.callback(self.metrics.close)
+            if self.checkpoints is not None:
+                closing.callback(self.checkpoints.close)
 
 
 def fit(t: Trainer) -> EvalResult:
@@ -111,6 +101,7 @@ def fit(t: Trainer) -> EvalResult:
                 t.clock.close()
                 t.clock.start(steady=False)
                 t.console.say(f"step {state.step}: images of {batch.images.shape[2]}x{batch.images.shape[3]} pixels from here on")
+            t.watch.at(f"in step {state.step + 1}")
             t.step(batch)
             t.clock.step(t.config.data.batch_size)
             if t.profiler is not None:
@@ -119,12 +110,12 @@ def fit(t: Trainer) -> EvalResult:
             evaluates, saves = plan.due(state.step, plan.eval_every), plan.due(state.step, plan.checkpoint_every)
             # counted from the last evaluation, so that no sliver of a window follows one
             logs = evaluates or state.step % plan.eval_every % plan.log_every == 0
-            stops = t.stop.requested and t.processes.shard.world_size == 1
+            stops = t.stop.due(state.step)
             if logs or saves or stops or t.clock.warming_up:
                 window = t.clock.close()
                 with t.clock.pause():
                     if logs:
-                        stops = log_window(t, window) or stops
+                        log_window(t, window)
                     if evaluates:
                         evaluation = evaluate_all(t)
                     if saves or stops or (evaluates and state.best.get("step") == state.step):
@@ -133,6 +124,7 @@ def fit(t: Trainer) -> EvalResult:
                         cause = f"signal {t.stop.number}" if t.stop.requested else "a signal to another process"
                         raise Preempted(f"by {cause}, saved at step {state.step}; continue with resume=auto")
                 t.clock.start(steady=t.step.settled)
+            t.watch.at(f"waiting for the batch of step {state.step + 1}")
             if state.step == plan.total_steps:
                 break
             t.clock.ask()
@@ -141,12 +133,10 @@ def fit(t: Trainer) -> EvalResult:
     return evaluation
 
 
-def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
-    """Read the sums of the open window off the device, check and record them; whether any process was asked to stop."""
+def log_window(t: Trainer, window: dict[str, float] | None) -> None:
+    """Read the sums of the open window off the device, check and record them."""
     state = t.state
-    stop = torch.tensor([float(t.stop.requested)], dtype=torch.float64, device=t.processes.device)
-    sums = t.processes.sum(torch.cat([state.totals.values[:3], stop]))
-    loss, correct, images, stops = sums.tolist()
+    loss, correct, images = t.processes.sum(state.totals.values[:3].clone()).tolist()
     skipped, in_a_row = (int(value) for value in state.totals.values[3:].tolist())
     state.totals.start_window()
     lr = t.plan.lr_at(state.step - 1)
@@ -178,7 +168,6 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> bool:
         t.metrics.write(state.last_train)
     if t.checkpoints is not None:
         t.checkpoints.check()
-    return stops > 0
 
 
 def average_norms(state: TrainState) -> None:
@@ -198,6 +187,7 @@ def evaluate_weights(t: Trainer, loader: Loader) -> EvalResult:
 def evaluate_all(t: Trainer) -> EvalResult:
     """Evaluate on the test set and the holdout, record both, and remember the best (of the raw weights); the test set's result."""
     state = t.state
+    t.watch.at(f"in the evaluation after step {state.step}")
     average_norms(state)
     result = None
     for split, loader in (("holdout", t.loaders.holdout), ("test", t.loaders.test)):
@@ -229,6 +219,7 @@ def save(t: Trainer) -> None:
     Raises:
         TrainingError: there are numbers in it that are not finite, or the checkpoint before could not be written.
     """
+    t.watch.at(f"saving step {t.state.step}")
     average_norms(t.state)
     t.processes.sum(t.state.totals.values[:3])
     if not t.processes.is_main:  # rank 0 has it all now

@@ -10,9 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import newest_intact, steps_in, write_json
+from pipeline.checkpoint import newest_intact, write_json
 from pipeline.config import Config, config_hash, dump_config, load_config
 from pipeline.errors import UserError
+from pipeline.lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -42,32 +43,41 @@ class RunFolder:
         return self.path / "result.json"
 
 
-def open_run(config: Config, recipe: str) -> RunFolder:
+def open_run(config: Config, recipe: str, lock: RunLock) -> RunFolder:
     """Make a new run folder, or find the one that `resume` means. Rank 0 calls this and tells the others.
 
+    Args:
+        config: of the run.
+        recipe: names a new run.
+        lock: taken for the folder.
+
     Raises:
-        UserError: the run to resume does not exist, is finished, is another config's, or has no intact checkpoint.
+        UserError: the run to resume does not exist, is finished, is another config's, is being trained, or has no intact checkpoint.
     """
-    found = find_resumable(config)
+    found, damaged = find_resumable(config, lock)
     if found is not None:
         _point_latest(found.path.parent, found.path)
         return found
-    anew = ("resume=auto: no unfinished run of this very config, starting anew",) if config.resume == "auto" else ()
-    return RunFolder(_make_folder(config, recipe), warnings=anew)
+    anew = (*damaged, "resume=auto: no unfinished run of this very config with an intact checkpoint, starting anew")
+    return RunFolder(_make_folder(config, recipe, lock), warnings=anew if config.resume == "auto" else ())
 
 
-def find_resumable(config: Config) -> RunFolder | None:
-    """The run folder that `resume` means; None where a new one is to be made. Writes nothing.
+def find_resumable(config: Config, lock: RunLock | None = None) -> tuple[RunFolder | None, list[str]]:
+    """The run folder that `resume` means; None where a new one is to be made, and what is wrong with those that have no intact checkpoint.
+
+    Args:
+        config: of the run.
+        lock: taken for the folder; without one nothing is written.
 
     Raises:
         UserError: as for `open_run`.
     """
     if config.resume == "auto":
-        return _newest_unfinished(config)
-    return None if config.resume == "none" else _resume(config, Path(config.resume))
+        return _newest_unfinished(config, lock)
+    return None if config.resume == "none" else _resume(config, Path(config.resume), lock), []
 
 
-def _make_folder(config: Config, recipe: str) -> Path:
+def _make_folder(config: Config, recipe: str, lock: RunLock) -> Path:
     runs, name = Path(config.log.dir), config.log.name or recipe
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
@@ -81,6 +91,7 @@ def _make_folder(config: Config, recipe: str) -> Path:
                 continue
         else:
             raise UserError(f"{runs}: a thousand runs of {name} in one second; set log.name")
+        lock.take(path)
         (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         _point_latest(runs, path)
     except OSError as error:
@@ -96,9 +107,9 @@ def _point_latest(runs: Path, path: Path) -> None:
     link.replace(runs / "latest")
 
 
-def _newest_unfinished(config: Config) -> RunFolder | None:
-    """The newest run of the same config that has an intact checkpoint and no result."""
-    wanted = config_hash(config)
+def _newest_unfinished(config: Config, lock: RunLock | None) -> tuple[RunFolder | None, list[str]]:
+    """The newest run of the same config that has an intact checkpoint and no result; and what is wrong with those that have none."""
+    wanted, told = config_hash(config), []
     runs = Path(config.log.dir)
     latest = (runs / "latest").resolve()  # a clock that was set back gives the newest run an old time
 
@@ -108,27 +119,35 @@ def _newest_unfinished(config: Config) -> RunFolder | None:
     candidates = sorted((p.parent for p in runs.glob("*/config.yaml") if not p.parent.is_symlink()), key=age)
     for path in candidates:
         run = RunFolder(path)
-        if run.result.exists() or not steps_in(run.checkpoints):
+        if run.result.exists():
             continue
         try:
             same = config_hash(load_config(path / "config.yaml")) == wanted
         except UserError:  # of an older version, say: not this config
             continue
-        if same:
-            checkpoint, damaged = newest_intact(run.checkpoints)
-            if checkpoint is not None:
-                return RunFolder(path, checkpoint, tuple(damaged))
-    return None
+        if not same:
+            continue
+        if lock is not None:
+            lock.take(path)
+        checkpoint, damaged = newest_intact(run.checkpoints, wanted)
+        if checkpoint is not None and not run.result.exists():  # it may have ended while this process waited for the lock
+            return RunFolder(path, checkpoint, tuple(damaged)), []
+        if lock is not None:
+            lock.release()
+        told += damaged
+    return None, told
 
 
-def _resume(config: Config, path: Path) -> RunFolder:
+def _resume(config: Config, path: Path, lock: RunLock | None) -> RunFolder:
     run = RunFolder(find_run(path).path)
+    if lock is not None:
+        lock.take(run.path)
     if run.result.exists():
         raise UserError(f"resume: {path} is finished; see {run.result}, or start anew with resume=none")
     if config_hash(load_config(run.path / "config.yaml")) != config_hash(config):
         changed = ", ".join(_differences(load_config(run.path / "config.yaml"), config))
         raise UserError(f"resume: {path} was started with another config (different: {changed}); give the same keys, or resume=none")
-    checkpoint, damaged = newest_intact(run.checkpoints)
+    checkpoint, damaged = newest_intact(run.checkpoints, config_hash(config))
     if checkpoint is None:
         raise UserError("\n".join([f"resume: {path} has no intact checkpoint; start anew with resume=none", *damaged]))
     return RunFolder(run.path, checkpoint, tuple(damaged))

@@ -1,7 +1,6 @@
 """Training: `accelerate launch -m pipeline.train CONFIG [key=value…]`."""
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
@@ -12,14 +11,20 @@ from typing import TYPE_CHECKING
 
 from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import Config, load_config
-from pipeline.errors import EXIT_FAILURE, OutOfMemory, Preempted, TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, PeerError, Preempted, TrainingError, UserError
+from pipeline.leaving import rank, report_exit_code
+from pipeline.signals import StopSignal
 
 if TYPE_CHECKING:
     from pipeline.console import TrainingConsole
     from pipeline.data import Splits
     from pipeline.distributed import Processes
+    from pipeline.evaluate import EvalResult
+    from pipeline.lock import RunLock
     from pipeline.loop import Plan, Trainer
+    from pipeline.profile import StepProfiler
     from pipeline.run import RunFolder
+    from pipeline.watch import Watch
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,20 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     code = EXIT_FAILURE
-    try:
-        config, recipe = load_config(arguments.config, arguments.overrides), Path(arguments.config).stem
-        if arguments.dry_run:
-            _print_plan(config, recipe)
-        else:
-            train(config, recipe, started, arguments.profile)
-        code = 0
-    except (UserError, TrainingError, Preempted) as error:
-        code = error.exit_code
-        if _rank() == 0 or isinstance(error, OutOfMemory):  # every other error is raised on all processes alike
-            print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
-    finally:
-        _report_exit_code(code)
-        _leave_process_group()
+    with StopSignal(exits=True) as stop:
+        try:
+            config, recipe = load_config(arguments.config, arguments.overrides), Path(arguments.config).stem
+            if arguments.dry_run:
+                _print_plan(config, recipe)
+            else:
+                train(config, recipe, started, arguments.profile, stop)
+            code = 0
+        except (UserError, TrainingError, Preempted) as error:
+            code = error.exit_code
+            if _speaks(error):
+                print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
+        finally:
+            report_exit_code(code)
+            if _in_process_group():
+                sys.modules["torch"].distributed.destroy_process_group()
     return code
 
 
@@ -69,33 +76,25 @@ def _print_plan(config: Config, recipe: str) -> None:
     from pipeline.dry_run import describe_plan
 
     plan = describe_plan(config, recipe)
-    if _rank() == 0:
+    if rank() == 0:
         print(plan)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+def _speaks(error: Exception) -> bool:
+    """Whether this process tells of an error: of those that are connected, the first to fail, from which the others have heard of it."""
+    if _in_process_group() and not isinstance(error, Preempted):
+        return not isinstance(error, PeerError)
+    return rank() == 0
 
 
-def _report_exit_code(code: int) -> None:
-    """`accelerate launch` returns 1 for every failure: launch.sh reads the code from a file, which the first process to end writes.
-
-    The first, because torchrun stops the others when one fails: what they return then is not the reason. But only rank 0, which writes
-    the result after the others have left, can say that all went well.
-    """
-    path = os.environ.get("QUICKRES_EXIT_CODE_FILE")
-    if path and (code or _rank() == 0):
-        with contextlib.suppress(OSError), open(path, "x") as file:
-            file.write(f"{code}\n")
-
-
-def _leave_process_group() -> None:
+def _in_process_group() -> bool:
     torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def train(config: Config, recipe: str = "run", started: float | None = None, profile: bool = False) -> "RunFolder":
+def train(
+    config: Config, recipe: str = "run", started: float | None = None, profile: bool = False, stop: StopSignal | None = None
+) -> "RunFolder":
     """Train one run to its end and leave its folder complete.
 
     Args:
@@ -103,11 +102,15 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
         recipe: names the run, unless `log.name` does.
         started: when the command began, in seconds of `time.perf_counter`, from which `wall_s` counts; default: now.
         profile: profile some steps after warm-up into the run folder.
+        stop: what hears of signals; default: one that does until the run ends.
 
     Returns:
         The run folder: `load_trained(run.path)` takes the network out of it.
     """
     started = time.perf_counter() if started is None else started
+    if stop is None:
+        with StopSignal() as own:
+            return train(config, recipe, started, profile, own)
     make_cache_folder()
     import torch
 
@@ -115,37 +118,53 @@ def train(config: Config, recipe: str = "run", started: float | None = None, pro
     from pipeline.distributed import connect
     from pipeline.faults import explained
     from pipeline.finish import finish
-    from pipeline.loop import fit
-    from pipeline.profile import StepProfiler
-    from pipeline.work import step_work
+    from pipeline.lock import RunLock
+    from pipeline.watch import Watch
 
     set_backends(config)
     processes = connect(config)
     on_gpu = processes.device.type == "cuda"
     # the captured step must not run on the default stream, and DDP wants its eager steps on the stream of the capture
     stream = torch.cuda.Stream(processes.device) if on_gpu else None
-    with torch.cuda.stream(stream), explained(config, processes.shard.world_size):
-        trainer, run, splits = assemble(config, recipe, processes)
-        if profile and processes.is_main:
-            shape = (splits.num_channels, config.image_size, config.image_size)
-            element_bytes = 4 if config.precision.mode == "fp32" else 2
-            work = step_work(trainer.state.raw_model, shape, config.data.batch_size // processes.shard.world_size, element_bytes)
-            trainer.profiler = StepProfiler(run.path / "profile", processes.device, work)
-        try:
-            evaluation = fit(trainer)
-        finally:
-            with contextlib.ExitStack() as closing:  # each of them, whatever becomes of the others
-                closing.callback(trainer.console.close)
-                if trainer.metrics is not None:
-                    closing.callback(trainer.metrics.close)
-                if trainer.checkpoints is not None:
-                    closing.callback(trainer.checkpoints.close)  # "stopped and saved" is true only once it is on disk
+    world_size = processes.shard.world_size
+    with torch.cuda.stream(stream), RunLock() as lock, explained(config, world_size):
+        with Watch(processes, config.runtime.hang_timeout_s) as watch, explained(config, world_size):
+            trainer, run, splits = assemble(config, recipe, processes, lock, stop, watch)
+            if profile and processes.is_main:
+                trainer.profiler = _build_profiler(trainer, run, splits)
+            evaluation = _fit(trainer)
         if processes.is_main:
             finish(trainer, run, evaluation, splits, started)
     return run
 
 
-def assemble(config: Config, recipe: str, processes: "Processes") -> "tuple[Trainer, RunFolder, Splits]":
+def _fit(trainer: "Trainer") -> "EvalResult":
+    from pipeline.loop import fit
+
+    try:
+        return fit(trainer)
+    except Preempted:
+        # "stopped and saved" is true only once it is on disk; and as soon as one process leaves, the launcher ends the others
+        trainer.processes.on_main(trainer.close)
+        raise
+    finally:
+        trainer.close()
+
+
+def _build_profiler(trainer: "Trainer", run: "RunFolder", splits: "Splits") -> "StepProfiler":
+    from pipeline.profile import StepProfiler
+    from pipeline.work import step_work
+
+    config, processes = trainer.config, trainer.processes
+    shape = (splits.num_channels, config.image_size, config.image_size)
+    element_bytes = 4 if config.precision.mode == "fp32" else 2
+    work = step_work(trainer.state.raw_model, shape, config.data.batch_size // processes.shard.world_size, element_bytes)
+    return StepProfiler(run.path / "profile", processes.device, work)
+
+
+def assemble(
+    config: Config, recipe: str, processes: "Processes", lock: "RunLock", stop: StopSignal, watch: "Watch"
+) -> "tuple[Trainer, RunFolder, Splits]":
     """Open the run folder and build or restore everything that `fit` works with."""
     from pipeline.build import build_state, captures, warmup_steps
     from pipeline.checkpoint import CheckpointWriter, load_checkpoint
@@ -155,7 +174,7 @@ def assemble(config: Config, recipe: str, processes: "Processes") -> "tuple[Trai
     from pipeline.data import build_loaders, load_splits
     from pipeline.environment import describe_environment
     from pipeline.inputs import INPUT_FILE, InputSpec
-    from pipeline.loop import Plan, StopSignal, Trainer
+    from pipeline.loop import Plan, Trainer
     from pipeline.run import MetricsLog, open_run, record_environment
     from pipeline.step import Step
 
@@ -163,10 +182,11 @@ def assemble(config: Config, recipe: str, processes: "Processes") -> "tuple[Trai
     splits = processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
     loaders = build_loaders(config, splits, device, shard)
     plan = Plan.of(config, loaders.train.steps_per_epoch)
-    run = processes.on_main(lambda: open_run(config, recipe))
+    run = processes.on_main(lambda: open_run(config, recipe, lock))
     state = build_state(config, splits, processes, pretrained=run.resume_from is None)
     if run.resume_from is not None:
-        load_checkpoint(run.resume_from, state)
+        folder = run.resume_from
+        processes.main_first(lambda: load_checkpoint(folder, state))  # a host that does not see the folder stops all
         if not processes.is_main:  # the sums of the open log window were saved for all processes together
             state.totals.start_window()
     console = TrainingConsole(plan.total_steps, state.step, processes.is_main)
@@ -176,6 +196,8 @@ def assemble(config: Config, recipe: str, processes: "Processes") -> "tuple[Trai
     if processes.is_main:
         InputSpec.of(config, splits).write(run.path / INPUT_FILE)
         record_environment(run, describe_environment(config, device, shard.world_size), state.step)
+    clock = Clock(device, state.clock)
+    stop.agree_through(watch.store, clock.max_ahead)
     trainer = Trainer(
         config=config,
         processes=processes,
@@ -183,11 +205,12 @@ def assemble(config: Config, recipe: str, processes: "Processes") -> "tuple[Trai
         step=Step(config, state, plan.lr_at, captures(config.compile, device), warmup_steps(shard.world_size)),
         loaders=loaders,
         plan=plan,
-        clock=Clock(device, state.clock),
+        clock=clock,
         checkpoints=CheckpointWriter(run.checkpoints, config_hash(config)) if processes.is_main else None,
         metrics=MetricsLog(run, config.log.tensorboard, state.step) if processes.is_main else None,
         console=console,
-        stop=StopSignal().install(),
+        stop=stop,
+        watch=watch,
     )
     return trainer, run, splits
 

@@ -13,8 +13,12 @@ from pipeline.config import Config, load_config
 from pipeline.console import TrainingConsole
 from pipeline.data import Batch, Splits, build_loaders, load_splits
 from pipeline.distributed import connect
-from pipeline.loop import Plan, StopSignal, Trainer
+from pipeline.lock import RunLock
+from pipeline.loop import Plan, Trainer
+from pipeline.run import RunFolder, open_run
+from pipeline.signals import StopSignal
 from pipeline.step import Step
+from pipeline.watch import Watch
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).with_name("tiny.yaml")
@@ -45,7 +49,14 @@ def tiny_trainer(config: Config) -> Trainer:
     state = build_state(config, splits, processes)
     step = Step(config, state, plan.lr_at, captures(config.compile, processes.device), warmup_steps(1))
     clock, console = Clock(processes.device), TrainingConsole(plan.total_steps, enabled=False)
-    return Trainer(config, processes, state, step, loaders, plan, clock, None, None, console, StopSignal())
+    watch = Watch(processes, config.runtime.hang_timeout_s)
+    return Trainer(config, processes, state, step, loaders, plan, clock, None, None, console, StopSignal(), watch)
+
+
+def open_and_release(config: Config) -> RunFolder:
+    """A run folder as its process leaves it."""
+    with RunLock() as lock:
+        return open_run(config, "recipe", lock)
 
 
 def train_steps(trainer: Trainer, count: int) -> list[float]:

@@ -288,6 +288,11 @@ class RuntimeConfig(Section):
     deterministic: bool = Field(default=False, description="Deterministic algorithms only, at some cost of speed")
     tf32: bool = Field(default=True, description="TF32 for float32 matrix products and convolutions on the GPU")
     cudnn_benchmark: bool = Field(default=True, description="Let cuDNN time its algorithms and keep the fastest")
+    hang_timeout_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds without progress after which a run on several processes is ended and the one named that hangs",
+    )
 
 
 class LogConfig(Section):

@@ -27,9 +27,9 @@ from pipeline.errors import TrainingError, UserError
 from pipeline.loop import Plan, fit
 from pipeline.models import build_model
 from pipeline.models.layers import NormAct, StemConv
-from pipeline.run import MetricsLog, open_run
+from pipeline.run import MetricsLog
 from tests.pictures import make_folder
-from tests.tiny import tiny_config, tiny_splits, tiny_trainer, train_steps
+from tests.tiny import open_and_release, tiny_config, tiny_splits, tiny_trainer, train_steps
 
 CPU = torch.device("cpu")
 
@@ -151,13 +151,13 @@ def backends(config: Config) -> object:
 
 def run_folder(config: Config) -> object:
     try:
-        return open_run(config, "recipe").path.parent.name, open_run(config, "recipe").path.name.partition("-")[0]
+        return open_and_release(config).path.parent.name, open_and_release(config).path.name.partition("-")[0]
     except UserError as error:
         return str(error)
 
 
 def event_files(config: Config) -> int:
-    run = open_run(config, "recipe")
+    run = open_and_release(config)
     log = MetricsLog(run, config.log.tensorboard, 0)
     log.write({"kind": "train", "step": 1, "loss": 1.0})
     log.close()
@@ -171,7 +171,7 @@ def left_at_the_end(config: Config) -> list[int]:
     names = ("_draw_curves", "_load", "_examine", "_write_tensorboard", "draw_sheet", "_write_report")
     with patch.multiple(finish, **dict.fromkeys(names, DEFAULT)) as made:
         made["_examine"].return_value.maps = ["a map"]
-        finish.finish(trainer, open_run(config, "recipe"), evaluation, tiny_splits(config), 0.0)
+        finish.finish(trainer, open_and_release(config), evaluation, tiny_splits(config), 0.0)
     return [made[name].call_count for name in ("draw_sheet", "_write_report")]
 
 
@@ -280,6 +280,7 @@ KEYS = {
     "runtime.deterministic": Row("true", backends),
     "runtime.tf32": Row("false", backends),
     "runtime.cudnn_benchmark": Row("false", backends),
+    "runtime.hang_timeout_s": Row("60.0", lambda config: tiny_trainer(config).watch._timeout_s),
     "log.dir": Row("{tmp}/elsewhere", run_folder),
     "log.name": Row("other", run_folder),
     "log.log_every": Row("7st", lambda config: plan_of(config).log_every),
@@ -309,6 +310,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, number in (("train", 0), ("test", 1)):
         (root / f"{name}.txt").write_text(f"train/a/{number}.jpg a\ntrain/b/{number}.jpg b\n")
     (root / "names.txt").write_text("a first\nb second\n")
+    torch.manual_seed(1)  # not the one of the recipe
     torch.save(build_model(tiny_config().model, 4).state_dict(), root / "weights.pth")
     return root
 

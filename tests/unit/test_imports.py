@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step": {"state", "precision", "losses", "mixing", "muon", "data"},
     "evaluate": {"precision", "data"},
     "checkpoint": {"state", "precision"},
-    "run": {"checkpoint"},
+    "run": {"checkpoint", "lock"},
     "distributed": {"data"},
     "build": {"caches", "data", "models", "optim", "ema", "precision", "state", "distributed", "step"},
     "inputs": {"data"},
@@ -45,7 +45,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predict": {"trained", "style"},
     "export": {"build", "trained"},
     "lr_find": {"build", "data", "distributed", "state", "step", "style"},
-    "loop": {"data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"},
+    **dict.fromkeys(("leaving", "lock"), LEAF),
+    "signals": {"leaving"},
+    "watch": {"distributed", "leaving"},
+    "loop": {
+        *("data", "optim", "clock", "console", "profile", "state", "step", "evaluate", "checkpoint", "run", "distributed"),
+        *("signals", "watch"),
+    },
 }
 ENTRY_POINTS = {"api", "dry_run", "train", "finish", "commands", "__main__"}
 

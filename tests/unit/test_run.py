@@ -12,8 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.checkpoint import CheckpointWriter, folder_of
 from pipeline.config import config_hash, load_config
 from pipeline.errors import UserError
-from pipeline.run import MetricsLog, RunFolder, find_run, open_run, read_json, record_environment, write_result
-from tests.tiny import tiny_config, tiny_trainer
+from pipeline.lock import RunLock
+from pipeline.run import MetricsLog, RunFolder, find_run, read_json, record_environment, write_result
+from tests.tiny import open_and_release, tiny_config, tiny_trainer
 
 
 def config_in(folder: Path, *overrides: str):
@@ -25,7 +26,7 @@ def config_in(folder: Path, *overrides: str):
 
 def test_a_new_run(tmp_path: Path):
     config = config_in(tmp_path / "runs")
-    run = open_run(config, "recipe")
+    run = open_and_release(config)
     assert re.fullmatch(r"recipe-\d{8}-\d{6}", run.path.name)
     assert load_config(run.path / "config.yaml") == config
     assert (run.resume_from, run.warnings) == (None, ())
@@ -34,7 +35,7 @@ def test_a_new_run(tmp_path: Path):
 
 
 def test_two_runs_of_one_second(tmp_path: Path):
-    first, second, named = (open_run(config_in(tmp_path, *keys), "recipe").path for keys in ((), (), ("log.name=other",)))
+    first, second, named = (open_and_release(config_in(tmp_path, *keys)).path for keys in ((), (), ("log.name=other",)))
     assert first != second and named.name.startswith("other-")
     assert (tmp_path / "latest").resolve() == named.resolve()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["latest", first.name, second.name, named.name])
@@ -43,7 +44,7 @@ def test_two_runs_of_one_second(tmp_path: Path):
 def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"log.dir: .*file.* cannot be written .*choose another folder with log.dir="):
-        open_run(config_in(tmp_path / "file"), "recipe")
+        open_and_release(config_in(tmp_path / "file"))
 
 
 # --- finding again --------------------------------------------------------------------------------------------------------------
@@ -67,10 +68,15 @@ class Runs:
         self.folder, self.checkpoint, self.age = folder, checkpoint, 0
 
     def make(self, *overrides: str, steps: tuple[int, ...] = (1, 2), finished: bool = False) -> Path:
-        run = open_run(config_in(self.folder, *overrides), "recipe")
+        config = config_in(self.folder, *overrides)
+        run = open_and_release(config)
         for step in steps:
-            os.makedirs(run.checkpoints, exist_ok=True)
-            os.symlink(folder_of(self.checkpoint, step), folder_of(run.checkpoints, step))
+            source, target = (folder_of(checkpoints, step) for checkpoints in (self.checkpoint, run.checkpoints))
+            target.mkdir(parents=True)
+            for name in ("weights.safetensors", "state.pt"):
+                os.symlink(source / name, target / name)
+            manifest = read_json(source / "manifest.json") | {"config_hash": config_hash(config)}
+            (target / "manifest.json").write_text(json.dumps(manifest))
         if finished:
             write_result(run, {"test_accuracy": 1.0})
         self.age += 1
@@ -78,7 +84,7 @@ class Runs:
         return run.path
 
     def resume(self, value: str = "auto", *overrides: str, folder: Path | None = None) -> RunFolder:
-        return open_run(config_in(folder or self.folder, f"resume={value}", *overrides), "recipe")
+        return open_and_release(config_in(folder or self.folder, f"resume={value}", *overrides))
 
 
 @pytest.fixture
@@ -111,6 +117,30 @@ def test_auto_starts_anew_where_nothing_matches(runs: Runs):
     found = runs.resume()
     assert found.resume_from is None and found.path not in {*made, broken}
     assert runs.resume(folder=runs.folder / "none").resume_from is None
+
+
+@pytest.mark.parametrize("value", ["auto", "latest"])
+def test_a_run_that_is_being_trained_is_left_alone(runs: Runs, value: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.lock._PATIENCE_S", 0.2)
+    path = runs.make(steps=())  # before its first checkpoint
+    with RunLock() as lock:
+        lock.take(path)
+        told = rf"resume: .*{path.name} is being trained by process {os.getpid()} on .*; wait for its end, or .* with resume=none"
+        with pytest.raises(UserError, match=told):
+            runs.resume("auto" if value == "auto" else str(path))
+        assert runs.make().is_dir()  # one beside it
+    assert runs.resume().resume_from is not None
+
+
+def test_auto_says_what_is_wrong_where_it_starts_anew(runs: Runs):
+    path = runs.make()
+    for step in (1, 2):
+        (folder_of(path / "checkpoints", step) / "state.pt").unlink()
+    found = runs.resume()
+    assert found.resume_from is None
+    *damaged, anew = found.warnings
+    assert [f"step-{step:08d}/state.pt: missing" in text for step, text in zip((2, 1), damaged, strict=True)] == [True, True]
+    assert anew == "resume=auto: no unfinished run of this very config with an intact checkpoint, starting anew"
 
 
 def test_a_path_is_resumed(runs: Runs):

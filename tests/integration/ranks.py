@@ -1,0 +1,126 @@
+"""Processes of one run without a launcher: forked from a server that has imported everything, so that they start in a moment."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import ROOT
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def _run(work: Callable[..., int], rank: int, world_size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+    """In the new process: what torchrun would set, output into files, then the work; its result is the exit code."""
+    import torch
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
+    os.environ["QUICKRES_EXIT_CODE_FILE"] = str(folder / "exit_code")
+    for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
+        file = os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, stream.fileno())
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    code = 1
+    try:
+        code = work(rank, *arguments)
+    except Exception as error:  # as the interpreter would
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Ranks:
+    """A run on several processes.
+
+    Attributes:
+        processes: one for each rank.
+        started: when, by the monotonic clock.
+    """
+
+    def __init__(self, folder: Path, world_size: int, work: Callable[..., int], *arguments: Any):
+        import torch
+
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "exit_code").unlink(missing_ok=True)
+        # as torchrun does, the store is kept outside of the ranks
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store: torch.distributed.Store | None = store
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        self.processes: list[BaseProcess] = []
+        for rank in range(world_size):
+            process = _CONTEXT.Process(target=_with, args=(address, work, rank, world_size, folder, arguments), daemon=True)
+            process.start()
+            self.processes.append(process)
+        self.started = time.monotonic()
+
+    def pid(self, rank: int) -> int:
+        pid = self.processes[rank].pid
+        assert pid is not None
+        return pid
+
+    def wait(self, timeout_s: float = 60) -> list[int | None]:
+        """The exit codes; None for what still runs after the time."""
+        ends = time.monotonic() + timeout_s
+        for process in self.processes:
+            process.join(max(ends - time.monotonic(), 0))
+        return [process.exitcode for process in self.processes]
+
+    def wait_for(self, pattern: str, timeout_s: float = 60) -> None:
+        """Until there is such a file in the folder."""
+        ends = time.monotonic() + timeout_s
+        while not any(self.folder.glob(pattern)):
+            assert time.monotonic() < ends and self.processes[0].exitcode is None, self.errors
+            time.sleep(0.02)
+
+    def text(self, name: str) -> str:
+        path = self.folder / name
+        return path.read_text() if path.exists() else ""
+
+    def end_store(self) -> None:
+        """As where the launcher is killed."""
+        self._store = None
+
+    @property
+    def errors(self) -> list[str]:
+        """What all processes wrote to stderr, without the number that torch puts before each line of a traceback."""
+        lines = [line for rank in range(len(self.processes)) for line in self.text(f"err-{rank}").splitlines()]
+        return [re.sub(r"^\[rank\d+\]: ", "", line) for line in lines]
+
+    @property
+    def exit_code(self) -> str:
+        return self.text("exit_code").strip()
+
+
+def _with(address: dict[str, str], work: Callable[..., int], *arguments: Any) -> None:
+    os.environ |= address
+    _run(work, *arguments)
+
+
+@contextlib.contextmanager
+def ranks(folder: Path, world_size: int, work: Callable[..., int], *arguments: Any) -> Iterator[Ranks]:
+    """Start them, and end what is left of them."""
+    preload()
+    started = Ranks(folder, world_size, work, *arguments)
+    try:
+        yield started
+    finally:
+        for process in started.processes:
+            process.kill()
+            process.join()
+
+
+def preload() -> None:
+    """What the server imports, before the first start of all."""
+    assert Path.cwd() == ROOT
+    _CONTEXT.set_forkserver_preload(["tests.integration.preloaded"])
