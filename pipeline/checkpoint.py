@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from pipeline.errors import TrainingError, UserError
 from pipeline.state import TrainState
@@ -26,19 +26,43 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_cpu(value: Any) -> Any:
-    """A copy on the CPU, tensor by tensor, that later training steps leave alone."""
+def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The nested value with every tensor changed."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        return change(value)
     if isinstance(value, dict):
-        return {key: _to_cpu(item) for key, item in value.items()}
+        return {key: _map(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_to_cpu(item) for item in value)
+        return type(value)(_map(item, change) for item in value)
     return value
 
 
-def _snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.contiguous() for key, value in _to_cpu(model.state_dict()).items()}
+class _Snapshot:
+    """A copy of a state that later training steps leave alone.
+
+    It is made on the state's own device, which on a GPU costs training next to nothing (and the memory of the copy, for a moment); `read`,
+    in another thread, brings it to the CPU on a stream of its own while training goes on.
+    """
+
+    def __init__(self, state: TrainState):
+        models = {WEIGHTS: state.raw_model} | ({EMA: state.ema.model} if state.ema is not None else {})
+        self.step, self.best = state.step, dict(state.best)
+        everything = {"weights": {name: model.state_dict() for name, model in models.items()}, "rest": state.state_dict()}
+        self._copy = _map(everything, lambda tensor: tensor.detach().clone())
+        self._device = state.totals.values.device
+        self._copied = torch.cuda.Event() if self._device.type == "cuda" else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """Weights by file, and the rest; contiguous, on the CPU."""
+        stream = torch.cuda.Stream(self._device) if self._copied is not None else None
+        with torch.cuda.stream(stream):
+            if stream is not None and self._copied is not None:
+                stream.wait_event(self._copied)
+            read = _map(self._copy, lambda tensor: tensor.cpu().contiguous())
+        del self._copy
+        return read["weights"], read["rest"]
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -46,7 +70,7 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 class CheckpointWriter:
-    """Saves snapshots of a state beside training: copied to host memory at once, written by a thread.
+    """Saves snapshots of a state beside training: copied at once, read off the device and written by a thread.
 
     Keeps the newest `keep` checkpoints and the best one; `best.json` names the latter.
 
@@ -64,10 +88,7 @@ class CheckpointWriter:
     def save(self, state: TrainState) -> None:
         """Snapshot the state now and write it soon. Waits for the write before; raises what went wrong in that."""
         self.wait()
-        models = {WEIGHTS: state.raw_model} | ({EMA: state.ema.model} if state.ema is not None else {})
-        weights = {name: _snapshot(model) for name, model in models.items()}
-        rest = _to_cpu(state.state_dict())
-        self._pending = self._executor.submit(self._write, state.step, weights, rest, dict(state.best))
+        self._pending = self._executor.submit(self._write, _Snapshot(state))
 
     def check(self) -> None:
         """Raise what went wrong in a write that has ended, as `wait` does; wait for none."""
@@ -95,7 +116,9 @@ class CheckpointWriter:
         self.wait()
         self._executor.shutdown()
 
-    def _write(self, step: int, weights: dict[str, dict[str, torch.Tensor]], rest: dict[str, Any], best: dict[str, Any]) -> None:
+    def _write(self, snapshot: _Snapshot) -> None:
+        weights, rest = snapshot.read()
+        step, best = snapshot.step, snapshot.best
         final = folder_of(self._folder, step)
         temporary, aside = (self._folder / f".{final.name}.{suffix}" for suffix in ("tmp", "old.tmp"))
         for abandoned in self._folder.glob(".step-*.tmp"):  # by a run that was killed while it wrote
