@@ -127,9 +127,8 @@ def connect(config: Config) -> Processes:
             f"launch.sh started {expected} processes, but {accelerator.num_processes} found each other; on the CPU use "
             "configs/accelerate/cpu2.yaml, which accelerate takes for several processes"
         )
-    device = accelerator.device
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    # one name for a device: accelerate says cpu:0 with several processes, and cuda without an index with one
+    device = torch.device("cuda", torch.cuda.current_device()) if accelerator.device.type == "cuda" else torch.device("cpu")
     return Processes(accelerator, device, Shard(accelerator.process_index, accelerator.num_processes))
 
 

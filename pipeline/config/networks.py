@@ -53,9 +53,12 @@ def check_model(model: "ModelConfig", image_size: int) -> None:
         raise ValueError(
             f"model.zero_init_residual: {name} has no residual blocks of ours; remove the key (model.zero_init_residual=true over a recipe)"
         )
-    if library_of(name) and (given or model.fused_norm or model.fused_stem):
-        key = given[0] if given else "fused_norm" if model.fused_norm else "fused_stem"
+    given_switches = [key for key in ("fused_norm", "fused_stem", "sync_batchnorm") if getattr(model, key)]
+    if library_of(name) and (given or given_switches):
+        key = [*given, *given_switches][0]
         raise ValueError(f"model.{key}: {name} is built by {library_of(name)}, which does not know the key; remove it")
+    if model.sync_batchnorm and model.fused_norm:
+        raise ValueError("model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics; set model.fused_norm=false")
     if name == "davidnet" and given:
         raise ValueError(f"model.{given[0]}: davidnet has one form only; remove the key")
     if name in PLAIN_NETWORKS:

@@ -196,6 +196,11 @@ class ModelConfig(Section):
         description="The first convolution, 3x3, in training by our own Triton kernels, on a GPU, and with `fused_norm` its norm and ReLU "
         "in the same; needs `runtime.channels_last`",
     )
+    sync_batchnorm: bool = Field(
+        default=False,
+        description="Batch norm in training by the statistics of all processes' batches together; else each process has its own, and the "
+        "running ones are averaged before evaluating and saving",
+    )
     weights: str | None = Field(
         default=None,
         min_length=1,

@@ -9,6 +9,7 @@ from pipeline.config.networks import library_of
 from pipeline.models.cam import cam_target_layer
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.families import build_network
+from pipeline.models.layers import NormAct
 from pipeline.models.libraries import build_library_network
 from pipeline.models.resnet import ResNet
 from pipeline.models.weights import load_pretrained
@@ -37,7 +38,11 @@ def build_model(
     """
     if library_of(config.name):
         return build_library_network(config.name, num_classes, in_channels, image_size, other_sizes)
-    return build_network(config, num_classes, in_channels, image_size)
+    model = build_network(config, num_classes, in_channels, image_size)
+    for module in model.modules():
+        if isinstance(module, NormAct):
+            module.sync = config.sync_batchnorm
+    return model
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.models.sync_norm import sync_batch_norm
+
 # The output of a block feeds two consumers, the next block's convolution and its shortcut. Our kernels hand it out twice, so that
 # backward adds the two gradients while it reads them; otherwise both are one tensor.
 Activation = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -26,8 +28,13 @@ class NormAct(nn.BatchNorm2d):
         relu: end with a ReLU.
         branches: the output feeds two consumers; fused, it is handed out twice.
 
+    Attributes:
+        sync: in training on several processes, take the statistics of all their batches together (`model.sync_batchnorm`).
+
     Shape: (B, C, H, W) → the same; the residual likewise.
     """
+
+    sync = False
 
     def __init__(self, channels: int, fused: bool = False, relu: bool = True, branches: bool = False):
         super().__init__(channels)
@@ -40,7 +47,8 @@ class NormAct(nn.BatchNorm2d):
             assert self.momentum is not None
             op = batch_norm_act_twice if self.branches else batch_norm_act
             return op(input, *self._vectors(), residual, self.relu, self.momentum, self.eps)
-        y = super().forward(input)
+        across = self.sync and self.training and torch.distributed.is_initialized()
+        y = sync_batch_norm(self, input) if across else super().forward(input)
         if residual is not None:
             y = y + residual
         return F.relu(y) if self.relu else y

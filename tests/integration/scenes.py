@@ -1,13 +1,18 @@
 """What happens to a run on several processes, each scene a function that every process runs."""
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline import train
 from pipeline.step import Step, StepOutput
+from tests.tiny import RECIPE
 
 Act = Callable[[], Any]
 
@@ -35,6 +40,58 @@ ACTS: dict[str, Act] = {
     "hang": lambda: time.sleep(600),
     "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
 }
+
+
+def plain_network() -> torch.nn.Module:
+    """Without batch norm."""
+    torch.manual_seed(5)
+    convolutions = [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, stride=2), torch.nn.ReLU()]
+    return torch.nn.Sequential(*convolutions, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 4))
+
+
+# For 1, 2 and 3 processes: each trains the same batches.
+SHARED = ("data.batch_size=12", "data.eval_batch_size=6", "duration=2ep", "log.eval_every=2ep")
+NETWORKS = {
+    "without batch norm": ("optimizer.lr=0.5",),
+    "with synchronised batch norm": ("model.sync_batchnorm=true", "optimizer.lr=0.02"),
+}
+
+
+def train_all_networks(rank: int, folder: Path, *overrides: str) -> int:
+    """Leave in rank-R.pt of each network the batches and rates of every step, what evaluation saw, and the weights."""
+    from pipeline import api
+
+    left: dict[str, Any] = {}
+    for name, keys in NETWORKS.items():
+        config = api.load_config(RECIPE, [*SHARED, *keys, *overrides])
+        splits = api.load_splits(config)
+        model = api.build_model(config, splits)
+        if name == "without batch norm":
+            model = plain_network().to(next(model.parameters()).device)
+        steps: list[dict[str, Any]] = []
+        with watched_steps(steps):
+            evaluation = api.fit(config, model, api.build_loaders(config, splits), quiet=True)
+        weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items() if value.is_floating_point()}
+        left[name] = {"steps": steps, "seen": evaluation.seen, "correct": evaluation.correct, "weights": weights}
+    torch.save(left, folder / f"rank-{rank}.pt")
+    return 0
+
+
+@contextlib.contextmanager
+def watched_steps(steps: list[dict[str, Any]]) -> Iterator[None]:
+    step = Step.__call__
+
+    def watched(self: Step, batch: Any) -> StepOutput:
+        output = step(self, batch)
+        found = {"indices": batch.indices, "images": batch.images, "labels": batch.labels, "lr": self._state.lr}
+        steps.append({key: value.cpu().clone() for key, value in found.items()})
+        return output
+
+    Step.__call__ = watched
+    try:
+        yield
+    finally:
+        Step.__call__ = step
 
 
 def run(rank: int, arguments: list[str], number: int = 0, acts: dict[int, str] | None = None) -> int:

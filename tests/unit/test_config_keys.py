@@ -248,6 +248,9 @@ KEYS = {
     "model.fused_stem": Row(
         "true", lambda config: [module.fused for module in tiny_model(config).modules() if isinstance(module, StemConv)]
     ),
+    "model.sync_batchnorm": Row(
+        "true", lambda config: [module.sync for module in tiny_model(config).modules() if isinstance(module, NormAct)]
+    ),
     "model.weights": Row("{tmp}/weights.pth", lambda config: sums(tiny_trainer(config).state.raw_model)),
     "loss.label_smoothing": Row("0.1", trained_weights),
     "optimizer.name": Row("adamw", trained_weights),

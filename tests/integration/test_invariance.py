@@ -1,0 +1,78 @@
+"""The same run on one, two and three processes: the same samples in the same order, draws, learning rates, counts and updates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integration import scenes
+from tests.integration.ranks import ranks
+
+pytestmark = pytest.mark.slow
+# Six steps with the sums of the gradients in another order: rounding of float32, which 20 layers and their batch norms enlarge.
+TOLERANCES = {"without batch norm": (1e-5, 1e-6), "with synchronised batch norm": (1e-3, 1e-4)}
+
+
+Left = dict[int, list[dict[str, Any]]]
+
+
+def train_on(folders: dict[int, Path], *keys: str) -> Left:
+    for number, folder in folders.items():
+        if number == 1:
+            scenes.train_all_networks(0, folder, *keys)
+        else:
+            with ranks(folder, number, scenes.train_all_networks, folder, *keys) as run:
+                assert run.wait(120) == [0] * number, run.errors
+    return {number: [torch.load(folder / f"rank-{rank}.pt") for rank in range(number)] for number, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Left:
+    """What each process left, by their number."""
+    return train_on({number: tmp_path_factory.mktemp(f"processes-{number}") for number in (1, 2, 3)})
+
+
+@pytest.mark.parametrize("network", scenes.NETWORKS)
+@pytest.mark.parametrize("number", [2, 3])
+def test_batches_draws_and_rates(left: Left, number: int, network: str):
+    """The processes' parts, one after another, are bit for bit the batch of one process: its samples, in its order, with its draws."""
+    assert_same_batches(left, number, network)
+
+
+def assert_same_batches(left: Left, number: int, network: str) -> None:
+    (alone,), processes = ([process[network]["steps"] for process in left[count]] for count in (1, number))
+    assert len(alone) == 6 and all(len(steps) == 6 for steps in processes)
+    for step, expected in enumerate(alone):
+        for key in ("indices", "images", "labels"):
+            assert torch.equal(torch.cat([steps[step][key] for steps in processes]), expected[key]), (step, key)
+        assert all(torch.equal(steps[step]["lr"], expected["lr"]) for steps in processes)
+
+
+@pytest.mark.parametrize("network", scenes.NETWORKS)
+@pytest.mark.parametrize("number", [2, 3])
+def test_updates_and_evaluation(left: Left, number: int, network: str):
+    assert_same_updates(left, number, network, *TOLERANCES[network])
+
+
+def assert_same_updates(left: Left, number: int, network: str, rtol: float, atol: float) -> None:
+    (alone,), processes = ([process[network] for process in left[count]] for count in (1, number))
+    for found in processes:
+        assert (found["seen"], found["correct"]) == (alone["seen"], alone["correct"]) and found["seen"] == 8
+        for key, value in alone["weights"].items():
+            torch.testing.assert_close(found["weights"][key], value, rtol=rtol, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
+            assert torch.equal(found["weights"][key], processes[0]["weights"][key]), key
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@pytest.mark.parametrize("mode", ["none", "default"])
+def test_on_two_gpus(mode: str, tmp_path: Path, process_state: None):
+    keys = ("runtime.device=gpu", "runtime.tf32=false", "runtime.deterministic=true", f"compile.mode={mode}")
+    folders = {number: tmp_path / str(number) for number in (1, 2)}
+    for folder in folders.values():
+        folder.mkdir()
+    left = train_on(folders, *keys)
+    for network, tolerance in TOLERANCES.items():
+        assert_same_batches(left, 2, network)
+        assert_same_updates(left, 2, network, *tolerance)
