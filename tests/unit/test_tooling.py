@@ -98,7 +98,7 @@ def test_no_file_names_a_package_index():
             assert path.suffix != ".lock" or not (found := INDEX_OPTION.search(text)), f"{path}: {found}"
 
 
-@pytest.mark.parametrize("name", ["cpu1", "cpu2", "gpu1", "gpu2"])
+@pytest.mark.parametrize("name", ["cpu1", "cpu2", "gpu1", "gpu2", "gpu8", "two_nodes"])
 def test_accelerate_files(name: str):
     values = yaml.safe_load((ROOT / f"configs/accelerate/{name}.yaml").read_text())
     # the words, in quotes: YAML reads a bare `no` as false
@@ -114,7 +114,7 @@ def test_pre_commit_downloads_nothing():
     assert hooks
 
 
-@pytest.mark.parametrize("name", ["launch.sh", ".ci/run"])
+@pytest.mark.parametrize("name", ["launch.sh", ".ci/run", "configs/accelerate/slurm.sh"])
 def test_scripts_run(name: str):
     assert os.access(ROOT / name, os.X_OK)
     subprocess.run(["bash", "-n", ROOT / name], check=True)

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# A run on several hosts under Slurm, from the project's folder, which all hosts see:
+#   sbatch --nodes=2 configs/accelerate/slurm.sh configs/cifar10_resnet18.yaml [key=value ...]
+# One task a host is the launcher, which starts a process for each GPU. Before the time is up, and at a preemption, Slurm sends SIGTERM: the
+# run saves a checkpoint and ends with 75, is put back into the queue, and goes on from that step.
+#SBATCH --job-name=quickres
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=01:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"
+
+python=${PYTHON:-.venv/bin/python}
+per_host=${PROCESSES_PER_HOST:-${SLURM_GPUS_ON_NODE:-1}}
+cores=${SLURM_CPUS_PER_TASK:-$per_host}
+processes=$((SLURM_JOB_NUM_NODES * per_host))
+
+# The rendezvous: the first host of the job, and a port that two jobs on one host do not share.
+address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000))
+
+scratch=$(mktemp -d "$PWD/.slurm-$SLURM_JOB_ID-XXXXXX") # seen by all hosts
+trap 'rm -rf "$scratch"' EXIT
+trap : TERM # wait for the run
+export QUICKRES_NUM_PROCESSES=$processes QUICKRES_EXIT_CODE_FILE=$scratch/exit_code
+
+launch=(
+    "$python" -m accelerate.commands.launch --quiet --config_file configs/accelerate/two_nodes.yaml
+    --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$processes"
+    --num_cpu_threads_per_process "$((cores > per_host ? cores / per_host : 1))"
+    --main_process_ip "$address" --main_process_port "$port"
+)
+status=0
+# shellcheck disable=SC2016 # SLURM_NODEID is another one on each host
+srun --kill-on-bad-exit=0 bash -c 'exec "${@:2:$1}" --machine_rank "$SLURM_NODEID" -m pipeline.train "${@:$1+2}"' \
+    launch "${#launch[@]}" "${launch[@]}" "$@" resume=auto || status=$?
+
+if [[ -s $scratch/exit_code ]]; then
+    status=$(<"$scratch/exit_code") # accelerate returns 1 for every failure
+fi
+if ((status == 75)); then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,97 @@
+"""Two hosts, simulated: the real Slurm script, stand-ins for srun and scontrol, and two real launchers that meet on the loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.checkout import write
+from tests.tiny import RECIPE, ROOT, only_run, read_metrics
+
+# As srun does: the command once on each host, and the worst of the exit codes.
+SRUN = """#!/bin/sh
+shift
+SLURM_NODEID=1 "$@" & other=$!
+SLURM_NODEID=0 "$@" & first=$!
+wait $other; worst=$?
+wait $first || worst=$?
+exit $worst
+"""
+SCONTROL = """#!/bin/sh
+case $1 in
+    show) printf '127.0.0.1\\nelsewhere\\n' ;;
+    requeue) echo "$2" >>"$(dirname "$0")/requeued" ;;
+esac
+"""
+
+
+def free_job_id() -> int:
+    """One whose port, 20000 more, is free."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if 20000 <= port < 40000:
+            return port - 20000
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    keys = ("duration=150st", "log.eval_every=150st", "log.log_every=150st", "log.checkpoint_every=25st", "log.tensorboard=false")
+    slurm = {
+        "SLURM_JOB_ID": str(free_job_id()),
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "two",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "PROCESSES_PER_HOST": "1",
+        "PYTHON": sys.executable,
+    }
+    return subprocess.Popen(
+        [ROOT / "configs/accelerate/slurm.sh", RECIPE, f"log.dir={folder}/runs", "data.eval_batch_size=6", *keys],
+        env={**os.environ, **slurm, "PATH": f"{folder}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def trainers(script: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that train, those of the first host before those of the other."""
+    found = [process for process in psutil.Process(script.pid).children(recursive=True) if "RANK" in process.environ()]
+    return sorted(found, key=lambda process: process.environ()["RANK"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        write(tmp_path / name, text, 0o755)
+    script = start(tmp_path)
+    while not any(tmp_path.glob("runs/*/checkpoints/step-*")):
+        assert script.poll() is None, script.communicate()
+        time.sleep(0.05)
+    processes = trainers(script)
+    assert [process.environ()["GROUP_RANK"] for process in processes] == ["0", "1"]  # torchrun's number of the host
+    processes[1].send_signal(signal.SIGTERM)
+    out, err = script.communicate(timeout=60)
+    assert script.returncode == 75, err
+    assert "2 x CPU" in out
+    told = [line for line in err.splitlines() if line.startswith(("stopped", "error"))]
+    assert len(told) == 1 and told[0].startswith("stopped: by a signal to another process, saved at step ")
+    assert len((tmp_path / "requeued").read_text().splitlines()) == 1
+
+    script = start(tmp_path)
+    out, err = script.communicate(timeout=60)
+    assert script.returncode == 0, err
+    run = only_run(tmp_path / "runs")
+    assert f"continuing {run} from step " in out
+    result = json.loads((run / "result.json").read_text())
+    assert (result["world_size"], result["steps"], result["test_seen"]) == (2, 150, 8)
+    assert [record["step"] for record in read_metrics(run)] == [150, 150]
+    assert not list(ROOT.glob(".slurm-*"))
