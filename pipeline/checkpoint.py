@@ -55,14 +55,14 @@ class _Snapshot:
             self._copied.record()
 
     def read(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """Weights by file, and the rest; contiguous, on the CPU."""
+        """Weights by file, contiguous, and the rest, on the CPU."""
         stream = torch.cuda.Stream(self._device) if self._copied is not None else None
         with torch.cuda.stream(stream):
             if stream is not None and self._copied is not None:
                 stream.wait_event(self._copied)
-            read = _map(self._copy, lambda tensor: tensor.cpu().contiguous())
+            read = _map(self._copy, torch.Tensor.cpu)
         del self._copy
-        return read["weights"], read["rest"]
+        return _map(read["weights"], torch.Tensor.contiguous), read["rest"]
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:

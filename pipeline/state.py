@@ -101,6 +101,10 @@ class TrainState:
         for group, kept in zip(self.optimizer.param_groups, own, strict=True):
             kept["lr"].copy_(group["lr"])
             group.update(kept)
+        for parameter, state in self.optimizer.state.items():  # fused optimizers read memory in order: its layout must be the weight's
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         self.precision.scaler.load_state_dict(saved["scaler"])
         self.totals.values.copy_(saved["totals"])
         torch.set_rng_state(saved["rng"].cpu())

@@ -94,6 +94,17 @@ def watched_steps(steps: list[dict[str, Any]]) -> Iterator[None]:
         Step.__call__ = step
 
 
+def run_and_note(rank: int, arguments: list[str], note: Path, number: int = 0) -> int:
+    """Train, and note the samples of every step in NOTE-R.pt; before step NUMBER process 0 gets a SIGTERM."""
+    steps: list[dict[str, Any]] = []
+    if number and rank == 0:
+        before_step(number, ACTS["terminate"])
+    with watched_steps(steps):
+        code = train.main(arguments)
+    torch.save([step["indices"] for step in steps], f"{note}-{rank}.pt")
+    return code
+
+
 def run(rank: int, arguments: list[str], number: int = 0, acts: dict[int, str] | None = None) -> int:
     """Train; the processes that ACTS names do something before a step."""
     if acts and rank in acts:

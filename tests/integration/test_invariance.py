@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.data.sampling import Shard, TrainSampler
 from tests.integration import scenes
 from tests.integration.ranks import ranks
+from tests.tiny import RECIPE, tiny_config
 
 pytestmark = pytest.mark.slow
 # Six steps with the sums of the gradients in another order: rounding of float32, which 20 layers and their batch norms enlarge.
@@ -62,6 +64,21 @@ def assert_same_updates(left: Left, number: int, network: str, rtol: float, atol
         for key, value in alone["weights"].items():
             torch.testing.assert_close(found["weights"][key], value, rtol=rtol, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
             assert torch.equal(found["weights"][key], processes[0]["weights"][key]), key
+
+
+def test_continued_on_another_number_of_processes(tmp_path: Path):
+    """Begun on two, continued on three: every sample of every epoch once, in the order of one process."""
+    config = tiny_config(*scenes.SHARED)
+    arguments = [str(RECIPE), f"log.dir={tmp_path}/runs", "log.tensorboard=false", *scenes.SHARED]
+    with ranks(tmp_path, 2, scenes.run_and_note, arguments, tmp_path / "begun", 2) as run:
+        assert run.wait() == [75, 75], run.errors
+    with ranks(tmp_path, 3, scenes.run_and_note, [*arguments, "resume=auto"], tmp_path / "continued") as run:
+        assert run.wait() == [0, 0, 0], run.errors
+    parts = {name: [torch.load(path) for path in sorted(tmp_path.glob(f"{name}-*.pt"))] for name in ("begun", "continued")}
+    assert {name: (len(part), len(part[0])) for name, part in parts.items()} == {"begun": (2, 4), "continued": (3, 2)}
+    found = [torch.cat(shares).tolist() for part in parts.values() for shares in zip(*part, strict=True)]
+    sampler = TrainSampler(40, 12, Shard(), config.seed, (8, 8), config.augment)
+    assert found == [sampler.plan(*divmod(step, 3)).indices.tolist() for step in range(6)]
 
 
 @pytest.mark.gpu

@@ -11,12 +11,14 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import train
 from pipeline.checkpoint import folder_of, newest_intact
 from pipeline.signals import StopSignal
 from pipeline.step import Step, StepOutput
+from tests.integration.scenes import watched_steps
 from tests.tiny import RECIPE, ROOT, assert_equal, last_ema, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -122,6 +124,7 @@ def test_crashed(loader: str, step: int, uninterrupted: dict[str, Path], tmp_pat
 METHODS = {
     "ema": ("ema.decay=0.9", "evaluation.flip_tta=true"),
     "accumulation": ("optimizer.accumulate=2", "ema.decay=0.9"),
+    "fp16": ("precision.mode=fp16", "precision.init_scale=1.0e+5", "precision.growth_interval=3", "optimizer.clip_norm=0.5"),
     "mixing": ("augment.mix=ricap", "loss.label_smoothing=0.1"),
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01"),
     "muon": ("optimizer.name=muon", "optimizer.lr=0.02", "schedule.name=one_cycle"),
@@ -202,6 +205,30 @@ def test_a_path_is_continued_and_then_refused(uninterrupted: dict[str, Path], tm
     assert_same_run(only_run(tmp_path), uninterrupted["dali"])
     assert run_tiny(tmp_path, f"resume={path}") == 2
     assert "is finished" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("loader", ["dali", "fused"])
+def test_on_a_gpu_the_same_batches_follow(loader: str, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+    """Same samples, pixels, learning rates; captured steps, GradScaler, average of the weights and mixing included."""
+    gpu = ("runtime.device=gpu", f"data.loader={loader}", "data.image_size=32")
+    keys = (*gpu, "precision.mode=fp16", "ema.decay=0.9", "augment.mix=cutmix")
+    whole: list[dict[str, Any]] = []
+    with watched_steps(whole):
+        assert run_tiny(tmp_path / "whole", *keys) == 0
+    parts: list[dict[str, Any]] = []
+    with watched_steps(parts):
+        stop_after(7, signal.SIGTERM)
+        assert run_tiny(tmp_path / "parts", *keys) == 75
+        monkeypatch.undo()
+    with watched_steps(parts):
+        assert run_tiny(tmp_path / "parts", *keys, "resume=auto") == 0
+    assert len(whole) == 15
+    assert_equal(parts, whole)
+    metrics = (read_metrics(only_run(tmp_path / name)) for name in ("whole", "parts"))
+    scales = [[record["loss_scale"] for record in records if record["kind"] == "train"] for records in metrics]
+    assert scales[0] == scales[1]
 
 
 @pytest.mark.slow

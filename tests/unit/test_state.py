@@ -1,5 +1,6 @@
 """What survives a restart survives it bit for bit."""
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,20 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: t
         old.step(batch)
     old.state.clock = new.state.clock
     assert_equal(whole(new.state), whole(old.state))
+
+
+def test_momentum_of_another_memory_layout_is_laid_out_like_the_weight():
+    """A fused optimizer goes through both in the order of memory, and would mix up elements without a word."""
+    old, new = start(), start()
+    train_steps(old, 1)
+    saved = copy.deepcopy(old.state.state_dict())
+    for state in saved["optimizer"]["state"].values():
+        state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+    new.state.raw_model.load_state_dict(old.state.raw_model.state_dict())
+    new.state.load_state_dict(saved)
+    for trainer in (old, new):
+        trainer.step(random_batch())
+    assert_equal(dict(new.state.raw_model.state_dict()), dict(old.state.raw_model.state_dict()))
 
 
 def test_a_snapshot_is_not_changed_by_later_steps(tmp_path: Path):
