@@ -17,6 +17,7 @@ BENCHMARKS = {
     "kernels": "Triton kernels beside torch.compile of their references",
     "ablation": "from a plain fp32 recipe to the full one, one switch at a time: speed, and accuracy with --epochs",
     "startup": "seconds from the command to the first optimizer step, with a cold and a warm compile cache",
+    "saving": "training with a checkpoint an epoch, beside training without",
 }
 OTHERS = {
     "make-folder": "make a folder of large JPEGs, mosaics of small images, for the loaders of streamed folders",

@@ -1,7 +1,7 @@
 """Tables made from records: the same on the terminal and, as Markdown, in the README."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -137,6 +137,10 @@ def _end_to_end(records: Sequence[Record]) -> Table:
     return Table("Loader and step together", header, tuple(rows), 6)
 
 
+def _saving(records: Sequence[Record]) -> Table:
+    return replace(_end_to_end(records), title="Loader and step together, with and without saving")
+
+
 def _kernel(records: Sequence[Record]) -> Table:
     header = ("kernel", "type", "batch", "classes", "µs", "images/sec", "p10–p90 (n)", "compared")
     rows = [
@@ -212,6 +216,7 @@ MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
     "kernel": _kernel,
     "ablation": _ablation,
     "startup": _startup,
+    "saving": _saving,
 }
 
 

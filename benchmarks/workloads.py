@@ -99,10 +99,11 @@ class Rig:
             self.step(next(batches))
             if self.step.settled:
                 break
-        self._synchronize()
+        self.synchronize()
         return time.perf_counter() - started
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
+        """Wait for the device."""
         if self.processes.device.type == "cuda":
             torch.cuda.synchronize(self.processes.device)
 
