@@ -39,6 +39,7 @@ class _SavingWorkload(StepWorkload):
         for _ in range(steps // self._every):
             super().run(self._every)
             self.rig.synchronize()
+            assert self.rig.state.is_finite()
             self._writer.save(self.rig.state)
         super().run(steps % self._every)
 

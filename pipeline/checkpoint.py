@@ -135,10 +135,10 @@ class CheckpointWriter:
             for path in [*temporary.iterdir(), temporary]:
                 _flush_to_disk(path)
             if final.exists():  # reached again after going back to an earlier one
-                shutil.rmtree(aside, ignore_errors=True)
                 final.rename(aside)
             temporary.rename(final)
             _flush_to_disk(self._folder)
+            shutil.rmtree(aside, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

@@ -167,11 +167,11 @@ def test_a_disk_that_is_full_for_the_log(
 def test_a_disk_that_is_full_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write, written = CheckpointWriter._write, []
 
-    def fill_up(self: CheckpointWriter, step: int, *rest: Any) -> None:
-        if step > 5:
+    def fill_up(self: CheckpointWriter, snapshot: Any) -> None:
+        if snapshot.step > 5:
             raise OSError(28, "No space left on device")
-        written.append(step)
-        write(self, step, *rest)
+        written.append(snapshot.step)
+        write(self, snapshot)
 
     monkeypatch.setattr(CheckpointWriter, "_write", fill_up)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1

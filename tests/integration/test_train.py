@@ -76,7 +76,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: 
 
 def test_the_folder_holds_all_of_the_run(run: Run, held_out: Run):
     assert (run.code, held_out.code) == (0, 0)
-    both = {"checkpoints", "config.yaml", "env.json", "input.json", "metrics.jsonl", "result.json", "curves.png"}
+    both = {".lock", "checkpoints", "config.yaml", "env.json", "input.json", "metrics.jsonl", "result.json", "curves.png"}
     assert {path.name for path in run.path.iterdir()} == both | {"tb"}
     assert {path.name for path in held_out.path.iterdir()} == both | {"contact_sheet.png"}
     assert (run.path.parent / "latest").resolve() == run.path.resolve()
