@@ -219,17 +219,8 @@ def test_it_is_continued_on_one_process(interrupted: tuple[Path, Started], tmp_p
 # --- what goes wrong ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_does_not_divide_is_one_message(tmp_path: Path):
-    run = start(tmp_path, "data.batch_size=9")
-    assert (run.code, run.exit_code_file, run.out) == (1, "2", [])
-    assert [report["code"] for report in run.ranks] == [2, 2]
-    told = [line for line in run.err.splitlines() if line.startswith("error: ")]
-    assert told == ["error: data.batch_size: 9 images do not divide by 2 processes; use data.batch_size=8 or 10"]
-    assert not (tmp_path / "runs").exists()
-
-
 def test_a_bug_on_one_process_ends_all(tmp_path: Path):
     run = start(tmp_path, stop=-6)
     assert (run.code, run.exit_code_file) == (1, "1")
-    assert "RuntimeError: a bug on one process" in run.err
+    assert [line.startswith("[rank1]") for line in run.err.splitlines() if "RuntimeError: " in line] == [True], run.err
     assert newest_intact(only_run(tmp_path / "runs") / "checkpoints")[0] is not None

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.checkpoint import folder_of, newest_intact
 from tests.integration import scenes
@@ -18,7 +19,8 @@ LONG = ("duration=10000ep", "log.log_every=10000ep", "log.eval_every=10000ep", "
 
 
 def arguments(folder: Path, *keys: str) -> list[str]:
-    return [str(RECIPE), f"log.dir={folder}/runs", "data.batch_size=6", "data.eval_batch_size=6", *LONG, *keys]
+    own = {"data.batch_size": "6", "data.eval_batch_size": "6"} | dict(key.split("=") for key in keys)
+    return [str(RECIPE), f"log.dir={folder}/runs", *LONG, *(f"{key}={value}" for key, value in own.items())]
 
 
 def assert_loadable(folder: Path, step: int | None = None) -> None:
@@ -55,6 +57,33 @@ def test_a_signal_to_one_process_of_three(tmp_path: Path):
         assert_stopped(run, "a signal to another process")
 
 
+def test_a_signal_before_the_first_step_ends_at_once(tmp_path: Path):
+    """While the network compiles, say: nothing would be lost."""
+    with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 1, {0: "terminate", 1: "terminate"}) as run:
+        assert run.wait() == [75, 75] and run.exit_code == "75"
+        assert run.errors == ["stopped: by signal 15 before the first step; start again with resume=auto"]
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path):
+    """Also a process whose main thread waits for another one, and runs no handler."""
+    with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 8, {1: "hang"}) as run:
+        run.wait_for("runs/*/checkpoints/step-*")
+        time.sleep(0.5)  # until it waits
+        os.kill(run.pid(0), signal.SIGTERM)
+        time.sleep(2.5)
+        assert run.processes[0].is_alive()
+        os.kill(run.pid(0), signal.SIGTERM)
+        run.processes[0].join(2)
+        assert run.processes[0].exitcode == 128 + signal.SIGTERM
+
+
+def test_bad_input_is_told_once(tmp_path: Path):
+    with ranks(tmp_path, 2, scenes.run, arguments(tmp_path, "data.batch_size=9")) as run:
+        assert run.wait() == [2, 2] and run.exit_code == "2"
+        assert run.errors == ["error: data.batch_size: 9 images do not divide by 2 processes; use data.batch_size=8 or 10"]
+        assert not (tmp_path / "runs").exists()
+
+
 def assert_failed(run: Ranks, told: str, within_s: float) -> None:
     began = time.monotonic()
     codes = run.wait()
@@ -62,7 +91,7 @@ def assert_failed(run: Ranks, told: str, within_s: float) -> None:
     errors = [line for line in run.errors if not line.startswith((" ", "Traceback"))]
     assert len(errors) == 1 and re.fullmatch(told, errors[0]), run.errors
     assert set(codes) <= {1, -signal.SIGKILL} and run.exit_code == "1"
-    assert_loadable(run.folder, 5)
+    assert_loadable(run.folder)
 
 
 def test_an_exception_ends_all_and_is_told_once(tmp_path: Path):
@@ -95,3 +124,31 @@ def test_a_lost_launcher_leaves_no_orphan(tmp_path: Path):
         assert run.wait(15) == [1, 1]
         last = [run.text(f"err-{rank}").splitlines()[-1] for rank in (0, 1)]  # after torch's own words
         assert all(line.startswith(f"error: process {rank}: lost its launcher") for rank, line in enumerate(last))
+
+
+# --- on GPUs: NCCL waits for a process that is gone, where gloo has an error --------------------------------------------------------
+
+SCENES = {
+    "terminate": (75, r"stopped: by a signal to another process, saved at step \d+; continue with resume=auto", 10),
+    "fail": (1, "RuntimeError: a bug on one process", 15),
+    "die": (1, r"error: process 1 gives no sign of life for .*", 30),
+    "hang": (1, r"error: process 1 hangs: no progress for 60 s .*", 90),  # compiling, which takes time too, is no hang
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@pytest.mark.parametrize("act", SCENES)
+@pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
+def test_on_two_gpus(act: str, mode: str, tmp_path: Path):
+    """With eager steps, and with captured ones, where the host is up to eight steps ahead."""
+    code, told, within_s = SCENES[act]
+    keys = ("runtime.device=gpu", "precision.mode=fp16", f"compile.mode={mode}", "data.image_size=32", "runtime.hang_timeout_s=60")
+    with ranks(tmp_path, 2, scenes.run, arguments(tmp_path, *keys), 53, {1: act}) as run:
+        run.wait_for("runs/*/checkpoints/step-00000050", timeout_s=240)
+        began = time.monotonic()
+        codes = run.wait(within_s)
+        assert None not in codes, f"still running after {time.monotonic() - began:.0f} s: {codes}, {run.errors}"
+        assert run.exit_code == str(code)
+        assert [line for line in run.errors if re.fullmatch(told, line)] and sum(line.startswith("error: ") for line in run.errors) <= 1
+        assert_loadable(tmp_path)
