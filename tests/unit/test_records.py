@@ -68,6 +68,7 @@ EXAMPLES = [
     record("ablation", "+ TF32", 2e4, epochs_to_pay=None),
     record("ablation", "+ torch.compile", 1.5e4, compile_s=20.0),
     record("startup", "cold compile cache", images_per_sec=None, step_ms=None, first_step_s=21.0, first_step_n=1),
+    record("saving", "a checkpoint an epoch", 8.9e4),
     record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
 ]
 
