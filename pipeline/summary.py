@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Config
+from pipeline.data.listing import read_list_classes
 from pipeline.errors import UserError
 from pipeline.models import build_model
 from pipeline.models.flops import count_flops, on_meta
@@ -68,19 +69,25 @@ def build_for_summary(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
     """The network of a config on the meta device, and the shape of its images. No data set is read, and no weights.
 
     Raises:
-        UserError: the classes are those of a folder that is not there.
+        UserError: as for `num_classes_of`.
     """
     shape = (3, config.image_size, config.image_size)
     return on_meta(build_model(config.model, num_classes_of(config), shape[0], config.image_size, config.other_image_sizes)), shape
 
 
 def num_classes_of(config: Config) -> int:
-    """Classes of the config's data set."""
+    """Classes of the config's data set. Of files, names alone are read.
+
+    Raises:
+        UserError: the folder is not there, or a list file is not as it should be.
+    """
     data = config.data
     if data.dataset == "synthetic":
         return data.num_classes
     if data.dataset != "folder":
         return _NUM_CLASSES[data.dataset]
+    if data.train_list is not None:
+        return len(read_list_classes(data))
     folder = Path(data.root).expanduser() / "train"
     if not folder.is_dir():
         raise UserError(

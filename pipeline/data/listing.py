@@ -187,6 +187,22 @@ def _size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
 
 
 def _read_lists(root: Path, config: DataConfig) -> Listing:
+    lines, number_of, classes = _read_labels(config)
+    parts = {part: _stat_all(root, pairs, number_of) for part, pairs in lines.items()}
+    return Listing(root, parts, classes, str(config.test_list))
+
+
+def read_list_classes(config: DataConfig) -> tuple[str, ...]:
+    """Names of the classes, in label order, that `data.train_list` and `data.test_list` speak of. Looks at no image.
+
+    Raises:
+        UserError: lists that are not as `list_files` describes them.
+    """
+    return _read_labels(config)[-1]
+
+
+def _read_labels(config: DataConfig) -> tuple[dict[str, list[tuple[str, str]]], dict[str, int], tuple[str, ...]]:
+    """The (path, label) pairs of each part, the number of each label, and the names of the classes."""
     lists = {"train": config.train_list, "test": config.test_list}
     lines = {part: _read_list(f"data.{part}_list", Path(str(path)).expanduser()) for part, path in lists.items()}
     labels = {label for pairs in lines.values() for _, label in pairs}
@@ -200,8 +216,7 @@ def _read_lists(root: Path, config: DataConfig) -> Listing:
         unknown = sorted(labels - set(classes))
         if unknown:
             raise UserError(f"data.test_list: has {_named(unknown)}, unknown to data.train_list; add training images or remove them")
-    parts = {part: _stat_all(root, pairs, number_of) for part, pairs in lines.items()}
-    return Listing(root, parts, tuple(classes), str(config.test_list))
+    return lines, number_of, tuple(classes)
 
 
 def _check_numbers(labels: Collection[str], num_train: int) -> None:

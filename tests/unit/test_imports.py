@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("bottleneck", "caches", "console", "ceiling", "environment", "predictions", "style"), LEAF),
     "check_data": {"data", "style"},
     # the report
-    "summary": {"models"},
+    "summary": {"data", "models"},
     "memory": {"data", "models", "summary"},
     "faults": {"data", "memory", "summary"},
     "work": {"models"},

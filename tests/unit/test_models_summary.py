@@ -77,6 +77,11 @@ def test_classes_are_known_without_the_data(tmp_path: Path):
     assert num_classes_of(load_config(overrides=["data.dataset=folder", f"data.root={tmp_path}"])) == 3
     with pytest.raises(UserError, match=r"data.root: no folder nowhere/train to count the classes in"):
         num_classes_of(load_config(overrides=["data.dataset=folder", "data.root=nowhere"]))
+    lists = [f"data.{part}_list={tmp_path / part}.txt" for part in ("train", "test")]
+    for labels, count in ((["cat", "dog"], 2), (["0", "3", "1", "2"], 4)):  # not the three folders
+        for part in ("train", "test"):
+            (tmp_path / f"{part}.txt").write_text("".join(f"{label}.jpg {label}\n" for label in labels))
+        assert num_classes_of(load_config(overrides=["data.dataset=folder", f"data.root={tmp_path}", *lists])) == count
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
