@@ -1,6 +1,7 @@
 """Image folders: small images are decoded once and cached, larger ones are streamed from their files."""
 
 import hashlib
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -17,6 +18,8 @@ from pipeline.data.listing import Listing, list_files, read_class_names
 from pipeline.data.scan import Scan, read_scan, report_bad, scan_files
 from pipeline.data.statistics import channel_histogram
 from pipeline.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 2  # raise it when the same files lead to other pixels or sizes, or the cache's layout changes
 _STATISTICS_IMAGES, _AT_ONCE = 1024, 64  # the mean of so many images is within about 0.005 of that of all
@@ -148,9 +151,16 @@ class _Reader:
     def _histogram(self, train: FileSet, scan: Scan) -> np.ndarray:
         """Histogram of evenly spread training images, as evaluation shows them. Kept beside the scan."""
         path = scan.entry / f"histogram-{train.view.size}-{train.view.share:g}.npy"
-        if path.exists():
-            return np.load(path, allow_pickle=False)
         chosen = np.unique(np.linspace(0, len(train) - 1, _STATISTICS_IMAGES).astype(np.int64))
+        if path.exists():
+            try:
+                with path.open("rb") as file:
+                    kept = np.lib.format.read_array(file, allow_pickle=False)
+                if kept.shape != (NUM_CHANNELS, 256) or kept.min() < 0 or (kept.sum(axis=1) != len(chosen) * train.view.size**2).any():
+                    raise ValueError("it is not of these images")
+                return kept
+            except (OSError, ValueError) as error:
+                _log.warning("the cache %s is damaged (%s)", path, error)
         parts = [chosen[start : start + _AT_ONCE] for start in range(0, len(chosen), _AT_ONCE)]
         histogram = np.sum([channel_histogram(train.pixels(part, self._config.num_threads)) for part in parts], axis=0)
         if self._is_main:

@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_NAMED = 10
+_FILE = ".jpg, .jpeg or .png file"
 _LAYOUT = "expected are ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or val/ for test/; .jpeg and .png too)"
 _LISTING_THREADS = 16  # they wait for the file system, which may be a network away
 
@@ -57,13 +58,15 @@ class Listing:
         root: that the paths are relative to.
         parts: `train` and `test`.
         classes: names in label order, as folders and lists have them.
-        test_name: what the part `test` is called there: a folder, or a list file.
+        sources: by part, the folder or the list file that its files were found in.
+        listed: whether they were found in list files.
     """
 
     root: Path
     parts: dict[str, Files]
     classes: tuple[str, ...]
-    test_name: str
+    sources: dict[str, Path]
+    listed: bool = False
 
     def __len__(self) -> int:
         return sum(len(files) for files in self.parts.values())
@@ -77,7 +80,7 @@ class Listing:
         if not any(dropped.values()):
             return self
         parts = {name: _drop(files, dropped.get(name, ())) for name, files in self.parts.items()}
-        listing = Listing(self.root, parts, self.classes, self.test_name)
+        listing = Listing(self.root, parts, self.classes, self.sources, self.listed)
         check_classes(listing)
         return listing
 
@@ -124,7 +127,7 @@ def _list_classes(root: Path) -> Listing:
             f"data.root: {root / test_name} has {_named(unknown)}, unknown to {root / 'train'}; add training images or remove them"
         )
     parts = {"train": _join([train[name] for name in train]), "test": _join([test.get(name, _NONE) for name in train])}
-    return Listing(root, parts, tuple(train), test_name)
+    return Listing(root, parts, tuple(train), {"train": root / "train", "test": root / test_name})
 
 
 _Found = tuple[Paths, np.ndarray]  # of one class: paths, and (N, 2) int64 bytes and times
@@ -189,7 +192,11 @@ def _size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
 def _read_lists(root: Path, config: DataConfig) -> Listing:
     lines, number_of, classes = _read_labels(config)
     parts = {part: _stat_all(root, pairs, number_of) for part, pairs in lines.items()}
-    return Listing(root, parts, classes, str(config.test_list))
+    return Listing(root, parts, classes, _list_paths(config), listed=True)
+
+
+def _list_paths(config: DataConfig) -> dict[str, Path]:
+    return {"train": Path(str(config.train_list)).expanduser(), "test": Path(str(config.test_list)).expanduser()}
 
 
 def read_list_classes(config: DataConfig) -> tuple[str, ...]:
@@ -203,8 +210,7 @@ def read_list_classes(config: DataConfig) -> tuple[str, ...]:
 
 def _read_labels(config: DataConfig) -> tuple[dict[str, list[tuple[str, str]]], dict[str, int], tuple[str, ...]]:
     """The (path, label) pairs of each part, the number of each label, and the names of the classes."""
-    lists = {"train": config.train_list, "test": config.test_list}
-    lines = {part: _read_list(f"data.{part}_list", Path(str(path)).expanduser()) for part, path in lists.items()}
+    lines = {part: _read_list(f"data.{part}_list", path) for part, path in _list_paths(config).items()}
     labels = {label for pairs in lines.values() for _, label in pairs}
     if all(label.isascii() and label.isdigit() for label in labels):
         _check_numbers(labels, len(lines["train"]))
@@ -261,18 +267,20 @@ def check_classes(listing: Listing) -> None:
         UserError: a class without training images, fewer than two classes, no test images.
     """
     counts = {part: np.bincount(files.labels, minlength=len(listing.classes)) for part, files in listing.parts.items()}
-    train, root = listing.root / "train", listing.root
+    train, test = listing.sources["train"], listing.sources["test"]
+    keys = {part: f"data.{part}_list" if listing.listed else "data.root" for part in listing.parts}
     empty = [name for name, count in zip(listing.classes, counts["train"], strict=True) if not count]
     if empty:
-        raise UserError(f"data.root: no .jpg, .jpeg or .png file for {_named(empty)} in {train}; add some, or remove the class folder")
+        remedy = "add lines, or number the classes without a gap" if listing.listed else "add some, or remove the class folder"
+        raise UserError(f"{keys['train']}: no {_FILE} for {_named(empty)} in {train}; {remedy}")
     if len(listing.classes) < 2:
-        raise UserError(f"data.root: {train} holds one class, {_named(listing.classes)}; training needs at least two. {_LAYOUT}")
+        layout = "" if listing.listed else f". {_LAYOUT}"
+        raise UserError(f"{keys['train']}: {train} holds one class, {_named(listing.classes)}; training needs at least two{layout}")
     if not len(listing.parts["test"]):
-        raise UserError(f"data.root: no .jpg, .jpeg or .png file in {root / listing.test_name}; {_LAYOUT}")
+        raise UserError(f"{keys['test']}: no {_FILE} in {test}; {'add lines of other files' if listing.listed else _LAYOUT}")
     untested = [name for name, count in zip(listing.classes, counts["test"], strict=True) if not count]
     if untested:
-        where = root / listing.test_name
-        _log.warning("data.root: %s has no images of %s: the test accuracy says nothing about them", where, _named(untested))
+        _log.warning("%s: %s has no images of %s: the test accuracy says nothing about them", keys["test"], test, _named(untested))
 
 
 def read_class_names(path: Path, classes: Sequence[str]) -> tuple[str, ...]:

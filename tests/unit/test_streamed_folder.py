@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,19 @@ def test_a_damaged_scan_is_made_again(root: Path, damage: str, caplog: pytest.Lo
     assert (splits.train.sizes == expected.train.sizes).all() and splits.train.replaced.keys() == expected.train.replaced.keys()
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda old: old[:300], lambda old: old[:-1000] + bytes(1000), lambda _: b"PK\3\4" + bytes(99)]
+)
+def test_damaged_statistics_are_made_again(root: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture):
+    first = load(root).mean
+    (path,) = root.glob(".quickres/scan-*/histogram-*.npy")
+    intact = path.read_bytes()
+    path.write_bytes(damage(intact))
+    assert load(root).mean == first
+    assert f"the cache {path} is damaged" in caplog.text
+    assert path.read_bytes() == intact
+
+
 def test_a_cache_that_cannot_be_written(root: Path):
     (root / ".quickres").write_text("in the way")
     with pytest.raises(UserError, match=r"data\.cache_dir: cannot write .*scan-.*; set data\.cache_dir"):
@@ -215,7 +229,12 @@ def test_list_files(root: Path, tmp_path: Path):
         ("a.jpg", "x 1", r"data\.train_list: .*train\.txt:1: 'a\.jpg' is no `path label` line"),
         ("a.jpg 0\nb.jpg 300000000000", "c.jpg 0", r"data\.train_list: the label 300000000000 means"),
         ("a.jpg dog\nb.jpg cat", "c.jpg cow", r"data\.test_list: has class cow, unknown to data\.train_list"),
-        ("a.jpg 0\nb.jpg 2\nd.jpg 2", "c.jpg 1", "file for class 1 in"),
+        (
+            "a.jpg 0\nb.jpg 2\nd.jpg 2",
+            "c.jpg 1",
+            r"data\.train_list: no .* file for class 1 in .*/train\.txt; add lines, or number the classes without a gap$",
+        ),
+        ("a.jpg dog\nb.jpg dog", "c.jpg dog", r"data\.train_list: .*/train\.txt holds one class, class dog; .* at least two$"),
     ],
 )
 def test_lists_that_are_not_as_described(root: Path, tmp_path: Path, train: str | None, test: str, message: str):
