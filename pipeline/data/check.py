@@ -1,5 +1,6 @@
 """`python -m pipeline check-data ROOT`: every image of a folder decoded, what is bad listed, sizes and classes counted and drawn."""
 
+import csv
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,8 +77,10 @@ def write_report(checked: Checked, folder: Path) -> list[Path]:
     bad.write_bytes("".join(f"{path}\t{reason}\n" for path, reason in checked.bad).encode("utf-8", "surrogateescape"))
     counts = folder / "class_counts.csv"
     rows = zip(checked.listing.classes, checked.class_counts("train"), checked.class_counts("test"), strict=True)
-    lines = [f'"{printable(name)}",{train},{test}\n' for name, train, test in rows]
-    counts.write_text("".join(["class,train,test\n", *lines]), "utf-8")
+    with counts.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", "train", "test"])
+        writer.writerows((printable(name), train, test) for name, train, test in rows)
     return [bad, counts]
 
 

@@ -1,11 +1,16 @@
 """`check-data` over a folder with some of everything."""
 
+import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
+from pipeline.config import DataConfig
+from pipeline.data.check import Checked, write_report
+from pipeline.data.listing import list_files
 from tests.pictures import bad_pictures, make_folder, odd_pictures
 
 
@@ -25,9 +30,19 @@ def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(tmp_path: Pat
     bad = [line.split("\t") for line in (out / "bad_images.txt").read_text().splitlines()]
     assert [path for path, _ in bad] == [str(root / "train/a" / name) for name in sorted(bad_pictures())] + [str(root / "val/b/0.jpg")]
     assert all(reason for _, reason in bad)
-    assert (out / "class_counts.csv").read_text() == 'class,train,test\n"a",6,3\n"b",17,2\n'
+    assert (out / "class_counts.csv").read_text() == "class,train,test\na,6,3\nb,17,2\n"
     with Image.open(out / "image_sizes.png") as picture:
         assert picture.size == (1200, 560)
+
+
+def test_any_class_name_is_one_field_of_the_table(tmp_path: Path):
+    root, name = make_folder(tmp_path / "root", train=2, test=1), '12" disc, black'
+    for part in ("train", "val"):
+        (root / part / "a").rename(root / part / name)
+    listing = list_files(root, DataConfig(dataset="folder"))
+    sizes = {part: np.ones((len(files), 2), np.int32) for part, files in listing.parts.items()}
+    with write_report(Checked(listing, sizes, []), tmp_path)[1].open(newline="") as file:
+        assert list(csv.reader(file)) == [["class", "train", "test"], [name, "2", "1"], ["b", "2", "1"]]
 
 
 @pytest.mark.parametrize(
