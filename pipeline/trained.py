@@ -146,7 +146,7 @@ def _checkpoint(run: RunFolder, which: str) -> Path:
         return newest
     if which == "best":
         which = str(read_json(run.checkpoints / "best.json")["step"])
-    if not which.isdigit():
+    if not which.isdecimal():
         raise UserError(f"--checkpoint: {which!r} is neither last, best nor a step")
     folder = folder_of(run.checkpoints, int(which))
     if not folder.is_dir():

@@ -237,7 +237,11 @@ def test_evaluate_other_checkpoints(run: Run, capsys: pytest.CaptureFixture[str]
     assert evaluate_run(run.path, "best").accuracy == run.result["best_test_accuracy"]
     assert evaluate_run(run.path.parent / "latest", "15").accuracy == run.result["test_accuracy"]
     assert evaluate_run(run.path, overrides=("data.loader=reference", "data.eval_batch_size=3")).correct == run.result["test_correct"]
-    for checkpoint, told in (("7", "keeps no step 7; it keeps "), ("newest", "'newest' is neither last, best nor a step")):
+    for checkpoint, told in (
+        ("7", "keeps no step 7; it keeps "),
+        ("newest", "'newest' is neither last, best nor a step"),
+        ("²", "neither"),
+    ):
         assert cli.main(["evaluate", str(run.path), "--checkpoint", checkpoint]) == 2
         assert told in capsys.readouterr().err
 
