@@ -109,7 +109,8 @@ def build_state_of(raw_model: nn.Module, config: Config, processes: Processes) -
         # torch 2.15 has a newer name for this argument of DDP, which accelerate and torch 2.11 do not know yet
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model = processes.accelerator.prepare_model(raw_model)
-    model.train()
+    if not raw_model.training:  # else as they are: parts of it may have been put in eval mode to stay there
+        raw_model.train()
     ema = Ema(raw_model, uncompiled, config.ema.decay) if uncompiled is not None and config.ema.decay is not None else None
     optimizer = build_optimizer(config.optimizer, raw_model)
     return TrainState(model, raw_model, optimizer, Precision(config.precision, device), Totals(device), ema)

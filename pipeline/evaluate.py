@@ -49,7 +49,7 @@ def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: tor
     """Count over the whole data set with the model's weights as they are, one view per image.
 
     The model runs eagerly: calling `forward` leaves the compiled training graph alone, which would be compiled again
-    for evaluation. Its mode (train or eval) is restored afterwards. Waits for the device once, at the end.
+    for evaluation. The mode (train or eval) of every module in it is restored afterwards. Waits for the device once, at the end.
 
     Args:
         model: the raw module, not its DDP wrapper.
@@ -59,7 +59,7 @@ def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: tor
         flip_tta: count with test-time augmentation too: the mean of the logits of the image and its mirror image (two of the ten views
             of Krizhevsky et al. 2012, section 4.1).
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in loader:
@@ -69,7 +69,8 @@ def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: tor
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
         correct, correct_both = (((votes.argmax(1) == batch.labels) & batch.valid).sum() for votes in (logits, both))
         totals += torch.stack([correct, batch.valid.sum(), torch.where(batch.valid, losses, 0).sum(), correct_both])
-    model.train(was_training)
+    for module, training in modes:
+        module.training = training
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(totals)
     correct, seen, loss, correct_both = totals.tolist()

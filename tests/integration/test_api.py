@@ -72,6 +72,19 @@ def test_a_network_of_one_s_own_is_trained_and_copied(capsys: pytest.CaptureFixt
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())  # as `fit` leaves it
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_part_in_eval_mode_stays_in_it(whole: bool):
+    config = tiny_config("duration=2st", "log.eval_every=1st")
+    splits = api.load_splits(config)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model.append(torch.nn.Linear(8, 4))
+    (model if whole else model[1]).eval()
+    before = model.state_dict()["1.running_mean"].clone()
+    api.fit(config, model, api.build_loaders(config, splits), quiet=True)
+    assert [model.training, model[0].training, model[1].training] == [True, True, whole]
+    assert torch.equal(before, model.state_dict()["1.running_mean"]) is not whole
+
+
 def test_a_model_elsewhere_is_named():
     config = tiny_config()
     splits = api.load_splits(config)
