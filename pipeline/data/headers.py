@@ -5,6 +5,8 @@ import struct
 from dataclasses import dataclass
 
 _HEAD, _TAIL = 4096, 64  # bytes read from either end: enough but for files with a picture inside their metadata
+_MAX_PARTS = 100_000  # markers, fill bytes and chunks before the image: a file of fill bytes alone is not followed to its end
+_MAX_EXIF = 65536  # bytes, as a JPEG marker has at most
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +72,7 @@ def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, int, int]:
     """Height, width, number of components, orientation. Follows the markers of ITU-T T.81, annex B, up to the start of the frame."""
     block, start, at = head, 0, 2  # `block` holds the file from byte `start` on, `at` is the next marker in the file
     orientation = 1
-    while True:
+    for _ in range(_MAX_PARTS):
         if at + 20 > start + len(block) and len(block) > 1:  # near the end of what has been read: read on from the marker
             block, start = os.pread(descriptor, _HEAD, at), at
         here = at - start
@@ -92,6 +94,7 @@ def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, int, int]:
                 exif = os.pread(descriptor, length - 8, at + 10)
             orientation = _orientation(exif)
         at += 2 + length
+    raise NotAnImage("its header does not end")
 
 
 def _orientation(exif: bytes) -> int:
@@ -116,7 +119,7 @@ def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
     width, height, _, colour = struct.unpack_from(">IIBB", head, 16)
     transparent, orientation, at = colour in (4, 6), 1, 8
     block, start = head, 0
-    while True:
+    for _ in range(_MAX_PARTS):
         if at + 8 > start + len(block):
             block, start = os.pread(descriptor, _HEAD, at), at
         length, kind = struct.unpack_from(">I4s", block, at - start)
@@ -125,5 +128,6 @@ def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
         if kind == b"tRNS":
             transparent = True
         elif kind == b"eXIf":
-            orientation = _orientation(os.pread(descriptor, length, at + 8))
+            orientation = _orientation(os.pread(descriptor, min(length, _MAX_EXIF), at + 8))
         at += 12 + length
+    raise NotAnImage("its header does not end")

@@ -113,6 +113,34 @@ def test_what_is_no_image(tmp_path: Path, content: bytes, message: str):
         header(tmp_path, content)
 
 
+def test_a_gigabyte_of_fill_bytes_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    taken: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda descriptor, length, at: taken.append(length) or pread(descriptor, length, at).replace(b"\0", b"\xff")
+    )
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.write(b"\xff\xd8")
+        file.truncate(2**30)  # a hole, which reads as fill bytes here
+    with pytest.raises(NotAnImage, match="its header does not end"):
+        read_header(os.fsencode(path), 2**30)
+    assert sum(taken) < 2**20
+
+
+def test_an_orientation_that_claims_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    header(tmp_path, PICTURE, "PNG", exif=exif(6))
+    content = (tmp_path / "file").read_bytes()
+    at = content.index(b"eXIf")
+    content = content[: at - 4] + (2**30).to_bytes(4) + content[at:]
+    taken: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, length, at: taken.append(length) or pread(descriptor, length, at))
+    with pytest.raises(NotAnImage, match="cut off"):
+        header(tmp_path, content)
+    assert sum(taken) < 2**20
+
+
 def test_random_damage_is_an_error_or_a_size_but_nothing_else(tmp_path: Path):
     whole, generator = jpeg(), np.random.default_rng(0)
     for _ in range(300):
