@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import style
+from pipeline.data.listing import SUFFIXES, printable
 from pipeline.errors import EXIT_USER_ERROR
+from pipeline.probabilities import log_softmax
 from pipeline.trained import Trained, load_trained
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _CHUNK = 1024  # images in memory at once
 
 
@@ -60,10 +61,8 @@ def predict_files(trained: Trained, files: Sequence[str | Path], top: int = 5) -
 
 
 def _rank(files: list[Path], logits: np.ndarray, top: int) -> list[Prediction]:
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     order = np.argsort(-logits, axis=1, kind="stable")[:, :top]
-    found = np.take_along_axis(probabilities, order, axis=1)
+    found = np.exp(np.take_along_axis(log_softmax(logits), order, axis=1))
     return [Prediction(file, tuple(row), tuple(share)) for file, row, share in zip(files, order.tolist(), found.tolist(), strict=True)]
 
 
@@ -77,7 +76,7 @@ def _expand(files: Sequence[str | Path], bad: list[tuple[Path, str]]) -> Iterato
         for folder, below, names in os.walk(given, onerror=lambda error: bad.append((Path(error.filename), error.strerror or str(error)))):
             below[:] = sorted(name for name in below if not name.startswith("."))
             for name in sorted(names):
-                if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
+                if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                     found += 1
                     yield Path(folder, name)
         if not found:
@@ -126,7 +125,7 @@ def predict_run(
             console = Console(width=100_000, highlight=False)
         console.print(_table(trained.inputs.class_names, predictions))
     for file, reason in bad:
-        print(f"error: {_printable(file)}: {reason}", file=sys.stderr)
+        print(f"error: {printable(file)}: {reason}", file=sys.stderr)
     return EXIT_USER_ERROR if bad else 0
 
 
@@ -141,8 +140,8 @@ def _describe(trained: Trained, predictions: list[Prediction], bad: list[tuple[P
     return {
         "run": str(trained.run.path),
         "checkpoint": trained.checkpoint.name,
-        "predictions": [{"file": _printable(item.file), "top": classes(item)} for item in predictions],
-        "errors": [{"file": _printable(file), "reason": reason} for file, reason in bad],
+        "predictions": [{"file": printable(item.file), "top": classes(item)} for item in predictions],
+        "errors": [{"file": printable(file), "reason": reason} for file, reason in bad],
     }
 
 
@@ -153,13 +152,8 @@ def _table(class_names: Sequence[str], predictions: list[Prediction]) -> Table:
         table.add_column("class" if place == 0 else str(place + 1), overflow="fold", style="bold" if place == 0 else None)
         table.add_column("", justify="right", no_wrap=True)
     for item in predictions:
-        cells = [_printable(item.file)]
+        cells = [printable(item.file)]
         for label, share in zip(item.classes, item.probabilities, strict=True):
             cells += [style.one_line(class_names[label]), style.percent(share)]
         table.add_row(*map(Text, cells))  # brackets in a name are no markup
     return table
-
-
-def _printable(path: Path) -> str:
-    """A file name as it can be written to any terminal: bytes that are no UTF-8 as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

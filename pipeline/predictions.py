@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.probabilities import log_softmax
 
 FILE = "predictions.npz"
 
@@ -44,14 +45,13 @@ class Predictions:
         [0, 1]
         """
         predicted = logits.argmax(axis=1)
-        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         own = np.take_along_axis(logits, labels[:, None], axis=1)
         rank = np.where(predicted == labels, 0, np.maximum((logits > own).sum(axis=1), 1))  # a tie is lost by the later class
         return cls(
             class_names=np.array(class_names, dtype=np.str_),
             labels=labels.astype(np.int32),
             predicted=predicted.astype(np.int32),
-            confidence=(1 / shifted.sum(axis=1)).astype(np.float32),
+            confidence=np.exp(log_softmax(logits).max(axis=1)).astype(np.float32),
             rank=rank.astype(np.int32),
             shown=np.empty(0, np.int64),
             shown_names=np.empty(0, np.str_),

@@ -307,6 +307,6 @@ def _named(names: Sequence[str]) -> str:
     return f"class{'es' if len(names) > 1 else ''} {', '.join(printable(name) for name in names[:_MAX_NAMED])}{more}"
 
 
-def printable(name: str) -> str:
+def printable(name: str | Path) -> str:
     """A file name as it can be written to any terminal or log: bytes that are no UTF-8 as escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.probabilities import log_softmax
 
 
 def select_images(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -24,8 +25,7 @@ def select_images(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndar
     array([2, 1, 0])
     """
     assert logits.ndim == 2 and labels.shape == (len(logits),), f"{logits.shape} logits, {labels.shape} labels"
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    surprise = np.log(np.exp(shifted).sum(axis=1))  # minus the log-probability of the prediction: also orders those that round to 1
+    surprise = -log_softmax(logits).max(axis=1)  # of the prediction
     wrong = logits.argmax(axis=1) != labels
     order = np.lexsort((np.where(wrong, surprise, -surprise), ~wrong))
     return order[:count]

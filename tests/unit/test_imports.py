@@ -17,7 +17,7 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
-    **dict.fromkeys(("bottleneck", "caches", "console", "ceiling", "environment", "predictions", "style"), LEAF),
+    **dict.fromkeys(("bottleneck", "caches", "console", "ceiling", "environment", "probabilities", "style"), LEAF),
     "check_data": {"data", "style"},
     # the report
     "summary": {"data", "models"},
@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"bottleneck", "curves", "predictions", "style"},
     "tensorboard": {"predictions", "style"},
     "examine": {"evidence", "explain", "predictions", "style", "trained"},
-    "explain": {"style"},
+    "explain": {"probabilities", "style"},
+    "predictions": {"probabilities"},
     "optim": {"muon"},
     "state": {"precision", "ema"},
     "step": {"state", "precision", "losses", "mixing", "muon", "data"},
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inputs": {"data"},
     "trained": {"build", "checkpoint", "data", "distributed", "evaluate", "inputs", "run"},
     "evidence": {"explain", "models", "trained"},
-    "predict": {"trained", "style"},
+    "predict": {"data", "probabilities", "trained", "style"},
     "export": {"build", "trained"},
     "lr_find": {"build", "data", "distributed", "state", "step", "style"},
     **dict.fromkeys(("leaving", "lock"), LEAF),
