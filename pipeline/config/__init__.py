@@ -27,7 +27,7 @@ from pipeline.config.schema import (
     RuntimeConfig,
     ScheduleConfig,
 )
-from pipeline.config.source import Source, apply_overrides, dump, parse, read_recipe
+from pipeline.config.source import Source, apply_overrides, dump, read_recipe
 from pipeline.errors import UserError
 
 __all__ = [
@@ -70,15 +70,7 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
     0.0003
     """
     source = read_recipe(recipe) if recipe is not None else Source()
-    return _validate(apply_overrides(source, list(overrides)))
-
-
-def config_from_text(text: str, name: str) -> Config:
-    """Build a config from YAML text; NAME stands in messages for the file."""
-    return _validate(parse(text, name))
-
-
-def _validate(source: Source) -> Config:
+    source = apply_overrides(source, list(overrides))
     try:
         return Config.model_validate(source.values)
     except ValidationError as error:

@@ -1,9 +1,11 @@
 """Recipes: reading, precedence, messages, and that every key changes what is built. Tests of the keys' effects: test_config_keys.py."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import Config, config_from_text, config_hash, dump_config, leaf_fields, load_config, reference_table
+from pipeline.config import Config, config_hash, dump_config, leaf_fields, load_config, reference_table
 from pipeline.errors import UserError
 from tests.tiny import RECIPE, ROOT
 
@@ -19,7 +21,9 @@ RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def read(text: str) -> Config:
-    return config_from_text(text, "recipe.yaml")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # messages name `recipe.yaml` alone
+        Path("recipe.yaml").write_text(text, encoding="utf-8")
+        return load_config("recipe.yaml")
 
 
 def message(text: str, *overrides: str, folder: Path | None = None) -> str:
