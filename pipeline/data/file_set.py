@@ -39,8 +39,6 @@ class FileSet:
         size: height and width that training ends at, in pixels.
         view: how an image is shown in evaluation.
         replaced: the files to read in place of those that decoders disagree about, by sample id.
-        indices: (N,) int64, position of each sample in the part as the data set has it, before a holdout was cut out;
-            None: nothing was cut out.
     """
 
     root: Path
@@ -50,7 +48,6 @@ class FileSet:
     size: int
     view: CentreView
     replaced: Mapping[int, Path] = field(default_factory=dict)
-    indices: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.int64 and len(self.sample_paths) == len(self.labels), "one label and one path per image"
@@ -64,10 +61,6 @@ class FileSet:
         """Height and width that training ends at, in pixels."""
         return self.size, self.size
 
-    def original_index(self, sample: int) -> int:
-        """Position of a sample in the part as the data set has it, before a holdout was cut out."""
-        return sample if self.indices is None else int(self.indices[sample])
-
     def take(self, samples: np.ndarray) -> "FileSet":
         """The samples with these (M,) int64 ids, copied."""
         new_ids = {old: new for new, old in enumerate(samples.tolist()) if old in self.replaced}
@@ -79,7 +72,6 @@ class FileSet:
             self.size,
             self.view,
             {new: self.replaced[old] for old, new in new_ids.items()},
-            samples if self.indices is None else self.indices[samples],
         )
 
     def file(self, sample: int) -> Path:

@@ -17,14 +17,11 @@ class ImageSet:
         images: (N, H, W, 3) uint8, RGB, C-contiguous. May be a private (copy-on-write) memory map of a cache file.
         labels: (N,) int64.
         sample_paths: file of each image, relative to `data.root`; None where the images have no files.
-        indices: (N,) int64, position of each sample in the part as the data set has it, before a holdout was cut out;
-            None: nothing was cut out.
     """
 
     images: np.ndarray
     labels: np.ndarray
     sample_paths: tuple[str, ...] | None = None
-    indices: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = self.images.shape
@@ -32,7 +29,6 @@ class ImageSet:
         assert self.images.flags.c_contiguous, "images are not C-contiguous"
         assert self.labels.dtype == np.int64 and self.labels.shape == shape[:1], f"labels: {self.labels.dtype} {self.labels.shape}"
         assert self.sample_paths is None or len(self.sample_paths) == len(self), "one path per image"
-        assert self.indices is None or self.indices.shape == self.labels.shape, "one index per image"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,10 +39,6 @@ class ImageSet:
         height, width = self.images.shape[1:3]
         return height, width
 
-    def original_index(self, sample: int) -> int:
-        """Position of a sample in the part as the data set has it, before a holdout was cut out."""
-        return sample if self.indices is None else int(self.indices[sample])
-
     def pixels(self, samples: np.ndarray) -> np.ndarray:
         """(M, H, W, 3) uint8: the images with these ids, copied."""
         return self.images[samples]
@@ -54,8 +46,7 @@ class ImageSet:
     def take(self, samples: np.ndarray) -> "ImageSet":
         """The samples with these (M,) int64 ids, copied."""
         paths = None if self.sample_paths is None else tuple(self.sample_paths[i] for i in samples)
-        indices = samples if self.indices is None else self.indices[samples]
-        return ImageSet(self.images[samples], self.labels[samples], paths, indices)
+        return ImageSet(self.images[samples], self.labels[samples], paths)
 
 
 Samples = ImageSet | FileSet
