@@ -44,7 +44,7 @@ class PipelinedLoader(PositionedLoader):
     ):
         super().__init__(sampler)
         self._labels, self._transform, self._device = labels, transform, device
-        self._augmented = sampler.plan(0, 0).draws is not None
+        self._augmented = sampler.augmented  # not asked of a plan: drawing an epoch takes a while, and a resumed run begins at another one
         self._num_threads = num_threads
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._batch_size, self._group = sampler.local_batch_size, group

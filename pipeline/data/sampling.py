@@ -46,6 +46,7 @@ class Sampler(Protocol):
     steps_per_epoch: int
     num_samples: int
     local_batch_size: int
+    augmented: bool  # whether its plans have draws
 
     def plan(self, epoch: int, step: int) -> BatchPlan: ...
 
@@ -59,6 +60,8 @@ class TrainSampler:
     Raises:
         UserError: fewer samples than one batch, or a batch that the processes do not divide.
     """
+
+    augmented = True
 
     def __init__(self, num_samples: int, batch_size: int, shard: Shard, seed: int, image_size: tuple[int, int], augment: AugmentConfig):
         self.num_samples = num_samples
@@ -150,6 +153,8 @@ def cutout_side(cutout: int, size: int, final_size: int) -> int:
 
 class EvalSampler:
     """Every sample once, in order of its id; the last global batch is filled up with sample 0, marked not valid."""
+
+    augmented = False
 
     def __init__(self, num_samples: int, batch_size: int, shard: Shard):
         self.num_samples = num_samples

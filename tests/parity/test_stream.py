@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
+from pipeline.data.crops import draw_crops
 from pipeline.data.decode import open_rgb
 from pipeline.data.reference import FileSource, ReferenceLoader
 from pipeline.data.stream import StreamLoader
@@ -199,6 +200,20 @@ def test_worker_processes_change_nothing(root: Path):
     alone = loaders(root, "data.loader=reference").train
     for found, expected in zip(loaders(root, "data.loader=reference", "data.num_threads=2").train, alone, strict=True):
         assert_same(found, expected)
+
+
+def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[int] = []
+
+    def draw(seed: int, epoch: int, *others: Any) -> Any:
+        drawn.append(epoch)
+        return draw_crops(seed, epoch, *others)
+
+    monkeypatch.setattr("pipeline.data.sampling.draw_crops", draw)
+    train = loaders(root).train
+    train.seek(7, 0)
+    next(iter(train))
+    assert drawn and min(drawn) == 7
 
 
 @pytest.mark.slow
