@@ -104,7 +104,8 @@ def build_model(config: Config, splits: Splits) -> nn.Module:
     torch.Size([2, 4])
     """
     set_backends(config)
-    return build_initial_model(config, splits.num_classes, connect(config).device)
+    processes = connect(config)
+    return build_initial_model(config, splits.num_classes, processes.device, is_main=processes.is_main)
 
 
 def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = False) -> EvalResult:

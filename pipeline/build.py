@@ -83,12 +83,17 @@ def build_raw_model(config: Config, num_classes: int, device: torch.device) -> n
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
-def build_initial_model(config: Config, num_classes: int, device: torch.device, *, pretrained: bool = True) -> nn.Module:
-    """The network that a run starts from: initialised from `seed`, with the weights of the file that `model.weights` names over that."""
+def build_initial_model(
+    config: Config, num_classes: int, device: torch.device, *, pretrained: bool = True, is_main: bool = True
+) -> nn.Module:
+    """The network that a run starts from: initialised from `seed`, with the weights of the file that `model.weights` names over that.
+
+    IS_MAIN says whether this process is the one that warns.
+    """
     torch.manual_seed(config.seed)
     model = build_raw_model(config, num_classes, device)
     if pretrained and config.model.weights is not None:
-        load_pretrained(model, Path(config.model.weights).expanduser())
+        load_pretrained(model, Path(config.model.weights).expanduser(), is_main=is_main)
     return model
 
 
@@ -97,7 +102,9 @@ def build_state(config: Config, splits: Splits, processes: Processes, *, pretrai
 
     Without PRETRAINED, as where a checkpoint comes over it, the file that `model.weights` names is not needed.
     """
-    return build_state_of(build_initial_model(config, splits.num_classes, processes.device, pretrained=pretrained), config, processes)
+    num_classes, device = splits.num_classes, processes.device
+    model = build_initial_model(config, num_classes, device, pretrained=pretrained, is_main=processes.is_main)
+    return build_state_of(model, config, processes)
 
 
 def build_state_of(raw_model: nn.Module, config: Config, processes: Processes) -> TrainState:

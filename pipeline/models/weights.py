@@ -36,13 +36,14 @@ def from_torchvision(key: str) -> str:
     return key
 
 
-def load_pretrained(model: nn.Module, path: Path) -> None:
+def load_pretrained(model: nn.Module, path: Path, *, is_main: bool = True) -> None:
     """Copy the weights of a file into the network. A head for another number of classes stays as it was initialised, with a warning.
 
     Args:
         model: as `build_model` returns it, on any device.
         path: `.safetensors`, or `.pth` or `.pt` as `torch.save` writes a state dict, which is read with `weights_only`; the keys are the
             network's own or, for our ResNets, torchvision's.
+        is_main: whether this process is the one that warns.
 
     Raises:
         UserError: no such file, no weights in it, or weights of another network.
@@ -60,7 +61,7 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"model.weights: {path} is of another network than the model keys ask for: {'; '.join(problems[:3])}{more}")
     model.load_state_dict(weights, strict=False)
-    if kept:
+    if kept and is_main:
         _log.warning("model.weights: %s has no head for %d classes; the head (%s) starts untrained", path, len(own[kept[0]]), head)
 
 

@@ -104,6 +104,8 @@ def test_their_own_weights_load_and_the_head_may_differ(tmp_path: Path, caplog: 
     torch.save(torchvision.models.shufflenet_v2_x0_5(num_classes=12).state_dict(), tmp_path / "weights.pth")
     load_pretrained(build(SMALL, 12), tmp_path / "weights.pth")
     assert not caplog.messages
+    load_pretrained(build(SMALL, 7), tmp_path / "weights.pth", is_main=False)
+    assert not caplog.messages
     load_pretrained(build(SMALL, 7), tmp_path / "weights.pth")
     assert "no head for 7 classes; the head (fc) starts untrained" in caplog.text
 
