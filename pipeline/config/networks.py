@@ -51,7 +51,7 @@ def check_model(model: "ModelConfig", image_size: int) -> None:
     given = [key for key in _BLOCK_KEYS if getattr(model, key) != defaults[key].default]
     if not model.zero_init_residual and (library_of(name) or name == "davidnet" or name in PLAIN_NETWORKS):
         raise ValueError(
-            f"model.zero_init_residual: {name} has no residual blocks of ours; remove the key (model.zero_init_residual=true over a recipe)"
+            f"model.zero_init_residual: the key has no part in {name}; remove it (model.zero_init_residual=true over a recipe)"
         )
     given_switches = [key for key in ("fused_norm", "fused_stem", "sync_batchnorm") if getattr(model, key)]
     if library_of(name) and (given or given_switches):
