@@ -76,6 +76,8 @@ def oracle_batch(images: torch.Tensor, plan: BatchPlan, transform: Transform) ->
 class Prescribed:
     """A sampler with draws of the test's own: one epoch, in order."""
 
+    augmented = True
+
     def __init__(self, draws: np.ndarray, batch_size: int):
         assert len(draws) % batch_size == 0
         self.num_samples, self.local_batch_size, self.steps_per_epoch = len(draws), batch_size, len(draws) // batch_size
