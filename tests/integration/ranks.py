@@ -22,6 +22,7 @@ def _run(work: Callable[..., int], rank: int, world_size: int, folder: Path, arg
     import torch
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["QUICKRES_EXIT_CODE_FILE"] = str(folder / "exit_code")
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
         file = os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
