@@ -67,7 +67,9 @@ class DaliLoader(PipelinedLoader):
     def _define(self, fn: Any, types: Any) -> Any:
         transform = self._transform
         height, width = self._images.shape[1:3]
-        images = fn.external_source(name="images", device="gpu" if self._stream is not None else "cpu", layout="HWC", no_copy=True)
+        # on the GPU with a copy, which DALI makes on the stream that it is given: without one it does not wait for that stream
+        on_gpu = self._stream is not None
+        images = fn.external_source(name="images", device="gpu" if on_gpu else "cpu", layout="HWC", no_copy=not on_gpu)
         if self._augmented:
             matrices = fn.external_source(name="matrices", no_copy=True)
             # left out, fill_value means "repeat the border"; torchvision's RandomCrop pads with black

@@ -1,18 +1,18 @@
 """On a GPU the methods train captured in a CUDA graph as they do eagerly."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from pipeline.build import build_state, captures, set_backends
-from pipeline.config import Config, load_config
-from pipeline.data import Batch, Loader, build_loaders, load_splits
-from pipeline.distributed import connect
-from pipeline.step import Step
+from pipeline.config import Config
+from pipeline.data import Batch
+from tests.parity.on_gpu import own_stream, small_config, start, train  # noqa: F401
 from tests.parity.tolerances import assert_parity
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"), pytest.mark.usefixtures("process_state")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.usefixtures("process_state", "own_stream"),
+]
 
 METHODS = {
     "sgd": (),
@@ -35,37 +35,12 @@ METHODS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _own_stream() -> Iterator[None]:
-    """As in training: the captured step must not run on the default stream."""
-    with torch.cuda.stream(torch.cuda.Stream()):
-        yield
-
-
-def _config(*overrides: str) -> Config:
-    tiny = ["data.dataset=synthetic", "data.num_samples=2048", "data.batch_size=64", "model.name=resnet20", "optimizer.lr=0.05"]
-    return load_config(overrides=[*tiny, "runtime.deterministic=true", *overrides])
-
-
-def _start(config: Config) -> tuple[Step, Loader]:
-    set_backends(config)
-    torch._dynamo.reset()
-    processes = connect(config)
-    splits = load_splits(config.data, config.seed)
-    loaders = build_loaders(config, splits, processes.device, processes.shard)
-    state = build_state(config, splits, processes)
-    step = Step(config, state, lambda _: config.optimizer.lr, captures(config.compile, processes.device))
-    return step, loaders.train
-
-
-def _train(config: Config, num_steps: int = 20) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _train(config: Config) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The losses, and what the weights and their moving average are at the end."""
-    step, loader = _start(config)
-    losses = [step(batch).loss.clone() for batch, _ in zip(loader, range(num_steps), strict=False)]
-    assert len(losses) == num_steps and step.recompilations == 0
-    state = step._state
+    step, loader = start(config)
+    losses, state = train(step, loader), step._state
     models = {"weights": state.raw_model} | ({"ema": state.ema.model} if state.ema is not None else {})
-    return torch.stack(losses).cpu(), {
+    return losses, {
         f"{name}.{key}": value.detach().cpu().clone() for name, model in models.items() for key, value in model.named_parameters()
     }
 
@@ -75,8 +50,8 @@ def _train(config: Config, num_steps: int = 20) -> tuple[torch.Tensor, dict[str,
 def test_captured_steps_train_like_the_compiled_ones(name: str, mode: str) -> None:
     """Losses, weights and averages; no host sync shows as an error here, because a capture forbids it."""
     keys = (f"precision.mode={mode}", *METHODS[name])
-    losses, weights = _train(_config("compile.mode=default", *keys))
-    captured, captured_weights = _train(_config("compile.mode=reduce-overhead", *keys))
+    losses, weights = _train(small_config("compile.mode=default", *keys))
+    captured, captured_weights = _train(small_config("compile.mode=reduce-overhead", *keys))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[mode]
     assert_parity(captured, losses, "20 losses, captured", dtype)
     assert captured_weights.keys() == weights.keys()
@@ -88,7 +63,7 @@ def test_captured_steps_train_like_the_compiled_ones(name: str, mode: str) -> No
 @pytest.mark.parametrize("name", METHODS)
 def test_an_overflow_skips_exactly_that_update(name: str, mode: str) -> None:
     """Weights, the optimizer's state and the moving average (not the statistics of batch norm, which saw the images)."""
-    step, loader = _start(_config("precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0", *METHODS[name]))
+    step, loader = start(small_config("precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0", *METHODS[name]))
     state, stream = step._state, iter(loader)
 
     def everything() -> list[torch.Tensor]:
@@ -111,7 +86,7 @@ def _poisoned(batch: Batch) -> Batch:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_waits_for_nothing(name: str) -> None:
     """Neither eagerly nor in the steps that copy into the captured one."""
-    step, loader = _start(_config("precision.mode=fp16", "compile.mode=reduce-overhead", "data.loader=synthetic", *METHODS[name]))
+    step, loader = start(small_config("precision.mode=fp16", "compile.mode=reduce-overhead", "data.loader=synthetic", *METHODS[name]))
     stream = iter(loader)
     step(next(stream))
     step(next(stream))
@@ -127,7 +102,7 @@ def test_a_step_waits_for_nothing(name: str) -> None:
 
 
 def test_what_dropout_draws_from_is_saved() -> None:
-    step, _ = _start(_config("compile.mode=none"))
+    step, _ = start(small_config("compile.mode=none"))
     torch.rand(5, device="cuda")
     saved = step._state.state_dict()
     drawn = torch.rand(5, device="cuda")

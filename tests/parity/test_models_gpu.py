@@ -1,13 +1,12 @@
 """Every kind of network in the step as a GPU runs it: compiled, captured, fp16, with our batch norm and stem."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
+from tests.parity.on_gpu import own_stream  # noqa: F401
 from tests.tiny import tiny_config, tiny_trainer, train_steps
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"), pytest.mark.usefixtures("own_stream")]
 
 OURS = [
     ("model.name=resnet20", "model.shortcut=A"),
@@ -19,13 +18,6 @@ OURS = [
     ("model.name=resnet50", "model.stem=imagenet"),
     ("model.name=resnet50", "model.groups=32", "model.width=2", "model.shortcut=A"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _own_stream() -> Iterator[None]:
-    """As in training: the captured step must not run on the default stream."""
-    with torch.cuda.stream(torch.cuda.Stream()):
-        yield
 
 
 def losses(*overrides: str) -> list[float]:

@@ -265,10 +265,11 @@ class TestOnGpu:
         for split in ("train", "train", "train", "test"):
             got = []
             for batch in getattr(ours, split):
-                torch.cuda._sleep(2_000_000)
+                torch.cuda._sleep(20_000_000)
                 assert batch.images.is_contiguous(memory_format=torch.channels_last)
-                got.append(Batch(*(getattr(batch, name).cpu() for name in ("images", "labels", "valid", "indices"))))
+                got.append(Batch(*(getattr(batch, name).clone() for name in ("images", "labels", "valid", "indices"))))
                 del batch
+            got = [Batch(*(getattr(batch, name).cpu() for name in ("images", "labels", "valid", "indices"))) for batch in got]
             for found, expected in zip(got, getattr(theirs, split), strict=True):
                 assert torch.equal(found.indices, expected.indices) and torch.equal(found.labels, expected.labels)
                 assert torch.equal(found.valid, expected.valid)

@@ -1,0 +1,51 @@
+"""What the tests of training on a GPU share: a stream of their own, and a small network in the step."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipeline.build import build_state, captures, set_backends
+from pipeline.config import Config, load_config
+from pipeline.data import Loader, build_loaders, load_splits
+from pipeline.distributed import connect
+from pipeline.step import Step
+
+_SMALL = {
+    "data.dataset": "synthetic",
+    "data.num_samples": "2048",
+    "data.batch_size": "64",
+    "model.name": "resnet20",
+    "optimizer.lr": "0.05",
+    "runtime.deterministic": "true",
+}
+
+
+@pytest.fixture
+def own_stream() -> Iterator[None]:
+    """As in training: the captured step must not run on the default stream."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+
+
+def small_config(*overrides: str) -> Config:
+    return load_config(overrides=[f"{key}={value}" for key, value in (_SMALL | dict(item.split("=", 1) for item in overrides)).items()])
+
+
+def start(config: Config) -> tuple[Step, Loader]:
+    """The step and the training loader, nothing trained yet."""
+    set_backends(config)
+    torch._dynamo.reset()
+    processes = connect(config)
+    splits = load_splits(config.data, config.seed)
+    loaders = build_loaders(config, splits, processes.device, processes.shard)
+    state = build_state(config, splits, processes)
+    step = Step(config, state, lambda _: config.optimizer.lr, captures(config.compile, processes.device))
+    return step, loaders.train
+
+
+def train(step: Step, loader: Loader, num_steps: int = 20) -> torch.Tensor:
+    """The losses of some steps, none of them compiled anew."""
+    losses = [step(batch).loss.clone() for batch, _ in zip(loader, range(num_steps), strict=False)]
+    assert len(losses) == num_steps and step.recompilations == 0
+    return torch.stack(losses).cpu()
