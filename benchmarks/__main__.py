@@ -18,6 +18,7 @@ BENCHMARKS = {
     "ablation": "from a plain fp32 recipe to the full one, one switch at a time: speed, and accuracy with --epochs",
     "startup": "seconds from the command to the first optimizer step, with a cold and a warm compile cache",
     "saving": "training with a checkpoint an epoch, beside training without",
+    "scaling": "weak and strong scaling over the GPUs of this host, beside one of them",
 }
 OTHERS = {
     "make-folder": "make a folder of large JPEGs, mosaics of small images, for the loaders of streamed folders",

@@ -46,6 +46,14 @@ def against(baseline: Baseline | None) -> str:
     return f"{ratio.median:.{digits}f} × {baseline.variant} ({ratio.p10:.{digits}f}–{ratio.p90:.{digits}f})"
 
 
+def times(baseline: Baseline | None) -> str:
+    """`1.93 (1.92–1.95)`: the speed-up over a baseline that need not be named."""
+    if baseline is None:
+        return ""
+    ratio = baseline.ratio
+    return f"{ratio.median:.2f} ({ratio.p10:.2f}–{ratio.p90:.2f})"
+
+
 def accuracy(mean: float | None, std: float | None, n: int | None) -> str:
     """`94.01 ± 0.12 % (5)`, the deviation only where there are several.
 

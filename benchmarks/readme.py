@@ -1,8 +1,8 @@
 """Bring the tables and figures of the README files up to date with the records: `python -m benchmarks readme [--check]`.
 
 A README says where a table goes by a pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`; what stands between
-them is written by this command. NAME is a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`, `peer`)
-or a figure (`throughput`, `waterfall`).
+them is written by this command. NAME is a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`,
+`scaling`, `peer`) or a figure (`throughput`, `waterfall`).
 """
 
 import argparse

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 
-Benchmark = Literal["loader", "step", "end_to_end", "kernel", "ablation", "startup", "saving", "peer"]
+Benchmark = Literal["loader", "step", "end_to_end", "kernel", "ablation", "startup", "saving", "scaling", "peer"]
 
 
 class _Frozen(BaseModel):

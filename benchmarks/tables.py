@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from benchmarks.cells import accuracy, against, count, memory, number, share, significant, spread, thousands
+from benchmarks.cells import accuracy, against, count, memory, number, share, significant, spread, thousands, times
 from benchmarks.records import Record
 
 _PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"
@@ -141,6 +141,41 @@ def _saving(records: Sequence[Record]) -> Table:
     return replace(_end_to_end(records), title="Loader and step together, with and without saving")
 
 
+def _scaling(records: Sequence[Record]) -> Table:
+    header = (
+        "variant",
+        "model",
+        "data",
+        "loader",
+        "batch per GPU",
+        "batch",
+        "GPUs",
+        "images/sec",
+        "p10–p90 (n)",
+        "step ms",
+        "speed-up",
+        "efficiency",
+    )
+    rows = [
+        (
+            record.variant,
+            record.model or "",
+            _data(record),
+            record.loader or "",
+            str(record.batch_size // record.world_size),
+            str(record.batch_size),
+            str(record.world_size),
+            count(record.images_per_sec.median if record.images_per_sec else None),
+            spread(record.images_per_sec),
+            number(record.step_ms),
+            times(record.baseline),
+            share(record.baseline.ratio.median / record.world_size if record.baseline else None),
+        )
+        for record in records
+    ]
+    return Table("Loader and step together on one process and on several", header, tuple(rows), 4)
+
+
 def _kernel(records: Sequence[Record]) -> Table:
     header = ("kernel", "type", "batch", "classes", "µs", "images/sec", "p10–p90 (n)", "compared")
     rows = [
@@ -217,6 +252,7 @@ MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
     "ablation": _ablation,
     "startup": _startup,
     "saving": _saving,
+    "scaling": _scaling,
 }
 
 

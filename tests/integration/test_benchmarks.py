@@ -24,7 +24,7 @@ from pipeline.distributed import connect
 QUICKSTART = "configs/quickstart.yaml"
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "scaling" else ()) for name in BENCHMARKS])
 def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
     assert main([name, "--quick", "runtime.device=cpu"]) == 0
     out = capsys.readouterr().out
@@ -32,6 +32,8 @@ def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
     assert "data.dataset" not in out, "it fell back on synthetic images"
     if name == "bench":
         assert "Bottleneck: " in out
+    if name == "scaling":
+        assert "weak scaling on 2 processes: " in out and "strong scaling on 2 processes: " in out
 
 
 def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -57,6 +59,11 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
         (["configs/missing.yaml"], "configs/missing.yaml: no such recipe"),
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
         (["loaders", "--quick", "--batch-sizes", "1000"], "--batch-sizes: all are more than the 64 training images"),
+        (["scaling", "--quick", "runtime.device=cpu", "--processes", "1"], "--processes: expected numbers above 1"),
+        (["scaling", "--quick", "runtime.device=cpu", "--processes", "3"], "data.batch_size: 8 images do not divide by 3 processes"),
+        (["scaling", "--quick", "runtime.device=cpu", "--processes", "8", "data.batch_size=16"], "16 on each of 8 processes are more"),
+        (["scaling", "--quick", "runtime.device=cpu", "--loaders", "dail"], "data.loader: input should be 'dali'"),
+        (["scaling", "--quick", "runtime.device=cpu", "--rounds", "0"], "--rounds: expected a whole number above 0"),
         (["readme", "--check", "surplus"], None),
     ],
 )

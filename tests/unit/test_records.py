@@ -69,6 +69,21 @@ EXAMPLES = [
     record("ablation", "+ torch.compile", 1.5e4, compile_s=20.0),
     record("startup", "cold compile cache", images_per_sec=None, step_ms=None, first_step_s=21.0, first_step_n=1),
     record("saving", "a checkpoint an epoch", 8.9e4),
+    record("scaling", "one process", 1e5, loader="dali"),
+    *(
+        record(
+            "scaling",
+            "weak",
+            speed_up * 1e5,
+            loader="dali",
+            batch_size=512 * size,
+            world_size=size,
+            baseline=Baseline(
+                variant="one process", images_per_sec=1e5, ratio=Spread(median=speed_up, p10=0.99 * speed_up, p90=speed_up, n=3)
+            ),
+        )
+        for size, speed_up in ((2, 1.96), (8, 7.6))
+    ),
     record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
 ]
 
