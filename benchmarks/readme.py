@@ -2,24 +2,29 @@
 
 A README says where a table goes by a pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`; what stands between
 them is written by this command. NAME is a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`,
-`scaling`, `peer`) or a figure (`throughput`, `waterfall`).
+`scaling`, `peer`), a figure (`throughput`, `waterfall`) or `scaling_model`, which is made from the records of `scaling`.
 """
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from benchmarks import figures
+from benchmarks import figures, scaling_model
 from benchmarks.records import FOLDER, RESULTS, Record, newest, read
-from benchmarks.tables import MAKERS, to_markdown
+from benchmarks.tables import MAKERS, Table, to_markdown
 from pipeline.errors import EXIT_FAILURE, UserError
 
 FILES = (FOLDER.parent / "README.md", FOLDER / "README.md")
 _BLOCK = re.compile(r"<!-- benchmarks:(?P<name>\w+) -->\n(?P<content>.*?)<!-- /benchmarks:(?P=name) -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- /?benchmarks:\w+ -->")
 _NO_RECORDS = "No records yet."
+# tables by their names in a marker, each with the benchmark whose records it is made from
+_TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], Table]]] = {
+    **{name: (name, make) for name, make in MAKERS.items()},
+    "scaling_model": ("scaling", scaling_model.table),
+}
 
 
 def machine(record: Record) -> str:
@@ -46,11 +51,14 @@ def block(name: str, records: Sequence[Record], readme: Path) -> str:
     """What stands between the markers NAME, for a README at this path. Ends with a line break."""
     if name in figures.FIGURES:
         return _figure(name, records, readme)
-    chosen = [record for record in newest(records) if record.benchmark == name]
+    benchmark, make = _TABLES[name]
+    chosen = [record for record in newest(records) if record.benchmark == benchmark]
     parts = []
     for folder in dict.fromkeys(record.folder for record in chosen):
         group = [record for record in chosen if record.folder == folder]
-        table = MAKERS[name](group)
+        table = make(group)
+        if not table.rows:  # the model knows the links of some GPUs only
+            continue
         machines = "; ".join(dict.fromkeys(machine(record) for record in group))
         parts.append(f"{table.title}. {machines}\n\n{to_markdown(table)}\n")
     return "\n".join(parts) or f"{_NO_RECORDS}\n"
@@ -70,8 +78,8 @@ def render(text: str, records: Sequence[Record], readme: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
-        if name not in MAKERS and name not in figures.FIGURES:
-            raise UserError(f"{readme}: benchmarks:{name}: unknown; use one of {', '.join([*MAKERS, *figures.FIGURES])}")
+        if name not in _TABLES and name not in figures.FIGURES:
+            raise UserError(f"{readme}: benchmarks:{name}: unknown; use one of {', '.join([*_TABLES, *figures.FIGURES])}")
         return f"<!-- benchmarks:{name} -->\n{block(name, records, readme)}<!-- /benchmarks:{name} -->"
 
     rendered = _BLOCK.sub(fill, text)
