@@ -1,6 +1,7 @@
 """From a config to the parts of a run. Training, benchmarks and tests all build through here."""
 
 import copy
+import importlib
 import os
 import warnings
 from pathlib import Path
@@ -56,6 +57,12 @@ def captures(config: CompileConfig, device: torch.device) -> bool:
 def warmup_steps(world_size: int) -> int:
     """Eager steps before a capture."""
     return _DDP_WARMUP if world_size > 1 else 3
+
+
+def import_compiler(config: CompileConfig, device: torch.device) -> None:
+    """Import what the first call of a network that is compiled imports otherwise."""
+    if compile_mode(config, device) != "none" and config.backend == "inductor":
+        importlib.import_module("torch._inductor.compile_fx")
 
 
 def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.device) -> None:

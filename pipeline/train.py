@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import Config, load_config
 from pipeline.errors import EXIT_FAILURE, PeerError, Preempted, TrainingError, UserError
+from pipeline.imports import imports_uncollected
 from pipeline.leaving import rank, report_exit_code
 from pipeline.signals import StopSignal
 
@@ -112,14 +113,17 @@ def train(
         with StopSignal() as own:
             return train(config, recipe, started, profile, own)
     make_cache_folder()
-    import torch
+    with imports_uncollected():
+        import torch
 
-    from pipeline.build import set_backends
-    from pipeline.distributed import connect
-    from pipeline.faults import explained
-    from pipeline.finish import finish
-    from pipeline.lock import RunLock
-    from pipeline.watch import Watch
+        from pipeline.build import import_compiler, set_backends
+        from pipeline.distributed import connect, pick_device
+        from pipeline.faults import explained
+        from pipeline.finish import finish
+        from pipeline.lock import RunLock
+        from pipeline.watch import Watch
+
+        import_compiler(config.compile, pick_device(config))
 
     set_backends(config)
     processes = connect(config)

@@ -1,0 +1,34 @@
+"""`imports_uncollected` in a process of its own: it acts once, before torch is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+_CODE = """
+import gc, sys
+from pipeline.imports import imports_uncollected
+{before}
+with imports_uncollected():
+    print(gc.isenabled())
+    heap = [[] for _ in range(5)]
+print(gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "inside", "after"),
+    [
+        ("", "False", "True True"),
+        ("gc.disable()", "False", "False False"),
+        ("sys.modules['torch'] = None", "True", "True False"),
+    ],
+    ids=["a fresh process", "one that collects nothing", "one that has torch"],
+)
+def test_collects_nothing_while_importing(before: str, inside: str, after: str):
+    command = [sys.executable, "-W", "error", "-c", _CODE.format(before=before)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [inside, after]
