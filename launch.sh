@@ -167,16 +167,18 @@ run_group() { # run a command in a process group of its own until all its proces
 }
 
 train() {
-    local device gpus=0 hardware=cpu processes recipe=configs/quickstart.yaml threads where='the CPU'
+    local counted device gpus=0 hardware=cpu processes recipe=configs/quickstart.yaml threads where='the CPU'
     if [[ $# -gt 0 && $1 != *=* ]]; then
         recipe=$1
         shift
     fi
+    exec {counted}< <(count_gpus) # nvidia-smi may take a second, in which the recipe is checked
     device=$("$python" -m pipeline check --print-device "$recipe" "$@")
     if [[ $device != cpu ]]; then
-        gpus=$(count_gpus)
+        read -r gpus <&"$counted"
         if [[ $gpus -gt 0 || $device == gpu ]]; then hardware=gpu where='the GPU'; fi
     fi
+    exec {counted}<&-
     processes=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
     [[ $processes =~ ^[1-9][0-9]*$ ]] || die "NUM_PROCESSES=$processes: expected a whole number above 0"
     ((gpus == 0 || processes <= gpus)) || die "NUM_PROCESSES=$processes, but the GPUs visible are $gpus: choose that or fewer"
