@@ -13,6 +13,7 @@ import pickle
 import socket
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,9 @@ def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
     if not isinstance(names, list) or not all(isinstance(item, bytes) for item in names):
         raise _damaged(folder / files.meta[0], f"has no list {files.names_key}")
     class_names = tuple(item.decode() for item in names)
-    train, test = (_read_part(folder, part, files.label_key, len(class_names)) for part in (files.train, files.test))
-    return RawSplits(train, test, class_names)
+    with ThreadPoolExecutor(len(files.train) + len(files.test)) as readers:  # hashing and copying hold no lock of the interpreter
+        parts = list(readers.map(lambda item: _read_part(folder, item, files.label_key, len(class_names)), (*files.train, *files.test)))
+    return RawSplits(_join(parts[: len(files.train)]), _join(parts[len(files.train) :]), class_names)
 
 
 def missing_files(root: Path, name: str) -> list[tuple[str, str]]:
@@ -124,21 +126,22 @@ def missing_files(root: Path, name: str) -> list[tuple[str, str]]:
     return [item for item in (*files.train, *files.test, files.meta) if not (root / files.folder / item[0]).exists()]
 
 
-def _read_part(folder: Path, part: tuple[tuple[str, str], ...], label_key: str, num_classes: int) -> ImageSet:
-    images, labels = [], []
-    for item in part:
-        content = _read_pickle(folder, item)
-        data, numbers = content.get("data"), content.get(label_key)
-        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != NUM_CHANNELS * _SIDE**2:
-            raise _damaged(folder / item[0], f"its data is not uint8 of shape (N, {NUM_CHANNELS * _SIDE**2})")
-        if not isinstance(numbers, list) or len(numbers) != len(data):
-            raise _damaged(folder / item[0], f"it has not one of {label_key} per image")
-        if not all(isinstance(number, int) and 0 <= number < num_classes for number in numbers):
-            raise _damaged(folder / item[0], f"its {label_key} are not all in 0..{num_classes - 1}")
-        planes = rearrange(data, "n (c h w) -> n h w c", c=NUM_CHANNELS, h=_SIDE)
-        images.append(np.ascontiguousarray(planes))
-        labels.extend(numbers)
-    return ImageSet(images[0] if len(part) == 1 else np.concatenate(images), np.array(labels, np.int64))
+def _read_part(folder: Path, item: tuple[str, str], label_key: str, num_classes: int) -> tuple[np.ndarray, list[int]]:
+    """Images and labels of one file."""
+    content = _read_pickle(folder, item)
+    data, numbers = content.get("data"), content.get(label_key)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != NUM_CHANNELS * _SIDE**2:
+        raise _damaged(folder / item[0], f"its data is not uint8 of shape (N, {NUM_CHANNELS * _SIDE**2})")
+    if not isinstance(numbers, list) or len(numbers) != len(data):
+        raise _damaged(folder / item[0], f"it has not one of {label_key} per image")
+    if not all(isinstance(number, int) and 0 <= number < num_classes for number in numbers):
+        raise _damaged(folder / item[0], f"its {label_key} are not all in 0..{num_classes - 1}")
+    return np.ascontiguousarray(rearrange(data, "n (c h w) -> n h w c", c=NUM_CHANNELS, h=_SIDE)), numbers
+
+
+def _join(parts: list[tuple[np.ndarray, list[int]]]) -> ImageSet:
+    images = np.concatenate([images for images, _ in parts]) if len(parts) > 1 else parts[0][0]
+    return ImageSet(images, np.array([number for _, numbers in parts for number in numbers], np.int64))
 
 
 def _damaged(path: Path, reason: str) -> UserError:
