@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,7 +184,9 @@ def assemble(
     from pipeline.step import Step
 
     device, shard = processes.device, processes.shard
-    splits = processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
+    with ThreadPoolExecutor(1) as aside:  # git and nvidia-smi answer while the data set is read
+        environment = aside.submit(describe_environment, config, device, shard.world_size) if processes.is_main else None
+        splits = processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
     loaders = build_loaders(config, splits, device, shard)
     plan = Plan.of(config, loaders.train.steps_per_epoch)
     run = processes.on_main(lambda: open_run(config, recipe, lock))
@@ -197,9 +200,9 @@ def assemble(
     for warning in run.warnings:
         console.say(f"warning: {warning}")
     _announce(console, config, splits, plan, processes, run, state.step)
-    if processes.is_main:
+    if environment is not None:
         InputSpec.of(config, splits).write(run.path / INPUT_FILE)
-        record_environment(run, describe_environment(config, device, shard.world_size), state.step)
+        record_environment(run, environment.result(), state.step)
     clock = Clock(device, state.clock)
     stop.agree_through(watch.store, clock.max_ahead)
     trainer = Trainer(
