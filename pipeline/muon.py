@@ -74,6 +74,8 @@ class Muon(torch.optim.SGD):
             by_shape.setdefault(matrix.shape, []).append(matrix)
             self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
         self._alike = list(by_shape.values())
+        # many kernels that are small each: shapes do not wait for each other
+        self._streams = [torch.cuda.Stream(lr.device) for _ in self._alike] if lr.device.type == "cuda" else []
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -81,9 +83,21 @@ class Muon(torch.optim.SGD):
         matrices, *others = self.param_groups
         for group in others:
             torch.mul(matrices["lr"], self._sgd_lr_ratio, out=group["lr"])
-        for alike in self._alike:
-            self._replace_gradients(alike)
+        if self._streams:
+            self._replace_side_by_side(torch.cuda.current_stream(matrices["lr"].device))
+        else:
+            for alike in self._alike:
+                self._replace_gradients(alike)
         super().step()
+
+    def _replace_side_by_side(self, current: torch.cuda.Stream) -> None:
+        """Every shape on a stream of its own, between what CURRENT has done and what it does next."""
+        for stream, alike in zip(self._streams, self._alike, strict=True):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                self._replace_gradients(alike)
+        for stream in self._streams:
+            current.wait_stream(stream)
 
     def _replace_gradients(self, alike: list[torch.Tensor]) -> None:
         """Put the update of these matrices, all of one shape, where their gradients are; one without a gradient is left alone."""
