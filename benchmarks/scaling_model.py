@@ -97,7 +97,7 @@ def fit(record: Record) -> Fit | None:
     The time on one GPU is that of the record's baseline; the time on several follows from the speed-up, whose two sides were measured
     one right after the other.
     """
-    network, nvlink = (record.model or "").partition(",")[0], NVLINK.get(record.gpu or "")
+    network, nvlink = (record.model or "").partition(",")[0].partition(" with ")[0], NVLINK.get(record.gpu or "")
     if record.variant != "weak" or record.baseline is None or network not in PARAMETERS or nvlink is None:
         return None
     one_s = record.batch_size / record.world_size / record.baseline.images_per_sec

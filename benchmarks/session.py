@@ -27,6 +27,7 @@ from pipeline.environment import describe_environment
 from pipeline.errors import UserError
 
 _PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
+_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # named in records; SGD is not
 _FOLDER_KEYS = ("train_list", "test_list", "class_names", "on_bad_image", "cache_below", "eval_image_size", "eval_crop")
 _DATA_KEYS = ("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples", *_FOLDER_KEYS)
 
@@ -155,6 +156,7 @@ class Session:
             "benchmark": benchmark,
             "variant": variant,
             "model": config.model.name
+            + (f" with {_OPTIMIZERS[config.optimizer.name]}" if config.optimizer.name in _OPTIMIZERS else "")
             + (", fused norm" if config.model.fused_norm else "")
             + (", fused stem" if config.model.fused_stem else ""),
             "image_size": 32 if config.data.dataset in ("cifar10", "cifar100") else config.data.image_size,
