@@ -101,7 +101,8 @@ class StreamLoader(PipelinedLoader):
     def _decoder_options(self, on_gpu: bool) -> dict[str, Any]:
         if not on_gpu:
             return {"device": "cpu"}
-        return {"device": "mixed", "hw_decoder_load": self._hw_decoder_load, **_preallocation(self._files.sizes)}
+        # not tied to cores: the processes of a host would all take the same ones
+        return {"device": "mixed", "hw_decoder_load": self._hw_decoder_load, "affine": False, **_preallocation(self._files.sizes)}
 
     def _draw(self, images: Any, fn: Any) -> Any:
         """What DALI draws itself."""
