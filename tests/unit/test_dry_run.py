@@ -86,7 +86,7 @@ def test_a_gpu_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(dry_run, "output_of", lambda *_: "Some GPU, 8192")
-    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=8192"]) == 0
+    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=8192", "optimizer.lr=0.4"]) == 0
     (warning,) = (line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line)
     assert warning.startswith("warning: that is too much; by estimate about 3264 images fit into the 8,192 MiB that there are; ")
     assert "use optimizer.accumulate=4 (the same batch in smaller parts), or data.batch_size=3264 with optimizer.lr=0.159" in warning
