@@ -53,10 +53,16 @@ _RULES = (
         lambda c: c.precision.mode == "fp16",
         "only `precision.mode: fp16` scales the loss, not {c.precision.mode}; set precision.mode=fp16",
     ),
+    _Rule(
+        ("data.hw_decoder_load",),
+        lambda c: c.data.decoder == "gpu",
+        "is of data.decoder: gpu, not {c.data.decoder}; set data.decoder=gpu",
+    ),
     # `synthetic` may stand in for the folder of a recipe whose files are not there, for a benchmark or a summary, and has its keys
     _Rule(
         (
-            *("data.eval_image_size", "data.eval_crop", "data.hw_decoder_load", "augment.crop_scale", "augment.crop_ratio"),
+            *("data.eval_image_size", "data.eval_crop", "data.decoder", "data.hw_decoder_load"),
+            *("augment.crop_scale", "augment.crop_ratio"),
             *("augment.progressive", "augment.color_jitter", "augment.randaugment"),
         ),
         lambda c: c.data.dataset in ("folder", "synthetic"),

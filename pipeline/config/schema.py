@@ -101,11 +101,16 @@ class DataConfig(Section):
         le=1,
         description="Streamed folders: share of the resized shorter side that the centre crop of evaluation keeps (224 of 256)",
     )
+    decoder: Literal["gpu", "cpu"] = Field(
+        default="gpu",
+        description="Streamed folders on a GPU: who decodes the files. `gpu` delivers most and spares the CPU; `cpu` leaves the whole "
+        "GPU to the training step, and wants about 14 cores for each GPU",
+    )
     hw_decoder_load: float = Field(
-        default=0.9,
+        default=1.0,
         ge=0,
         le=1,
-        description="Streamed folders: share of the JPEG files that the GPU's decoder unit gets, where it has one; the rest CUDA decodes",
+        description="`data.decoder: gpu`: share of the JPEG files for the GPU's decoder unit, where it has one; the rest CUDA decodes",
     )
     num_classes: int = Field(default=10, ge=2, le=100_000, description="Classes of the `synthetic` data set")
     num_samples: int = Field(

@@ -15,7 +15,7 @@ from pipeline.data.datasets import FileSet, ImageSet, Samples, Splits, load_spli
 from pipeline.data.fused import FusedLoader
 from pipeline.data.resolutions import training_resolutions
 from pipeline.data.sampling import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
-from pipeline.data.stream import Photometric, StreamLoader
+from pipeline.data.stream import Decoder, Photometric, StreamLoader
 from pipeline.data.synthetic import SyntheticLoader
 from pipeline.errors import UserError
 
@@ -122,9 +122,8 @@ def _backend(config: Config, splits: Splits, device: torch.device, shard: Shard)
         labels = _as_tensor(samples.labels).to(device)
         if isinstance(samples, FileSet):
             photometric = Photometric(augment.color_jitter, augment.randaugment, augment.randaugment_magnitude, config.seed + shard.rank)
-            return StreamLoader(
-                samples, labels, sampler, transform, device, data.num_threads, data.prefetch, data.hw_decoder_load, photometric
-            )
+            decoder = Decoder(data.decoder == "gpu", data.hw_decoder_load)
+            return StreamLoader(samples, labels, sampler, transform, device, data.num_threads, data.prefetch, decoder, photometric)
         images = _as_tensor(samples.images)
         if images.nbytes <= to_bytes(data.resident_limit):
             images = images.to(device)

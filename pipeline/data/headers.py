@@ -23,7 +23,7 @@ class Header:
 
     Attributes:
         height, width: in pixels, upright, as the EXIF orientation says.
-        plain: whether every decoder shows the same: RGB or grey, nothing transparent; a PNG not turned by EXIF.
+        plain: whether every decoder shows the same: RGB or grey, nothing transparent; a PNG without a palette and not turned by EXIF.
         complete: whether the file ends as its format does. One that does not may be whole all the same: decode it to find out.
     """
 
@@ -54,9 +54,9 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
             complete = tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
             plain = components in (1, 3)
         elif head.startswith(_PNG):
-            height, width, transparent, orientation = _png(descriptor, head)
+            height, width, simple, orientation = _png(descriptor, head)
             complete = tail.endswith(_PNG_END)
-            plain = not transparent and orientation == 1
+            plain = simple and orientation == 1
         else:
             raise NotAnImage("not a JPEG or PNG image")
     except (IndexError, struct.error):
@@ -115,18 +115,18 @@ def _orientation(exif: bytes) -> int:
 
 
 def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
-    """Height, width, whether pixels may be transparent, orientation. Follows the chunks up to the first of the image."""
+    """Height, width, whether all pixels are grey or RGB and opaque, orientation. Follows the chunks up to the first of the image."""
     width, height, _, colour = struct.unpack_from(">IIBB", head, 16)
-    transparent, orientation, at = colour in (4, 6), 1, 8
+    simple, orientation, at = colour in (0, 2), 1, 8
     block, start = head, 0
     for _ in range(_MAX_PARTS):
         if at + 8 > start + len(block):
             block, start = os.pread(descriptor, _HEAD, at), at
         length, kind = struct.unpack_from(">I4s", block, at - start)
         if kind in (b"IDAT", b"IEND"):
-            return height, width, transparent, orientation
+            return height, width, simple, orientation
         if kind == b"tRNS":
-            transparent = True
+            simple = False
         elif kind == b"eXIf":
             orientation = _orientation(os.pread(descriptor, min(length, _MAX_EXIF), at + 8))
         at += 12 + length

@@ -116,9 +116,12 @@ def _examine(listing: Listing, part: str, odd: dict[int, bool], folder: Path, nu
 
 
 def _is_shown_differently(path: Path) -> bool:
-    """Whether a decoder that knows neither transparency nor CMYK nor turned PNGs would show other pixels. Opaque images have no need."""
+    """Whether a decoder that knows neither transparency nor CMYK nor palettes nor turned PNGs would show other pixels.
+
+    DALI's shows whole images with a palette wrongly where it decodes for a GPU (2.4). Opaque images have no need.
+    """
     with Image.open(path) as image:
-        if not image.has_transparency_data:
+        if image.mode == "P" or not image.has_transparency_data:
             return True
         return image.convert("RGBA").getextrema()[3][0] < 255 or image.getexif().get(0x112, 1) != 1  # type: ignore[index]
 

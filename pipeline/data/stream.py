@@ -44,6 +44,19 @@ class Photometric:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """Who decodes the files.
+
+    Attributes:
+        on_gpu: on a GPU, the GPU itself, for which it competes with the training step; else DALI's CPU threads, and the boxes are copied.
+        hw_load: as `data.hw_decoder_load`.
+    """
+
+    on_gpu: bool = True
+    hw_load: float = 1.0
+
+
 class StreamLoader(PipelinedLoader):
     """Batches of images that stay in their files.
 
@@ -53,7 +66,7 @@ class StreamLoader(PipelinedLoader):
         files: the data set.
         labels, sampler, device, num_threads, prefetch: as for `PipelinedLoader`.
         transform: normalisation, Cutout, type and layout.
-        hw_decoder_load: as `data.hw_decoder_load`.
+        decoder: of the files.
         photometric: what DALI draws, in training.
     """
 
@@ -66,11 +79,12 @@ class StreamLoader(PipelinedLoader):
         device: torch.device,
         num_threads: int = 4,
         prefetch: int = 3,
-        hw_decoder_load: float = 0.9,
+        decoder: Decoder | None = None,
         photometric: Photometric | None = None,
     ):
         super().__init__(labels, sampler, transform, device, num_threads, prefetch)
-        self._files, self._hw_decoder_load = files, hw_decoder_load
+        self._files, self._decoder = files, decoder or Decoder()
+        self._decodes_on_gpu = self._decoder.on_gpu and self._stream is not None
         self._photometric = photometric or Photometric()
         self._root = os.fsencode(files.root) + b"/"
         self._conditional = self._augmented and self._photometric.randaugment > 0
@@ -85,24 +99,28 @@ class StreamLoader(PipelinedLoader):
             return fn.external_source(name=name, no_copy=True)
 
         encoded = fn.io.file.read(source("images"))
-        options = self._decoder_options(on_gpu=self._stream is not None)
+        options = self._decoder_options()
         size = source("size")
         if not self._augmented:
-            images = fn.decoders.image(encoded, **options)
+            images = self._to_gpu(fn.decoders.image(encoded, **options))
             images = fn.resize(images, size=size, roi_start=source("start"), roi_end=source("end"))
             return self._normalise(images, fn, types)
         images = fn.decoders.image_slice(encoded, source("anchor"), source("shape"), axis_names="HW", **options)
-        images = self._draw(fn.resize(images, size=size), fn)
+        images = self._draw(fn.resize(self._to_gpu(images), size=size), fn)
         if self._transform.cutout:
             fill = self._transform.cutout_fill
             images = fn.erase(images, anchor=source("cutout"), shape=source("cutout_shape"), axis_names="HW", fill_value=fill)
         return self._normalise(images, fn, types)
 
-    def _decoder_options(self, on_gpu: bool) -> dict[str, Any]:
-        if not on_gpu:
+    def _decoder_options(self) -> dict[str, Any]:
+        if not self._decodes_on_gpu:
             return {"device": "cpu"}
         # not tied to cores: the processes of a host would all take the same ones
-        return {"device": "mixed", "hw_decoder_load": self._hw_decoder_load, "affine": False, **_preallocation(self._files.sizes)}
+        return {"device": "mixed", "hw_decoder_load": self._decoder.hw_load, "affine": False, **_preallocation(self._files.sizes)}
+
+    def _to_gpu(self, images: Any) -> Any:
+        """What the CPU has decoded, where the rest is done."""
+        return images.gpu() if self._stream is not None and not self._decodes_on_gpu else images
 
     def _draw(self, images: Any, fn: Any) -> Any:
         """What DALI draws itself."""

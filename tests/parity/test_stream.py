@@ -243,7 +243,8 @@ def test_pillow_agrees_on_what_a_box_is() -> None:
 # On a GPU
 
 ON_GPU: Any = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
-gpu = pytest.mark.parametrize("hw_decoder_load", [0.0, 0.9], ids=["by CUDA", "by the decoder unit"])
+DECODERS = {"by CUDA": "data.hw_decoder_load=0.0", "by the decoder unit": "data.hw_decoder_load=1.0", "by the CPU": "data.decoder=cpu"}
+gpu = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 
 
 @pytest.fixture
@@ -257,9 +258,9 @@ class TestOnGpu:
     pytestmark = ON_GPU
 
     @gpu
-    def test_dali_shows_what_pillow_shows_under_a_slow_consumer(self, root: Path, device: torch.device, hw_decoder_load: float):
+    def test_dali_shows_what_pillow_shows_under_a_slow_consumer(self, root: Path, device: torch.device, decoder: str):
         """Batches are handed over without a copy: one overwritten early would show when the reader is late."""
-        config = config_of(root, f"data.hw_decoder_load={hw_decoder_load}", "precision.mode=fp16")
+        config = config_of(root, decoder, "precision.mode=fp16")
         splits = load_splits(config.data, config.seed)
         ours, theirs = build_loaders(config, splits, device), loaders(root, "data.loader=reference")
         for split in ("train", "train", "train", "test"):

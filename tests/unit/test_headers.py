@@ -55,7 +55,7 @@ def test_modes_of_jpeg(tmp_path: Path, mode: str, plain: bool):
 
 
 @pytest.mark.parametrize(
-    ("mode", "plain"), [("1", True), ("L", True), ("P", True), ("RGB", True), ("LA", False), ("RGBA", False), ("I;16", True)]
+    ("mode", "plain"), [("1", True), ("L", True), ("P", False), ("RGB", True), ("LA", False), ("RGBA", False), ("I;16", True)]
 )
 def test_modes_of_png(tmp_path: Path, mode: str, plain: bool):
     found = header(tmp_path, PICTURE.convert("L").convert(mode) if mode == "I;16" else PICTURE.convert(mode), "PNG")
