@@ -21,8 +21,11 @@ _PLAIN_CONFIG = (
     "runtime.tf32=true",
     "compile.mode=none",
     "loss.label_smoothing=0",
+    "optimizer.name=sgd",
     "optimizer.lr=0.1",
     "optimizer.nesterov=false",
+    "optimizer.weight_decay=5e-4",
+    "optimizer.sgd_lr_ratio=1.0",
 )
 
 
