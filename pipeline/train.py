@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import Config, load_config
-from pipeline.errors import EXIT_FAILURE, PeerError, Preempted, TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, OutOfMemory, PeerError, Preempted, TrainingError, UserError
 from pipeline.imports import imports_uncollected
 from pipeline.leaving import rank, report_exit_code
 from pipeline.signals import StopSignal
@@ -83,10 +83,13 @@ def _print_plan(config: Config, recipe: str) -> None:
 
 
 def _speaks(error: Exception) -> bool:
-    """Whether this process tells of an error: of those that are connected, the first to fail, from which the others have heard of it."""
+    """Whether this process tells of an error: of those that are connected, the first to fail, from which the others have heard of it.
+
+    Of those that are not, rank 0, whose errors are everybody's; but memory may run out on one alone.
+    """
     if _in_process_group() and not isinstance(error, Preempted):
         return not isinstance(error, PeerError)
-    return rank() == 0
+    return rank() == 0 or isinstance(error, OutOfMemory)
 
 
 def _in_process_group() -> bool:
