@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 
 # The quintic of Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024), and how often it is applied.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -102,16 +103,24 @@ class Muon(torch.optim.SGD):
     def _replace_gradients(self, alike: list[torch.Tensor]) -> None:
         """Put the update of these matrices, all of one shape, where their gradients are; one without a gradient is left alone."""
         found_inf = getattr(self, "found_inf", None)
+        matrices = [matrix for matrix in alike if matrix.grad is not None]
         gradients = [matrix.grad for matrix in alike if matrix.grad is not None]
-        buffers = [self.state[matrix]["momentum_buffer"] for matrix in alike if matrix.grad is not None]
+        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         if not gradients:
             return
-        gradient, before = torch.stack(gradients), torch.stack(buffers)
+        # which column is which plays no part, so they are taken as they lie in memory
+        last = matrices[0].dim() == 4 and matrices[0].is_contiguous(memory_format=torch.channels_last)
+        gradient, before = (torch.stack([rearrange(t, "o i h w -> o h w i") if last else t for t in ts]) for ts in (gradients, buffers))
         momentum = before.lerp(gradient, 1 - self._muon_momentum)
         if found_inf is not None:
             momentum = torch.where(found_inf > 0, before, momentum)
-        torch._foreach_copy_(buffers, list(momentum))
+        torch._foreach_copy_(buffers, _one_by_one(momentum, last))
         update = gradient.lerp(momentum, self._muon_momentum) if self._muon_nesterov else momentum
         flat = update.flatten(2)
         update = (orthogonalise(flat) * math.sqrt(max(1.0, flat.shape[1] / flat.shape[2]))).reshape(update.shape)
-        torch._foreach_copy_(gradients, list(update))
+        torch._foreach_copy_(gradients, _one_by_one(update, last))
+
+
+def _one_by_one(stacked: torch.Tensor, channels_last: bool) -> list[torch.Tensor]:
+    """The weights that were stacked, of which CHANNELS_LAST have their input channels at the end."""
+    return list(rearrange(stacked, "n o h w i -> n o i h w") if channels_last else stacked)
