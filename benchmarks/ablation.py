@@ -94,7 +94,17 @@ def run(session: Session) -> None:
     workloads = _build(session, wanted)
     steps = min(session.steps, _STEPS)
     timings = dict(zip([variant.name for variant in wanted], session.time(list(workloads.values()), steps), strict=True))
-    accuracies = _train(session, wanted) if session.options.epochs else {}
+    _record(session, wanted, workloads, timings, {})  # at once: what was measured is kept if training fails
+    if session.options.epochs:
+        session.records.clear()
+        _record(session, wanted, workloads, timings, _train(session, wanted))
+    session.print_tables()
+
+
+def _record(
+    session: Session, wanted: list[Variant], workloads: dict[str, StepWorkload], timings: dict[str, Timing], accuracies: dict[str, Mean]
+) -> None:
+    """A record of every variant; those with an accuracy supersede those without."""
     for variant in wanted:
         workload, timing = workloads[variant.name], timings[variant.name]
         epochs_to_pay = None
@@ -116,7 +126,6 @@ def run(session: Session) -> None:
             epochs_to_pay=epochs_to_pay,
             **(_accuracy_fields(accuracy, session.options.epochs) if accuracy else {}),
         )
-    session.print_tables()
 
 
 def epochs_until_paid(compile_s: float, num_images: int, before: Timing, after: Timing) -> float | None:
