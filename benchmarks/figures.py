@@ -1,4 +1,4 @@
-"""Figures made from records: throughput by batch size and loader, and what each switch of the ablation brings."""
+"""Figures made from records: throughput by batch size and loader, training from image files, what each switch of the ablation brings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,10 +30,19 @@ _LOOKS = {
     "synthetic": (style.MUTED, "-"),
 }
 _STEP = "the training step"
+_LARGE_IMAGE = 128  # pixels: from here on images are streamed from their files
 
 
 def _of(benchmark: str, folder: str, records: Sequence[Record]) -> list[Record]:
     return [record for record in newest(records) if record.benchmark == benchmark and record.folder == folder and record.images_per_sec]
+
+
+def _is_small(record: Record) -> bool:
+    return record.image_size < _LARGE_IMAGE
+
+
+def _is_streamed(record: Record) -> bool:
+    return not _is_small(record)
 
 
 def _frame(width_px: int, height_px: int, left_px: int, title: str, subtitle: str) -> tuple[Figure, Axes]:
@@ -47,7 +56,7 @@ def _frame(width_px: int, height_px: int, left_px: int, title: str, subtitle: st
 
 def _draw_throughput(folder: str, records: Sequence[Record], path: Path) -> None:
     """Images/sec over batch size, both logarithmic, a line for each loader; the step's own rate beside them."""
-    loaders = _of("loader", folder, records)
+    loaders = [record for record in _of("loader", folder, records) if _is_small(record)]
     shown = loaders[-1]  # one kind of images and augmentation in one figure: the newest
     loaders = [r for r in loaders if (r.image_size, r.augment) == (shown.image_size, shown.augment)]
     lines = {name: [r for r in loaders if r.variant == name] for name in dict.fromkeys(r.variant for r in loaders)}
@@ -149,6 +158,49 @@ def _draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
         style.save_png(figure, path)
 
 
+def _draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
+    """Training from image files on one GPU: a bar for each loader at its fastest, beside the step without a loader."""
+    found = [record for record in _of("end_to_end", folder, records) if _is_streamed(record) and record.world_size == 1]
+    network = (found[-1].model or "").partition(",")[0]
+    found = [record for record in found if (record.model or "").partition(",")[0] == network and record.image_size == found[-1].image_size]
+    best = {loader: max((r for r in found if r.loader == loader), key=_rate) for loader in dict.fromkeys(r.loader or "" for r in found)}
+    bars = sorted(best.values(), key=_rate, reverse=True)
+    size = bars[0].image_size
+    subtitle = f"{bars[0].gpu or 'CPU'}, {bars[0].cpu_cores} CPU cores, {size}×{size}, {bars[0].precision}; median, line from p10 to p90"
+    with style.drawing([subtitle]):
+        title = f"{network.replace('resnet', 'ResNet-')} from JPEG files: images per second"
+        figure, axes = _frame(_WIDTH_PX, _TOP_PX + _BOTTOM_PX + _ROW_PX * len(bars), 330, title, subtitle)
+        axes.set_xlim(0, _rate(bars[0]) / _BARS_SHARE)
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        for row, record in enumerate(bars):
+            rate = record.images_per_sec
+            assert rate is not None
+            axes.barh(row, rate.median, height=_BAR_HEIGHT, color=style.BLUE if record.loader == "dali" else style.MUTED)
+            axes.plot([rate.p10, rate.p90], [row, row], color=style.INK, linewidth=1.5)
+            axes.text(max(rate.median, rate.p90) + 0.01 * _rate(bars[0]), row, count(rate.median), va="center", fontsize=13 * style.PX)
+        axes.yaxis.set_major_locator(FixedLocator(range(len(bars))))
+        axes.set_yticklabels([_streamed_name(record) for record in bars], color=style.INK)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.set_xlabel("images per second")
+        style.save_png(figure, path)
+
+
+def _rate(record: Record) -> float:
+    return record.images_per_sec.median if record.images_per_sec else 0.0
+
+
+def _streamed_name(record: Record) -> str:
+    data, batch = record.config["data"], f"batch {record.batch_size}"
+    names = {
+        "synthetic": f"the step's own limit, {batch}",
+        "dali": f"DALI, files decoded by the {data.get('decoder', 'gpu').upper()}, {batch}",
+        "torchvision": f"torchvision, {data['num_threads']} workers, {batch}",
+    }
+    return names.get(record.loader or "", f"{record.loader}, {batch}")
+
+
 def _accuracy(record: Record) -> str:
     deviation = f" ± {100 * record.accuracy_std:.2f}" if record.accuracy_std is not None else ""
     return f"{100 * (record.accuracy or 0):.2f}{deviation} %"
@@ -167,24 +219,32 @@ class _FigureKind:
     """
     Attributes:
         benchmark: whose records it needs.
+        shows: which of them.
         alt: what it shows, for those who do not see it.
     """
 
     benchmark: str
+    shows: Callable[[Record], bool]
     alt: str
     draw: Callable[[str, Sequence[Record], Path], None]
 
 
 FIGURES = {
-    "throughput": _FigureKind("loader", "Images per second by batch size and loader", _draw_throughput),
-    "waterfall": _FigureKind("ablation", "Images per second as one switch after the other is set", _draw_waterfall),
+    "streamed": _FigureKind(
+        "end_to_end",
+        lambda record: _is_streamed(record) and record.world_size == 1,
+        "Images per second of training from image files, by loader, beside the step's own limit",
+        _draw_streamed,
+    ),
+    "throughput": _FigureKind("loader", _is_small, "Images per second by batch size and loader", _draw_throughput),
+    "waterfall": _FigureKind("ablation", lambda _: True, "Images per second as one switch after the other is set", _draw_waterfall),
 }
 
 
 def paths(name: str, records: Sequence[Record], folder: Path = FOLDER_OF_FIGURES) -> list[Path]:
     """Where the figures of this name are, one for each machine that has records for it."""
     kind = FIGURES[name]
-    machines = dict.fromkeys(r.folder for r in records if r.benchmark == kind.benchmark and r.images_per_sec)
+    machines = dict.fromkeys(r.folder for r in records if r.benchmark == kind.benchmark and r.images_per_sec and kind.shows(r))
     return [folder / f"{machine}-{name}.png" for machine in machines]
 
 

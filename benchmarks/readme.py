@@ -2,7 +2,7 @@
 
 A README says where a table goes by a pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`; what stands between
 them is written by this command. NAME is a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`,
-`scaling`, `peer`), a figure (`throughput`, `waterfall`) or `scaling_model`, which is made from the records of `scaling`.
+`scaling`, `peer`), a figure (`streamed`, `throughput`, `waterfall`) or `scaling_model`, which is made from the records of `scaling`.
 """
 
 import argparse

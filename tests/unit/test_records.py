@@ -84,6 +84,12 @@ EXAMPLES = [
         )
         for size, speed_up in ((2, 1.96), (8, 7.6))
     ),
+    *(
+        record(
+            "end_to_end", name, rate, image_size=224, model="resnet50, fused norm", config={"data": {"decoder": "cpu", "num_threads": 14}}
+        )
+        for name, rate in (("synthetic", 8.7e3), ("dali", 8.6e3), ("torchvision", 1.7e3))
+    ),
     record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
 ]
 
@@ -172,7 +178,12 @@ def test_a_stale_readme_is_found(tmp_path: Path):
 
 def test_figures_are_drawn_for_each_machine(tmp_path: Path):
     drawn = figures.draw_all(EXAMPLES, tmp_path)
-    assert [path.name for path in drawn] == ["nvidia-h200-throughput.png", "cpu-throughput.png", "nvidia-h200-waterfall.png"]
+    assert [path.name for path in drawn] == [
+        "nvidia-h200-streamed.png",
+        "nvidia-h200-throughput.png",
+        "cpu-throughput.png",
+        "nvidia-h200-waterfall.png",
+    ]
     for path in drawn:
         with Image.open(path) as picture:
             assert picture.width == 1100
