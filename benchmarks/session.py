@@ -15,19 +15,19 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks import tables
+from benchmarks.describe import describe_run
 from benchmarks.options import merge, num_steps, num_windows, read_arguments
 from benchmarks.records import Baseline, Benchmark, Record, append
 from benchmarks.timing import Timing, Workload, time_interleaved
 from benchmarks.workloads import batches_ahead
-from pipeline.build import compile_mode, set_backends
-from pipeline.config import Config, config_hash, load_config
+from pipeline.build import set_backends
+from pipeline.config import Config, load_config
 from pipeline.data import FileSet, Splits, load_splits
 from pipeline.distributed import Processes, connect
 from pipeline.environment import describe_environment
 from pipeline.errors import UserError
 
 _PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
-_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # named in records; SGD is not
 _FOLDER_KEYS = ("train_list", "test_list", "class_names", "on_bad_image", "cache_below", "eval_image_size", "eval_crop")
 _DATA_KEYS = ("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples", *_FOLDER_KEYS)
 
@@ -150,42 +150,14 @@ class Session:
         if not self._environment:
             self._environment = describe_environment(config, self.device, self.processes.shard.world_size)
         environment = self._environment
-        packages, gpu = environment["packages"], environment["gpu"] or {}
-        loader = {"reference": "torchvision"}.get(config.data.loader, config.data.loader)
         values: dict[str, Any] = {
             "benchmark": benchmark,
             "variant": variant,
-            "model": config.model.name
-            + (f" with {_OPTIMIZERS[config.optimizer.name]}" if config.optimizer.name in _OPTIMIZERS else "")
-            + (", fused norm" if config.model.fused_norm else "")
-            + (", fused stem" if config.model.fused_stem else ""),
-            "image_size": 32 if config.data.dataset in ("cifar10", "cifar100") else config.data.image_size,
-            "dataset": config.data.dataset,
-            "loader": loader,
-            "augment": describe_augment(config, self.streams(config)) if loader != "synthetic" else None,
-            "batch_size": config.data.batch_size,
-            "world_size": self.processes.shard.world_size,
-            "precision": config.precision.mode,
-            "channels_last": config.runtime.channels_last,
-            "compile_mode": compile_mode(config.compile, self.device),
+            **describe_run(config, environment, config.data.loader != "synthetic" and self.streams(config)),
             "images_per_sec": timing.images_per_sec if timing else None,
             "step_ms": timing.step_ms if timing else None,
             "peak_memory_bytes": None,
             "baseline": baseline,
-            "config": config.model_dump(mode="json"),
-            "config_hash": config_hash(config),
-            "commit": environment["commit"],
-            "dirty": environment["dirty"],
-            "gpu": gpu.get("name"),
-            "gpu_count": gpu.get("count", 0),
-            "power_limit_w": gpu.get("power_limit_w"),
-            "driver": gpu.get("driver"),
-            "cuda": gpu.get("cuda"),
-            "torch": packages["torch"],
-            "dali": next((version for name, version in packages.items() if "dali" in name), None),
-            "python": environment["python"],
-            "cpu_cores": environment["cpu_cores"],
-            "utc": environment["utc"],
             "command": self.command,
         }
         record = Record(**(values | more))
@@ -206,20 +178,6 @@ class Session:
     def print(self, table: tables.Table) -> None:
         if self.processes.is_main:
             self.console.print(tables.to_rich(table))
-
-
-def describe_augment(config: Config, streamed: bool = False) -> str:
-    """What is done to training images; of STREAMED ones the crop is a random resized one.
-
-    >>> describe_augment(load_config(overrides=["augment.cutout=16"]))
-    'crop 4, flip, cutout 16'
-    """
-    augment = config.augment
-    padded = f"crop {augment.crop_padding}" if augment.crop_padding else ""
-    parts = ["resized crop" if streamed else padded, "flip" if augment.flip else ""]
-    inside = " inside" if augment.cutout_mode == "inside" else ""
-    parts.append(f"cutout {augment.cutout}{inside}" if augment.cutout else "")
-    return ", ".join(part for part in parts if part) or "none"
 
 
 def run(work: Callable[[Session], None], name: str, options: argparse.Namespace) -> None:
