@@ -24,7 +24,8 @@ OTHERS = {
     "make-folder": "make a folder of large JPEGs, mosaics of small images, for the loaders of streamed folders",
     "sweep": "train a recipe with lists of overrides, as a file in configs/sweeps says",
     "soak": "a thousand short epochs, or some minutes: memory, open files and threads must not grow",
-    "readme": "bring tables and figures up to date with the records",
+    "recipes": "make records of the shipped recipes out of finished runs of them",
+    "readme": "bring tables, figures and the prices in the recipes up to date with the records",
 }
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 
-Benchmark = Literal["loader", "step", "end_to_end", "kernel", "ablation", "startup", "saving", "scaling", "peer"]
+Benchmark = Literal["loader", "step", "end_to_end", "kernel", "ablation", "startup", "saving", "scaling", "peer", "recipe"]
 
 
 class _Frozen(BaseModel):
@@ -69,8 +69,14 @@ class Record(_Frozen):
         images_per_sec: over windows; None where the time of one event is measured (`startup`).
         step_ms: median time of a step, or of one call of a kernel, in milliseconds.
         peak_memory_bytes: most that torch held for this variant (on the CPU: that the process ever held).
-        accuracy: on the test set, a fraction; mean of `accuracy_n` runs of `epochs` epochs with standard deviation `accuracy_std`.
+        accuracy: on the test set, a fraction; mean of `accuracy_n` runs of `epochs` epochs with standard deviation `accuracy_std`. Of the
+            last step, raw weights and one view.
+        flip_tta_accuracy: of the same runs, the mean of the logits of each image and its mirror image.
+        seeds: of these runs.
+        data: the data set in words, where `dataset` is not enough: `folder` says nothing of what is in it.
+        parameters: of the network.
         compile_s: seconds from the first step until compiling, choosing algorithms and capturing were over.
+        train_s: seconds of all training steps, without compiling, evaluation and saving; median of the runs that `images_per_sec` is of.
         first_step_s: seconds from the command to the end of the first optimizer step; median of `first_step_n` starts.
         epochs_to_pay: epochs after which the compile time has been won back; None where it never is.
         data_wait_fraction: share of the time in which the device waited for data.
@@ -98,9 +104,14 @@ class Record(_Frozen):
     accuracy: float | None = None
     accuracy_std: float | None = None
     accuracy_n: int | None = None
+    flip_tta_accuracy: float | None = None
     epochs: float | None = None
+    seeds: tuple[int, ...] | None = None
+    data: str | None = None
+    parameters: int | None = None
     baseline: Baseline | None = None
     compile_s: float | None = None
+    train_s: float | None = None
     first_step_s: float | None = None
     first_step_n: int | None = None
     epochs_to_pay: float | None = None
@@ -132,8 +143,11 @@ class Record(_Frozen):
     def identity(self) -> tuple[Any, ...]:
         """What makes two records two measurements of the same thing, of which tables show the newer.
 
-        Which kernels a recipe uses is the question of `step` and `ablation`; elsewhere a recipe that has changed supersedes itself.
+        Which kernels a recipe uses is the question of `step` and `ablation`; elsewhere a recipe that has changed supersedes itself, and
+        what the recipe itself achieves is one thing on each data set, whatever has changed in it.
         """
+        if self.benchmark == "recipe":
+            return (self.folder, self.benchmark, self.variant, self.data, self.world_size)
         model = self.model if self.benchmark in ("step", "ablation") or self.model is None else self.model.partition(",")[0]
         return (
             self.folder,

@@ -7,9 +7,12 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from benchmarks.cells import accuracy, against, count, memory, number, share, significant, spread, thousands, times
+from benchmarks.prices import is_current
 from benchmarks.records import Record
 
 _PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"
+
+_RECIPE_NOTE = "test accuracy at the last step, mean ± σ (n); seconds of training without compiling, evaluation and saving, median"
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,41 @@ def _startup(records: Sequence[Record]) -> Table:
     return Table("From the command to the end of the first optimizer step", header, tuple(rows), 2)
 
 
+def _recipe(records: Sequence[Record]) -> Table:
+    header = (
+        "recipe",
+        "network",
+        "parameters",
+        "data",
+        "epochs",
+        "batch",
+        "GPUs",
+        "accuracy",
+        "with mirror image",
+        "images/sec",
+        "p10–p90 (n)",
+        "training s",
+    )
+    rows = [
+        (
+            record.variant + ("" if is_current(record) else ", since changed"),
+            record.model or "",
+            count(record.parameters),
+            record.data or record.dataset,
+            number(record.epochs, 0),
+            str(record.batch_size),
+            str(record.world_size),
+            accuracy(record.accuracy, record.accuracy_std, record.accuracy_n),
+            accuracy(record.flip_tta_accuracy, None, record.accuracy_n),
+            count(record.images_per_sec.median if record.images_per_sec else None),
+            spread(record.images_per_sec),
+            number(record.train_s, 1),
+        )
+        for record in records
+    ]
+    return Table(f"Shipped recipes: {_RECIPE_NOTE}", header, tuple(rows), 4)
+
+
 MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
     "loader": _loader,
     "step": _step,
@@ -253,6 +291,7 @@ MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
     "startup": _startup,
     "saving": _saving,
     "scaling": _scaling,
+    "recipe": _recipe,
 }
 
 

@@ -71,6 +71,11 @@ _RULES = (
 )
 
 
+def keys_without_effect(config: "Config") -> set[str]:
+    """Dotted keys that may have any value without changing what this config computes."""
+    return {key for keys, matter, _ in _RULES if not matter(config) for key in keys}
+
+
 def check_effect(config: "Config") -> None:
     """Refuse values other than the default of keys that have no effect.
 
