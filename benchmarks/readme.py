@@ -1,8 +1,11 @@
-"""Bring the tables and figures of the README files up to date with the records: `python -m benchmarks readme [--check]`.
+"""Bring the tables and figures of the README files, and the prices in the recipes, up to date with the records.
+
+    python -m benchmarks readme [--check]
 
 A README says where a table goes by a pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`; what stands between
 them is written by this command. NAME is a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`,
-`scaling`, `peer`), a figure (`streamed`, `throughput`, `waterfall`) or `scaling_model`, which is made from the records of `scaling`.
+`scaling`, `peer`, `recipe`), a figure (`streamed`, `throughput`, `waterfall`), `scaling_model`, which is made from the records of `scaling`, or
+`published`, the accuracies of others beside ours. A recipe in configs/ says its price at the end of its header (`prices.py`).
 """
 
 import argparse
@@ -11,7 +14,7 @@ from collections.abc import Callable, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from benchmarks import figures, scaling_model
+from benchmarks import figures, prices, published, scaling_model
 from benchmarks.records import FOLDER, RESULTS, Record, newest, read
 from benchmarks.tables import MAKERS, Table, to_markdown
 from pipeline.errors import EXIT_FAILURE, UserError
@@ -20,6 +23,7 @@ FILES = (FOLDER.parent / "README.md", FOLDER / "README.md")
 _BLOCK = re.compile(r"<!-- benchmarks:(?P<name>\w+) -->\n(?P<content>.*?)<!-- /benchmarks:(?P=name) -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- /?benchmarks:\w+ -->")
 _NO_RECORDS = "No records yet."
+_PUBLISHED = "published"
 # tables by their names in a marker, each with the benchmark whose records it is made from
 _TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], Table]]] = {
     **{name: (name, make) for name, make in MAKERS.items()},
@@ -51,6 +55,9 @@ def block(name: str, records: Sequence[Record], readme: Path) -> str:
     """What stands between the markers NAME, for a README at this path. Ends with a line break."""
     if name in figures.FIGURES:
         return _figure(name, records, readme)
+    if name == _PUBLISHED:
+        table = published.table(records)
+        return f"{table.title}.\n\n{to_markdown(table)}\n"
     benchmark, make = _TABLES[name]
     chosen = [record for record in newest(records) if record.benchmark == benchmark]
     parts = []
@@ -69,35 +76,40 @@ def _figure(name: str, records: Sequence[Record], readme: Path) -> str:
     return "\n".join(lines) or f"{_NO_RECORDS}\n"
 
 
-def render(text: str, records: Sequence[Record], readme: Path) -> str:
-    """A README's text with all blocks made anew.
+def render(text: str, records: Sequence[Record], path: Path) -> str:
+    """The text of a README with all blocks made anew, or of a recipe with its price.
 
     Raises:
-        UserError: a marker that is unknown, or has no counterpart.
+        UserError: a marker that is unknown, or has no counterpart; a recipe without the line of its price.
     """
+    if path.suffix == ".yaml":
+        return prices.render(text, records, path)
+    known = [*_TABLES, _PUBLISHED, *figures.FIGURES]
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
-        if name not in _TABLES and name not in figures.FIGURES:
-            raise UserError(f"{readme}: benchmarks:{name}: unknown; use one of {', '.join([*_TABLES, *figures.FIGURES])}")
-        return f"<!-- benchmarks:{name} -->\n{block(name, records, readme)}<!-- /benchmarks:{name} -->"
+        if name not in known:
+            raise UserError(f"{path}: benchmarks:{name}: unknown; use one of {', '.join(known)}")
+        return f"<!-- benchmarks:{name} -->\n{block(name, records, path)}<!-- /benchmarks:{name} -->"
 
     rendered = _BLOCK.sub(fill, text)
     if len(_MARKER.findall(text)) != 2 * len(_BLOCK.findall(text)):
-        raise UserError(f"{readme}: a benchmarks marker without its counterpart; see benchmarks/README.md")
+        raise UserError(f"{path}: a benchmarks marker without its counterpart; see benchmarks/README.md")
     return rendered
 
 
-def outdated(files: Sequence[Path] = FILES, results: Path = RESULTS) -> list[Path]:
-    """README files that disagree with the records."""
+def outdated(files: Sequence[Path] = (), results: Path = RESULTS) -> list[Path]:
+    """Files that disagree with the records; of all README files and recipes, where none are given."""
     records = read(results)
-    existing = [path for path in files if path.exists()]
+    existing = [path for path in files or (*FILES, *prices.recipe_paths()) if path.exists()]
     return [path for path in existing if render(path.read_text("utf-8"), records, path) != path.read_text("utf-8")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a README disagrees with the records")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 where a README or a recipe disagrees with the records"
+    )
     arguments = parser.parse_args(argv)
     if arguments.check:
         stale = outdated()
