@@ -4,8 +4,8 @@
 
 A README says where a table goes by a pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`; what stands between
 them is written by this command. NAME is a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`,
-`scaling`, `peer`, `recipe`), a figure (`streamed`, `throughput`, `waterfall`), `scaling_model`, which is made from the records of `scaling`, or
-`published`, the accuracies of others beside ours. A recipe in configs/ says its price at the end of its header (`prices.py`).
+`scaling`, `peer`, `recipe`), a figure (`streamed`, `throughput`, `waterfall`), `scaling_model`, which is made from the records of
+`scaling`, or `published`, the accuracies of others beside ours. A recipe in configs/ says its price at the end of its header (`prices.py`).
 """
 
 import argparse

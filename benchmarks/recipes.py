@@ -167,7 +167,7 @@ def make_record(runs: Sequence[Finished], alone: Sequence[Finished], data: str) 
     assert accuracy is not None
     with_flip = [run.result["test_accuracy_flip_tta"] for run in runs if "test_accuracy_flip_tta" in run.result]
     flip = Mean.of(with_flip) if len(with_flip) == len(runs) else None
-    medians = [run.result["images_per_sec"]["median"] for run in alone if run.result["images_per_sec"]["median"]]
+    timed = [run.result for run in alone if run.result["images_per_sec"]["median"]]  # a run of a few steps has no steady window
     # where a run was written says nothing of what it computed, and names folders of one machine
     log = first.config.log.model_copy(update={"dir": "runs", "name": None})
     config = first.config.model_copy(update={"resume": "none", "log": log})
@@ -183,8 +183,8 @@ def make_record(runs: Sequence[Finished], alone: Sequence[Finished], data: str) 
         "accuracy_std": accuracy.std,
         "accuracy_n": accuracy.n,
         "flip_tta_accuracy": flip.mean if flip else None,
-        "images_per_sec": Spread.of(medians) if medians else None,
-        "step_ms": Spread.of([run.result["step_ms"] for run in alone]).median if medians else None,
+        "images_per_sec": Spread.of([result["images_per_sec"]["median"] for result in timed]) if timed else None,
+        "step_ms": Spread.of([result["step_ms"] for result in timed]).median if timed else None,
         "train_s": Spread.of([run.training_s for run in alone]).median if alone else None,
         "peak_memory_bytes": max(run.result["peak_memory_bytes"] for run in runs),
         "utc": max(run.environment["utc"] for run in runs),

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks import prices
+from benchmarks.recipes import check_together, make_record, read_finished
 from pipeline import __main__ as cli
 from pipeline import export, train
 from pipeline.build import build_raw_model
@@ -310,3 +312,12 @@ def test_exported_weights_are_the_checkpoint_s(run: Path, trained: Trained, tmp_
     assert weights.keys() == last_weights(run).keys()
     assert all(torch.equal(weights[key], value) for key, value in last_weights(run).items())
     assert (exported.difference, exported.tolerance) == (0, 0)
+
+
+def test_a_record_is_made_of_it(run: Path):
+    finished, result = read_finished(run), json.loads((run / "result.json").read_text())
+    check_together([finished])
+    record = make_record([finished], [finished], "made images")
+    assert (record.variant, record.accuracy, record.accuracy_n, record.epochs) == (RECIPE.stem, result["test_accuracy"], 1, 2.0)
+    assert record.train_s == result["train_s"] - result["compile_s"] and record.parameters == result["num_parameters"]
+    assert record.gpu is None and not prices.is_current(record)  # the recipe is not in configs/

@@ -90,6 +90,7 @@ EXAMPLES = [
         )
         for name, rate in (("synthetic", 8.7e3), ("dali", 8.6e3), ("torchvision", 1.7e3))
     ),
+    record("recipe", "cifar10_resnet18", 8e4, data="CIFAR-10", accuracy=0.95, accuracy_std=0.001, accuracy_n=5, epochs=20.0, train_s=12.1),
     record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
 ]
 

@@ -1,0 +1,263 @@
+"""Finished runs become records, and these the prices in the recipes' headers. The run folders are made here, few bytes each."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import prices, published, readme, recipes
+from benchmarks.__main__ import main
+from benchmarks.options import merge
+from benchmarks.records import RESULTS, Record, append, read
+from benchmarks.tables import MAKERS, to_markdown
+from pipeline.config import dump_config, load_config
+from pipeline.errors import UserError
+from tests.tiny import ROOT
+
+NAME = "cifar10_resnet20"
+RECIPE = ROOT / f"configs/{NAME}.yaml"
+ON_A_FOLDER = ("data.dataset=folder", "data.root=data/jpeg")
+DATA = ["--data", "CIFAR-10 re-encoded as JPEG"]
+
+
+def make_run(folder: Path, seed: int = 0, *overrides: str, commit: str = "a" * 40, **more: Any) -> Path:
+    """A finished run; keywords change entries of result.json, or of env.json where there are such."""
+    path = folder / f"{NAME}-20260101-00000{seed}"
+    path.mkdir(parents=True)
+    keys = merge(ON_A_FOLDER, [f"seed={seed}", f"log.dir={folder}"], overrides)
+    (path / "config.yaml").write_text(dump_config(load_config(RECIPE, keys)))
+    environment = {
+        "command": ["python", "-m", "pipeline.train", f"configs/{NAME}.yaml", *keys],
+        "utc": f"2026-01-01T00:00:0{seed}+00:00",
+        "commit": commit,
+        "dirty": False,
+        "python": "3.12.3",
+        "cpu_cores": 16,
+        "packages": {"torch": "2.11.0", "nvidia-dali-cuda120": "2.4.0"},
+        "world_size": 1,
+        "device": "cuda",
+        "gpu": {"name": "NVIDIA H200", "count": 1, "driver": "580.1", "power_limit_w": 700.0, "cuda": "13.0"},
+    }
+    speed = 40_000.0 + 1000 * seed
+    result = {
+        "test_accuracy": 0.91 + 0.002 * seed,
+        "test_accuracy_flip_tta": 0.92,
+        "num_parameters": 269_722,
+        "epochs": 160.0,
+        "images_per_sec": {"median": speed, "p10": 0.95 * speed, "p90": 1.05 * speed, "n": 9},
+        "step_ms": 3.2,
+        "train_s": 206.0 + seed,
+        "compile_s": 6.0,
+        "peak_memory_bytes": 2**28 + seed,
+    }
+    for key, value in more.items():
+        (environment if key in environment or key == "continued" else result)[key] = value
+    for name, contents in (("env", environment), ("result", result), ("input", {"mean": [0.5], "image_size": 32, "crop": None})):
+        (path / f"{name}.json").write_text(json.dumps(contents))
+    return path
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(recipes, "append", partial(append, results=tmp_path / "results"))
+    return tmp_path / "results"
+
+
+def recorded(results: Path, *arguments: Any) -> Record:
+    assert main(["recipes", *map(str, arguments), *DATA, "--record"]) == 0
+    return read(results)[-1]
+
+
+def test_runs_of_three_seeds_are_one_record(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = [make_run(tmp_path / "runs", seed) for seed in (2, 0, 1)]
+    record = recorded(results, *runs)
+    assert "91.20 ± 0.20 % (3)" in capsys.readouterr().out
+    assert (record.benchmark, record.variant, record.model, record.dataset) == (
+        "recipe",
+        NAME,
+        "resnet20, fused norm, fused stem",
+        "folder",
+    )
+    assert (record.data, record.seeds, record.accuracy_n) == (DATA[1], (0, 1, 2), 3)
+    assert record.accuracy == pytest.approx(0.912) and record.accuracy_std == pytest.approx(0.002)
+    assert record.flip_tta_accuracy == pytest.approx(0.92) and record.parameters == 269_722 and record.epochs == 160
+    assert record.images_per_sec is not None and (record.images_per_sec.median, record.images_per_sec.n) == (41_000, 3)
+    assert record.train_s == 201.0
+    # what the runs wrote down, not this machine's
+    assert (record.gpu, record.torch, record.dali, record.cpu_cores, record.commit) == ("NVIDIA H200", "2.11.0", "2.4.0", 16, "a" * 40)
+    assert record.compile_mode == "reduce-overhead" and record.utc.endswith("00:02+00:00")
+    assert record.config["data"]["root"] == "data/jpeg" and load_config().model_validate(record.config).seed == 0
+    assert str(tmp_path) not in record.model_dump_json()
+    assert record.command == f"python -m pipeline.train configs/{NAME}.yaml {' '.join(ON_A_FOLDER)} seed=0"
+
+
+def test_nothing_is_kept_unless_asked_for(results: Path, tmp_path: Path):
+    assert main(["recipes", str(make_run(tmp_path)), *DATA]) == 0
+    assert not results.exists()
+
+
+def test_a_data_set_with_a_name_needs_no_other(results: Path, tmp_path: Path):
+    run = str(make_run(tmp_path, 0, "data.dataset=cifar10", "data.root=data"))
+    assert main(["recipes", run, "--record"]) == 0
+    assert read(results)[0].data == "CIFAR-10" and read(results)[0].accuracy_std is None
+
+
+def test_speed_is_that_of_runs_that_had_the_machine_to_themselves(results: Path, tmp_path: Path):
+    shared = {"median": 20_000.0, "p10": 19_000.0, "p90": 21_000.0, "n": 9}
+    runs = [make_run(tmp_path, 0, images_per_sec=shared), make_run(tmp_path, 1), make_run(tmp_path, 2)]
+    assert main(["recipes", *map(str, runs), *DATA]) == 2
+    record = recorded(results, *runs, "--alone", runs[2])
+    assert record.images_per_sec is not None and (record.images_per_sec.median, record.images_per_sec.n) == (42_000, 1)
+    assert record.train_s == 202.0 and record.accuracy_n == 3
+    record = recorded(results, *runs, "--shared")
+    assert record.images_per_sec is record.train_s is record.step_ms is None and record.accuracy_n == 3
+
+
+def test_a_continued_run_counts_for_accuracy_alone(results: Path, tmp_path: Path):
+    first = make_run(tmp_path, 0)
+    environment = json.loads((first / "env.json").read_text())
+    second = make_run(tmp_path, 1, continued=[environment])
+    record = recorded(results, first, second)
+    assert record.images_per_sec is not None and (record.images_per_sec.n, record.accuracy_n) == (1, 2)
+
+
+def test_accuracy_with_the_mirror_image_is_of_all_runs_or_of_none(results: Path, tmp_path: Path):
+    runs = [make_run(tmp_path, seed) for seed in (0, 1)]
+    result = json.loads((runs[1] / "result.json").read_text())
+    del result["test_accuracy_flip_tta"]
+    (runs[1] / "result.json").write_text(json.dumps(result))
+    assert recorded(results, *runs).flip_tta_accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"commit": "b" * 40}, f"commit {'b' * 40} and not {'a' * 40}"),
+        ({"dirty": True}, "dirty True and not False"),
+        ({"world_size": 2}, "world_size 2 and not 1"),
+        ({"continued": [{}]}, "commit "),
+        ({"keys": ["seed=0"]}, "has seed 0, as "),
+        ({"keys": ["optimizer.lr=0.2", "model.shortcut=B"]}, "model.shortcut=B (recipe: A), optimizer.lr=0.2 (recipe: 0.1)"),
+        ({"command": ["python", "configs/mine.yaml"]}, "trained mine, which is not in configs/"),
+    ],
+)
+def test_runs_that_are_not_measurements_of_one_thing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: dict[str, Any], message: str
+):
+    keys = second.pop("keys", [])
+    first = make_run(tmp_path, 0)
+    if "continued" in second:
+        second = {"continued": [json.loads((first / "env.json").read_text()) | {"commit": "c" * 40}]}
+    other = make_run(tmp_path, 1, *keys, **second)
+    assert main(["recipes", str(first), str(other), *DATA]) == 2
+    told = capsys.readouterr().err
+    assert message in told and str(other) in told
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run, unfinished, damaged, streamed = (make_run(tmp_path, seed) for seed in range(4))
+    (unfinished / "result.json").unlink()
+    (damaged / "result.json").write_text("{}")
+    (streamed / "input.json").write_text('{"crop": 1.0}')
+    for arguments, messages in (
+        ([run, tmp_path / "missing", unfinished, damaged], ["missing: not a run folder", f"{unfinished}: not finished", "lacks test_acc"]),
+        ([streamed], ["its images were streamed"]),
+        ([run, "--alone", unfinished], ["is none of the runs"]),
+    ):
+        assert main(["recipes", *map(str, arguments), *DATA]) == 2
+        told = capsys.readouterr().err
+        assert all(message in told for message in messages)
+    assert main(["recipes", str(run)]) == 2
+    assert '--data "CIFAR-10' in capsys.readouterr().err
+    on_cifar = make_run(tmp_path / "cifar", 0, "data.dataset=cifar10")
+    assert main(["recipes", str(on_cifar), *DATA]) == 2
+    assert "--data: none of these runs" in capsys.readouterr().err
+
+
+def test_other_images_of_the_same_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = [make_run(tmp_path, seed) for seed in (0, 1)]
+    (runs[1] / "input.json").write_text('{"mean": [0.4], "image_size": 32, "crop": null}')
+    assert main(["recipes", *map(str, runs), *DATA]) == 2
+    assert "other images" in capsys.readouterr().err
+
+
+@pytest.fixture
+def record(results: Path, tmp_path: Path) -> Record:
+    return recorded(results, *(make_run(tmp_path / "runs", seed) for seed in range(3)))
+
+
+def test_the_price_is_the_newest_records(record: Record):
+    older = record.model_copy(update={"utc": "2025-01-01T00:00:00+00:00", "accuracy": 0.5})
+    text = prices.price(NAME, [record, older])
+    assert text.replace("\n# ", " ") == (
+        "# Price: 91.20 ± 0.20 % (n = 3, last step, one view, CIFAR-10 re-encoded as JPEG), 41,000 images/sec and 201.0 s of training on "
+        "one NVIDIA H200; commit aaaaaaaaaa.\n"
+    )
+    assert all(len(line) <= 140 and line.startswith("# ") for line in text.splitlines())
+    alone = record.model_copy(update={"accuracy_std": None, "accuracy_n": 1, "images_per_sec": None, "train_s": None, "world_size": 2})
+    assert "91.20 % (n = 1, last" in prices.price(NAME, [alone])
+    assert "JPEG) on 2 × NVIDIA H200; commit" in prices.price(NAME, [alone]).replace("\n# ", " ")
+    assert prices.price("cifar10_resnet32", [record]) == "# Price: not measured.\n"
+
+
+def test_the_header_is_rendered_and_nothing_else(record: Record, tmp_path: Path):
+    path = tmp_path / RECIPE.name
+    text = RECIPE.read_text()
+    path.write_text(text)
+    measured = readme.render(text, [record], path)
+    before, _, after = measured.partition("# Price: 91.20")
+    assert text.startswith(before) and text.endswith(after[after.index("\nduration") :])
+    assert readme.render(measured, [record], path) == measured
+    assert "# Price: not measured.\nduration" in readme.render(measured, [], path)
+    for bad in (text.replace("# Price:", "# price:"), text + "# Price: much\n"):
+        with pytest.raises(UserError, match="lines that begin with"):
+            readme.render(bad, [record], path)
+
+
+def test_a_recipe_that_has_changed_has_no_price(record: Record, tmp_path: Path):
+    path = tmp_path / RECIPE.name
+    path.write_text(RECIPE.read_text().replace("lr: 0.1", "lr: 0.2"))
+    assert prices.price(NAME, [record], tmp_path) == "# Price: not measured.\n"
+    path.write_text(RECIPE.read_text().replace("log_every: 390st", "log_every: 1ep"))
+    assert "91.20" in prices.price(NAME, [record], tmp_path)
+    changed = record.model_copy(update={"config": record.config | {"duration": "80ep"}})
+    assert f"| {NAME} |" in to_markdown(MAKERS["recipe"]([record]))
+    assert f"| {NAME}, since changed |" in to_markdown(MAKERS["recipe"]([changed]))
+
+
+def test_of_keys_without_effect_a_recipe_may_lose_its_default(record: Record):
+    config = json.loads(json.dumps(record.config))
+    config["data"]["hw_decoder_load"], config["augment"]["removed"] = 0.123, True
+    del config["data"]["eval_crop"]
+    assert prices.differences(RECIPE, config) == {}
+    config["loss"]["label_smoothing"] = 0.3
+    assert prices.differences(RECIPE, config) == {"loss.label_smoothing": (0.0, 0.3)}
+
+
+def test_every_recipe_has_a_price_or_says_that_it_has_none():
+    for path in prices.recipe_paths():
+        assert prices.render(path.read_text(), read(RESULTS), path) == path.read_text(), "run `python -m benchmarks readme`"
+
+
+def test_published_figures_stand_beside_ours(record: Record):
+    rows = [row for row in published.table([record]).rows if row[0] == "ResNet-20" and "Table 6" in row[3]]
+    assert [row[4:] for row in rows] == [("91.25 %", NAME, "91.20 ± 0.20 % (3) on CIFAR-10 re-encoded as JPEG")]
+    assert "comparable one to one" in published.table([]).title
+    assert not any(row[-1] for row in published.table([]).rows)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("accuracy: 91.25", "accuracy: 9125", "figures.0.accuracy: Input should be less than 100"),
+        ("    source: He et al. 2015, arXiv:1512.03385, Table 6\n    recipe: cifar10_resnet20\n", "", "figures.0.source: Field required"),
+        ("recipe: cifar10_resnet20", "recipe: cifar10_resnet21", "figures.0.recipe: cifar10_resnet21 is not in configs/"),
+    ],
+)
+def test_a_bad_published_figure_is_named(tmp_path: Path, old: str, new: str, message: str):
+    path = tmp_path / "published.yaml"
+    path.write_text(published.FILE.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        published.read(path)
