@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks import prices
-from benchmarks.recipes import check_together, make_record, read_finished
+from benchmarks.finished import check_together, read_finished
+from benchmarks.recipes import make_record
 from pipeline import __main__ as cli
 from pipeline import export, train
 from pipeline.build import build_raw_model
