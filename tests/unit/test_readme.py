@@ -20,7 +20,7 @@ def commands() -> list[str]:
     for readme in sorted(
         path for path in ROOT.glob("**/README.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
     ):
-        text = readme.read_text()
+        text = readme.read_text().replace("\\\n", " ")  # a command may go on in the next line
         lines = [line.split("#")[0].strip() for block in re.findall(r"```\n(.*?)```", text, re.S) for line in block.splitlines()]
         spans = [span for line in text.splitlines() for span in re.findall(r"`([^`]+)`", line)]
         found += [command for command in lines + spans if command.startswith(STARTS)]
