@@ -75,9 +75,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Started]:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Started]:
-    """A run of which one process got a signal after step 1."""
+    """A run of which one process got a signal after step 3."""
     folder = tmp_path_factory.mktemp("interrupted")
-    return folder, start(folder, stop=1)
+    return folder, start(folder, stop=3)
 
 
 def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -177,9 +177,9 @@ def test_a_compiled_run_in_bf16_explains_as_its_eager_twin(tmp_path: Path):
 def test_a_signal_to_one_process_stops_all_two_steps_later(interrupted: tuple[Path, Started]):
     folder, run = interrupted
     assert (run.code, run.exit_code_file) == (1, "75")  # the launcher returns 1 for every failure
-    assert [(report["code"], len(report["steps"])) for report in run.ranks] == [(75, 3), (75, 3)]  # not a step that is logged
+    assert [(report["code"], len(report["steps"])) for report in run.ranks] == [(75, 6), (75, 6)]  # not a step that is logged
     told = [line for line in run.err.splitlines() if line.startswith(("stopped", "error"))]
-    assert told == ["stopped: by a signal to another process, saved at step 3; continue with resume=auto"]
+    assert told == ["stopped: by a signal to another process, saved at step 6; continue with resume=auto"]
     assert not (only_run(folder / "runs") / "result.json").exists()
 
 
@@ -201,7 +201,7 @@ def test_it_is_continued_on_two_processes(interrupted: tuple[Path, Started], who
     shutil.copytree(interrupted[0], folder, symlinks=True)
     run = start(folder, "resume=auto")
     assert (run.code, run.exit_code_file) == (0, "0"), run.err
-    assert [len(report["steps"]) for report in run.ranks] == [12, 12]
+    assert [len(report["steps"]) for report in run.ranks] == [9, 9]
     assert_same_training(folder, whole[0])
 
 
@@ -211,7 +211,7 @@ def test_it_is_continued_on_one_process(interrupted: tuple[Path, Started], tmp_p
     shutil.copytree(interrupted[0], folder, symlinks=True)
     run = only_run(folder / "runs")
     assert train.main([str(RECIPE), f"log.dir={folder}/runs", "data.eval_batch_size=6", "resume=auto"]) == 0
-    assert f"continuing {run} from step 3" in capsys.readouterr().out
+    assert f"continuing {run} from step 6" in capsys.readouterr().out
     steps = [record["step"] for record in read_records(folder, "train")]
     assert steps == [2, 4, 5, 7, 9, 10, 12, 14, 15]
 

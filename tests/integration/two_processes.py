@@ -62,19 +62,19 @@ def average_norm(rank: int) -> list[float]:
 
 
 def watch_steps(stop: int, rank: int) -> list[dict[str, Any]]:
-    """Record each step's output; after step STOP process 1, and it alone, gets a SIGTERM, or after step -STOP fails."""
+    """Record each step's output; between step STOP and the next, process 1, and it alone, gets a SIGTERM, or after step -STOP fails."""
     seen: list[dict[str, Any]] = []
     step = Step.__call__
 
     def watched(self: Step, batch: Any) -> StepOutput:
+        if rank == 1 and self._state.step == stop > 0:
+            os.kill(os.getpid(), signal.SIGTERM)
         output = step(self, batch)
         weights = sum(parameter.detach().double().sum().item() for parameter in self._state.raw_model.parameters())
         counted = {"loss": output.loss.item(), "correct": output.correct.item()}
         seen.append({**counted, "weights": weights, "indices": batch.indices.tolist()})
-        if rank == 1 and self._state.step == abs(stop):
-            if stop < 0:
-                raise RuntimeError("a bug on one process")
-            os.kill(os.getpid(), signal.SIGTERM)
+        if rank == 1 and self._state.step == -stop:
+            raise RuntimeError("a bug on one process")
         return output
 
     Step.__call__ = watched
