@@ -67,7 +67,7 @@ class NaiveDaliLoader(PositionedLoader):
             exec_dynamic=True,
         )
         with pipe:
-            images = fn.external_source(name="images", device="gpu" if gpu else "cpu", layout="HWC", no_copy=True)
+            images = fn.external_source(name="images", device="gpu" if gpu else "cpu", layout="HWC", no_copy=not gpu)
             if transform.cutout:
                 # before the crop, so in the padded image's coordinates: erase on the GPU takes no half precision
                 box = [float(transform.cutout)] * 2
