@@ -95,7 +95,8 @@ def _sample(pid: int, gpu: bool) -> dict[str, float] | None:
     except (OSError, KeyError):
         return None
     if gpu:
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # the one that a single process takes
+        query = ["nvidia-smi", f"--id={first}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         held["gpu_memory_mib"] = float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
     return held
 
