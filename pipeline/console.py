@@ -41,8 +41,8 @@ class TrainingConsole:
         if self._progress is not None:
             speed = record["images_per_sec"]
             rate = f"{speed:,.0f} img/s  {record['steps_per_sec']:.1f} it/s" if speed else "warming up"
-            loss = "all skipped" if record["loss"] is None else f"{record['loss']:.3f}"
-            self._progress.update(self._task, description=f"loss {loss}  lr {record['lr']:.4f}  {rate}")
+            fit = "all skipped" if record["loss"] is None else f"loss {record['loss']:.3f}  acc {record['accuracy']:.2%}"
+            self._progress.update(self._task, description=f"{fit}  lr {record['lr']:.4f}  {rate}")
 
     def evaluated(self, train: dict[str, Any] | None, evaluation: dict[str, Any], num_epochs: float) -> None:
         """The line of an epoch."""
