@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import Config, config_hash, dump_config, leaf_fields, load_config, reference_table
+from pipeline.config import AugmentConfig, Config, config_hash, dump_config, leaf_fields, load_config, reference_table
 from pipeline.errors import UserError
 from tests.tiny import RECIPE, ROOT
 
@@ -51,6 +51,26 @@ def test_recipes_are_shipped():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_names_its_command(path: Path):
     assert f"./launch.sh{'' if path.stem == 'quickstart' else f' {path.relative_to(ROOT)}'}\n" in path.read_text()
+
+
+def test_the_recipes_of_the_paper_differ_in_the_network_alone():
+    """He et al. 2015, arXiv:1512.03385, section 4.2."""
+    names = ("resnet20", "resnet32", "resnet44", "resnet56", "plain20")
+    recipes = {name: load_config(ROOT / f"configs/cifar10_{name}.yaml") for name in names}
+    first = recipes["resnet20"]
+    assert (first.duration, first.data.batch_size, first.model.shortcut) == ("160ep", 128, "A")
+    assert (first.schedule.name, first.schedule.milestones, first.schedule.gamma) == ("step", ("80ep", "120ep"), 0.1)
+    assert (first.optimizer.name, first.optimizer.lr, first.optimizer.momentum, first.optimizer.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
+    assert first.augment == AugmentConfig(crop_padding=4, flip=True)
+    for name, config in recipes.items():
+        assert config.model.name == name and config.model_copy(update={"model": first.model}) == first
+
+
+def test_the_recipe_of_twenty_epochs_is_what_it_says():
+    config = load_config(ROOT / "configs/cifar10_resnet18.yaml")
+    assert (config.model.name, config.duration, config.data.batch_size) == ("resnet18", "20ep", 512)
+    assert config.augment == AugmentConfig(crop_padding=4, flip=True, cutout=16)
+    assert (config.schedule.name, config.loss.label_smoothing, config.precision.mode) == ("one_cycle", 0.1, "fp16")
 
 
 def test_command_line_over_recipe_over_defaults(tmp_path: Path):
