@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import BENCHMARKS, OTHERS
 from pipeline.__main__ import _parser
 from pipeline.config import load_config
 
@@ -34,6 +35,16 @@ def pipeline_commands() -> set[str]:
 
 def test_there_are_commands_to_test() -> None:
     assert "./launch.sh" in commands() and "./launch.sh test" in commands()
+
+
+def test_every_command_is_shown() -> None:
+    """In the README and by `./launch.sh -h`, where `train` goes without its name; those of the benchmarks in theirs."""
+    readme, launch = ((ROOT / name).read_text() for name in ("README.md", "launch.sh"))
+    listed = re.findall(r"[\w-]+", launch.partition("`python -m pipeline COMMAND`:")[2].partition("./launch.sh")[0])
+    assert set(listed) == pipeline_commands() - {"train"}
+    assert [name for name in listed if f"`python -m pipeline {name}" not in readme] == []
+    shown = re.findall(r"^\| `(?:bench )?([\w-]+)", (ROOT / "benchmarks/README.md").read_text(), re.M)
+    assert set(shown) == {*BENCHMARKS, *OTHERS}
 
 
 @pytest.mark.parametrize("command", commands())
