@@ -1,10 +1,13 @@
 """The library as the documentation shows it, and that training by its parts is the training of a run."""
 
+import asyncio
 import re
+import signal
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +15,7 @@ from PIL import Image
 from pipeline import api
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.evaluate import EvalResult
 from tests.tiny import ROOT, last_weights, tiny_config
 
 pytestmark = [pytest.mark.usefixtures("process_state"), pytest.mark.timeout(120)]
@@ -53,6 +57,35 @@ def test_fit_trains_as_a_run_does(tmp_path: Path):
     assert model.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
     assert result == api.evaluate_run(run.path)
+
+
+def test_weights_from_a_file_predict_without_training(tmp_path: Path):
+    """Those that `export` wrote, into a network with a head of as many classes."""
+    config = tiny_config(f"log.dir={tmp_path}/runs", "duration=1ep", "log.tensorboard=false")
+    run = api.train(config, "tiny")
+    expected = api.load_trained(run.path)
+    exported = api.export_run(run.path, "safetensors", output=tmp_path)
+    config = tiny_config(f"model.weights={exported.file}")
+    splits = api.load_splits(config)
+    found = api.Trained.of(config, api.build_model(config, splits), splits)
+    assert (found.test_logits() == expected.test_logits()).all()
+    Image.fromarray(splits.test.pixels(np.arange(1))[0]).save(tmp_path / "0.png")
+    assert api.predict_files(found, [tmp_path / "0.png"]) == api.predict_files(expected, [tmp_path / "0.png"])
+
+
+def test_it_works_in_a_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Whose cells run inside an event loop. Its interrupt button is its own again after a run, and no bar is drawn into its output."""
+    config = tiny_config(f"log.dir={tmp_path}", "duration=2st", "log.tensorboard=false")
+
+    async def cell() -> EvalResult:
+        handler = signal.getsignal(signal.SIGINT)
+        api.train(config)
+        assert signal.getsignal(signal.SIGINT) is handler
+        splits = api.load_splits(config)
+        return api.fit(config, api.build_model(config, splits), api.build_loaders(config, splits))
+
+    assert asyncio.run(cell()).seen == 8
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_a_network_of_one_s_own_is_trained_and_copied(capsys: pytest.CaptureFixture[str]):
