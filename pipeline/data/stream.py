@@ -115,7 +115,9 @@ class StreamLoader(PipelinedLoader):
     def _decoder_options(self) -> dict[str, Any]:
         if not self._decodes_on_gpu:
             return {"device": "cpu"}
-        # not tied to cores: the processes of a host would all take the same ones
+        # Loader alone on one H200 with 16 cores, at 224 and batch 512: 26,000 images/sec with all of them on the decoder unit, 24,000 with
+        # nine tenths, 9,868 on the CPU; twice the prefetch added 3,000 to the 24,000, and memory for as many batches.
+        # Not tied to cores (`affine`): the processes of a host would all take the same ones.
         return {"device": "mixed", "hw_decoder_load": self._decoder.hw_load, "affine": False, **_preallocation(self._files.sizes)}
 
     def _to_gpu(self, images: Any) -> Any:
