@@ -1,0 +1,61 @@
+"""From the plain recipe to the full one: the switches, what compiling has to earn, and accuracy beside speed."""
+
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import ablation
+from benchmarks.ablation import epochs_until_paid, variants
+from benchmarks.sweep import Sweep
+from benchmarks.sweep_table import Outcome
+from benchmarks.timing import Timing
+from pipeline.config import load_config
+from tests.tiny import ROOT
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_one_switch_is_turned_at_a_time(on_gpu: bool):
+    found = {variant.name: dict(item.split("=") for item in variant.overrides) for variant in variants(on_gpu)}
+    for variant in variants(on_gpu)[1:]:
+        changed = found[variant.name].items() ^ found[variant.before].items()
+        assert len({key for key, _ in changed}) == 1, variant
+    switches = [name for name in found if name.startswith("+ ")]
+    assert {f"plain {name}" for name in switches[1:]} - found.keys() <= {"plain + fused batch norm", "plain + fused stem"}
+    keys = [f"{key}={value}" for key, value in found[switches[-1]].items()]
+    assert load_config(ROOT / "configs/cifar10_resnet18.yaml", keys).data.loader == ("fused" if on_gpu else "dali")
+
+
+@pytest.mark.parametrize(
+    ("before_s", "after_s", "compile_s", "epochs"), [(0.2, 0.1, 30.0, 6.0), (0.2, 0.1, -1.0, 0.0), (0.1, 0.1, 30.0, None)]
+)
+def test_compiling_is_paid_for_by_what_it_saves(before_s: float, after_s: float, compile_s: float, epochs: float | None):
+    """5,000 images in steps of 100: 50 steps an epoch."""
+    before, after = (Timing(name, 100, (step_s,)) for name, step_s in (("before", before_s), ("after", after_s)))
+    assert epochs_until_paid(compile_s, 5000, before, after) == (pytest.approx(epochs) if epochs is not None else None)
+
+
+def test_accuracies_are_means_over_seeds_of_the_cumulative_variants(monkeypatch: pytest.MonkeyPatch):
+    trained: list[Sweep] = []
+
+    def run_sweep(sweep: Sweep, _: object) -> None:
+        """Every seed adds a tenth; one variant fails."""
+        trained.append(sweep)
+        runs = sweep.plan.runs
+        failed = {run.name for run in runs if run.config.precision.mode == "bf16" and run.config.data.loader == "reference"}
+        sweep.outcomes = [
+            Outcome(run, "failed") if run.name in failed else Outcome(run, "done", Path(), {"test_accuracy": 0.5 + run.seed / 10})
+            for run in runs
+        ]
+
+    monkeypatch.setattr(ablation, "run_sweep", run_sweep)
+    options = Namespace(epochs=2, seeds=[0, 1], jobs=1)
+    session: Any = SimpleNamespace(options=options, overrides=[], recipe=str(ROOT / "configs/quickstart.yaml"), console=None)
+    found = ablation._train(session, variants(on_gpu=False))
+    assert {name: (mean.mean, mean.n) for name, mean in found.items()} == dict.fromkeys(
+        ["plain", "+ channels-last", "+ DALI loader", "+ torch.compile"], (pytest.approx(0.55), 2)
+    )
+    (sweep,) = trained
+    assert {(run.config.duration, run.seed) for run in sweep.plan.runs} == {("2ep", 0), ("2ep", 1)} and len(sweep.plan.runs) == 10
