@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,9 +71,9 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory, process_state_of_
 
 @pytest.mark.parametrize(("loader", "step"), [("dali", 5), ("dali", 7), ("reference", 5)])
 def test_stopped_in_mid_epoch_and_continued(
-    loader: str, step: int, root: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loader: str, step: int, root: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    """Before the images grow, and after: bit for bit the run that was not stopped."""
+    """Before the images grow, and after, which is said: bit for bit the run that was not stopped."""
     sizes: list[int] = []
     call = Step.__call__
 
@@ -86,6 +87,7 @@ def test_stopped_in_mid_epoch_and_continued(
     monkeypatch.setattr(Step, "__call__", watched)
     assert run_streamed(root, tmp_path, f"data.loader={loader}") == 75
     assert len(sizes) == step
+    assert ("step 6: images of 24x24 pixels from here on\n" in capsys.readouterr().out) == (step == 7)
     assert run_streamed(root, tmp_path, f"data.loader={loader}", "resume=auto") == 0
     assert sizes == [16] * 6 + [24] * 2
     assert_equal(last_weights(only_run(tmp_path)), last_weights(runs[loader]))
