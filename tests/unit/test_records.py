@@ -1,5 +1,6 @@
 """Records, the tables and figures made from them, and the README files that show these."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ EXAMPLES = [
 
 def test_the_readme_files_agree_with_the_records():
     assert readme.outdated() == [], "run `python -m benchmarks readme`"
+
+
+def test_every_table_and_figure_has_its_place():
+    places = {name for path in readme.FILES for name in re.findall(r"<!-- benchmarks:(\w+) -->", path.read_text("utf-8"))}
+    assert places == {*MAKERS, *figures.FIGURES, "scaling_model", "published"}
 
 
 def test_every_figure_that_a_readme_may_show_is_there():
