@@ -125,6 +125,7 @@ def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.Cap
     [
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU is out of memory (CUDA out of memory"),
         (MemoryError(), "this machine is out of memory (MemoryError)"),
+        (MemoryError(), "; use runtime.device=cpu (predict: --device cpu), a smaller data.eval_batch_size"),
         (OSError(28, "No space left on device", "/runs/a/report.html"), "/runs/a/report.html: No space left on device; free space there"),
         (FileNotFoundError(2, "No such file or directory", "/runs/x"), "/runs/x: No such file or directory; give a place that can be used"),
     ],
