@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from typing import NoReturn
 
 
@@ -28,9 +27,14 @@ def leave_now(code: int, message: str | None = None) -> NoReturn:
 
     What was saved stays: checkpoints are whole or not there.
     """
-    if sys.stdout.isatty():
-        os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
+    if os.isatty(1):
+        _write(1, "\x1b[?25h")  # a progress bar hides the cursor
     if message is not None:
-        os.write(2, f"{message}\n".encode())  # not print: the main thread may hold the lock of sys.stderr
+        _write(2, f"{message}\n")  # not print: the main thread may hold the lock of sys.stderr
     report_exit_code(code)
     os._exit(code)
+
+
+def _write(descriptor: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may have hung up, or `| tee` be gone: all the more to be left
+        os.write(descriptor, text.encode())
