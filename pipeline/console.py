@@ -1,7 +1,10 @@
 """What a run says on the terminal: one line an epoch, a progress bar where there is a terminal, plain lines where there is none."""
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +16,8 @@ OTHER_ACCURACIES = {"accuracy_flip_tta": "with flip", "ema_accuracy": "ema", "em
 
 class TrainingConsole:
     """Progress of a run. A disabled one (any process but rank 0) says nothing.
+
+    Where nobody reads any more, because the terminal has hung up or `| tee` is gone, it falls silent, and the run goes on.
 
     Args:
         total_steps: length of the run.
@@ -31,7 +36,17 @@ class TrainingConsole:
             self._progress.start()
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        with self._silent_where_unheard():
+            self._console.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def _silent_where_unheard(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SystemExit):  # rich ends the program where a pipe is broken
+            self._console.quiet = True
+            with contextlib.suppress(OSError), open(os.devnull, "w") as nobody:  # what is still in the buffer fails at the exit otherwise
+                os.dup2(nobody.fileno(), sys.stdout.fileno())
 
     def step(self, step: int) -> None:
         if self._progress is not None:
@@ -63,4 +78,5 @@ class TrainingConsole:
 
     def close(self) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with self._silent_where_unheard():
+                self._progress.stop()

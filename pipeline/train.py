@@ -1,6 +1,7 @@
 """Training: `accelerate launch -m pipeline.train CONFIG [key=value…]`."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (UserError, TrainingError, Preempted) as error:
             code = error.exit_code
             if _speaks(error):
-                print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
+                with contextlib.suppress(OSError):  # the terminal may have hung up: the exit code tells too
+                    print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
         finally:
             report_exit_code(code)
             if _in_process_group():

@@ -1,12 +1,18 @@
-"""The progress bar, which is on a terminal alone. The plain lines are those of the tests of whole runs."""
+"""The progress bar, which is on a terminal alone, and what becomes of a run's words where nobody reads them. The plain lines are those of
+the tests of whole runs."""
 
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.checkpoint import folder_of, newest_intact
 from pipeline.console import TrainingConsole
+from tests.tiny import RECIPE, ROOT, only_run
 
 RECORD = {"loss": 0.5432, "accuracy": 0.875, "lr": 0.05, "images_per_sec": 12345.6, "steps_per_sec": 24.11}
 
@@ -44,3 +50,27 @@ def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch):
     console.say("nothing")
     console.close()
     assert terminal.getvalue() == ""
+
+
+def test_a_terminal_that_has_hung_up(monkeypatch: pytest.MonkeyPatch):
+    """Of a disk that is full, which fails in writing too."""
+    with open("/dev/full", "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        console = TrainingConsole(10)
+        for _ in range(3):
+            console.say("a line")
+        console.close()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_after_tee_is_gone_is_saved(tmp_path: Path):
+    """Ctrl-C ends `| tee` first. Step 10 is one that is told of before it is saved."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tests.integration.interrupted", "SIGTERM", "10", str(RECIPE), f"log.dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "log.tensorboard=false"], cwd=ROOT, env=environment, stdout=writer, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == 75
+    checkpoints = only_run(tmp_path) / "checkpoints"
+    assert newest_intact(checkpoints) == (folder_of(checkpoints, 10), [])
