@@ -100,9 +100,9 @@ class StopSignal:
 
     def _heard(self, number: int) -> None:
         if self._first is None:
-            self._first = time.monotonic()
-            if self._exits and self._idle is not None:
-                code, doing = self._idle
+            self._first, idle = time.monotonic(), self._idle  # read once: the first step may be done in this moment
+            if self._exits and idle is not None:
+                code, doing = idle
                 leave_now(code, f"stopped: by signal {number} {doing}" if rank() == 0 else None)
         elif time.monotonic() > self._first + _ECHO_S:
             leave_now(128 + number)
