@@ -1,6 +1,7 @@
 """Checkpoints: raw weights in safetensors, the rest loadable with `weights_only`, a manifest with checksums; whole or not there."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -128,7 +129,9 @@ class CheckpointWriter:
         try:
             for name, tensors in weights.items():
                 save_file(tensors, temporary / name)
-            torch.save(rest, temporary / STATE)
+            state = io.BytesIO()  # given a path, torch tells of a full disk in words of its own
+            torch.save(rest, state)
+            (temporary / STATE).write_bytes(state.getbuffer())
             files = {name: _sha256(temporary / name) for name in (*weights, STATE)}
             manifest = {"format": FORMAT, "step": step, "config_hash": self._config_hash, "sha256": files}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -182,6 +183,27 @@ def test_a_disk_that_is_full_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch, t
     # the loop notices at the next log point that the thread has failed, not at the next checkpoint
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] in (9, 10)
     assert [path.name for path in steps_in(run / "checkpoints")] == ["step-00000005", "step-00000004"]
+
+
+def test_a_disk_that_fills_up_within_a_checkpoint(tmp_path: Path):
+    """The weights still fit on it, the optimizer's state, twice as large, does not: as where files may be no larger."""
+    trainer = tiny_trainer(tiny_config("optimizer.name=adamw"))
+    train_steps(trainer, 1)
+    writer = CheckpointWriter(tmp_path / "checkpoints", "0" * 12)
+    writer.save(trainer.state)
+    writer.wait()
+    sizes = [(folder_of(tmp_path / "checkpoints", 1) / name).stat().st_size for name in ("weights.safetensors", "state.pt")]
+    own, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sum(sizes) // 2, most))
+    try:
+        trainer.state.step = 2
+        writer.save(trainer.state)
+        with pytest.raises(TrainingError, match=r"checkpoints: the checkpoint could not be written \(\[Errno 27\] File too large\); free"):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (own, most))
+    assert sizes[0] < sum(sizes) // 2 < sizes[1]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_a_run_folder_that_goes_away(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
