@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import newest_intact, write_json
-from pipeline.config import Config, config_hash, dump_config, load_config
+from pipeline.config import Config, computed_values, config_hash, dump_config, load_config
 from pipeline.errors import UserError
 from pipeline.lock import RunLock
 
@@ -160,8 +160,8 @@ def _differences(old: Config, new: Config) -> list[str]:
             flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
         return flat
 
-    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
-    return [key for key in after if before.get(key) != after[key] and not key.startswith(("resume", "log."))]
+    before, after = flatten(computed_values(old)), flatten(computed_values(new))
+    return [key for key in after if before.get(key) != after[key]]
 
 
 def find_run(path: Path) -> RunFolder:

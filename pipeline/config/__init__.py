@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -46,6 +46,7 @@ __all__ = [
     "RuntimeConfig",
     "ScheduleConfig",
     "check_batches",
+    "computed_values",
     "config_hash",
     "dump_config",
     "leaf_fields",
@@ -57,7 +58,7 @@ __all__ = [
 ]
 
 # Keys that say where and how a run is written, not what it computes: two runs that differ only here are the same run.
-_NOT_IN_HASH = ("resume", "log")
+_NOT_COMPUTED: Any = {"resume": True, "log": True, "runtime": {"hang_timeout_s": True}}
 
 
 def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -112,10 +113,14 @@ def dump_config(config: Config) -> str:
     return dump(config.model_dump(mode="json"))
 
 
+def computed_values(config: Config) -> dict[str, Any]:
+    """What the run computes, as JSON: all keys but where it is written, `resume`, and when a run that hangs is given up."""
+    return config.model_dump(mode="json", exclude=_NOT_COMPUTED)
+
+
 def config_hash(config: Config) -> str:
-    """First 12 hex digits of the SHA-256 of what the run computes (not of where it is written, nor of `resume`)."""
-    values = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_IN_HASH}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    """First 12 hex digits of the SHA-256 of what the run computes."""
+    return hashlib.sha256(json.dumps(computed_values(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def share(batch_size: int, num_parts: int, key: str, parts: str = "processes") -> int:

@@ -154,7 +154,7 @@ def test_a_word_that_looks_like_something_else_stays_a_word(word: str):
 
 def test_hash_is_of_what_is_computed():
     assert config_hash(read("seed: 1")) != config_hash(Config())
-    for same in ("resume: auto", "log:\n  dir: elsewhere", "log:\n  explain: false"):
+    for same in ("resume: auto", "log:\n  dir: elsewhere", "log:\n  explain: false", "runtime:\n  hang_timeout_s: 60.0"):
         assert config_hash(read(same)) == config_hash(Config())
     assert re.fullmatch(r"[0-9a-f]{12}", config_hash(Config()))
 

@@ -154,7 +154,11 @@ def test_a_path_is_resumed(runs: Runs):
     ("make", "overrides", "told"),
     [
         ({"finished": True}, (), r"is finished; see .*result.json, or start anew with resume=none"),
-        ({}, ("optimizer.lr=0.2", "seed=9"), r"another config \(different: seed, optimizer.lr\); give the same keys"),
+        (
+            {},
+            ("optimizer.lr=0.2", "seed=9", "runtime.hang_timeout_s=60"),
+            r"another config \(different: seed, optimizer.lr\); give the same keys",
+        ),
         ({"steps": ()}, (), r"has no intact checkpoint; start anew with resume=none"),
     ],
 )
@@ -162,6 +166,12 @@ def test_a_path_that_cannot_be_resumed(runs: Runs, make: dict[str, Any], overrid
     path = runs.make(**make)
     with pytest.raises(UserError, match=rf"^resume: {path} .*{told}"):
         runs.resume(str(path), *overrides)
+
+
+def test_a_run_that_hung_is_resumed_with_more_patience(runs: Runs):
+    path = runs.make()
+    for value in ("auto", str(path)):
+        assert runs.resume(value, "runtime.hang_timeout_s=7200").path == path
 
 
 def test_a_path_that_is_no_run(runs: Runs, monkeypatch: pytest.MonkeyPatch):
