@@ -36,8 +36,10 @@ launch=(
     --main_process_ip "$address" --main_process_port "$port"
 )
 status=0
+# srun of Slurm 22.05 to 23.02 gives a task one core, whatever the job has, unless it is told
 # shellcheck disable=SC2016 # SLURM_NODEID is another one on each host
-srun --kill-on-bad-exit=0 bash -c 'exec "${@:2:$1}" --machine_rank "$SLURM_NODEID" -m pipeline.train "${@:$1+2}"' \
+srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
+    bash -c 'exec "${@:2:$1}" --machine_rank "$SLURM_NODEID" -m pipeline.train "${@:$1+2}"' \
     launch "${#launch[@]}" "${launch[@]}" "$@" resume=auto || status=$?
 
 if [[ -s $scratch/exit_code ]]; then

@@ -17,7 +17,7 @@ from tests.tiny import RECIPE, ROOT, only_run, read_metrics
 
 # As srun does: the command once on each host, and the worst of the exit codes.
 SRUN = """#!/bin/sh
-shift
+while [ "${1#-}" != "$1" ]; do echo "$1" >>"$(dirname "$0")/options"; shift; done
 SLURM_NODEID=1 "$@" & other=$!
 SLURM_NODEID=0 "$@" & first=$!
 wait $other; worst=$?
@@ -48,6 +48,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         "SLURM_JOB_ID": str(free_job_id()),
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "two",
+        "SLURM_CPUS_PER_TASK": "1",
         "SLURM_SUBMIT_DIR": str(ROOT),
         "PROCESSES_PER_HOST": "1",
         "PYTHON": sys.executable,
@@ -85,6 +86,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path):
     told = [line for line in err.splitlines() if line.startswith(("stopped", "error"))]
     assert len(told) == 1 and told[0].startswith("stopped: by a signal to another process, saved at step ")
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
+    assert (tmp_path / "options").read_text().split() == ["--kill-on-bad-exit=0", "--cpus-per-task=1"]
 
     script = start(tmp_path)
     out, err = script.communicate(timeout=60)
