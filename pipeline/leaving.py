@@ -1,8 +1,11 @@
 """How a process of a run ends before its main thread is through: the exit code for launch.sh, a last word, and no clearing up."""
 
 import contextlib
+import glob
 import os
 from typing import NoReturn
+
+from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
 
 def rank() -> int:
@@ -20,6 +23,40 @@ def report_exit_code(code: int) -> None:
     if path and (code or rank() == 0):
         with contextlib.suppress(OSError), open(path, "x") as file:
             file.write(f"{code}\n")
+
+
+def failed_beside_this() -> tuple[int, str | None] | None:
+    """The exit code, and what this process is to say, where the launcher ends it because another one of this host has failed.
+
+    That one has written a code that is none of a stop; or it is gone and has written none, because it was killed: torchrun sends SIGTERM to
+    the rest, as where the run is to stop. None where nothing of the kind can be seen.
+    """
+    path, count = os.environ.get("QUICKRES_EXIT_CODE_FILE"), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not path or count == 1:
+        return None
+    alive = _ranks_of_launcher()  # before the file is looked for, which a process writes before it is gone
+    try:
+        with open(path) as file:
+            code = int(file.read() or EXIT_PREEMPTED)
+    except FileNotFoundError:
+        first = rank() - int(os.environ["LOCAL_RANK"])
+        gone = sorted(set(range(first, first + count)) - alive)
+        if not gone or rank() not in alive:
+            return None
+        told = f"error: process {gone[0]} is gone before the first step: killed, perhaps for want of memory"
+        return EXIT_FAILURE, told if rank() == min(alive) else None
+    return (code, "stopped: another process has failed" if rank() == 0 else None) if code != EXIT_PREEMPTED else None
+
+
+def _ranks_of_launcher() -> set[int]:
+    """The processes that this one's launcher has started and that live."""
+    ranks = set()
+    for stat in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError), open(stat) as file, open(stat.replace("stat", "environ"), "rb") as environment:
+            state, parent = file.read().rpartition(")")[2].split()[:2]
+            if state not in "ZX" and int(parent) == os.getppid():
+                ranks |= {int(entry[5:]) for entry in environment.read().split(b"\0") if entry.startswith(b"RANK=")}
+    return ranks
 
 
 def leave_now(code: int, message: str | None = None) -> NoReturn:

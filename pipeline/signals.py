@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_PREEMPTED
-from pipeline.leaving import leave_now, rank
+from pipeline.leaving import failed_beside_this, leave_now, rank
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -103,6 +103,7 @@ class StopSignal:
             self._first, idle = time.monotonic(), self._idle  # read once: the first step may be done in this moment
             if self._exits and idle is not None:
                 code, doing = idle
-                leave_now(code, f"stopped: by signal {number} {doing}" if rank() == 0 else None)
+                failed = failed_beside_this() if code == EXIT_PREEMPTED else None
+                leave_now(*(failed or (code, f"stopped: by signal {number} {doing}" if rank() == 0 else None)))
         elif time.monotonic() > self._first + _ECHO_S:
             leave_now(128 + number)

@@ -1,6 +1,7 @@
 """Leaving at once, whatever has become of the terminal."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,51 @@ def test_nobody_listens(closed: bool, tmp_path: Path):
 def leave(folder: Path, **streams: object) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "QUICKRES_EXIT_CODE_FILE": str(folder / "code")}
     return subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, check=False, **streams)  # type: ignore[call-overload]
+
+
+# --- as torchrun ends the rest of a run, with SIGTERM ------------------------------------------------------------------------------
+
+WAITING = """
+import sys, time
+from pipeline.signals import StopSignal
+with StopSignal(exits=True):
+    print("ready", flush=True)
+    time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "written", "codes", "told"),
+    [
+        (signal.SIGTERM, "", (75, 75), "stopped: by signal 15 before the first step; start again with resume=auto\n"),
+        (signal.SIGKILL, "", (1, -9), "error: process 1 is gone before the first step: killed, perhaps for want of memory\n"),
+        (signal.SIGKILL, "2", (2, -9), "stopped: another process has failed\n"),
+    ],
+    ids=["both are to stop", "one was killed", "one has failed"],
+)
+def test_a_launcher_that_ends_the_rest(first: signal.Signals, written: str, codes: tuple[int, int], told: str, tmp_path: Path):
+    """This test is the launcher of two processes, of which the second one gets the first signal."""
+    code_file = tmp_path / "code"
+    own = {"LOCAL_WORLD_SIZE": "2", "QUICKRES_EXIT_CODE_FILE": str(code_file)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING],
+            cwd=ROOT,
+            env={**os.environ, **own, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    processes[1].send_signal(first)
+    found = {1: processes[1].communicate(timeout=20)[1]}
+    if written:
+        code_file.write_text(written)
+    processes[0].send_signal(signal.SIGTERM)
+    found[0] = processes[0].communicate(timeout=20)[1]
+    assert tuple(process.returncode for process in processes) == codes
+    assert (found[0], found[1]) == (told, "")
+    assert code_file.read_text().strip() == str(codes[0])
