@@ -42,7 +42,7 @@ class _Snapshot:
     """A copy of a state that later training steps leave alone.
 
     It is made on the state's own device, which on a GPU costs training next to nothing (and the memory of the copy, for a moment); `read`,
-    in another thread, brings it to the CPU on a stream of its own while training goes on.
+    in another thread, brings it to the CPU on another stream while training goes on.
     """
 
     def __init__(self, state: TrainState):
@@ -50,14 +50,12 @@ class _Snapshot:
         self.step, self.best = state.step, dict(state.best)
         everything = {"weights": {name: model.state_dict() for name, model in models.items()}, "rest": state.state_dict()}
         self._copy = _map(everything, lambda tensor: tensor.detach().clone())
-        self._device = state.totals.values.device
-        self._copied = torch.cuda.Event() if self._device.type == "cuda" else None
+        self._copied = torch.cuda.Event() if state.totals.values.is_cuda else None
         if self._copied is not None:
             self._copied.record()
 
-    def read(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """Weights by file, contiguous, and the rest, on the CPU."""
-        stream = torch.cuda.Stream(self._device) if self._copied is not None else None
+    def read(self, stream: torch.cuda.Stream | None) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """Weights by file, contiguous, and the rest, on the CPU; from a GPU, on this stream."""
         with torch.cuda.stream(stream):
             if stream is not None and self._copied is not None:
                 stream.wait_event(self._copied)
@@ -85,10 +83,13 @@ class CheckpointWriter:
         self._folder, self._config_hash, self._keep = checkpoints, config_hash, keep
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._stream: torch.cuda.Stream | None = None  # one for all: torch has 32, and would soon hand out that of training itself
 
     def save(self, state: TrainState) -> None:
         """Snapshot the state now and write it soon. Waits for the write before; raises what went wrong in that."""
         self.wait()
+        if self._stream is None and state.totals.values.is_cuda:
+            self._stream = torch.cuda.Stream(state.totals.values.device)
         self._pending = self._executor.submit(self._write, _Snapshot(state))
 
     def check(self) -> None:
@@ -118,7 +119,7 @@ class CheckpointWriter:
         self._executor.shutdown()
 
     def _write(self, snapshot: _Snapshot) -> None:
-        weights, rest = snapshot.read()
+        weights, rest = snapshot.read(self._stream)
         step, best = snapshot.step, snapshot.best
         final = folder_of(self._folder, step)
         temporary, aside = (self._folder / f".{final.name}.{suffix}" for suffix in ("tmp", "old.tmp"))
