@@ -15,7 +15,9 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What one process keeps in the memory of its device, in bytes. Measured on an H200, ResNet-18 takes 5 % less, the copy of a checkpoint aside.
+    """What one process keeps in the memory of its device, in bytes.
+
+    Measured on an H200, ResNet-18 takes 5 % less, the copy of a checkpoint aside.
 
     Attributes:
         weights: the network, its gradients, the optimizer's state, the moving average, the half-precision copy that autocast makes, and
