@@ -10,13 +10,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config.durations import to_bytes, to_steps
+from pipeline.config.inputs import MIX_SOURCES, AugmentConfig, DataConfig
 from pipeline.config.messages import explain, leaf_fields
 from pipeline.config.schema import (
-    MIX_SOURCES,
-    AugmentConfig,
     CompileConfig,
     Config,
-    DataConfig,
     EmaConfig,
     EvaluationConfig,
     LogConfig,

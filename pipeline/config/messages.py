@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config.schema import Config, Section
+from pipeline.config.schema import Config
+from pipeline.config.section import Section
 from pipeline.config.source import Source
 
 _MAX_SHOWN = 80  # characters of a value
