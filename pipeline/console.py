@@ -1,7 +1,6 @@
 """What a run says on the terminal: one line an epoch, a progress bar where there is a terminal, plain lines where there is none."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from pipeline.leaving import silence
 
 # Accuracies that are not of the raw weights with one view per image, and what they are called wherever they are printed.
 OTHER_ACCURACIES = {"accuracy_flip_tta": "with flip", "ema_accuracy": "ema", "ema_accuracy_flip_tta": "ema with flip"}
@@ -45,8 +46,7 @@ class TrainingConsole:
             yield
         except (OSError, SystemExit):  # rich ends the program where a pipe is broken
             self._console.quiet = True
-            with contextlib.suppress(OSError), open(os.devnull, "w") as nobody:  # what is still in the buffer fails at the exit otherwise
-                os.dup2(nobody.fileno(), sys.stdout.fileno())
+            silence(sys.stdout)
 
     def step(self, step: int) -> None:
         if self._progress is not None:

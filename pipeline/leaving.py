@@ -3,7 +3,8 @@
 import contextlib
 import glob
 import os
-from typing import NoReturn
+import sys
+from typing import NoReturn, TextIO
 
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
@@ -23,6 +24,21 @@ def report_exit_code(code: int) -> None:
     if path and (code or rank() == 0):
         with contextlib.suppress(OSError), open(path, "x") as file:
             file.write(f"{code}\n")
+
+
+def flush() -> None:
+    """Send out what is still to be said. Where nobody reads it, it is dropped: Python would end with 120, not with the run's code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """What the stream still holds, and all that follows, goes nowhere."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nobody:
+        os.dup2(nobody.fileno(), stream.fileno())
 
 
 def failed_beside_this() -> tuple[int, str | None] | None:

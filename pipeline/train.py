@@ -15,7 +15,7 @@ from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import Config, load_config
 from pipeline.errors import EXIT_FAILURE, OutOfMemory, PeerError, Preempted, TrainingError, UserError
 from pipeline.imports import imports_uncollected
-from pipeline.leaving import rank, report_exit_code
+from pipeline.leaving import flush, rank, report_exit_code
 from pipeline.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
         finally:
             report_exit_code(code)
+            flush()
             if _in_process_group():
                 sys.modules["torch"].distributed.destroy_process_group()
     return code

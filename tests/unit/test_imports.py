@@ -17,7 +17,7 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
-    **dict.fromkeys(("bottleneck", "caches", "console", "ceiling", "environment", "imports", "probabilities", "style"), LEAF),
+    **dict.fromkeys(("bottleneck", "caches", "ceiling", "environment", "imports", "probabilities", "style"), LEAF),
     "check_data": {"data", "style"},
     # the report
     "summary": {"data", "models"},
@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"build", "trained"},
     "lr_find": {"build", "data", "distributed", "state", "step", "style"},
     **dict.fromkeys(("leaving", "lock"), LEAF),
+    "console": {"leaving"},
     "signals": {"leaving"},
     "watch": {"distributed", "leaving"},
     "loop": {
