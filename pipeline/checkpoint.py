@@ -176,6 +176,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
+        _flush_to_disk(temporary)  # a name that a power cut leaves without its content would pass for a finished run
         temporary.replace(path)
     except OSError as error:  # a full disk is noticed in writing, which knows no names
         temporary.unlink(missing_ok=True)
