@@ -67,9 +67,7 @@ class DaliLoader(PipelinedLoader):
     def _define(self, fn: Any, types: Any) -> Any:
         transform = self._transform
         height, width = self._images.shape[1:3]
-        # on the GPU with a copy, which DALI makes on the stream that it is given: without one it does not wait for that stream
-        on_gpu = self._stream is not None
-        images = fn.external_source(name="images", device="gpu" if on_gpu else "cpu", layout="HWC", no_copy=not on_gpu)
+        images = self._pixels(fn)
         if self._augmented:
             matrices = fn.external_source(name="matrices", no_copy=True)
             # left out, fill_value means "repeat the border"; torchvision's RandomCrop pads with black
@@ -88,8 +86,7 @@ class DaliLoader(PipelinedLoader):
         else:
             images = self._to_device(self._images.index_select(0, torch.from_numpy(indices)))
         keep: list[Any] = [images]
-        # DALI asks CUDA for the stream of any torch tensor: on the CPU backend it gets numpy
-        self._pipe.feed_input("images", images if self._stream else images.numpy(), layout="HWC", cuda_stream=self._stream)
+        self._feed_pixels(images)
         if self._augmented:
             draws = np.concatenate([plan.draws for plan in plans if plan.draws is not None])
             matrices = crop_flip_matrices(draws, self._transform.crop_padding, self._images.shape[2])

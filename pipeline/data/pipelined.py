@@ -95,8 +95,20 @@ class PipelinedLoader(PositionedLoader):
         pipe.build()
         return pipe
 
-    def _normalise(self, images: Any, fn: Any, types: Any) -> Any:
-        """The last operator: its HWC output read as NCHW *is* channels_last."""
+    def _pixels(self, fn: Any) -> Any:
+        """The external source named `images`, of gathered images that `_feed_pixels` feeds.
+
+        On the GPU with a copy, which DALI makes on the stream that it is given: without one it does not wait for that stream.
+        """
+        on_gpu = self._stream is not None
+        return fn.external_source(name="images", device="gpu" if on_gpu else "cpu", layout="HWC", no_copy=not on_gpu)
+
+    def _feed_pixels(self, images: torch.Tensor) -> None:
+        # DALI asks CUDA for the stream of any torch tensor: on the CPU backend it gets numpy
+        self._pipe.feed_input("images", images if self._stream else images.numpy(), layout="HWC", cuda_stream=self._stream)
+
+    def _normalise(self, images: Any, fn: Any, types: Any, **crop: Any) -> Any:
+        """The last operator: its HWC output read as NCHW *is* channels_last. CROP: what else it is to do."""
         transform = self._transform
         return fn.crop_mirror_normalize(
             images,
@@ -104,6 +116,7 @@ class PipelinedLoader(PositionedLoader):
             std=transform.std_255,
             dtype=types.FLOAT16 if transform.dtype == torch.float16 else types.FLOAT,
             output_layout="HWC",
+            **crop,
         )
 
     def _restart(self, epoch: int, step: int) -> None:
