@@ -37,12 +37,8 @@ def _of(benchmark: str, folder: str, records: Sequence[Record]) -> list[Record]:
     return [record for record in newest(records) if record.benchmark == benchmark and record.folder == folder and record.images_per_sec]
 
 
-def _is_small(record: Record) -> bool:
-    return record.image_size < _LARGE_IMAGE
-
-
 def _is_streamed(record: Record) -> bool:
-    return not _is_small(record)
+    return record.image_size >= _LARGE_IMAGE
 
 
 def _frame(width_px: int, height_px: int, left_px: int, title: str, subtitle: str) -> tuple[Figure, Axes]:
@@ -56,7 +52,7 @@ def _frame(width_px: int, height_px: int, left_px: int, title: str, subtitle: st
 
 def _draw_throughput(folder: str, records: Sequence[Record], path: Path) -> None:
     """Images/sec over batch size, both logarithmic, a line for each loader; the step's own rate beside them."""
-    loaders = [record for record in _of("loader", folder, records) if _is_small(record)]
+    loaders = [record for record in _of("loader", folder, records) if not _is_streamed(record)]
     shown = loaders[-1]  # one kind of images and augmentation in one figure: the newest
     loaders = [r for r in loaders if (r.image_size, r.augment) == (shown.image_size, shown.augment)]
     lines = {name: [r for r in loaders if r.variant == name] for name in dict.fromkeys(r.variant for r in loaders)}
@@ -236,7 +232,9 @@ FIGURES = {
         "Images per second of training from image files, by loader, beside the step's own limit",
         _draw_streamed,
     ),
-    "throughput": _FigureKind("loader", _is_small, "Images per second by batch size and loader", _draw_throughput),
+    "throughput": _FigureKind(
+        "loader", lambda record: not _is_streamed(record), "Images per second by batch size and loader", _draw_throughput
+    ),
     "waterfall": _FigureKind("ablation", lambda _: True, "Images per second as one switch after the other is set", _draw_waterfall),
 }
 
