@@ -58,3 +58,22 @@ def process_state_of_module() -> Iterator[None]:
     """As `process_state`, for fixtures of a module."""
     with _kept_process_state():
         yield
+
+
+@pytest.fixture
+def before_step(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have something happen before a step, counted from 0, once: `before_step(6, lambda step, batch: …)`."""
+
+    def arrange(number: int, happen: Any) -> None:
+        from pipeline.step import Step
+
+        step, left = Step.__call__, [happen]
+
+        def disturbed(self: Any, batch: Any) -> Any:
+            if self._state.step == number and left:
+                left.pop()(self, batch)
+            return step(self, batch)
+
+        monkeypatch.setattr(Step, "__call__", disturbed)
+
+    return arrange

@@ -27,23 +27,6 @@ pytestmark = pytest.mark.usefixtures("process_state")
 QUIET = ("log.tensorboard=false",)
 
 
-@pytest.fixture
-def before_step(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have something happen before a step, counted from 0, once."""
-
-    def arrange(number: int, happen: Any) -> None:
-        step, left = Step.__call__, [happen]
-
-        def disturbed(self: Step, batch: Any) -> Any:
-            if self._state.step == number and left:
-                left.pop()(self, batch)
-            return step(self, batch)
-
-        monkeypatch.setattr(Step, "__call__", disturbed)
-
-    return arrange
-
-
 def told(capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of an error."""
     (line,) = capsys.readouterr().err.splitlines()

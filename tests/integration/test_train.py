@@ -258,15 +258,8 @@ def test_explain_takes_options_and_keys_in_any_order(run: Run, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("process_state")
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    step = Step.__call__
-
-    def poisoned(self: Step, batch: Any) -> StepOutput:
-        if self._state.step == 8:
-            batch.images.fill_(math.nan)
-        return step(self, batch)
-
-    monkeypatch.setattr(Step, "__call__", poisoned)
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path: Path, before_step: Any, capsys: Any):
+    before_step(8, lambda _, batch: batch.images.fill_(math.nan))
     assert train.main([str(RECIPE), f"log.dir={tmp_path}"]) == 1
     assert "error: step 9: the training loss is nan at learning rate 0.06" in capsys.readouterr().err
     path = only_run(tmp_path)

@@ -11,7 +11,6 @@ import torch
 
 from pipeline import train
 from pipeline.checkpoint import newest_intact
-from pipeline.step import Step
 from tests.tiny import RECIPE, ROOT, only_run
 
 pytestmark = [
@@ -38,17 +37,8 @@ def test_out_of_memory_names_batch_and_remedy(mode: str, tmp_path: Path, capsys:
     assert "use optimizer.accumulate=2 (the same batch in smaller parts), or data.batch_size=4096" in line
 
 
-def test_nan_inside_a_captured_step_reaches_no_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    step = Step.__call__
-
-    def poisoned(self: Step, batch: Any) -> Any:
-        if self._state.step == 11:
-            batch.images.fill_(math.nan)
-        return step(self, batch)
-
-    monkeypatch.setattr(Step, "__call__", poisoned)
+def test_nan_inside_a_captured_step_reaches_no_checkpoint(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before_step(11, lambda _, batch: batch.images.fill_(math.nan))
     keys = ["log.log_every=100st", "log.eval_every=100st", "log.checkpoint_every=5st", "compile.mode=reduce-overhead", "duration=20st"]
     assert train.main([str(RECIPE), *KEYS, f"log.dir={tmp_path}", *keys]) == 1
     assert "step 15: weights or norm statistics are no longer finite" in capsys.readouterr().err
