@@ -29,6 +29,7 @@ def _run(work: Callable[..., int], rank: int, world_size: int, folder: Path, arg
         os.dup2(file, stream.fileno())
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")  # torch's parts among themselves
     code = 1
     try:
         code = work(rank, *arguments)
