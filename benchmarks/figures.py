@@ -41,9 +41,9 @@ def _is_streamed(record: Record) -> bool:
     return record.image_size >= _LARGE_IMAGE
 
 
-def _frame(width_px: int, height_px: int, left_px: int, title: str, subtitle: str) -> tuple[Figure, Axes]:
+def _frame(width_px: int, height_px: int, left_px: int, title: str, subtitle: str, right_px: int = _RIGHT_PX) -> tuple[Figure, Axes]:
     figure = style.new_figure(width_px, height_px)
-    box = (left_px, _BOTTOM_PX, width_px - left_px - _RIGHT_PX, height_px - _TOP_PX - _BOTTOM_PX)
+    box = (left_px, _BOTTOM_PX, width_px - left_px - right_px, height_px - _TOP_PX - _BOTTOM_PX)
     axes = figure.add_axes((box[0] / width_px, box[1] / height_px, box[2] / width_px, box[3] / height_px))
     figure.text(28 / width_px, 1 - 40 / height_px, title, fontsize=19 * style.PX, fontweight="bold")
     figure.text(28 / width_px, 1 - 66 / height_px, subtitle, fontsize=13 * style.PX, color=style.MUTED)
@@ -165,7 +165,7 @@ def _draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
     subtitle = f"{bars[0].gpu or 'CPU'}, {bars[0].cpu_cores} CPU cores, {size}×{size}, {bars[0].precision}; median, line from p10 to p90"
     with style.drawing([subtitle]):
         title = f"{network.replace('resnet', 'ResNet-')} from JPEG files: images per second"
-        figure, axes = _frame(_WIDTH_PX, _TOP_PX + _BOTTOM_PX + _ROW_PX * len(bars), 330, title, subtitle)
+        figure, axes = _frame(_WIDTH_PX, _TOP_PX + _BOTTOM_PX + _ROW_PX * len(bars), 330, title, subtitle, right_px=40)
         axes.set_xlim(0, _rate(bars[0]) / _BARS_SHARE)
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
