@@ -72,15 +72,18 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
         return
     from torch._dynamo import config as dynamo  # with torch's compiler, whose import takes seconds
     from torch._functorch import config as functorch
+    from torch._inductor import list_mode_options
 
     dynamo.recompile_limit = _COMPILATIONS  # unexpected ones are counted by the step
     # our batch norm is an autograd.Function, whose traced graphs are in the cache's key; without this each start traces anew
     functorch.autograd_cache_allow_custom_autograd_functions = True
     if config.backend != "inductor":
         model.compile(backend=config.backend, dynamic=False, fullgraph=True)
-    else:
-        inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
-        model.compile(mode=inductor_mode, dynamic=False, fullgraph=True)
+        return
+    inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
+    # combo kernels: one launch for many small independent kernels, such as the casts of the weights
+    options = {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
+    model.compile(options=options, dynamic=False, fullgraph=True)
 
 
 def build_raw_model(config: Config, num_classes: int, device: torch.device) -> nn.Module:
