@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import Config, load_config
-from pipeline.errors import EXIT_FAILURE, OutOfMemory, PeerError, Preempted, TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED, OutOfMemory, PeerError, Preempted, TrainingError, UserError
 from pipeline.imports import imports_uncollected
-from pipeline.leaving import flush, rank, report_exit_code
+from pipeline.leaving import flush, leave_now, rank, report_exit_code
 from pipeline.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -63,10 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if _speaks(error):
                 with contextlib.suppress(OSError):  # the terminal may have hung up: the exit code tells too
                     print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
+        except Exception as error:
+            if not _in_process_group():
+                raise
+            sys.excepthook(type(error), error, error.__traceback__)
         finally:
             report_exit_code(code)
             flush()
             if _in_process_group():
+                if code not in (0, EXIT_PREEMPTED):
+                    # NCCL would wait until the captured steps that use it are gone, which a traceback holds, or until the others answer
+                    leave_now(code)
                 sys.modules["torch"].distributed.destroy_process_group()
     return code
 
