@@ -9,7 +9,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config
 from pipeline.data.batch import Batch
-from pipeline.graph_memsets import zero_by_kernels
 from pipeline.losses import classification_loss, count_correct
 from pipeline.mixing import MixDraws, mix
 from pipeline.muon import Muon
@@ -199,12 +198,10 @@ class Step:
             # the graphs of all sizes take turns, so that they can share memory
             pool = next((other.graph.pool() for other in self._shapes.values() if other.graph is not None), None)
             shape.static = [tensor.clone() for tensor in inputs]
-            graph = torch.cuda.CUDAGraph(keep_graph=True)
+            graph = torch.cuda.CUDAGraph()
             # thread_local: DALI's threads allocate and synchronise on their own while this one captures
             with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
                 shape.output = train_step(self._state, self._options, *shape.static)
-            zero_by_kernels(graph)
-            graph.instantiate()
             shape.graph = graph
         assert shape.output is not None
         for static, tensor in zip(shape.static, inputs, strict=True):

@@ -17,7 +17,7 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
-    **dict.fromkeys(("bottleneck", "caches", "ceiling", "environment", "graph_memsets", "imports", "probabilities", "style"), LEAF),
+    **dict.fromkeys(("bottleneck", "caches", "ceiling", "environment", "imports", "probabilities", "style"), LEAF),
     "check_data": {"data", "style"},
     # the report
     "summary": {"data", "models"},
@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predictions": {"probabilities"},
     "optim": {"muon"},
     "state": {"precision", "ema"},
-    "step": {"state", "precision", "losses", "mixing", "muon", "data", "graph_memsets"},
+    "step": {"state", "precision", "losses", "mixing", "muon", "data"},
     "evaluate": {"precision", "data"},
     "checkpoint": {"state", "precision"},
     "run": {"checkpoint", "lock"},
