@@ -117,7 +117,7 @@ def _draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
     last = steps[-1]
     with_accuracy = any(record.accuracy is not None for record in steps)
     right = f"; right: test accuracy after {last.epochs:g} epochs (n = {last.accuracy_n})" if with_accuracy and last.epochs else ""
-    subtitle = f"{last.gpu or 'CPU'}, {last.model}, batch {last.batch_size}, loader and step together{right}"
+    subtitle = f"{last.gpu or 'CPU'}, {_network(last)}, batch {last.batch_size}, loader and step together{right}"
     height_px = _TOP_PX + _BOTTOM_PX + _ROW_PX * len(steps)
     with style.drawing([subtitle]):
         figure, axes = _frame(_WIDTH_PX, height_px, 230, "From the plain recipe to the full one", subtitle)
@@ -157,8 +157,8 @@ def _draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
 def _draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
     """Training from image files on one GPU: a bar for each loader at its fastest, beside the step without a loader."""
     found = [record for record in _of("end_to_end", folder, records) if _is_streamed(record) and record.world_size == 1]
-    network = (found[-1].model or "").partition(",")[0]
-    found = [record for record in found if (record.model or "").partition(",")[0] == network and record.image_size == found[-1].image_size]
+    network = _network(found[-1])
+    found = [record for record in found if _network(record) == network and record.image_size == found[-1].image_size]
     best = {loader: max((r for r in found if r.loader == loader), key=_rate) for loader in dict.fromkeys(r.loader or "" for r in found)}
     bars = sorted(best.values(), key=_rate, reverse=True)
     size = bars[0].image_size
@@ -183,6 +183,11 @@ def _draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
         style.save_png(figure, path)
 
 
+def _network(record: Record) -> str:
+    """`resnet18, fused norm` → `resnet18`."""
+    return (record.model or "").partition(",")[0]
+
+
 def _rate(record: Record) -> float:
     return record.images_per_sec.median if record.images_per_sec else 0.0
 
@@ -205,9 +210,12 @@ def _accuracy(record: Record) -> str:
 def _cumulative(folder: str, records: Sequence[Record]) -> list[Record]:
     """The cumulative series of the newest ablation."""
     steps = [record for record in _of("ablation", folder, records) if record.variant == "plain" or record.variant.startswith("+ ")]
-    last = steps[-1]
-    same = (last.model, last.dataset, last.image_size, last.batch_size, last.world_size)
-    return [record for record in steps if (record.model, record.dataset, record.image_size, record.batch_size, record.world_size) == same]
+
+    def of(record: Record) -> tuple[object, ...]:
+        # the network by name: what is said of it further is a switch
+        return (_network(record), record.dataset, record.image_size, record.batch_size, record.world_size)
+
+    return [record for record in steps if of(record) == of(steps[-1])]
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,15 @@ def test_a_stale_readme_is_found(tmp_path: Path):
     assert readme.outdated([path, tmp_path / "missing.md"], tmp_path / "results") == []
 
 
+def test_one_waterfall_has_all_switches():
+    """Switches that change the network's description, too: those that replace its parts."""
+    described = [
+        record("ablation", name, 1e4, model=f"resnet18{parts}") for name, parts in (("plain", ""), ("+ fused norm", ", fused norm"))
+    ]
+    other = record("ablation", "plain", 1e3, model="resnet50")
+    assert figures._cumulative("nvidia-h200", [other, *described]) == described
+
+
 def test_figures_are_drawn_for_each_machine(tmp_path: Path):
     drawn = figures.draw_all(EXAMPLES, tmp_path)
     assert [path.name for path in drawn] == [
