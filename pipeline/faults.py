@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,14 @@ def explained(config: Config | None = None, num_processes: int = 1) -> Iterator[
     Raises:
         OutOfMemory, TrainingError: with one message, which names file or key and the remedy.
     """
+    hook = threading.excepthook
+
+    def tell_of_thread(arguments: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread keeps its error, which the next one to write then raises, and would print a traceback besides
+        if getattr(arguments.thread, "exception", None) is not arguments.exc_value:
+            hook(arguments)
+
+    threading.excepthook = tell_of_thread
     try:
         yield
     except (UserError, TrainingError, Preempted):
@@ -51,6 +60,8 @@ def explained(config: Config | None = None, num_processes: int = 1) -> Iterator[
         if told is None:
             raise
         raise told from error
+    finally:
+        threading.excepthook = hook
 
 
 def explain_fault(error: BaseException, config: Config | None = None, num_processes: int = 1) -> TrainingError | None:

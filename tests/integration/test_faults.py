@@ -149,6 +149,20 @@ def test_a_disk_that_is_full_for_the_log(
     assert json.loads((run / "result.json").read_text())["steps"] == 15
 
 
+def test_a_disk_that_is_full_for_tensorboard(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its thread writes the events: what befalls that is told by the main thread, and by no traceback of the thread's own."""
+
+    def fill_up(*_: object) -> None:
+        (events,) = only_run(tmp_path).glob("tb/*")
+        events.unlink()
+        events.symlink_to("/dev/full")
+
+    before_step(4, fill_up)
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}"]) == 1
+    assert "No space left on device; free space there" in told(capsys)
+    assert newest_intact(only_run(tmp_path) / "checkpoints")[0] is not None
+
+
 def test_a_disk_that_is_full_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write, written = CheckpointWriter._write, []
 
