@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,9 +97,21 @@ def _channels_first(image: np.ndarray) -> torch.Tensor:
     return rearrange(torch.from_numpy(image.copy()), "h w c -> c h w")
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the trainer's process group is the trainer's: it saves, and then ends its workers by a signal of its own."""
+def _depend_on_the_trainer(worker: int) -> None:
+    """A signal to the trainer's process group is the trainer's: it saves, and then ends its workers by a signal of its own.
+
+    Where it has gone without one, its workers go too. torch's own watch over a worker's parent sees the fork server, which goes on for as
+    long as there are workers.
+    """
     os.setpgrp()
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def follow() -> None:
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="follow", daemon=True).start()
 
 
 class _Batches(IterableDataset):
@@ -161,7 +174,7 @@ class ReferenceLoader(PositionedLoader):
                 num_workers=self._num_workers,
                 prefetch_factor=self._prefetch if self._num_workers else None,
                 pin_memory=self._device.type == "cuda",
-                worker_init_fn=_leave_signals_to_the_trainer,
+                worker_init_fn=_depend_on_the_trainer,
                 multiprocessing_context=context,
                 generator=torch.Generator(),  # not torch's own, which dropout draws from: a run that is continued restarts its loader
             )

@@ -293,6 +293,18 @@ def test_a_crash_ends_the_loader_s_workers(tmp_path: Path):
     assert_nothing_left(workers, mark)
 
 
+@pytest.mark.slow
+def test_a_killed_run_takes_the_loader_s_workers_with_it(tmp_path: Path):
+    """As one does that leaves without clearing up: at a second signal, or beside another that has failed."""
+    mark = f"QUICKRES_TEST={tmp_path}"
+    process = start_in_a_group("-m", "pipeline.train", str(RECIPE), f"log.dir={tmp_path}", mark=mark)
+    workers = workers_of(process, "epoch   2")
+    process.kill()
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    process.communicate(timeout=20)  # the fork server and torch's keeper of semaphores hold the pipes until they are gone
+    assert_nothing_left(workers, mark)
+
+
 def _holds(environ: Path, entry: str) -> bool:
     """Whether a living process was started with this variable."""
     try:
