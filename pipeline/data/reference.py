@@ -121,12 +121,21 @@ class _Batches(IterableDataset):
         self._source, self._labels, self._sampler, self._transform = source, labels, sampler, transform
         self._epoch, self._step = epoch, step
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...] | OSError]:
         worker = get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, plan in enumerate(plans_from(self._sampler, self._epoch, self._step)):
             if number % every == first:
-                yield self._load(plan)
+                yield self._attempt(plan)
+
+    def _attempt(self, plan: BatchPlan) -> tuple[torch.Tensor, ...] | OSError:
+        """A file that cannot be read is given back as an error: torch would make words of it, and drop number and name."""
+        try:
+            return self._load(plan)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            return error
 
     def _load(self, plan: BatchPlan) -> tuple[torch.Tensor, ...]:
         indices = torch.from_numpy(np.array(plan.indices))
@@ -181,5 +190,8 @@ class ReferenceLoader(PositionedLoader):
         )
 
     def _next(self) -> Batch:
-        images, labels, valid, indices = (tensor.to(self._device, non_blocking=True) for tensor in next(self._batches))
+        loaded = next(self._batches)
+        if isinstance(loaded, OSError):
+            raise loaded
+        images, labels, valid, indices = (tensor.to(self._device, non_blocking=True) for tensor in loaded)
         return Batch(images.contiguous(memory_format=self._memory_format), labels, valid, indices)

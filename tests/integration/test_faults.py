@@ -276,14 +276,19 @@ def make_folder(root: Path, size: int) -> None:
         Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
 
 
-@pytest.mark.parametrize(("loader", "limit"), [("dali", 256), ("dali", 4), ("reference", 4)])
-def test_a_data_set_that_goes_away(loader: str, limit: int, before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("loader", "limit", "threads"),
+    [("dali", 256, 1), ("dali", 4, 1), ("reference", 4, 1), pytest.param("reference", 4, 2, marks=pytest.mark.slow)],
+)
+def test_a_data_set_that_goes_away(
+    loader: str, limit: int, threads: int, before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """Small images are in memory by then; larger ones are read from their files."""
     data, runs = tmp_path / "data", tmp_path / "runs"
     make_folder(data, 8)
     before_step(5, lambda *_: shutil.rmtree(data))
     keys = ["data.dataset=folder", f"data.root={data}", f"data.loader={loader}", f"data.cache_below={limit}", "duration=20ep"]
-    code = train.main([str(RECIPE), f"log.dir={runs}", *keys, "augment.cutout=0", *QUIET])
+    code = train.main([str(RECIPE), f"log.dir={runs}", *keys, f"data.num_threads={threads}", "augment.cutout=0", *QUIET])
     if limit == 256:
         assert code == 0 and (only_run(runs) / "result.json").exists()
         return
