@@ -256,7 +256,9 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         if state.ema is not None:
             state.ema.model.load_state_dict(load_weights(folder, EMA))
         state.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # torch's words advise to run the code that it refused
+        raise UserError(f"{folder / STATE}: not a state of ours, and may hold code, which is not run; use an earlier checkpoint") from None
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError) as error:
         if isinstance(error, UserError):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
