@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from pipeline.state import TrainState
 
 WEIGHTS, EMA, STATE, MANIFEST = "weights.safetensors", "ema.safetensors", "state.pt", "manifest.json"
 FORMAT = 1
+_NAME = re.compile(r"step-\d{8,}")
 
 
 def _sha256(path: Path) -> str:
@@ -151,8 +153,8 @@ class CheckpointWriter:
         self._prune(final, best.get("step", -1))
 
     def _prune(self, newest: Path, best_step: int) -> None:
-        """Delete old ones, and those that lie ahead: the run went back past them, because they were damaged."""
-        saved = steps_in(self._folder)
+        """Delete old ones, and those that lie ahead: the run went back past them, because they were damaged. Others' files stay."""
+        saved = [path for path in steps_in(self._folder) if _NAME.fullmatch(path.name) and path.is_dir()]
         kept = [newest, *(path for path in saved if path < newest)][: self._keep]
         for path in saved:
             if path not in (*kept, folder_of(self._folder, best_step)):

@@ -238,6 +238,15 @@ def test_what_lies_ahead_of_a_run_that_went_back_is_no_newer(tmp_path: Path):
     assert newest_intact(tmp_path)[0] == folder_of(tmp_path, 7)
 
 
+def test_what_others_put_beside_the_checkpoints_stays(tmp_path: Path):
+    """A copy that a user has set aside, an archive."""
+    trainer = write(tmp_path, 1, 2)
+    shutil.copytree(folder_of(tmp_path, 1), tmp_path / "step-00000001-good")
+    (tmp_path / "step-00000002.tar").write_bytes(b"")
+    write(tmp_path, 3, 4, 5, trainer=trainer)
+    assert [path.name for path in steps_in(tmp_path)] == ["step-00000005", "step-00000004", "step-00000002.tar", "step-00000001-good"]
+
+
 def test_steps_are_ordered_as_numbers(tmp_path: Path):
     write(tmp_path, 99_999, 100_000)
     assert kept(tmp_path) == [100_000, 99_999]
