@@ -242,11 +242,11 @@ class MetricsLog:
 
 def _cut_back(path: Path, step: int) -> None:
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):  # the last line of a killed run may be half a line
+        except (ValueError, KeyError, TypeError):  # the last line of a killed run may be half a line, and after a power cut anything
             continue
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

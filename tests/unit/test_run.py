@@ -249,10 +249,12 @@ def test_both_are_cut_back_to_the_step_that_a_run_continues_from(tmp_path: Path)
     assert events(tmp_path)["train/loss"] == [(2, 1 / 2), (4, 1 / 4), (6, 5), (8, 5), (10, 5)]
 
 
-@pytest.mark.parametrize("garbage", ['{"kind": "train", "st', "5\n", "[]\n", '{"kind": "train"}\n', '{"step": null}\n', "\0\0\0"])
-def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, garbage: str):
+@pytest.mark.parametrize(
+    "garbage", [b'{"kind": "train", "st', b"5\n", b"[]\n", b'{"kind": "train"}\n', b'{"step": null}\n', b"\0\0\0", b"\xa1\xff\n{"]
+)
+def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, garbage: bytes):
     write(tmp_path, records(2, 4), tensorboard=False)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(garbage)
     write(tmp_path, records(6), resume_step=4, tensorboard=False)
     assert [item["step"] for item in read(tmp_path)] == [2, 4, 6]
