@@ -104,7 +104,13 @@ def _make_folder(config: Config, recipe: str, lock: RunLock) -> Path:
 def _point_latest(runs: Path, path: Path) -> None:
     link = runs / f".latest-{os.getpid()}"
     link.symlink_to(path.name)
-    link.replace(runs / "latest")
+    try:
+        link.replace(runs / "latest")
+    except IsADirectoryError:
+        link.unlink()
+        raise UserError(
+            f"{runs / 'latest'}: a folder, where the link to the newest run belongs (`scp -r` copies the run instead); rename or remove it"
+        ) from None
 
 
 def _newest_unfinished(config: Config, lock: RunLock | None) -> tuple[RunFolder | None, list[str]]:

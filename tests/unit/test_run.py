@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_auto_takes_the_newest_unfinished_run_of_the_same_config(runs: Runs):
 @pytest.mark.parametrize("keys", [("log.name=other",), ("log.explain=true", "log.log_every=1st")])
 def test_where_and_how_a_run_is_written_is_not_its_config(runs: Runs, keys: tuple[str, ...]):
     assert runs.make().resolve() == runs.resume("auto", *keys).path.resolve()
+
+
+@pytest.mark.parametrize("value", ["none", "auto"])
+def test_a_folder_in_the_place_of_the_link(runs: Runs, value: str):
+    """As where runs were copied by what follows links; a copied run would be the newest unfinished one."""
+    run = runs.make()
+    (runs.folder / "latest").unlink()
+    shutil.copytree(run, runs.folder / "latest")
+    with pytest.raises(UserError, match=r"latest: a folder, where the link to the newest run belongs .*; rename or remove it"):
+        runs.resume(value)
+    assert not list(runs.folder.glob(".latest-*"))
 
 
 def test_auto_starts_anew_where_nothing_matches(runs: Runs):
