@@ -41,11 +41,24 @@ def silence(stream: TextIO) -> None:
         os.dup2(nobody.fileno(), stream.fileno())
 
 
+def announce() -> None:
+    """From now on a SIGTERM does not kill this process, which the others of this host can see when it is gone."""
+    path = os.environ.get("QUICKRES_EXIT_CODE_FILE")
+    if path and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        with contextlib.suppress(OSError):
+            open(_announcement(path, rank()), "w").close()
+
+
+def _announcement(path: str, number: int) -> str:
+    return f"{path}.{number}"
+
+
 def failed_beside_this() -> tuple[int, str | None] | None:
     """The exit code, and what this process is to say, where the launcher ends it because another one of this host has failed.
 
     That one has written a code that is none of a stop; or it is gone and has written none, because it was killed: torchrun sends SIGTERM to
-    the rest, as where the run is to stop. None where nothing of the kind can be seen.
+    the rest, as where the run is to stop. One that is gone before it could hear of signals has died of that one, as the whole run is to.
+    None where nothing of the kind can be seen.
     """
     path, count = os.environ.get("QUICKRES_EXIT_CODE_FILE"), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not path or count == 1:
@@ -56,7 +69,7 @@ def failed_beside_this() -> tuple[int, str | None] | None:
             code = int(file.read() or EXIT_PREEMPTED)
     except FileNotFoundError:
         first = rank() - int(os.environ["LOCAL_RANK"])
-        gone = sorted(set(range(first, first + count)) - alive)
+        gone = [number for number in range(first, first + count) if number not in alive and os.path.exists(_announcement(path, number))]
         if not gone or rank() not in alive:
             return None
         told = f"error: process {gone[0]} is gone before the first step: killed, perhaps for want of memory"

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_PREEMPTED
-from pipeline.leaving import failed_beside_this, leave_now, rank
+from pipeline.leaving import announce, failed_beside_this, leave_now, rank
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -47,6 +47,8 @@ class StopSignal:
             handlers = {number: signal.signal(number, self._handle) for number in _NUMBERS}
             self._undo = [handlers, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False), sender]
             threading.Thread(target=self._listen, args=(receiver,), name="signals", daemon=True).start()
+            if self._exits:
+                announce()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -49,6 +49,9 @@ def leave(folder: Path, **streams: object) -> subprocess.CompletedProcess[bytes]
 WAITING = """
 import sys, time
 from pipeline.signals import StopSignal
+if sys.argv[1:] == ["starts"]:
+    print("ready", flush=True)
+    time.sleep(20)
 with StopSignal(exits=True):
     print("ready", flush=True)
     time.sleep(20)
@@ -61,8 +64,9 @@ with StopSignal(exits=True):
         (signal.SIGTERM, "", (75, 75), "stopped: by signal 15 before the first step; start again with resume=auto\n"),
         (signal.SIGKILL, "", (1, -9), "error: process 1 is gone before the first step: killed, perhaps for want of memory\n"),
         (signal.SIGKILL, "2", (2, -9), "stopped: another process has failed\n"),
+        (signal.SIGTERM, "starts", (75, -15), "stopped: by signal 15 before the first step; start again with resume=auto\n"),
     ],
-    ids=["both are to stop", "one was killed", "one has failed"],
+    ids=["both are to stop", "one was killed", "one has failed", "both are to stop, and one has just been started"],
 )
 def test_a_launcher_that_ends_the_rest(first: signal.Signals, written: str, codes: tuple[int, int], told: str, tmp_path: Path):
     """This test is the launcher of two processes, of which the second one gets the first signal."""
@@ -70,7 +74,7 @@ def test_a_launcher_that_ends_the_rest(first: signal.Signals, written: str, code
     own = {"LOCAL_WORLD_SIZE": "2", "QUICKRES_EXIT_CODE_FILE": str(code_file)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WAITING],
+            [sys.executable, "-c", WAITING, *([written] if number and written == "starts" else [])],
             cwd=ROOT,
             env={**os.environ, **own, "RANK": str(number), "LOCAL_RANK": str(number)},
             stdout=subprocess.PIPE,
@@ -83,7 +87,7 @@ def test_a_launcher_that_ends_the_rest(first: signal.Signals, written: str, code
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     processes[1].send_signal(first)
     found = {1: processes[1].communicate(timeout=20)[1]}
-    if written:
+    if written.isdecimal():
         code_file.write_text(written)
     processes[0].send_signal(signal.SIGTERM)
     found[0] = processes[0].communicate(timeout=20)[1]
