@@ -174,6 +174,7 @@ train() {
         recipe=$1
         shift
     fi
+    trap 'exit 130' INT # which bash would forget, sent to it alone while another command is under way
     exec {counted}< <(count_gpus) # nvidia-smi may take a second, in which the recipe is checked
     device=$("$python" -m pipeline check --print-device "$recipe" "$@")
     if [[ $device != cpu ]]; then

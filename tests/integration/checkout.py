@@ -16,13 +16,16 @@ case $* in *sync*)
 esac
 """
 CLI = """
-import sys
+import pathlib, sys, time
 overrides = dict(item.split("=") for item in sys.argv[4:] if "=" in item)
 if sys.argv[1] != "check":
     print("command", *sys.argv[1:])
 elif "unknown" in overrides:
     sys.exit(2)
 else:
+    if "slow" in overrides:
+        pathlib.Path("checking").touch()
+        time.sleep(1)
     print(overrides.get("runtime.device", "auto"))
 """
 LAUNCHER = """

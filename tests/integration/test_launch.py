@@ -228,6 +228,17 @@ def test_a_signal_reaches_the_trainer_and_is_waited_for(checkout: Checkout, wait
     assert list((checkout.root / "tmp").iterdir()) == []
 
 
+def test_an_interrupt_while_the_recipe_is_checked(checkout: Checkout):
+    process = checkout.start("works.yaml", "slow=1")
+    while not (checkout.root / "checking").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGINT
+    assert not (checkout.root / "trainer.argv").exists()
+
+
 @pytest.mark.parametrize("waiting", ["detached.yaml"], indirect=True)
 def test_a_killed_launcher_leaves_no_run_behind(checkout: Checkout, waiting: subprocess.Popen[str]):
     trainer = psutil.Process(int((checkout.root / "trainer.pid").read_text()))
