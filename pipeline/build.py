@@ -83,7 +83,17 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
     inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
     # combo kernels: one launch for many small independent kernels, such as the casts of the weights
     options = {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
+    if device.type == "cpu":
+        _keep_headers_in_the_cache()
     model.compile(options=options, dynamic=False, fullgraph=True)
+
+
+def _keep_headers_in_the_cache() -> None:
+    """Inductor keeps precompiled C++ headers in /tmp, wherever its cache is. Without them each start would compile for twice as long."""
+    codecache = importlib.import_module("torch._inductor.codecache")
+    headers = Path(codecache.cache_dir()) / "precompiled_headers"
+    for name, folder in (("_HEADER_DIR", headers), ("_HEADER_LOCK_DIR", headers / "locks")):
+        setattr(codecache, name, str(folder))
 
 
 def build_raw_model(config: Config, num_classes: int, device: torch.device) -> nn.Module:

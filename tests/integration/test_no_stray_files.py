@@ -32,6 +32,31 @@ def test_a_run_writes_into_its_own_folders_alone(tmp_path: Path):
     assert checkout() == before
 
 
+COMPILED = """
+import sys
+from pipeline.caches import use_cache_folder
+use_cache_folder()
+import torch
+from pipeline.build import compile_in_place
+from pipeline.config import load_config
+network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+config = load_config(sys.argv[1], ["compile.mode=default"])
+compile_in_place(network, config.compile, torch.device("cpu"))
+network(torch.ones(2, 4))
+"""
+
+
+@pytest.mark.slow
+def test_compiling_on_the_cpu_writes_into_the_cache_alone(tmp_path: Path):
+    """Inductor's precompiled C++ headers too."""
+    command = [sys.executable, "-c", COMPILED, str(RECIPE)]
+    done = subprocess.run(command, cwd=tmp_path / "work", env=sandbox(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "tmp").iterdir())
+    assert {name for name in files_in(tmp_path / "home") if not name.startswith(".cache/quickres/")} == set()
+    assert (tmp_path / "home/.cache/quickres/inductor/precompiled_headers").is_dir()
+
+
 @pytest.mark.usefixtures("process_state")
 def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("")
