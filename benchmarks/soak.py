@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Soak, report, and return 1 where something grows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", nargs="?", help="recipe (default: a tiny network on tiny synthetic images)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the recipe")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="keys put over the recipe")
     parser.add_argument("--epochs", type=int, default=1000, help="length of the run (default: 1000)")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the samples")

@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; exit code 0 when all runs are done, 1 where one failed, 2 for a bad sweep file, 75 when stopped by a signal."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("file", type=Path, help="sweep, such as configs/sweeps/label_smoothing.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over every run, such as duration=2ep")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="keys put over every run, such as duration=2ep")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1); their speeds are then not those of one alone")
     parser.add_argument("--processes", type=int, default=1, help="processes, and GPUs, of each run (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and show the plan, train nothing")

@@ -190,7 +190,9 @@ def _parser() -> argparse.ArgumentParser:
         "check-data", _check_data, "decode every image of a folder; list bad files, count classes, draw sizes; exit code 1: some are bad"
     )
     data.add_argument("root", help="as data.root")
-    data.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the data section, such as data.train_list=FILE")
+    data.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="keys of the data section, such as data.train_list=FILE"
+    )
     data.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/.quickres/check)")
     data.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="threads to decode in (default: one a core)")
     _add_run(add("evaluate", _evaluate, "accuracy on the test set of a run's checkpoint"))
@@ -226,7 +228,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(command: argparse.ArgumentParser, overrides: bool = True) -> None:
     command.add_argument("run", type=Path, help="run folder, such as runs/latest")
     if overrides:
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the run's config, such as data.root=DIR")
+        command.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="keys put over the run's config, such as data.root=DIR"
+        )
     command.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)")
 
 
@@ -267,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "overrides") or any("=" not in item or item.startswith("-") for item in rest):
         parser.parse_args(argv)  # says what is wrong
     else:
-        arguments.overrides += rest
+        arguments.overrides = [*arguments.overrides, *rest]
     try:
         return arguments.work(arguments)
     except (UserError, TrainingError) as error:

@@ -79,7 +79,9 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytes
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
     assert left.value.code == 2
-    assert "usage: python -m pipeline" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "usage: python -m pipeline" in told
+    assert "required: run, key=value" not in told and "required: config, key=value" not in told
 
 
 @pytest.mark.parametrize("module", [["pipeline.train"], ["pipeline", "check"]])
