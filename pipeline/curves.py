@@ -85,7 +85,7 @@ def draw_curves(run_folder: Path) -> Path:
             lower[1].set_yscale("log", base=2)
             lower[1].set_ylim(scale.values.min() / 4, scale.values.max() * 4)
             lower[1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_two(value)))
-        _panel(lower[-1], "Images per second", [speed], f"median {number(float(np.median(speed.values)))}" if len(speed.values) else "")
+        _panel(lower[-1], "Images per second", [speed], f"last {speed.values[-1]:,.0f}" if len(speed.values) else "")
         lower[-1].set_ylim(bottom=0)
         path = run_folder / "curves.png"
         style.save_png(figure, path)

@@ -63,7 +63,7 @@ def test_a_run_with_a_test_set_only(tmp_path: Path, drawn: list[Figure]) -> None
     assert sorted(p.name for p in folder.iterdir()) == ["curves.png", "metrics.jsonl"]
     found = words(drawn[0])
     assert "quickstart-20261122-051530" in found
-    assert {"test 92.0 %", "train 85.7 %", "test 1.000", "train 0.571", "★ best test 93.1 %", "median 80,000"} <= set(found)
+    assert {"test 92.0 %", "train 85.7 %", "test 1.000", "train 0.571", "★ best test 93.1 %", "last 80,000"} <= set(found)
     assert "Loss scale" not in found
     headline = next(text for text in found if text.startswith("test accuracy"))
     assert "92.05 % (9,205 of 10,000) at the last step" in headline
