@@ -15,6 +15,7 @@ from pipeline.environment import output_of
 from pipeline.errors import UserError
 from pipeline.loop import Plan
 from pipeline.memory import MemoryEstimate, estimate_memory, what_fits
+from pipeline.precision import SLOW_ON_CPU
 from pipeline.run import find_resumable
 
 _MIB = 2**20
@@ -69,7 +70,7 @@ def describe_plan(config: Config, recipe: str) -> str:
         "processes": f"{machine.processes}, on {machine.name}",
         "memory": _memory(config, machine, memory),
         "loader": _loader(config, machine),
-        "precision": _precision(config),
+        "precision": _precision(config, machine),
         "compile": _compile(config, machine),
         "evaluation": f"every {_steps_of(plan.eval_every)}; logged every {_steps_of(plan.log_every)}",
         "checkpoints": f"every {_steps_of(plan.checkpoint_every)}; the newest two and the best are kept",
@@ -141,11 +142,12 @@ def _loader(config: Config, machine: _Machine) -> str:
     return f"{data.loader}{backend}, {data.num_threads} thread{'s' * (data.num_threads > 1)}, {data.prefetch} batches ahead"
 
 
-def _precision(config: Config) -> str:
+def _precision(config: Config, machine: _Machine) -> str:
     precision = config.precision
     if precision.mode != "fp16":
         return precision.mode
-    return f"fp16, loss scale from {precision.init_scale:g}; ends after {precision.max_consecutive_skips} skipped updates in a row"
+    text = f"fp16, loss scale from {precision.init_scale:g}; ends after {precision.max_consecutive_skips} skipped updates in a row"
+    return text if machine.device.type == "cuda" else f"{text}\nwarning: {SLOW_ON_CPU}"
 
 
 def _compile(config: Config, machine: _Machine) -> str:

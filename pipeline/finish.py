@@ -1,5 +1,6 @@
 """The end of a run: result.json first, then what people look at. Nothing here can make a failure of a finished run."""
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.config import Config
     from pipeline.data import Splits
     from pipeline.evaluate import EvalResult
     from pipeline.loop import Trainer
@@ -56,7 +58,7 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
         _attempt(say, "", lambda: _write_tensorboard(trained, t.state.step, result, predictions))
     if log.report:
         _attempt(say, "report", lambda: _write_report(run.path))
-    say(_what_next(run.path))
+    say(what_next(run.path, t.config))
     say(str(run.path))
 
 
@@ -136,11 +138,17 @@ def _write_report(path: Path) -> Path:
     return write_report([path], path / FILE)
 
 
-def _what_next(path: Path) -> str:
-    return (
-        f"next: python -m pipeline evaluate {path}; tensorboard --logdir {path.parent}; "
-        "change a key and run again, such as ./launch.sh configs/quickstart.yaml optimizer.lr=0.2"
-    )
+def what_next(path: Path, config: "Config") -> str:
+    """Commands to go on with: by the front door where the run came through it, and the run's own with another learning rate."""
+    from pipeline.environment import command_line
+
+    command = command_line()
+    pipeline = "./launch.sh" if "./launch.sh" in command else "python -m pipeline"
+    parts = [f"next: {pipeline} evaluate {path}", f"tensorboard --logdir {path.parent}"]
+    if {"./launch.sh", "pipeline.train", "pipeline"} & set(command):  # not where a program of the user's own called `train`
+        same = [word for word in command if not word.startswith(("optimizer.lr=", "resume="))]
+        parts.append(f"change a key and run again, such as {shlex.join([*same, f'optimizer.lr={config.optimizer.lr / 2:g}'])}")
+    return "; ".join(parts)
 
 
 def describe_result(t: "Trainer", evaluation: "EvalResult", started: float) -> dict[str, Any]:

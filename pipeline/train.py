@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="recipe, such as configs/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys put over the recipe, such as optimizer.lr=0.1")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="keys put over the recipe, such as optimizer.lr=0.1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -240,6 +240,7 @@ def _announce(
 ) -> None:
     """What was resolved from the config and the machine, before the first step."""
     from pipeline.build import compile_mode
+    from pipeline.precision import SLOW_ON_CPU
 
     device, shard = processes.device, processes.shard
     where = f"{shard.world_size} x {'GPU' if device.type == 'cuda' else 'CPU'}"
@@ -254,6 +255,8 @@ def _announce(
         f"{where}, loader {loader}, {config.precision.mode}, compile {compile_mode(config.compile, device)}, "
         f"batch {config.data.batch_size}, {plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
     )
+    if config.precision.mode == "fp16" and device.type == "cpu":
+        console.say(f"warning: {SLOW_ON_CPU}")
     if run.resume_from is not None:
         console.say(f"continuing {run.path} from step {step}")
 

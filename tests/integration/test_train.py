@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from pipeline import train
 from pipeline.checkpoint import folder_of, newest_intact, steps_in, verify
 from pipeline.commands import evaluate_run
 from pipeline.config import load_config
+from pipeline.finish import what_next
+from pipeline.precision import SLOW_ON_CPU
 from pipeline.step import Step, StepOutput
 from tests.tiny import RECIPE, only_run
 
@@ -125,11 +128,28 @@ def test_what_is_printed(run: Run, held_out: Run):
         assert re.fullmatch(line.format(number), printed)
     assert summary.startswith(f"test accuracy {run.result['test_accuracy']:.2%} at the last step, best") and "on the test set" in summary
     assert curves == f"curves: {run.path}/curves.png"
-    assert following.startswith("next: ")
+    assert following == f"next: python -m pipeline evaluate {run.path}; tensorboard --logdir {run.path.parent}"
     assert last == str(run.path)
     assert "31 train, 8 test, 9 held out" in held_out.printed[0]
+    assert held_out.printed[1] == f"warning: {SLOW_ON_CPU}"
     assert "selected on the holdout set" in held_out.printed[-5]
     assert held_out.printed[-3] == f"Grad-CAM: {held_out.path}/contact_sheet.png"
+
+
+@pytest.mark.parametrize("front_door", [False, True])
+def test_what_to_do_next_is_this_very_run_with_another_rate(front_door: bool, monkeypatch: pytest.MonkeyPatch):
+    words = ["python", "-m", "pipeline.train", "configs/a.yaml", "optimizer.lr=0.3", "seed=1", "resume=auto"]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(sys, "executable", "/somewhere/bin/python")
+    monkeypatch.delenv("NUM_PROCESSES", raising=False)
+    if front_door:
+        monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "1")
+    told = what_next(Path("runs/a-1"), load_config(RECIPE, ["optimizer.lr=0.3"]))
+    evaluate, again = ("./launch.sh", "./launch.sh") if front_door else ("python -m pipeline", "python -m pipeline.train")
+    assert told == (
+        f"next: {evaluate} evaluate runs/a-1; tensorboard --logdir runs; "
+        f"change a key and run again, such as {again} configs/a.yaml seed=1 optimizer.lr=0.15"
+    )
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from pipeline import __main__ as cli
 from pipeline import dry_run, train
 from pipeline.loop import Plan
+from pipeline.precision import SLOW_ON_CPU
 from tests.sandbox import files_in, sandbox
 from tests.tiny import RECIPE, ROOT, tiny_config
 
@@ -51,6 +52,11 @@ def test_the_plan_is_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert plan["checkpoints"].startswith("every 4 steps")
     assert plan["run folder"] == f"{tmp_path}/runs/tiny-TIME"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_without_a_gpu_is_warned_of(capsys: pytest.CaptureFixture[str]):
+    assert train.main([str(RECIPE), "precision.mode=fp16", "--dry-run"]) == 0
+    assert f"  warning: {SLOW_ON_CPU}\n" in capsys.readouterr().out
 
 
 def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
