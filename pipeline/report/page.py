@@ -92,9 +92,10 @@ def _subtitle(run: RunRecord) -> str:
     values, world_size = run.values, run.environment.get("world_size")
     device = (run.environment.get("gpu") or {}).get("name") or ("GPU" if run.environment.get("device") == "cuda" else "CPU")
     where = [f"{world_size} × {device}"] if world_size else []
+    plural = "" if str(values["duration"]) in ("1ep", "1st") else "s"
     parts = [
         f"{values['model.name']} on {values['data.dataset']}",
-        str(values["duration"]).replace("ep", " epochs").replace("st", " steps"),
+        str(values["duration"]).replace("ep", " epoch" + plural).replace("st", " step" + plural),
     ]
     return " · ".join([*parts, f"batch {values['data.batch_size']}", str(values["precision.mode"]), *where, f"seed {values['seed']}"])
 
