@@ -89,8 +89,10 @@ def table_of(plan: Plan, outcomes: Sequence[Outcome], jobs: int = 1) -> Table:
             )
         )
     shared = f"; {jobs} at a time, which share the machine: the speeds are not those of one alone" if jobs > 1 else ""
-    header = ("run", "changes", "test accuracy %", "images/sec", "train s", "")
-    return Table(f"{plan.name}: {plan.base}, mean ± standard deviation (n){shared}", header, tuple(rows), 2)
+    header = ("run", "changes", "test accuracy %", "images/sec", "train s", "state")
+    columns = len(header) if any(row[-1] for row in rows) else len(header) - 1  # all are done: no column to say nothing in
+    title = f"{plan.name}: {plan.base}, mean ± standard deviation (n){shared}"
+    return Table(title, header[:columns], tuple(row[:columns] for row in rows), 2)
 
 
 def _standing(group: Sequence[Outcome]) -> str:

@@ -66,8 +66,10 @@ def draw_sizes(checked: Checked, path: Path) -> Path:
 
 
 def _histogram(axes: Axes, values: np.ndarray, title: str, unit: str) -> None:
-    """Logarithmic bins, from the smallest to the largest value."""
-    low, high = values.min(), max(values.max(), values.min() * 1.01)
+    """Logarithmic bins, from the smallest to the largest value; equal ones stand in the middle."""
+    low, high = values.min(), values.max()
+    if low == high:
+        low, high = low / 1.5, high * 1.5
     axes.hist(values, bins=np.geomspace(low, high, _BINS).tolist(), color=style.BLUE)
     axes.set_xscale("log")
     low, middle, high = np.quantile(values, [0, 0.5, 1])
@@ -88,4 +90,5 @@ def _classes(axes: Axes, checked: Checked) -> None:
     axes.set_xlim(0, len(checked.listing.classes))
     axes.set_xlabel("classes, the largest first")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.legend(frameon=False, fontsize=13 * style.PX, loc="upper right")
+    # above the axes: classes of one size are a line along the top
+    axes.legend(frameon=False, fontsize=13 * style.PX, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=2)

@@ -90,9 +90,11 @@ def describe(checked: Checked) -> Sequence[str]:
     lines = []
     for part in checked.listing.parts:
         counts = checked.class_counts(part)
-        lines.append(f"{part}: {counts.sum():,} images, {counts.min():,} to {counts.max():,} in each of {classes:,} classes")
+        each = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+        lines.append(f"{part}: {counts.sum():,} images, {each} in each of {classes:,} classes")
     if len(sizes):
         (low, middle, high) = np.quantile(sizes, [0, 0.5, 1], axis=0).astype(int)[:, ::-1].tolist()
-        lines.append(f"width x height: {low[0]}x{low[1]} to {high[0]}x{high[1]}, median {middle[0]}x{middle[1]}")
+        span = "" if low == high else f" to {high[0]}x{high[1]}, median {middle[0]}x{middle[1]}"
+        lines.append(f"width x height: {low[0]}x{low[1]}{span}")
     lines.append(f"{len(checked.bad):,} of {len(checked.listing):,} files cannot be trained on")
     return lines

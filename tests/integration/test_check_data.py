@@ -35,6 +35,16 @@ def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(tmp_path: Pat
         assert picture.size == (1200, 560)
 
 
+def test_equal_sizes_and_classes_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = tmp_path / "root"
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (40, 32)).save(root / name / "0.png")
+    assert main(["check-data", str(root), "--threads", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "train: 2 images, 1 in each of 2 classes\n" in said and "\nwidth x height: 40x32\n" in said
+
+
 def test_any_class_name_is_one_field_of_the_table(tmp_path: Path):
     root, name = make_folder(tmp_path / "root", train=2, test=1), '12" disc, black'
     for part in ("train", "val"):
