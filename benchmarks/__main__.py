@@ -1,10 +1,12 @@
 """`python -m benchmarks [NAME] [CONFIG] [key=value …]`: time a config, or one part of it in many variants."""
 
 import argparse
+import difflib
 import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.caches import use_cache_folder
 from pipeline.errors import EXIT_FAILURE, TrainingError, UserError
@@ -42,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         print(_help())
         return 0
-    name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS | OTHERS else "bench"
-    module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
     try:
+        name = _take_name(arguments)
+        module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
         if name in OTHERS:
             return module.main(arguments)
         return _measure(name, module, arguments)
@@ -54,6 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_FAILURE
+
+
+def _take_name(arguments: list[str]) -> str:
+    """Take the benchmark's name off the arguments; `bench` where they begin with a recipe, a key or an option."""
+    known = BENCHMARKS | OTHERS
+    if arguments and arguments[0] in known:
+        return arguments.pop(0)
+    first = arguments[0] if arguments else ""
+    if first.replace("-", "").replace("_", "").isalpha() and not first.startswith("-") and not Path(first).exists():
+        near = difflib.get_close_matches(first, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"benchmarks: {', '.join(known)}"
+        raise UserError(f"{first}: neither a benchmark nor a recipe; {hint}")
+    return "bench"
 
 
 def _measure(name: str, module: object, arguments: list[str]) -> int:

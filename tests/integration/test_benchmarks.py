@@ -56,6 +56,7 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         (["--quick", "--record"], "--record: a smoke test is no measurement"),
         (["--windows", "0"], "--windows: expected a whole number above 0"),
+        (["loader", "--quick"], "loader: neither a benchmark nor a recipe; did you mean loaders?"),
         (["configs/missing.yaml"], "configs/missing.yaml: no such recipe"),
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
         (["loaders", "--quick", "--batch-sizes", "1000"], "--batch-sizes: all are more than the 64 training images"),
