@@ -53,7 +53,7 @@ def explain_files(trained: Trained, files: Sequence[str | Path], **how: Unpack[H
     pixels, bad = trained.inputs.read_images(paths, trained.config.data.num_threads)
     if bad:
         raise UserError("\n".join(f"{path}: {reason}" for path, reason in bad))
-    return explain_pixels(trained, pixels, None, [path.name for path in paths], **how)
+    return explain_pixels(trained, pixels, None, _short_names(paths), **how)
 
 
 def explain_pixels(
@@ -96,3 +96,9 @@ def explain_pixels(
     found = explain_images(trained.model, normalised, module, method=method, classes=classes)
     names = tuple(sources) or tuple(str(number) for number in range(len(images)))
     return Explained(images, found, labels, names, class_names, layer, method, target)
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The files' names, with that of their folder where two of them are called the same, as `cat/0001.jpg` and `dog/0001.jpg`."""
+    names = [path.name for path in paths]
+    return [path.name if names.count(path.name) == 1 else str(Path(path.parent.name, path.name)) for path in paths]

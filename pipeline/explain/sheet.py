@@ -65,7 +65,7 @@ def draw_contact_sheet(path: str | Path, explained: Explained, title: str = "", 
     Args:
         path: the PNG; replaced if it is there.
         explained: images and maps. Names are cut where they are too long for the column.
-        title: the headline, such as the name of the run.
+        title: the headline, such as the name of the run; without it and the subtitle the images begin at the top.
         subtitle: one smaller line under it: accuracy, architecture, target layer, method.
     """
     num_images, height, width = explained.images.shape[:3]
@@ -74,7 +74,8 @@ def draw_contact_sheet(path: str | Path, explained: Explained, title: str = "", 
     tile_w, tile_h = round(width * zoom), round(height * zoom)
     pair_w = 2 * tile_w + _SEAM_PX
     sheet_w = 2 * _MARGIN_PX + _COLUMNS * pair_w + (_COLUMNS - 1) * _GUTTER_PX
-    sheet_h = _HEADER_PX + -(-num_images // _COLUMNS) * (tile_h + _CAPTION_PX) + _FOOTER_PX
+    header = _HEADER_PX if title or subtitle else _MARGIN_PX
+    sheet_h = header + -(-num_images // _COLUMNS) * (tile_h + _CAPTION_PX) + _FOOTER_PX
     names, sources = _one_line(explained.class_names), _one_line(explained.sources)
     title, subtitle = style.one_line(title), style.one_line(subtitle)
     overlays = explained.overlays(max(tile_w, tile_h))
@@ -85,7 +86,7 @@ def draw_contact_sheet(path: str | Path, explained: Explained, title: str = "", 
         style.shorten(page.write(_MARGIN_PX, 84, subtitle, 15, color=style.MUTED), text_w)
         for i in range(num_images):
             row, column = divmod(i, _COLUMNS)
-            x, y = _MARGIN_PX + column * (pair_w + _GUTTER_PX), _HEADER_PX + row * (tile_h + _CAPTION_PX)
+            x, y = _MARGIN_PX + column * (pair_w + _GUTTER_PX), header + row * (tile_h + _CAPTION_PX)
             page.show(x, y, tile_w, tile_h, explained.images[i])
             page.show(x + tile_w + _SEAM_PX, y, tile_w, tile_h, overlays[i], empty=not explained.found.maps[i].any())
             _caption(page, x, y + tile_h, pair_w, explained, i, names, sources[i])

@@ -126,6 +126,14 @@ def test_the_moving_average_of_the_weights(run: Path, trained: Trained, tmp_path
 # --- explain --------------------------------------------------------------------------------------------------------------------
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(trained: Trained, files: list[Path], tmp_path: Path, no_data: None):
+    copies = [tmp_path / name for name in ("cat/0.png", "dog/0.png", "1.png")]
+    for copy in copies:
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(files[0].read_bytes())
+    assert explain_files(trained, copies).sources == ("cat/0.png", "dog/0.png", "1.png")
+
+
 def test_files_samples_and_pixels_are_explained_alike(run: Path, trained: Trained, files: list[Path], no_data: None):
     """And files without the data set."""
     of_files, of_samples = explain_files(load_trained(run), files), explain_samples(trained, [0, 1, 2])

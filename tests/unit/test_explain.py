@@ -284,6 +284,13 @@ def draw(
         return shown, np.asarray(picture.convert("RGB"))
 
 
+def test_a_sheet_without_a_title_keeps_no_room_for_one(tmp_path: Path) -> None:
+    shown, page = draw(tmp_path / "titled.png", 1, 32, ["cat", "dog", "frog"])
+    explain.draw_contact_sheet(tmp_path / "plain.png", shown)
+    with Image.open(tmp_path / "plain.png") as plain:
+        assert plain.height == len(page) - 72 and (np.asarray(plain.convert("RGB"))[56 : 56 + 128] == page[128 : 128 + 128]).all()
+
+
 def test_the_sheet_shows_images_and_overlays_pixel_by_pixel(tmp_path: Path) -> None:
     shown, page = draw(tmp_path / "sheet.png", 10, 32, ["cat", "dog", "frog"])
     assert 1500 <= page.shape[1] <= 1700
