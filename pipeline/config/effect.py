@@ -17,6 +17,12 @@ class _Rule(NamedTuple):
 
 
 _RULES = (
+    _Rule(
+        ("data.image_size",),
+        lambda c: not c.data.dataset.startswith("cifar"),
+        "the images of {c.data.dataset} are 32 pixels high and wide; set data.dataset=folder for others",
+    ),
+    _Rule(("augment.cutout_mode",), lambda c: c.augment.cutout > 0, "there is no box; set augment.cutout"),
     _Rule(("augment.mix_alpha", "augment.mix_probability"), lambda c: c.augment.mix != "none", "nothing is mixed; set augment.mix"),
     _Rule(
         ("augment.randaugment_magnitude",),
@@ -61,12 +67,13 @@ _RULES = (
     # `synthetic` may stand in for the folder of a recipe whose files are not there, for a benchmark or a summary, and has its keys
     _Rule(
         (
+            *("data.train_list", "data.test_list", "data.class_names", "data.on_bad_image", "data.cache_below"),
             *("data.eval_image_size", "data.eval_crop", "data.decoder", "data.hw_decoder_load"),
             *("augment.crop_scale", "augment.crop_ratio"),
             *("augment.progressive", "augment.color_jitter", "augment.randaugment"),
         ),
         lambda c: c.data.dataset in ("folder", "synthetic"),
-        "is for streamed folders, not for {c.data.dataset}; set data.dataset=folder",
+        "is for folders of images, not for {c.data.dataset}; set data.dataset=folder",
     ),
 )
 

@@ -1,6 +1,7 @@
 """The names of the networks, and which keys of the model section mean something for which. Imports no torch."""
 
 import difflib
+import json
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -48,25 +49,26 @@ def check_model(model: "ModelConfig", image_size: int) -> None:
         ValueError: names the key and the remedy.
     """
     name, defaults = model.name, type(model).model_fields
-    given = [key for key in _BLOCK_KEYS if getattr(model, key) != defaults[key].default]
-    if not model.zero_init_residual and (library_of(name) or name == "davidnet" or name in PLAIN_NETWORKS):
-        raise ValueError(
-            f"model.zero_init_residual: the key has no part in {name}; remove it (model.zero_init_residual=true over a recipe)"
-        )
-    given_switches = [key for key in ("fused_norm", "fused_stem", "sync_batchnorm") if getattr(model, key)]
-    if library_of(name) and (given or given_switches):
-        key = [*given, *given_switches][0]
-        raise ValueError(f"model.{key}: {name} is built by {library_of(name)}, which does not know the key; remove it")
+
+    def given(*keys: str) -> list[str]:
+        return [key for key in keys if getattr(model, key) != defaults[key].default]
+
+    def refuse(keys: list[str], why: str, instead: str = "") -> None:
+        """All of the keys at once: over a recipe of another network they are rarely alone."""
+        if keys:
+            idle = " ".join(f"model.{key}={json.dumps(defaults[key].default)}".replace('"', "") for key in keys)
+            raise ValueError(f"model.{keys[0]}: {why}; remove it ({idle} over a recipe){instead}")
+
+    if library_of(name):
+        keys = given(*_BLOCK_KEYS, "zero_init_residual", "fused_norm", "fused_stem", "sync_batchnorm")
+        refuse(keys, f"{name} is built by {library_of(name)}, which does not know the key")
+    if name == "davidnet":
+        refuse(given(*_BLOCK_KEYS, "zero_init_residual"), "davidnet has one form only")
+    if name in PLAIN_NETWORKS:
+        keys = given("shortcut", "preactivation", "zero_init_residual")
+        refuse(keys, f"{name} has no shortcuts", f", or use model.name={name.replace('plain', 'resnet')}")
     if model.sync_batchnorm and model.fused_norm:
         raise ValueError("model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics; set model.fused_norm=false")
-    if name == "davidnet" and given:
-        raise ValueError(f"model.{given[0]}: davidnet has one form only; remove the key")
-    if name in PLAIN_NETWORKS:
-        for key in ("shortcut", "preactivation"):
-            if key in given:
-                raise ValueError(
-                    f"model.{key}: {name} has no shortcuts; remove the key, or use model.name={name.replace('plain', 'resnet')}"
-                )
     if model.fused_stem and (default_stem(name, image_size) if model.stem == "auto" else model.stem) == "imagenet":
         raise ValueError(f"model.fused_stem: {name} starts with a 7x7 convolution here; remove the key, or use model.stem=cifar")
     if model.groups > 1:
