@@ -66,7 +66,8 @@ def _write_images(writer: Any, predictions: Predictions, step: int) -> None:
             re.sub(r"[^\w.+-]+", "_", one_line(str(predictions.class_names[label[sample]])))
             for label in (predictions.labels, predictions.predicted)
         )
-        caption = f"{number:02d}_true_{true}_predicted_{predicted}_{100 * predictions.confidence[sample]:.0f}_percent"
+        share = min(round(100 * float(predictions.confidence[sample])), 99)  # a mistake is never certain
+        caption = f"{number:02d}_true_{true}_predicted_{predicted}_{share}_percent"
         writer.add_image(f"misclassified/{caption}", predictions.images[i], step, dataformats="HWC")
         if i < len(predictions.maps):
             drawn = overlay(predictions.images[i], predictions.maps[i].astype(np.float32) / 255, _SIDE_PX)

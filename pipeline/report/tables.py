@@ -92,9 +92,9 @@ _FIGURES: tuple[tuple[str, Get, str], ...] = (
     ("time of a step", _result("step_ms", "{:,.2f} ms".format), "median"),
     ("waiting for data", _result("data_wait_fraction", percent), "share of a step without a batch"),
     ("warm-up", _result("compile_s", duration), "compiling, cuDNN's trials, capture"),
-    ("first step done after", _result("first_step_s", duration), "from the start of the command"),
-    ("training time", _result("train_s", duration), "all steps, without evaluation and saving"),
-    ("time in all", _result("wall_s", duration), "from the start of the command to the result"),
+    ("first step done after", _result("first_step_s", duration), "from the start of the command, the last one of a continued run"),
+    ("training time", _result("train_s", duration), "all steps, those before a stop too, without evaluation and saving"),
+    ("time in all", _result("wall_s", duration), "from the start of the command, the last one of a continued run, to the result"),
     ("peak memory", _result("peak_memory_bytes", lambda value: f"{value / 2**30:.2f} GiB"), "of the GPU; on the CPU, of the process"),
     ("skipped steps", _result("skipped_steps", "{:,}".format), "updates left out because fp16 overflowed"),
     ("recompilations", _result("recompilations", "{:,}".format), "after warm-up; 0 is right"),
@@ -121,7 +121,8 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     if speed.get("median"):
         found.append(("images per second", f"{speed['median']:,.0f}", f"{speed['p10']:,.0f} – {speed['p90']:,.0f}"))
     if result.get("train_s") is not None:
-        found.append(("training time", duration(result["train_s"]), f"{duration(result.get('wall_s'))} in all"))
+        since = "since it was continued" if run.environment.get("continued") else "in all"
+        found.append(("training time", duration(result["train_s"]), f"{duration(result.get('wall_s'))} {since}"))
     if result.get("num_parameters"):
         found.append(("parameters", _short(result["num_parameters"]), f"{result['num_parameters']:,}"))
     return found

@@ -248,6 +248,7 @@ NO_SPEED = {"images_per_sec": {"median": None, "p10": None, "p90": None, "n": 0}
         ({"result": {"steps": 1}}, (), "Speed: not measured"),
         ({"metrics": VERY_SHORT, "result": {**RESULT, "steps": 4, **NO_SPEED}}, (), "Speed: not measured"),
         ({"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}}, (), "Continued at step 20 by b"),
+        ({"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}}, (), "1 min 30 s since it was continued"),
         ({"predictions": predictions(maps=False)}, (), "true cat"),
         ({"metrics": [{"kind": "train"}, {"kind": "eval", "split": "test", "step": 3, "epoch": None, "accuracy": None}]}, (), "step 3"),
     ],
