@@ -31,8 +31,18 @@ _TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], Table]]] = {
 }
 
 
-def machine(record: Record) -> str:
-    """What a record was measured on, in one line of Markdown."""
+def machines(records: Sequence[Record]) -> str:
+    """What records were measured on, in one line of Markdown; commits of one machine and day stand side by side."""
+    commits: dict[tuple[str, str], dict[str, None]] = {}
+    for record in records:
+        commit = f"{record.commit[:10] if record.commit else 'unknown'}{' with changes' if record.dirty else ''}"
+        commits.setdefault((_machine(record), record.utc[:10]), {})[commit] = None
+    return "; ".join(
+        f"{machine}, commit{'s' if len(found) > 1 else ''} {', '.join(found)}, {day}" for (machine, day), found in commits.items()
+    )
+
+
+def _machine(record: Record) -> str:
     gpu = (
         f"{record.gpu}" + (f", {record.power_limit_w:.0f} W" if record.power_limit_w else "")
         if record.gpu
@@ -45,8 +55,6 @@ def machine(record: Record) -> str:
         f"torch {record.torch}",
         f"DALI {record.dali}" if record.dali else "",
         f"Python {record.python}",
-        f"commit {record.commit[:10] if record.commit else 'unknown'}{' with changes' if record.dirty else ''}",
-        record.utc[:10],
     ]
     return ", ".join(part for part in parts if part)
 
@@ -66,8 +74,7 @@ def block(name: str, records: Sequence[Record], readme: Path) -> str:
         table = make(group)
         if not table.rows:  # the model knows the links of some GPUs only
             continue
-        machines = "; ".join(dict.fromkeys(machine(record) for record in group))
-        parts.append(f"{table.title}. {machines}\n\n{to_markdown(table)}\n")
+        parts.append(f"{table.title}. {machines(group)}\n\n{to_markdown(table)}\n")
     return "\n".join(parts) or f"{_NO_RECORDS}\n"
 
 
