@@ -62,6 +62,8 @@ def _draw_throughput(folder: str, records: Sequence[Record], path: Path) -> None
             r for r in steps if (r.model, r.precision, r.compile_mode) == (steps[-1].model, steps[-1].precision, steps[-1].compile_mode)
         ]
     subtitle = f"{shown.gpu or 'CPU'}, {shown.image_size}×{shown.image_size} images, {shown.augment}; median, band from p10 to p90"
+    if steps:
+        subtitle += f"; {_STEP}: {steps[-1].model}, {steps[-1].precision}"
     with style.drawing([subtitle]):
         figure, axes = _frame(_WIDTH_PX, _HEIGHT_PX, _LEFT_PX, "Loader throughput by batch size", subtitle)
         axes.set_xscale("log", base=2)

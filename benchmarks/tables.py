@@ -144,6 +144,10 @@ def _saving(records: Sequence[Record]) -> Table:
     return replace(_end_to_end(records), title="Loader and step together, with and without saving")
 
 
+def _peer(records: Sequence[Record]) -> Table:
+    return replace(_end_to_end(records), title="Training steps of others, on one fixed batch")
+
+
 def _scaling(records: Sequence[Record]) -> Table:
     header = (
         "variant",
@@ -285,7 +289,7 @@ MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
     "loader": _loader,
     "step": _step,
     "end_to_end": _end_to_end,
-    "peer": _end_to_end,
+    "peer": _peer,
     "kernel": _kernel,
     "ablation": _ablation,
     "startup": _startup,
