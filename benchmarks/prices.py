@@ -22,6 +22,8 @@ _FREE = (
 _WIDTH = 140
 _START = "# Price:"
 _PRICE = re.compile(r"^# Price:.*\n(?:#.*\n)*", re.MULTILINE)
+# without effect on CIFAR-10, but not on a folder of its images that stands in for it
+_OF_A_FOLDER = {f"data.{key}" for key in ("image_size", "cache_below", "on_bad_image", "train_list", "test_list")}
 _NOT_MEASURED = f"{_START} not measured."
 
 
@@ -45,6 +47,8 @@ def differences(recipe: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any,
     ours, defaults = (flatten(values.model_dump(mode="json")) for values in (wanted, Config()))
     theirs = defaults | flatten(config)
     idle = keys_without_effect(wanted)
+    if theirs["data.dataset"] == "folder":
+        idle -= _OF_A_FOLDER
     return {
         key: (value, theirs[key]) for key, value in ours.items() if value != theirs[key] and key not in idle and not key.startswith(_FREE)
     }

@@ -236,6 +236,12 @@ def test_of_keys_without_effect_a_recipe_may_lose_its_default(record: Record):
     assert prices.differences(RECIPE, config) == {"loss.label_smoothing": (0.0, 0.3)}
 
 
+def test_larger_images_of_a_folder_are_another_recipe(record: Record):
+    config = json.loads(json.dumps(record.config))
+    config["data"] |= {"dataset": "folder", "image_size": 48}
+    assert prices.differences(RECIPE, config) == {"data.image_size": (32, 48)}
+
+
 def test_every_recipe_has_a_price_or_says_that_it_has_none():
     for path in prices.recipe_paths():
         assert prices.render(path.read_text(), read(RESULTS), path) == path.read_text(), "run `python -m benchmarks readme`"
