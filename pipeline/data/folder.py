@@ -4,17 +4,19 @@ import hashlib
 import logging
 import os
 import secrets
+import warnings
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data.cache import BadImages, CachedArrays, read_entry, remove_older, write_entry
 from pipeline.data.crops import CentreView
-from pipeline.data.decode import decode_files
+from pipeline.data.decode import decode_files, try_all
 from pipeline.data.file_set import FileSet
 from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
-from pipeline.data.listing import Listing, list_files, read_class_names
+from pipeline.data.listing import Listing, list_files, printable, read_class_names
 from pipeline.data.scan import Scan, read_scan, report_bad, scan_files
 from pipeline.data.statistics import channel_histogram
 from pipeline.errors import UserError
@@ -22,7 +24,7 @@ from pipeline.errors import UserError
 _log = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 2  # raise it when the same files lead to other pixels or sizes, or the cache's layout changes
-_STATISTICS_IMAGES, _AT_ONCE = 1024, 64  # the mean of so many images is within about 0.005 of that of all
+_STATISTICS_IMAGES = 1024  # the mean of so many images is within about 0.005 of that of all
 
 
 def load_folder(config: DataConfig, *, is_main: bool = True) -> RawSplits:
@@ -161,8 +163,7 @@ class _Reader:
                 return kept
             except (OSError, ValueError) as error:
                 _log.warning("the cache %s is damaged (%s)", path, error)
-        parts = [chosen[start : start + _AT_ONCE] for start in range(0, len(chosen), _AT_ONCE)]
-        histogram = np.sum([channel_histogram(train.pixels(part, self._config.num_threads)) for part in parts], axis=0)
+        histogram = self._count(train, chosen)
         if self._is_main:
             temporary = path.with_name(f"{secrets.token_hex(8)}.npy")
             try:
@@ -171,6 +172,24 @@ class _Reader:
             except OSError as error:
                 raise _cannot_write(scan.entry, error) from None
         return histogram
+
+    def _count(self, train: FileSet, chosen: np.ndarray) -> np.ndarray:
+        """(3, 256) int64, histogram of these training images."""
+        histograms = np.empty((len(chosen), NUM_CHANNELS, 256), np.int64)
+
+        def count(row: int) -> None:
+            histograms[row] = channel_histogram(train.centre(int(chosen[row]))[None])
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the scan has its own limit
+            bad = try_all(range(len(chosen)), count, self._config.num_threads, "decoding a sample of train images")
+        if bad:
+            listed = "".join(f"\n  {printable(train.file(int(chosen[row])))}: {reason}" for row, reason in bad.items())
+            raise UserError(
+                f"data.root: {len(bad)} of a sample of {len(chosen)} images cannot be decoded, though their headers and ends are whole; "
+                f"replace or remove them (python -m pipeline check-data finds all such files):{listed}"
+            )
+        return histograms.sum(axis=0)
 
 
 def _cannot_write(entry: Path, error: OSError) -> UserError:

@@ -20,7 +20,7 @@ from pipeline.data.decode import open_rgb
 from pipeline.data.file_set import FileSet
 from pipeline.data.paths import Paths
 from pipeline.errors import UserError
-from tests.pictures import bad_pictures, make_folder, odd_pictures, picture, save
+from tests.pictures import bad_pictures, encoded, make_folder, odd_pictures, picture, save
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_statistics_are_those_of_the_pixels_that_evaluation_shows(root: Path, mo
     pixels = splits.train.pixels(np.arange(len(splits.train))) / 255
     np.testing.assert_allclose(splits.mean, pixels.mean((0, 1, 2)))
     np.testing.assert_allclose(splits.std, pixels.std((0, 1, 2)))
-    monkeypatch.setattr(FileSet, "pixels", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr(FileSet, "centre", lambda *args: pytest.fail("decoded again"))
     assert load(root, is_main=False).mean == splits.mean
     assert load(root, mean=[0.5] * 3, std=[0.2] * 3, image_size=64).mean == (0.5,) * 3
 
@@ -136,6 +136,17 @@ def test_bad_files_are_left_out_and_listed(root: Path, cache_below: int, caplog:
     assert splits.mean == expected.mean
     with pytest.raises(UserError, match="8 of 18 images cannot be read; replace"):
         load(root, cache_below=cache_below)
+
+
+def test_damage_that_only_decoding_shows_is_named_where_it_is_met(root: Path):
+    """The header and the end are whole: the scan sees nothing, but the statistics come from decoded images."""
+    content = bytearray(encoded(picture(80, 100), "PNG"))
+    content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
+    for name in ("damaged.png", "too.png"):
+        (root / "train/a" / name).write_bytes(content)
+    message = r"data\.root: 2 of a sample of 8 images cannot be decoded, .*check-data.*:\n  .*/train/a/damaged\.png: .+\n  .*/too\.png: .+$"
+    with pytest.raises(UserError, match=message):
+        load(root, on_bad_image="skip")
 
 
 def test_a_class_of_bad_files_only_is_named(root: Path):
