@@ -24,7 +24,9 @@ class DataConfig(Section):
         description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/` or `val/`",
     )
     train_list: str | None = Field(
-        default=None, min_length=1, description="`folder`: file of `path label` lines, paths relative to `data.root`, in place of `train/`"
+        default=None,
+        min_length=1,
+        description="`folder`: file of `path label` lines in place of `train/`, paths absolute or from `data.root`",
     )
     test_list: str | None = Field(default=None, min_length=1, description="`folder`: likewise in place of `test/`; needs `data.train_list`")
     class_names: str | None = Field(

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,7 +107,8 @@ def list_files(root: Path, config: DataConfig) -> Listing:
     within a class included. Files that are no JPEG or PNG by name, and hidden ones, are passed over. `test/` comes before `val/`; a
     class may be missing there, with a warning.
 
-    A list file has lines of a path and, behind the last blank, a label: a number from 0 on in all lines, or a class name in all.
+    A list file has lines of a path (absolute, or relative to the root) and, behind the last blank, a label: a number from 0 on in all
+    lines, or a class name in all.
 
     Raises:
         UserError: folders or lists that are not as described.
@@ -210,8 +212,13 @@ def read_list_classes(config: DataConfig) -> tuple[str, ...]:
 
 def _read_labels(config: DataConfig) -> tuple[dict[str, list[tuple[str, str]]], dict[str, int], tuple[str, ...]]:
     """The (path, label) pairs of each part, the number of each label, and the names of the classes."""
-    lines = {part: _read_list(f"data.{part}_list", path) for part, path in _list_paths(config).items()}
+    root = Path(config.root).expanduser()
+    lines = {part: _read_list(f"data.{part}_list", path, root) for part, path in _list_paths(config).items()}
     labels = {label for pairs in lines.values() for _, label in pairs}
+    below = sorted(label for label in labels if re.fullmatch(r"-[0-9]+", label))
+    if below:
+        key = next(f"data.{part}_list" for part, pairs in lines.items() if any(label == below[0] for _, label in pairs))
+        raise UserError(f"{key}: the label {below[0]} is below 0; number the classes from 0 on, and leave out files without a label")
     if all(label.isascii() and label.isdigit() for label in labels):
         _check_numbers(labels, len(lines["train"]))
         classes = [str(number) for number in range(max(map(int, labels)) + 1)]
@@ -236,19 +243,23 @@ def _check_numbers(labels: Collection[str], num_train: int) -> None:
         )
 
 
-def _read_list(key: str, path: Path) -> list[tuple[str, str]]:
-    """The (path, label) pairs of a list file."""
+def _read_list(key: str, path: Path, root: Path) -> list[tuple[str, str]]:
+    """The (path, label) pairs of a list file, all paths relative to the root."""
     try:
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UserError(f"{key}: cannot read {path} ({error.strerror})") from None
-    pairs = []
+    pairs: list[tuple[str, str]] = []
+    inside, climb = f"{os.path.abspath(root)}/", os.path.relpath("/", os.path.realpath(root))
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             name, _, label = line.strip().replace("\t", " ").rpartition(" ")
-            if not name:
+            if not name or "\0" in line:
                 raise UserError(f"{key}: {path}:{number}: {printable(line)!r} is no `path label` line")
-            pairs.append((name.rstrip(), label))
+            name = name.rstrip()
+            if name.startswith("/"):
+                name = name.removeprefix(inside) if name.startswith(inside) else climb + name
+            pairs.append((name, label))
     if not pairs:
         raise UserError(f"{key}: {path} lists no files; write a `path label` line for each")
     return pairs
@@ -291,7 +302,7 @@ def read_class_names(path: Path, classes: Sequence[str]) -> tuple[str, ...]:
         UserError: the file cannot be read, or a class is not in it.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.class_names: cannot read {path} ({error}); it needs a line `CLASS name` for each class, in UTF-8") from None
     split = [line.strip().split("\t" if "\t" in line else None, 1) for line in lines if line.strip()]

@@ -232,7 +232,7 @@ def test_list_files(root: Path, tmp_path: Path):
     assert splits.class_names == ("cat", "dog")
     assert splits.train.labels.tolist() == [1, 0, 1] and splits.test.labels.tolist() == [0]
     assert list(splits.train.sample_paths) == ["train/a/0.jpg", "train/b/1.jpg", "train/a/2.jpg"]
-    (tmp_path / "train.txt").write_text("train/a/0.jpg 1\ntrain/b/1.jpg 0\nthe file.jpg 2\n")
+    (tmp_path / "train.txt").write_text("train/a/0.jpg 1\r\ntrain/b/1.jpg 0\r\nthe file.jpg 2\r\n", "utf-8-sig")  # as Windows writes it
     (tmp_path / "test.txt").write_text("val/b/0.jpg 1\n")
     with pytest.raises(UserError, match=r"1 of 4 images .*(.*\n)+.*the file\.jpg: not a file"):
         load(root, **lists)
@@ -240,9 +240,34 @@ def test_list_files(root: Path, tmp_path: Path):
     assert load(root, **lists).class_names == ("0", "1", "2")
 
 
+@pytest.mark.parametrize("size", [90, 40])
+def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch):
+    """Streamed or decoded, within the root and elsewhere, and where the root is a link or a relative path."""
+    (tmp_path / "deep/down").mkdir(parents=True)
+    (tmp_path / "deep/down/link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    colours = [(200, 30, 60), (20, 130, 60)]
+    files = [root / "one.png", tmp_path / "other/two.png"]
+    for path, colour in zip(files, colours, strict=True):
+        save(path, Image.new("RGB", (size, size), colour))
+    Path("list.txt").write_text(f"{files[0]} 0\n{files[1]} 1\n")
+    lists = ["data.train_list=list.txt", "data.test_list=list.txt", "data.batch_size=2", "data.eval_batch_size=2", "precision.mode=fp32"]
+    for given in (root, Path("root"), Path("deep/down/link")):
+        config = load_config(overrides=["data.dataset=folder", f"data.root={given}", *lists, "data.mean=[0, 0, 0]", "data.std=[1, 1, 1]"])
+        splits = load_splits(config.data, 0)
+        (batch,) = build_loaders(config, splits, torch.device("cpu")).test
+        np.testing.assert_allclose(255 * batch.images.mean((2, 3)), colours, atol=0.01)
+        assert splits.train.sample_paths is not None
+        assert [(given / path).read_bytes() for path in splits.train.sample_paths] == [path.read_bytes() for path in files]
+        assert given.is_symlink() or splits.train.sample_paths[0] == "one.png"
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
+        ("a\0.jpg 0", "x 1", r"data\.train_list: .*train\.txt:1: 'a.*\.jpg 0' is no `path label` line"),
+        ("a.jpg 0\nb.jpg 1", "x -1", r"data\.test_list: the label -1 is below 0; number the classes from 0 on"),
+        ("a.jpg 0\nb.jpg -1", "x 0", r"data\.train_list: the label -1 is below 0; number the classes from 0 on"),
         (None, "x 1", r"data\.train_list: cannot read .*train\.txt"),
         ("", "x 1", r"data\.train_list: .*train\.txt lists no files"),
         ("a.jpg", "x 1", r"data\.train_list: .*train\.txt:1: 'a\.jpg' is no `path label` line"),
@@ -266,7 +291,7 @@ def test_lists_that_are_not_as_described(root: Path, tmp_path: Path, train: str 
 
 def test_class_names(root: Path, tmp_path: Path):
     names = tmp_path / "names.txt"
-    names.write_text("b tench, Tinca tinca\nz nothing\na été\n", "utf-8")
+    names.write_text("b tench, Tinca tinca\nz nothing\na été\n", "utf-8-sig")
     assert load(root, class_names=str(names)).class_names == ("été", "tench, Tinca tinca")
     names.write_text("a\tthe first\n")
     with pytest.raises(UserError, match=r"data\.class_names: .*names\.txt has no line for class b"):
