@@ -104,8 +104,8 @@ def list_files(root: Path, config: DataConfig) -> Listing:
     """List class folders, or the files that `data.train_list` and `data.test_list` name.
 
     A class is a folder in `train/`; classes are in the order of their names, the images of a class in the order of their paths, folders
-    within a class included. Files that are no JPEG or PNG by name, and hidden ones, are passed over. `test/` comes before `val/`; a
-    class may be missing there, with a warning.
+    within a class included. Files that are no JPEG or PNG by name, and hidden ones, are passed over. `test/` comes before `val/`, if
+    it holds classes (ImageNet's own holds images without labels); a class may be missing there, with a warning.
 
     A list file has lines of a path (absolute, or relative to the root) and, behind the last blank, a label: a number from 0 on in all
     lines, or a class name in all.
@@ -121,7 +121,8 @@ def list_files(root: Path, config: DataConfig) -> Listing:
 
 
 def _list_classes(root: Path) -> Listing:
-    test_name = "test" if (root / "test").is_dir() else "val"
+    there = [name for name in ("test", "val") if (root / name).is_dir()]
+    test_name = next((name for name in there if _class_folders(root / name)), there[0] if there else "val")
     train, test = _find_class_files(root, "train"), _find_class_files(root, test_name)
     unknown = [name for name, files in test.items() if len(files[1]) and name not in train]
     if unknown and len(train) > 1:  # one class is no data set: `check_classes` says so
@@ -148,9 +149,8 @@ def _find_class_files(root: Path, part: str) -> dict[str, _Found]:
     if not folder.is_dir():
         wanted = "train/" if part == "train" else "test/ or val/"
         raise UserError(f"data.root: {root} has no folder {wanted}; {_LAYOUT}")
+    names = _class_folders(folder)
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
             files = dict(zip(names, pool.map(lambda name: _find(str(folder / name), f"{part}/{name}"), names), strict=True))
     except OSError as error:
@@ -158,6 +158,15 @@ def _find_class_files(root: Path, part: str) -> dict[str, _Found]:
     if not files:
         raise UserError(f"data.root: {folder} holds no class folders; {_LAYOUT}")
     return files
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_dir(entry))
+    except OSError as error:
+        raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
 
 
 def _find(folder: str, relative: str) -> _Found:
@@ -177,10 +186,17 @@ def _walk(folder: str, relative: str, above: tuple[tuple[int, int], ...]) -> Ite
             if entry.name.startswith("."):
                 continue
             path = f"{relative}/{entry.name}"
-            if entry.is_dir():
+            if _is_dir(entry):
                 yield from _walk(entry.path, path, (*above, identity))
             elif entry.name.lower().endswith(SUFFIXES):
                 yield path, *_size_and_time(entry)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere, but to itself
+        return False
 
 
 def _size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:

@@ -116,6 +116,21 @@ def test_links_are_followed_but_not_in_circles(root: Path) -> None:
         load(root)
 
 
+def test_links_to_themselves_are_named_as_other_bad_files(root: Path) -> None:
+    for link in ("train/loop", "train/a/loop", "train/a/loop.png"):
+        (root / link).symlink_to(Path(link).name)
+    with pytest.raises(UserError, match=r"1 of 11 images cannot be read.*\n.*/train/a/loop\.png: Too many levels of symbolic links$"):
+        load(root)
+    assert len(load(root, on_bad_image="skip").train) == 6
+
+
+def test_images_without_classes_are_no_test_set(root: Path) -> None:
+    """As in ImageNet's own `test/`."""
+    (root / "test").rename(root / "val")
+    save(root / "test/ILSVRC2012_test_00000001.png", pixels(5))
+    assert len(load(root).test) == 4
+
+
 def test_val_stands_in_for_test(root: Path) -> None:
     (root / "test").rename(root / "val")
     splits = load(root)
