@@ -50,6 +50,7 @@ def odd_pictures() -> dict[str, bytes]:
     return {
         "cmyk.jpg": encoded(image.convert("CMYK"), quality=95),
         "exif.jpg": encoded(image, exif=turned, quality=95),
+        "xmp.jpg": encoded(image, xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>', quality=95),  # which turns nothing
         "grey.jpg": encoded(image.convert("L"), quality=95),
         "grey16.png": encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG"),
         "one.png": encoded(Image.new("RGB", (1, 1), (200, 30, 60)), "PNG"),

@@ -8,11 +8,22 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.data.headers import exif_orientation
+
 _FORMATS = ("JPEG", "PNG")
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _CHUNK = 64  # images per task: the work of a task outweighs handing it over, and the last tasks end together
 
 
@@ -32,8 +43,13 @@ def open_rgb(path: str | Path) -> Image.Image:
         raise OSError("not a file")  # opening a pipe would wait for ever
     with Image.open(path, formats=_FORMATS) as image:
         image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
+        turn = _TURNS.get(orientation_of(image))
+        return _to_rgb(image if turn is None else image.transpose(turn))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """What EXIF says of a loaded image: not `getexif`, which looks into XMP and other text too, as neither DALI does nor the scan."""
+    return exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
 
 
 def decode_image(path: str | Path, image_size: int) -> np.ndarray:

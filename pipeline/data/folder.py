@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 2  # raise it when the same files lead to other pixels or sizes, or the cache's layout changes
+_FORMAT_VERSION = 3  # raise it when the same files lead to other pixels or sizes, or the cache's layout changes
 _STATISTICS_IMAGES = 1024  # the mean of so many images is within about 0.005 of that of all
 
 

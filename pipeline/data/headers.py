@@ -92,12 +92,12 @@ def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, int, int]:
             exif = block[here + 10 : here + 2 + length]
             if len(exif) < length - 8:
                 exif = os.pread(descriptor, length - 8, at + 10)
-            orientation = _orientation(exif)
+            orientation = exif_orientation(exif)
         at += 2 + length
     raise NotAnImage("its header does not end")
 
 
-def _orientation(exif: bytes) -> int:
+def exif_orientation(exif: bytes) -> int:
     """The orientation out of an EXIF block (a TIFF header and its first directory), 1 where it has none or is damaged."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
@@ -128,6 +128,6 @@ def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
         if kind == b"tRNS":
             simple = False
         elif kind == b"eXIf":
-            orientation = _orientation(os.pread(descriptor, min(length, _MAX_EXIF), at + 8))
+            orientation = exif_orientation(os.pread(descriptor, min(length, _MAX_EXIF), at + 8))
         at += 12 + length
     raise NotAnImage("its header does not end")

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.cache import MANIFEST, BadImages, new_entry
-from pipeline.data.decode import open_rgb, try_all
+from pipeline.data.decode import open_rgb, orientation_of, try_all
 from pipeline.data.headers import NotAnImage, read_header
 from pipeline.data.listing import Files, Listing, printable
 from pipeline.errors import UserError
@@ -123,7 +123,7 @@ def _is_shown_differently(path: Path) -> bool:
     with Image.open(path) as image:
         if image.mode == "P" or not image.has_transparency_data:
             return True
-        return image.convert("RGBA").getextrema()[3][0] < 255 or image.getexif().get(0x112, 1) != 1  # type: ignore[index]
+        return image.convert("RGBA").getextrema()[3][0] < 255 or orientation_of(image) != 1  # type: ignore[index]
 
 
 def read_scan(entry: Path, listing: Listing, *, discard_damaged: bool) -> Scan | None:
