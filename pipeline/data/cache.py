@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.image_set import NUM_CHANNELS
+from pipeline.data.in_use import is_in_use
 
 _log = logging.getLogger(__name__)
 
@@ -121,10 +122,11 @@ def write_entry(
 
 
 def remove_older(folder: Path, prefix: str) -> None:
-    """Remove the entries beside FOLDER that are named like it but for the hash after PREFIX: what the files were before they changed."""
+    """Remove the entries beside FOLDER that are named like it but for the hash after PREFIX, what the files were before they changed, and
+    that nobody uses: see `InUse`."""
     for other in folder.parent.iterdir():
         alike = other.name.startswith(prefix) and len(other.name) == len(folder.name)
-        if alike and other != folder and (other / MANIFEST).exists():
+        if alike and other != folder and (other / MANIFEST).exists() and not is_in_use(other / MANIFEST):
             shutil.rmtree(other, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.data.crops import CentreView
 from pipeline.data.decode import open_rgb
+from pipeline.data.in_use import InUse
 from pipeline.data.paths import Paths
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -39,6 +40,7 @@ class FileSet:
         size: height and width that training ends at, in pixels.
         view: how an image is shown in evaluation.
         replaced: the files to read in place of those that decoders disagree about, by sample id.
+        in_use: keeps them where they are.
     """
 
     root: Path
@@ -48,6 +50,7 @@ class FileSet:
     size: int
     view: CentreView
     replaced: Mapping[int, Path] = field(default_factory=dict)
+    in_use: InUse | None = None
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.int64 and len(self.sample_paths) == len(self.labels), "one label and one path per image"
@@ -72,6 +75,7 @@ class FileSet:
             self.size,
             self.view,
             {new: self.replaced[old] for old, new in new_ids.items()},
+            self.in_use,
         )
 
     def file(self, sample: int) -> Path:

@@ -145,7 +145,7 @@ class _Reader:
             left = np.setdiff1d(np.arange(len(sizes)), list(scan.bad[part]))
             new_ids = {old: int(np.searchsorted(left, old)) for old in scan.replaced[part]}
             replaced = {new: scan.entry / scan.replaced[part][old] for old, new in new_ids.items()}
-            return FileSet(kept.root, files.paths, files.labels, sizes[left], config.image_size, view, replaced)
+            return FileSet(kept.root, files.paths, files.labels, sizes[left], config.image_size, view, replaced, scan.in_use)
 
         train, test = file_set("train"), file_set("test")
         return RawSplits(train, test, self._names, None if config.mean and config.std else self._histogram(train, scan))

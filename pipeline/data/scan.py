@@ -3,6 +3,7 @@ unless a file looks suspicious."""
 
 import json
 import logging
+import os
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from PIL import Image
 from pipeline.data.cache import MANIFEST, BadImages, new_entry
 from pipeline.data.decode import open_rgb, orientation_of, try_all
 from pipeline.data.headers import NotAnImage, read_header
+from pipeline.data.in_use import InUse
 from pipeline.data.listing import Files, Listing, printable
 from pipeline.errors import UserError
 
@@ -35,12 +37,14 @@ class Scan:
         sizes: (N, 2) int32 each, height and width in pixels, upright; 0 for bad files.
         bad: why a file cannot be used.
         replaced: name in `entry` of the copy that is to be read in place of a file, because decoders disagree about it.
+        in_use: keeps `entry`.
     """
 
     entry: Path
     sizes: dict[str, np.ndarray]
     bad: BadImages
     replaced: dict[str, dict[int, str]]
+    in_use: InUse
 
     @property
     def longest_side(self) -> int:
@@ -76,7 +80,7 @@ def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int
                 sizes[part][list(worse)] = 0
         np.savez(building / _SIZES, allow_pickle=False, **sizes)
         (building / MANIFEST).write_text(json.dumps({"bad": bad, "replaced": replaced}))
-    return Scan(entry, sizes, bad, replaced)
+    return Scan(entry, sizes, bad, replaced, InUse(entry / MANIFEST))
 
 
 def _read_headers(listing: Listing, part: str, files: Files) -> tuple[np.ndarray, dict[int, str], dict[int, bool]]:
@@ -131,6 +135,7 @@ def read_scan(entry: Path, listing: Listing, *, discard_damaged: bool) -> Scan |
     if not entry.exists():
         return None
     try:
+        in_use = InUse(entry / MANIFEST)
         manifest = json.loads((entry / MANIFEST).read_text())
         with (entry / _SIZES).open("rb") as file, np.load(file, allow_pickle=False) as kept:
             sizes = {part: kept[part] for part in listing.parts}
@@ -139,14 +144,18 @@ def read_scan(entry: Path, listing: Listing, *, discard_damaged: bool) -> Scan |
             for key in ("bad", "replaced")
         }
         for part, files in listing.parts.items():
-            if sizes[part].shape != (len(files), 2) or not all((entry / name).exists() for name in by_number["replaced"][part].values()):
+            if sizes[part].shape != (len(files), 2):
                 raise ValueError(f"{part} is incomplete")
+            for index, name in by_number["replaced"][part].items():
+                copy = read_header(os.fsencode(entry / name), (entry / name).stat().st_size)
+                if not copy.complete or [copy.height, copy.width] != sizes[part][index].tolist():
+                    raise ValueError(f"{name} is incomplete")
     except Exception as error:  # a damaged zip file has many ways to fail
         _log.warning("the cache %s is damaged (%s)", entry, error)
         if discard_damaged:
             shutil.rmtree(entry, ignore_errors=True)
         return None
-    return Scan(entry, sizes, **by_number)
+    return Scan(entry, sizes, **by_number, in_use=in_use)
 
 
 def report_bad(listing: Listing, bad: BadImages, stop: bool) -> None:

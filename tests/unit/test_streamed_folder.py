@@ -183,7 +183,26 @@ def test_the_scan_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.M
     assert kept != list((root / ".quickres").iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "copy"])
+@pytest.mark.parametrize("loader", ["dali", "reference"])
+def test_a_run_keeps_what_it_reads_when_another_begins(root: Path, loader: str):
+    """The copies of odd images in the cache, though the other run sees more files; once it is gone, they go with the next change."""
+    (root / "train/b/x.png").write_bytes(odd_pictures()["transparent.png"])
+    given = ["data.dataset=folder", f"data.root={root}", "data.batch_size=7", "data.num_threads=1", f"data.loader={loader}"]
+    config = load_config(overrides=given)
+    splits = load_splits(config.data, 0)
+    loaders = build_loaders(config, splits, torch.device("cpu"))
+    for number in range(2):
+        save(root / f"train/a/new{number}.jpg", picture(90, 90))
+        load(root)
+        assert len(list((root / ".quickres").iterdir())) == 2
+    assert len(list(loaders.train)) == 1
+    del splits, loaders
+    save(root / "train/a/new.jpg", picture(90, 90))
+    load(root)
+    assert len(list((root / ".quickres").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "copy", "emptied"])
 def test_a_damaged_scan_is_made_again(root: Path, damage: str, caplog: pytest.LogCaptureFixture):
     (root / "train/b/x.png").write_bytes(odd_pictures()["transparent.png"])
     expected = load(root)
@@ -195,6 +214,8 @@ def test_a_damaged_scan_is_made_again(root: Path, damage: str, caplog: pytest.Lo
         sizes.unlink()
     elif damage == "manifest":
         (entry / "manifest.json").write_text("[1]")
+    elif damage == "emptied":
+        next(entry.glob("train-*.png")).write_bytes(b"")
     else:
         next(entry.glob("train-*.png")).unlink()
     splits = load(root)
