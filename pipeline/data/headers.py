@@ -23,7 +23,8 @@ class Header:
 
     Attributes:
         height, width: in pixels, upright, as the EXIF orientation says.
-        plain: whether every decoder shows the same: RGB or grey, nothing transparent; a PNG without a palette and not turned by EXIF.
+        plain: whether every decoder shows the same: RGB or grey, nothing transparent; a JPEG of 8 bits with Huffman coding; a PNG without
+            a palette and not turned by EXIF.
         complete: whether the file ends as its format does. One that does not may be whole all the same: decode it to find out.
     """
 
@@ -50,9 +51,8 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
         head = os.pread(descriptor, _HEAD, 0)
         tail = head if num_bytes <= _HEAD else os.pread(descriptor, _TAIL, num_bytes - _TAIL)
         if head.startswith(b"\xff\xd8\xff"):
-            height, width, components, orientation = _jpeg(descriptor, head)
+            height, width, plain, orientation = _jpeg(descriptor, head)
             complete = tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
-            plain = components in (1, 3)
         elif head.startswith(_PNG):
             height, width, simple, orientation = _png(descriptor, head)
             complete = tail.endswith(_PNG_END)
@@ -68,8 +68,9 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
     return Header(*((width, height) if orientation in _TURNED else (height, width)), plain, complete)
 
 
-def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, int, int]:
-    """Height, width, number of components, orientation. Follows the markers of ITU-T T.81, annex B, up to the start of the frame."""
+def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
+    """Height, width, whether it is grey or RGB as any decoder decodes it, orientation. Follows the markers of ITU-T T.81, annex B, up to
+    the start of the frame."""
     block, start, at = head, 0, 2  # `block` holds the file from byte `start` on, `at` is the next marker in the file
     orientation = 1
     for _ in range(_MAX_PARTS):
@@ -86,8 +87,9 @@ def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, int, int]:
             raise NotAnImage("its header gives no size")
         (length,) = struct.unpack_from(">H", block, here + 2)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width, components = struct.unpack_from(">HHB", block, here + 5)
-            return height, width, components, orientation
+            bits, height, width, components = struct.unpack_from(">BHHB", block, here + 4)
+            usual = marker in (0xC0, 0xC1, 0xC2) and bits == 8  # not lossless, arithmetic or hierarchical
+            return height, width, usual and components in (1, 3), orientation
         if marker == 0xE1 and block[here + 4 : here + 10] == b"Exif\0\0":
             exif = block[here + 10 : here + 2 + length]
             if len(exif) < length - 8:

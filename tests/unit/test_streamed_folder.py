@@ -138,6 +138,16 @@ def test_bad_files_are_left_out_and_listed(root: Path, cache_below: int, caplog:
         load(root, cache_below=cache_below)
 
 
+@pytest.mark.parametrize(("offset", "value"), [(1, 0xC3), (4, 12)], ids=["lossless", "12 bits"])
+def test_a_jpeg_that_no_decoder_here_knows_is_named(root: Path, offset: int, value: int):
+    """Whole as it is."""
+    content = bytearray(encoded(picture(80, 100)))
+    content[content.index(b"\xff\xc0") + offset] = value
+    (root / "train/a/other.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"1 of 11 images cannot be read(.*\n)+.*/train/a/other\.jpg: .+"):
+        load(root, mean=[0.5] * 3, std=[0.2] * 3)
+
+
 def test_damage_that_only_decoding_shows_is_named_where_it_is_met(root: Path):
     """The header and the end are whole: the scan sees nothing, but the statistics come from decoded images."""
     content = bytearray(encoded(picture(80, 100), "PNG"))
