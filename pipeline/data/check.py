@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data.decode import open_rgb, try_all
-from pipeline.data.listing import Listing, list_files, printable
+from pipeline.data.listing import Listing, list_files, on_one_line, printable
 from pipeline.data.scan import MAX_PIXELS
 
 
@@ -67,14 +67,15 @@ def check_folder(config: DataConfig) -> Checked:
 
 
 def write_report(checked: Checked, folder: Path) -> list[Path]:
-    """Write `bad_images.txt` (path and reason, with a tab between), and `class_counts.csv` (class, train, test).
+    """Write `bad_images.txt` (path, with control characters as escapes, and reason, with a tab between), and `class_counts.csv` (class,
+    train, test).
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     bad = folder / "bad_images.txt"
-    bad.write_bytes("".join(f"{path}\t{reason}\n" for path, reason in checked.bad).encode("utf-8", "surrogateescape"))
+    bad.write_bytes("".join(f"{on_one_line(path)}\t{reason}\n" for path, reason in checked.bad).encode("utf-8", "surrogateescape"))
     counts = folder / "class_counts.csv"
     rows = zip(checked.listing.classes, checked.class_counts("train"), checked.class_counts("test"), strict=True)
     with counts.open("w", encoding="utf-8", newline="") as file:

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -335,5 +336,10 @@ def _named(names: Sequence[str]) -> str:
 
 
 def printable(name: str | Path) -> str:
-    """A file name as it can be written to any terminal or log: bytes that are no UTF-8 as escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name as it can be written to any terminal or log: on one line, and bytes that are no UTF-8 as escapes."""
+    return on_one_line(os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def on_one_line(name: str) -> str:
+    """A file name with its control characters as escapes."""
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in name)

@@ -10,7 +10,9 @@ from PIL import Image
 from pipeline.__main__ import main
 from pipeline.config import DataConfig
 from pipeline.data.check import Checked, write_report
+from pipeline.data.datasets import load_splits
 from pipeline.data.listing import list_files
+from pipeline.errors import UserError
 from tests.pictures import bad_pictures, make_folder, odd_pictures
 
 
@@ -53,6 +55,17 @@ def test_any_class_name_is_one_field_of_the_table(tmp_path: Path):
     sizes = {part: np.ones((len(files), 2), np.int32) for part, files in listing.parts.items()}
     with write_report(Checked(listing, sizes, []), tmp_path)[1].open(newline="") as file:
         assert list(csv.reader(file)) == [["class", "train", "test"], [name, "2", "1"], ["b", "2", "1"]]
+
+
+def test_a_bad_file_of_any_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = make_folder(tmp_path / "root", train=1, test=1)
+    (root / "train/a/two\nlines\t\x1b[31m.jpg").write_text("text")
+    assert main(["check-data", str(root), "--out", str(tmp_path)]) == 1
+    path = rf"{root}/train/a/two\nlines\t\x1b[31m.jpg"
+    assert (tmp_path / "bad_images.txt").read_text() == f"{path}\tnot a JPEG or PNG image\n"
+    with pytest.raises(UserError) as caught:
+        load_splits(DataConfig(dataset="folder", root=str(root)), 0)
+    assert str(caught.value).splitlines()[1:] == [f"  {path}: not a JPEG or PNG image"]
 
 
 @pytest.mark.parametrize(
