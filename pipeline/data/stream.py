@@ -181,11 +181,18 @@ class StreamLoader(PipelinedLoader):
         samples = np.unique(np.concatenate([plan.indices for plan, *_ in self._fed]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            bad = try_all(samples.tolist(), lambda sample: open_rgb(self._files.file(sample)), self._num_threads, "looking for the cause")
+            bad = try_all(samples.tolist(), self._try, self._num_threads, "looking for the cause")
         if not bad:
             return f"DALI failed: {error}"
         listed = "".join(f"\n  {printable(str(self._files.file(sample)))}: {reason}" for sample, reason in bad.items())
-        return f"images have become unreadable since the run began; check the disk, or replace them, and resume:{listed}"
+        return f"images have changed or become unreadable since the run began; check the disk, or replace them, and resume:{listed}"
+
+    def _try(self, sample: int) -> None:
+        """Decode a file, which is to be of the size that the scan has read."""
+        image = open_rgb(self._files.file(sample))
+        height, width = self._files.sizes[sample].tolist()
+        if image.size != (width, height):
+            raise ValueError(f"{image.width}x{image.height} pixels, and no longer {width}x{height}")
 
 
 def _preallocation(sizes: np.ndarray) -> dict[str, int]:

@@ -21,7 +21,7 @@ from pipeline.data.reference import FileSource, ReferenceLoader
 from pipeline.data.stream import StreamLoader
 from pipeline.errors import TrainingError, UserError
 from tests.parity.tolerances import GREY_LEVELS
-from tests.pictures import make_folder, odd_pictures
+from tests.pictures import make_folder, odd_pictures, picture, save
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.2, 0.3]
@@ -192,6 +192,17 @@ def test_a_file_that_changes_during_the_run_is_named(tmp_path: Path):
     victim = root / "train/a/1.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
     with pytest.raises(TrainingError, match=rf"unreadable since the run began(.*\n)+  {victim}: (?i:.*truncated)"):
+        list(train)
+
+
+def test_a_file_that_is_smaller_than_it_was_is_named(tmp_path: Path):
+    root = make_folder(tmp_path / "root")
+    train = loaders(root, "data.batch_size=4").train
+    victim = root / "train/a/1.jpg"
+    with Image.open(victim) as image:
+        width, height = image.size
+    save(victim, picture(9, 8))
+    with pytest.raises(TrainingError, match=rf"since the run began(.*\n)+  {victim}: 8x9 pixels, and no longer {width}x{height}"):
         list(train)
 
 
