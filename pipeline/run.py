@@ -287,3 +287,18 @@ def record_environment(run: RunFolder, environment: dict[str, Any], step: int) -
         first = read_json(path)
         environment = {**first, "continued": [*first.get("continued", []), {"step": step, **environment}]}
     write_json(path, environment)
+
+
+def changed_data(run: RunFolder, data: dict[str, Any]) -> str | None:
+    """What to tell where a run is continued on other images than it had before; DATA is what is recorded of them in env.json."""
+    path = run.path / "env.json"
+    if run.resume_from is None or not path.is_file():
+        return None
+    first = read_json(path)
+    before = [first, *first.get("continued", [])][-1].get("data")
+    if before in (None, data):  # it was not recorded in older versions
+        return None
+    return (
+        f"continuing on other images: {before['train']} train and {before['test']} test before, {data['train']} and {data['test']} now, or "
+        "of other names or classes; the result is not that of an uninterrupted run"
+    )

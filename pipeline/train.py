@@ -193,7 +193,7 @@ def assemble(
     from pipeline.environment import describe_environment
     from pipeline.inputs import INPUT_FILE, InputSpec
     from pipeline.loop import Plan, Trainer
-    from pipeline.run import MetricsLog, open_run, record_environment
+    from pipeline.run import MetricsLog, changed_data, open_run, record_environment
     from pipeline.step import Step
 
     device, shard = processes.device, processes.shard
@@ -215,7 +215,10 @@ def assemble(
     _announce(console, config, splits, plan, processes, run, state.step)
     if environment is not None:
         InputSpec.of(config, splits).write(run.path / INPUT_FILE)
-        record_environment(run, environment.result(), state.step)
+        data = splits.fingerprint()
+        if (changed := changed_data(run, data)) is not None:
+            console.say(f"warning: {changed}")
+        record_environment(run, {**environment.result(), "data": data}, state.step)
     clock = Clock(device, state.clock)
     stop.agree_through(watch.store, clock.max_ahead)
     trainer = Trainer(

@@ -1,10 +1,13 @@
 """What a data set is once it has been read: uint8 images with labels, or files of images, split into parts."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.data.file_set import FileSet
+from pipeline.data.paths import Paths
 
 NUM_CHANNELS = 3
 
@@ -92,6 +95,17 @@ class Splits:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Images in each part, and 16 hex digits over the classes, and the labels and file names in order."""
+        parts = {"train": self.train, "held_out": self.holdout, "test": self.test}
+        digest = hashlib.sha256("\0".join(self.class_names).encode(errors="surrogateescape"))
+        for part in parts.values():
+            if part is not None:
+                digest.update(part.labels.tobytes())
+                names = part.sample_paths
+                digest.update(names.block if isinstance(names, Paths) else os.fsencode("".join(names or ())))
+        return {**{name: 0 if part is None else len(part) for name, part in parts.items()}, "digest": digest.hexdigest()[:16]}
 
     @property
     def num_classes(self) -> int:

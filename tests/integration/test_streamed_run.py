@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,31 @@ def test_stopped_in_mid_epoch_and_continued(
     assert sizes == [16] * 6 + [24] * 2
     assert_equal(last_weights(only_run(tmp_path)), last_weights(runs[loader]))
     assert read_metrics(only_run(tmp_path)) == read_metrics(runs[loader])
+
+
+def test_a_run_that_is_continued_on_other_images_says_so(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Renamed files and others; and says nothing when it is continued on the same."""
+    own, call, steps = Path(shutil.copytree(root, tmp_path / "own")), Step.__call__, []
+
+    def stopped(self: Step, batch: Batch) -> StepOutput:
+        steps.append(len(batch.labels))
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, batch)
+
+    monkeypatch.setattr(Step, "__call__", stopped)
+    assert run_streamed(own, tmp_path / "runs", "duration=4ep") == 75
+    told, renamed = [], own / "val/b/99.jpg"
+    for change in (lambda: None, (own / "train/a/00.jpg").unlink, lambda: (own / "val/b/01.jpg").rename(renamed), lambda: None):
+        change()
+        steps.clear()
+        capsys.readouterr()
+        assert run_streamed(own, tmp_path / "runs", "duration=4ep", "resume=auto") == 75
+        told.append([line for line in capsys.readouterr().out.splitlines() if "on other images" in line])
+    assert [len(lines) for lines in told] == [0, 1, 1, 0]
+    assert "32 train and 10 test before, 31 and 10 now" in told[1][0]
 
 
 @pytest.mark.slow
