@@ -23,6 +23,12 @@ __all__ = ["Batch", "FileSet", "ImageSet", "Loader", "Loaders", "Shard", "Splits
 
 _log = logging.getLogger(__name__)
 
+_DRAWN_FROM_FILES = (("augment", "progressive"), ("augment", "color_jitter"), ("augment", "randaugment"))
+_SHOWN_FROM_FILES = (
+    *(("augment", "crop_scale"), ("augment", "crop_ratio")),
+    *(("data", "eval_image_size"), ("data", "eval_crop"), ("data", "decoder"), ("data", "hw_decoder_load")),
+)
+
 
 @dataclass(frozen=True)
 class Loaders:
@@ -99,10 +105,12 @@ def _train_sampler(config: Config, train: Samples, shard: Shard) -> TrainSampler
     if isinstance(train, FileSet):
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
         return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
-    for key in ("progressive", "color_jitter", "randaugment"):
-        if getattr(augment, key):
+    # a synthetic data set may stand in for a recipe's folder, and have keys of how files are shown
+    for section, key in _DRAWN_FROM_FILES + (_SHOWN_FROM_FILES if config.data.dataset == "folder" else ()):
+        part = getattr(config, section)
+        if getattr(part, key) != type(part).model_fields[key].default:
             raise UserError(
-                f"augment.{key}: is for streamed folders, but these images are kept decoded; leave it out (see data.cache_below)"
+                f"{section}.{key}: is for streamed folders, but these images are kept decoded; leave it out (see data.cache_below)"
             )
     return TrainSampler(len(train), batch_size, shard, config.seed, train.image_size, augment)
 

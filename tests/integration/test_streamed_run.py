@@ -166,7 +166,8 @@ def test_files_are_shown_as_evaluation_shows_them(loader: str, tolerance: float,
 
 def test_files_are_shown_as_decoded_images_are(root: Path, tmp_path: Path):
     """The same images, kept decoded."""
-    keys = ("data.cache_below=128", "augment.progressive=[]", "duration=1ep", f"data.cache_dir={tmp_path}/cache")
+    shown = ("data.cache_below=128", "augment.progressive=[]", "data.eval_image_size=null", "data.eval_crop=0.875")
+    keys = (*shown, "duration=1ep", f"data.cache_dir={tmp_path}/cache")
     assert run_streamed(root, tmp_path / "runs", *keys) == 0
     trained = load_trained(only_run(tmp_path / "runs"))
     assert (trained.inputs.image_size, trained.inputs.crop, trained.inputs.resized) == (24, None, 24)

@@ -172,6 +172,9 @@ def test_what_dali_draws_changes_the_colours_and_nothing_else(root: Path, drawn:
         (["data.loader=reference", "augment.randaugment=2"], r"are DALI's, not of data\.loader=reference"),
         (["data.cache_below=1024"], r"augment\.progressive: is for streamed folders"),
         (["data.cache_below=1024", "augment.progressive=[]", "augment.color_jitter=0.1"], r"augment\.color_jitter: is for streamed"),
+        (["data.cache_below=1024", "augment.progressive=[]", "data.eval_crop=0.5"], r"data\.eval_crop: is for streamed"),
+        (["data.cache_below=1024", "augment.progressive=[]", "data.eval_image_size=64"], r"data\.eval_image_size: is for streamed"),
+        (["data.cache_below=1024", "augment.progressive=[]", "augment.crop_scale=[0.5, 1.0]"], r"augment\.crop_scale: is for streamed"),
     ],
 )
 def test_keys_that_do_not_go_together(root: Path, overrides: list[str], message: str):
