@@ -119,7 +119,7 @@ def try_all(items: Sequence[int], work: Callable[[int], object], num_threads: in
             try:
                 work(item)
             except Exception as error:
-                failed[item] = _reason(error)
+                failed[item] = reason_of(error)
         return len(part), failed
 
     failed: dict[int, str] = {}
@@ -136,7 +136,8 @@ def try_all(items: Sequence[int], work: Callable[[int], object], num_threads: in
     return dict(sorted(failed.items()))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file could not be decoded, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG or PNG image"
     if isinstance(error, OSError) and error.strerror:

@@ -1,8 +1,9 @@
 """A part of a data set whose images stay in their files: what is known about them, and how one is read and shown."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.crops import CentreView
-from pipeline.data.decode import open_rgb
+from pipeline.data.decode import open_rgb, reason_of
 from pipeline.data.in_use import InUse
+from pipeline.data.listing import printable
 from pipeline.data.paths import Paths
+from pipeline.errors import TrainingError
 
 BILINEAR = Image.Resampling.BILINEAR
 
@@ -83,14 +86,32 @@ class FileSet:
         return self.replaced.get(sample) or self.root / self.sample_paths[sample]
 
     def crop(self, sample: int, box: np.ndarray, size: int) -> np.ndarray:
-        """(size, size, 3) uint8: a box (top, left, height, width) of an image, resized bilinearly with antialiasing."""
+        """(size, size, 3) uint8: a box (top, left, height, width) of an image, resized bilinearly with antialiasing.
+
+        Raises:
+            TrainingError: the file cannot be read.
+        """
         top, left, height, width = box.tolist()
-        cut = open_rgb(self.file(sample)).crop((left, top, left + width, top + height))
+        with self._named(sample):
+            cut = open_rgb(self.file(sample)).crop((left, top, left + width, top + height))
         return np.asarray(cut.resize((size, size), BILINEAR))
 
     def centre(self, sample: int) -> np.ndarray:
-        """(S, S, 3) uint8: an image as evaluation shows it."""
-        return read_centre(self.file(sample), self.view)
+        """(S, S, 3) uint8: an image as evaluation shows it.
+
+        Raises:
+            TrainingError: the file cannot be read.
+        """
+        with self._named(sample):
+            return read_centre(self.file(sample), self.view)
+
+    @contextmanager
+    def _named(self, sample: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            path = printable(self.file(sample))
+            raise TrainingError(f"an image cannot be read; check the disk, or replace it: {path}: {reason_of(error)}") from error
 
     def pixels(self, samples: np.ndarray, num_threads: int = 4) -> np.ndarray:
         """(M, S, S, 3) uint8: images as evaluation shows them."""

@@ -14,7 +14,7 @@ from pipeline.config import DataConfig
 from pipeline.data.cache import BadImages, CachedArrays, read_entry, remove_older, write_entry
 from pipeline.data.crops import CentreView
 from pipeline.data.decode import decode_files, try_all
-from pipeline.data.file_set import FileSet
+from pipeline.data.file_set import FileSet, read_centre
 from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
 from pipeline.data.listing import Listing, list_files, printable, read_class_names
 from pipeline.data.scan import Scan, read_scan, report_bad, scan_files
@@ -178,7 +178,7 @@ class _Reader:
         histograms = np.empty((len(chosen), NUM_CHANNELS, 256), np.int64)
 
         def count(row: int) -> None:
-            histograms[row] = channel_histogram(train.centre(int(chosen[row]))[None])
+            histograms[row] = channel_histogram(read_centre(train.file(int(chosen[row])), train.view)[None])
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the scan has its own limit

@@ -189,13 +189,15 @@ def test_fused_refuses_streamed_folders(root: Path):
         build_loaders(config, splits, torch.device("cuda", 0))
 
 
-def test_a_file_that_changes_during_the_run_is_named(tmp_path: Path):
+@pytest.mark.parametrize("loader", ["dali", "reference"])
+def test_a_file_that_changes_during_the_run_is_named(tmp_path: Path, loader: str):
     root = make_folder(tmp_path / "root")
-    train = loaders(root, "data.batch_size=4").train
-    victim = root / "train/a/1.jpg"
-    victim.write_bytes(victim.read_bytes()[:300])
-    with pytest.raises(TrainingError, match=rf"unreadable since the run began(.*\n)+  {victim}: (?i:.*truncated)"):
-        list(train)
+    built = loaders(root, "data.batch_size=4", f"data.loader={loader}")
+    for part, batches in (("train", built.train), ("val", built.test)):
+        victim = root / part / "a/1.jpg"
+        victim.write_bytes(victim.read_bytes()[:300])
+        with pytest.raises(TrainingError, match=rf"(.*\n)*.*{victim}: (?i:.*truncated)"):
+            list(batches)
 
 
 def test_a_file_that_is_smaller_than_it_was_is_named(tmp_path: Path):

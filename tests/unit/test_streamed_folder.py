@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import DataConfig, load_config
-from pipeline.data import build_loaders, scan
+from pipeline.data import build_loaders, folder, scan
 from pipeline.data.datasets import load_splits
 from pipeline.data.decode import open_rgb
 from pipeline.data.file_set import FileSet
@@ -53,7 +53,7 @@ def test_statistics_are_those_of_the_pixels_that_evaluation_shows(root: Path, mo
     pixels = splits.train.pixels(np.arange(len(splits.train))) / 255
     np.testing.assert_allclose(splits.mean, pixels.mean((0, 1, 2)))
     np.testing.assert_allclose(splits.std, pixels.std((0, 1, 2)))
-    monkeypatch.setattr(FileSet, "centre", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr(folder, "read_centre", lambda *args: pytest.fail("decoded again"))
     assert load(root, is_main=False).mean == splits.mean
     assert load(root, mean=[0.5] * 3, std=[0.2] * 3, image_size=64).mean == (0.5,) * 3
 
