@@ -114,9 +114,12 @@ def list_files(root: Path, config: DataConfig) -> Listing:
     Raises:
         UserError: folders or lists that are not as described.
     """
-    if not root.is_dir():
-        raise UserError(f"data.root: there is no folder {root}; {_LAYOUT}")
-    listing = _list_classes(root) if config.train_list is None or config.test_list is None else _read_lists(root, config)
+    try:
+        if not root.is_dir():
+            raise UserError(f"data.root: there is no folder {root}; {_LAYOUT}")
+        listing = _list_classes(root) if config.train_list is None or config.test_list is None else _read_lists(root, config)
+    except OSError as error:
+        raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
     check_classes(listing)
     return listing
 
@@ -151,11 +154,8 @@ def _find_class_files(root: Path, part: str) -> dict[str, _Found]:
         wanted = "train/" if part == "train" else "test/ or val/"
         raise UserError(f"data.root: {root} has no folder {wanted}; {_LAYOUT}")
     names = _class_folders(folder)
-    try:
-        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-            files = dict(zip(names, pool.map(lambda name: _find(str(folder / name), f"{part}/{name}"), names), strict=True))
-    except OSError as error:
-        raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        files = dict(zip(names, pool.map(lambda name: _find(str(folder / name), f"{part}/{name}"), names), strict=True))
     if not files:
         raise UserError(f"data.root: {folder} holds no class folders; {_LAYOUT}")
     return files
@@ -163,11 +163,8 @@ def _find_class_files(root: Path, part: str) -> dict[str, _Found]:
 
 def _class_folders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without hidden ones."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_dir(entry))
-    except OSError as error:
-        raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_dir(entry))
 
 
 def _find(folder: str, relative: str) -> _Found:

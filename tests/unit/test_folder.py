@@ -1,5 +1,6 @@
 """Class folders: what is read, how it is decoded, cached, and refused."""
 
+import errno
 import io
 import logging
 import os
@@ -384,6 +385,25 @@ def empty_class(root: Path) -> None:
 def test_folders_that_are_not_as_described(root: Path, change: Any, message: str) -> None:
     change(root)
     with pytest.raises(UserError, match=r"^data\.root: .*" + message):
+        load(root)
+
+
+@pytest.mark.parametrize("denied", [".", "train", "train/a", "test"])
+def test_a_folder_that_may_not_be_looked_into(root: Path, denied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused here as the system refuses it: root may look into everything."""
+    hidden, scandir = str(root / denied), os.scandir
+
+    def refusing(call: Any) -> Any:
+        def refuse(path: Any, *rest: Any, **more: Any) -> Any:
+            if str(path).startswith(f"{hidden}/") or (call is scandir and str(path) == hidden):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *rest, **more)
+
+        return refuse
+
+    for name in ("stat", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(UserError, match=rf"data\.root: cannot list {hidden}.* \(Permission denied\)"):
         load(root)
 
 
