@@ -131,3 +131,6 @@ def test_resolutions_in_steps():
     assert resolutions("[[2ep, 32], [25st, 64]]") == ((0, 64), (20, 32), (25, 64))
     with pytest.raises(UserError, match=r"^augment\.progressive: 3ep \(step 30\), 2ep \(step 20\) do not follow one another"):
         resolutions("[[3ep, 32], [2ep, 64]]")
+    for late in ("4ep", "40st", "100%", "5ep"):
+        with pytest.raises(UserError, match=r"^augment\.progressive: .* is not before the end of the run, 4ep \(step 40\)"):
+            resolutions(f"[[0ep, 32], [{late}, 64]]", "duration=4ep")
