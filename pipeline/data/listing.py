@@ -267,10 +267,10 @@ def _read_list(key: str, path: Path, root: Path) -> list[tuple[str, str]]:
     inside, climb = f"{os.path.abspath(root)}/", os.path.relpath("/", os.path.realpath(root))
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            name, _, label = line.strip().replace("\t", " ").rpartition(" ")
-            if not name or "\0" in line:
+            parts = re.fullmatch(r"(.*?)[ \t]+([^ \t]+)", line.strip())
+            if parts is None or "\0" in line:
                 raise UserError(f"{key}: {path}:{number}: {printable(line)!r} is no `path label` line")
-            name = name.rstrip()
+            name, label = parts.groups()
             if name.startswith("/"):
                 name = name.removeprefix(inside) if name.startswith(inside) else climb + name
             pairs.append((name, label))

@@ -269,6 +269,9 @@ def test_list_files(root: Path, tmp_path: Path):
         load(root, **lists)
     save(root / "the file.jpg", picture(90, 90))
     assert load(root, **lists).class_names == ("0", "1", "2")
+    (root / "the file.jpg").rename(root / "the\tfile.jpg")
+    (tmp_path / "train.txt").write_text("train/a/0.jpg 1\ntrain/b/1.jpg 0\nthe\tfile.jpg\t 2\n")
+    assert list(load(root, **lists).train.sample_paths)[2] == "the\tfile.jpg"
 
 
 @pytest.mark.parametrize("size", [90, 40])
