@@ -1,6 +1,7 @@
 """Image files as they come: smooth pictures with some noise, and every kind of oddity."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,12 @@ def odd_pictures() -> dict[str, bytes]:
     half.putalpha(Image.linear_gradient("L").resize(image.size))
     turned = Image.Exif()
     turned[0x112] = 6
+    as_long = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIII", 0x112, 4, 1, 6, 0)  # where the standard wants 16 bits
     return {
         "cmyk.jpg": encoded(image.convert("CMYK"), quality=95),
         "exif.jpg": encoded(image, exif=turned, quality=95),
+        "exif_as_long.jpg": encoded(image, exif=as_long, quality=95),
+        "exif_damaged.jpg": encoded(image, exif=b"Exif\0\0M?" + as_long[8:], quality=95),
         "xmp.jpg": encoded(image, xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>', quality=95),  # which turns nothing
         "grey.jpg": encoded(image.convert("L"), quality=95),
         "grey16.png": encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG"),

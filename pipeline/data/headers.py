@@ -8,6 +8,7 @@ _HEAD, _TAIL = 4096, 64  # bytes read from either end: enough but for files with
 _MAX_PARTS = 100_000  # markers, fill bytes and chunks before the image: a file of fill bytes alone is not followed to its end
 _MAX_EXIF = 65536  # bytes, as a JPEG marker has at most
 _ORIENTATION = 0x0112  # EXIF tag
+_SHORT, _INTEGERS = 3, {1: "B", 3: "H", 4: "I"}  # EXIF types: the one that an orientation has, and others that it is seen with
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -23,8 +24,8 @@ class Header:
 
     Attributes:
         height, width: in pixels, upright, as the EXIF orientation says.
-        plain: whether every decoder shows the same: RGB or grey, nothing transparent; a JPEG of 8 bits with Huffman coding; a PNG without
-            a palette and not turned by EXIF.
+        plain: whether every decoder shows the same: RGB or grey, nothing transparent; a JPEG of 8 bits with Huffman coding, whose EXIF is
+            in order; a PNG without a palette and not turned by EXIF.
         complete: whether the file ends as its format does. One that does not may be whole all the same: decode it to find out.
     """
 
@@ -72,7 +73,7 @@ def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
     """Height, width, whether it is grey or RGB as any decoder decodes it, orientation. Follows the markers of ITU-T T.81, annex B, up to
     the start of the frame."""
     block, start, at = head, 0, 2  # `block` holds the file from byte `start` on, `at` is the next marker in the file
-    orientation = 1
+    orientation, clear, seen = 1, True, False
     for _ in range(_MAX_PARTS):
         if at + 20 > start + len(block) and len(block) > 1:  # near the end of what has been read: read on from the marker
             block, start = os.pread(descriptor, _HEAD, at), at
@@ -88,32 +89,43 @@ def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
         (length,) = struct.unpack_from(">H", block, here + 2)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height, width, components = struct.unpack_from(">BHHB", block, here + 4)
-            usual = marker in (0xC0, 0xC1, 0xC2) and bits == 8  # not lossless, arithmetic or hierarchical
+            usual = clear and marker in (0xC0, 0xC1, 0xC2) and bits == 8  # not lossless, arithmetic or hierarchical
             return height, width, usual and components in (1, 3), orientation
         if marker == 0xE1 and block[here + 4 : here + 10] == b"Exif\0\0":
             exif = block[here + 10 : here + 2 + length]
             if len(exif) < length - 8:
                 exif = os.pread(descriptor, length - 8, at + 10)
-            orientation = exif_orientation(exif)
+            # of several, Pillow takes the first
+            (orientation, clear), seen = (orientation, False) if seen else _orientation(exif), True
         at += 2 + length
     raise NotAnImage("its header does not end")
 
 
 def exif_orientation(exif: bytes) -> int:
     """The orientation out of an EXIF block (a TIFF header and its first directory), 1 where it has none or is damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    return _orientation(exif)[0]
+
+
+def _orientation(exif: bytes) -> tuple[int, bool]:
+    """The orientation, and whether it stands there as the standard wants it: of others, each decoder makes something else."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
-        return 1
+        return 1, False
     try:
         (offset,) = struct.unpack_from(f"{order}I", exif, 4)
         (entries,) = struct.unpack_from(f"{order}H", exif, offset)
         for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, offset + 2 + 12 * entry)
+            at = offset + 2 + 12 * entry
+            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, at)
             if tag == _ORIENTATION:
-                return value if kind == 3 and 1 <= value <= 8 else 1
+                if kind not in _INTEGERS:
+                    return 1, False
+                (value,) = struct.unpack_from(f"{order}{_INTEGERS[kind]}", exif, at + 8)
+                whole = offset + 2 + 12 * entries <= len(exif)
+                return value if 1 <= value <= 8 else 1, kind == _SHORT and count == 1 and whole
     except struct.error:
-        pass
-    return 1
+        return 1, False
+    return 1, True
 
 
 def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
@@ -130,6 +142,7 @@ def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
         if kind == b"tRNS":
             simple = False
         elif kind == b"eXIf":
-            orientation = exif_orientation(os.pread(descriptor, min(length, _MAX_EXIF), at + 8))
+            orientation, clear = _orientation(os.pread(descriptor, min(length, _MAX_EXIF), at + 8))
+            simple = simple and clear
         at += 12 + length
     raise NotAnImage("its header does not end")

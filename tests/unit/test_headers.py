@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
+from pipeline.data.decode import open_rgb
 from pipeline.data.headers import NotAnImage, read_header
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
@@ -126,6 +128,31 @@ def test_a_gigabyte_of_fill_bytes_is_given_up(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(NotAnImage, match="its header does not end"):
         read_header(os.fsencode(path), 2**30)
     assert sum(taken) < 2**20
+
+
+@pytest.mark.parametrize(
+    ("block", "orientation", "plain"),
+    [
+        (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), 6, True),
+        (b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0), 6, True),
+        (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 0, 0), 1, True),  # many cameras write 0
+        (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x100, 3, 1, 20, 0), 1, True),
+        (b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHII", 0x112, 4, 1, 6), 6, False),
+        (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIBBH", 0x112, 1, 1, 6, 0, 0), 6, False),
+        (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 9, 1, 6, 0), 1, False),
+        (b"II+\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), 1, False),
+        (b"II*\0\x08\0\0\0\x09\0" + struct.pack("<HHIHH", 0x100, 3, 1, 6, 0), 1, False),
+        (b"MM\0*\0\0\0\x08\0\x23" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0), 6, False),  # 35 entries, it says
+        (b"garbage", 1, False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_that_decoders_read_in_different_ways(tmp_path: Path, kind: str, block: bytes, orientation: int, plain: bool):
+    found = header(tmp_path, PICTURE, kind, exif=b"Exif\0\0" + block + bytes(4))
+    size = (12, 20) if orientation == 1 else (20, 12)
+    assert (found.height, found.width) == size == open_rgb(tmp_path / "file").size[::-1]
+    assert found.plain == (plain and (kind == "JPEG" or orientation == 1))
 
 
 def test_an_orientation_that_claims_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -76,7 +76,7 @@ def test_oddities_are_shown_as_pillow_shows_them(root: Path):
         (root / "train/a" / name).write_bytes(content)
     train = load(root).train
     replaced = {Path(train.sample_paths[sample]).name for sample in train.replaced}
-    assert replaced == {"cmyk.jpg", "palette.png", "transparent.png"}
+    assert replaced == {"cmyk.jpg", "exif_as_long.jpg", "exif_damaged.jpg", "palette.png", "transparent.png"}
     for sample, path in enumerate(train.sample_paths):
         original, read = open_rgb(root / path), open_rgb(train.file(sample))
         assert (np.asarray(original) == np.asarray(read)).all()
