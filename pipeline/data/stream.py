@@ -177,15 +177,43 @@ class StreamLoader(PipelinedLoader):
             raise TrainingError(self._explain(error)) from error
 
     def _explain(self, error: RuntimeError) -> str:
-        """What DALI could not read, as far as Pillow agrees: files can change after the scan."""
-        samples = np.unique(np.concatenate([plan.indices for plan, *_ in self._fed]))
+        """What DALI could not read: files can change after the scan, and Pillow is more lenient."""
+        samples = np.unique(np.concatenate([plan.indices for plan, *_ in self._fed])).tolist()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            bad = try_all(samples.tolist(), self._try, self._num_threads, "looking for the cause")
+            bad = try_all(samples, self._try, self._num_threads, "looking for the cause")
+        told = "images have changed or become unreadable since the run began; check the disk, or replace them, and resume"
+        if not bad:
+            bad = dict.fromkeys(self._refused(samples), "Pillow can decode it, DALI cannot")
+            told = "images are damaged; replace or remove them, and start again"
         if not bad:
             return f"DALI failed: {error}"
         listed = "".join(f"\n  {printable(str(self._files.file(sample)))}: {reason}" for sample, reason in bad.items())
-        return f"images have changed or become unreadable since the run began; check the disk, or replace them, and resume:{listed}"
+        return f"{told}:{listed}"
+
+    def _refused(self, samples: list[int]) -> list[int]:
+        """Those whose files DALI does not decode, each by itself."""
+        from nvidia import dali
+        from nvidia.dali import fn as operators
+
+        define_pipeline: Any = dali.pipeline_def
+        fn: Any = operators
+
+        device_id = self._device.index if self._stream is not None else None
+
+        @define_pipeline(exec_dynamic=True, batch_size=1, num_threads=1, prefetch_queue_depth=1, device_id=device_id)
+        def graph() -> Any:
+            return fn.decoders.image(fn.io.file.read(fn.external_source(name="images")), **self._decoder_options())
+
+        refused, pipe = [], graph()
+        for sample in samples:
+            try:
+                pipe.feed_input("images", self._paths(np.array([sample])))
+                pipe.run()
+            except RuntimeError:
+                refused.append(sample)
+                pipe = graph()  # one that has failed is of no more use
+        return refused
 
     def _try(self, sample: int) -> None:
         """Decode a file, which is to be of the size that the scan has read."""

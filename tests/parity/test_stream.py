@@ -211,6 +211,17 @@ def test_a_file_that_is_smaller_than_it_was_is_named(tmp_path: Path):
         list(train)
 
 
+def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pillow makes the best of damage that ends DALI's pipeline; here it finds nothing at all."""
+    root = make_folder(tmp_path / "root")
+    train = loaders(root, "data.batch_size=4").train
+    victim = root / "train/a/1.jpg"
+    victim.write_bytes(victim.read_bytes()[:300])
+    monkeypatch.setattr(StreamLoader, "_try", lambda *_: None)
+    with pytest.raises(TrainingError, match=rf"are damaged[^\n]*\n  {victim}: Pillow can decode it, DALI cannot$"):
+        list(train)
+
+
 @pytest.mark.slow
 def test_worker_processes_change_nothing(root: Path):
     alone = loaders(root, "data.loader=reference").train
