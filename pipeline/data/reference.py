@@ -19,6 +19,7 @@ from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
 from pipeline.data.file_set import FileSet
 from pipeline.data.sampling import BatchPlan, Sampler, cutout_side, plans_from
+from pipeline.errors import TrainingError
 
 
 def transform_image(image: torch.Tensor, draws: np.ndarray | None, transform: Transform) -> torch.Tensor:
@@ -121,20 +122,18 @@ class _Batches(IterableDataset):
         self._source, self._labels, self._sampler, self._transform = source, labels, sampler, transform
         self._epoch, self._step = epoch, step
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...] | OSError]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...] | TrainingError]:
         worker = get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, plan in enumerate(plans_from(self._sampler, self._epoch, self._step)):
             if number % every == first:
                 yield self._attempt(plan)
 
-    def _attempt(self, plan: BatchPlan) -> tuple[torch.Tensor, ...] | OSError:
-        """A file that cannot be read is given back as an error: torch would make words of it, and drop number and name."""
+    def _attempt(self, plan: BatchPlan) -> tuple[torch.Tensor, ...] | TrainingError:
+        """A file that cannot be read is given back as an error: raised here, torch would put the worker's traceback before its message."""
         try:
             return self._load(plan)
-        except OSError as error:
-            if error.filename is None:
-                raise
+        except TrainingError as error:
             return error
 
     def _load(self, plan: BatchPlan) -> tuple[torch.Tensor, ...]:
@@ -191,7 +190,7 @@ class ReferenceLoader(PositionedLoader):
 
     def _next(self) -> Batch:
         loaded = next(self._batches)
-        if isinstance(loaded, OSError):
+        if isinstance(loaded, TrainingError):
             raise loaded
         images, labels, valid, indices = (tensor.to(self._device, non_blocking=True) for tensor in loaded)
         return Batch(images.contiguous(memory_format=self._memory_format), labels, valid, indices)
