@@ -15,6 +15,7 @@ from pipeline.leaving import leave_now
 _BEAT_S = 1.0
 _DEAD_S = 15.0  # without a heartbeat
 _DEAD_AFTER_BROKEN_CONNECTION_S = 4.0
+_SILENT_S = 20.0  # without an answer from the store
 _GRACE_S = 4.0  # for the others to end by themselves once one has failed
 _FAILED = "failed"
 _DONE = "done"
@@ -37,9 +38,10 @@ class _Sight:
 class Watch:
     """A thread of each process publishes a heartbeat and how far its main thread has come, and reads those of the others.
 
-    What it needs is a store, which is connected apart from the processes' collectives and goes on where those are stuck. On one process
-    it does nothing. As a context: an error that leaves it is this run's, if no other process has failed before; the others are told to
-    end with its exit code.
+    What it needs is a store, which is connected apart from the processes' collectives and goes on where those are stuck. A second thread
+    ends the process where the store's host falls silent, for which torch would wait as long as TCP does. On one process it does nothing.
+    As a context: an error that leaves it is this run's, if no other process has failed before; the others are told to end with its exit
+    code.
 
     Args:
         processes: of the run.
@@ -57,6 +59,7 @@ class Watch:
         self._count, self._place = 0, "setting up"
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._looks = 0
         self._dead_s = _DEAD_S
         self._sights = [_Sight() for _ in range(self._world_size)]
         self._progress: tuple[tuple[int, ...], float] = ((), 0.0)
@@ -72,6 +75,7 @@ class Watch:
             self._main = threading.get_ident()
             self._beat(0)
             self._thread.start()
+            threading.Thread(target=self._guard, name="watch of the store", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -108,7 +112,7 @@ class Watch:
             return self._rank, code
         return rank, code
 
-    # --- the thread ---------------------------------------------------------------------------------------------------------------
+    # --- the threads --------------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         beat, looked = 0, time.monotonic()
@@ -125,6 +129,16 @@ class Watch:
                         f"error: process {self._rank}: lost its launcher, or the host of the first process ({str(error).splitlines()[0]})"
                     )
                     leave_now(EXIT_FAILURE, told)
+            self._looks += 1
+
+    def _guard(self) -> None:
+        """Counts its own beats, not seconds: a process that was stopped itself has not waited."""
+        looks, silent = 0, 0
+        while not self._closed.wait(_BEAT_S):
+            looks, silent = self._looks, silent + 1 if self._looks == looks else 0
+            if silent * _BEAT_S > _SILENT_S:
+                told = f"no answer for {_SILENT_S:.0f} s from its launcher, or from the host of the first process"
+                leave_now(EXIT_FAILURE, f"error: process {self._rank}: {told}. The last checkpoint is kept: continue with resume=auto")
 
     def _forget(self, now: float) -> None:
         for sight in self._sights:

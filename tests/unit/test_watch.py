@@ -1,0 +1,42 @@
+"""The watch over a run's processes, where its own store gives no answer."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import ROOT
+
+SCRIPT = """
+import threading, time
+from types import SimpleNamespace
+from pipeline import watch
+
+class Store:
+    def check(self, keys):
+        threading.Event().wait(SILENT)
+        return False
+    def set(self, key, value):
+        pass
+
+watch._SILENT_S = 2.0
+processes = SimpleNamespace(shard=SimpleNamespace(rank=1, world_size=2), open_store=Store)
+with watch.Watch(processes, 60.0):
+    time.sleep(6)
+print("trained")
+"""
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "code", "told", "said"),
+    [
+        ("0.5", 0, "", "trained"),
+        ("None", 1, "error: process 1: no answer for 2 s from its launcher, or from the host of the first process.", ""),
+    ],
+)
+def test_a_store_that_falls_silent(silent_s: str, code: int, told: str, said: str):
+    """As where its host has lost power: the connection does not break."""
+    script = SCRIPT.replace("SILENT)", f"{silent_s})")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (code, said), done.stderr
+    assert done.stderr.startswith(told)
