@@ -59,7 +59,7 @@ class Watch:
         self._count, self._place = 0, "setting up"
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._looks = 0
+        self._beats = 0
         self._dead_s = _DEAD_S
         self._sights = [_Sight() for _ in range(self._world_size)]
         self._progress: tuple[tuple[int, ...], float] = ((), 0.0)
@@ -115,27 +115,27 @@ class Watch:
     # --- the threads --------------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        beat, looked = 0, time.monotonic()
+        looked = time.monotonic()
         while not self._closed.wait(_BEAT_S):
-            beat, now = beat + 1, time.monotonic()
+            now = time.monotonic()
+            self._beats += 1
             if now - looked > 5 * _BEAT_S:  # this process itself was stopped, or starved: it cannot judge the others
                 self._forget(now)
             looked = now
             try:
-                self._look(beat, now)
+                self._look(self._beats, now)
             except RuntimeError as error:
                 if not self._closed.wait(_GRACE_S):
                     told = (
                         f"error: process {self._rank}: lost its launcher, or the host of the first process ({str(error).splitlines()[0]})"
                     )
                     leave_now(EXIT_FAILURE, told)
-            self._looks += 1
 
     def _guard(self) -> None:
         """Counts its own beats, not seconds: a process that was stopped itself has not waited."""
-        looks, silent = 0, 0
+        beats, silent = 0, 0
         while not self._closed.wait(_BEAT_S):
-            looks, silent = self._looks, silent + 1 if self._looks == looks else 0
+            beats, silent = self._beats, silent + 1 if self._beats == beats else 0
             if silent * _BEAT_S > _SILENT_S:
                 told = f"no answer for {_SILENT_S:.0f} s from its launcher, or from the host of the first process"
                 leave_now(EXIT_FAILURE, f"error: process {self._rank}: {told}. The last checkpoint is kept: continue with resume=auto")
