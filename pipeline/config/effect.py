@@ -1,8 +1,8 @@
 """Keys that change nothing where another key has a certain value: refused, so that every key that is given has an effect. No torch."""
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -15,6 +15,13 @@ class _Rule(NamedTuple):
     matter: Callable[["Config"], bool]
     why: str
 
+
+# Of folders whose images are streamed: how they are shown, and what is drawn besides.
+SHOWN_FROM_FILES = (
+    *("data.eval_image_size", "data.eval_crop", "data.decoder", "data.hw_decoder_load"),
+    *("augment.crop_scale", "augment.crop_ratio"),
+)
+DRAWN_FROM_FILES = ("augment.progressive", "augment.color_jitter", "augment.randaugment")
 
 _RULES = (
     _Rule(
@@ -68,9 +75,8 @@ _RULES = (
     _Rule(
         (
             *("data.train_list", "data.test_list", "data.class_names", "data.on_bad_image", "data.cache_below"),
-            *("data.eval_image_size", "data.eval_crop", "data.decoder", "data.hw_decoder_load"),
-            *("augment.crop_scale", "augment.crop_ratio"),
-            *("augment.progressive", "augment.color_jitter", "augment.randaugment"),
+            *SHOWN_FROM_FILES,
+            *DRAWN_FROM_FILES,
         ),
         lambda c: c.data.dataset in ("folder", "synthetic"),
         "is for folders of images, not for {c.data.dataset}; set data.dataset=folder",
@@ -92,9 +98,15 @@ def check_effect(config: "Config") -> None:
     for keys, matter, why in _RULES:
         if matter(config):
             continue
-        for key in keys:
-            section, _, name = key.partition(".")
-            part = getattr(config, section)
-            default = type(part).model_fields[name].default
-            if getattr(part, name) != default:
-                raise ValueError(f"{key}: {why.format(c=config)}, or remove the key ({key}={json.dumps(default)} over a recipe)")
+        for key, default in changed_keys(config, keys):
+            raise ValueError(f"{key}: {why.format(c=config)}, or remove the key ({key}={json.dumps(default)} over a recipe)")
+
+
+def changed_keys(config: "Config", keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Those of the dotted keys that have another value than their default, each with it."""
+    for key in keys:
+        section, _, name = key.partition(".")
+        part = getattr(config, section)
+        default = type(part).model_fields[name].default
+        if getattr(part, name) != default:
+            yield key, default

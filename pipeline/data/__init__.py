@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Config, check_batches, to_bytes
+from pipeline.config.effect import DRAWN_FROM_FILES, SHOWN_FROM_FILES, changed_keys
 from pipeline.data.base import Transform
 from pipeline.data.batch import Batch, Loader
 from pipeline.data.dali import DaliLoader
@@ -22,12 +23,6 @@ from pipeline.errors import UserError
 __all__ = ["Batch", "FileSet", "ImageSet", "Loader", "Loaders", "Shard", "Splits", "Transform", "build_loaders", "load_splits"]
 
 _log = logging.getLogger(__name__)
-
-_DRAWN_FROM_FILES = (("augment", "progressive"), ("augment", "color_jitter"), ("augment", "randaugment"))
-_SHOWN_FROM_FILES = (
-    *(("augment", "crop_scale"), ("augment", "crop_ratio")),
-    *(("data", "eval_image_size"), ("data", "eval_crop"), ("data", "decoder"), ("data", "hw_decoder_load")),
-)
 
 
 @dataclass(frozen=True)
@@ -106,12 +101,8 @@ def _train_sampler(config: Config, train: Samples, shard: Shard) -> TrainSampler
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
         return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
     # a synthetic data set may stand in for a recipe's folder, and have keys of how files are shown
-    for section, key in _DRAWN_FROM_FILES + (_SHOWN_FROM_FILES if config.data.dataset == "folder" else ()):
-        part = getattr(config, section)
-        if getattr(part, key) != type(part).model_fields[key].default:
-            raise UserError(
-                f"{section}.{key}: is for streamed folders, but these images are kept decoded; leave it out (see data.cache_below)"
-            )
+    for key, _ in changed_keys(config, DRAWN_FROM_FILES + (SHOWN_FROM_FILES if config.data.dataset == "folder" else ())):
+        raise UserError(f"{key}: is for streamed folders, but these images are kept decoded; leave it out (see data.cache_below)")
     return TrainSampler(len(train), batch_size, shard, config.seed, train.image_size, augment)
 
 
