@@ -1,7 +1,6 @@
 """What a network takes and what its outputs mean: all that a prediction needs besides the weights, and so kept in the run folder."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 
 from pipeline.config import Config
 from pipeline.data import FileSet, Splits
 from pipeline.data.crops import CentreView
-from pipeline.data.decode import decode_image, try_all
+from pipeline.data.decode import decode_image, images_of_any_size, try_all
 from pipeline.data.file_set import read_centre
 from pipeline.errors import UserError
 
@@ -110,7 +108,6 @@ class InputSpec:
         def show(row: int) -> None:
             pixels[row] = decode_image(files[row], self.image_size) if view is None else read_centre(files[row], view)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as large as a data set's may be; Pillow refuses larger ones
+        with images_of_any_size():
             bad = try_all(range(len(files)), show, num_threads, "reading images")
         return pixels, [(files[number], reason) for number, reason in bad.items()]

@@ -1,16 +1,14 @@
 """`python -m pipeline check-data ROOT`: every image of a folder decoded, what is bad listed, sizes and classes counted and drawn."""
 
 import csv
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data.decode import open_rgb, try_all
+from pipeline.data.decode import images_of_any_size, open_rgb, try_all
 from pipeline.data.listing import Listing, list_files, on_one_line, printable
 from pipeline.data.scan import MAX_PIXELS
 
@@ -49,8 +47,7 @@ def check_folder(config: DataConfig) -> Checked:
     """
     listing = list_files(Path(config.root).expanduser(), config)
     sizes, bad = {}, []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+    with images_of_any_size():
         for part, files in listing.parts.items():
             found = np.zeros((len(files), 2), np.int32)
 

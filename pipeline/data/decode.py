@@ -3,8 +3,9 @@
 import os
 import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,14 @@ def decode_files(paths: Sequence[str | Path], out: np.ndarray, num_threads: int,
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return try_all(range(len(paths)), decode, num_threads, description)
+
+
+@contextmanager
+def images_of_any_size() -> Iterator[None]:
+    """Within, Pillow does not warn of large images, whose limit is ours; what it refuses altogether it still refuses. For all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def try_all(items: Sequence[int], work: Callable[[int], object], num_threads: int, description: str) -> dict[int, str]:

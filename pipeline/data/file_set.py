@@ -1,6 +1,5 @@
 """A part of a data set whose images stay in their files: what is known about them, and how one is read and shown."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.crops import CentreView
-from pipeline.data.decode import open_rgb, reason_of
+from pipeline.data.decode import images_of_any_size, open_rgb, reason_of
 from pipeline.data.in_use import InUse
 from pipeline.data.listing import printable
 from pipeline.data.paths import Paths
@@ -113,8 +112,11 @@ class FileSet:
             path = printable(self.file(sample))
             raise TrainingError(f"an image cannot be read; check the disk, or replace it: {path}: {reason_of(error)}") from error
 
+    def listed(self, bad: Mapping[int, str]) -> str:
+        """A line for each bad file: its path, and the reason that BAD gives for the sample."""
+        return "".join(f"\n  {printable(self.file(sample))}: {reason}" for sample, reason in bad.items())
+
     def pixels(self, samples: np.ndarray, num_threads: int = 4) -> np.ndarray:
         """(M, S, S, 3) uint8: images as evaluation shows them."""
-        with warnings.catch_warnings(), ThreadPoolExecutor(num_threads) as pool:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the scan has its own limit
+        with images_of_any_size(), ThreadPoolExecutor(num_threads) as pool:
             return np.stack(list(pool.map(self.centre, samples.tolist())))

@@ -4,19 +4,17 @@ import hashlib
 import logging
 import os
 import secrets
-import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data.cache import BadImages, CachedArrays, read_entry, remove_older, write_entry
 from pipeline.data.crops import CentreView
-from pipeline.data.decode import decode_files, try_all
+from pipeline.data.decode import decode_files, images_of_any_size, try_all
 from pipeline.data.file_set import FileSet, read_centre
 from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
-from pipeline.data.listing import Listing, list_files, printable, read_class_names
+from pipeline.data.listing import Listing, list_files, read_class_names
 from pipeline.data.scan import Scan, read_scan, report_bad, scan_files
 from pipeline.data.statistics import channel_histogram
 from pipeline.errors import UserError
@@ -180,11 +178,10 @@ class _Reader:
         def count(row: int) -> None:
             histograms[row] = channel_histogram(read_centre(train.file(int(chosen[row])), train.view)[None])
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the scan has its own limit
+        with images_of_any_size():
             bad = try_all(range(len(chosen)), count, self._config.num_threads, "decoding a sample of train images")
         if bad:
-            listed = "".join(f"\n  {printable(train.file(int(chosen[row])))}: {reason}" for row, reason in bad.items())
+            listed = train.listed({int(chosen[row]): reason for row, reason in bad.items()})
             raise UserError(
                 f"data.root: {len(bad)} of a sample of {len(chosen)} images cannot be decoded, though their headers and ends are whole; "
                 f"replace or remove them (python -m pipeline check-data finds all such files):{listed}"

@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -75,23 +75,28 @@ class PipelinedLoader(PositionedLoader):
         """
 
     def _build(self) -> Any:
+        return self._pipeline(
+            self._define,
+            enable_conditionals=self._conditional,
+            batch_size=self._group * self._batch_size,
+            num_threads=self._num_threads,
+            prefetch_queue_depth=self._prefetch,
+            seed=self._seed,
+        )
+
+    def _pipeline(self, define: Callable[[Any, Any], Any], enable_conditionals: bool = False, **options: Any) -> Any:
+        """A built pipeline on the loader's device, of the graph that DEFINE defines as `_define` does."""
         os.environ.setdefault("DALI_DISABLE_NVML", "1")  # no thread affinity by NVML: it warns in containers
         from nvidia import dali
         from nvidia.dali import fn, types
 
         define_pipeline: Any = dali.pipeline_def  # what it makes of a function also takes the pipeline's arguments
 
-        @define_pipeline(enable_conditionals=self._conditional, exec_dynamic=True)
+        @define_pipeline(enable_conditionals=enable_conditionals, exec_dynamic=True)
         def graph() -> Any:
-            return self._define(fn, types)
+            return define(fn, types)
 
-        pipe = graph(
-            batch_size=self._group * self._batch_size,
-            num_threads=self._num_threads,
-            device_id=self._device.index if self._stream is not None else None,
-            prefetch_queue_depth=self._prefetch,
-            seed=self._seed,
-        )
+        pipe = graph(device_id=self._device.index if self._stream is not None else None, **options)
         pipe.build()
         return pipe
 

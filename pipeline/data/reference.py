@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
+from pipeline.data.decode import images_of_any_size
 from pipeline.data.file_set import FileSet
 from pipeline.data.sampling import BatchPlan, Sampler, cutout_side, plans_from
 from pipeline.errors import TrainingError
@@ -83,8 +82,7 @@ class FileSource:
     files: FileSet
 
     def __call__(self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform) -> torch.Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the scan has its own limit
+        with images_of_any_size():
             if draws is None or plan.image_size is None:
                 return _normalise(_channels_first(self.files.centre(index)), transform)
             image = _channels_first(self.files.crop(index, draws[:4], plan.image_size))

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.cache import MANIFEST, BadImages, new_entry
-from pipeline.data.decode import open_rgb, orientation_of, try_all
+from pipeline.data.decode import images_of_any_size, open_rgb, orientation_of, try_all
 from pipeline.data.headers import NotAnImage, read_header
 from pipeline.data.in_use import InUse
 from pipeline.data.listing import Files, Listing, printable
@@ -113,8 +112,7 @@ def _examine(listing: Listing, part: str, odd: dict[int, bool], folder: Path, nu
             names[index] = f"{part}-{index}.png"
             rgb.save(folder / names[index], compress_level=1)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+    with images_of_any_size():
         bad = try_all(sorted(odd), look_at, num_threads, f"decoding unusual {part} images")
     return bad, dict(sorted(names.items()))
 

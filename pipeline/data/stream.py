@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pipeline.data.base import Transform
 from pipeline.data.batch import Batch
-from pipeline.data.decode import open_rgb, try_all
+from pipeline.data.decode import images_of_any_size, open_rgb, try_all
 from pipeline.data.file_set import FileSet
-from pipeline.data.listing import printable
 from pipeline.data.pipelined import PipelinedLoader
 from pipeline.data.sampling import BatchPlan, Sampler, cutout_side
 from pipeline.errors import TrainingError
@@ -179,8 +177,7 @@ class StreamLoader(PipelinedLoader):
     def _explain(self, error: RuntimeError) -> str:
         """What DALI could not read: files can change after the scan, and Pillow is more lenient."""
         samples = np.unique(np.concatenate([plan.indices for plan, *_ in self._fed])).tolist()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with images_of_any_size():
             bad = try_all(samples, self._try, self._num_threads, "looking for the cause")
         told = "images have changed or become unreadable since the run began; check the disk, or replace them, and resume"
         if not bad:
@@ -188,31 +185,25 @@ class StreamLoader(PipelinedLoader):
             told = "images are damaged; replace or remove them, and start again"
         if not bad:
             return f"DALI failed: {error}"
-        listed = "".join(f"\n  {printable(str(self._files.file(sample)))}: {reason}" for sample, reason in bad.items())
-        return f"{told}:{listed}"
+        return f"{told}:{self._files.listed(bad)}"
 
     def _refused(self, samples: list[int]) -> list[int]:
         """Those whose files DALI does not decode, each by itself."""
-        from nvidia import dali
-        from nvidia.dali import fn as operators
 
-        define_pipeline: Any = dali.pipeline_def
-        fn: Any = operators
-
-        device_id = self._device.index if self._stream is not None else None
-
-        @define_pipeline(exec_dynamic=True, batch_size=1, num_threads=1, prefetch_queue_depth=1, device_id=device_id)
-        def graph() -> Any:
+        def decode(fn: Any, types: Any) -> Any:
             return fn.decoders.image(fn.io.file.read(fn.external_source(name="images")), **self._decoder_options())
 
-        refused, pipe = [], graph()
+        def build() -> Any:
+            return self._pipeline(decode, batch_size=1, num_threads=1, prefetch_queue_depth=1)
+
+        refused, pipe = [], build()
         for sample in samples:
             try:
                 pipe.feed_input("images", self._paths(np.array([sample])))
                 pipe.run()
             except RuntimeError:
                 refused.append(sample)
-                pipe = graph()  # one that has failed is of no more use
+                pipe = build()  # one that has failed is of no more use
         return refused
 
     def _try(self, sample: int) -> None:
