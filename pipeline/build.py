@@ -3,7 +3,6 @@
 import copy
 import importlib
 import os
-import warnings
 from pathlib import Path
 
 import torch
@@ -15,13 +14,13 @@ from pipeline.data import Splits
 from pipeline.data.image_set import NUM_CHANNELS
 from pipeline.distributed import Processes
 from pipeline.ema import Ema
+from pipeline.gradients import GradientMean
 from pipeline.models import build_model, load_pretrained
 from pipeline.optim import build_optimizer
 from pipeline.precision import Precision
 from pipeline.state import Totals, TrainState
 
 _COMPILATIONS = 256  # of one function in one process, in place of 8: each size of the images and each network is one
-_DDP_WARMUP = 11  # DDP rebuilds its buckets in the first steps; torch's notes on CUDA graphs ask for eleven before a capture
 
 
 def set_backends(config: Config) -> None:
@@ -56,7 +55,7 @@ def captures(config: CompileConfig, device: torch.device) -> bool:
 
 def warmup_steps(world_size: int) -> int:
     """Eager steps before a capture."""
-    return _DDP_WARMUP if world_size > 1 else 3
+    return 3
 
 
 def import_compiler(config: CompileConfig, device: torch.device) -> None:
@@ -132,12 +131,10 @@ def build_state_of(raw_model: nn.Module, config: Config, processes: Processes) -
     device = processes.device
     uncompiled = copy.deepcopy(raw_model) if config.ema.decay is not None else None
     compile_in_place(raw_model, config.compile, device)
-    with warnings.catch_warnings():
-        # torch 2.15 has a newer name for this argument of DDP, which accelerate and torch 2.11 do not know yet
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        model = processes.accelerator.prepare_model(raw_model)
+    processes.share_weights(raw_model)
     if not raw_model.training:  # else as they are: parts of it may have been put in eval mode to stay there
         raw_model.train()
     ema = Ema(raw_model, uncompiled, config.ema.decay) if uncompiled is not None and config.ema.decay is not None else None
     optimizer = build_optimizer(config.optimizer, raw_model)
-    return TrainState(model, raw_model, optimizer, Precision(config.precision, device), Totals(device), ema)
+    mean = GradientMean(raw_model.parameters()) if processes.shard.world_size > 1 else None
+    return TrainState(raw_model, raw_model, optimizer, Precision(config.precision, device), Totals(device), ema, mean)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from pipeline.config import Config
@@ -80,6 +80,15 @@ class Processes:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return torch.distributed.PrefixStore(f"run-{next(_RUNS)}", torch.distributed.TCPStore(address, port, is_master=False))
 
+    @torch.no_grad()
+    def share_weights(self, model: nn.Module) -> None:
+        """Every process takes the parameters and buffers of rank 0, in place."""
+        if self.shard.world_size > 1:
+            for tensor in (*model.parameters(), *model.buffers()):
+                whole = tensor.contiguous()  # as a broadcast wants it, whatever the memory format
+                torch.distributed.broadcast(whole, src=0)
+                tensor.copy_(whole)
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over processes, in place."""
         if self.shard.world_size > 1:
@@ -116,11 +125,8 @@ def connect(config: Config) -> Processes:
     wants_gpu = pick_device(config).type == "cuda"
     if wants_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise UserError(f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU (NUM_PROCESSES)")
-    # DDP with a static graph fails where its very first backward is one that does not communicate (no_sync)
-    static = config.optimizer.accumulate == 1
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=static)
     group = InitProcessGroupKwargs(timeout=_SETUP_TIMEOUT)
-    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[ddp, group])
+    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[group])
     expected = os.environ.get("QUICKRES_NUM_PROCESSES")
     if expected is not None and int(expected) != accelerator.num_processes:
         raise UserError(

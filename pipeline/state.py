@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.ema import Ema
+from pipeline.gradients import GradientMean
 from pipeline.precision import Precision
 
 
@@ -46,6 +47,7 @@ class TrainState:
         precision: autocast and GradScaler.
         totals: sums of the open log window.
         ema: moving average of the weights, or None.
+        gradient_mean: over the processes; None where there is one.
         step: optimizer steps done.
         best: accuracy, step and split of the best evaluation so far.
         last_train: the newest logged record of training.
@@ -58,6 +60,7 @@ class TrainState:
     precision: Precision
     totals: Totals
     ema: Ema | None = None
+    gradient_mean: GradientMean | None = None
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     last_train: dict[str, Any] = field(default_factory=dict)

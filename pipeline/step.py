@@ -1,11 +1,9 @@
 """The training step: forward, loss, scaled backward, unscale, clip, update. It computes and does no logging."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config
 from pipeline.data.batch import Batch
@@ -92,14 +90,15 @@ def _backward(
     """
     losses, correct = [], []
     count, model = options.accumulate, state.model
-    for number, (part, wanted) in enumerate(zip(images.chunk(count), labels.chunk(count), strict=True), start=1):
-        with model.no_sync() if number < count and isinstance(model, DistributedDataParallel) else nullcontext():
-            with state.precision.autocast():
-                logits = model(part)
-                loss = classification_loss(logits, wanted, options.label_smoothing, shares)
-            state.precision.scaler.scale(loss / count if count > 1 else loss).backward()
+    for part, wanted in zip(images.chunk(count), labels.chunk(count), strict=True):
+        with state.precision.autocast():
+            logits = model(part)
+            loss = classification_loss(logits, wanted, options.label_smoothing, shares)
+        state.precision.scaler.scale(loss / count if count > 1 else loss).backward()
         losses.append(loss.detach())
         correct.append(count_correct(logits.detach(), wanted, shares))
+    if state.gradient_mean is not None:
+        state.gradient_mean()
     if count == 1:
         return losses[0], correct[0]
     return torch.stack(losses).mean(), torch.stack(correct).sum()
@@ -127,7 +126,7 @@ class _Shape:
 class Step:
     """`train_step` for a run: sets the learning rate, counts, and on a GPU replays the whole step as one CUDA graph.
 
-    The first steps run eagerly (torch.compile, cuDNN's choice of algorithms, DDP's buckets settle), then one step is captured, forward
+    The first steps run eagerly (torch.compile and cuDNN's choice of algorithms settle), then one step is captured, forward
     to update, and every later one is a copy into the static input and a replay: the host has nothing left to do. The eager steps
     are training steps like any other, so capturing changes no result. Images of another height and width begin anew: they are compiled and
     captured once too, in the same memory.

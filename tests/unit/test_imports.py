@@ -17,7 +17,7 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 LEAF: set[str] = set()
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("data", "models", "losses", "mixing", "muon", "ema", "precision", "clock"), LEAF),
-    **dict.fromkeys(("bottleneck", "caches", "ceiling", "environment", "imports", "probabilities", "style"), LEAF),
+    **dict.fromkeys(("bottleneck", "caches", "ceiling", "environment", "gradients", "imports", "probabilities", "style"), LEAF),
     "check_data": {"data", "style"},
     # the report
     "summary": {"data", "models"},
@@ -33,13 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explain": {"probabilities", "style"},
     "predictions": {"probabilities"},
     "optim": {"muon"},
-    "state": {"precision", "ema"},
+    "state": {"precision", "ema", "gradients"},
     "step": {"state", "precision", "losses", "mixing", "muon", "data"},
     "evaluate": {"precision", "data"},
     "checkpoint": {"state", "precision"},
     "run": {"checkpoint", "lock"},
     "distributed": {"data"},
-    "build": {"caches", "data", "models", "optim", "ema", "precision", "state", "distributed", "step"},
+    "build": {"caches", "data", "models", "optim", "ema", "gradients", "precision", "state", "distributed", "step"},
     "inputs": {"data"},
     "trained": {"build", "checkpoint", "data", "distributed", "evaluate", "inputs", "run"},
     "evidence": {"explain", "models", "trained"},
