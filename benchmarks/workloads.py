@@ -10,7 +10,7 @@ import torch
 from benchmarks.image_folder import ImageFolderLoader
 from benchmarks.records import Spread
 from benchmarks.timing import Workload
-from pipeline.build import build_state, captures, set_backends, warmup_steps
+from pipeline.build import build_state, captures, set_backends
 from pipeline.clock import Clock
 from pipeline.config import Config
 from pipeline.data import Batch, FileSet, Loader, Splits, build_loaders
@@ -82,7 +82,7 @@ class Rig:
         set_backends(config)
         self.state = build_state(config, splits, processes)
         plan = Plan.of(config, max(len(splits.train.labels) // config.data.batch_size, 1))
-        self.step = Step(config, self.state, plan.lr_at, captures(config.compile, device), warmup_steps(processes.shard.world_size))
+        self.step = Step(config, self.state, plan.lr_at, captures(config.compile, device))
         self.compile_s = self._warm_up()
         self.peak_memory_bytes = peak_memory_bytes(device) - before
         self._recompilations = self.step.recompilations

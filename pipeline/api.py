@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pipeline import data
-from pipeline.build import build_initial_model, build_state_of, captures, set_backends, warmup_steps
+from pipeline.build import build_initial_model, build_state_of, captures, set_backends
 from pipeline.clock import Clock
 from pipeline.commands import evaluate_run, explain_run
 from pipeline.config import Config, load_config
@@ -137,7 +137,7 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
         stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream), Watch(processes, config.runtime.hang_timeout_s) as watch:
         state = build_state_of(model, config, processes)
-        step = Step(config, state, plan.lr_at, captures(config.compile, device), warmup_steps(processes.shard.world_size))
+        step = Step(config, state, plan.lr_at, captures(config.compile, device))
         console = TrainingConsole(plan.total_steps, enabled=processes.is_main and not quiet)
         try:
             return _fit(Trainer(config, processes, state, step, loaders, plan, Clock(device), None, None, console, StopSignal(), watch))

@@ -53,11 +53,6 @@ def captures(config: CompileConfig, device: torch.device) -> bool:
     return compile_mode(config, device) in ("reduce-overhead", "max-autotune")
 
 
-def warmup_steps(world_size: int) -> int:
-    """Eager steps before a capture."""
-    return 3
-
-
 def import_compiler(config: CompileConfig, device: torch.device) -> None:
     """Import what the first call of a network that is compiled imports otherwise."""
     if compile_mode(config, device) != "none" and config.backend == "inductor":
@@ -126,15 +121,15 @@ def build_state(config: Config, splits: Splits, processes: Processes, *, pretrai
     return build_state_of(model, config, processes)
 
 
-def build_state_of(raw_model: nn.Module, config: Config, processes: Processes) -> TrainState:
+def build_state_of(model: nn.Module, config: Config, processes: Processes) -> TrainState:
     """As `build_state`, around a network that is there: float32, on the device of this process. It is trained in place."""
     device = processes.device
-    uncompiled = copy.deepcopy(raw_model) if config.ema.decay is not None else None
-    compile_in_place(raw_model, config.compile, device)
-    processes.share_weights(raw_model)
-    if not raw_model.training:  # else as they are: parts of it may have been put in eval mode to stay there
-        raw_model.train()
-    ema = Ema(raw_model, uncompiled, config.ema.decay) if uncompiled is not None and config.ema.decay is not None else None
-    optimizer = build_optimizer(config.optimizer, raw_model)
-    mean = GradientMean(raw_model.parameters()) if processes.shard.world_size > 1 else None
-    return TrainState(raw_model, raw_model, optimizer, Precision(config.precision, device), Totals(device), ema, mean)
+    uncompiled = copy.deepcopy(model) if config.ema.decay is not None else None
+    compile_in_place(model, config.compile, device)
+    processes.share_weights(model)
+    if not model.training:  # else as they are: parts of it may have been put in eval mode to stay there
+        model.train()
+    ema = Ema(model, uncompiled, config.ema.decay) if uncompiled is not None and config.ema.decay is not None else None
+    optimizer = build_optimizer(config.optimizer, model)
+    mean = GradientMean(model.parameters()) if processes.shard.world_size > 1 else None
+    return TrainState(model, optimizer, Precision(config.precision, device), Totals(device), ema, mean)

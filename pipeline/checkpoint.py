@@ -48,7 +48,7 @@ class _Snapshot:
     """
 
     def __init__(self, state: TrainState):
-        models = {WEIGHTS: state.raw_model} | ({EMA: state.ema.model} if state.ema is not None else {})
+        models = {WEIGHTS: state.model} | ({EMA: state.ema.model} if state.ema is not None else {})
         self.step, self.best = state.step, dict(state.best)
         everything = {"weights": {name: model.state_dict() for name, model in models.items()}, "rest": state.state_dict()}
         self._copy = _map(everything, lambda tensor: tensor.detach().clone())
@@ -254,7 +254,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         UserError: the checkpoint cannot be read, or is one of another model.
     """
     try:
-        state.raw_model.load_state_dict(load_weights(folder))
+        state.model.load_state_dict(load_weights(folder))
         if state.ema is not None:
             state.ema.model.load_state_dict(load_weights(folder, EMA))
         state.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))

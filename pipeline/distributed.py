@@ -27,12 +27,10 @@ class Processes:
     """This process among the others.
 
     Attributes:
-        accelerator: accelerate's handle; it prepares the model and nothing else.
         device: of this process.
         shard: rank and world size.
     """
 
-    accelerator: Accelerator
     device: torch.device
     shard: Shard
 
@@ -135,7 +133,7 @@ def connect(config: Config) -> Processes:
         )
     # one name for a device: accelerate says cpu:0 with several processes, and cuda without an index with one
     device = torch.device("cuda", torch.cuda.current_device()) if accelerator.device.type == "cuda" else torch.device("cpu")
-    return Processes(accelerator, device, Shard(accelerator.process_index, accelerator.num_processes))
+    return Processes(device, Shard(accelerator.process_index, accelerator.num_processes))
 
 
 def _check_launcher(config: Config) -> None:

@@ -17,8 +17,7 @@ class Ema:
     skipped for overflow leaves the average alone.
 
     Args:
-        model: the raw module, as it is trained: its tensors must stay where they are from now on (DDP, prepared by accelerate, may move
-            them once).
+        model: the raw module, as it is trained: its tensors must stay where they are from now on.
         copy: a copy of it that was made before it was compiled, to hold the averages.
         decay: in [0, 1); 0 follows the weights at once.
 

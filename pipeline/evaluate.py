@@ -52,7 +52,7 @@ def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: tor
     for evaluation. The mode (train or eval) of every module in it is restored afterwards. Waits for the device once, at the end.
 
     Args:
-        model: the raw module, not its DDP wrapper.
+        model: the network that is trained, or another one.
         loader: this process's share; sums are reduced over all processes.
         precision: autocast as in training.
         device: of the sums.

@@ -162,7 +162,7 @@ def describe_result(t: "Trainer", evaluation: "EvalResult", started: float) -> d
         "best_step": best["step"],
         "best_selected_on": best["selected_on"],
         "train_loss": state.last_train["loss"],
-        "num_parameters": num_parameters(state.raw_model),
+        "num_parameters": num_parameters(state.model),
         "steps": state.step,
         "epochs": plan.epoch(state.step),
         **t.clock.summary(),

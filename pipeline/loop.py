@@ -172,7 +172,7 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> None:
 
 def average_norms(state: TrainState) -> None:
     """Average the statistics of batch norm over the processes, those of the moving average too."""
-    average_batch_norm(state.raw_model)
+    average_batch_norm(state.model)
     if state.ema is not None:
         average_batch_norm(state.ema.model)
 
@@ -180,7 +180,7 @@ def average_norms(state: TrainState) -> None:
 def evaluate_weights(t: Trainer, loader: Loader) -> EvalResult:
     """What the weights get, and beside it what their moving average gets, if there is one."""
     state, given = t.state, (loader, t.state.precision, t.processes.device, t.config.evaluation.flip_tta)
-    result = evaluate(state.raw_model, *given)
+    result = evaluate(state.model, *given)
     return result if state.ema is None else replace(result, ema=evaluate(state.ema.model, *given))
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import style
-from pipeline.build import build_state, captures, set_backends, warmup_steps
+from pipeline.build import build_state, captures, set_backends
 from pipeline.config import Config
 from pipeline.data import Batch, Loader, build_loaders, load_splits
 from pipeline.distributed import connect
@@ -71,7 +71,7 @@ def restored(state: TrainState, loader: Loader) -> Iterator[None]:
     """Whatever is trained inside is undone: weights and norm statistics, their moving average, optimizer, scaler, sums, counters,
     torch's generators, and the position of the loader."""
     saved = copy.deepcopy(state.state_dict())
-    models = [state.raw_model, *([state.ema.model] if state.ema is not None else [])]
+    models = [state.model, *([state.ema.model] if state.ema is not None else [])]
     weights = [copy.deepcopy(model.state_dict()) for model in models]
     rate = state.lr.clone()
     try:
@@ -113,9 +113,7 @@ def range_test(
     pending: list[torch.Tensor] = []
     losses: list[float] = []
     with restored(state, loader):
-        step = Step(
-            config, state, lambda number: lowest * factor ** (number - first), captures(config.compile, state.lr.device), warmup_steps(1)
-        )
+        step = Step(config, state, lambda number: lowest * factor ** (number - first), captures(config.compile, state.lr.device))
         for number, batch in zip(range(1, num_steps + 1), _forever(loader), strict=False):
             pending.append(step(batch).loss.clone())
             report(number)

@@ -41,8 +41,7 @@ class TrainState:
     """Model, optimizer, precision and position of a run.
 
     Attributes:
-        model: what the step calls; under several processes the DDP wrapper of `raw_model`.
-        raw_model: the module whose keys are saved (no `module.`, no `_orig_mod.`).
+        model: the network, the same on every process, whose keys are saved.
         optimizer: heeds the scaler's found_inf on the device; `lr` is the tensor that sets its learning rate.
         precision: autocast and GradScaler.
         totals: sums of the open log window.
@@ -55,7 +54,6 @@ class TrainState:
     """
 
     model: nn.Module
-    raw_model: nn.Module
     optimizer: torch.optim.Optimizer
     precision: Precision
     totals: Totals
@@ -72,7 +70,7 @@ class TrainState:
 
     def is_finite(self) -> bool:
         """Whether weights, norm statistics, their average and the optimizer's state hold no NaN and no infinity; waits for the device."""
-        models = [self.raw_model, *([self.ema.model] if self.ema is not None else [])]
+        models = [self.model, *([self.ema.model] if self.ema is not None else [])]
         tensors = [tensor for model in models for tensor in model.state_dict().values()]
         tensors += [value for entry in self.optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
         floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]

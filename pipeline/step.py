@@ -68,7 +68,7 @@ def train_step(
     if options.clip_norm is not None or isinstance(optimizer, Muon):
         scaler.unscale_(optimizer)
     if options.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(state.raw_model.parameters(), options.clip_norm)
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_norm)
     scaler.step(optimizer)
     # torch has no public name for the flag; the public way, comparing scales, waits for the host
     flags = list(scaler._found_inf_per_device(optimizer).values()) if scaler.is_enabled() else []

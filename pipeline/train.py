@@ -142,7 +142,7 @@ def train(
     set_backends(config)
     processes = connect(config)
     on_gpu = processes.device.type == "cuda"
-    # the captured step must not run on the default stream, and DDP wants its eager steps on the stream of the capture
+    # the captured step must not run on the default stream
     stream = torch.cuda.Stream(processes.device) if on_gpu else None
     world_size = processes.shard.world_size
     with torch.cuda.stream(stream), RunLock() as lock, explained(config, world_size):
@@ -176,7 +176,7 @@ def _build_profiler(trainer: "Trainer", run: "RunFolder", splits: "Splits") -> "
     config, processes = trainer.config, trainer.processes
     shape = (splits.num_channels, config.image_size, config.image_size)
     element_bytes = 4 if config.precision.mode == "fp32" else 2
-    work = step_work(trainer.state.raw_model, shape, config.data.batch_size // processes.shard.world_size, element_bytes)
+    work = step_work(trainer.state.model, shape, config.data.batch_size // processes.shard.world_size, element_bytes)
     return StepProfiler(run.path / "profile", processes.device, work)
 
 
@@ -184,7 +184,7 @@ def assemble(
     config: Config, recipe: str, processes: "Processes", lock: "RunLock", stop: StopSignal, watch: "Watch"
 ) -> "tuple[Trainer, RunFolder, Splits]":
     """Open the run folder and build or restore everything that `fit` works with."""
-    from pipeline.build import build_state, captures, warmup_steps
+    from pipeline.build import build_state, captures
     from pipeline.checkpoint import CheckpointWriter, load_checkpoint
     from pipeline.clock import Clock
     from pipeline.config import config_hash
@@ -225,7 +225,7 @@ def assemble(
         config=config,
         processes=processes,
         state=state,
-        step=Step(config, state, plan.lr_at, captures(config.compile, device), warmup_steps(shard.world_size)),
+        step=Step(config, state, plan.lr_at, captures(config.compile, device)),
         loaders=loaders,
         plan=plan,
         clock=clock,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.build import build_state, captures, set_backends, warmup_steps
+from pipeline.build import build_state, captures, set_backends
 from pipeline.checkpoint import EMA, load_weights, newest_intact
 from pipeline.clock import Clock
 from pipeline.config import Config, load_config
@@ -47,7 +47,7 @@ def tiny_trainer(config: Config) -> Trainer:
     loaders = build_loaders(config, splits, processes.device, processes.shard)
     plan = Plan.of(config, loaders.train.steps_per_epoch)
     state = build_state(config, splits, processes)
-    step = Step(config, state, plan.lr_at, captures(config.compile, processes.device), warmup_steps(1))
+    step = Step(config, state, plan.lr_at, captures(config.compile, processes.device))
     clock, console = Clock(processes.device), TrainingConsole(plan.total_steps, enabled=False)
     watch = Watch(processes, config.runtime.hang_timeout_s)
     return Trainer(config, processes, state, step, loaders, plan, clock, None, None, console, StopSignal(), watch)

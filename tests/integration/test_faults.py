@@ -55,7 +55,7 @@ def test_finite_is_of_all_that_is_saved(keys: list[str]):
     train_steps(trainer, 1)
     state = trainer.state
     assert state.is_finite()
-    held = [next(state.raw_model.parameters()).data, next(b for b in state.raw_model.buffers() if b.is_floating_point())]
+    held = [next(state.model.parameters()).data, next(b for b in state.model.buffers() if b.is_floating_point())]
     held += [value for entry in list(state.optimizer.state.values())[:1] for value in entry.values()]
     held += [next(state.ema.model.parameters()).data] if state.ema is not None else []
     for tensor in held:

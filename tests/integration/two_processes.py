@@ -70,7 +70,7 @@ def watch_steps(stop: int, rank: int) -> list[dict[str, Any]]:
         if rank == 1 and self._state.step == stop > 0:
             os.kill(os.getpid(), signal.SIGTERM)
         output = step(self, batch)
-        weights = sum(parameter.detach().double().sum().item() for parameter in self._state.raw_model.parameters())
+        weights = sum(parameter.detach().double().sum().item() for parameter in self._state.model.parameters())
         counted = {"loss": output.loss.item(), "correct": output.correct.item()}
         seen.append({**counted, "weights": weights, "indices": batch.indices.tolist()})
         if rank == 1 and self._state.step == -stop:

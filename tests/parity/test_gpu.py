@@ -105,13 +105,13 @@ def test_an_overflow_skips_exactly_that_update(mode: str) -> None:
     stream = iter(loader)
     for _ in range(6):
         step(next(stream))
-    before = {name: value.clone() for name, value in state.raw_model.named_parameters()}
+    before = {name: value.clone() for name, value in state.model.named_parameters()}
     momentum = [value["momentum_buffer"].clone() for value in state.optimizer.state.values()]
     batch = next(stream)
     output = step(Batch(torch.full_like(batch.images, float("inf")), batch.labels, batch.valid, batch.indices))
     assert output.found_inf.item() == 1
     assert state.precision.loss_scale() == 512
-    assert all(torch.equal(value, before[name]) for name, value in state.raw_model.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in state.model.named_parameters())
     assert all(torch.equal(new["momentum_buffer"], old) for new, old in zip(state.optimizer.state.values(), momentum, strict=True))
     assert state.totals.values[3:].tolist() == [1, 1]
 
@@ -122,7 +122,7 @@ def test_the_first_update_may_be_the_skipped_one() -> None:
     outputs = [step(batch) for batch, _ in zip(loader, range(30), strict=False)]
     assert step._state.totals.values[3].item() > 0
     assert torch.isfinite(outputs[-1].loss)
-    assert all(torch.isfinite(parameter).all() for parameter in step._state.raw_model.parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in step._state.model.parameters())
 
 
 @pytest.mark.parametrize("mode", ["none", "default", "reduce-overhead"])

@@ -39,7 +39,7 @@ def _train(config: Config) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The losses, and what the weights and their moving average are at the end."""
     step, loader = start(config)
     losses, state = train(step, loader), step._state
-    models = {"weights": state.raw_model} | ({"ema": state.ema.model} if state.ema is not None else {})
+    models = {"weights": state.model} | ({"ema": state.ema.model} if state.ema is not None else {})
     return losses, {
         f"{name}.{key}": value.detach().cpu().clone() for name, model in models.items() for key, value in model.named_parameters()
     }
@@ -69,7 +69,7 @@ def test_an_overflow_skips_exactly_that_update(name: str, mode: str) -> None:
     def everything() -> list[torch.Tensor]:
         held = [value for entry in state.optimizer.state.values() for value in entry.values()]
         average = list(state.ema.model.parameters()) if state.ema is not None else []
-        return [value.detach().clone() for value in (*state.raw_model.parameters(), *held, *average)]
+        return [value.detach().clone() for value in (*state.model.parameters(), *held, *average)]
 
     for _ in range(6):
         step(next(stream))

@@ -73,7 +73,7 @@ def test_weights_load_compiled_and_not(tmp_path: Path, source: str, target: str)
     write(tmp_path, 1, trainer=trainer)
     other = start(f"compile.mode={target}", backend, "seed=9")
     load_checkpoint(folder_of(tmp_path, 1), other.state)
-    assert_equal(dict(other.state.raw_model.state_dict()), dict(trainer.state.raw_model.state_dict()))
+    assert_equal(dict(other.state.model.state_dict()), dict(trainer.state.model.state_dict()))
     assert not any(key.startswith(("_orig_mod", "module")) for key in load_weights(folder_of(tmp_path, 1)))
 
 
@@ -258,7 +258,7 @@ def test_a_step_reached_again_replaces_its_checkpoint(copy: Path):
     write(copy, 2, trainer=trainer)
     other = start()
     load_checkpoint(folder_of(copy, 2), other.state)
-    assert_equal(dict(other.state.raw_model.state_dict()), dict(trainer.state.raw_model.state_dict()))
+    assert_equal(dict(other.state.model.state_dict()), dict(trainer.state.model.state_dict()))
 
 
 def test_after_going_back_the_best_is_the_one_of_then(tmp_path: Path):
@@ -302,6 +302,6 @@ def test_tensors_that_share_no_memory_with_training(tmp_path: Path):
     trainer = write(tmp_path, 1)
     weights = load_weights(folder_of(tmp_path, 1))
     assert all(value.is_contiguous() for value in weights.values())
-    assert trainer.state.raw_model.get_parameter("stem.0.weight").is_contiguous(memory_format=torch.channels_last)
+    assert trainer.state.model.get_parameter("stem.0.weight").is_contiguous(memory_format=torch.channels_last)
     save_file(weights, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (folder_of(tmp_path, 1) / "weights.safetensors").read_bytes()

@@ -95,7 +95,7 @@ def sums(module: nn.Module) -> list[float]:
 
 
 def tiny_model(config: Config) -> nn.Module:
-    return tiny_trainer(config).state.raw_model
+    return tiny_trainer(config).state.model
 
 
 def initial_weights(config: Config) -> list[float]:
@@ -106,7 +106,7 @@ def initial_weights(config: Config) -> list[float]:
 def trained_weights(config: Config) -> list[float]:
     trainer = tiny_trainer(config)
     train_steps(trainer, 3)
-    return sums(trainer.state.raw_model)
+    return sums(trainer.state.model)
 
 
 def loss_scale(config: Config) -> float:
@@ -140,7 +140,7 @@ def device_found(config: Config) -> str:
 def memory_layout(config: Config) -> object:
     trainer = tiny_trainer(config)
     batch = next(iter(trainer.loaders.train))
-    return [value.is_contiguous(memory_format=torch.channels_last) for value in (batch.images, trainer.state.raw_model.stem[0].weight)]  # type: ignore[index]
+    return [value.is_contiguous(memory_format=torch.channels_last) for value in (batch.images, trainer.state.model.stem[0].weight)]  # type: ignore[index]
 
 
 def backends(config: Config) -> object:
@@ -252,7 +252,7 @@ KEYS = {
     "model.sync_batchnorm": Row(
         "true", lambda config: [module.sync for module in tiny_model(config).modules() if isinstance(module, NormAct)]
     ),
-    "model.weights": Row("{tmp}/weights.pth", lambda config: sums(tiny_trainer(config).state.raw_model)),
+    "model.weights": Row("{tmp}/weights.pth", lambda config: sums(tiny_trainer(config).state.model)),
     "loss.label_smoothing": Row("0.1", trained_weights),
     "optimizer.name": Row("adamw", trained_weights),
     "optimizer.lr": Row("0.2", trained_weights),

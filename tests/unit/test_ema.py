@@ -68,11 +68,11 @@ def test_a_skipped_step_leaves_it_alone():
 @pytest.mark.parametrize("mode", ["fp32", "fp16"])
 def test_in_training_it_follows_the_steps(mode: str):
     trainer = tiny_trainer(tiny_config("ema.decay=0.8", *in_precision(mode)))
-    state, oracle = trainer.state, torch.optim.swa_utils.AveragedModel(trainer.state.raw_model, multi_avg_fn=None, avg_fn=_unbiased)
+    state, oracle = trainer.state, torch.optim.swa_utils.AveragedModel(trainer.state.model, multi_avg_fn=None, avg_fn=_unbiased)
     assert state.ema is not None
     for seed in range(4):
         trainer.step(random_batch(seed=seed))
-        oracle.update_parameters(state.raw_model)
+        oracle.update_parameters(state.model)
     for key, value in oracle.module.named_parameters():
         torch.testing.assert_close(state.ema.model.get_parameter(key), value, rtol=1e-5, atol=1e-7)
 
@@ -89,7 +89,7 @@ def test_an_overflow_in_training_leaves_it_alone():
     assert ema is not None
     train_steps(trainer, 2)
     before = tensors(ema.model)
-    hook = trainer.state.raw_model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    hook = trainer.state.model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     assert trainer.step(random_batch()).found_inf.item() == 1
     hook.remove()
     assert all(value.equal(before[key]) for key, value in tensors(ema.model).items())

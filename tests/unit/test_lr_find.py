@@ -44,7 +44,7 @@ def test_smoothing_moves_nothing_along():
 def state_of(trainer: Any) -> dict[str, Any]:
     state = trainer.state
     average = dict(state.ema.model.state_dict()) if state.ema is not None else {}
-    return {"weights": dict(state.raw_model.state_dict()), "ema": average, "lr": state.lr, **state.state_dict()}
+    return {"weights": dict(state.model.state_dict()), "ema": average, "lr": state.lr, **state.state_dict()}
 
 
 @pytest.mark.usefixtures("process_state")
@@ -71,7 +71,7 @@ def test_afterwards_everything_is_as_before(keys: tuple[str, ...], first: int):
     result = range_test(config, trainer.state, trainer.loaders.train, 1e-3, 50.0, 12, done.append)
     assert done == list(range(1, len(done) + 1)) and len(done) >= len(result.losses) > 3
     assert_equal(state_of(trainer), before)
-    assert all(parameter.grad is None for parameter in trainer.state.raw_model.parameters())
+    assert all(parameter.grad is None for parameter in trainer.state.model.parameters())
     assert train_steps(trainer, 4) == train_steps(twin, 4)
 
 

@@ -171,7 +171,7 @@ def test_the_step_learns_from_mixed_images_and_targets(name: str):
     draws = torch.from_numpy(draw(name, 1, seed=3, first=3, size=8)[0])
     images, labels, shares = mix(name, batch.images, batch.labels, draws)
     with torch.no_grad():
-        logits = trainer.state.raw_model(images)
+        logits = trainer.state.model(images)
     target = torch.zeros(8, 4, dtype=torch.float64)
     for i in range(8):
         for label, part in zip(labels[i].tolist(), shares.tolist(), strict=True):

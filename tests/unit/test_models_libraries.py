@@ -93,10 +93,10 @@ def test_they_train_like_ours(name: str):
     if name.startswith("timm/"):
         pytest.importorskip("timm")
     trainer = tiny_trainer(tiny_config(f"model.name={name}", "model.shortcut=B", "data.image_size=32", "optimizer.lr=0.01"))
-    before = [parameter.detach().clone() for parameter in trainer.state.raw_model.parameters()]
+    before = [parameter.detach().clone() for parameter in trainer.state.model.parameters()]
     losses = train_steps(trainer, 2)
     assert torch.tensor(losses).isfinite().all()
-    changed = [not torch.equal(old, new) for old, new in zip(before, trainer.state.raw_model.parameters(), strict=True)]
+    changed = [not torch.equal(old, new) for old, new in zip(before, trainer.state.model.parameters(), strict=True)]
     assert all(changed)
 
 

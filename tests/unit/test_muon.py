@@ -124,7 +124,7 @@ def test_what_is_muon_s_and_what_is_sgd_s():
 @pytest.mark.usefixtures("process_state")
 def test_the_others_move_as_with_plain_sgd_at_their_share_of_the_rate():
     trainer = tiny_trainer(tiny_config("optimizer.name=muon", "optimizer.sgd_lr_ratio=0.5", "optimizer.sgd_weight_decay=0.01"))
-    head = trainer.state.raw_model.get_parameter("head.weight")
+    head = trainer.state.model.get_parameter("head.weight")
     copy = nn.Parameter(head.detach().clone())
     oracle = torch.optim.SGD([copy], lr=1.0, momentum=0.9, nesterov=True, weight_decay=0.01)
     seen: list[torch.Tensor] = []
@@ -158,12 +158,12 @@ def test_an_overflow_skips_exactly_that_update(name: str, clip: str, first: bool
 
     def everything() -> list[torch.Tensor]:
         held = [value for entry in state.optimizer.state.values() for value in entry.values()]
-        return [value.detach().clone() for value in (*state.raw_model.parameters(), *held)]
+        return [value.detach().clone() for value in (*state.model.parameters(), *held)]
 
     if not first:
         train_steps(trainer, 2)
     before = everything()
-    hook = state.raw_model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    hook = state.model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     assert trainer.step(random_batch()).found_inf.item() == 1
     hook.remove()
     after = everything()

@@ -22,7 +22,7 @@ def start(*overrides: str) -> Trainer:
 
 def whole(state: TrainState) -> dict[str, Any]:
     average = dict(state.ema.model.state_dict()) if state.ema is not None else {}
-    return {"weights": dict(state.raw_model.state_dict()), "ema": average, **state.state_dict()}
+    return {"weights": dict(state.model.state_dict()), "ema": average, **state.state_dict()}
 
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16", "fp16"])
@@ -70,24 +70,24 @@ def test_momentum_of_another_memory_layout_is_laid_out_like_the_weight():
     saved = copy.deepcopy(old.state.state_dict())
     for state in saved["optimizer"]["state"].values():
         state["momentum_buffer"] = state["momentum_buffer"].contiguous()
-    new.state.raw_model.load_state_dict(old.state.raw_model.state_dict())
+    new.state.model.load_state_dict(old.state.model.state_dict())
     new.state.load_state_dict(saved)
     for trainer in (old, new):
         trainer.step(random_batch())
-    assert_equal(dict(new.state.raw_model.state_dict()), dict(old.state.raw_model.state_dict()))
+    assert_equal(dict(new.state.model.state_dict()), dict(old.state.model.state_dict()))
 
 
 def test_a_snapshot_is_not_changed_by_later_steps(tmp_path: Path):
     trainer = start()
     train_steps(trainer, 1)
-    weights = {key: value.clone() for key, value in trainer.state.raw_model.state_dict().items()}
+    weights = {key: value.clone() for key, value in trainer.state.model.state_dict().items()}
     writer = CheckpointWriter(tmp_path, "hash")
     writer.save(trainer.state)
     train_steps(trainer, 2)  # while the thread writes
     writer.close()
     other = start("seed=9")
     load_checkpoint(folder_of(tmp_path, 1), other.state)
-    assert_equal(dict(other.state.raw_model.state_dict()), weights)
+    assert_equal(dict(other.state.model.state_dict()), weights)
 
 
 def test_the_rest_of_the_state_holds_tensors_numbers_and_strings_only():

@@ -23,7 +23,7 @@ def start(*overrides: str) -> Trainer:
 
 
 def parameters(trainer: Trainer) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in trainer.state.raw_model.parameters()]
+    return [parameter.detach().clone() for parameter in trainer.state.model.parameters()]
 
 
 def momentum(trainer: Trainer) -> list[torch.Tensor]:
@@ -37,7 +37,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 def test_one_step_is_the_textbook_s():
     """Forward, smoothed loss, gradient, Nesterov's update with weight decay, at the rate of the step: written out by hand."""
     trainer = start("loss.label_smoothing=0.1", "optimizer.weight_decay=0.01", "schedule.warmup=0st")
-    by_hand = copy.deepcopy(trainer.state.raw_model)
+    by_hand = copy.deepcopy(trainer.state.model)
     batch = random_batch()
     output = trainer.step(batch)
     logits = by_hand(batch.images)
@@ -46,7 +46,7 @@ def test_one_step_is_the_textbook_s():
     assert torch.equal(output.loss, loss.detach())
     assert output.correct.item() == (logits.argmax(1) == batch.labels).sum().item()
     assert output.found_inf.item() == 0
-    for trained, parameter in zip(trainer.state.raw_model.parameters(), by_hand.parameters(), strict=True):
+    for trained, parameter in zip(trainer.state.model.parameters(), by_hand.parameters(), strict=True):
         assert parameter.grad is not None
         gradient = parameter.grad + 0.01 * parameter.detach()
         torch.testing.assert_close(trained.detach(), parameter.detach() - 0.1 * (gradient + 0.9 * gradient), rtol=1e-5, atol=1e-7)
@@ -80,7 +80,7 @@ def test_half_precision_stays_near_single(mode: str):
 
 def overflow(trainer: Trainer, batch: Batch) -> torch.Tensor:
     """A step in which one gradient is infinite; the flag that it reports."""
-    hook = trainer.state.raw_model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    hook = trainer.state.model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     output = trainer.step(batch)
     hook.remove()
     return output.found_inf
@@ -154,7 +154,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(mode: str, count: int
     """Written out by hand: batch norm sees a micro-batch at a time; the update is clipped and scaled once, over all of them."""
     keys = (*in_precision(mode), "optimizer.clip_norm=0.5", "schedule.warmup=0st")
     trainer = start(f"optimizer.accumulate={count}", *keys)
-    by_hand, precision = copy.deepcopy(trainer.state.raw_model), trainer.state.precision
+    by_hand, precision = copy.deepcopy(trainer.state.model), trainer.state.precision
     batch = random_batch()
     output = trainer.step(batch)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -172,13 +172,13 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(mode: str, count: int
     assert output.correct.item() == correct
     assert trainer.state.totals.values[2:].tolist() == [8, 0, 0]
     rtol, atol = (1e-5, 1e-6) if mode == "fp32" else (1e-3, 1e-4)
-    for (name, trained), parameter in zip(trainer.state.raw_model.named_parameters(), by_hand.parameters(), strict=True):
+    for (name, trained), parameter in zip(trainer.state.model.named_parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(
             trained.detach(), parameter.detach(), rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
         )
     for key, value in by_hand.state_dict().items():
         if "running" in key:
-            torch.testing.assert_close(trainer.state.raw_model.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(trainer.state.model.state_dict()[key], value, rtol=1e-3, atol=1e-4)
 
 
 def test_an_overflow_in_one_micro_batch_skips_the_update():
@@ -189,7 +189,7 @@ def test_an_overflow_in_one_micro_batch_skips_the_update():
         calls[0] += 1
         return torch.full_like(gradient, torch.inf) if calls[0] == 2 else gradient
 
-    hook = trainer.state.raw_model.get_parameter("head.bias").register_hook(once)
+    hook = trainer.state.model.get_parameter("head.bias").register_hook(once)
     assert trainer.step(random_batch()).found_inf.item() == 1
     hook.remove()
     assert calls == [4] and same(weights, parameters(trainer))
@@ -205,14 +205,14 @@ def compare_with_eager(*overrides: str, mode: str = "fp32") -> None:
     torch._dynamo.reset()
     eager = start(f"precision.mode={mode}")
     compiled = start(f"precision.mode={mode}", "compile.mode=default", *overrides)
-    keys = list(compiled.state.raw_model.state_dict())
-    assert keys == list(eager.state.raw_model.state_dict())
+    keys = list(compiled.state.model.state_dict())
+    assert keys == list(eager.state.model.state_dict())
     losses: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(2):
         for number, trainer in enumerate((eager, compiled)):
             losses[number] += train_steps(trainer, 10)
-            evaluate(trainer.state.raw_model, trainer.loaders.test, trainer.state.precision, torch.device("cpu"))
-            assert trainer.state.raw_model.training
+            evaluate(trainer.state.model, trainer.loaders.test, trainer.state.precision, torch.device("cpu"))
+            assert trainer.state.model.training
     assert_parity(torch.tensor(losses[1]), torch.tensor(losses[0]), "20 losses, compiled", DTYPES[mode])
     assert compiled.step.settled and compiled.step.recompilations == 0
 
