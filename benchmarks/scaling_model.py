@@ -15,7 +15,7 @@ from benchmarks.tables import Table
 GPUS_PER_HOST = 8
 NVLINK = {"NVIDIA H200": 450e9}  # bytes/s in each direction, nominal
 INFINIBAND = 50e9  # bytes/s in each direction of one GPU's link: 400 Gb/s, nominal
-EFFECTIVE = 0.5  # of nominal: DDP's buckets of 25 MiB are too small for more
+EFFECTIVE = 0.5  # of nominal, for messages of some tens of MiB
 PARAMETERS = {"resnet18": 11_173_962, "resnet50": 25_557_032}  # with 10 and with 1,000 classes
 _GRADIENT_BYTES = 4  # float32
 _EXTRAPOLATED = (8, 64)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from pipeline import train
+from pipeline.distributed import connect
+from pipeline.gradients import GradientMean
 from pipeline.step import Step, StepOutput
-from tests.tiny import RECIPE
+from tests.tiny import RECIPE, tiny_config
 
 Act = Callable[[], Any]
 
@@ -110,3 +112,29 @@ def run(rank: int, arguments: list[str], number: int = 0, acts: dict[int, str] |
     if acts and rank in acts:
         before_step(number, ACTS[acts[rank]])
     return train.main(arguments)
+
+
+def average_gradients(rank: int, folder: Path, *overrides: str) -> int:
+    """Three times the mean of gradients of many layouts and odd sizes; leaves what each parameter got in rank-R.pt."""
+    processes = connect(tiny_config(*overrides))
+    with torch.device(processes.device):
+        shapes = [(5, 3, 3, 3), (7,), (), (4, 6, 1, 1), (2, 9)]
+        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        parameters[0] = torch.nn.Parameter(parameters[0].detach().to(memory_format=torch.channels_last))
+        frozen, unused = torch.nn.Parameter(torch.zeros(3), requires_grad=False), torch.nn.Parameter(torch.zeros(3))
+    mean, left = GradientMean([frozen, *parameters, unused]), []
+    for number in range(3):
+        for parameter in parameters:
+            parameter.grad = None
+        torch.stack([(parameter * noise(parameter, rank, number)).sum() for parameter in parameters]).sum().backward()
+        mean()
+        assert frozen.grad is None and unused.grad is None
+        assert all(parameter.grad is not None and parameter.grad.stride() == parameter.stride() for parameter in parameters)
+        left.append([parameter.grad.cpu().clone() for parameter in parameters if parameter.grad is not None])
+    torch.save(left, folder / f"rank-{rank}.pt")
+    return 0
+
+
+def noise(like: torch.Tensor, rank: int, number: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(100 * rank + 10 * number + like.dim())
+    return torch.randn(like.shape, generator=generator).to(like.device)

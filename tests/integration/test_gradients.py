@@ -1,0 +1,31 @@
+"""The mean of the gradient over the processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration import scenes
+from tests.integration.ranks import ranks
+
+
+@pytest.mark.slow
+def test_every_parameter_has_the_mean_over_the_processes(tmp_path: Path):
+    assert_means(tmp_path, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_on_two_gpus(tmp_path: Path):
+    assert_means(tmp_path, 2, "runtime.device=gpu")
+
+
+def assert_means(folder: Path, world_size: int, *overrides: str) -> None:
+    with ranks(folder, world_size, scenes.average_gradients, folder, *overrides) as run:
+        assert run.wait() == [0] * world_size, run.errors
+    found = [torch.load(folder / f"rank-{rank}.pt") for rank in range(world_size)]
+    for number, gradients in enumerate(found[0]):
+        for place, gradient in enumerate(gradients):
+            own = [scenes.noise(gradient, rank, number) for rank in range(world_size)]
+            torch.testing.assert_close(gradient, torch.stack(own).mean(0))
+            assert all(torch.equal(other[number][place], gradient) for other in found)
