@@ -3,7 +3,9 @@
 import copy
 import importlib
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from pipeline.data.image_set import NUM_CHANNELS
 from pipeline.distributed import Processes
 from pipeline.ema import Ema
 from pipeline.gradients import GradientMean
-from pipeline.models import build_model, load_pretrained
+from pipeline.models import ResNet, build_model, load_pretrained
 from pipeline.optim import build_optimizer
 from pipeline.precision import Precision
 from pipeline.state import Totals, TrainState
@@ -59,8 +61,11 @@ def import_compiler(config: CompileConfig, device: torch.device) -> None:
         importlib.import_module("torch._inductor.compile_fx")
 
 
-def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.device) -> None:
-    """Compile the module's call, leaving its state-dict keys alone. CUDA graphs are the step's business, not inductor's."""
+def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.device, *, divided: bool = False) -> None:
+    """Compile the module's call, leaving its state-dict keys alone. CUDA graphs are the step's business, not inductor's.
+
+    DIVIDED makes two graphs of a ResNet, so that the gradients of its last stage are there before those of the others are computed.
+    """
     mode = compile_mode(config, device)
     if mode == "none":
         return
@@ -71,15 +76,21 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
     dynamo.recompile_limit = _COMPILATIONS  # unexpected ones are counted by the step
     # our batch norm is an autograd.Function, whose traced graphs are in the cache's key; without this each start traces anew
     functorch.autograd_cache_allow_custom_autograd_functions = True
-    if config.backend != "inductor":
-        model.compile(backend=config.backend, dynamic=False, fullgraph=True)
-        return
-    inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
-    # combo kernels: one launch for many small independent kernels, such as the casts of the weights
-    options = {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
-    if device.type == "cpu":
-        _keep_headers_in_the_cache()
-    model.compile(options=options, dynamic=False, fullgraph=True)
+    arguments: dict[str, Any] = {"backend": config.backend, "dynamic": False, "fullgraph": True}
+    if config.backend == "inductor":
+        inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
+        # combo kernels: one launch for many small independent kernels, such as the casts of the weights
+        arguments["options"] = {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
+        if device.type == "cpu":
+            _keep_headers_in_the_cache()
+    if divided and isinstance(model, ResNet):
+        model.divide()
+        # dynamo asks what goes into a graph for its gradient, and what goes into the second has none of its own
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        front, back = torch.compile(model.front, **arguments), torch.compile(model.back, **arguments)
+        model._compiled_call_impl = lambda images: back(front(images))  # what `Module.compile` sets
+    else:
+        model.compile(**arguments)
 
 
 def _keep_headers_in_the_cache() -> None:
@@ -125,11 +136,13 @@ def build_state_of(model: nn.Module, config: Config, processes: Processes) -> Tr
     """As `build_state`, around a network that is there: float32, on the device of this process. It is trained in place."""
     device = processes.device
     uncompiled = copy.deepcopy(model) if config.ema.decay is not None else None
-    compile_in_place(model, config.compile, device)
+    several = processes.shard.world_size > 1
+    compile_in_place(model, config.compile, device, divided=several)
     processes.share_weights(model)
     if not model.training:  # else as they are: parts of it may have been put in eval mode to stay there
         model.train()
     ema = Ema(model, uncompiled, config.ema.decay) if uncompiled is not None and config.ema.decay is not None else None
     optimizer = build_optimizer(config.optimizer, model)
-    mean = GradientMean(model.parameters()) if processes.shard.world_size > 1 else None
+    first = model.back_parameters() if isinstance(model, ResNet) else []
+    mean = GradientMean(model.parameters(), first) if several else None
     return TrainState(model, optimizer, Precision(config.precision, device), Totals(device), ema, mean)

@@ -90,15 +90,17 @@ def _backward(
     """
     losses, correct = [], []
     count, model = options.accumulate, state.model
-    for part, wanted in zip(images.chunk(count), labels.chunk(count), strict=True):
+    for number, (part, wanted) in enumerate(zip(images.chunk(count), labels.chunk(count), strict=True), start=1):
         with state.precision.autocast():
             logits = model(part)
             loss = classification_loss(logits, wanted, options.label_smoothing, shares)
+        if number == count and state.gradient_mean is not None:
+            state.gradient_mean.start()
         state.precision.scaler.scale(loss / count if count > 1 else loss).backward()
         losses.append(loss.detach())
         correct.append(count_correct(logits.detach(), wanted, shares))
     if state.gradient_mean is not None:
-        state.gradient_mean()
+        state.gradient_mean.finish()
     if count == 1:
         return losses[0], correct[0]
     return torch.stack(losses).mean(), torch.stack(correct).sum()

@@ -20,7 +20,7 @@ _GRACE_S = 4.0  # for the others to end by themselves once one has failed
 _FAILED = "failed"
 _DONE = "done"
 # Where the main thread waits for the device or for another process, and so is not the one that hangs.
-_WAITS = ("/torch/autograd/", "/torch/distributed/", "/torch/cuda/")
+_WAITS = ("/torch/autograd/", "/torch/distributed/", "/torch/cuda/", "/pipeline/gradients.py")
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
 
 

@@ -16,7 +16,7 @@ from pipeline.models.blocks import (
     PreactivationBlock,
     PreactivationBottleneckBlock,
 )
-from pipeline.models.layers import NormAct, Stem, StemConv
+from pipeline.models.layers import Activation, NormAct, Stem, StemConv
 
 BlockType = type[BasicBlock] | type[BottleneckBlock] | type[PreactivationBasicBlock] | type[PreactivationBottleneckBlock]
 
@@ -83,10 +83,30 @@ class ResNet(nn.Module):
                     module.zero_init()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.stages(self.stem(images))
+        return self.back(self.front(images))
+
+    def front(self, images: torch.Tensor) -> Activation:
+        """All but the last stage: (B, in_channels, H, W) → features."""
+        return self.stages[:-1](self.stem(images))
+
+    def back(self, features: Activation) -> torch.Tensor:
+        """The last stage, which holds most of the parameters, and the head: features → (B, num_classes) logits."""
+        last = self.stages[-1](features)
         if self.norm is not None:
-            features = self.norm(features)
-        return self.head(F.adaptive_avg_pool2d(features, 1).flatten(1))
+            last = self.norm(last)
+        return self.head(F.adaptive_avg_pool2d(last, 1).flatten(1))
+
+    def back_parameters(self) -> list[nn.Parameter]:
+        """Of `back`: the first to have their gradients in a backward pass."""
+        own = {id(parameter) for module in (self.stem, *self.stages[:-1]) for parameter in module.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+
+    def divide(self) -> None:
+        """Prepare `front` and `back` for being compiled each for itself: what goes from one to the other is handed out once, not twice."""
+        before = self.stages[-2][-1] if len(self.stages) > 1 else self.stem  # type: ignore[index]
+        norms = [module for module in before.children() if isinstance(module, NormAct)]
+        if norms:
+            norms[-1].branches = False
 
 
 def _stem(

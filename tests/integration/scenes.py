@@ -122,12 +122,16 @@ def average_gradients(rank: int, folder: Path, *overrides: str) -> int:
         parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
         parameters[0] = torch.nn.Parameter(parameters[0].detach().to(memory_format=torch.channels_last))
         frozen, unused = torch.nn.Parameter(torch.zeros(3), requires_grad=False), torch.nn.Parameter(torch.zeros(3))
-    mean, left = GradientMean([frozen, *parameters, unused]), []
+    mean, left = GradientMean([frozen, *parameters, unused], [unused, *parameters[3:]]), []
     for number in range(3):
         for parameter in parameters:
             parameter.grad = None
-        torch.stack([(parameter * noise(parameter, rank, number)).sum() for parameter in parameters]).sum().backward()
-        mean()
+        for part in (parameters[::2], parameters):  # the first backward pass of two is kept to itself, and has no gradient for some
+            if part is parameters:
+                mean.start()
+            torch.stack([(parameter * noise(parameter, rank, number)).sum() for parameter in part]).sum().backward()
+        assert (mean._first._work is not None) == (number > 0)  # sent with the last of its gradients, once it is known who gets one
+        mean.finish()
         assert frozen.grad is None and unused.grad is None
         assert all(parameter.grad is not None and parameter.grad.stride() == parameter.stride() for parameter in parameters)
         left.append([parameter.grad.cpu().clone() for parameter in parameters if parameter.grad is not None])
