@@ -1,8 +1,9 @@
 """Weak and strong scaling over the GPUs of this host: loader and step together on one process and on several.
 
-data.batch_size is the batch of one process. Weak scaling gives each of N processes as much, strong scaling divides it among them. Every
-measurement is a process group of its own, started by `accelerate launch`; they take turns (1, N, 1, N, …), and within one the two batches
-of N processes do. Speed-up is the images/sec of all N over those of the one process of the same round.
+data.batch_size is the batch of one process. Weak scaling gives each of N processes as much, strong scaling divides it among them; apart, N
+processes train a network each, at the same time, and the slowest counts: what is missing there is not lost to communication. Every
+measurement is a process group of its own, started by `accelerate launch`; they take turns (1, N, 1, N, …), and within one the variants
+do. Speed-up is the images/sec of all N over those of the one process of the same round.
 """
 
 import argparse
@@ -20,19 +21,18 @@ import torch
 
 from benchmarks.options import listed
 from benchmarks.records import Baseline, Spread
-from benchmarks.scaling_worker import Figures
+from benchmarks.scaling_worker import APART, ONE, Figures
 from benchmarks.session import Session
 from benchmarks.timing import Timing
 from pipeline.config import check_batches
 from pipeline.errors import TrainingError, UserError
 
-ONE, WEAK, STRONG = "one process", "weak", "strong"
 _CONFIGS = Path(__file__).parents[1] / "configs/accelerate"
 _ROUNDS, _QUICK_ROUNDS = 3, 1
 _LAST_LINES = 8
 _TORCHRUN = "torch/distributed/elastic/multiprocessing"  # in the first line of its report of a failure
 
-Rounds = list[dict[tuple[int, int, str], Figures]]  # of each round, by world size, batch size and loader
+Rounds = list[dict[tuple[int, str], dict[str, Figures]]]  # of each round, by world size and loader, then by variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def last_words(output: str) -> str:
     return "\n".join(errors or own[-_LAST_LINES:])
 
 
-def _launch(session: Session, world_size: int, batch_sizes: Sequence[int], threads: int) -> list[Figures]:
+def _launch(session: Session, world_size: int, threads: int) -> list[Figures]:
     """Start a group of processes, wait for its end, and return what it measured.
 
     Raises:
@@ -98,7 +98,7 @@ def _launch(session: Session, world_size: int, batch_sizes: Sequence[int], threa
         command = [
             *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(_CONFIGS / f"{hardware}.yaml")),
             *("--num_processes", str(world_size), "--num_cpu_threads_per_process", str(threads), "-m", "benchmarks.scaling_worker"),
-            *("--output", str(output), "--batch-sizes", ",".join(map(str, batch_sizes)), "--loaders", ",".join(session.options.loaders)),
+            *("--output", str(output), "--loaders", ",".join(session.options.loaders)),
             *("--windows", str(session.windows), "--steps", str(session.steps), *(["--quick"] if session.quick else [])),
             *(str(Path(session.recipe).resolve()), *session.overrides),
         ]
@@ -110,7 +110,7 @@ def _launch(session: Session, world_size: int, batch_sizes: Sequence[int], threa
 
 
 def run(session: Session) -> None:
-    options, batch = session.options, session.config().data.batch_size
+    options = session.options
     if session.processes.shard.world_size > 1:
         raise UserError("scaling starts its process groups itself; start it without accelerate launch")
     if options.rounds is not None and options.rounds < 1:
@@ -122,11 +122,11 @@ def run(session: Session) -> None:
     num_rounds = options.rounds or (_QUICK_ROUNDS if session.quick else _ROUNDS)
     rounds: Rounds = []
     for number in range(1, num_rounds + 1):
-        found = {}
+        found: dict[tuple[int, str], dict[str, Figures]] = {}
         for size in sizes:
             session.show(f"{size} process{'es' if size > 1 else ''}, round {number} of {num_rounds}")
-            for figures in _launch(session, size, [batch] if size == 1 else [size * batch, batch], threads):
-                found[size, figures["batch_size"], figures["loader"]] = figures
+            for figures in _launch(session, size, threads):
+                found.setdefault((size, figures["loader"]), {})[figures["variant"]] = figures
         rounds.append(found)
     for loader in options.loaders:
         _record(session, rounds, sizes, loader)
@@ -154,15 +154,14 @@ def _check(session: Session, sizes: Sequence[int]) -> None:
 
 
 def _record(session: Session, rounds: Rounds, sizes: Sequence[int], loader: str) -> None:
-    batch = session.config().data.batch_size
-    one = [found[1, batch, loader] for found in rounds]
+    one = [found[1, loader][ONE] for found in rounds]
     for size in sizes:
-        for variant, total in [(ONE, batch)] if size == 1 else [(WEAK, size * batch), (STRONG, batch)]:
-            ours = [found[size, total, loader] for found in rounds]
+        for variant in rounds[0][size, loader]:
+            ours = [found[size, loader][variant] for found in rounds]
             session.record(
                 "scaling",
                 variant,
-                session.config(f"data.batch_size={total}", f"data.loader={loader}"),
+                session.config(f"data.batch_size={ours[0]['batch_size']}", f"data.loader={loader}"),
                 merged(variant, ours),
                 None if size == 1 else speed_up(ours, one),
                 world_size=size,
@@ -178,7 +177,6 @@ def _summarise(session: Session) -> None:
     for record in session.records:
         if record.baseline is not None:
             ratio = record.baseline.ratio
+            what = "apart, without communication," if record.variant == APART else f"{record.variant} scaling"
             by = f" with {record.loader}" if len(session.options.loaders) > 1 else ""
-            session.say(
-                f"{record.variant} scaling on {record.world_size} {where}{by}: {ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})"
-            )
+            session.say(f"{what} on {record.world_size} {where}{by}: {ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})")

@@ -4,9 +4,9 @@ import pytest
 
 from benchmarks import readme, scaling_model
 from benchmarks.records import Record, Spread
-from benchmarks.scaling import WEAK, last_words, merged, speed_up, world_sizes
+from benchmarks.scaling import last_words, merged, speed_up, world_sizes
 from benchmarks.scaling_model import Fit
-from benchmarks.scaling_worker import Figures
+from benchmarks.scaling_worker import WEAK, Figures
 from benchmarks.tables import MAKERS, to_markdown
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
@@ -18,7 +18,13 @@ SCALING = [example for example in EXAMPLES if example.benchmark == "scaling"]
 
 def figures(batch_size: int, *step_s: float) -> Figures:
     return Figures(
-        loader="dali", batch_size=batch_size, step_s=list(step_s), data_wait_fraction=0.0, compile_s=1.0, peak_memory_bytes=2**30
+        variant=WEAK,
+        loader="dali",
+        batch_size=batch_size,
+        step_s=list(step_s),
+        data_wait_fraction=0.0,
+        compile_s=1.0,
+        peak_memory_bytes=2**30,
     )
 
 
