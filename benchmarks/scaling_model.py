@@ -2,7 +2,8 @@
 
     step time on N GPUs = step time on one + fixed + exposed share × all-reduce(N)
 
-`fixed` and the exposed share are fitted to one measured point; benchmarks/README.md says what it assumes and what it cannot know.
+`fixed` and the exposed share are fitted to one measured point, of GPUs together and apart; benchmarks/README.md says what it assumes and
+what it cannot know.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.cells import number, share
 from benchmarks.records import Record
+from benchmarks.scaling_worker import APART, WEAK
 from benchmarks.tables import Table
 
 GPUS_PER_HOST = 8
@@ -48,12 +50,14 @@ class Fit:
 
     Attributes:
         one_s: seconds per step on one GPU.
+        apart_s: the same of the slowest of `num_gpus` GPUs that train at the same time, but not together; `one_s` where nobody measured it.
         measured_s: the same on `num_gpus` GPUs, each with the batch of the one.
         num_bytes: of all gradients.
         nvlink: effective bytes/s.
     """
 
     one_s: float
+    apart_s: float
     measured_s: float
     num_gpus: int
     num_bytes: float
@@ -61,8 +65,8 @@ class Fit:
 
     @property
     def extra_s(self) -> float:
-        """What several GPUs take longer than one; a negative difference is noise, and 0."""
-        return max(self.measured_s - self.one_s, 0.0)
+        """What several GPUs take longer together than apart; a negative difference is noise, and 0."""
+        return max(self.measured_s - self.apart_s, 0.0)
 
     @property
     def exposed_share(self) -> float:
@@ -71,8 +75,8 @@ class Fit:
 
     @property
     def fixed_s(self) -> float:
-        """What of `extra_s` is more than the whole all-reduce, and so must be something else, taken to be the same for any number."""
-        return max(self.extra_s - self.reduce_s(self.num_gpus), 0.0)
+        """What is no communication, taken to be the same for any number: lost apart too, or more than the whole all-reduce."""
+        return max(self.apart_s - self.one_s, 0.0) + max(self.extra_s - self.reduce_s(self.num_gpus), 0.0)
 
     def reduce_s(self, num_gpus: int) -> float:
         return all_reduce_s(self.num_bytes, num_gpus, self.nvlink)
@@ -80,7 +84,7 @@ class Fit:
     def step_s(self, num_gpus: int) -> tuple[float, float]:
         """Seconds per step on more GPUs: where the exposed share stays as it is, and where nothing more is hidden than in the fit.
 
-        >>> fit = Fit(one_s=10e-3, measured_s=10.1e-3, num_gpus=2, num_bytes=45e6, nvlink=225e9)
+        >>> fit = Fit(one_s=10e-3, apart_s=10e-3, measured_s=10.1e-3, num_gpus=2, num_bytes=45e6, nvlink=225e9)
         >>> round(fit.exposed_share, 3), fit.fixed_s
         (0.5, 0.0)
         >>> [round(1e3 * seconds, 3) for seconds in fit.step_s(8)]  # the all-reduce takes 0.2 ms on 2 GPUs, 0.35 ms on 8
@@ -88,32 +92,41 @@ class Fit:
         """
         reduce_s = self.reduce_s(num_gpus)
         more_s = max(reduce_s - self.reduce_s(self.num_gpus), 0.0)
-        return self.one_s + self.fixed_s + self.exposed_share * reduce_s, self.one_s + self.extra_s + more_s
+        best = self.one_s + self.fixed_s + self.exposed_share * reduce_s
+        return best, best + (1 - self.exposed_share) * more_s
 
 
-def fit(record: Record) -> Fit | None:
+def fit(record: Record, apart: Record | None = None) -> Fit | None:
     """The model fitted to a record of weak scaling; None where the size of the network or the links of the GPU are not known here.
+
+    APART is of the same GPUs, each for itself.
 
     The time on one GPU is that of the record's baseline; the time on several follows from the speed-up, whose two sides were measured
     one right after the other.
     """
     network, nvlink = (record.model or "").partition(",")[0].partition(" with ")[0], NVLINK.get(record.gpu or "")
-    if record.variant != "weak" or record.baseline is None or network not in PARAMETERS or nvlink is None:
+    if record.variant != WEAK or record.baseline is None or network not in PARAMETERS or nvlink is None:
         return None
     one_s = record.batch_size / record.world_size / record.baseline.images_per_sec
-    measured_s = one_s * record.world_size / record.baseline.ratio.median
-    return Fit(one_s, measured_s, record.world_size, _GRADIENT_BYTES * PARAMETERS[network], EFFECTIVE * nvlink)
+    measured_s, apart_s = (
+        one_s * record.world_size / measured.baseline.ratio.median if measured and measured.baseline else one_s
+        for measured in (record, apart)
+    )
+    return Fit(one_s, apart_s, measured_s, record.world_size, _GRADIENT_BYTES * PARAMETERS[network], EFFECTIVE * nvlink)
 
 
 def table(records: Sequence[Record]) -> Table:
     """Step time and efficiency on 8 and 64 GPUs, for every record of weak scaling on the fewest GPUs that there is one for."""
     weak: dict[tuple[object, ...], dict[int, Record]] = {}
+    apart: dict[tuple[object, ...], dict[int, Record]] = {}
     for record in records:
+        per_gpu = record.batch_size // record.world_size
+        key = (record.model, record.dataset, record.image_size, record.loader, per_gpu, record.precision, record.compile_mode)
         if fit(record) is not None:
-            per_gpu = record.batch_size // record.world_size
-            key = (record.model, record.dataset, record.image_size, record.loader, per_gpu, record.precision, record.compile_mode)
             weak.setdefault(key, {})[record.world_size] = record
-    rows = [row for by_size in weak.values() for row in _rows(by_size)]
+        elif record.variant == APART:
+            apart.setdefault(key, {})[record.world_size] = record
+    rows = [row for key, by_size in weak.items() for row in _rows(by_size, apart.get(key, {}))]
     header = (
         *("model", "loader", "batch per GPU", "fitted on", "exposed share", "fixed ms"),
         *("GPUs", "all-reduce ms", "step ms", "efficiency", "measured"),
@@ -121,9 +134,9 @@ def table(records: Sequence[Record]) -> Table:
     return Table("Weak scaling by the model", header, tuple(rows), 2)
 
 
-def _rows(by_size: dict[int, Record]) -> list[tuple[str, ...]]:
+def _rows(by_size: dict[int, Record], apart: dict[int, Record]) -> list[tuple[str, ...]]:
     base = by_size[min(by_size)]
-    fitted = fit(base)
+    fitted = fit(base, apart.get(base.world_size))
     assert fitted is not None
     rows = []
     for num_gpus in _EXTRAPOLATED:
