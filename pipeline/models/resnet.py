@@ -83,7 +83,7 @@ class ResNet(nn.Module):
                     module.zero_init()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.back(self.front(images))
+        return self._logits(self.stages(self.stem(images)))
 
     def front(self, images: torch.Tensor) -> Activation:
         """All but the last stage: (B, in_channels, H, W) → features."""
@@ -91,10 +91,12 @@ class ResNet(nn.Module):
 
     def back(self, features: Activation) -> torch.Tensor:
         """The last stage, which holds most of the parameters, and the head: features → (B, num_classes) logits."""
-        last = self.stages[-1](features)
+        return self._logits(self.stages[-1](features))
+
+    def _logits(self, features: torch.Tensor) -> torch.Tensor:
         if self.norm is not None:
-            last = self.norm(last)
-        return self.head(F.adaptive_avg_pool2d(last, 1).flatten(1))
+            features = self.norm(features)
+        return self.head(F.adaptive_avg_pool2d(features, 1).flatten(1))
 
     def back_parameters(self) -> list[nn.Parameter]:
         """Of `back`: the first to have their gradients in a backward pass."""
