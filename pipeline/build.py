@@ -74,6 +74,7 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
     from torch._inductor import list_mode_options
 
     dynamo.recompile_limit = _COMPILATIONS  # unexpected ones are counted by the step
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # runtime.tf32 says what is wanted
     # our batch norm is an autograd.Function, whose traced graphs are in the cache's key; without this each start traces anew
     functorch.autograd_cache_allow_custom_autograd_functions = True
     arguments: dict[str, Any] = {"backend": config.backend, "dynamic": False, "fullgraph": True}
