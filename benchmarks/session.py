@@ -103,8 +103,18 @@ class Session:
             self.splits(config)
         except UserError as error:
             size = config.image_size
-            self.say(f"warning: {error}\nwarning: timing random images of {size}x{size} pixels instead, through the same loader")
+            decoded = ", but from memory: decoding files is not timed" if config.data.dataset == "folder" else ""
+            self.say(f"warning: {error}\nwarning: timing random images of {size}x{size} pixels instead, through the same loader{decoded}")
             self.overrides = merge(self.overrides, ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"])
+
+    def keep_one_image_size(self) -> None:
+        """Where the recipe's images grow during training, time those of its last size alone, and say so."""
+        config = self.config()
+        if config.augment.progressive:
+            sizes = [size for _, size in config.augment.progressive]
+            other = f"for others: augment.progressive=[] data.image_size={sizes[0]}"
+            self.say(f"timing images of {config.image_size} pixels, not of {', '.join(map(str, sizes))} in turn; {other}")
+            self.overrides = merge(self.overrides, ["augment.progressive=[]"])
 
     def say(self, text: str) -> None:
         if self.processes.is_main:
@@ -195,6 +205,8 @@ def run(work: Callable[[Session], None], name: str, options: argparse.Namespace)
     console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     session = Session(recipe, overrides, processes, options, command, console)
     with torch.cuda.stream(torch.cuda.Stream(processes.device) if session.on_gpu else None):
+        if name != "startup":
+            session.keep_one_image_size()
         session.use_synthetic_images_if_missing()
         where = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
         session.say(f"{name}: {recipe}, {processes.shard.world_size} x {where}, {session.windows} windows")

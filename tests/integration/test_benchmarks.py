@@ -84,6 +84,18 @@ def test_a_missing_data_set_is_replaced_and_said(capsys: pytest.CaptureFixture[s
     assert "timing random images of 16x16 pixels instead" in out
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_images_that_grow_in_training_are_timed_at_their_last_size(missing: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    folder = tmp_path / "images"
+    if not missing:
+        assert main(["make-folder", str(folder), "--images", "20", "--size", "40x30", "--threads", "1"]) == 0
+    streamed = ["data.dataset=folder", f"data.root={folder}", "data.cache_below=8", "augment.cutout=0", "augment.crop_padding=0"]
+    assert main(["loaders", "--loaders", "dali", "--quick", "runtime.device=cpu", *streamed, "augment.progressive=[[0%,8],[75%,16]]"]) == 0
+    out = capsys.readouterr().out
+    assert "timing images of 16 pixels, not of 8, 16 in turn" in out
+    assert ("from memory: decoding files is not timed" in out) == missing
+
+
 class Noted(Workload):
     def __init__(self, name: str, notes: list[str], seconds: float):
         super().__init__(name, images_per_step=10, lead_in=2)
