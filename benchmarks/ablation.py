@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch._inductor.utils import fresh_cache
 
-from benchmarks.options import listed, merge
+from benchmarks.options import check_at_least, listed, merge
 from benchmarks.session import Session
 from benchmarks.sweep import Sweep, run_sweep
-from benchmarks.sweep_plan import make_plan
+from benchmarks.sweep_plan import Plan, make_plan
 from benchmarks.sweep_table import Mean, by_variant, values_of
 from benchmarks.timing import Timing
 from benchmarks.workloads import Rig, StepWorkload, build_train_loader
@@ -91,13 +91,15 @@ def run(session: Session) -> None:
     wanted = variants(session.on_gpu)
     if session.quick:
         wanted = [variant for variant in wanted if not variant.name.startswith("plain +")]
+    plan = _plan_of_training(session, wanted)  # before anything is measured: what is wrong with it should not be found after that
     workloads = _build(session, wanted)
     steps = min(session.steps, _STEPS)
     timings = dict(zip([variant.name for variant in wanted], session.time(list(workloads.values()), steps), strict=True))
     _record(session, wanted, workloads, timings, {})  # at once: what was measured is kept if training fails
-    if session.options.epochs:
+    if plan is not None:
         session.records.clear()
-        _record(session, wanted, workloads, timings, _train(session, wanted))
+        torch.cuda.empty_cache()
+        _record(session, wanted, workloads, timings, _train(session, wanted, plan))
     session.print_tables()
 
 
@@ -159,24 +161,34 @@ def _build(session: Session, wanted: list[Variant]) -> dict[str, StepWorkload]:
     return workloads
 
 
-def _train(session: Session, wanted: list[Variant]) -> dict[str, Mean]:
-    """Test accuracy of the cumulative variants, by real runs."""
+def _run_names(wanted: list[Variant]) -> dict[str, Variant]:
+    """The cumulative variants by the names of their runs."""
+    numbered = [(number, variant) for number, variant in enumerate(wanted) if _is_cumulative(variant)]
+    return {f"{number}-{variant.name.strip('+ ').replace(' ', '-')}": variant for number, variant in numbered}
+
+
+def _plan_of_training(session: Session, wanted: list[Variant]) -> Plan | None:
+    """The runs that give the cumulative variants their accuracy; None where none is asked for.
+
+    Raises:
+        UserError: an option, or the config of a run, is bad.
+    """
     options = session.options
-    names = {
-        f"{number}-{variant.name.strip('+ ').replace(' ', '-')}": variant
-        for number, variant in enumerate(wanted)
-        if _is_cumulative(variant)
-    }
-    overrides = merge(session.overrides, [f"duration={options.epochs}ep", "log.checkpoint_every=100%"])
-    torch.cuda.empty_cache()
-    plan = make_plan(
-        f"ablation-{Path(session.recipe).stem}",
-        session.recipe,
-        {name: list(v.overrides) for name, v in names.items()},
-        options.seeds,
-        overrides,
-    )
-    sweep = Sweep(plan, options.jobs)
+    check_at_least(0, options, "epochs")
+    check_at_least(1, options, "jobs")
+    if not options.epochs:
+        return None
+    place = [override for override in session.overrides if override.startswith("log.dir=")]
+    own = [override for override in session.overrides if override not in place]
+    overrides = merge(own, [f"duration={options.epochs}ep", "log.checkpoint_every=100%"])
+    changes = {name: list(variant.overrides) for name, variant in _run_names(wanted).items()}
+    return make_plan(f"ablation-{Path(session.recipe).stem}", session.recipe, changes, options.seeds, overrides, place)
+
+
+def _train(session: Session, wanted: list[Variant], plan: Plan) -> dict[str, Mean]:
+    """Test accuracy of the cumulative variants, by real runs."""
+    names = _run_names(wanted)
+    sweep = Sweep(plan, session.options.jobs)
     run_sweep(sweep, session.console)
     found = {names[name].name: Mean.of(values_of(group, "test_accuracy")) for name, group in by_variant(sweep.outcomes).items()}
     return {name: mean for name, mean in found.items() if mean is not None}

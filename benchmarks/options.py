@@ -59,10 +59,17 @@ def listed(kind: Callable[[str], Any] = str, choices: Collection[str] = ()) -> C
     """Type of an option with several values, separated by commas: `--batch-sizes 512,1024`."""
 
     def parse(text: str) -> list[Any]:
-        for value in text.split(","):
-            if choices and value not in choices:
-                raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(choices)}")
-        return [kind(value) for value in text.split(",")]
+        values = []
+        for word in text.split(","):
+            if choices and word not in choices:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(choices)}")
+            try:
+                values.append(kind(word))
+            except ValueError:
+                raise argparse.ArgumentTypeError(f"{word!r} is no whole number; write them as 1,2") from None
+        if len(set(values)) < len(values):
+            raise argparse.ArgumentTypeError(f"{text} names one of them twice")
+        return values
 
     return parse
 
@@ -77,6 +84,17 @@ def num_steps(options: argparse.Namespace, on_gpu: bool) -> int:
     return options.steps or (_QUICK_STEPS if options.quick else _GPU_STEPS if on_gpu else _CPU_STEPS)
 
 
+def check_at_least(least: int, options: argparse.Namespace, *names: str) -> None:
+    """
+    Raises:
+        UserError: an option of these names is given and smaller.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')}: expected a whole number, {least} or more, got {value}")
+
+
 def read_arguments(options: argparse.Namespace) -> tuple[str, list[str]]:
     """Recipe and overrides that the options ask for.
 
@@ -85,10 +103,7 @@ def read_arguments(options: argparse.Namespace) -> tuple[str, list[str]]:
     """
     if options.record and options.quick:
         raise UserError("--record: a smoke test is no measurement; leave out --quick")
-    for name in ("windows", "steps"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}: expected a whole number above 0, got {value}")
+    check_at_least(1, options, "windows", "steps")
     recipe, overrides = split_arguments(options.arguments)
     if options.quick:
         on_cpu = [] if torch.cuda.is_available() else ["precision.mode=fp32"]  # half precision is slow on CPUs

@@ -8,6 +8,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from benchmarks.options import check_at_least
 from benchmarks.session import Session
 from benchmarks.workloads import Rig, StepWorkload, build_train_loader
 from pipeline.checkpoint import CheckpointWriter
@@ -49,6 +50,7 @@ class _SavingWorkload(StepWorkload):
 
 
 def run(session: Session) -> None:
+    check_at_least(1, session.options, "epochs")
     config = session.config()
     splits, processes = session.splits(config), session.processes
     rig = Rig(config, splits, processes)

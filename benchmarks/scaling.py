@@ -19,7 +19,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.options import listed
+from benchmarks.options import check_at_least, listed
 from benchmarks.records import Baseline, Spread
 from benchmarks.scaling_worker import APART, ONE, Figures
 from benchmarks.session import Session
@@ -113,8 +113,7 @@ def run(session: Session) -> None:
     options = session.options
     if session.processes.shard.world_size > 1:
         raise UserError("scaling starts its process groups itself; start it without accelerate launch")
-    if options.rounds is not None and options.rounds < 1:
-        raise UserError(f"--rounds: expected a whole number above 0, got {options.rounds}")
+    check_at_least(1, options, "rounds")
     sizes = world_sizes(options.processes, torch.cuda.device_count() if session.on_gpu else 0)
     _check(session, sizes)
     # one process gets no more of the CPU than it has beside the others

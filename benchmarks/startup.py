@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.options import merge
+from benchmarks.options import check_at_least, merge
 from benchmarks.session import Session
 from pipeline.errors import TrainingError
 from pipeline.run import read_json
@@ -65,6 +65,7 @@ def start(recipe: str, overrides: list[str], cache: Path) -> float:
 
 
 def run(session: Session) -> None:
+    check_at_least(0, session.options, "warm_starts")
     config = session.config(*_SHORT)
     overrides = merge(_SHORT, session.overrides)
     warm_starts = 0 if session.quick else session.options.warm_starts

@@ -20,6 +20,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from benchmarks.options import check_at_least
 from benchmarks.sweep_plan import Plan, Run, read_plan
 from benchmarks.sweep_table import Mean, Outcome, find_finished, save, table_of, values_of, with_status
 from benchmarks.tables import to_rich
@@ -203,9 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check everything and show the plan, train nothing")
     arguments = parser.parse_intermixed_args(argv)
     try:
-        for name in ("jobs", "processes"):
-            if getattr(arguments, name) < 1:
-                raise UserError(f"--{name}: expected a whole number above 0")
+        check_at_least(1, arguments, "jobs", "processes")
         sweep = Sweep(read_plan(arguments.file, arguments.overrides), arguments.jobs, arguments.processes)
         console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
         if arguments.dry_run:

@@ -55,7 +55,7 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
     ("arguments", "message"),
     [
         (["--quick", "--record"], "--record: a smoke test is no measurement"),
-        (["--windows", "0"], "--windows: expected a whole number above 0"),
+        (["--windows", "0"], "--windows: expected a whole number, 1 or more"),
         (["loader", "--quick"], "loader: neither a benchmark nor a recipe; did you mean loaders?"),
         (["configs/missing.yaml"], "configs/missing.yaml: no such recipe"),
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
@@ -64,7 +64,12 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
         (["scaling", "--quick", "runtime.device=cpu", "--processes", "3"], "data.batch_size: 8 images do not divide by 3 processes"),
         (["scaling", "--quick", "runtime.device=cpu", "--processes", "8", "data.batch_size=16"], "16 on each of 8 processes are more"),
         (["scaling", "--quick", "runtime.device=cpu", "--loaders", "dail"], "data.loader: input should be 'dali'"),
-        (["scaling", "--quick", "runtime.device=cpu", "--rounds", "0"], "--rounds: expected a whole number above 0"),
+        (["scaling", "--quick", "runtime.device=cpu", "--rounds", "0"], "--rounds: expected a whole number, 1 or more"),
+        (["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "--jobs", "0"], "--jobs: expected a whole number, 1 or more"),
+        (["ablation", "--quick", "runtime.device=cpu", "--epochs", "-1"], "--epochs: expected a whole number, 0 or more"),
+        (["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "seed=3"], "seed: the sweep sets it for each run"),
+        (["saving", "--quick", "runtime.device=cpu", "--epochs", "0"], "--epochs: expected a whole number, 1 or more"),
+        (["startup", "--quick", "runtime.device=cpu", "--warm-starts", "-1"], "--warm-starts: expected a whole number, 0 or more"),
         (["readme", "--check", "surplus"], None),
     ],
 )
@@ -74,6 +79,20 @@ def test_bad_input(arguments: list[str], message: str | None, capsys: pytest.Cap
             main(arguments)
         return
     assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["loaders", "--batch-sizes", "256,"], "'' is no whole number; write them as 1,2"),
+        (["ablation", "--seeds", "0,0"], "0,0 names one of them twice"),
+        (["kernels", "--ops", "augment,nope"], "'nope' is none of augment,"),
+    ],
+)
+def test_bad_lists(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
     assert message in capsys.readouterr().err
 
 

@@ -52,8 +52,12 @@ def test_accuracies_are_means_over_seeds_of_the_cumulative_variants(monkeypatch:
 
     monkeypatch.setattr(ablation, "run_sweep", run_sweep)
     options = Namespace(epochs=2, seeds=[0, 1], jobs=1)
-    session: Any = SimpleNamespace(options=options, overrides=[], recipe=str(ROOT / "configs/quickstart.yaml"), console=None)
-    found = ablation._train(session, variants(on_gpu=False))
+    overrides = ["log.dir=elsewhere"]
+    session: Any = SimpleNamespace(options=options, overrides=overrides, recipe=str(ROOT / "configs/quickstart.yaml"), console=None)
+    wanted = variants(on_gpu=False)
+    plan = ablation._plan_of_training(session, wanted)
+    assert plan is not None and plan.folder == Path("elsewhere/sweeps/ablation-quickstart")
+    found = ablation._train(session, wanted, plan)
     assert {name: (mean.mean, mean.n) for name, mean in found.items()} == dict.fromkeys(
         ["plain", "+ channels-last", "+ DALI loader", "+ torch.compile"], (pytest.approx(0.55), 2)
     )
