@@ -85,6 +85,11 @@ def run(session: Session) -> None:
     sizes = [size for size in wanted if size <= limit]
     if not sizes:
         raise UserError(f"--batch-sizes: all are more than the {limit} training images; choose smaller ones")
+    for size in wanted:
+        if size > limit:
+            session.say(f"batch {size}: left out, it is more than the {limit} training images")
+    for size in sizes:  # before any is measured
+        session.config(f"data.batch_size={size}")
     for size in sizes:
         session.show(f"batch {size}")
         together = [name for name in names if name != _WITH_WORKERS]

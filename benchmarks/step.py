@@ -9,6 +9,7 @@ from benchmarks.session import Session
 from benchmarks.timing import Timing
 from benchmarks.workloads import Rig, StepWorkload
 from pipeline.ceiling import matmul_flops_per_s
+from pipeline.config import Config
 
 _AXES = {
     "models": ("model.name", None, None),
@@ -65,10 +66,12 @@ def variants(axes: list[tuple[str, list[str]]], full: bool) -> list[list[str]]:
 
 
 def run(session: Session) -> None:
-    session.show("measuring what this machine can do")
-    peak = matmul_flops_per_s(session.device) * session.processes.shard.world_size
     wanted = variants(choices(session), session.options.full)
     own = wanted[0]
+    for overrides in wanted:  # before any is measured
+        _config(session, overrides)
+    session.show("measuring what this machine can do")
+    peak = matmul_flops_per_s(session.device) * session.processes.shard.world_size
     for first in range(0, len(wanted), _AT_ONCE - 1):
         group = wanted[first : first + _AT_ONCE - 1]
         # the recipe is timed with every group: what the others are compared with
@@ -84,11 +87,14 @@ def _time(session: Session, group: list[list[str]], keep: list[list[str]], peak:
             _record(session, timing, workload, None if timing is timings[0] else timings[0], peak)
 
 
+def _config(session: Session, overrides: list[str]) -> Config:
+    # our kernels know one layout
+    plain_norm = ["model.fused_norm=false", "model.fused_stem=false"] if "runtime.channels_last=false" in overrides else []
+    return session.config("data.loader=synthetic", *overrides, *plain_norm)
+
+
 def _workload(session: Session, overrides: list[str]) -> StepWorkload:
-    plain_norm = (
-        ["model.fused_norm=false", "model.fused_stem=false"] if "runtime.channels_last=false" in overrides else []
-    )  # our kernels know one layout
-    config = session.config("data.loader=synthetic", *overrides, *plain_norm)
+    config = _config(session, overrides)
     name = ", ".join(item.partition("=")[2] for item in overrides)
     session.show(f"building {name}")
     rig = Rig(config, session.splits(config), session.processes)

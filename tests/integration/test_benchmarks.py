@@ -70,6 +70,8 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
         (["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "seed=3"], "seed: the sweep sets it for each run"),
         (["saving", "--quick", "runtime.device=cpu", "--epochs", "0"], "--epochs: expected a whole number, 1 or more"),
         (["startup", "--quick", "runtime.device=cpu", "--warm-starts", "-1"], "--warm-starts: expected a whole number, 0 or more"),
+        (["step", "--quick", "runtime.device=cpu", "--precisions", "fp32,fp8"], "precision.mode: input should be"),
+        (["loaders", "--quick", "--batch-sizes", "8,0"], "data.batch_size: input should be greater than or equal to 1"),
         (["readme", "--check", "surplus"], None),
     ],
 )
@@ -79,7 +81,9 @@ def test_bad_input(arguments: list[str], message: str | None, capsys: pytest.Cap
             main(arguments)
         return
     assert main(arguments) == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "batch 8" not in printed.out and "building" not in printed.out, "nothing is measured before"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +102,9 @@ def test_bad_lists(arguments: list[str], message: str, capsys: pytest.CaptureFix
 
 def test_a_missing_data_set_is_replaced_and_said(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     missing = ["data.dataset=folder", f"data.root={tmp_path / 'missing'}", "runtime.device=cpu"]
-    assert main(["loaders", "--quick", "--loaders", "dali", *missing]) == 0
+    assert main(["loaders", "--quick", "--loaders", "dali", "--batch-sizes", "8,100", *missing]) == 0
     out = capsys.readouterr().out
+    assert "batch 100: left out, it is more than the 64 training images" in out
     assert "timing random images of 16x16 pixels instead" in out
 
 
