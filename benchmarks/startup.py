@@ -55,7 +55,7 @@ def start(recipe: str, overrides: list[str], cache: Path) -> float:
     with tempfile.TemporaryDirectory() as folder:
         environment = {name: value for name, value in os.environ.items() if name not in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
         environment |= {"XDG_CACHE_HOME": str(cache), "NUM_PROCESSES": "1", "QUICKRES_START_TIME": str(time.time())}
-        command = command_line(recipe, [*overrides, f"log.dir={folder}"])
+        command = command_line(recipe, merge(overrides, [f"log.dir={folder}"]))
         done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)
         results = sorted(Path(folder).glob("*-*/result.json"))
         if done.returncode or not results:

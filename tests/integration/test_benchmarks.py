@@ -1,5 +1,6 @@
 """Every benchmark for five steps, and what they are made of."""
 
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import session
+from benchmarks import session, startup
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.bottleneck import Measured, name_bottleneck
 from benchmarks.image_folder import ImageFolderLoader
@@ -20,6 +21,7 @@ from benchmarks.workloads import build_train_loader
 from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
 from pipeline.distributed import connect
+from pipeline.errors import TrainingError
 
 QUICKSTART = "configs/quickstart.yaml"
 
@@ -106,6 +108,19 @@ def test_a_missing_data_set_is_replaced_and_said(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "batch 100: left out, it is more than the 64 training images" in out
     assert "timing random images of 16x16 pixels instead" in out
+
+
+def test_a_start_writes_to_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    started: list[str] = []
+
+    def command_line(recipe: str, overrides: list[str]) -> list[str]:
+        started.extend(overrides)
+        return [sys.executable, "-S", "-c", "import sys; sys.exit('error: not today')"]
+
+    monkeypatch.setattr(startup, "command_line", command_line)
+    with pytest.raises(TrainingError, match="exit code 1:\nerror: not today"):
+        startup.start("recipe.yaml", ["log.dir=mine", "duration=1st"], tmp_path)
+    assert len(started) == 2 and started[0].startswith("log.dir=/") and started[1] == "duration=1st"
 
 
 @pytest.mark.parametrize("missing", [False, True])
