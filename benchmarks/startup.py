@@ -16,6 +16,7 @@ from statistics import median
 
 from benchmarks.options import check_at_least, merge
 from benchmarks.session import Session
+from pipeline.caches import VARIABLES
 from pipeline.errors import TrainingError
 from pipeline.run import read_json
 
@@ -53,7 +54,7 @@ def start(recipe: str, overrides: list[str], cache: Path) -> float:
         TrainingError: it failed; with the end of what it printed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        environment = {name: value for name, value in os.environ.items() if name not in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}  # of this process's own cache
         environment |= {"XDG_CACHE_HOME": str(cache), "NUM_PROCESSES": "1", "QUICKRES_START_TIME": str(time.time())}
         command = command_line(recipe, merge(overrides, [f"log.dir={folder}"]))
         done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)

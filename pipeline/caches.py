@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 # Where each would go otherwise: /tmp/torchinductor_USER, ~/.triton, ~/.cache/torch/kernels, ~/.nv, ~/.config and ~/.cache/matplotlib
-_VARIABLES = {
+VARIABLES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
     "PYTORCH_KERNEL_CACHE_PATH": "torch",
@@ -26,7 +26,7 @@ def use_cache_folder() -> None:
     To be called before torch and matplotlib are imported: torch settles on a folder in /tmp as soon as its compiler is imported, which
     other libraries do, and matplotlib makes one in the home folder.
     """
-    for variable, name in _VARIABLES.items():
+    for variable, name in VARIABLES.items():
         os.environ.setdefault(variable, str(cache_folder() / name))
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime keeps an identifier of the machine and a log in ~/.cache and /tmp
 

@@ -18,6 +18,7 @@ from benchmarks.options import QUICK, merge
 from benchmarks.records import Spread, append, read
 from benchmarks.timing import Workload, time_interleaved
 from benchmarks.workloads import build_train_loader
+from pipeline.caches import VARIABLES, use_cache_folder
 from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
 from pipeline.distributed import connect
@@ -121,6 +122,16 @@ def test_a_start_writes_to_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(TrainingError, match="exit code 1:\nerror: not today"):
         startup.start("recipe.yaml", ["log.dir=mine", "duration=1st"], tmp_path)
     assert len(started) == 2 and started[0].startswith("log.dir=/") and started[1] == "duration=1st"
+
+
+def test_a_start_knows_no_cache_but_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The benchmark's own process points every library to the user's cache."""
+    program = f"import os; print({{k: os.environ.get(k) for k in {[*VARIABLES, 'XDG_CACHE_HOME']}}}); raise SystemExit(1)"
+    monkeypatch.setattr(startup, "command_line", lambda *_: [sys.executable, "-S", "-c", program])
+    use_cache_folder()
+    with pytest.raises(TrainingError) as raised:
+        startup.start("recipe.yaml", [], tmp_path)
+    assert str(raised.value).splitlines()[1] == str({**dict.fromkeys(VARIABLES), "XDG_CACHE_HOME": str(tmp_path)})
 
 
 @pytest.mark.parametrize("missing", [False, True])
