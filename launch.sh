@@ -245,7 +245,7 @@ case ${1:-} in
         ;;
     sweep)
         set_up
-        exec "$python" -m benchmarks.sweep "${@:2}"
+        exec "$python" -m benchmarks sweep "${@:2}"
         ;;
     *)
         set_up

@@ -51,11 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return module.main(arguments)
         return _measure(name, module, arguments)
     except (UserError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        told = error
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_FAILURE
+    except (OSError, MemoryError, RuntimeError) as error:
+        from pipeline.faults import explain_fault
+
+        fault = explain_fault(error)
+        if fault is None:
+            raise
+        told = fault
+    print(f"error: {told}", file=sys.stderr)
+    return told.exit_code
 
 
 def _take_name(arguments: list[str]) -> str:

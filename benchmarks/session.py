@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from benchmarks import tables
 from benchmarks.describe import describe_run
 from benchmarks.options import merge, num_steps, num_windows, read_arguments
-from benchmarks.records import Baseline, Benchmark, Record, append
+from benchmarks.records import RESULTS, Baseline, Benchmark, Record, append
 from benchmarks.timing import Timing, Workload, time_interleaved
 from benchmarks.workloads import batches_ahead
 from pipeline.build import set_backends
@@ -198,6 +199,9 @@ def run(work: Callable[[Session], None], name: str, options: argparse.Namespace)
         TrainingError: what was measured cannot be trusted.
     """
     recipe, overrides = read_arguments(options)
+    if options.record:
+        with tempfile.TemporaryFile(dir=RESULTS):  # a folder that cannot be written is known before anything is measured
+            pass
     config = load_config(recipe, overrides)
     set_backends(config)
     processes = connect(config)

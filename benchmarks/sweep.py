@@ -1,4 +1,4 @@
-"""Train a recipe with lists of overrides: `python -m benchmarks.sweep FILE [key=value …]`.
+"""Train a recipe with lists of overrides: `python -m benchmarks sweep FILE [key=value …]`.
 
 Everything is checked before the first run. Finished runs are kept: the same command again goes on where the last one stopped,
 and trains anew only what has failed or changed.
@@ -24,7 +24,7 @@ from benchmarks.options import check_at_least
 from benchmarks.sweep_plan import Plan, Run, read_plan
 from benchmarks.sweep_table import Mean, Outcome, find_finished, save, table_of, values_of, with_status
 from benchmarks.tables import to_rich
-from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
 _POLL_S = 0.1
 _PLAIN_WIDTH = 160
@@ -196,25 +196,17 @@ def line_of(outcome: Outcome) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; exit code 0 when all runs are done, 1 where one failed, 2 for a bad sweep file, 75 when stopped by a signal."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks sweep", description=__doc__)
     parser.add_argument("file", type=Path, help="sweep, such as configs/sweeps/label_smoothing.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="keys put over every run, such as duration=2ep")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1); their speeds are then not those of one alone")
     parser.add_argument("--processes", type=int, default=1, help="processes, and GPUs, of each run (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and show the plan, train nothing")
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        check_at_least(1, arguments, "jobs", "processes")
-        sweep = Sweep(read_plan(arguments.file, arguments.overrides), arguments.jobs, arguments.processes)
-        console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-        if arguments.dry_run:
-            console.print(to_rich(table_of(sweep.plan, sweep.outcomes)))
-            return 0
-        return run_sweep(sweep, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    check_at_least(1, arguments, "jobs", "processes")
+    sweep = Sweep(read_plan(arguments.file, arguments.overrides), arguments.jobs, arguments.processes)
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    if arguments.dry_run:
+        console.print(to_rich(table_of(sweep.plan, sweep.outcomes)))
+        return 0
+    return run_sweep(sweep, console)

@@ -95,8 +95,8 @@ def _out_of_memory(error: BaseException, text: str, config: Config | None, num_p
     where = "the GPU is" if on_gpu else "this machine is"
     if config is None:
         return (
-            f"{where} out of memory ({text}); use runtime.device=cpu (predict: --device cpu), a smaller data.eval_batch_size (lr-find: "
-            "data.batch_size), fewer images, or a machine with more"
+            f"{where} out of memory ({text}); use runtime.device=cpu (predict: --device cpu), a smaller data.eval_batch_size (lr-find, "
+            "bench: data.batch_size), fewer images, or a machine with more"
         )
     size = config.data.batch_size
     told = f"{where} out of memory at data.batch_size={size} ({text}); "

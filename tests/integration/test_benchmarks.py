@@ -90,6 +90,30 @@ def test_bad_input(arguments: list[str], message: str | None, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
+    "arguments", [["bench", "--record", "runtime.device=cpu"], ["saving", "--quick", "runtime.device=cpu", "--folder", "{file}/folder"]]
+)
+def test_a_folder_that_cannot_be_written_is_one_message(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(session, "RESULTS", tmp_path / "file")
+    assert main([argument.format(file=tmp_path / "file") for argument in arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {tmp_path / 'file'}/")
+    assert printed.err.endswith(": Not a directory; give a place that can be used\n")
+    assert "building" not in printed.out
+
+
+def test_memory_that_is_used_up_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def rig(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("benchmarks.step.Rig", rig)
+    assert main(["step", "--quick", "runtime.device=cpu"]) == 1
+    assert "data.batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["loaders", "--batch-sizes", "256,"], "'' is no whole number; write them as 1,2"),

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from benchmarks.__main__ import main
 from benchmarks.sweep import Sweep, run_sweep
-from benchmarks.sweep import main as sweep_main
 from benchmarks.sweep_plan import Plan, Run, make_plan, read_plan
 from pipeline.errors import EXIT_PREEMPTED, UserError
 
@@ -153,11 +153,18 @@ def test_a_bad_sweep_file_is_refused_before_anything_runs(tmp_path: Path, text: 
 
 
 def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert sweep_main(["configs/sweeps/digits_label_smoothing.yaml", "--dry-run", f"log.dir={tmp_path}"]) == 0
+    assert main(["sweep", "configs/sweeps/digits_label_smoothing.yaml", "--dry-run", f"log.dir={tmp_path}"]) == 0
     assert "2 waiting" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    assert sweep_main(["missing.yaml"]) == 2
+    assert main(["sweep", "missing.yaml"]) == 2
     assert "configs/sweeps/label_smoothing.yaml" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").touch()
+    assert main(["sweep", "configs/sweeps/digits_label_smoothing.yaml", f"log.dir={tmp_path / 'file'}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'file'}/") and said.endswith(": Not a directory; give a place that can be used\n")
 
 
 @pytest.mark.slow
@@ -165,7 +172,7 @@ def test_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "lr.yaml"
     path.write_text(f"base: {QUICKSTART}\noverrides: [duration=2st, runtime.device=cpu]\nruns: [optimizer.lr=0.1, optimizer.lr=0.3]\n")
     small = ["data.image_size=8", "augment.cutout=2", "precision.mode=fp32", f"log.dir={tmp_path}"]
-    assert sweep_main([str(path), *small, "--jobs", "2"]) == 0
+    assert main(["sweep", str(path), *small, "--jobs", "2"]) == 0
     assert "lr-0.1" in capsys.readouterr().out
     results = json.loads((tmp_path / "sweeps/lr/results.json").read_text())["runs"]
     assert [run["status"] for run in results] == ["done", "done"]
