@@ -38,7 +38,7 @@ class Clock:
         self._host_wait_s = 0.0
         self._asked_at = self._began = time.perf_counter()
         self._steps = self._images = 0
-        self._steady = False
+        self._steady = self._spoiled = False
 
     def start(self, steady: bool) -> None:
         """Open a window now, the device being idle. STEADY: warm-up is over."""
@@ -46,7 +46,7 @@ class Clock:
         self._host_wait_s = 0.0
         self._waits.clear()
         self._ahead.clear()  # what happened between two windows is no wait for data
-        self._steady = steady
+        self._steady, self._spoiled = steady, False
         self._began = time.perf_counter()
 
     def ask(self) -> None:
@@ -75,6 +75,10 @@ class Clock:
             if len(self._ahead) > self.max_ahead:
                 self._ahead.popleft().synchronize()
 
+    def spoil(self) -> None:
+        """The open window is training time, but no measure of speed: something else was done in it, such as profiling."""
+        self._spoiled = True
+
     @property
     def warming_up(self) -> bool:
         """Whether the open window holds warm-up steps: it is to be closed as soon as they are over."""
@@ -84,7 +88,8 @@ class Clock:
         """Close the window, waiting for the device.
 
         Returns:
-            `images_per_sec`, `step_s`, `data_wait_fraction` and `steps` of the window; None where nothing ran or warm-up was in it.
+            `images_per_sec`, `step_s`, `data_wait_fraction` and `steps` of the window; None where nothing ran, or warm-up was in it, or
+            it was spoilt.
         """
         self._synchronize()
         elapsed = time.perf_counter() - self._began
@@ -92,7 +97,7 @@ class Clock:
         if not self._steady:
             self.warmup_s += elapsed
         window = None
-        if self._steps and self._steady:
+        if self._steps and self._steady and not self._spoiled:
             waited = sum(before.elapsed_time(after) for before, after in self._waits) / 1e3 if self._cuda else self._host_wait_s
             window = {
                 "images_per_sec": self._images / elapsed,

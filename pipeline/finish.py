@@ -26,6 +26,7 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
     What fails after result.json is told in one line and left out; at a signal, all that is left.
     """
     from pipeline.console import OTHER_ACCURACIES
+    from pipeline.profile import STEPS
     from pipeline.run import write_result
 
     result = describe_result(t, evaluation, started)
@@ -43,6 +44,8 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
     )
     if t.profiler is not None and t.profiler.table is not None:
         say(f"profile, for Perfetto: {run.path / 'profile' / 'trace.json.gz'}\n{t.profiler.table}")
+    elif t.profiler is not None:
+        say(f"no profile: it takes {STEPS} steps after warm-up, and the run was over before; raise duration")
     if t.stop.requested:
         say(f"stopped: by signal {t.stop.number} after training; {again}\n{run.path}")
         return

@@ -73,6 +73,8 @@ class Trainer:
         """End what is shown and written, each whatever becomes of the others; what was saved is on disk then."""
         with contextlib.ExitStack() as closing:
             closing.callback(self.console.close)
+            if self.profiler is not None:
+                closing.callback(self.profiler.close)
             if self.metrics is not None:
                 closing.callback(self.metrics.close)
             if self.checkpoints is not None:
@@ -104,8 +106,8 @@ def fit(t: Trainer) -> EvalResult:
             t.watch.at(f"in step {state.step + 1}")
             t.step(batch)
             t.clock.step(t.config.data.batch_size)
-            if t.profiler is not None:
-                t.profiler.after_step(t.step.settled)
+            if t.profiler is not None and t.profiler.after_step(t.step.settled):
+                t.clock.spoil()
             t.console.step(state.step)
             evaluates, saves = plan.due(state.step, plan.eval_every), plan.due(state.step, plan.checkpoint_every)
             # counted from the last evaluation, so that no sliver of a window follows one

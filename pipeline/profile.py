@@ -114,8 +114,8 @@ class StepProfiler:
         self._left = steps
         self.table: str | None = None
 
-    def after_step(self, settled: bool) -> None:
-        """To be called after every step; SETTLED once warm-up is over."""
+    def after_step(self, settled: bool) -> bool:
+        """To be called after every step; SETTLED once warm-up is over. Whether the step was profiled, which makes it slow."""
         if self._profiler is None and settled and self._left:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
@@ -126,6 +126,14 @@ class StepProfiler:
             self._left -= 1
             if not self._left:
                 self._finish(self._profiler)
+            return True
+        return False
+
+    def close(self) -> None:
+        """Stop without a table, where the run has ended before the steps were over."""
+        if self._profiler is not None and self._left:
+            self._left = 0
+            self._profiler.stop()
 
     def _finish(self, profiler: torch.profiler.profile) -> None:
         if self._device.type == "cuda":

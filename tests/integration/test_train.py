@@ -1,6 +1,7 @@
 """A run from its first step to its result, in this process: what it leaves behind, and that it can be evaluated and explained again."""
 
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -87,6 +88,20 @@ def test_the_folder_holds_all_of_the_run(run: Run, held_out: Run):
     for picture in ("curves.png", "contact_sheet.png"):
         with Image.open(held_out.path / picture) as image:
             assert min(image.size) > 300
+
+
+def test_profiled_steps_are_no_measure_of_speed(tmp_path: Path):
+    brief = ("log.eval_every=100%", "log.checkpoint_every=100%", "log.tensorboard=false")
+    run = run_tiny(tmp_path / "long", "--profile", "duration=20st", *brief)
+    assert run.code == 0 and sum(line.startswith("profile, for Perfetto: ") for line in run.printed) == 1
+    assert json.loads(gzip.decompress((run.path / "profile/trace.json.gz").read_bytes()))["traceEvents"]
+    timed = {record["step"]: record["images_per_sec"] is not None for record in run.records("train")}
+    # warm-up ends with step 3, the profile with step 13
+    assert timed == {step: step > 14 for step in range(2, 22, 2)}
+    assert run.result["images_per_sec"]["n"] == 3
+    short = run_tiny(tmp_path / "short", "--profile", "duration=5st", *brief)
+    assert short.code == 0 and any(line.startswith("no profile: it takes 10 steps") for line in short.printed)
+    assert not (short.path / "profile").exists()
 
 
 def test_the_config_in_the_folder_is_the_resolved_one(run: Run):

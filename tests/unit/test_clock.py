@@ -46,6 +46,16 @@ def test_a_window(now: Now):
     assert timer.windows == [found]
 
 
+def test_a_spoilt_window_is_training_time_and_not_speed(now: Now):
+    timer = Clock(CPU)
+    timer.start(steady=True)
+    timer.spoil()
+    now.passes(3.0)
+    timer.step(8)
+    assert timer.close() is None and timer.windows == [] and (timer.train_s, timer.warmup_s) == (3.0, 0.0)
+    assert window(timer, now, steps=2, wait_s=0.0, step_s=0.5) in timer.windows
+
+
 def test_warmup_counts_as_training_time_and_not_as_speed(now: Now):
     timer = Clock(CPU)
     timer.start(steady=False)
