@@ -176,7 +176,8 @@ def _build_profiler(trainer: "Trainer", run: "RunFolder", splits: "Splits") -> "
     config, processes = trainer.config, trainer.processes
     shape = (splits.num_channels, config.image_size, config.image_size)
     element_bytes = 4 if config.precision.mode == "fp32" else 2
-    work = step_work(trainer.state.model, shape, config.data.batch_size // processes.shard.world_size, element_bytes)
+    batch_size, scaled = config.data.batch_size // processes.shard.world_size, config.precision.mode == "fp16"
+    work = step_work(trainer.state.model, shape, batch_size, element_bytes, config.optimizer.name, scaled)
     return StepProfiler(run.path / "profile", processes.device, work)
 
 

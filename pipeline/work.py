@@ -16,9 +16,9 @@ NORM_FORWARD, NORM_BACKWARD = (f"batch norm (+ ReLU, add): {way}" for way in ("f
 STEM = "stem: convolution, batch norm, ReLU"
 OPTIMIZER = "optimizer and scaler"
 
-# Bytes of a weight that fused SGD with momentum moves: it reads weight, gradient and momentum and writes the first and the last, and the
-# scaler has read the gradient before.
-_OPTIMIZER_BYTES = 24
+# float32 values of a weight that a fused optimizer reads and writes: weight and gradient, and what it remembers (SGD: momentum). Muon's
+# work is matrix products.
+_OPTIMIZER_VALUES = {"sgd": 5, "adamw": 7}
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,18 @@ class Work:
     num_bytes: float | None = None
 
 
-def step_work(model: nn.Module, input_shape: tuple[int, int, int], batch_size: int, element_bytes: int) -> dict[str, Work]:
-    """Arithmetic of the convolutions, and traffic of the optimizer and, where our kernels do it, of batch norm and stem.
+def step_work(
+    model: nn.Module, input_shape: tuple[int, int, int], batch_size: int, element_bytes: int, optimizer: str, scaled: bool
+) -> dict[str, Work]:
+    """Arithmetic of the convolutions, and traffic of SGD or AdamW and, where our kernels do it, of batch norm and stem.
 
     Args:
         model: as it is trained by one process.
         input_shape: (C, H, W) of an image.
         batch_size: images of this process.
         element_bytes: of an activation: 2 under autocast, 4 in float32.
+        optimizer: as `optimizer.name`.
+        scaled: whether a loss scaler reads the gradients before.
 
     The passes over an activation are those of the kernels (`kernels/batch_norm_act.py`, `dual_batch_norm_act.py`,
     `stem_conv_norm_act.py`): 3 forward and 5 backward, one more each with a residual, and with a projection shortcut 5 and 9 for the two
@@ -55,8 +59,9 @@ def step_work(model: nn.Module, input_shape: tuple[int, int, int], batch_size: i
     first = next(iter(convolutions.values()), 0.0) if not stems else 0.0  # the gradient by the images is not wanted
     total = sum(convolutions.values())
     work = {FORWARD: Work(total), INPUT_GRADIENT: Work(total - first), WEIGHT_GRADIENT: Work(total)}
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    work[OPTIMIZER] = Work(num_bytes=_OPTIMIZER_BYTES * parameters)
+    if optimizer in _OPTIMIZER_VALUES:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        work[OPTIMIZER] = Work(num_bytes=4 * (_OPTIMIZER_VALUES[optimizer] + scaled) * parameters)
     elements = _elements_moved(model, input_shape)
     return work | {kind: Work(num_bytes=count * batch_size * element_bytes) for kind, count in elements.items()}
 

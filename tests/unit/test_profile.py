@@ -1,10 +1,15 @@
 """The profile's table: what a kernel is, shares of the time, and what a step has to do at least."""
 
+import gzip
+import json
+from pathlib import Path
+
 import pytest
+import torch
 
 from pipeline.config import ModelConfig
 from pipeline.models import build_model
-from pipeline.profile import Share, kind_of, shares, table
+from pipeline.profile import Share, StepProfiler, kind_of, shares, table
 from pipeline.work import FORWARD, INPUT_GRADIENT, NORM_BACKWARD, NORM_FORWARD, OPTIMIZER, STEM, WEIGHT_GRADIENT, Work, step_work
 
 BATCH = 1024
@@ -51,11 +56,28 @@ def test_the_table_says_what_was_achieved():
     assert "800 TFLOP/s in a large matrix product and 4.00 TB/s" in text
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_some_steps_after_warm_up_are_profiled(tmp_path: Path, steps: int):
+    profiler = StepProfiler(tmp_path, torch.device("cpu"), {}, steps=3)
+    slowed = []
+    for step in range(-1, 1 + steps):
+        torch.ones(8).add(step)
+        slowed.append(profiler.after_step(settled=step >= 0))
+    profiler.close()
+    assert slowed == [False, False, *[True] * min(steps, 3), *[False] * max(steps - 3, 0)]
+    if steps < 3:
+        assert profiler.table is None and list(tmp_path.iterdir()) == []
+        return
+    events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert sum(event["name"] == "aten::add" for event in events) == 3
+    assert profiler.table is not None and "aten::add" in profiler.table
+
+
 @pytest.mark.parametrize("fused_stem", [False, True])
 def test_the_work_of_a_resnet18(fused_stem: bool):
     """By hand: one 3x3 stem, four stages of four convolutions, three projections; a norm after each of them."""
     config = ModelConfig(name="resnet18", fused_norm=True, fused_stem=fused_stem)
-    work = step_work(build_model(config, 10), (3, 32, 32), BATCH, element_bytes=2)
+    work = step_work(build_model(config, 10), (3, 32, 32), BATCH, 2, "sgd", scaled=True)
     stem = 2 * PIXELS * 27 * 64
     flops = 4 * 2 * PIXELS * 9 * 64 * 64  # first stage
     for stage in (1, 2, 3):
@@ -78,5 +100,10 @@ def test_the_work_of_a_resnet18(fused_stem: bool):
 
 
 def test_the_work_of_another_librarys_network():
-    work = step_work(build_model(ModelConfig(name="torchvision/resnet18"), 10, 3, 64), (3, 64, 64), 8, 4)
+    work = step_work(build_model(ModelConfig(name="torchvision/resnet18"), 10, 3, 64), (3, 64, 64), 8, 4, "adamw", scaled=False)
     assert work[FORWARD].flops and NORM_FORWARD not in work
+    assert work[OPTIMIZER].num_bytes == 28 * 11_181_642
+
+
+def test_the_work_of_muon_is_not_that_of_sgd():
+    assert OPTIMIZER not in step_work(build_model(ModelConfig(name="resnet20"), 10), (3, 32, 32), 8, 2, "muon", scaled=True)
