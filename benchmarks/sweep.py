@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from benchmarks.options import check_at_least
 from benchmarks.sweep_plan import Plan, Run, read_plan
-from benchmarks.sweep_table import Mean, Outcome, find_finished, save, table_of, values_of, with_status
+from benchmarks.sweep_table import Mean, Outcome, find_finished, jobs_before, save, table_of, values_of, with_status
 from benchmarks.tables import to_rich
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
@@ -57,7 +57,9 @@ class Sweep:
     _signals: int = 0
 
     def __post_init__(self) -> None:
-        self.outcomes = [find_finished(self.plan, run) for run in self.plan.runs]
+        jobs = jobs_before(self.plan)
+        found = [find_finished(self.plan, run) for run in self.plan.runs]
+        self.outcomes = [replace(outcome, jobs=jobs.get(str(outcome.folder), 1)) for outcome in found]
 
     def log_of(self, run: Run) -> Path:
         return self.plan.folder / "logs" / f"{run.key}.log"
@@ -76,13 +78,13 @@ class Sweep:
                     self._start(waiting.pop(0))
                 for index in [index for index, process in self._running.items() if process.poll() is not None]:
                     self._end(index)
-                    save(self.plan, self.outcomes, self.jobs)
+                    save(self.plan, self.outcomes)
                     finished(self.outcomes[index])
                 if self._signals and not self._running:
                     break
                 progress()
                 time.sleep(_POLL_S)
-        save(self.plan, self.outcomes, self.jobs)
+        save(self.plan, self.outcomes)
 
     def _start(self, index: int) -> None:
         run = self.plan.runs[index]
@@ -100,7 +102,7 @@ class Sweep:
                 env=environment,
                 start_new_session=True,
             )
-        self.outcomes[index] = with_status(self.outcomes[index], "running")
+        self.outcomes[index] = replace(with_status(self.outcomes[index], "running"), jobs=self.jobs)
 
     def _end(self, index: int) -> None:
         code = self._running.pop(index).returncode
@@ -108,7 +110,7 @@ class Sweep:
         if outcome.status != "done" or code:
             stopped = self._signals or code == EXIT_PREEMPTED
             outcome = with_status(outcome, "stopped" if stopped else "failed", f"exit code {code}: {last_words(self.log_of(outcome.run))}")
-        self.outcomes[index] = outcome
+        self.outcomes[index] = replace(outcome, jobs=self.jobs)
 
     @contextmanager
     def _signals_handled(self) -> Iterator[None]:
@@ -166,13 +168,13 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
                     f"{o.run.name} seed {o.run.seed}: {last_words(sweep.log_of(o.run))}" for o in sweep.outcomes if o.status == "running"
                 ]
                 status = Text("\n".join([f"{ended}/{total} runs ended{left}", *lines]), no_wrap=True, overflow="ellipsis")
-                live.update(Group(to_rich(table_of(sweep.plan, sweep.outcomes, sweep.jobs)), status))
+                live.update(Group(to_rich(table_of(sweep.plan, sweep.outcomes)), status))
 
             sweep.carry_out(progress, lambda outcome: console.print(line_of(outcome), markup=False, highlight=False))
     else:
         sweep.carry_out(lambda: None, lambda outcome: console.print(line_of(outcome), markup=False, highlight=False, soft_wrap=True))
-    console.print(to_rich(table_of(sweep.plan, sweep.outcomes, sweep.jobs)))
-    console.print(f"saved: {save(sweep.plan, sweep.outcomes, sweep.jobs)} and results.json", markup=False, highlight=False, soft_wrap=True)
+    console.print(to_rich(table_of(sweep.plan, sweep.outcomes)))
+    console.print(f"saved: {save(sweep.plan, sweep.outcomes)} and results.json", markup=False, highlight=False, soft_wrap=True)
     if sweep.interrupted:
         console.print("stopped; the same command goes on from here")
         return EXIT_PREEMPTED

@@ -23,6 +23,7 @@ class Outcome:
         folder: of the finished run.
         result: contents of its result.json.
         reason: why it failed.
+        jobs: runs at a time when it was trained.
     """
 
     run: Run
@@ -30,6 +31,7 @@ class Outcome:
     folder: Path | None = None
     result: dict[str, Any] | None = None
     reason: str = ""
+    jobs: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,17 @@ def by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     return grouped
 
 
-def table_of(plan: Plan, outcomes: Sequence[Outcome], jobs: int = 1) -> Table:
+def jobs_before(plan: Plan) -> dict[str, int]:
+    """How many runs at a time there were when those that `save` has noted were trained, by their folders."""
+    path = plan.folder / "results.json"
+    saved = read_json(path)["runs"] if path.is_file() else []
+    return {run["folder"]: run.get("jobs", 1) for run in saved}
+
+
+def table_of(plan: Plan, outcomes: Sequence[Outcome]) -> Table:
     """One row for each variant, with what it changes and how it did."""
     rows = []
+    jobs = max(outcome.jobs for outcome in outcomes)
     for name, group in by_variant(outcomes).items():
         accuracy, speed, seconds = (Mean.of(values_of(group, key)) for key in ("test_accuracy", "images_per_sec", "train_s"))
         rows.append(
@@ -100,10 +110,10 @@ def _standing(group: Sequence[Outcome]) -> str:
     return ", ".join(f"{number} {status}" for status, number in counts.items() if number)
 
 
-def save(plan: Plan, outcomes: Sequence[Outcome], jobs: int) -> Path:
+def save(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
     """Write `table.md` and `results.json` into the sweep's folder; the path of the former."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    table = table_of(plan, outcomes, jobs)
+    table = table_of(plan, outcomes)
     path = plan.folder / "table.md"
     path.write_text(f"{table.title}\n\n{to_markdown(table)}\n", encoding="utf-8")
     runs = [
@@ -113,6 +123,7 @@ def save(plan: Plan, outcomes: Sequence[Outcome], jobs: int) -> Path:
             "overrides": outcome.run.overrides,
             "status": outcome.status,
             "reason": outcome.reason,
+            "jobs": outcome.jobs,
             "folder": str(outcome.folder) if outcome.folder else None,
             "result": outcome.result,
         }

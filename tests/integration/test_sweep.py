@@ -76,6 +76,7 @@ def test_a_sweep_survives_a_failed_run_and_goes_on_with_it(make_sweep: Any, tmp_
     code, said = run_quietly(make_sweep(**variants))
     assert code == 0
     assert "6 runs of configs/quickstart.yaml, 4 finished before" in said
+    assert "2 at a time, which share the machine" in (folder / "table.md").read_text(), "those that were kept did"
     assert (folder / "table.md").read_text().splitlines()[2] == "| run | changes | test accuracy % | images/sec | train s |"
     assert len(list(folder.glob("*/result.json"))) == 6
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
