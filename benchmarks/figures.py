@@ -54,9 +54,9 @@ def _draw_throughput(folder: str, records: Sequence[Record], path: Path) -> None
     """Images/sec over batch size, both logarithmic, a line for each loader; the step's own rate beside them."""
     loaders = [record for record in _of("loader", folder, records) if not _is_streamed(record)]
     shown = loaders[-1]  # one kind of images and augmentation in one figure: the newest
-    loaders = [r for r in loaders if (r.image_size, r.augment) == (shown.image_size, shown.augment)]
+    loaders = [r for r in loaders if (*_setting(r), r.dataset, r.augment) == (*_setting(shown), shown.dataset, shown.augment)]
     lines = {name: [r for r in loaders if r.variant == name] for name in dict.fromkeys(r.variant for r in loaders)}
-    steps = [r for r in _of("end_to_end", folder, records) if r.loader == "synthetic" and r.image_size == shown.image_size]
+    steps = [r for r in _of("end_to_end", folder, records) if r.loader == "synthetic" and _setting(r) == _setting(shown)]
     if steps:
         lines[_STEP] = [
             r for r in steps if (r.model, r.precision, r.compile_mode) == (steps[-1].model, steps[-1].precision, steps[-1].compile_mode)
@@ -81,6 +81,11 @@ def _draw_throughput(folder: str, records: Sequence[Record], path: Path) -> None
         axes.set_ylabel("images per second")
         _label_ends(axes, lines)
         style.save_png(figure, path)
+
+
+def _setting(record: Record) -> tuple[object, ...]:
+    """What the records of one line have in common, beside the loader."""
+    return (record.image_size, record.precision, record.world_size)
 
 
 def _line(axes: Axes, name: str, line: list[Record]) -> None:

@@ -54,7 +54,8 @@ def _loader(records: Sequence[Record]) -> Table:
     sizes = sorted({record.batch_size for record in records})
     rows: dict[tuple[str, ...], dict[int, Record]] = {}
     for record in records:
-        rows.setdefault((record.variant, _data(record), record.augment or "none", str(record.world_size)), {})[record.batch_size] = record
+        images = _data(record) + (", float32" if record.precision == "fp32" else "")  # which is twice the bytes
+        rows.setdefault((record.variant, images, record.augment or "none", str(record.world_size)), {})[record.batch_size] = record
     lines = []
     for key, by_size in rows.items():
         cells = []

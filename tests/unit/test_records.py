@@ -201,6 +201,17 @@ def test_one_waterfall_has_all_switches():
     assert figures._cumulative("nvidia-h200", [other, *described]) == described
 
 
+def test_records_of_other_settings_do_not_hide_or_cross_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    others = [record(rate=1e3, precision="fp32"), record(rate=2e3, world_size=2), record(rate=3e3, dataset="folder"), record(rate=4e3)]
+    rows = MAKERS["loader"](others).rows
+    assert [row[1] for row in rows] == ["cifar10 32×32, float32", "cifar10 32×32", "folder 32×32", "cifar10 32×32"]
+    drawn: list[list[int]] = []
+    line = figures._line
+    monkeypatch.setattr(figures, "_line", lambda axes, name, found: (drawn.append([r.batch_size for r in found]), line(axes, name, found)))
+    figures._draw_throughput("nvidia-h200", others, tmp_path / "picture.png")
+    assert drawn == [[512]]
+
+
 def test_figures_are_drawn_for_each_machine(tmp_path: Path):
     drawn = figures.draw_all(EXAMPLES, tmp_path)
     assert [path.name for path in drawn] == [
