@@ -10,6 +10,7 @@ from torch import nn
 from benchmarks.bottleneck import Measured, name_bottleneck
 from benchmarks.ceiling import flops_per_image
 from benchmarks.cells import against, count, memory, number, share, significant, spread
+from benchmarks.describe import describe_loader
 from benchmarks.session import Session
 from benchmarks.tables import Table
 from benchmarks.timing import Stopwatch, Timing, Workload, steps_lasting
@@ -110,7 +111,8 @@ def _record(session: Session, timings: Sequence[Timing], rig: Rig, together: Ste
         sizes = {"peak_memory_bytes": rig.peak_memory_bytes, "compile_s": rig.compile_s}
         return {**sizes, "tflops": achieved / 1e12, "peak_share": achieved / peak}
 
-    session.record("loader", config.data.loader, config, loader, model=None, compile_mode="none")
+    name = describe_loader(config)
+    session.record("loader", name, config, loader, model=None, compile_mode="none")
     session.record("step", "step", session.config("data.loader=synthetic"), step, **of_step(step))
     waits = {"data_wait_fraction": together.data_wait_fraction}
     session.record("end_to_end", config.data.loader, config, end_to_end, end_to_end.against(step), **of_step(end_to_end), **waits)

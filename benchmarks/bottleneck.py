@@ -39,7 +39,8 @@ class Measured:
 
 def name_bottleneck(m: Measured, config: Config) -> str:
     """The sentence."""
-    if m.loader < m.step or (m.ratio.median < 1 - NOTICEABLE and m.ratio.p90 < 1):
+    # of one window nobody knows the spread
+    if m.loader < m.step or (m.ratio.median < 1 - NOTICEABLE and m.ratio.p90 < 1 and m.ratio.n > 1):
         return _loader(m, config)
     if m.step < (1 - NOTICEABLE) * m.alone:
         lost = 1 - m.step / m.alone

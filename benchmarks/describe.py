@@ -19,7 +19,7 @@ def describe_run(config: Config, environment: Mapping[str, Any], streamed: bool)
         environment: where it ran, as in its env.json.
         streamed: whether its images stay in their files.
     """
-    loader = {"reference": "torchvision"}.get(config.data.loader, config.data.loader)
+    loader = describe_loader(config)
     return {
         "model": describe_model(config),
         "image_size": config.image_size,
@@ -36,6 +36,11 @@ def describe_run(config: Config, environment: Mapping[str, Any], streamed: bool)
         "utc": environment["utc"],
         **describe_machine(environment),
     }
+
+
+def describe_loader(config: Config) -> str:
+    """What records call the loader."""
+    return {"reference": "torchvision"}.get(config.data.loader, config.data.loader)
 
 
 def describe_machine(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,12 +41,12 @@ def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
 
 def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(session, "append", partial(append, results=tmp_path))
-    assert (
-        main(["bench", QUICKSTART, *QUICK, "precision.mode=fp32", "runtime.device=cpu", "--record", "--windows", "2", "--steps", "1"]) == 0
-    )
+    keys = ["precision.mode=fp32", "data.loader=reference", "runtime.device=cpu"]
+    assert main(["bench", QUICKSTART, *QUICK, *keys, "--record", "--windows", "2", "--steps", "1"]) == 0
     records = {record.benchmark: record for record in read(tmp_path)}
     assert set(records) == {"loader", "step", "end_to_end"}
-    step, both = records["step"], records["end_to_end"]
+    step, both, loader = records["step"], records["end_to_end"], records["loader"]
+    assert loader.variant == loader.loader == "torchvision", "as `loaders` calls it"
     assert step.images_per_sec is not None and step.images_per_sec.n == 2
     assert step.tflops == pytest.approx(step.images_per_sec.median * 6 * 10.2e6 / 1e12, rel=0.1)  # 10 M multiply-adds an image, forward
     assert both.baseline is not None and both.baseline.variant == "step alone"
@@ -226,6 +226,7 @@ SLOWED = Spread(median=0.5, p10=0.49, p90=0.51, n=5)
         ({"loader": 9e4}, [], "the loader", "data.loader=fused"),
         ({"end_to_end": 5e4, "ratio": SLOWED}, [], "competition", "data.loader=fused"),
         ({"ratio": Spread(median=0.5, p10=0.2, p90=1.2, n=5)}, [], "memory traffic", "data.batch_size"),
+        ({"ratio": Spread.of([0.9])}, [], "memory traffic", "data.batch_size"),
         ({"alone": 2e5}, [], "communication", "data.batch_size"),
         ({"host_ms": 4.9, "compile_mode": "default"}, [], "the host", "compile.mode=reduce-overhead"),
         ({"host_ms": 4.9}, [], "the host", "data.batch_size"),
