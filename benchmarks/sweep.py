@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,9 @@ class Sweep:
         def stop(number: int, frame: Any) -> None:
             self._signals += 1
             for process in self._running.values():
-                # the group: launch.sh, or the trainer itself
-                os.killpg(process.pid, signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
+                # the group: launch.sh, or the trainer itself; one that has ended just now is no longer there
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
 
         handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, stop) for number in handled}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -100,6 +101,16 @@ def test_a_signal_stops_a_sweep_with_its_run(make_sweep: Any, tmp_path: Path):
     assert "slow seed 0: stopped, exit code 75" in said
     assert "goes on from here" in said
     assert len(list((tmp_path / "sweeps/question").glob("*/result.json"))) == 2
+
+
+def test_a_signal_finds_a_run_gone(make_sweep: Any):
+    sweep = make_sweep(first=[])
+    ended = subprocess.Popen(["true"], start_new_session=True)
+    ended.wait()
+    sweep._running[0] = ended
+    with sweep._signals_handled():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert sweep.interrupted
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
