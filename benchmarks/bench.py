@@ -75,6 +75,7 @@ def run(session: Session) -> None:
         peak_share=flops * medians[1] / peak,
         compile_mode=compile_mode(config.compile, session.device),
         on_gpu=session.on_gpu,
+        streamed=session.streams(config),
     )
     rows = [_row(timing, workload, flops, peak) for timing, workload in zip(timings, workloads, strict=True)]
     where = f"{config.model.name}, batch {config.data.batch_size}, {config.precision.mode}, compile {measured.compile_mode}"

@@ -23,6 +23,7 @@ class Measured:
         peak_share: of the GPU's arithmetic.
         compile_mode: resolved.
         on_gpu: where it ran.
+        streamed: whether the images stay in their files.
     """
 
     loader: float
@@ -35,6 +36,7 @@ class Measured:
     peak_share: float
     compile_mode: str
     on_gpu: bool
+    streamed: bool
 
 
 def name_bottleneck(m: Measured, config: Config) -> str:
@@ -69,7 +71,7 @@ def _loader(m: Measured, config: Config) -> str:
         finding = (
             f"the loader's competition with the step: {m.loader:,.0f} img/s alone, but only {m.end_to_end:,.0f} of {m.step:,.0f} together"
         )
-    return f"Bottleneck: {finding}; {loader_remedy(config, m.on_gpu)}."
+    return f"Bottleneck: {finding}; {loader_remedy(config, m.on_gpu, m.streamed)}."
 
 
 def _arithmetic(config: Config, on_gpu: bool) -> str:

@@ -8,13 +8,25 @@ from pipeline.config import Config
 NOTICEABLE = 0.03  # share of the time, or of throughput, below which two figures count as the same
 
 
-def loader_remedy(config: Config, on_gpu: bool) -> str:
-    """What to change where the loader is too slow."""
+def loader_remedy(config: Config, on_gpu: bool, streamed: bool | None = None) -> str:
+    """What to change where the loader is too slow.
+
+    Args:
+        config: of the run.
+        on_gpu: where it ran.
+        streamed: whether its images stay in their files; None: not known, but to be guessed from their size.
+    """
     data = config.data
+    if streamed is None:
+        streamed = data.dataset == "folder" and data.image_size > data.cache_below
     if data.loader == "reference":
         return "set data.loader=dali"
     threads = f"raise data.num_threads (now {data.num_threads}) and data.prefetch (now {data.prefetch})"
-    return f"set data.loader=fused, or {threads}" if on_gpu and data.loader == "dali" else threads
+    if not on_gpu or data.loader != "dali":
+        return threads
+    if streamed:
+        return f"{threads}, or try data.decoder={'cpu' if data.decoder == 'gpu' else 'gpu'}"
+    return f"set data.loader=fused, or {threads}"
 
 
 def bottleneck_of_run(result: Mapping[str, Any], config: Config) -> str:

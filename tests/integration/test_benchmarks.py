@@ -214,7 +214,9 @@ BASE: dict[str, Any] = {
     "peak_share": 0.4,
     "compile_mode": "reduce-overhead",
     "on_gpu": True,
+    "streamed": False,
 }
+STREAMED = ["data.dataset=folder", "data.root=images", "data.image_size=224"]
 SLOWED = Spread(median=0.5, p10=0.49, p90=0.51, n=5)
 
 
@@ -225,6 +227,7 @@ SLOWED = Spread(median=0.5, p10=0.49, p90=0.51, n=5)
         ({"loader": 5e4, "end_to_end": 5e4, "ratio": SLOWED, "on_gpu": False}, [], "the loader", "data.num_threads"),
         ({"loader": 9e4}, [], "the loader", "data.loader=fused"),
         ({"end_to_end": 5e4, "ratio": SLOWED}, [], "competition", "data.loader=fused"),
+        ({"loader": 9e4, "streamed": True}, ["data.decoder=cpu", *STREAMED], "the loader", "or try data.decoder=gpu."),
         ({"ratio": Spread(median=0.5, p10=0.2, p90=1.2, n=5)}, [], "memory traffic", "data.batch_size"),
         ({"ratio": Spread.of([0.9])}, [], "memory traffic", "data.batch_size"),
         ({"alone": 2e5}, [], "communication", "data.batch_size"),

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline import __main__ as cli
+from pipeline.bottleneck import bottleneck_of_run
+from pipeline.config import load_config
 from pipeline.curves import series_of
 from pipeline.errors import UserError
 from pipeline.predictions import FILE, Predictions
@@ -299,3 +301,11 @@ def test_lines_stay_inside_their_panel(values: list[float], scale: str):
     assert len(chart.lines) < 2 or abs(chart.lines[0].end[1] - chart.lines[1].end[1]) >= 13  # names do not overlap
     assert 2 <= len(chart.y_ticks) <= 10 or not chart.lines
     assert chart.width == WIDTH
+
+
+@pytest.mark.parametrize(("size", "remedy"), [(32, "set data.loader=fused, or raise data.num_threads"), (224, "or try data.decoder=cpu")])
+def test_the_remedy_of_a_run_suits_its_images(size: int, remedy: str):
+    """`fused` keeps images in memory: it is refused for those that are streamed."""
+    config = load_config(overrides=["data.dataset=folder", "data.root=images", f"data.image_size={size}"])
+    sentence = bottleneck_of_run({"data_wait_fraction": 0.3, "device": "cuda"}, config)
+    assert remedy in sentence and ("fused" in sentence) == (size == 32)
