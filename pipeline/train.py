@@ -170,11 +170,14 @@ def _fit(trainer: "Trainer") -> "EvalResult":
 
 
 def _build_profiler(trainer: "Trainer", run: "RunFolder", splits: "Splits") -> "StepProfiler":
+    from pipeline.data.resolutions import training_resolutions
     from pipeline.profile import StepProfiler
     from pipeline.work import step_work
 
     config, processes = trainer.config, trainer.processes
-    shape = (splits.num_channels, config.image_size, config.image_size)
+    resolutions = training_resolutions(config, trainer.plan.steps_per_epoch)
+    size = next(size for first, size in reversed(resolutions) if first <= trainer.state.step)  # of the steps that it sees
+    shape = (splits.num_channels, size, size)
     element_bytes = 4 if config.precision.mode == "fp32" else 2
     batch_size, scaled = config.data.batch_size // processes.shard.world_size, config.precision.mode == "fp16"
     work = step_work(trainer.state.model, shape, batch_size, element_bytes, config.optimizer.name, scaled)

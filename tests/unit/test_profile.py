@@ -3,13 +3,16 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, load_config
 from pipeline.models import build_model
 from pipeline.profile import Share, StepProfiler, kind_of, shares, table
+from pipeline.train import _build_profiler
 from pipeline.work import FORWARD, INPUT_GRADIENT, NORM_BACKWARD, NORM_FORWARD, OPTIMIZER, STEM, WEIGHT_GRADIENT, Work, step_work
 
 BATCH = 1024
@@ -103,6 +106,21 @@ def test_the_work_of_another_librarys_network():
     work = step_work(build_model(ModelConfig(name="torchvision/resnet18"), 10, 3, 64), (3, 64, 64), 8, 4, "adamw", scaled=False)
     assert work[FORWARD].flops and NORM_FORWARD not in work
     assert work[OPTIMIZER].num_bytes == 28 * 11_181_642
+
+
+@pytest.mark.parametrize(("step", "size"), [(0, 16), (75, 32)])
+def test_the_profiled_steps_are_of_the_size_that_is_trained(step: int, size: int, tmp_path: Path):
+    streamed = ["data.dataset=folder", "data.root=x", "data.image_size=32", "augment.progressive=[[0%,16],[75%,32]]", "duration=100st"]
+    config = load_config(overrides=[*streamed, "model.name=resnet20", "data.batch_size=8", "precision.mode=fp32"])
+    trainer: Any = SimpleNamespace(
+        config=config,
+        processes=SimpleNamespace(shard=SimpleNamespace(world_size=1), device=torch.device("cpu")),
+        plan=SimpleNamespace(steps_per_epoch=10),
+        state=SimpleNamespace(step=step, model=build_model(config.model, 10, 3, 32)),
+    )
+    profiler = _build_profiler(trainer, SimpleNamespace(path=tmp_path), SimpleNamespace(num_channels=3))  # pyright: ignore[reportArgumentType]
+    expected = step_work(trainer.state.model, (3, size, size), 8, 4, "sgd", scaled=False)
+    assert profiler._work[FORWARD] == expected[FORWARD]
 
 
 def test_the_work_of_muon_is_not_that_of_sgd():
