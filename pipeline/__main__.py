@@ -146,7 +146,8 @@ def _lr_find(arguments: argparse.Namespace) -> int:
         print("no suggestion: the loss never fell; try a smaller --min, or more --steps")
         return 0
     print(f"suggested maximum: {found.suggested:.2g}, {RULE}; it falls fastest at {found.steepest:.2g}")
-    print("use it: " + shlex.join(["./launch.sh", arguments.config, *arguments.overrides, f"optimizer.lr={found.suggested:.2g}"]))
+    same = [word for word in arguments.overrides if not word.startswith("optimizer.lr=")]
+    print("use it: " + shlex.join(["./launch.sh", arguments.config, *same, f"optimizer.lr={found.suggested:.2g}"]))
     return 0
 
 

@@ -106,6 +106,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert image.size == (1000, 600)
 
 
+def test_the_command_to_go_on_with_names_a_rate_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    valley = found(1 + (np.log10(RATES) + 1) ** 2)
+    monkeypatch.setattr("pipeline.lr_find.lr_find", lambda *_: valley)
+    assert cli.main(["lr-find", str(RECIPE), "optimizer.lr=0.5", f"log.dir={tmp_path}"]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == f"use it: ./launch.sh {RECIPE} log.dir={tmp_path} optimizer.lr=0.1"
+
+
 @pytest.mark.usefixtures("process_state")
 def test_an_empty_range_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}", "--min", "1", "--max", "0.1"]) == 2
