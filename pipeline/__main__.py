@@ -143,7 +143,8 @@ def _lr_find(arguments: argparse.Namespace) -> int:
     )
     print(f"curve: {picture}")
     if found.suggested is None:
-        print("no suggestion: the loss never fell; try a smaller --min, or more --steps")
+        why = "still falls at the largest rate; try a larger --max" if found.fell else "never fell; try a smaller --min, or more --steps"
+        print(f"no suggestion: the loss {why}")
         return 0
     print(f"suggested maximum: {found.suggested:.2g}, {RULE}; it falls fastest at {found.steepest:.2g}")
     same = [word for word in arguments.overrides if not word.startswith("optimizer.lr=")]

@@ -46,14 +46,22 @@ class RangeTest:
 
     @property
     def suggested(self) -> float | None:
-        """The largest learning rate to train with: `RULE`. None where the loss never fell."""
-        lowest = int(self.smoothed.argmin())
-        return float(self.rates[lowest]) if lowest > 1 else None
+        """The largest learning rate to train with: `RULE`. None where the loss never fell, or did not stop."""
+        return float(self.rates[self.smoothed.argmin()]) if self.fell and not self.still_falls else None
+
+    @property
+    def fell(self) -> bool:
+        return int(self.smoothed.argmin()) > 1
+
+    @property
+    def still_falls(self) -> bool:
+        """Whether the smallest loss is that of the largest rate of a test that was not ended early: larger ones may be better."""
+        return not self.diverged and int(self.smoothed.argmin()) == len(self.smoothed) - 1
 
     @property
     def steepest(self) -> float | None:
         """Where the smoothed loss falls fastest over the logarithm of the rate: a cautious choice (fastai's `steep`)."""
-        if self.suggested is None:
+        if not self.fell:
             return None
         until = int(self.smoothed.argmin()) + 1
         return float(self.rates[np.gradient(self.smoothed[:until], np.log(self.rates[:until])).argmin()])
@@ -149,8 +157,8 @@ def lr_find(config: Config, picture: Path, title: str, lowest: float, highest: f
     Raises:
         UserError: the range is empty, or a single step could not be done at a finite loss.
     """
-    if not 0 < lowest < highest:
-        raise UserError(f"--min {lowest:g} and --max {highest:g}: the rate rises from a positive one to a larger one")
+    if not 0 < lowest < highest < math.inf:
+        raise UserError(f"--min {lowest:g} and --max {highest:g}: the rate rises from a positive one to a larger, finite one")
     set_backends(config)
     processes = connect(config)
     stream = torch.cuda.Stream(processes.device) if processes.device.type == "cuda" else None
@@ -193,7 +201,7 @@ def draw(found: RangeTest, path: Path, title: str, subtitle: str) -> None:
                 at = float(np.interp(np.log(rate), np.log(found.rates), found.smoothed))
                 axes.plot([rate, rate], [0, 1], transform=axes.get_xaxis_transform(), color=color, linewidth=1.2, linestyle="--")
                 axes.plot(rate, at, marker="o", markersize=8, color=color, markeredgecolor=style.PAPER, label=f"{name} {rate:.2g}")
-        if found.suggested is not None:
+        if found.fell:
             figure.legend(
                 *axes.get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(1 - right / width, 1 - 24 / height), frameon=False
             )
