@@ -1,6 +1,9 @@
 """The arithmetic of a network, counted on tensors without memory."""
 
 import copy
+from collections.abc import Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +21,8 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int], *, backward
     """Count the floating-point operations for one image, a multiply-add being two.
 
     Counted by `torch.utils.flop_counter`: convolutions, matrix products and attention, which are all but about a hundredth of it.
-    (torchinfo's and fvcore's last releases are of 2023 and 2022; torch's counter is kept with torch.)
+    (torchinfo's and fvcore's last releases are of 2023 and 2022; torch's counter is kept with torch, but takes the gradient of a grouped
+    convolution's weight for that of an ungrouped one.)
 
     Args:
         model: on any device; it is left alone.
@@ -31,7 +35,7 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int], *, backward
     """
     network = on_meta(model).train(backward)
     images = torch.empty(_IMAGES, *input_shape, device="meta")
-    with torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
+    with torch.set_grad_enabled(backward), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         logits = network(images)
         if backward:
             logits.sum().backward()
@@ -42,3 +46,13 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int], *, backward
         name.removeprefix("Global").removeprefix(root).removeprefix("."): sum(counts.values()) / _IMAGES
         for name, counts in counter.get_flop_counts().items()
     }
+
+
+def _convolution_backward(grad_shape: Sequence[int], input_shape: Sequence[int], weight_shape: Sequence[int], *rest: Any, **_: Any) -> int:
+    """Each of the two gradients takes as many operations as the forward pass; REST ends with which of them are wanted."""
+    transposed, wanted = rest[4], rest[-1]
+    positions = prod((input_shape if transposed else grad_shape)[2:])
+    return 2 * grad_shape[0] * positions * prod(weight_shape) * sum(wanted[:2])
+
+
+_FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}

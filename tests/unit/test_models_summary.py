@@ -35,7 +35,11 @@ class Pair(nn.Module):
 
 @pytest.mark.parametrize(
     ("overrides", "gmacs", "parameters"),
-    [(("model.name=resnet18",), 0.555, 11_173_962), (("model.name=resnet50", *IMAGENET), 4.09, 25_557_032)],
+    [
+        (("model.name=resnet18",), 0.555, 11_173_962),
+        (("model.name=resnet50", *IMAGENET), 4.09, 25_557_032),
+        (("model.name=resnet50", "model.groups=32", "model.width=2", *IMAGENET), 4.23, 25_028_904),  # ResNeXt-50 32x4d
+    ],
 )
 def test_published_figures(overrides: tuple[str, ...], gmacs: float, parameters: int):
     model, shape = build_for_summary(load_config(overrides=overrides))
