@@ -65,6 +65,7 @@ def explain_run(
     about = [
         f"{trained.config.model.name} on {trained.config.data.dataset}",
         f"step {int(trained.checkpoint.name.removeprefix('step-')):,}",
+        *["moving average of the weights"] * ema,
     ]
     if files:
         explained = explain_files(trained, files, **how)

@@ -146,6 +146,7 @@ def describe(trained: Trained, input: str) -> dict[str, str]:
     return {
         "run": run,
         "checkpoint": "" if trained.checkpoint is None else trained.checkpoint.name,
+        "weights": "moving average" if trained.ema else "raw",
         "model": trained.config.model.name,
         "input": f"images: float32 (N, 3, {size}, {size}), RGB, {values}",
         "resize": f"shorter side to {inputs.resized} pixels, bilinear with antialiasing, then the central {size} x {size} pixels",
@@ -233,6 +234,8 @@ session = onnxruntime.InferenceSession("model.onnx")
 def _readme(trained: Trained, format: str, about: dict[str, str], exported: Exported) -> str:
     use = Template(_USE[format]).substitute(num_classes=trained.inputs.num_classes, size=trained.inputs.image_size)
     origin = f"{about['model']}, {about['checkpoint']} of the run {about['run']}" if about["run"] else about["model"]
+    if trained.ema:
+        origin += ", moving average of its weights"
     names = "\n".join(f"{index}. {name}" for index, name in enumerate(trained.inputs.class_names))
     return f"""# {exported.file.name}
 

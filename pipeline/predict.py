@@ -110,7 +110,8 @@ def predict_run(
         path, which, ema: as for `load_trained`.
         files, top: as for `predict_files`.
         device: `auto`, `cpu` or `gpu`; default: the run's.
-        as_json: print one JSON object: `run`, `checkpoint`, `predictions` (file, and class, index and probability of each), `errors`.
+        as_json: print one JSON object: `run`, `checkpoint`, `ema`, `predictions` (file, and class, index and probability of each),
+            `errors`.
 
     Returns:
         The exit code: 0, or 2 where a file could not be read; the others are predicted all the same.
@@ -140,6 +141,7 @@ def _describe(trained: Trained, predictions: list[Prediction], bad: list[tuple[P
     return {
         "run": str(trained.run.path),
         "checkpoint": trained.checkpoint.name,
+        "ema": trained.ema,
         "predictions": [{"file": printable(item.file), "top": classes(item)} for item in predictions],
         "errors": [{"file": printable(file), "reason": reason} for file, reason in bad],
     }

@@ -37,6 +37,7 @@ class Trained:
         device: where the network is.
         run: its run folder; None where there is none.
         checkpoint: the folder that the weights were read from; None likewise.
+        ema: whether the weights are their moving average.
     """
 
     config: Config
@@ -45,6 +46,7 @@ class Trained:
     device: torch.device
     run: RunFolder | None = None
     checkpoint: Path | None = None
+    ema: bool = False
 
     @classmethod
     def of(cls, config: Config, model: nn.Module, splits: Splits) -> "Trained":
@@ -130,7 +132,7 @@ def load_trained(
         model.load_state_dict(load_weights(checkpoint, EMA if ema else WEIGHTS))
     except RuntimeError as error:
         raise UserError(f"{checkpoint}: does not fit this config's model ({str(error).splitlines()[0]})") from None
-    trained = Trained(config, model.eval(), inputs, device, run, checkpoint)
+    trained = Trained(config, model.eval(), inputs, device, run, checkpoint, ema)
     if splits is not None:
         trained.__dict__["splits"] = splits
     return trained

@@ -101,7 +101,9 @@ def test_another_data_set_is_refused(run: Path):
         _ = trained.splits
 
 
-def test_the_moving_average_of_the_weights(run: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_moving_average_of_the_weights(
+    run: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     average = load_trained(run, ema=True)
     expected = last_ema(run)
     assert all(torch.equal(value, expected[key]) for key, value in average.model.state_dict().items())
@@ -109,10 +111,15 @@ def test_the_moving_average_of_the_weights(run: Path, trained: Trained, tmp_path
     Image.fromarray(images_of(trained)[0]).save(image)
     assert cli.main(["predict", str(run), image, "--json", "--ema"]) == 0
     shares = torch.from_numpy(average.logits(images_of(trained)[:1])).softmax(1)
-    assert json.loads(capsys.readouterr().out)["predictions"][0]["top"][0]["probability"] == pytest.approx(shares.max().item(), rel=1e-5)
+    told = json.loads(capsys.readouterr().out)
+    assert told["predictions"][0]["top"][0]["probability"] == pytest.approx(shares.max().item(), rel=1e-5) and told["ema"] is True
     assert cli.main(["export", str(run), "--format", "safetensors", "--ema", "--output", str(tmp_path)]) == 0
     assert all(torch.equal(value, expected[key]) for key, value in load_file(tmp_path / "model.safetensors").items())
+    assert "of the run " + run.name + ", moving average of its weights." in (tmp_path / "README.md").read_text()
+    drawn: list[str] = []
+    monkeypatch.setattr("pipeline.commands.draw_contact_sheet", lambda path, explained, title, subtitle: drawn.append(subtitle))
     assert cli.main(["explain", str(run), "--indices", "1", "--ema", "--output", str(tmp_path / "sheet.png")]) == 0
+    assert drawn == ["resnet20 on synthetic, step 10, moving average of the weights; Grad-CAM of stages.2"]
     shutil.copytree(run, tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
         (checkpoint / "ema.safetensors").unlink()
