@@ -130,8 +130,11 @@ def load_trained(
     model = build_raw_model(config, inputs.num_classes, device)
     try:
         model.load_state_dict(load_weights(checkpoint, EMA if ema else WEIGHTS))
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint}: does not fit this config's model ({str(error).splitlines()[0]})") from None
+    except RuntimeError:  # torch's words name every tensor
+        raise UserError(
+            f"{checkpoint}: holds the weights of another network than {config.model.name} with these model keys; leave those out that you "
+            "gave, and the run's own hold"
+        ) from None
     trained = Trained(config, model.eval(), inputs, device, run, checkpoint, ema)
     if splits is not None:
         trained.__dict__["splits"] = splits

@@ -101,6 +101,11 @@ def test_another_data_set_is_refused(run: Path):
         _ = trained.splits
 
 
+def test_another_network_is_refused(run: Path):
+    with pytest.raises(UserError, match="holds the weights of another network than resnet32 with these model keys; leave those out that"):
+        load_trained(run, overrides=["model.name=resnet32"])
+
+
 def test_the_moving_average_of_the_weights(
     run: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
