@@ -111,6 +111,8 @@ def _status(run: RunRecord) -> str:
 
 def _skipped(run: RunRecord) -> str:
     steps = run.result.get("steps") or run.last.get("step") or 0
+    if not steps:
+        return "No step is on record."
     total = int((run.train[-1].get("skipped_steps") if run.train else run.result.get("skipped_steps")) or 0)
     if not total:
         return "No step was skipped."

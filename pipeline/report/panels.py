@@ -78,8 +78,8 @@ def _rate(speed: float) -> str:
 
 
 def scale_note(runs: Sequence[RunRecord]) -> str:
-    if any(record.get("loss_scale") not in (None, 1, 1.0) for run in runs for record in run.train):
-        return ""
+    if {record["loss_scale"] for run in runs for record in run.train if record.get("loss_scale") is not None} != {1}:
+        return ""  # drawn, or not recorded
     return "1 throughout: only fp16 needs one; bf16 and fp32 have the range for small gradients."
 
 

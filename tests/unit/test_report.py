@@ -262,6 +262,12 @@ def test_what_is_missing_is_a_sentence(tmp_path: Path, changes: dict[str, Any], 
     page_of(tmp_path / "one", make_run(tmp_path, "two"))
 
 
+def test_a_run_that_has_logged_nothing_is_told_nothing_of(tmp_path: Path):
+    page = page_of(make_run(tmp_path, missing=("result", "metrics", "predictions"), config="precision: {mode: fp16}\n"))
+    assert "No step is on record." in page.words
+    assert "No step was skipped" not in page.words and "1 throughout" not in page.words
+
+
 def test_predictions_that_are_damaged(tmp_path: Path):
     run = make_run(tmp_path)
     (run / FILE).write_bytes((run / FILE).read_bytes()[:200])
