@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.config.durations import to_steps
+
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
 
@@ -35,6 +37,11 @@ _RULES = (
         ("augment.randaugment_magnitude",),
         lambda c: c.augment.randaugment > 0,
         "RandAugment has no operations; set augment.randaugment",
+    ),
+    _Rule(
+        ("schedule.start_fraction",),
+        lambda c: to_steps(c.schedule.warmup, steps_per_epoch=1, total_steps=1) > 0,
+        "there is no warm-up; set schedule.warmup",
     ),
     _Rule(
         ("schedule.milestones", "schedule.gamma"),

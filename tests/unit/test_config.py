@@ -254,6 +254,7 @@ def test_a_union_is_told_once():
         ("model:\n  name: plain20\n  shortcut: A\n", 3, ["model.shortcut"], "model.name=resnet20"),
         ("model:\n  name: plain20\n  preactivation: true\n", 3, ["model.preactivation"], "model.name=resnet20"),
         ("optimizer:\n  name: adamw\n  nesterov: false\n", 3, ["optimizer.nesterov", "optimizer.name: adamw"], "nesterov=true over"),
+        ("schedule:\n  warmup: 0ep\n  start_fraction: 0.5\n", 3, ["schedule.start_fraction"], "set schedule.warmup"),
         ("schedule:\n  gamma: 0.2\n", 2, ["schedule.gamma", "schedule.name: step"], "schedule.name=step"),
         ("schedule:\n  name: step\n  milestones: [1ep]\n  final_fraction: 0.1\n", 4, ["schedule.final_fraction"], "schedule.gamma"),
         ("precision:\n  mode: bf16\n  growth_interval: 5\n", 3, ["precision.growth_interval"], "precision.mode=fp16"),
