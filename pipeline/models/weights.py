@@ -71,9 +71,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise UserError(f"model.weights: {path} does not exist; give a .safetensors or .pth file, or null") from None
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # whose message advises to run the code in the file
+            reason = "it is no file of torch.save's, or holds more than tensors"
         raise UserError(
-            f"model.weights: {path} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}); give weights "
-            "as .safetensors, or a state dict as torch.save writes it"
+            f"model.weights: {path} cannot be read ({reason}); give weights as .safetensors, or a state dict as torch.save writes it"
         ) from None
     for wrapper in ("state_dict", "model"):  # of timm's and torchvision's training scripts
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
