@@ -14,7 +14,8 @@ _EPS = 1e-7
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
-    """Replace the singular values of each matrix by ones, roughly: they end between about 0.7 and 1.2.
+    """Replace the singular values of each matrix by ones, roughly: they end between about 0.7 and 1.2, or below where they were tiny
+    beside the largest.
 
     Newton-Schulz iteration in bfloat16, which needs no decomposition: x ← a x + b (x xᵀ) x + c (x xᵀ)² x (Jordan 2024).
 
