@@ -145,12 +145,11 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> None:
     if in_a_row >= t.config.precision.max_consecutive_skips:
         raise TrainingError(
             f"step {state.step}: {in_a_row} updates in a row overflowed in fp16 at loss scale {state.precision.loss_scale():g} and "
-            f"learning rate {lr:g}; lower optimizer.lr, set optimizer.clip_norm=1, or use precision.mode=bf16. The last checkpoint is kept"
+            f"learning rate {lr:g}; {_remedies(t.config)}. The last checkpoint is kept"
         )
     if not math.isfinite(loss):
         raise TrainingError(
-            f"step {state.step}: the training loss is {loss} at learning rate {lr:g}; lower optimizer.lr, lengthen schedule.warmup, or set "
-            "optimizer.clip_norm=1. The last checkpoint is kept"
+            f"step {state.step}: the training loss is {loss} at learning rate {lr:g}; {_remedies(t.config)}. The last checkpoint is kept"
         )
     state.last_train = {
         "kind": "train",
@@ -170,6 +169,16 @@ def log_window(t: Trainer, window: dict[str, float] | None) -> None:
         t.metrics.write(state.last_train)
     if t.checkpoints is not None:
         t.checkpoints.check()
+
+
+def _remedies(config: Config) -> str:
+    """What keeps the numbers of a run finite, but for what it does already."""
+    remedies = ["lower optimizer.lr", "lengthen schedule.warmup"]
+    if config.optimizer.clip_norm is None:
+        remedies.append("set optimizer.clip_norm=1")
+    if config.precision.mode == "fp16":
+        remedies.append("use precision.mode=bf16")
+    return f"{', '.join(remedies[:-1])}, or {remedies[-1]}"
 
 
 def average_norms(state: TrainState) -> None:
@@ -229,8 +238,7 @@ def save(t: Trainer) -> None:
     if not t.state.is_finite():  # between two log points the loss tells nothing yet
         raise TrainingError(
             f"step {t.state.step}: weights or norm statistics are no longer finite, at learning rate {t.plan.lr_at(t.state.step - 1):g}; "
-            "lower optimizer.lr, lengthen schedule.warmup, set optimizer.clip_norm=1, or use precision.mode=bf16 where activations "
-            "overflow in fp16. The last checkpoint is kept"
+            f"{_remedies(t.config)}. The last checkpoint is kept"
         )
     t.state.clock = t.clock.state_dict()
     if t.metrics is not None:

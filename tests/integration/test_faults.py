@@ -37,13 +37,20 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 # --- numbers that are not finite ------------------------------------------------------------------------------------------------
 
 
-def test_no_checkpoint_holds_nan(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("keys", "remedy"),
+    [
+        ((), "lengthen schedule.warmup, or set optimizer.clip_norm=1."),
+        (("optimizer.clip_norm=1",), "optimizer.lr, or lengthen schedule.warmup."),
+    ],
+)
+def test_no_checkpoint_holds_nan(before_step: Any, keys: tuple[str, ...], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The loss is looked at in steps 5 and 10, the checkpoint is due in step 8."""
     before_step(6, lambda _, batch: batch.images.fill_(math.nan))
-    assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.log_every=5st", *QUIET]) == 1
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.log_every=5st", *QUIET, *keys]) == 1
     line = told(capsys)
     assert line.startswith("step 8: weights or norm statistics are no longer finite, at learning rate 0.07")
-    assert "lower optimizer.lr" in line and line.endswith("The last checkpoint is kept")
+    assert "lower optimizer.lr" in line and line.endswith(f"{remedy} The last checkpoint is kept")
     checkpoint, damaged = newest_intact(only_run(tmp_path) / "checkpoints")
     assert checkpoint is not None and checkpoint.name == "step-00000005" and not damaged
     assert all(tensor.isfinite().all() for tensor in load_weights(checkpoint).values())
