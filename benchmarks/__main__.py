@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.caches import use_cache_folder
-from pipeline.errors import EXIT_FAILURE, TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, UserError
+from pipeline.leaving import exit_code_of
 
 BENCHMARKS = {
     "bench": "one config: loader, step, both together, and the bottleneck (the default)",
@@ -45,25 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     try:
-        name = _take_name(arguments)
-        module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
-        if name in OTHERS:
-            return module.main(arguments)
-        return _measure(name, module, arguments)
-    except (UserError, TrainingError) as error:
-        told = error
+        return exit_code_of(lambda: _run(arguments))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_FAILURE
-    except (OSError, MemoryError, RuntimeError) as error:
-        from pipeline.faults import explain_fault
 
-        fault = explain_fault(error)
-        if fault is None:
-            raise
-        told = fault
-    print(f"error: {told}", file=sys.stderr)
-    return told.exit_code
+
+def _run(arguments: list[str]) -> int:
+    name = _take_name(arguments)
+    module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
+    if name in OTHERS:
+        return module.main(arguments)
+    return _measure(name, module, arguments)
 
 
 def _take_name(arguments: list[str]) -> str:

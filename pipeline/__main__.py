@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import train
 from pipeline.caches import use_cache_folder
 from pipeline.config import check_batches, load_config, reference_table
-from pipeline.errors import TrainingError, UserError
+from pipeline.leaving import exit_code_of
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -276,19 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(argv)  # says what is wrong
     else:
         arguments.overrides = [*arguments.overrides, *rest]
-    try:
-        return arguments.work(arguments)
-    except (UserError, TrainingError) as error:
-        told = error
-    except (OSError, MemoryError, RuntimeError) as error:
-        from pipeline.faults import explain_fault  # with torch, which `check` does without
-
-        fault = explain_fault(error)
-        if fault is None:
-            raise
-        told = fault
-    print(f"error: {told}", file=sys.stderr)
-    return told.exit_code
+    return exit_code_of(lambda: arguments.work(arguments))
 
 
 if __name__ == "__main__":
