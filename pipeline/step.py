@@ -12,6 +12,8 @@ from pipeline.mixing import MixDraws, mix
 from pipeline.muon import Muon
 from pipeline.state import TrainState
 
+_WARMUP = 3  # eager steps before a capture
+
 
 @dataclass(frozen=True)
 class StepOutput:
@@ -138,17 +140,16 @@ class Step:
         state: updated in place.
         lr_at: learning rate of an optimizer step.
         capture: replay as a CUDA graph.
-        warmup: eager steps before the capture.
     """
 
-    def __init__(self, config: Config, state: TrainState, lr_at: Callable[[int], float], capture: bool, warmup: int = 3):
+    def __init__(self, config: Config, state: TrainState, lr_at: Callable[[int], float], capture: bool):
         self._state, self._lr_at = state, lr_at
         self._options = StepOptions.of(config)
         mixes, device = config.augment.mix != "none", state.totals.values.device
         self._mix_draws = MixDraws(config.augment, config.seed, config.image_size, device) if mixes else None
-        self._capture, self._warmup = capture, warmup
+        self._capture = capture
         self._shapes: dict[torch.Size, _Shape] = {}  # by height and width
-        self._shape = _Shape(warmup)
+        self._shape = _Shape(_WARMUP)
         self._graphs_when_settled: int | None = None
         self._unexpected_graphs = 0
 
@@ -190,7 +191,7 @@ class Step:
         """Go on with the images of a batch: where their height and width are new, what is compiled next is expected."""
         if self.is_new(batch):
             self._unexpected_graphs, self._graphs_when_settled = self.recompilations, None
-            self._shapes[batch.images.shape[2:]] = _Shape(self._warmup)
+            self._shapes[batch.images.shape[2:]] = _Shape(_WARMUP)
         self._shape = self._shapes[batch.images.shape[2:]]
 
     def _replay(self, inputs: list[torch.Tensor]) -> StepOutput:
