@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import CompileConfig, Config
@@ -82,6 +83,7 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
         inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
         # combo kernels: one launch for many small independent kernels, such as the casts of the weights
         arguments["options"] = {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
+        _name_operators_briefly()
         if device.type == "cpu":
             _keep_headers_in_the_cache()
     if divided and isinstance(model, ResNet):
@@ -92,6 +94,17 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
         model._compiled_call_impl = lambda images: back(front(images))  # what `Module.compile` sets
     else:
         model.compile(**arguments)
+
+
+def _name_operators_briefly() -> None:
+    """Keep inductor from writing out the arguments of an operator that it meets for the first time.
+
+    torch 2.11 does so for a line of its log, whether the log is on or not; 2.15 no longer does. An argument is written with all that it was
+    made from, so every residual block doubles the text: the gradient of a ResNet-56's stem, the last operator met, has 27 blocks before it.
+    """
+    if TorchVersion(torch.__version__) < "2.15":
+        exc = importlib.import_module("torch._inductor.exc")
+        exc.OperatorIssue.operator_str = staticmethod(lambda target, args, kwargs: f"target: {target}")
 
 
 def _keep_headers_in_the_cache() -> None:

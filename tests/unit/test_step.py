@@ -1,6 +1,7 @@
 """The training step: precisions, overflow, clipping, smoothing, compiling."""
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -227,6 +228,29 @@ def test_compiled_trains_like_eager(mode: str):
 @pytest.mark.slow
 def test_compiled_by_inductor_trains_like_eager():
     compare_with_eager()
+
+
+@pytest.mark.slow
+def test_an_operator_that_is_first_met_deep_in_the_network_compiles_at_once():
+    """torch 2.11 wrote out what its arguments are made from, twice as much with each residual block; 22 took minutes."""
+
+    class Deep(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            for _ in range(22):
+                images = add(images, images)
+            return last(images, images)
+
+    add, last = (
+        torch.library.custom_op(f"deep::{name}", lambda x, y: x + y, mutates_args=(), schema="(Tensor x, Tensor y) -> Tensor")
+        for name in ("add", "last")
+    )
+    for operator in (add, last):
+        operator.register_fake(lambda x, y: torch.empty_like(x))
+    model = Deep()
+    compile_in_place(model, CompileConfig(mode="default"), torch.device("cpu"))
+    began = time.monotonic()
+    assert torch.equal(model(torch.ones(2)), torch.full((2,), 2.0**23))
+    assert time.monotonic() - began < 90
 
 
 def test_a_changed_shape_is_counted_as_a_recompilation():
