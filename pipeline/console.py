@@ -62,7 +62,7 @@ class TrainingConsole:
     def evaluated(self, train: dict[str, Any] | None, evaluation: dict[str, Any], num_epochs: float) -> None:
         """The line of an epoch."""
         step = evaluation["step"]
-        parts = [f"epoch {evaluation['epoch']:6.2f}/{num_epochs:g}"]
+        parts = [f"epoch {evaluation['epoch']:6.2f}/{round(num_epochs, 2):g}"]
         if train is not None:
             speed = f"{train['images_per_sec']:9,.0f} img/s {train['steps_per_sec']:6.1f} it/s" if train["images_per_sec"] else "warm-up"
             fit = "all skipped" if train["loss"] is None else f"loss {train['loss']:.4f} acc {train['accuracy']:7.2%}"
