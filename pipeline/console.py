@@ -28,7 +28,7 @@ class TrainingConsole:
 
     def __init__(self, total_steps: int, start_step: int = 0, enabled: bool = True):
         self._console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
-        self._total, self._first, self._began = total_steps, start_step, time.perf_counter()
+        self._total, self._last_step, self._last_time = total_steps, start_step, time.perf_counter()  # of the last line
         self._progress: Progress | None = None
         if enabled and sys.stdout.isatty():
             columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
@@ -72,7 +72,9 @@ class TrainingConsole:
         split, correct, seen = evaluation["split"], evaluation["correct"], evaluation["seen"]
         parts.append(f"{split} loss {evaluation['loss']:.4f} acc {evaluation['accuracy']:7.2%} ({correct}/{seen})")
         parts += [f"{name} {evaluation[key]:.2%}" for key, name in OTHER_ACCURACIES.items() if key in evaluation]
-        left = (time.perf_counter() - self._began) / max(step - self._first, 1) * (self._total - step)
+        now = time.perf_counter()
+        left = (now - self._last_time) / max(step - self._last_step, 1) * (self._total - step)
+        self._last_step, self._last_time = step, now
         parts.append(f"left {int(left // 60)}:{int(left % 60):02d}")
         self.say("  ".join(parts))
 

@@ -52,6 +52,18 @@ def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch):
     assert terminal.getvalue() == ""
 
 
+def test_what_is_left_goes_by_the_pace_since_the_line_before(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Compiling, 60 of the first 70 seconds here, is not to come again."""
+    clock = iter((0.0, 70.0, 80.0))
+    monkeypatch.setattr("pipeline.console.time.perf_counter", lambda: next(clock))
+    console = TrainingConsole(total_steps=825)
+    for step in (100, 200):
+        evaluation = {"step": step, "epoch": step / 390, "split": "test", "loss": 0.5, "accuracy": 0.8, "correct": 8, "seen": 10}
+        console.evaluated(RECORD | {"skipped_steps": 0}, evaluation, num_epochs=825 / 390)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("left 8:27") and second.endswith("left 1:02") and second.startswith("epoch   0.51/2.12  lr 0.05000")
+
+
 def test_a_terminal_that_has_hung_up(monkeypatch: pytest.MonkeyPatch):
     """Of a disk that is full, which fails in writing too."""
     with open("/dev/full", "w") as nobody:
