@@ -1,21 +1,23 @@
-"""Figures made from records: throughput by batch size and loader, training from image files, what each switch of the ablation brings."""
+"""Figures made from records: throughput by batch size and loader, training from image files, what each switch of the ablation brings,
+and the error by depth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.cells import count, thousands
+from benchmarks.depth import draw_depth, is_by_depth
+from benchmarks.frame import MARGINS_PX, new_frame
 from benchmarks.records import FOLDER, Record, newest
 from pipeline import style
 
 FOLDER_OF_FIGURES = FOLDER / "figures"
 
-_WIDTH_PX, _HEIGHT_PX = 1100, 620
-_LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 96, 210, 110, 74
+_HEIGHT_PX = 620
+_LEFT_PX = 96
 _ROW_PX = 46
 _LABEL_PITCH_PX = 20
 _BAR_HEIGHT, _BARS_SHARE = 0.62, 0.78  # of a row; of the width, the rest being for the figures beside the bars
@@ -41,15 +43,6 @@ def _is_streamed(record: Record) -> bool:
     return record.image_size >= _LARGE_IMAGE
 
 
-def _frame(width_px: int, height_px: int, left_px: int, title: str, subtitle: str, right_px: int = _RIGHT_PX) -> tuple[Figure, Axes]:
-    figure = style.new_figure(width_px, height_px)
-    box = (left_px, _BOTTOM_PX, width_px - left_px - right_px, height_px - _TOP_PX - _BOTTOM_PX)
-    axes = figure.add_axes((box[0] / width_px, box[1] / height_px, box[2] / width_px, box[3] / height_px))
-    figure.text(28 / width_px, 1 - 40 / height_px, title, fontsize=19 * style.PX, fontweight="bold")
-    figure.text(28 / width_px, 1 - 66 / height_px, subtitle, fontsize=13 * style.PX, color=style.MUTED)
-    return figure, axes
-
-
 def _draw_throughput(folder: str, records: Sequence[Record], path: Path) -> None:
     """Images/sec over batch size, both logarithmic, a line for each loader; the step's own rate beside them."""
     loaders = [record for record in _of("loader", folder, records) if not _is_streamed(record)]
@@ -65,7 +58,7 @@ def _draw_throughput(folder: str, records: Sequence[Record], path: Path) -> None
     if steps:
         subtitle += f"; {_STEP}: {steps[-1].model}, {steps[-1].precision}"
     with style.drawing([subtitle]):
-        figure, axes = _frame(_WIDTH_PX, _HEIGHT_PX, _LEFT_PX, "Loader throughput by batch size", subtitle)
+        figure, axes = new_frame(_HEIGHT_PX, _LEFT_PX, "Loader throughput by batch size", subtitle)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         for name, line in lines.items():
@@ -125,9 +118,9 @@ def _draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
     with_accuracy = any(record.accuracy is not None for record in steps)
     right = f"; right: test accuracy after {last.epochs:g} epochs (n = {last.accuracy_n})" if with_accuracy and last.epochs else ""
     subtitle = f"{last.gpu or 'CPU'}, {_network(last)}, batch {last.batch_size}, loader and step together{right}"
-    height_px = _TOP_PX + _BOTTOM_PX + _ROW_PX * len(steps)
+    height_px = MARGINS_PX + _ROW_PX * len(steps)
     with style.drawing([subtitle]):
-        figure, axes = _frame(_WIDTH_PX, height_px, 230, "From the plain recipe to the full one", subtitle)
+        figure, axes = new_frame(height_px, 230, "From the plain recipe to the full one", subtitle)
         axes.set_xscale("log")
         left = min(rates) / 1.6
         axes.set_xlim(left, left * (max(rates) / left) ** (1 / _BARS_SHARE))
@@ -172,7 +165,7 @@ def _draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
     subtitle = f"{bars[0].gpu or 'CPU'}, {bars[0].cpu_cores} CPU cores, {size}×{size}, {bars[0].precision}; median, line from p10 to p90"
     with style.drawing([subtitle]):
         title = f"{network.replace('resnet', 'ResNet-')} from JPEG files: images per second"
-        figure, axes = _frame(_WIDTH_PX, _TOP_PX + _BOTTOM_PX + _ROW_PX * len(bars), 330, title, subtitle, right_px=40)
+        figure, axes = new_frame(MARGINS_PX + _ROW_PX * len(bars), 330, title, subtitle, right_px=40)
         axes.set_xlim(0, _rate(bars[0]) / _BARS_SHARE)
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -241,6 +234,7 @@ class _FigureKind:
 
 
 FIGURES = {
+    "depth": _FigureKind("recipe", is_by_depth, "Test error of the paper's networks by depth, ours beside the paper's", draw_depth),
     "streamed": _FigureKind(
         "end_to_end",
         lambda record: _is_streamed(record) and record.world_size == 1,

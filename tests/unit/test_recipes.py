@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import prices, published, readme, recipes
+from benchmarks import depth, figures, prices, published, readme, recipes
 from benchmarks.__main__ import main
 from benchmarks.options import merge
 from benchmarks.records import RESULTS, Record, append, read
@@ -245,6 +245,27 @@ def test_larger_images_of_a_folder_are_another_recipe(record: Record):
 def test_every_recipe_has_a_price_or_says_that_it_has_none():
     for path in prices.recipe_paths():
         assert prices.render(path.read_text(), read(RESULTS), path) == path.read_text(), "run `python -m benchmarks readme`"
+
+
+def test_the_error_by_depth_of_ours_beside_the_papers(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: dict[str, list[tuple[float, ...]]] = {}
+    line = depth._line
+
+    def spy(axes: Any, name: str, points: Any, *looks: Any, **more: Any) -> None:
+        drawn[name] = [(point.depth, round(point.error, 2), round(point.deviation, 2)) for point in points]
+        line(axes, name, points, *looks, **more)
+
+    monkeypatch.setattr(depth, "_line", spy)
+    changed = record.model_copy(update={"accuracy": 0.5, "config": record.config | {"duration": "1ep"}})
+    (path,) = figures.draw_all([record, changed], tmp_path)
+    assert path.name == "nvidia-h200-depth.png" and path.stat().st_size > 10_000
+    assert drawn == {
+        "He et al. 2015, CIFAR-10": [(20, 8.75, 0)],
+        "document E, CIFAR-10": [(20, 10.52, 0)],
+        "ours, CIFAR-10 re-encoded as JPEG": [(20, 8.8, 0.2)],
+        "ours without shortcuts, CIFAR-10 re-encoded as JPEG": [],
+    }
+    assert figures.draw_all([changed], tmp_path) == []
 
 
 def test_published_figures_stand_beside_ours(record: Record):
