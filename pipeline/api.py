@@ -139,6 +139,8 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
         state = build_state_of(model, config, processes)
         step = Step(config, state, plan.lr_at, captures(config.compile, device))
         console = TrainingConsole(plan.total_steps, enabled=processes.is_main and not quiet)
+        for warning in plan.warnings:
+            console.say(f"warning: {warning}")
         try:
             return _fit(Trainer(config, processes, state, step, loaders, plan, Clock(device), None, None, console, StopSignal(), watch))
         finally:

@@ -120,7 +120,8 @@ def _steps(config: Config, plan: Plan) -> str:
 
 def _rates(plan: Plan) -> str:
     shares = (0, 25, 50, 75, 100)
-    return ", ".join(f"{share} % {plan.lr_at(plan.total_steps * share // 100):.4g}" for share in shares)
+    rates = ", ".join(f"{share} % {plan.lr_at(plan.total_steps * share // 100):.4g}" for share in shares)
+    return "\n".join([rates, *(f"warning: {warning}" for warning in plan.warnings)])
 
 
 def _memory(config: Config, machine: _Machine, memory: MemoryEstimate) -> str:

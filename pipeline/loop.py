@@ -13,7 +13,7 @@ from pipeline.data import Loader, Loaders
 from pipeline.distributed import Processes, average_batch_norm
 from pipeline.errors import Preempted, TrainingError
 from pipeline.evaluate import EvalResult, evaluate
-from pipeline.optim import build_schedule
+from pipeline.optim import build_schedule, parts_after_the_end
 from pipeline.profile import StepProfiler
 from pipeline.run import MetricsLog
 from pipeline.signals import StopSignal
@@ -24,7 +24,12 @@ from pipeline.watch import Watch
 
 @dataclass(frozen=True)
 class Plan:
-    """Every duration of a run, in optimizer steps."""
+    """Every duration of a run, in optimizer steps.
+
+    Attributes:
+        lr_at: learning rate of an optimizer step.
+        warnings: what of the schedule the run is too short for.
+    """
 
     steps_per_epoch: int
     total_steps: int
@@ -32,6 +37,7 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     lr_at: Callable[[int], float]
+    warnings: tuple[str, ...]
 
     @classmethod
     def of(cls, config: Config, steps_per_epoch: int) -> "Plan":
@@ -41,8 +47,9 @@ class Plan:
             return max(to_steps(duration, steps_per_epoch, total), 1)
 
         lr_at = build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total)
+        warnings = tuple(parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total))
         log = config.log
-        return cls(steps_per_epoch, total, steps(log.log_every), steps(log.eval_every), steps(log.checkpoint_every), lr_at)
+        return cls(steps_per_epoch, total, steps(log.log_every), steps(log.eval_every), steps(log.checkpoint_every), lr_at, warnings)
 
     def due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.total_steps

@@ -99,6 +99,26 @@ def build_schedule(peak: float, config: ScheduleConfig, steps_per_epoch: int, to
     return lr_at
 
 
+def parts_after_the_end(config: ScheduleConfig, duration: str, steps_per_epoch: int, total_steps: int) -> list[str]:
+    """What of the schedule a run of this length does not come to, as where `duration` alone was shortened: a sentence for each key.
+
+    No error: to train less than a recipe says is a way to try it.
+    """
+    late = [m for m in config.milestones if to_steps(m, steps_per_epoch, total_steps) >= total_steps]
+    found = []
+    if late:
+        found.append(
+            f"schedule.milestones: {' and '.join(late)} {'are' if len(late) > 1 else 'is'} not before the end of the run, {duration}: the "
+            "learning rate does not fall there; give earlier ones, or shares of the run such as [50%, 75%]"
+        )
+    if to_steps(config.warmup, steps_per_epoch, total_steps) > total_steps:
+        found.append(
+            f"schedule.warmup: {config.warmup} is longer than the run, {duration}: the learning rate does not reach optimizer.lr; shorten "
+            "it, or give a share of the run such as 10%"
+        )
+    return found
+
+
 def _half_cosine(progress: float) -> float:
     """From 0 to 1, level at both ends."""
     return (1 - math.cos(math.pi * progress)) / 2

@@ -264,6 +264,8 @@ def _announce(
     )
     if config.precision.mode == "fp16" and device.type == "cpu":
         console.say(f"warning: {SLOW_ON_CPU}")
+    for warning in plan.warnings:
+        console.say(f"warning: {warning}")
     if run.resume_from is not None:
         console.say(f"continuing {run.path} from step {step}")
 

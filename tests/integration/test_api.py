@@ -47,6 +47,17 @@ def test_the_readme_shows_the_same_lines():
     assert all(block.strip() == example().strip() for block in blocks)
 
 
+def test_a_run_and_fit_name_milestones_that_they_do_not_come_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    keys = ["schedule.name=step", "schedule.warmup=0ep", "schedule.milestones=[1ep, 2ep]", "log.tensorboard=false", "log.report=false"]
+    config = tiny_config(f"log.dir={tmp_path}", "duration=2ep", *keys)
+    api.train(config, "tiny")
+    splits = api.load_splits(config)
+    api.fit(config, api.build_model(config, splits), api.build_loaders(config, splits))
+    assert (
+        capsys.readouterr().out.replace("\n", " ").count("warning: schedule.milestones: 2ep is not before the end of the run, 2ep: ") == 2
+    )
+
+
 def test_fit_trains_as_a_run_does(tmp_path: Path):
     config = tiny_config(f"log.dir={tmp_path}", "duration=2ep", "log.tensorboard=false")
     run = api.train(config, "tiny")

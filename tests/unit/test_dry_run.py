@@ -59,6 +59,12 @@ def test_half_precision_without_a_gpu_is_warned_of(capsys: pytest.CaptureFixture
     assert f"  warning: {SLOW_ON_CPU}\n" in capsys.readouterr().out
 
 
+def test_milestones_that_a_shorter_run_does_not_come_to(capsys: pytest.CaptureFixture[str]):
+    assert train.main([str(ROOT / "configs/cifar10_resnet20.yaml"), "duration=100ep", "precision.mode=bf16", "--dry-run"]) == 0
+    (warning,) = (line for line in capsys.readouterr().out.splitlines() if "warning" in line)
+    assert warning.startswith("               warning: schedule.milestones: 120ep is not before the end of the run, 100ep: ")
+
+
 def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(dry_run, "output_of", lambda *_: "NVIDIA H200, 143771\nNVIDIA H200, 143771")

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from pipeline.models import build_model
-from pipeline.optim import build_optimizer, build_schedule
+from pipeline.optim import build_optimizer, build_schedule, parts_after_the_end
 
 TOTAL, PER_EPOCH, PEAK = 100, 10, 0.4
 
@@ -70,6 +70,28 @@ def test_one_cycle_is_torch_s(warmup: int, final: float):
 def test_without_warmup_the_first_step_has_the_peak(name: str):
     milestones = ["50%"] if name == "step" else []
     assert rates(0, name=name, warmup="0st", milestones=milestones, start_fraction=0.5) == [1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"name": "step", "warmup": "0st", "milestones": ["5ep", "99st", "99%"]}, ""),
+        (
+            {"name": "step", "warmup": "0st", "milestones": ["5ep", "20ep"]},
+            "schedule.milestones: 20ep is not before the end of the run, 10ep",
+        ),
+        (
+            {"name": "step", "warmup": "0st", "milestones": ["100st", "100%"]},
+            "schedule.milestones: 100st and 100% are not before the end of the run, 10ep",
+        ),
+        ({"warmup": "100%"}, ""),
+        ({"warmup": "11ep"}, "schedule.warmup: 11ep is longer than the run, 10ep"),
+    ],
+)
+def test_parts_that_a_run_is_too_short_for_are_named(keys: dict[str, Any], expected: str):
+    found = parts_after_the_end(ScheduleConfig.model_validate(keys), "10ep", PER_EPOCH, TOTAL)
+    assert [sentence.partition(":")[0] for sentence in found] == [expected.partition(":")[0]] * bool(expected)
+    assert all(sentence.startswith(f"{expected}: the learning rate does not ") for sentence in found)
 
 
 @pytest.mark.parametrize("name", ["linear", "one_cycle", "cosine"])
