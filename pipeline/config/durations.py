@@ -3,11 +3,16 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ep|st|%)", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)(KiB|MiB|GiB|TiB)", re.ASCII)
 _SIZE_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def _as_text(value: object) -> object:
+    """A bare number goes the way of other text without a unit, whose message says what units there are."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _check_duration(text: str) -> str:
@@ -44,10 +49,10 @@ def _check_size(text: str) -> str:
     return text
 
 
-Duration = Annotated[str, AfterValidator(_check_duration)]
+Duration = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_duration)]
 RunLength = Annotated[Duration, AfterValidator(_check_run_length)]
 Interval = Annotated[Duration, AfterValidator(_check_interval)]
-Size = Annotated[str, AfterValidator(_check_size)]
+Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
 
 
 def to_steps(duration: str, steps_per_epoch: int, total_steps: int | None = None) -> int:
