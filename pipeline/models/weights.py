@@ -49,7 +49,7 @@ def load_pretrained(model: nn.Module, path: Path, *, is_main: bool = True) -> No
         UserError: no such file, no weights in it, or weights of another network.
     """
     weights = _read(path)
-    if isinstance(model, ResNet) and "fc.weight" in weights:
+    if isinstance(model, ResNet) and "layer1.0.conv1.weight" in weights:  # not by the head, which self-supervised weights lack
         weights = {from_torchvision(key): tensor for key, tensor in weights.items()}
     own = model.state_dict()
     head = _head(model)

@@ -50,6 +50,15 @@ def test_torchvision_s_weights_give_torchvision_s_logits(theirs: str, keys: dict
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+def test_torchvision_s_weights_without_a_head_are_read_too(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    reference = randomise(torchvision.models.resnet18(weights=None))
+    torch.save({key: tensor for key, tensor in reference.state_dict().items() if not key.startswith("fc.")}, tmp_path / "weights.pth")
+    model = build(name="resnet18")
+    load_pretrained(model, tmp_path / "weights.pth")
+    assert torch.equal(model.get_parameter("stages.3.1.conv2.weight"), reference.get_parameter("layer4.1.conv2.weight"))
+    assert "the head (head) starts untrained" in caplog.text
+
+
 @pytest.mark.parametrize("keys", [{"name": "resnet20"}, {"name": "davidnet"}, {"name": "wrn16"}], ids=str)
 def test_our_own_weights_come_back(keys: dict, tmp_path: Path):
     model, other = randomise(build(**keys)), build(**keys)
