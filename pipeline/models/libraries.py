@@ -85,9 +85,7 @@ def _timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.
     try:
         import timm
     except ImportError:
-        raise UserError(
-            f"model.name: timm/{name} needs the package timm, which is not installed; it is the extra `timm` in pyproject.toml"
-        ) from None
+        raise UserError(f"model.name: timm/{name} needs the package timm, which is not installed; pip install -e '.[timm]'") from None
     create: Callable[..., nn.Module] = timm.create_model
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())

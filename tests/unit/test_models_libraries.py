@@ -82,7 +82,7 @@ def test_every_size_of_the_run_is_tried_before_training(key: str, size: int | No
 def test_timm_that_is_not_installed():
     with (
         patch.dict("sys.modules", {"timm": None}),
-        pytest.raises(UserError, match=r"model.name: timm/resnet18 needs the package timm, .*extra"),
+        pytest.raises(UserError, match=r"model.name: timm/resnet18 needs the package timm, .*; pip install -e '\.\[timm\]'"),
     ):
         build("timm/resnet18")
 
