@@ -125,10 +125,18 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 3,17") from None
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
+def _whole(lowest: int, highest: int = 2**20) -> Callable[[str], int]:
+    """Reads a whole number; `choices=range(…)` would list all of them where another is given."""
+
+    def read(text: str) -> int:
+        if not (text.isdecimal() and len(text) < 10 and lowest <= int(text) <= highest):
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {lowest:,} to {highest:,}")
+        return int(text)
+
+    return read
+
+
+_count = _whole(1)
 
 
 def _lr_find(arguments: argparse.Namespace) -> int:
@@ -173,21 +181,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_arguments(add("train", _train, "train one run on this process alone (several: accelerate launch -m pipeline.train)"))
     check = add("check", _check, "validate a recipe and its overrides")
     train.add_arguments(check)
-    check.add_argument(
-        "--processes", type=int, default=1, choices=range(1, 2**20), metavar="N", help="number of processes that the batches must divide by"
-    )
+    check.add_argument("--processes", type=_count, default=1, metavar="N", help="number of processes that the batches must divide by")
     check.add_argument("--print-device", action="store_true", help="print runtime.device only")
     summary = add("summary", _summary, "layers of a recipe's network with shapes, parameters, memory and FLOPs; its graph as a picture")
     train.add_recipe_arguments(summary)
-    summary.add_argument(
-        "--depth", type=int, choices=range(1, 100), metavar="N", help="levels of modules to open (default: as fit a screen)"
-    )
+    summary.add_argument("--depth", type=_count, metavar="N", help="levels of modules to open (default: as fit a screen)")
     summary.add_argument("--picture", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: architecture-CONFIG.png in log.dir)")
     find = add("lr-find", _lr_find, "learning-rate range test: a curve as a picture, and a suggested maximum")
     train.add_recipe_arguments(find)
     find.add_argument("--min", type=float, default=1e-4, help="learning rate of the first step (default: 1e-4)")
     find.add_argument("--max", type=float, default=10.0, help="learning rate of the last step (default: 10)")
-    find.add_argument("--steps", type=int, default=100, choices=range(10, 100_001), metavar="N", help="steps (default: 100)")
+    find.add_argument("--steps", type=_whole(10, 100_000), default=100, metavar="N", help="steps (default: 100)")
     find.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: lr-find-RECIPE.png in log.dir)")
     add("config-reference", _config_reference, "print every key with type, default and meaning")
     data = add(
@@ -198,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", default=[], metavar="key=value", help="keys of the data section, such as data.train_list=FILE"
     )
     data.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/.quickres/check)")
-    data.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="threads to decode in (default: one a core)")
+    data.add_argument("--threads", type=_count, default=os.cpu_count() or 1, metavar="N", help="threads to decode in (default: one a core)")
     _add_run(add("evaluate", _evaluate, "accuracy on the test set of a run's checkpoint"))
     explain = add("explain", _explain, "Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture")
     _add_run(explain)

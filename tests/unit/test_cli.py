@@ -71,6 +71,7 @@ def test_a_user_s_error_is_one_message_and_exit_code_2(arguments: list[str], tol
     "arguments",
     [
         *([], ["fly"], ["check"], ["check", "--processes", "none", QUICKSTART], ["check", "--processes", "0", QUICKSTART]),
+        *(["summary", "--depth", "0", QUICKSTART], ["lr-find", "--steps", "5", QUICKSTART], ["lr-find", "--steps", "200000", QUICKSTART]),
         *(["predict", "runs/latest"], ["predict", "runs/latest", "a.png", "--top", "0"], ["export", "runs/latest", "--format", "pickle"]),
         *(
             ["explain", "runs/latest", "--count", "many"],
@@ -85,6 +86,7 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytes
     assert left.value.code == 2
     told = capsys.readouterr().err
     assert "usage: python -m pipeline" in told and "invalid _" not in told  # argparse names our functions
+    assert len(told) < 2000  # and lists all choices, were they a range
     assert "required: run, key=value" not in told and "required: config, key=value" not in told
 
 
