@@ -69,9 +69,11 @@ class RangeTest:
 
 def smooth(losses: np.ndarray) -> np.ndarray:
     """(N,) → (N,): the weighted mean around each step, by a Gaussian whose width is a share of N; at the ends by what there is of it."""
-    steps = np.arange(len(losses))
-    weights = np.exp(-0.5 * ((steps[:, None] - steps) / max(_SMOOTHING * len(losses), 0.5)) ** 2)
-    return (weights * losses).sum(1) / weights.sum(1)
+    count = len(losses)
+    distances = np.arange(1 - count, count)
+    weights = np.exp(-0.5 * (distances / max(_SMOOTHING * count, 0.5)) ** 2)
+    total, weight = (np.convolve(values, weights)[count - 1 : 2 * count - 1] for values in (losses, np.ones(count)))
+    return total / weight
 
 
 @contextmanager
