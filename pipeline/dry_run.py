@@ -10,6 +10,7 @@ from pipeline.build import build_initial_model, compile_mode
 from pipeline.caches import cache_folder
 from pipeline.config import Config, check_batches
 from pipeline.data.counts import Counts, count_images
+from pipeline.data.resolutions import training_resolutions
 from pipeline.data.sampling import Shard, TrainSampler
 from pipeline.environment import output_of
 from pipeline.errors import UserError
@@ -56,6 +57,7 @@ def describe_plan(config: Config, recipe: str) -> str:
     shard, size = Shard(0, machine.processes), (config.image_size, config.image_size)
     sampler = TrainSampler(counts.train, config.data.batch_size, shard, config.seed, size, config.augment)
     plan = Plan.of(config, sampler.steps_per_epoch)
+    training_resolutions(config, plan.steps_per_epoch)  # which may be out of order, or after the end
     resumed, _ = find_resumable(config)
     if resumed is None:
         build_initial_model(config, counts.num_classes, torch.device("cpu"))  # the file that model.weights names may not fit

@@ -121,6 +121,16 @@ def test_a_folder_is_listed_and_not_read(tmp_path: Path, capsys: pytest.CaptureF
     assert "data.root: there is no folder /nowhere" in capsys.readouterr().err
 
 
+def test_images_of_a_size_that_a_shorter_run_does_not_come_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.jpg").write_bytes(b"not opened")
+    keys = ["data.dataset=folder", f"data.root={tmp_path}", "data.image_size=64", "augment.progressive=[[0ep, 32], [12ep, 64]]"]
+    assert train.main([str(RECIPE), "--dry-run", *keys, "data.batch_size=2", "duration=8ep"]) == 2
+    assert "augment.progressive: 12ep (step 12) is not before the end of the run, 8ep" in capsys.readouterr().err
+
+
 def test_weights_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     monkeypatch.undo()
     assert train.main([str(RECIPE), "--dry-run", f"model.weights={tmp_path}/none.pth"]) == 2
