@@ -77,7 +77,7 @@ class LossConfig(Section):
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw", "muon"] = Field(
-        default="sgd", description="`muon`: for all convolutions but the first; SGD for that one, norms, biases and the head"
+        default="sgd", description="`muon`: for the weights of all layers but the first and the last; SGD for those two, norms and biases"
     )
     lr: float = Field(default=0.1, gt=0, le=1e4, description="Peak learning rate, for a global batch")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD and Muon")
