@@ -73,6 +73,8 @@ class Axis:
 def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", dashed: Sequence[str] = ()) -> Chart:
     """Lay out one panel over epochs.
 
+    On a logarithmic axis there is no place for 0: what is not above it is left out of the line, whose name then ends at the foot.
+
     Args:
         title: of the panel.
         series: the lines; one without values is left out.
@@ -80,16 +82,19 @@ def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", da
         note: a few words at the right of the title.
         dashed: names of lines drawn dashed.
     """
-    if axis.scale != "linear":
-        series = [_positive(line) for line in series]
     series = [line for line in series if len(line.values)]
+    num_epochs = max((float(line.epochs[-1]) for line in series), default=0.0) or 1.0
+    empty = "nothing recorded"
+    if axis.scale != "linear":
+        empty = "nothing above 0" if series else empty
+        series = [line for line in map(_positive, series) if len(line.values)]
     if not series:
-        return Chart(title, note, f"{title}: nothing recorded.", [], [], [], empty="nothing recorded")
-    num_epochs = max(float(line.epochs[-1]) for line in series) or 1.0
+        return Chart(title, note, f"{title}: {empty}.", [], [], [], empty=empty)
     ticks = _ticks(np.concatenate([line.values for line in series]), axis)
     bounds = _scaled(ticks[0], axis), _scaled(ticks[-1], axis)
 
-    words = [f"{line.name} {axis.form(line.last) if math.isfinite(line.last) else 'NaN'}".strip() for line in series]
+    last = [axis.form(line.last) if math.isfinite(line.last) else "NaN" for line in series]
+    words = [f"{line.name} {value}".strip() for line, value in zip(series, last, strict=True)]
     right = round(WIDTH - _GAP - _CHARACTER * max(*map(len, words), 10), 1)
 
     def x(epoch: float) -> float:
@@ -99,7 +104,7 @@ def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", da
         share = (_scaled(value, axis) - bounds[0]) / (bounds[1] - bounds[0])
         return round(HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * min(max(share, 0.0), 1.0), 1)
 
-    ends = _spread([y(float(line.values[-1])) for line in series])
+    ends = _spread([HEIGHT - _BOTTOM if line.last == 0 and axis.scale != "linear" else y(float(line.values[-1])) for line in series])
     lines = []
     for line, name, end in zip(series, words, ends, strict=True):
         kept = _thinned(line)
@@ -111,7 +116,7 @@ def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", da
         few = len(dots) if len(dots) <= _MOST_DOTS else 0
         lines.append(Line(line.color, path, dots[:few], (right + _GAP, end, name), line.name in dashed))
     described = "; ".join(
-        f"{line.name or 'value'} from {axis.form(float(line.values[0]))} to {axis.form(float(line.values[-1]))}" for line in series
+        f"{line.name or 'value'} from {axis.form(float(line.values[0]))} to {value}" for line, value in zip(series, last, strict=True)
     )
     epochs = [float(tick) for tick in MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(0, num_epochs) if 0 <= tick <= num_epochs]
     return Chart(

@@ -15,11 +15,9 @@ import pytest
 from pipeline import __main__ as cli
 from pipeline.bottleneck import bottleneck_of_run
 from pipeline.config import load_config
-from pipeline.curves import series_of
 from pipeline.errors import UserError
 from pipeline.predictions import FILE, Predictions
 from pipeline.report import write_report
-from pipeline.report.charts import HEIGHT, WIDTH, Axis, draw
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ["curves", "classes", "mistakes", "speed", "config", "environment", "command"]
@@ -291,22 +289,6 @@ def test_predictions_come_back_as_they_were(tmp_path: Path):
         np.testing.assert_array_equal(getattr(found, name), getattr(given, name))
     assert found.confusion.sum() == 12 and np.trace(found.confusion) == (found.rank == 0).sum()
     assert ((found.confidence > 0) & (found.confidence <= 1)).all()
-
-
-@pytest.mark.parametrize(
-    "values", [[1.0], [1.0000001], [1.5, 1.5], [0.5, 0.5], [1e-6, 3.0, 2e5], [0.2, 0.9], [0.0, 1.0], list(np.linspace(5, 1, 5000))]
-)
-@pytest.mark.parametrize("scale", ["linear", "log10", "log2"])
-def test_lines_stay_inside_their_panel(values: list[float], scale: str):
-    records = [{"epoch": i / 10, "v": value} for i, value in enumerate(values)]
-    chart = draw("Title", [series_of("a", "c1", records, "v"), series_of("b", "c2", records, "v")], Axis(scale, high=1.0))
-    for line in chart.lines:
-        places = [float(number) for number in re.findall(r"[-\d.]+(?:e[-+]\d+)?", line.path)]
-        assert all(chart.left <= x <= chart.right for x in places[::2]) and all(chart.top <= y <= chart.bottom for y in places[1::2])
-        assert len(line.path) < 10_000 and 0 < line.end[1] < HEIGHT
-    assert len(chart.lines) < 2 or abs(chart.lines[0].end[1] - chart.lines[1].end[1]) >= 13  # names do not overlap
-    assert 2 <= len(chart.y_ticks) <= 10 or not chart.lines
-    assert chart.width == WIDTH
 
 
 @pytest.mark.parametrize(("size", "remedy"), [(32, "set data.loader=fused, or raise data.num_threads"), (224, "or try data.decoder=cpu")])
