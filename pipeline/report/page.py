@@ -49,6 +49,7 @@ def page_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
         "title": runs[0].name if single else f"{len(runs)} runs side by side",
         "single": single,
         "runs": views,
+        "mapped": any(item.evidence for view in views for item in [*view.mistakes, *view.unsure]),
         "figures": figures(runs),
         "tiles": tiles(runs[0]) if single else [],
         "charts": charts_of_one(runs[0]) if single else charts_of_many(runs),

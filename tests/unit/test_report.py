@@ -249,7 +249,7 @@ NO_SPEED = {"images_per_sec": {"median": None, "p10": None, "p90": None, "n": 0}
         ({"metrics": VERY_SHORT, "result": {**RESULT, "steps": 4, **NO_SPEED}}, (), "Speed: not measured"),
         ({"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}}, (), "Continued at step 20 by b"),
         ({"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}}, (), "1 min 30 s since it was continued"),
-        ({"predictions": predictions(maps=False)}, (), "true cat"),
+        ({"predictions": predictions(maps=False)}, (), "got wrong with most confidence. true cat"),
         ({"metrics": [{"kind": "train"}, {"kind": "eval", "split": "test", "step": 3, "epoch": None, "accuracy": None}]}, (), "step 3"),
     ],
 )
@@ -264,6 +264,10 @@ def test_a_run_that_has_logged_nothing_is_told_nothing_of(tmp_path: Path):
     page = page_of(make_run(tmp_path, missing=("result", "metrics", "predictions"), config="precision: {mode: fp16}\n"))
     assert "No step is on record." in page.words
     assert "No step was skipped" not in page.words and "1 throughout" not in page.words
+
+
+def test_grad_cam_is_told_of_where_there_is_one(tmp_path: Path):
+    assert "each with its Grad-CAM: red marks" in page_of(make_run(tmp_path)).words
 
 
 def test_predictions_that_are_damaged(tmp_path: Path):
