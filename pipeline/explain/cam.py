@@ -1,8 +1,9 @@
 """Maps of evidence by the grad-cam library."""
 
 import difflib
+import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -129,6 +130,16 @@ def _library_class(method: str) -> Any:
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sign_correction
 
     base = getattr(pytorch_grad_cam, METHODS[check_method(method)].library_class)
+
+    class Quiet(base):
+        """The library's weights without its progress bar for each image."""
+
+        def get_cam_weights(self, *given: Any) -> Any:
+            with redirect_stderr(io.StringIO()):
+                return super().get_cam_weights(*given)
+
+    if method == "scorecam":
+        return Quiet
     if method not in ("eigencam", "eigengradcam"):
         return base
 

@@ -93,7 +93,7 @@ def test_maps_of_four_pixels_derived_by_hand(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", explain.METHODS)
-def test_every_method_gives_maps(method: str) -> None:
+def test_every_method_gives_maps(method: str, capfd: pytest.CaptureFixture[str]) -> None:
     model, images = tiny_net().eval(), noise(3)
     found = explain.explain_images(model, images, model.relu, method=method)
     assert found.maps.shape == (3, 12, 12) and found.maps.dtype == np.float32
@@ -102,6 +102,7 @@ def test_every_method_gives_maps(method: str) -> None:
     assert np.array_equal(found.maps, other.maps) is (method in explain.CLASS_AGNOSTIC)
     with torch.no_grad():
         np.testing.assert_allclose(found.probabilities, model(images).softmax(1).numpy(), atol=1e-6)
+    assert capfd.readouterr() == ("", "")  # the library draws progress bars
 
 
 def test_an_unknown_method_is_named() -> None:
