@@ -16,9 +16,11 @@ class _Output:
     shape: tuple[int, ...]
     calls: int
 
-    @property
-    def is_map(self) -> bool:
-        return len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1
+    def is_map_of(self, image: Tensor) -> bool:
+        """Whether it has places, in the proportions of the image: attention's (B, heads, tokens, channels) has not."""
+        if len(self.shape) != 4 or self.shape[2] * self.shape[3] == 1:
+            return False
+        return self.shape[2] * image.shape[3] == self.shape[3] * image.shape[2]
 
 
 def find_layer(model: nn.Module, image: Tensor, name: str) -> nn.Module:
@@ -37,7 +39,7 @@ def find_layer(model: nn.Module, image: Tensor, name: str) -> nn.Module:
     ReLU()
     """
     outputs = _trace(model, image)
-    maps = [known for known, output in outputs.items() if output.is_map and output.calls == 1]
+    maps = [known for known, output in outputs.items() if output.is_map_of(image) and output.calls == 1]
     if not name or name not in dict(model.named_modules()):
         near = difflib.get_close_matches(name, maps, n=4, cutoff=0.5) or maps[-4:]
         raise UserError(f"layer: the network has no layer {name!r}; near: {', '.join(near) or 'none'}")
@@ -45,7 +47,7 @@ def find_layer(model: nn.Module, image: Tensor, name: str) -> nn.Module:
         found = outputs.get(name)
         if found is None:
             reason = "is not used, or gives no tensor"
-        elif found.is_map:
+        elif found.is_map_of(image):
             reason = f"is used {found.calls} times in one pass"
         else:
             reason = f"gives {' x '.join(map(str, found.shape[1:]))}, which has no height and width"

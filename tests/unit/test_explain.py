@@ -242,6 +242,24 @@ def test_a_layer_that_gives_no_map_is_named(name: str, told: str) -> None:
         explain.find_layer(Twice(), noise(1), name)
 
 
+class Attention(nn.Module):
+    """Patches, then heads of tokens: four dimensions that are no map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.heads, self.head = nn.Conv2d(3, 8, 4, 4), nn.Identity(), nn.Linear(8, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        return self.head(self.heads(tokens.unflatten(2, (2, 4)).transpose(1, 2)).transpose(1, 2).flatten(2).mean(dim=1))
+
+
+@pytest.mark.parametrize(("name", "told"), [("zzz", "near: patches$"), ("heads", "heads gives 2 x 9 x 4, which .*, such as patches$")])
+def test_tokens_of_heads_are_no_map(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        explain.find_layer(Attention(), noise(1), name)
+
+
 @pytest.mark.parametrize(
     ("target", "parsed"), [("predicted", "predicted"), ("true", "true"), ("dog", 1), ("2", 0), ("1", 1), (1, 1), ("frog 2", 2)]
 )
