@@ -177,8 +177,8 @@ def find_run(path: Path) -> RunFolder:
         UserError: there is none; names the runs that there are.
     """
     if not (path / "config.yaml").is_file():
-        parent = path.parent if path.parent.is_dir() else Path("runs")
-        known = sorted(str(p.parent) for p in parent.glob("*/config.yaml"))[-5:]
+        around = [folder for folder in (path, path.parent, Path("runs")) if any(folder.glob("*/config.yaml"))]
+        known = sorted(str(p.parent) for p in around[0].glob("*/config.yaml"))[-5:] if around else []
         raise UserError(
             f"{path}: not a run folder (no config.yaml in it). Known: {', '.join(known) or 'none yet; train one with ./launch.sh'}"
         )

@@ -191,6 +191,8 @@ def test_a_path_that_is_no_run(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     known = runs.make()
     with pytest.raises(UserError, match=rf"nowhere: not a run folder \(no config.yaml in it\). Known: .*{known.name}"):
         runs.resume(str(runs.folder / "nowhere"))
+    with pytest.raises(UserError, match=rf"Known: .*{known.name}"):  # the folder of the runs, as one that forgets `/latest` gives it
+        find_run(runs.folder)
     with pytest.raises(UserError, match="none yet"):
         find_run(runs.folder / "deep/nowhere/at-all")
 
