@@ -266,7 +266,7 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
         help="gradcam, gradcam++, xgradcam, hirescam, layercam, eigengradcam, eigencam or scorecam (default: gradcam)",
     )
     _add_ema(command)
-    command.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: contact_sheet.png in the run folder)")
+    command.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: explained.png in the run folder)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

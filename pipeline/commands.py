@@ -54,7 +54,7 @@ def explain_run(
         files: image files of any size.
         indices: of test images.
         layer, method, target: as for `explain_pixels`.
-        output: the picture; default: `contact_sheet.png` in the run folder.
+        output: the picture; default: `explained.png` in the run folder, which leaves the `contact_sheet.png` of the training alone.
 
     Returns:
         The picture's path.
@@ -75,7 +75,7 @@ def explain_run(
         logits, labels = trained.test_logits(), trained.splits.test.labels
         explained = explain_samples(trained, select_images(logits, labels, count).tolist(), **how)
         about.append(f"test accuracy {(logits.argmax(1) == labels).mean():.2%} in float32")
-    picture = Path(output) if output is not None else trained.run.path / "contact_sheet.png"
+    picture = Path(output) if output is not None else trained.run.path / "explained.png"
     try:
         draw_contact_sheet(picture, explained, trained.run.path.name, f"{', '.join(about)}; {METHODS[method].title} of {explained.layer}")
     except OSError as error:

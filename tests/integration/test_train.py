@@ -283,7 +283,7 @@ def test_evaluate_other_checkpoints(run: Run, capsys: pytest.CaptureFixture[str]
 
 def test_explain_takes_options_and_keys_in_any_order(run: Run, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["explain", str(run.path), "--count", "3", "data.loader=reference"]) == 0
-    sheet = run.path / "contact_sheet.png"
+    sheet = run.path / "explained.png"
     assert capsys.readouterr().out == f"{sheet}\n"
     assert sheet.is_file()
     sheet.unlink()
