@@ -5,8 +5,10 @@ It reads run folders only, and needs neither data set nor torch nor network.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.report.record import read_run
 
 __all__ = ["FILE", "write_report"]
@@ -25,7 +27,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         `output`.
 
     Raises:
-        UserError: one of them is no run folder.
+        UserError: one of them is no run folder, or the file cannot be written.
     """
     from importlib.resources import files
 
@@ -46,6 +48,9 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     try:
         beside.write_text(html.lstrip(), encoding="utf-8", errors="replace")
         beside.replace(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error}); choose another place with --output") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
     return output

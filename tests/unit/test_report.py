@@ -284,6 +284,15 @@ def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["nowhere/page.html", "one/env.json/page.html", "one"])
+def test_a_place_that_cannot_be_written(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["report", str(run), "--output", str(tmp_path / place)]) == 2
+    assert f"error: {tmp_path / place}: cannot be written" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_predictions_come_back_as_they_were(tmp_path: Path):
     given = predictions()
     given.save(tmp_path)
