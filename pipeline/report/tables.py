@@ -137,7 +137,7 @@ def _text(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_text, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)  # all digits: rounded, a changed value may look like the default
 
 
 def config_rows(runs: Sequence[RunRecord]) -> list[Row]:

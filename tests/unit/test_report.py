@@ -18,6 +18,8 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.predictions import FILE, Predictions
 from pipeline.report import write_report
+from pipeline.report.record import read_run
+from pipeline.report.tables import config_rows
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ["curves", "classes", "mistakes", "speed", "config", "environment", "command"]
@@ -195,6 +197,18 @@ def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "C This run has not finished: its last record is of step 40, epoch 4" in page.words
     assert cli.main(["report", str(first), "--output", str(tmp_path / "other.html")]) == 0
     assert (tmp_path / "other.html").is_file()
+
+
+def test_a_value_that_is_nearly_the_default_is_marked(tmp_path: Path):
+    runs = [make_run(tmp_path, str(lr), config=f"optimizer: {{lr: {lr}, weight_decay: 5e-4}}\n") for lr in (0.10000004, 0.1)]
+    (row,) = (row for row in config_rows([read_run(run) for run in runs]) if any(row.changed))
+    assert (row.name, row.values, row.default, row.changed, row.differs) == (
+        "optimizer.lr",
+        ["0.10000004", "0.1"],
+        "0.1",
+        (True, False),
+        True,
+    )
 
 
 def test_nothing_of_a_run_is_markup(tmp_path: Path):
