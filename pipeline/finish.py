@@ -31,7 +31,7 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
 
     result = describe_result(t, evaluation, started)
     write_result(run, result)
-    again = f"python -m pipeline report {run.path} draws what is missing"
+    again = f"python -m pipeline report --refresh {run.path} makes its report"
     t.stop.idle(0, f"after training; {again}")
     say, log = t.console.say, t.config.log
     speed = result["images_per_sec"]["median"]

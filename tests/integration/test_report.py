@@ -3,7 +3,11 @@
 import contextlib
 import io
 import json
+import os
+import shlex
+import signal
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -14,6 +18,7 @@ from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.commands import evaluate_run
 from pipeline.data import datasets
+from pipeline.finish import describe_result
 from pipeline.predictions import Predictions
 from tests.tiny import RECIPE, only_run
 from tests.unit.test_report import SECTIONS, Page
@@ -105,3 +110,18 @@ def test_what_fails_after_training_is_told_and_no_more(broken: str, tmp_path: Pa
     assert "RuntimeError: out of luck" in warning
     assert json.loads((path / "result.json").read_text())["test_seen"] == 360
     assert (path / "report.html").is_file() == ("write_report" not in broken)
+
+
+@pytest.mark.usefixtures("process_state")
+def test_the_advice_of_a_run_that_is_stopped_after_training(tmp_path: Path):
+    def stopped(*given: Any) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return describe_result(*given)
+
+    with patch("pipeline.finish.describe_result", stopped):
+        path, code, printed = run_digits(tmp_path, "log.report=true", "log.tensorboard=false")
+    advice = f"python -m pipeline report --refresh {path}"
+    assert (code, printed[-2:]) == (0, [f"stopped: by signal 15 after training; {advice} makes its report", str(path)])
+    assert not (path / "report.html").exists()
+    assert cli.main(shlex.split(advice)[3:]) == 0
+    assert len(Predictions.load(path).maps) and "Confusion matrix" in Page(path / "report.html").words  # pyright: ignore[reportOptionalMemberAccess]
