@@ -10,7 +10,7 @@ from pipeline.checkpoint import EMA, load_weights
 from pipeline.data import build_loaders
 from pipeline.errors import UserError
 from pipeline.evaluate import EvalResult, evaluate
-from pipeline.evidence import EXPLAINED_IMAGES, How, explain_files, explain_samples
+from pipeline.evidence import EXPLAINED_IMAGES, How, explain_files, explain_samples, resolve
 from pipeline.explain import METHODS, draw_contact_sheet, select_images
 from pipeline.precision import Precision
 from pipeline.trained import load_trained
@@ -72,6 +72,7 @@ def explain_run(
     elif indices:
         explained = explain_samples(trained, indices, **how)
     else:
+        resolve(trained, **how)  # a name that is wrong is told before the whole test set is predicted
         logits, labels = trained.test_logits(), trained.splits.test.labels
         explained = explain_samples(trained, select_images(logits, labels, count).tolist(), **how)
         about.append(f"test accuracy {(logits.argmax(1) == labels).mean():.2%} in float32")

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import numpy as np
+import torch
+from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.explain import CLASS_AGNOSTIC, Explained, check_method, explain_images, find_layer, parse_target, select_images
@@ -24,6 +26,7 @@ class How(TypedDict, total=False):
 
 def explain_mistakes(trained: Trained, count: int = EXPLAINED_IMAGES, **how: Unpack[How]) -> Explained:
     """Explain the most confident mistakes on the test set and, where there are fewer than COUNT, the least sure of the right ones."""
+    resolve(trained, **how)  # a name that is wrong is told before the whole test set is predicted
     chosen = select_images(trained.test_logits(), trained.splits.test.labels, count)
     return explain_samples(trained, chosen.tolist(), **how)
 
@@ -81,21 +84,32 @@ def explain_pixels(
         UserError: an unknown layer, method or class.
     """
     class_names = trained.inputs.class_names
-    target = parse_target(target, class_names)
-    if check_method(method) in CLASS_AGNOSTIC and target != "predicted":
-        raise UserError(f"class: {method} shows the same map for every class; leave the class out, or choose another method")
+    layer, module, target = resolve(trained, layer=layer, method=method, target=target)
     if target == "true" and labels is None:
         raise UserError("class: the true classes are not known; choose predicted, a name or an index")
     normalised = trained.inputs.normalise(images).to(trained.device)
-    if layer is None:
-        module = cam_target_layer(trained.model, images.shape[1])
-        layer = next(name for name, candidate in trained.model.named_modules() if candidate is module)
-    else:
-        module = find_layer(trained.model, normalised[:1], layer)
     classes = labels if target == "true" else [target] * len(images) if isinstance(target, int) else None
     found = explain_images(trained.model, normalised, module, method=method, classes=classes)
     names = tuple(sources) or tuple(str(number) for number in range(len(images)))
     return Explained(images, found, labels, names, class_names, layer, method, target)
+
+
+def resolve(
+    trained: Trained, *, layer: str | None = None, method: str = "gradcam", target: str | int = "predicted"
+) -> tuple[str, nn.Module, str | int]:
+    """The layer's name, the layer itself, and the class as `parse_target` gives it.
+
+    Raises:
+        UserError: an unknown layer, method or class, or a class for a method that knows none.
+    """
+    target = parse_target(target, trained.inputs.class_names)
+    if check_method(method) in CLASS_AGNOSTIC and target != "predicted":
+        raise UserError(f"class: {method} shows the same map for every class; leave the class out, or choose another method")
+    size = trained.inputs.image_size
+    if layer is not None:
+        return layer, find_layer(trained.model, torch.zeros(1, 3, size, size, device=trained.device), layer), target
+    module = cam_target_layer(trained.model, size)
+    return next(name for name, candidate in trained.model.named_modules() if candidate is module), module, target
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -18,6 +18,7 @@ from benchmarks.recipes import make_record
 from pipeline import __main__ as cli
 from pipeline import export, train
 from pipeline.build import build_raw_model
+from pipeline.commands import explain_run
 from pipeline.config import load_config
 from pipeline.data import build_loaders
 from pipeline.errors import UserError
@@ -192,6 +193,15 @@ def test_what_cannot_be_explained_is_named(
     options = [option.replace("FILE", str(files[0])).replace("FOLDER", str(tmp_path)) for option in options]
     assert cli.main(["explain", str(run), *options]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [{"layer": "nowhere"}, {"method": "nothing"}, {"target": "nobody"}])
+def test_what_is_wrong_is_told_before_the_test_set_is_predicted(how: Any, run: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch):
+    """Which takes minutes on ImageNet."""
+    monkeypatch.delattr(Trained, "test_logits")
+    for explain in (lambda: explain_run(run, **how), lambda: explain_mistakes(trained, **how)):
+        with pytest.raises(UserError, match=r"there is no|has no layer"):
+            explain()
 
 
 def test_explain_from_the_command_line(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
