@@ -29,7 +29,7 @@ class Series:
 
     Attributes:
         epochs, values: (N,) float64, finite, in the order of the run.
-        last: the last value recorded, which may not be finite.
+        last: the last value measured, which may not be finite.
     """
 
     name: str
@@ -116,7 +116,9 @@ def _finite(value: object) -> float | None:
 
 
 def series_of(name: str, color: str, records: Sequence[Record], key: str) -> Series:
-    points = [(_finite(r.get("epoch")), _finite(r[key])) for r in records if key in r]
+    # null in training is no NaN, which ends the run: nothing was measured, as where all updates of a window were skipped
+    measured = [r for r in records if key in r and not (r[key] is None and r.get("kind") == "train")]
+    points = [(_finite(r.get("epoch")), _finite(r[key])) for r in measured]
     kept = np.array([p for p in points if None not in p], dtype=np.float64).reshape(-1, 2)
     last = points[-1][1] if points else None
     return Series(name, color, kept[:, 0], kept[:, 1], math.nan if last is None else last)

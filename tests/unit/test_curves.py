@@ -103,6 +103,11 @@ def test_values_that_are_not_finite_are_left_out_and_named(tmp_path: Path, drawn
     assert not any(text.startswith("test NaN") for text in found)  # nothing finite: no line to label
 
 
+def test_a_window_of_skipped_updates_is_no_nan(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw(tmp_path, [train_record(1, loss=0.25), train_record(2, loss=None, accuracy=None)])
+    assert "train 0.250" in words(drawn[0])
+
+
 def test_an_excursion_of_the_loss_gets_a_logarithmic_axis(tmp_path: Path, drawn: list[Figure]) -> None:
     draw(tmp_path, [train_record(epoch) for epoch in range(1, 6)])
     draw(tmp_path, [*(train_record(epoch) for epoch in range(1, 6)), train_record(6, loss=1e6)])
