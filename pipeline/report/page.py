@@ -121,7 +121,8 @@ def _skipped(run: RunRecord) -> str:
     for record in run.train:
         now = int(record.get("skipped_steps") or 0)
         if now > before:
-            parts.append(f"{now - before} in steps {since + 1}–{record.get('step')}")
+            step = int(record.get("step") or 0)
+            parts.append(f"{now - before} in " + (f"step {step}" if step == since + 1 else f"steps {since + 1}–{step}"))
         before, since = now, int(record.get("step") or 0)
     more = f" and {len(parts) - 6} more stretches" if len(parts) > 6 else ""
     share = percent(total / max(steps, 1), 2)

@@ -280,6 +280,11 @@ def test_a_run_that_has_logged_nothing_is_told_nothing_of(tmp_path: Path):
     assert "No step was skipped" not in page.words and "1 throughout" not in page.words
 
 
+def test_a_single_skipped_step_is_no_stretch(tmp_path: Path):
+    records = [{"kind": "train", "step": step, "skipped_steps": skipped} for step, skipped in ((10, 0), (11, 1), (14, 3))]
+    assert "were skipped because fp16 overflowed: 1 in step 11, 2 in steps 12–14." in page_of(make_run(tmp_path, metrics=records)).words
+
+
 def test_grad_cam_is_told_of_where_there_is_one(tmp_path: Path):
     assert "each with its Grad-CAM: red marks" in page_of(make_run(tmp_path)).words
 
