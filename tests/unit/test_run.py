@@ -278,7 +278,7 @@ def test_a_json_file_that_is_none(tmp_path: Path):
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(UserError, match="is the run finished"):
         read_json(tmp_path / "result.json")
-    with pytest.raises(UserError, match="is the run finished"):
+    with pytest.raises(UserError, match=r"none\.json: cannot be read \(No such file or directory\); is the run finished\?$"):
         read_json(tmp_path / "none.json")
 
 
