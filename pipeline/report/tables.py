@@ -64,7 +64,7 @@ def _test_accuracy(run: RunRecord) -> str:
     record = run.evals["test"][-1] if run.evals["test"] else {}
     if record.get("accuracy") is None:
         return _UNKNOWN
-    counts = f" ({record['correct']:,}/{record['seen']:,})" if "correct" in record and "seen" in record else ""
+    counts = f" ({record['correct']:,} of {record['seen']:,})" if "correct" in record and "seen" in record else ""
     return percent(record["accuracy"], 2) + counts
 
 
