@@ -14,11 +14,11 @@ def loader_remedy(config: Config, on_gpu: bool, streamed: bool | None = None) ->
     Args:
         config: of the run.
         on_gpu: where it ran.
-        streamed: whether its images stay in their files; None: not known, but to be guessed from their size.
+        streamed: whether its images stay in their files; None: not known, but to be guessed.
     """
     data = config.data
     if streamed is None:
-        streamed = data.dataset == "folder" and data.image_size > data.cache_below
+        streamed = config.probably_streamed
     if data.loader == "reference":
         return "set data.loader=dali"
     threads = f"raise data.num_threads (now {data.num_threads}) and data.prefetch (now {data.prefetch})"

@@ -61,9 +61,7 @@ def describe_plan(config: Config, recipe: str) -> str:
     resumed, _ = find_resumable(config)
     if resumed is None:
         build_initial_model(config, counts.num_classes, torch.device("cpu"))  # the file that model.weights names may not fit
-    on_device = config.data.loader in ("dali", "fused") and (
-        config.data.dataset != "folder" or config.image_size <= config.data.cache_below
-    )
+    on_device = config.data.loader in ("dali", "fused") and not config.probably_streamed
     memory = estimate_memory(config, machine.processes, counts.num_classes, counts.train + counts.test if on_device else 0)
     rows = {
         "data": _data(config, counts),

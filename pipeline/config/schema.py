@@ -251,6 +251,11 @@ class Config(Section):
         return 32 if self.data.dataset in ("cifar10", "cifar100") else self.data.image_size
 
     @property
+    def probably_streamed(self) -> bool:
+        """Whether the images are likely to stay in their files: a guess by their size, which only the files can tell for certain."""
+        return self.data.dataset == "folder" and self.image_size > self.data.cache_below
+
+    @property
     def other_image_sizes(self) -> dict[int, str]:
         """Heights and widths in pixels that streamed images have besides, in training or evaluation, each with the key that says so."""
         sizes = {size: "augment.progressive" for _, size in self.augment.progressive}
