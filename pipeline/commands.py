@@ -46,7 +46,7 @@ def explain_run(
 ) -> Path:
     """Draw maps of misclassified test images, of given ones, or of files, as a contact sheet.
 
-    The network is a fresh one, float32 and eager, built from the checkpoint: never the live, compiled or DDP one.
+    The network is a fresh one, float32 and eager, built from the checkpoint: never the live, compiled one.
 
     Args:
         path, which, overrides, device, ema: as for `load_trained`.

@@ -131,25 +131,28 @@ def _library_class(method: str) -> Any:
 
     base = getattr(pytorch_grad_cam, METHODS[check_method(method)].library_class)
 
-    class Quiet(base):
-        """The library's weights without its progress bar for each image."""
-
-        def get_cam_weights(self, *given: Any) -> Any:
-            with redirect_stderr(io.StringIO()):
-                return super().get_cam_weights(*given)
-
     if method == "scorecam":
+
+        class Quiet(base):
+            """The library's weights without its progress bar for each image."""
+
+            def get_cam_weights(self, *given: Any) -> Any:
+                with redirect_stderr(io.StringIO()):
+                    return super().get_cam_weights(*given)
+
         return Quiet
-    if method not in ("eigencam", "eigengradcam"):
-        return base
 
-    class Signed(base):
-        """The library's projection with the sign that it leaves to chance."""
+    if method in ("eigencam", "eigengradcam"):
 
-        def get_cam_image(self, input_tensor: Any, layer: Any, targets: Any, activations: Any, grads: Any, eigen_smooth: bool) -> Any:
-            return get_2d_projection_with_sign_correction(activations if method == "eigencam" else grads * activations)
+        class Signed(base):
+            """The library's projection with the sign that it leaves to chance."""
 
-    return Signed
+            def get_cam_image(self, input_tensor: Any, layer: Any, targets: Any, activations: Any, grads: Any, eigen_smooth: bool) -> Any:
+                return get_2d_projection_with_sign_correction(activations if method == "eigencam" else grads * activations)
+
+        return Signed
+
+    return base
 
 
 def _assert_explainable(model: nn.Module, target_layer: nn.Module) -> None:
