@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.caches import use_cache_folder
 from pipeline.errors import EXIT_FAILURE, UserError
-from pipeline.leaving import exit_code_of
+from pipeline.exit_code import exit_code_of
+from pipeline.process.cache_dirs import use_cache_folder
 
 BENCHMARKS = {
     "bench": "one config: loader, step, both together, and the bottleneck (the default)",

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from benchmarks.records import Spread
-from pipeline.bottleneck import NOTICEABLE, loader_remedy
 from pipeline.config import Config
+from pipeline.profiling.bottleneck import NOTICEABLE, loader_remedy
 
 _HOST_BOUND = 0.9  # share of a step's time that the host spends enqueueing it
 _ARITHMETIC_BOUND = 0.6  # share of the peak from which a step is limited by arithmetic

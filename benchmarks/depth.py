@@ -12,7 +12,7 @@ from benchmarks import published
 from benchmarks.frame import new_frame
 from benchmarks.prices import is_current
 from benchmarks.records import Record, newest
-from pipeline import style
+from pipeline.plotting import style
 
 _HEIGHT_PX, _LEFT_PX, _RIGHT_PX = 520, 96, 320
 _NETWORK = re.compile(r"(plain|resnet)-?(20|32|44|56|110)\b", re.IGNORECASE)

@@ -12,7 +12,7 @@ from benchmarks.cells import count, thousands
 from benchmarks.depth import draw_depth, is_by_depth
 from benchmarks.frame import MARGINS_PX, new_frame
 from benchmarks.records import FOLDER, Record, newest
-from pipeline import style
+from pipeline.plotting import style
 
 FOLDER_OF_FIGURES = FOLDER / "figures"
 

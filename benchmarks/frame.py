@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline import style
+from pipeline.plotting import style
 
 _WIDTH_PX = 1100
 _TOP_PX, _BOTTOM_PX, _RIGHT_PX = 110, 74, 210

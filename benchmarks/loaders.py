@@ -14,7 +14,7 @@ from benchmarks.workloads import LoaderWorkload, batches_ahead, build_train_load
 from pipeline.config import Config
 from pipeline.data import ImageSet, Loader, Splits, Transform
 from pipeline.data.sampling import TrainSampler
-from pipeline.distributed import Processes
+from pipeline.distributed.processes import Processes
 from pipeline.errors import UserError
 
 _WITH_WORKERS = "torchvision"

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.cells import accuracy
 from benchmarks.records import FOLDER, Record
 from pipeline.config import Config, load_config
-from pipeline.config.effect import keys_without_effect
+from pipeline.config.rules import keys_without_effect
 from pipeline.errors import UserError
 from pipeline.report.record import flatten
 

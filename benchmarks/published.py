@@ -10,7 +10,7 @@ from benchmarks.cells import accuracy
 from benchmarks.prices import is_current, recipe_path
 from benchmarks.records import FOLDER, Record, newest
 from benchmarks.tables import Table
-from pipeline.config.source import read_recipe
+from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 
 FILE = FOLDER / "published.yaml"

@@ -12,10 +12,10 @@ from typing import TypedDict
 from benchmarks import session
 from benchmarks.options import add_arguments, listed
 from benchmarks.workloads import Rig, StepWorkload, build_train_loader
-from pipeline.caches import use_cache_folder
 from pipeline.data.sampling import Shard
-from pipeline.distributed import Processes
+from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError, UserError
+from pipeline.process.cache_dirs import use_cache_folder
 
 ONE, WEAK, STRONG, APART = "one process", "weak", "strong", "apart"
 

@@ -24,7 +24,7 @@ from benchmarks.workloads import batches_ahead
 from pipeline.build import set_backends
 from pipeline.config import Config, load_config
 from pipeline.data import FileSet, Splits, load_splits
-from pipeline.distributed import Processes, connect
+from pipeline.distributed.processes import Processes, connect
 from pipeline.environment import describe_environment
 from pipeline.errors import UserError
 

@@ -8,8 +8,8 @@ from benchmarks.options import listed
 from benchmarks.session import Session
 from benchmarks.timing import Timing
 from benchmarks.workloads import Rig, StepWorkload
-from pipeline.ceiling import matmul_flops_per_s
 from pipeline.config import Config
+from pipeline.profiling.roofline import matmul_flops_per_s
 
 _AXES = {
     "models": ("model.name", None, None),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, config_hash, load_config
-from pipeline.config.source import Source, read_recipe
+from pipeline.config.yaml_reader import Source, read_recipe
 from pipeline.errors import UserError
 
 _KEYS = {

@@ -15,7 +15,7 @@ from pipeline.clock import Clock
 from pipeline.config import Config
 from pipeline.data import Batch, FileSet, Loader, Splits, build_loaders
 from pipeline.data.reference import ReferenceLoader
-from pipeline.distributed import Processes
+from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError
 from pipeline.finish import peak_memory_bytes
 from pipeline.loop import Plan

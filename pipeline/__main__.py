@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import train
-from pipeline.caches import use_cache_folder
 from pipeline.config import check_batches, load_config, reference_table
-from pipeline.leaving import exit_code_of
+from pipeline.exit_code import exit_code_of
+from pipeline.process.cache_dirs import use_cache_folder
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -37,8 +37,8 @@ def _config_reference(arguments: argparse.Namespace) -> int:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
-    from pipeline.architecture import draw_architecture
-    from pipeline.summary import build_for_summary, print_summary, summarise
+    from pipeline.profiling.model_graph import draw_architecture
+    from pipeline.profiling.model_summary import build_for_summary, print_summary, summarise
 
     config = load_config(arguments.config, arguments.overrides)
     model, shape = build_for_summary(config)

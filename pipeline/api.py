@@ -25,7 +25,8 @@ from pipeline.commands import evaluate_run, explain_run
 from pipeline.config import Config, load_config
 from pipeline.console import TrainingConsole
 from pipeline.data import Batch, Loader, Loaders, Splits
-from pipeline.distributed import connect
+from pipeline.distributed.processes import connect
+from pipeline.distributed.watchdog import Watch
 from pipeline.errors import TrainingError, UserError
 from pipeline.evaluate import EvalResult
 from pipeline.evidence import explain_files, explain_mistakes, explain_pixels, explain_samples
@@ -34,11 +35,10 @@ from pipeline.export import export_run
 from pipeline.loop import Plan, Trainer
 from pipeline.loop import fit as _fit
 from pipeline.predict import Prediction, predict_files
-from pipeline.signals import StopSignal
+from pipeline.process.signals import StopSignal
 from pipeline.step import Step
 from pipeline.train import train
 from pipeline.trained import Trained, load_trained
-from pipeline.watch import Watch
 
 __all__ = [
     "Batch",

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from torch.torch_version import TorchVersion
 
-from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import CompileConfig, Config
 from pipeline.data import Splits
 from pipeline.data.image_set import NUM_CHANNELS
-from pipeline.distributed import Processes
-from pipeline.ema import Ema
-from pipeline.gradients import GradientMean
+from pipeline.distributed.gradient_averaging import GradientMean
+from pipeline.distributed.processes import Processes
 from pipeline.models import ResNet, build_model, load_pretrained
-from pipeline.optim import build_optimizer
+from pipeline.optim.ema import Ema
+from pipeline.optim.optimizer import build_optimizer
 from pipeline.precision import Precision
+from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.state import Totals, TrainState
 
 _COMPILATIONS = 256  # of one function in one process, in place of 8: each size of the images and each network is one

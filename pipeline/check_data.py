@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from pipeline import style
 from pipeline.config import load_config
 from pipeline.data.check import Checked, check_folder, describe, write_report
 from pipeline.errors import UserError
+from pipeline.plotting import style
 
 _WIDTH_PX, _HEIGHT_PX = 1200, 560
 _BINS = 40

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from pipeline.leaving import silence
+from pipeline.process.exit import silence
 
 # Accuracies that are not of the raw weights with one view per image, and what they are called wherever they are printed.
 OTHER_ACCURACIES = {"accuracy_flip_tta": "with flip", "ema_accuracy": "ema", "ema_accuracy_flip_tta": "ema with flip"}

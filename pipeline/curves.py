@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from pipeline import style
 from pipeline.errors import UserError
+from pipeline.plotting import style
 
 _WIDTH_PX, _HEIGHT_PX = 1400, 900
 _MARGIN_PX, _RIGHT_PX, _GAP_PX = 84, 48, 104  # left and right of all, between panels: with room for tick labels

@@ -8,8 +8,8 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.evidence import explain_samples
 from pipeline.explain import select_images
+from pipeline.plotting.style import one_line
 from pipeline.predictions import Predictions
-from pipeline.style import one_line
 from pipeline.trained import Trained
 
 _log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
     What fails after result.json is told in one line and left out; at a signal, all that is left.
     """
     from pipeline.console import OTHER_ACCURACIES
-    from pipeline.profile import STEPS
+    from pipeline.profiling.step_profiler import STEPS
     from pipeline.run import write_result
 
     result = describe_result(t, evaluation, started)

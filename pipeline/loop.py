@@ -10,16 +10,16 @@ from pipeline.clock import Clock
 from pipeline.config import Config, to_steps
 from pipeline.console import TrainingConsole
 from pipeline.data import Loader, Loaders
-from pipeline.distributed import Processes, average_batch_norm
+from pipeline.distributed.processes import Processes, average_batch_norm
+from pipeline.distributed.watchdog import Watch
 from pipeline.errors import Preempted, TrainingError
 from pipeline.evaluate import EvalResult, evaluate
-from pipeline.optim import build_schedule, parts_after_the_end
-from pipeline.profile import StepProfiler
+from pipeline.optim.schedule import build_schedule, parts_after_the_end
+from pipeline.process.signals import StopSignal
+from pipeline.profiling.step_profiler import StepProfiler
 from pipeline.run import MetricsLog
-from pipeline.signals import StopSignal
 from pipeline.state import TrainState
 from pipeline.step import Step
-from pipeline.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from matplotlib.ticker import FuncFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline import style
 from pipeline.build import build_state, captures, set_backends
 from pipeline.config import Config
 from pipeline.data import Batch, Loader, build_loaders, load_splits
-from pipeline.distributed import connect
+from pipeline.distributed.processes import connect
 from pipeline.errors import UserError
+from pipeline.plotting import style
 from pipeline.state import TrainState
 from pipeline.step import Step
 

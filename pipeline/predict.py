@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import style
 from pipeline.data.listing import SUFFIXES, printable
 from pipeline.errors import EXIT_USER_ERROR
+from pipeline.plotting import style
 from pipeline.probabilities import log_softmax
 from pipeline.trained import Trained, load_trained
 

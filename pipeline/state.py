@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.ema import Ema
-from pipeline.gradients import GradientMean
+from pipeline.distributed.gradient_averaging import GradientMean
+from pipeline.optim.ema import Ema
 from pipeline.precision import Precision
 
 

@@ -9,7 +9,7 @@ from pipeline.config import Config
 from pipeline.data.batch import Batch
 from pipeline.losses import classification_loss, count_correct
 from pipeline.mixing import MixDraws, mix
-from pipeline.muon import Muon
+from pipeline.optim.muon import Muon
 from pipeline.state import TrainState
 
 _WARMUP = 3  # eager steps before a capture

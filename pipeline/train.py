@@ -11,23 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.caches import make_cache_folder, use_cache_folder
 from pipeline.config import Config, load_config
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED, OutOfMemory, PeerError, Preempted, TrainingError, UserError
-from pipeline.imports import imports_uncollected
-from pipeline.leaving import flush, leave_now, rank, report_exit_code
-from pipeline.signals import StopSignal
+from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
+from pipeline.process.exit import flush, leave_now, rank, report_exit_code
+from pipeline.process.fast_import import imports_uncollected
+from pipeline.process.signals import StopSignal
 
 if TYPE_CHECKING:
     from pipeline.console import TrainingConsole
     from pipeline.data import Splits
-    from pipeline.distributed import Processes
+    from pipeline.distributed.processes import Processes
+    from pipeline.distributed.watchdog import Watch
     from pipeline.evaluate import EvalResult
     from pipeline.lock import RunLock
     from pipeline.loop import Plan, Trainer
-    from pipeline.profile import StepProfiler
+    from pipeline.profiling.step_profiler import StepProfiler
     from pipeline.run import RunFolder
-    from pipeline.watch import Watch
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,11 +131,11 @@ def train(
         import torch
 
         from pipeline.build import import_compiler, set_backends
-        from pipeline.distributed import connect, pick_device
+        from pipeline.distributed.processes import connect, pick_device
+        from pipeline.distributed.watchdog import Watch
         from pipeline.faults import explained
         from pipeline.finish import finish
         from pipeline.lock import RunLock
-        from pipeline.watch import Watch
 
         import_compiler(config.compile, pick_device(config))
 
@@ -171,8 +171,8 @@ def _fit(trainer: "Trainer") -> "EvalResult":
 
 def _build_profiler(trainer: "Trainer", run: "RunFolder", splits: "Splits") -> "StepProfiler":
     from pipeline.data.resolutions import training_resolutions
-    from pipeline.profile import StepProfiler
-    from pipeline.work import step_work
+    from pipeline.profiling.roofline import step_work
+    from pipeline.profiling.step_profiler import StepProfiler
 
     config, processes = trainer.config, trainer.processes
     resolutions = training_resolutions(config, trainer.plan.steps_per_epoch)

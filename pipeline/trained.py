@@ -15,7 +15,7 @@ from pipeline.build import build_raw_model, set_backends
 from pipeline.checkpoint import EMA, WEIGHTS, folder_of, load_weights, newest_intact, verify
 from pipeline.config import Config, load_config
 from pipeline.data import Splits, build_loaders, load_splits
-from pipeline.distributed import pick_device
+from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError
 from pipeline.evaluate import predict
 from pipeline.inputs import INPUT_FILE, InputSpec

@@ -12,13 +12,13 @@ from pipeline.clock import Clock
 from pipeline.config import Config, load_config
 from pipeline.console import TrainingConsole
 from pipeline.data import Batch, Splits, build_loaders, load_splits
-from pipeline.distributed import connect
+from pipeline.distributed.processes import connect
+from pipeline.distributed.watchdog import Watch
 from pipeline.lock import RunLock
 from pipeline.loop import Plan, Trainer
+from pipeline.process.signals import StopSignal
 from pipeline.run import RunFolder, open_run
-from pipeline.signals import StopSignal
 from pipeline.step import Step
-from pipeline.watch import Watch
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).with_name("tiny.yaml")

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from pipeline.config.base import Section
 from pipeline.config.schema import Config
-from pipeline.config.section import Section
-from pipeline.config.source import Source
+from pipeline.config.yaml_reader import Source
 
 _MAX_SHOWN = 80  # characters of a value
 _LIST_KEYS = "`python -m pipeline config-reference` lists the keys"

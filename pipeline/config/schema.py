@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.config.base import Section, as_tuple
+from pipeline.config.data import AugmentConfig, DataConfig
 from pipeline.config.durations import Duration, Interval, RunLength
-from pipeline.config.effect import check_effect
-from pipeline.config.inputs import AugmentConfig, DataConfig
-from pipeline.config.networks import NetworkName, check_model
-from pipeline.config.section import Section, as_tuple
+from pipeline.config.model import NetworkName, check_model
+from pipeline.config.rules import check_effect
 
 Milestones = Annotated[tuple[Duration, ...], BeforeValidator(as_tuple)]
 Betas = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(as_tuple)]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Config, check_batches, to_bytes
-from pipeline.config.effect import DRAWN_FROM_FILES, SHOWN_FROM_FILES, changed_keys
+from pipeline.config.rules import DRAWN_FROM_FILES, SHOWN_FROM_FILES, changed_keys
 from pipeline.data.base import Transform
 from pipeline.data.batch import Batch, Loader
 from pipeline.data.dali import DaliLoader

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from pipeline import style
 from pipeline.explain.cam import CLASS_AGNOSTIC, Explanations
+from pipeline.plotting import style
 
 _COLUMNS = 5  # pairs of pictures in a row of the sheet
 _MAX_TILE_PX = 128  # the longer side of one picture

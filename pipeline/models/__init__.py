@@ -1,50 +1,9 @@
-"""Networks by name."""
+"""Builds networks by name."""
 
-from collections.abc import Mapping
-
-from torch import nn
-
-from pipeline.config import ModelConfig
-from pipeline.config.networks import library_of
-from pipeline.models.cam import cam_target_layer
+from pipeline.models.build import build_model, num_parameters
+from pipeline.models.cam_layer import cam_target_layer
 from pipeline.models.davidnet import DavidNet
-from pipeline.models.families import build_network
-from pipeline.models.layers import NormAct
-from pipeline.models.libraries import build_library_network
+from pipeline.models.pretrained import load_pretrained
 from pipeline.models.resnet import ResNet
-from pipeline.models.weights import load_pretrained
 
 __all__ = ["DavidNet", "ResNet", "build_model", "cam_target_layer", "load_pretrained", "num_parameters"]
-
-
-def build_model(
-    config: ModelConfig, num_classes: int, in_channels: int = 3, image_size: int = 32, other_sizes: Mapping[int, str] | None = None
-) -> nn.Module:
-    """Build the network, float32, on the current default device, initialised from torch's global generator.
-
-    Args:
-        config: the model section; `weights` is not read here, but by `load_pretrained`.
-        num_classes: outputs.
-        in_channels: channels of the images.
-        image_size: height and width of the images in pixels, which decide what `stem: auto` is.
-        other_sizes: heights and widths that images have besides, in pixels, each with the key that says so; ours take any.
-
-    Raises:
-        UserError: a network of torchvision or timm that is not there, or does not take such images.
-
-    >>> model = build_model(ModelConfig(name="resnet20", shortcut="A"), num_classes=10)
-    >>> num_parameters(model)
-    269722
-    """
-    if library_of(config.name):
-        return build_library_network(config.name, num_classes, in_channels, image_size, other_sizes)
-    model = build_network(config, num_classes, in_channels, image_size)
-    for module in model.modules():
-        if isinstance(module, NormAct):
-            module.sync = config.sync_batchnorm
-    return model
-
-
-def num_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

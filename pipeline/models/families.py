@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.config.networks import PLAIN_NETWORKS, default_stem
+from pipeline.config.model import PLAIN_NETWORKS, default_stem
 from pipeline.models.blocks import BasicBlock, BlockOptions, BottleneckBlock, PreactivationBasicBlock, PreactivationBottleneckBlock
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.resnet import BlockType, ResNet

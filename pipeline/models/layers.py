@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.sync_norm import sync_batch_norm
+from pipeline.models.sync_batch_norm import sync_batch_norm
 
 # The output of a block feeds two consumers, the next block's convolution and its shortcut. Our kernels hand it out twice, so that
 # backward adds the two gradients while it reads them; otherwise both are one tensor.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline import style
+from pipeline.plotting import style
 from pipeline.predictions import Predictions
 
 MOST_CELLS = 20  # classes up to which the matrix is a table of numbers; beyond, a picture

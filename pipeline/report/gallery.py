@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline import style
+from pipeline.plotting import style
 from pipeline.predictions import Predictions
 from pipeline.report.classes import data_url
 

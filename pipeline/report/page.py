@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import style
-from pipeline.bottleneck import bottleneck_of_run
 from pipeline.curves import number, percent
+from pipeline.plotting import style
+from pipeline.profiling.bottleneck import bottleneck_of_run
 from pipeline.report.classes import Confusion, class_rows, confusion_of
 from pipeline.report.gallery import Shown, gallery
 from pipeline.report.panels import charts_of_many, charts_of_one, color, letter, scale_note

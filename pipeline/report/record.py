@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, leaf_fields, load_config
-from pipeline.config.source import read_recipe
+from pipeline.config.yaml_reader import read_recipe
 from pipeline.curves import Record, read_metrics
 from pipeline.errors import UserError
 from pipeline.predictions import Predictions

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pipeline import train
-from pipeline.distributed import connect
-from pipeline.gradients import GradientMean
+from pipeline.distributed.gradient_averaging import GradientMean
+from pipeline.distributed.processes import connect
 from pipeline.step import Step, StepOutput
 from tests.tiny import RECIPE, tiny_config
 

@@ -18,11 +18,11 @@ from benchmarks.options import QUICK, merge
 from benchmarks.records import Spread, append, read
 from benchmarks.timing import Workload, time_interleaved
 from benchmarks.workloads import build_train_loader
-from pipeline.caches import VARIABLES, use_cache_folder
 from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
-from pipeline.distributed import connect
+from pipeline.distributed.processes import connect
 from pipeline.errors import TrainingError
+from pipeline.process.cache_dirs import VARIABLES, use_cache_folder
 
 QUICKSTART = "configs/quickstart.yaml"
 

@@ -34,7 +34,7 @@ def test_a_run_writes_into_its_own_folders_alone(tmp_path: Path):
 
 COMPILED = """
 import sys
-from pipeline.caches import use_cache_folder
+from pipeline.process.cache_dirs import use_cache_folder
 use_cache_folder()
 import torch
 from pipeline.build import compile_in_place

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 
 from pipeline import train  # noqa: E402
 from pipeline.config import load_config  # noqa: E402
-from pipeline.distributed import Processes, average_batch_norm, connect  # noqa: E402
+from pipeline.distributed.processes import Processes, average_batch_norm, connect  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.step import Step, StepOutput  # noqa: E402
 

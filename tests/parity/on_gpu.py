@@ -8,7 +8,7 @@ import torch
 from pipeline.build import build_state, captures, set_backends
 from pipeline.config import Config, load_config
 from pipeline.data import Loader, build_loaders, load_splits
-from pipeline.distributed import connect
+from pipeline.distributed.processes import connect
 from pipeline.step import Step
 
 _SMALL = {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from pipeline.config import leaf_fields, load_config
-from pipeline.config.source import dump, read_recipe
+from pipeline.config.yaml_reader import dump, read_recipe
 from pipeline.errors import UserError
 from tests.tiny import RECIPE, ROOT
 

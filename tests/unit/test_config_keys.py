@@ -22,7 +22,7 @@ from pipeline.config import Config, leaf_fields
 from pipeline.data import build_loaders, load_splits
 from pipeline.data.dali import DaliLoader
 from pipeline.data.reference import ReferenceLoader
-from pipeline.distributed import pick_device
+from pipeline.distributed.processes import pick_device
 from pipeline.errors import TrainingError, UserError
 from pipeline.loop import Plan, fit
 from pipeline.models import build_model

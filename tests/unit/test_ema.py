@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.ema import Ema
+from pipeline.optim.ema import Ema
 from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 OK, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import explain, style
+from pipeline import explain
 from pipeline.errors import UserError
 from pipeline.explain import Explained, Explanations, sheet
+from pipeline.plotting import style
 
 pytestmark = pytest.mark.timeout(120)  # the first import of the grad-cam library takes 13 s or more
 

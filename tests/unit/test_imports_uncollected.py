@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 _CODE = """
 import gc, sys
-from pipeline.imports import imports_uncollected
+from pipeline.process.fast_import import imports_uncollected
 {before}
 with imports_uncollected():
     print(gc.isenabled())

@@ -13,7 +13,7 @@ from tests.tiny import ROOT
 # from a thread, as signals and the watch do, while the main thread is stuck
 SCRIPT = """
 import threading, time
-from pipeline.leaving import leave_now
+from pipeline.process.exit import leave_now
 threading.Thread(target=leave_now, args=(75, "stopped"), daemon=True).start()
 time.sleep(20)
 """
@@ -48,7 +48,7 @@ def leave(folder: Path, **streams: object) -> subprocess.CompletedProcess[bytes]
 
 WAITING = """
 import sys, time
-from pipeline.signals import StopSignal
+from pipeline.process.signals import StopSignal
 if sys.argv[1:] == ["starts"]:
     print("ready", flush=True)
     time.sleep(20)

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline import __main__ as cli
 from pipeline.build import build_raw_model
 from pipeline.config import ModelConfig, load_config
-from pipeline.distributed import average_batch_norm
+from pipeline.distributed.processes import average_batch_norm
 from pipeline.errors import UserError
 from pipeline.examine import examine
 from pipeline.models import build_model, cam_target_layer, load_pretrained

@@ -8,12 +8,12 @@ from PIL import Image
 from torch import nn
 
 from pipeline import __main__ as cli
-from pipeline.architecture import draw_architecture
 from pipeline.config import ModelConfig, load_config
 from pipeline.errors import UserError
 from pipeline.models import build_model
 from pipeline.models.flops import count_flops, on_meta
-from pipeline.summary import build_for_summary, num_classes_of, summarise
+from pipeline.profiling.model_graph import draw_architecture
+from pipeline.profiling.model_summary import build_for_summary, num_classes_of, summarise
 from tests.tiny import RECIPE, tiny_config
 
 IMAGENET = ("data.dataset=synthetic", "data.image_size=224", "data.num_classes=1000")

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.config.networks import NETWORKS
+from pipeline.config.model import NETWORKS
 from pipeline.models import DavidNet, ResNet, build_model, cam_target_layer, num_parameters
 from pipeline.models.blocks import Block, BlockOptions, PreactivationBasicBlock, PreactivationBottleneckBlock
 from pipeline.models.families import FAMILIES

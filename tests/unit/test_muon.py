@@ -9,8 +9,8 @@ from torch import nn
 from pipeline.config import ModelConfig, OptimizerConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model
-from pipeline.muon import Muon, orthogonalise
-from pipeline.optim import build_optimizer
+from pipeline.optim.muon import Muon, orthogonalise
+from pipeline.optim.optimizer import build_optimizer
 from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 SHAPES = [(6, 6), (4, 9), (12, 5), (4, 9), (1, 3)]

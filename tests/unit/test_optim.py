@@ -9,7 +9,8 @@ from torch import nn
 
 from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from pipeline.models import build_model
-from pipeline.optim import build_optimizer, build_schedule, parts_after_the_end
+from pipeline.optim.optimizer import build_optimizer
+from pipeline.optim.schedule import build_schedule, parts_after_the_end
 
 TOTAL, PER_EPOCH, PEAK = 100, 10, 0.4
 

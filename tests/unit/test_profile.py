@@ -11,9 +11,19 @@ import torch
 
 from pipeline.config import ModelConfig, load_config
 from pipeline.models import build_model
-from pipeline.profile import Share, StepProfiler, kind_of, shares, table
+from pipeline.profiling.roofline import (
+    FORWARD,
+    INPUT_GRADIENT,
+    NORM_BACKWARD,
+    NORM_FORWARD,
+    OPTIMIZER,
+    STEM,
+    WEIGHT_GRADIENT,
+    Work,
+    step_work,
+)
+from pipeline.profiling.step_profiler import Share, StepProfiler, kind_of, shares, table
 from pipeline.train import _build_profiler
-from pipeline.work import FORWARD, INPUT_GRADIENT, NORM_BACKWARD, NORM_FORWARD, OPTIMIZER, STEM, WEIGHT_GRADIENT, Work, step_work
 
 BATCH = 1024
 PIXELS = 32 * 32

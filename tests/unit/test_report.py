@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from pipeline import __main__ as cli
-from pipeline.bottleneck import bottleneck_of_run
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.predictions import FILE, Predictions
+from pipeline.profiling.bottleneck import bottleneck_of_run
 from pipeline.report import write_report
 from pipeline.report.record import read_run
 from pipeline.report.tables import config_rows

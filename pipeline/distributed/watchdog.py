@@ -8,9 +8,9 @@ from types import TracebackType
 
 import torch
 
-from pipeline.distributed import Processes
+from pipeline.distributed.processes import Processes
 from pipeline.errors import EXIT_FAILURE, PeerError, Preempted
-from pipeline.leaving import leave_now
+from pipeline.process.exit import leave_now
 
 _BEAT_S = 1.0
 _DEAD_S = 15.0  # without a heartbeat
@@ -20,7 +20,7 @@ _GRACE_S = 4.0  # for the others to end by themselves once one has failed
 _FAILED = "failed"
 _DONE = "done"
 # Where the main thread waits for the device or for another process, and so is not the one that hangs.
-_WAITS = ("/torch/autograd/", "/torch/distributed/", "/torch/cuda/", "/pipeline/gradients.py")
+_WAITS = ("/torch/autograd/", "/torch/distributed/", "/torch/cuda/", "/pipeline/distributed/gradient_averaging.py")
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
 
 

@@ -17,8 +17,8 @@ import matplotlib
 import torch
 from torch import nn
 
-from pipeline import style
 from pipeline.errors import UserError
+from pipeline.plotting import style
 
 FORMATS = (".png", ".svg", ".pdf")
 _MAX_BOXES = 64  # a picture that a screen still shows

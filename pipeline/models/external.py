@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config.networks import library_of
+from pipeline.config.model import library_of
 from pipeline.errors import UserError
 from pipeline.models.flops import on_meta
 

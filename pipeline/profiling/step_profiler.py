@@ -11,8 +11,18 @@ from typing import Any
 
 import torch
 
-from pipeline.ceiling import copy_bytes_per_s, matmul_flops_per_s
-from pipeline.work import FORWARD, INPUT_GRADIENT, NORM_BACKWARD, NORM_FORWARD, OPTIMIZER, STEM, WEIGHT_GRADIENT, Work
+from pipeline.profiling.roofline import (
+    FORWARD,
+    INPUT_GRADIENT,
+    NORM_BACKWARD,
+    NORM_FORWARD,
+    OPTIMIZER,
+    STEM,
+    WEIGHT_GRADIENT,
+    Work,
+    copy_bytes_per_s,
+    matmul_flops_per_s,
+)
 
 STEPS = 10
 

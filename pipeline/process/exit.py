@@ -4,36 +4,14 @@ import contextlib
 import glob
 import os
 import sys
-from collections.abc import Callable
 from typing import NoReturn, TextIO
 
-from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED, TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
 
 def rank() -> int:
     """This process's number, as the launcher says; 0 without one."""
     return int(os.environ.get("RANK", "0"))
-
-
-def exit_code_of(work: Callable[[], int]) -> int:
-    """What a command's work returns; where it fails, the code of that, which one line on stderr tells of.
-
-    Raises:
-        Exception: neither bad input nor a fault of the machine: a bug.
-    """
-    try:
-        return work()
-    except (UserError, TrainingError) as error:
-        told = error
-    except (OSError, MemoryError, RuntimeError) as error:
-        from pipeline.faults import explain_fault  # with torch, which not every command needs
-
-        fault = explain_fault(error)
-        if fault is None:
-            raise
-        told = fault
-    print(f"error: {told}", file=sys.stderr)
-    return told.exit_code
 
 
 def report_exit_code(code: int) -> None:

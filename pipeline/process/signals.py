@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_PREEMPTED
-from pipeline.leaving import announce, failed_beside_this, leave_now, rank
+from pipeline.process.exit import announce, failed_beside_this, leave_now, rank
 
 if TYPE_CHECKING:
     from torch.distributed import Store

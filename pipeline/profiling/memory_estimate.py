@@ -6,7 +6,7 @@ from pipeline.config import MIX_SOURCES, Config, to_bytes
 from pipeline.data.image_set import NUM_CHANNELS
 from pipeline.models import build_model
 from pipeline.models.flops import on_meta
-from pipeline.summary import summarise
+from pipeline.profiling.model_summary import summarise
 
 _FLOAT32 = 4  # bytes
 _ROOM = 0.95  # share of the memory to fill: the allocator leaves gaps

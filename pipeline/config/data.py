@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from pipeline.config.base import Section, as_pairs, as_tuple
 from pipeline.config.durations import Duration, Size
-from pipeline.config.section import Section, as_pairs, as_tuple
 
 Resolution = Annotated[int, Field(ge=8, le=4096)]
 Resolutions = Annotated[tuple[tuple[Duration, Resolution], ...], BeforeValidator(as_pairs)]

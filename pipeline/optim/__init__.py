@@ -1,0 +1,1 @@
+"""Updates the weights: optimizers, the learning-rate schedule and the moving average."""

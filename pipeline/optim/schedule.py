@@ -1,0 +1,64 @@
+"""Computes the learning rate as a pure function of the optimizer step."""
+
+import math
+from collections.abc import Callable
+
+from pipeline.config import ScheduleConfig, to_steps
+
+
+def build_schedule(peak: float, config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+    """The learning rate as `lr_at(step)`, step 0 being the first update.
+
+    Warm-up from `start_fraction` to the peak, a line (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then:
+
+    - `linear` falls in a line to `final_fraction` (the triangle of Smith 2018, arXiv:1803.09820);
+    - `cosine` falls along half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts);
+    - `one_cycle` falls likewise and rises along half a cosine too: the two phases of `torch.optim.lr_scheduler.OneCycleLR`;
+    - `step` multiplies by `gamma` at every milestone (He et al. 2015, arXiv:1512.03385, section 4.2).
+
+    The peak is at step `warmup`, the end of the fall at `total_steps`, one after the last update. The rate depends on the step alone: not
+    on the number of processes, nor on updates skipped.
+
+    >>> lr_at = build_schedule(1.0, ScheduleConfig(warmup="2st", start_fraction=0.0), steps_per_epoch=10, total_steps=10)
+    >>> [round(lr_at(step), 3) for step in (0, 1, 2, 6)]
+    [0.0, 0.5, 1.0, 0.5]
+    """
+    warmup = to_steps(config.warmup, steps_per_epoch, total_steps)
+    milestones = sorted(to_steps(m, steps_per_epoch, total_steps) for m in config.milestones)
+
+    def lr_at(step: int) -> float:
+        if step < warmup:
+            risen = _half_cosine(step / warmup) if config.name == "one_cycle" else step / warmup
+            return peak * (config.start_fraction + (1 - config.start_fraction) * risen)
+        if config.name == "step":
+            return peak * config.gamma ** sum(step >= m for m in milestones)
+        progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+        fallen = progress if config.name == "linear" else _half_cosine(progress)
+        return peak * (1 - (1 - config.final_fraction) * fallen)
+
+    return lr_at
+
+
+def parts_after_the_end(config: ScheduleConfig, duration: str, steps_per_epoch: int, total_steps: int) -> list[str]:
+    """What of the schedule a run of this length does not come to, as where `duration` alone was shortened: a sentence for each key.
+
+    No error: to train less than a recipe says is a way to try it.
+    """
+    late = [m for m in config.milestones if to_steps(m, steps_per_epoch, total_steps) >= total_steps]
+    found = []
+    if late:
+        found.append(
+            f"schedule.milestones: {' and '.join(late)} {'are' if len(late) > 1 else 'is'} not before the end of the run, {duration}: the "
+            "learning rate does not fall there; give earlier ones, or shares of the run such as [50%, 75%]"
+        )
+    if to_steps(config.warmup, steps_per_epoch, total_steps) > total_steps:
+        found.append(
+            f"schedule.warmup: {config.warmup} is longer than the run, {duration}: the learning rate does not reach optimizer.lr; shorten "
+            "it, or give a share of the run such as 10%"
+        )
+    return found
+
+
+def _half_cosine(progress: float) -> float:
+    """From 0 to 1, level at both ends."""
+    return (1 - math.cos(math.pi * progress)) / 2

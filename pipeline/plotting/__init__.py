@@ -1,0 +1,1 @@
+"""Holds the one style of every figure."""

@@ -1,0 +1,1 @@
+"""Controls the operating-system process: signals, exit, caches and imports. Imports no torch."""
