@@ -12,7 +12,7 @@ _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # named in records; SGD is not
 
 
 def describe_run(config: Config, environment: Mapping[str, Any], streamed: bool) -> dict[str, Any]:
-    """The fields of `Record` that a config and `pipeline.environment.describe_environment` tell.
+    """The fields of `Record` that a config and `pipeline.run.environment.describe_environment` tell.
 
     Args:
         config: of the run.

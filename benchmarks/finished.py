@@ -8,9 +8,10 @@ from typing import Any
 
 from benchmarks.describe import describe_machine
 from benchmarks.prices import differences, recipe_path, recipe_paths
+from pipeline.atomic_io import read_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.run import find_run, read_json
+from pipeline.run.folder import find_run
 
 _MOST_UNSTEADY = 1.5  # 90th over 10th percentile of images/sec: beyond it, runs had the machine to themselves for some of the time only
 _STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")

@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks.options import check_at_least
 from benchmarks.session import Session
 from benchmarks.workloads import Rig, StepWorkload, build_train_loader
-from pipeline.checkpoint import CheckpointWriter
 from pipeline.config import config_hash
 from pipeline.data import Loader
+from pipeline.run.checkpoint import CheckpointWriter
 
 _EPOCHS, _QUICK_EPOCHS = 4, 1
 
@@ -41,7 +41,7 @@ class _SavingWorkload(StepWorkload):
             super().run(self._every)
             self.rig.synchronize()
             assert self.rig.state.is_finite()
-            self._writer.save(self.rig.state)
+            self._writer.save(self.rig.state.snapshot())
         super().run(steps % self._every)
 
     def finish(self, step_s: float) -> None:

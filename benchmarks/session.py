@@ -25,8 +25,8 @@ from pipeline.build import set_backends
 from pipeline.config import Config, load_config
 from pipeline.data import FileSet, Splits, load_splits
 from pipeline.distributed.processes import Processes, connect
-from pipeline.environment import describe_environment
 from pipeline.errors import UserError
+from pipeline.run.environment import describe_environment
 
 _PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
 _FOLDER_KEYS = ("train_list", "test_list", "class_names", "on_bad_image", "cache_below", "eval_image_size", "eval_crop")

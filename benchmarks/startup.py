@@ -16,9 +16,9 @@ from statistics import median
 
 from benchmarks.options import check_at_least, merge
 from benchmarks.session import Session
+from pipeline.atomic_io import read_json
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES
-from pipeline.run import read_json
 
 _ROOT = Path(__file__).parents[1]
 _SHORT = (

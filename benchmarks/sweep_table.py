@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from benchmarks.sweep_plan import Plan, Run
 from benchmarks.tables import Table, to_markdown
-from pipeline.checkpoint import write_json
-from pipeline.run import read_json
+from pipeline.atomic_io import read_json, write_json
 
 Status = Literal["waiting", "running", "done", "failed", "stopped"]
 

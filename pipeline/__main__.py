@@ -51,9 +51,9 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from pipeline.atomic_io import read_json
     from pipeline.commands import evaluate_run
-    from pipeline.console import OTHER_ACCURACIES
-    from pipeline.run import read_json
+    from pipeline.run.console import OTHER_ACCURACIES
 
     result = evaluate_run(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")

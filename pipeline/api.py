@@ -23,7 +23,6 @@ from pipeline.build import build_initial_model, build_state_of, captures, set_ba
 from pipeline.clock import Clock
 from pipeline.commands import evaluate_run, explain_run
 from pipeline.config import Config, load_config
-from pipeline.console import TrainingConsole
 from pipeline.data import Batch, Loader, Loaders, Splits
 from pipeline.distributed.processes import connect
 from pipeline.distributed.watchdog import Watch
@@ -36,6 +35,7 @@ from pipeline.loop import Plan, Trainer
 from pipeline.loop import fit as _fit
 from pipeline.predict import Prediction, predict_files
 from pipeline.process.signals import StopSignal
+from pipeline.run.console import TrainingConsole
 from pipeline.step import Step
 from pipeline.train import train
 from pipeline.trained import Trained, load_trained

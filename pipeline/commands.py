@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import EMA, load_weights
 from pipeline.data import build_loaders
 from pipeline.errors import UserError
 from pipeline.evaluate import EvalResult, evaluate
 from pipeline.evidence import EXPLAINED_IMAGES, How, explain_files, explain_samples, resolve
 from pipeline.explain import METHODS, draw_contact_sheet, select_images
 from pipeline.precision import Precision
+from pipeline.run.checkpoint import EMA, load_weights
 from pipeline.trained import load_trained
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate import EvalResult
     from pipeline.loop import Trainer
     from pipeline.predictions import Predictions
-    from pipeline.run import RunFolder
+    from pipeline.run.folder import RunFolder
     from pipeline.trained import Trained
 
 Made = TypeVar("Made")
@@ -25,9 +25,9 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
 
     What fails after result.json is told in one line and left out; at a signal, all that is left.
     """
-    from pipeline.console import OTHER_ACCURACIES
     from pipeline.profiling.step_profiler import STEPS
-    from pipeline.run import write_result
+    from pipeline.run.console import OTHER_ACCURACIES
+    from pipeline.run.records import write_result
 
     result = describe_result(t, evaluation, started)
     write_result(run, result)
@@ -143,7 +143,7 @@ def _write_report(path: Path) -> Path:
 
 def what_next(path: Path, config: "Config") -> str:
     """Commands to go on with: by the front door where the run came through it, and the run's own with another learning rate."""
-    from pipeline.environment import command_line
+    from pipeline.run.environment import command_line
 
     command = command_line()
     pipeline = "./launch.sh" if "./launch.sh" in command else "python -m pipeline"

@@ -5,10 +5,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint import CheckpointWriter
 from pipeline.clock import Clock
 from pipeline.config import Config, to_steps
-from pipeline.console import TrainingConsole
 from pipeline.data import Loader, Loaders
 from pipeline.distributed.processes import Processes, average_batch_norm
 from pipeline.distributed.watchdog import Watch
@@ -17,7 +15,9 @@ from pipeline.evaluate import EvalResult, evaluate
 from pipeline.optim.schedule import build_schedule, parts_after_the_end
 from pipeline.process.signals import StopSignal
 from pipeline.profiling.step_profiler import StepProfiler
-from pipeline.run import MetricsLog
+from pipeline.run.checkpoint import CheckpointWriter
+from pipeline.run.console import TrainingConsole
+from pipeline.run.records import MetricsLog
 from pipeline.state import TrainState
 from pipeline.step import Step
 
@@ -251,4 +251,5 @@ def save(t: Trainer) -> None:
     if t.metrics is not None:
         t.metrics.flush()
     if t.checkpoints is not None:
-        t.checkpoints.save(t.state)
+        t.checkpoints.wait()  # before the snapshot, so that the GPU never holds two
+        t.checkpoints.save(t.state.snapshot())

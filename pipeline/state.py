@@ -2,14 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.distributed.gradient_averaging import GradientMean
+from pipeline.errors import UserError
 from pipeline.optim.ema import Ema
 from pipeline.precision import Precision
+from pipeline.run.checkpoint import EMA, WEIGHTS, Snapshot, first_line, map_tensors, read_checkpoint
 
 
 class Totals:
@@ -111,3 +114,38 @@ class TrainState:
         torch.set_rng_state(saved["rng"].cpu())
         if self.lr.is_cuda and "cuda_rng" in saved:  # not where the CPU has saved
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.lr.device)
+
+    def snapshot(self) -> Snapshot:
+        """Copy the state, so that later training steps leave the copy alone.
+
+        The copy is made on the state's own device. On a GPU that costs training next to nothing, and the memory of the copy for a moment.
+        """
+        models = {WEIGHTS: self.model} | ({EMA: self.ema.model} if self.ema is not None else {})
+        everything = {"weights": {name: model.state_dict() for name, model in models.items()}, "rest": self.state_dict()}
+        copy = map_tensors(everything, lambda tensor: tensor.detach().clone())
+        copied = torch.cuda.Event() if self.totals.values.is_cuda else None
+        if copied is not None:
+            copied.record()
+        return Snapshot(self.step, copy["weights"], copy["rest"], dict(self.best), copied)
+
+    def restore(self, saved: Snapshot) -> None:
+        """Take over a snapshot, on any device and number of processes."""
+        self.model.load_state_dict(saved.weights[WEIGHTS])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(saved.weights[EMA])
+        self.load_state_dict(saved.rest)
+
+
+def load_checkpoint(folder: Path, state: TrainState) -> None:
+    """Restore a state from a checkpoint. Verify first.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or is one of another model.
+    """
+    saved = read_checkpoint(folder, with_ema=state.ema is not None)
+    try:
+        state.restore(saved)
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: does not fit this config's model and optimizer ({first_line(error)}); give the run's own config"
+        ) from None

@@ -19,15 +19,15 @@ from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.signals import StopSignal
 
 if TYPE_CHECKING:
-    from pipeline.console import TrainingConsole
     from pipeline.data import Splits
     from pipeline.distributed.processes import Processes
     from pipeline.distributed.watchdog import Watch
     from pipeline.evaluate import EvalResult
-    from pipeline.lock import RunLock
     from pipeline.loop import Plan, Trainer
     from pipeline.profiling.step_profiler import StepProfiler
-    from pipeline.run import RunFolder
+    from pipeline.run.console import TrainingConsole
+    from pipeline.run.folder import RunFolder
+    from pipeline.run.lock import RunLock
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +135,7 @@ def train(
         from pipeline.distributed.watchdog import Watch
         from pipeline.faults import explained
         from pipeline.finish import finish
-        from pipeline.lock import RunLock
+        from pipeline.run.lock import RunLock
 
         import_compiler(config.compile, pick_device(config))
 
@@ -189,15 +189,17 @@ def assemble(
 ) -> "tuple[Trainer, RunFolder, Splits]":
     """Open the run folder and build or restore everything that `fit` works with."""
     from pipeline.build import build_state, captures
-    from pipeline.checkpoint import CheckpointWriter, load_checkpoint
     from pipeline.clock import Clock
     from pipeline.config import config_hash
-    from pipeline.console import TrainingConsole
     from pipeline.data import build_loaders, load_splits
-    from pipeline.environment import describe_environment
     from pipeline.inputs import INPUT_FILE, InputSpec
     from pipeline.loop import Plan, Trainer
-    from pipeline.run import MetricsLog, changed_data, open_run, record_environment
+    from pipeline.run.checkpoint import CheckpointWriter
+    from pipeline.run.console import TrainingConsole
+    from pipeline.run.environment import describe_environment
+    from pipeline.run.folder import open_run
+    from pipeline.run.records import MetricsLog, changed_data, record_environment
+    from pipeline.state import load_checkpoint
     from pipeline.step import Step
 
     device, shard = processes.device, processes.shard

@@ -16,7 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pipeline.checkpoint import CheckpointWriter, load_checkpoint, newest_intact
+from pipeline.run.checkpoint import CheckpointWriter, newest_intact
+from pipeline.state import load_checkpoint
 from tests.tiny import tiny_config, tiny_trainer
 
 _HASH = "0123456789ab"
@@ -35,7 +36,7 @@ def save_without_end(checkpoints: Path, ready: int) -> None:
         trainer.state.step += 1
         if trainer.state.step % 7 == 0:
             trainer.state.best = {"accuracy": 0.5, "step": trainer.state.step}
-        writer.save(trainer.state)
+        writer.save(trainer.state.snapshot())
 
 
 def kill_one(checkpoints: Path, draw: random.Random) -> None:
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="kill-nine-"))
     checkpoints, steps = folder / "checkpoints", 0
     first = CheckpointWriter(checkpoints, _HASH)
-    first.save(trainer.state)
+    first.save(trainer.state.snapshot())
     first.close()
     try:
         for number in range(1, options.kills + 1):

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.atomic_io import sha256
 from pipeline.data.image_set import NUM_CHANNELS
 from pipeline.data.in_use import is_in_use
 
@@ -60,7 +60,7 @@ def read_entry(folder: Path, shapes: dict[str, tuple[int, ...]], *, discard_dama
         arrays = {}
         for name, shape in shapes.items():
             path = folder / f"{name}.npy"
-            if _sha256(path) != manifest["sha256"][name]:
+            if sha256(path) != manifest["sha256"][name]:
                 raise ValueError(f"{path.name} has changed since it was written")
             # private pages: shared by all processes of the machine, and writeable, as torch wants its memory
             arrays[name] = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
@@ -117,7 +117,7 @@ def write_entry(
         arrays = {name: _create_array(building / f"{name}.npy", shape) for name, shape in shapes.items()}
         histogram, bad = fill(arrays)
         del arrays  # unmapped: what is hashed is what is in the files
-        digests = {name: _sha256(building / f"{name}.npy") for name in shapes}
+        digests = {name: sha256(building / f"{name}.npy") for name in shapes}
         (building / MANIFEST).write_text(json.dumps({"sha256": digests, "histogram": histogram.tolist(), "bad": bad}))
 
 
@@ -148,8 +148,3 @@ def _create_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve
                 raise
     return array
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

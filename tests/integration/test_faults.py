@@ -16,10 +16,10 @@ from PIL import Image
 
 from pipeline import __main__ as cli
 from pipeline import train
-from pipeline.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in
 from pipeline.data import build_loaders, load_splits
 from pipeline.errors import TrainingError, UserError
-from pipeline.run import MetricsLog
+from pipeline.run.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in
+from pipeline.run.records import MetricsLog
 from pipeline.step import Step
 from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer, train_steps
 
@@ -194,14 +194,14 @@ def test_a_disk_that_fills_up_within_a_checkpoint(tmp_path: Path):
     trainer = tiny_trainer(tiny_config("optimizer.name=adamw"))
     train_steps(trainer, 1)
     writer = CheckpointWriter(tmp_path / "checkpoints", "0" * 12)
-    writer.save(trainer.state)
+    writer.save(trainer.state.snapshot())
     writer.wait()
     sizes = [(folder_of(tmp_path / "checkpoints", 1) / name).stat().st_size for name in ("weights.safetensors", "state.pt")]
     own, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (sum(sizes) // 2, most))
     try:
         trainer.state.step = 2
-        writer.save(trainer.state)
+        writer.save(trainer.state.snapshot())
         with pytest.raises(TrainingError, match=r"checkpoints: the checkpoint could not be written \(\[Errno 27\] File too large\); free"):
             writer.close()
     finally:
@@ -226,13 +226,13 @@ def test_a_run_folder_that_goes_away(before_step: Any, tmp_path: Path, capsys: p
 def test_an_error_in_the_thread_surfaces_once_and_at_the_end(tmp_path: Path):
     trainer = tiny_trainer(tiny_config())
     writer = CheckpointWriter(tmp_path / "gone" / "checkpoints", "0" * 12)
-    writer.save(trainer.state)
+    writer.save(trainer.state.snapshot())
     while not writer._pending.done():  # type: ignore[union-attr]
         time.sleep(0.01)
     with pytest.raises(TrainingError, match="could not be written"):
         writer.check()
     writer.check()
-    writer.save(trainer.state)
+    writer.save(trainer.state.snapshot())
     with pytest.raises(TrainingError, match="could not be written"):
         writer.close()
 
@@ -245,7 +245,7 @@ def test_the_result_survives_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_pa
         raise OSError(28, "No space left on device", f"{only_run(tmp_path)}/result.json")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.run.write_result", full)
+        patch.setattr("pipeline.run.records.write_result", full)
         assert train.main(arguments) == 1
     assert told(capsys).startswith(f"{only_run(tmp_path)}/result.json: No space left on device")
     assert train.main([*arguments, "resume=auto"]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import folder_of, newest_intact
+from pipeline.run.checkpoint import folder_of, newest_intact
 from tests.integration import scenes
 from tests.integration.ranks import Ranks, ranks
 from tests.tiny import RECIPE, only_run

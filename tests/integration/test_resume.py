@@ -15,8 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import train
-from pipeline.checkpoint import folder_of, newest_intact
 from pipeline.process.signals import StopSignal
+from pipeline.run.checkpoint import folder_of, newest_intact
 from pipeline.step import Step, StepOutput
 from tests.integration.scenes import watched_steps
 from tests.tiny import RECIPE, ROOT, assert_equal, last_ema, last_weights, only_run, read_metrics

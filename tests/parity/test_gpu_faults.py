@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import train
-from pipeline.checkpoint import newest_intact
+from pipeline.run.checkpoint import newest_intact
 from tests.tiny import RECIPE, ROOT, only_run
 
 pytestmark = [

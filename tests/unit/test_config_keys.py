@@ -27,7 +27,7 @@ from pipeline.errors import TrainingError, UserError
 from pipeline.loop import Plan, fit
 from pipeline.models import build_model
 from pipeline.models.layers import NormAct, StemConv
-from pipeline.run import MetricsLog
+from pipeline.run.records import MetricsLog
 from tests.pictures import make_folder
 from tests.tiny import open_and_release, tiny_config, tiny_splits, tiny_trainer, train_steps
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import folder_of, newest_intact
-from pipeline.console import TrainingConsole
+from pipeline.run.checkpoint import folder_of, newest_intact
+from pipeline.run.console import TrainingConsole
 from tests.tiny import RECIPE, ROOT, only_run
 
 RECORD = {"loss": 0.5432, "accuracy": 0.875, "lr": 0.05, "images_per_sec": 12345.6, "steps_per_sec": 24.11}
@@ -55,7 +55,7 @@ def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch):
 def test_what_is_left_goes_by_the_pace_since_the_line_before(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Compiling, 60 of the first 70 seconds here, is not to come again."""
     clock = iter((0.0, 70.0, 80.0))
-    monkeypatch.setattr("pipeline.console.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("pipeline.run.console.time.perf_counter", lambda: next(clock))
     console = TrainingConsole(total_steps=825)
     for step in (100, 200):
         evaluation = {"step": step, "epoch": step / 390, "split": "test", "loss": 0.5, "accuracy": 0.8, "correct": 8, "seen": 10}

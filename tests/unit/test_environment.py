@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.environment import command_line
+from pipeline.run.environment import command_line
 
 CHILD = ["/venv/bin/python", "-u", "-m", "pipeline.train", "configs/a.yaml", "log.name=b c"]
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.checkpoint import CheckpointWriter, folder_of
+from pipeline.atomic_io import read_json
 from pipeline.config import config_hash, load_config
 from pipeline.errors import UserError
-from pipeline.lock import RunLock
-from pipeline.run import MetricsLog, RunFolder, find_run, read_json, record_environment, write_result
+from pipeline.run.checkpoint import CheckpointWriter, folder_of
+from pipeline.run.folder import RunFolder, find_run
+from pipeline.run.lock import RunLock
+from pipeline.run.records import MetricsLog, record_environment, write_result
 from tests.tiny import open_and_release, tiny_config, tiny_trainer
 
 
@@ -57,7 +59,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, process_state_of_module
     folder = tmp_path_factory.mktemp("checkpoints")
     writer, trainer = CheckpointWriter(folder, "hash"), tiny_trainer(tiny_config())
     for trainer.state.step in (1, 2):
-        writer.save(trainer.state)
+        writer.save(trainer.state.snapshot())
     writer.close()
     return folder
 
@@ -133,7 +135,7 @@ def test_auto_starts_anew_where_nothing_matches(runs: Runs):
 
 @pytest.mark.parametrize("value", ["auto", "latest"])
 def test_a_run_that_is_being_trained_is_left_alone(runs: Runs, value: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipeline.lock._PATIENCE_S", 0.2)
+    monkeypatch.setattr("pipeline.run.lock._PATIENCE_S", 0.2)
     path = runs.make(steps=())  # before its first checkpoint
     with RunLock() as lock:
         lock.take(path)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoint import CheckpointWriter, folder_of, load_checkpoint
 from pipeline.loop import Trainer
-from pipeline.state import Totals, TrainState
+from pipeline.run.checkpoint import CheckpointWriter, folder_of
+from pipeline.state import Totals, TrainState, load_checkpoint
 from tests.tiny import assert_equal, in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -45,7 +45,7 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: t
     old.state.last_train = {"loss": 1.25, "skipped_steps": 0}
     old.state.clock = {"windows": [{"images_per_sec": 10.0, "steps": 2}], "train_s": 1.5}
     writer = CheckpointWriter(tmp_path, "hash")
-    writer.save(old.state)
+    writer.save(old.state.snapshot())
     writer.close()
 
     new = start(*overrides, "seed=9")
@@ -82,7 +82,7 @@ def test_a_snapshot_is_not_changed_by_later_steps(tmp_path: Path):
     train_steps(trainer, 1)
     weights = {key: value.clone() for key, value in trainer.state.model.state_dict().items()}
     writer = CheckpointWriter(tmp_path, "hash")
-    writer.save(trainer.state)
+    writer.save(trainer.state.snapshot())
     train_steps(trainer, 2)  # while the thread writes
     writer.close()
     other = start("seed=9")

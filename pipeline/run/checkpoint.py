@@ -1,14 +1,13 @@
 """Checkpoints: raw weights in safetensors, the rest loadable with `weights_only`, a manifest with checksums; whole or not there."""
 
-import hashlib
 import io
 import json
-import os
 import pickle
 import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +15,50 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.atomic_io import flush_to_disk, sha256, write_json
 from pipeline.errors import TrainingError, UserError
-from pipeline.state import TrainState
 
 WEIGHTS, EMA, STATE, MANIFEST = "weights.safetensors", "ema.safetensors", "state.pt", "manifest.json"
 FORMAT = 1
 _NAME = re.compile(r"step-\d{8,}")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The nested value with every tensor changed."""
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Apply CHANGE to every tensor in a nested value."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {key: _map(item, change) for key, item in value.items()}
+        return {key: map_tensors(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_map(item, change) for item in value)
+        return type(value)(map_tensors(item, change) for item in value)
     return value
 
 
-class _Snapshot:
-    """A copy of a state that later training steps leave alone.
+@dataclass
+class Snapshot:
+    """The content of a checkpoint: what `TrainState.snapshot` copies and `TrainState.restore` takes back.
 
-    It is made on the state's own device, which on a GPU costs training next to nothing (and the memory of the copy, for a moment); `read`,
-    in another thread, brings it to the CPU on another stream while training goes on.
+    Attributes:
+        step: optimizer steps done.
+        weights: state dicts by file name: `WEIGHTS`, and `EMA` if there is a moving average.
+        rest: all other state; tensors, numbers and strings only.
+        best: accuracy, step and split of the best evaluation so far; empty before the first one.
+        copied: on a GPU, the event after which the copies are complete.
     """
 
-    def __init__(self, state: TrainState):
-        models = {WEIGHTS: state.model} | ({EMA: state.ema.model} if state.ema is not None else {})
-        self.step, self.best = state.step, dict(state.best)
-        everything = {"weights": {name: model.state_dict() for name, model in models.items()}, "rest": state.state_dict()}
-        self._copy = _map(everything, lambda tensor: tensor.detach().clone())
-        self._copied = torch.cuda.Event() if state.totals.values.is_cuda else None
-        if self._copied is not None:
-            self._copied.record()
+    step: int
+    weights: dict[str, dict[str, torch.Tensor]]
+    rest: dict[str, Any]
+    best: dict[str, Any]
+    copied: torch.cuda.Event | None = None
 
-    def read(self, stream: torch.cuda.Stream | None) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """Weights by file, contiguous, and the rest, on the CPU; from a GPU, on this stream."""
+    def to_cpu(self, stream: torch.cuda.Stream | None) -> None:
+        """Bring all tensors to the CPU, the weights contiguous; from a GPU, on this stream, beside training."""
         with torch.cuda.stream(stream):
-            if stream is not None and self._copied is not None:
-                stream.wait_event(self._copied)
-            read = _map(self._copy, torch.Tensor.cpu)
-        del self._copy
-        return _map(read["weights"], torch.Tensor.contiguous), read["rest"]
+            if stream is not None and self.copied is not None:
+                stream.wait_event(self.copied)
+            self.weights = map_tensors(map_tensors(self.weights, torch.Tensor.cpu), torch.Tensor.contiguous)
+            self.rest = map_tensors(self.rest, torch.Tensor.cpu)
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -87,12 +82,12 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
         self._stream: torch.cuda.Stream | None = None  # one for all: torch has 32, and would soon hand out that of training itself
 
-    def save(self, state: TrainState) -> None:
-        """Snapshot the state now and write it soon. Waits for the write before; raises what went wrong in that."""
+    def save(self, snapshot: Snapshot) -> None:
+        """Write the snapshot soon. Waits for the write before; raises what went wrong in that."""
         self.wait()
-        if self._stream is None and state.totals.values.is_cuda:
-            self._stream = torch.cuda.Stream(state.totals.values.device)
-        self._pending = self._executor.submit(self._write, _Snapshot(state))
+        if self._stream is None and snapshot.copied is not None:
+            self._stream = torch.cuda.Stream()
+        self._pending = self._executor.submit(self._write, snapshot)
 
     def check(self) -> None:
         """Raise what went wrong in a write that has ended, as `wait` does; wait for none."""
@@ -120,9 +115,9 @@ class CheckpointWriter:
         self.wait()
         self._executor.shutdown()
 
-    def _write(self, snapshot: _Snapshot) -> None:
-        weights, rest = snapshot.read(self._stream)
-        step, best = snapshot.step, snapshot.best
+    def _write(self, snapshot: Snapshot) -> None:
+        snapshot.to_cpu(self._stream)
+        step, best, weights, rest = snapshot.step, snapshot.best, snapshot.weights, snapshot.rest
         final = folder_of(self._folder, step)
         temporary, aside = (self._folder / f".{final.name}.{suffix}" for suffix in ("tmp", "old.tmp"))
         for abandoned in self._folder.glob(".step-*.tmp"):  # by a run that was killed while it wrote
@@ -135,15 +130,15 @@ class CheckpointWriter:
             state = io.BytesIO()  # given a path, torch tells of a full disk in words of its own
             torch.save(rest, state)
             (temporary / STATE).write_bytes(state.getbuffer())
-            files = {name: _sha256(temporary / name) for name in (*weights, STATE)}
+            files = {name: sha256(temporary / name) for name in (*weights, STATE)}
             manifest = {"format": FORMAT, "step": step, "config_hash": self._config_hash, "sha256": files}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             for path in [*temporary.iterdir(), temporary]:
-                _flush_to_disk(path)
+                flush_to_disk(path)
             if final.exists():  # reached again after going back to an earlier one
                 final.rename(aside)
             temporary.rename(final)
-            _flush_to_disk(self._folder)
+            flush_to_disk(self._folder)
             shutil.rmtree(aside, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -159,30 +154,6 @@ class CheckpointWriter:
         for path in saved:
             if path not in (*kept, folder_of(self._folder, best_step)):
                 shutil.rmtree(path)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all.
-
-    Raises:
-        OSError: with the path.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        _flush_to_disk(temporary)  # a name that a power cut leaves without its content would pass for a finished run
-        temporary.replace(path)
-    except OSError as error:  # a full disk is noticed in writing, which knows no names
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def steps_in(checkpoints: Path) -> list[Path]:
@@ -210,7 +181,7 @@ def verify(folder: Path, config_hash: str | None = None) -> dict[str, Any]:
         if config_hash is not None and manifest["config_hash"] != config_hash:
             raise UserError(f"{folder}: saved by a run of another config, or by another version; use an earlier checkpoint")
         for name in dict.fromkeys((WEIGHTS, STATE, *expected)):
-            if _sha256(folder / name) != expected[name]:
+            if sha256(folder / name) != expected[name]:
                 raise UserError(f"{folder / name}: damaged (its SHA-256 is not the manifest's); use an earlier checkpoint")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing from the checkpoint; use an earlier one") from None
@@ -247,21 +218,26 @@ def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
         raise UserError(f"{folder / name}: cannot be read ({error}); use an earlier checkpoint") from None
 
 
-def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Restore a state from a checkpoint, on any device and number of processes. Verify first.
+def read_checkpoint(folder: Path, *, with_ema: bool) -> Snapshot:
+    """Read a checkpoint into a snapshot on the CPU. Verify first.
+
+    Args:
+        folder: of the checkpoint.
+        with_ema: read the moving average of the weights too.
 
     Raises:
-        UserError: the checkpoint cannot be read, or is one of another model.
+        UserError: a file cannot be read; names it.
     """
+    weights = {name: load_weights(folder, name) for name in (WEIGHTS, *([EMA] if with_ema else []))}
     try:
-        state.model.load_state_dict(load_weights(folder))
-        if state.ema is not None:
-            state.ema.model.load_state_dict(load_weights(folder, EMA))
-        state.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError:  # torch's words advise to run the code that it refused
-        raise UserError(f"{folder / STATE}: not a state of ours, and may hold code, which is not run; use an earlier checkpoint") from None
+        rest = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        return Snapshot(rest["step"], weights, rest, rest["best"])
+    except pickle.UnpicklingError:  # torch's message advises to run the code that it refused
+        raise UserError(f"{folder / STATE}: not a training state, and may hold code, which is not run; use an earlier checkpoint") from None
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{folder}: does not fit this config's model and optimizer ({reason}); give the run's own config") from None
+        raise UserError(f"{folder / STATE}: does not hold a training state ({first_line(error)}); use an earlier checkpoint") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
