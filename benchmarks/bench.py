@@ -15,9 +15,9 @@ from benchmarks.session import Session
 from benchmarks.tables import Table
 from benchmarks.timing import Stopwatch, Timing, Workload, steps_lasting
 from benchmarks.workloads import LoaderWorkload, Rig, StepWorkload, batches_ahead, build_train_loader
-from pipeline.build import compile_mode
 from pipeline.distributed.processes import Processes
 from pipeline.profiling.roofline import matmul_flops_per_s
+from pipeline.training.build import compile_mode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

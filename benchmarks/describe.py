@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from pipeline.build import compile_mode
 from pipeline.config import Config, config_hash
+from pipeline.training.build import compile_mode
 
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # named in records; SGD is not
 

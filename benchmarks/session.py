@@ -21,12 +21,12 @@ from benchmarks.options import merge, num_steps, num_windows, read_arguments
 from benchmarks.records import RESULTS, Baseline, Benchmark, Record, append
 from benchmarks.timing import Timing, Workload, time_interleaved
 from benchmarks.workloads import batches_ahead
-from pipeline.build import set_backends
 from pipeline.config import Config, load_config
 from pipeline.data import FileSet, Splits, load_splits
 from pipeline.distributed.processes import Processes, connect
 from pipeline.errors import UserError
 from pipeline.run.environment import describe_environment
+from pipeline.training.build import set_backends
 
 _PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
 _FOLDER_KEYS = ("train_list", "test_list", "class_names", "on_bad_image", "cache_below", "eval_image_size", "eval_crop")

@@ -1,4 +1,4 @@
-"""What is timed: a loader alone, and the step of `pipeline.step` on the batches of a loader, built by the builders that training uses."""
+"""Workloads that a benchmark times: the training step and the batches of a loader, from the builders that training uses."""
 
 import math
 import time
@@ -10,16 +10,16 @@ import torch
 from benchmarks.image_folder import ImageFolderLoader
 from benchmarks.records import Spread
 from benchmarks.timing import Workload
-from pipeline.build import build_state, captures, set_backends
-from pipeline.clock import Clock
 from pipeline.config import Config
 from pipeline.data import Batch, FileSet, Loader, Splits, build_loaders
 from pipeline.data.reference import ReferenceLoader
 from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError
 from pipeline.finish import peak_memory_bytes
-from pipeline.loop import Plan
-from pipeline.step import Step
+from pipeline.training.build import build_state, captures, set_backends
+from pipeline.training.clock import Clock
+from pipeline.training.step import Step
+from pipeline.training.trainer import Plan
 
 _IMAGES_AHEAD = 8192  # that a loader may hold ready, beside the batches it was asked to prefetch
 _LONGEST_PAUSE_S = 3.0

@@ -141,7 +141,7 @@ _count = _whole(1)
 
 def _lr_find(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    from pipeline.lr_find import RULE, lr_find
+    from pipeline.training.lr_finder import RULE, lr_find
 
     recipe = Path(arguments.config).stem
     picture = arguments.output or Path(config.log.dir) / f"lr-find-{recipe}.png"

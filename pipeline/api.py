@@ -19,26 +19,26 @@ import torch
 from torch import nn
 
 from pipeline import data
-from pipeline.build import build_initial_model, build_state_of, captures, set_backends
-from pipeline.clock import Clock
 from pipeline.commands import evaluate_run, explain_run
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loader, Loaders, Splits
 from pipeline.distributed.processes import connect
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import TrainingError, UserError
-from pipeline.evaluate import EvalResult
 from pipeline.evidence import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.explain import Explained, draw_contact_sheet
 from pipeline.export import export_run
-from pipeline.loop import Plan, Trainer
-from pipeline.loop import fit as _fit
 from pipeline.predict import Prediction, predict_files
 from pipeline.process.signals import StopSignal
 from pipeline.run.console import TrainingConsole
-from pipeline.step import Step
 from pipeline.train import train
 from pipeline.trained import Trained, load_trained
+from pipeline.training.build import build_initial_model, build_state_of, captures, set_backends
+from pipeline.training.clock import Clock
+from pipeline.training.evaluate import EvalResult
+from pipeline.training.step import Step
+from pipeline.training.trainer import Plan, Trainer
+from pipeline.training.trainer import fit as _fit
 
 __all__ = [
     "Batch",

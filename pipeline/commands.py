@@ -8,12 +8,12 @@ import torch
 
 from pipeline.data import build_loaders
 from pipeline.errors import UserError
-from pipeline.evaluate import EvalResult, evaluate
 from pipeline.evidence import EXPLAINED_IMAGES, How, explain_files, explain_samples, resolve
 from pipeline.explain import METHODS, draw_contact_sheet, select_images
-from pipeline.precision import Precision
 from pipeline.run.checkpoint import EMA, load_weights
 from pipeline.trained import load_trained
+from pipeline.training.evaluate import EvalResult, evaluate
+from pipeline.training.precision import Precision
 
 
 def evaluate_run(path: str | Path, which: str = "last", overrides: Sequence[str] = ()) -> EvalResult:

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from pipeline.build import build_initial_model, compile_mode
 from pipeline.config import Config, check_batches
 from pipeline.data.counts import Counts, count_images
 from pipeline.data.resolutions import training_resolutions
 from pipeline.data.sampling import Shard, TrainSampler
 from pipeline.errors import UserError
-from pipeline.loop import Plan
-from pipeline.precision import SLOW_ON_CPU
 from pipeline.process.cache_dirs import cache_folder
 from pipeline.profiling.memory_estimate import MemoryEstimate, estimate_memory, what_fits
 from pipeline.run.environment import output_of
 from pipeline.run.folder import find_resumable
+from pipeline.training.build import build_initial_model, compile_mode
+from pipeline.training.precision import SLOW_ON_CPU
+from pipeline.training.trainer import Plan
 
 _MIB = 2**20
 

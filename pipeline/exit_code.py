@@ -17,7 +17,7 @@ def exit_code_of(work: Callable[[], int]) -> int:
     except (UserError, TrainingError) as error:
         told = error
     except (OSError, MemoryError, RuntimeError) as error:
-        from pipeline.faults import explain_fault  # with torch, which not every command needs
+        from pipeline.training.faults import explain_fault  # with torch, which not every command needs
 
         fault = explain_fault(error)
         if fault is None:

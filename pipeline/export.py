@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.build import build_raw_model
 from pipeline.config import dump_config
 from pipeline.errors import UserError
 from pipeline.trained import Trained, load_trained
+from pipeline.training.build import build_raw_model
 
 _CHECKED_IMAGES = 16
 _FILES = {"safetensors": "model.safetensors", "torch-export": "model.pt2", "onnx": "model.onnx"}
@@ -213,7 +213,7 @@ _USE = {
     "safetensors": """import torch
 from safetensors.torch import load_file
 
-from pipeline.build import build_raw_model
+from pipeline.training.build import build_raw_model
 from pipeline.config import load_config
 
 network = build_raw_model(load_config("config.yaml"), num_classes=$num_classes, device=torch.device("cpu")).eval()

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config
     from pipeline.data import Splits
-    from pipeline.evaluate import EvalResult
-    from pipeline.loop import Trainer
     from pipeline.predictions import Predictions
     from pipeline.run.folder import RunFolder
     from pipeline.trained import Trained
+    from pipeline.training.evaluate import EvalResult
+    from pipeline.training.trainer import Trainer
 
 Made = TypeVar("Made")
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from pipeline.data import Splits
     from pipeline.distributed.processes import Processes
     from pipeline.distributed.watchdog import Watch
-    from pipeline.evaluate import EvalResult
-    from pipeline.loop import Plan, Trainer
     from pipeline.profiling.step_profiler import StepProfiler
     from pipeline.run.console import TrainingConsole
     from pipeline.run.folder import RunFolder
     from pipeline.run.lock import RunLock
+    from pipeline.training.evaluate import EvalResult
+    from pipeline.training.trainer import Plan, Trainer
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,12 +130,12 @@ def train(
     with imports_uncollected():
         import torch
 
-        from pipeline.build import import_compiler, set_backends
         from pipeline.distributed.processes import connect, pick_device
         from pipeline.distributed.watchdog import Watch
-        from pipeline.faults import explained
         from pipeline.finish import finish
         from pipeline.run.lock import RunLock
+        from pipeline.training.build import import_compiler, set_backends
+        from pipeline.training.faults import explained
 
         import_compiler(config.compile, pick_device(config))
 
@@ -157,7 +157,7 @@ def train(
 
 
 def _fit(trainer: "Trainer") -> "EvalResult":
-    from pipeline.loop import fit
+    from pipeline.training.trainer import fit
 
     try:
         return fit(trainer)
@@ -188,19 +188,19 @@ def assemble(
     config: Config, recipe: str, processes: "Processes", lock: "RunLock", stop: StopSignal, watch: "Watch"
 ) -> "tuple[Trainer, RunFolder, Splits]":
     """Open the run folder and build or restore everything that `fit` works with."""
-    from pipeline.build import build_state, captures
-    from pipeline.clock import Clock
     from pipeline.config import config_hash
     from pipeline.data import build_loaders, load_splits
     from pipeline.inputs import INPUT_FILE, InputSpec
-    from pipeline.loop import Plan, Trainer
     from pipeline.run.checkpoint import CheckpointWriter
     from pipeline.run.console import TrainingConsole
     from pipeline.run.environment import describe_environment
     from pipeline.run.folder import open_run
     from pipeline.run.records import MetricsLog, changed_data, record_environment
-    from pipeline.state import load_checkpoint
-    from pipeline.step import Step
+    from pipeline.training.build import build_state, captures
+    from pipeline.training.clock import Clock
+    from pipeline.training.state import load_checkpoint
+    from pipeline.training.step import Step
+    from pipeline.training.trainer import Plan, Trainer
 
     device, shard = processes.device, processes.shard
     with ThreadPoolExecutor(1) as aside:  # git and nvidia-smi answer while the data set is read
@@ -248,8 +248,8 @@ def _announce(
     console: "TrainingConsole", config: Config, splits: "Splits", plan: "Plan", processes: "Processes", run: "RunFolder", step: int
 ) -> None:
     """What was resolved from the config and the machine, before the first step."""
-    from pipeline.build import compile_mode
-    from pipeline.precision import SLOW_ON_CPU
+    from pipeline.training.build import compile_mode
+    from pipeline.training.precision import SLOW_ON_CPU
 
     device, shard = processes.device, processes.shard
     where = f"{shard.world_size} x {'GPU' if device.type == 'cuda' else 'CPU'}"

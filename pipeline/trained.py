@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from pipeline.atomic_io import read_json
-from pipeline.build import build_raw_model, set_backends
 from pipeline.config import Config, load_config
 from pipeline.data import Splits, build_loaders, load_splits
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError
-from pipeline.evaluate import predict
 from pipeline.inputs import INPUT_FILE, InputSpec
 from pipeline.run.checkpoint import EMA, WEIGHTS, folder_of, load_weights, newest_intact, verify
 from pipeline.run.folder import RunFolder, find_run
+from pipeline.training.build import build_raw_model, set_backends
+from pipeline.training.evaluate import predict
 
 _log = logging.getLogger(__name__)
 

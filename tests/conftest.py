@@ -65,7 +65,7 @@ def before_step(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Have something happen before a step, counted from 0, once: `before_step(6, lambda step, batch: …)`."""
 
     def arrange(number: int, happen: Any) -> None:
-        from pipeline.step import Step
+        from pipeline.training.step import Step
 
         step, left = Step.__call__, [happen]
 

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.run.checkpoint import CheckpointWriter, newest_intact
-from pipeline.state import load_checkpoint
+from pipeline.training.state import load_checkpoint
 from tests.tiny import tiny_config, tiny_trainer
 
 _HASH = "0123456789ab"

@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from pipeline.build import build_state, captures, set_backends
-from pipeline.clock import Clock
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Splits, build_loaders, load_splits
 from pipeline.distributed.processes import connect
 from pipeline.distributed.watchdog import Watch
-from pipeline.loop import Plan, Trainer
 from pipeline.process.signals import StopSignal
 from pipeline.run.checkpoint import EMA, load_weights, newest_intact
 from pipeline.run.console import TrainingConsole
 from pipeline.run.folder import RunFolder, open_run
 from pipeline.run.lock import RunLock
-from pipeline.step import Step
+from pipeline.training.build import build_state, captures, set_backends
+from pipeline.training.clock import Clock
+from pipeline.training.step import Step
+from pipeline.training.trainer import Plan, Trainer
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).with_name("tiny.yaml")

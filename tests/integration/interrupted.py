@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from pipeline import train
-from pipeline.step import Step, StepOutput
+from pipeline.training.step import Step, StepOutput
 
 
 def interrupt_at(last: int, name: str) -> None:

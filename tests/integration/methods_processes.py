@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from pipeline import step, train
+from pipeline import train
+from pipeline.training import step
 
 
 def run(folder: Path, arguments: list[str]) -> int:

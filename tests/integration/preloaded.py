@@ -5,9 +5,4 @@ import nvidia.dali.fn  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 from torch._dynamo import utils  # noqa: F401
 
-import pipeline.finish
-import pipeline.inputs
-import pipeline.loop
-import pipeline.run.environment
-import pipeline.trained  # noqa: F401
 import tests.integration.scenes  # noqa: F401

@@ -13,7 +13,7 @@ import torch
 from pipeline import train
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import connect
-from pipeline.step import Step, StepOutput
+from pipeline.training.step import Step, StepOutput
 from tests.tiny import RECIPE, tiny_config
 
 Act = Callable[[], Any]

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import api
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.evaluate import EvalResult
+from pipeline.training.evaluate import EvalResult
 from tests.tiny import ROOT, last_weights, tiny_config
 
 pytestmark = [pytest.mark.usefixtures("process_state"), pytest.mark.timeout(120)]

@@ -20,7 +20,7 @@ from pipeline.data import build_loaders, load_splits
 from pipeline.errors import TrainingError, UserError
 from pipeline.run.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in
 from pipeline.run.records import MetricsLog
-from pipeline.step import Step
+from pipeline.training.step import Step
 from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")

@@ -37,7 +37,7 @@ import sys
 from pipeline.process.cache_dirs import use_cache_folder
 use_cache_folder()
 import torch
-from pipeline.build import compile_in_place
+from pipeline.training.build import compile_in_place
 from pipeline.config import load_config
 network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
 config = load_config(sys.argv[1], ["compile.mode=default"])

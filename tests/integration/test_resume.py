@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import train
 from pipeline.process.signals import StopSignal
 from pipeline.run.checkpoint import folder_of, newest_intact
-from pipeline.step import Step, StepOutput
+from pipeline.training.step import Step, StepOutput
 from tests.integration.scenes import watched_steps
 from tests.tiny import RECIPE, ROOT, assert_equal, last_ema, last_weights, only_run, read_metrics
 

@@ -25,8 +25,8 @@ from pipeline.evidence import explain_files, explain_samples
 from pipeline.inputs import INPUT_FILE, InputSpec
 from pipeline.predict import predict_files
 from pipeline.predictions import Predictions
-from pipeline.step import Step, StepOutput
 from pipeline.trained import Trained, load_trained
+from pipeline.training.step import Step, StepOutput
 from tests.pictures import picture, save
 from tests.tiny import RECIPE, ROOT, assert_equal, last_weights, only_run, read_metrics
 

@@ -21,9 +21,9 @@ from pipeline import train
 from pipeline.commands import evaluate_run
 from pipeline.config import load_config
 from pipeline.finish import what_next
-from pipeline.precision import SLOW_ON_CPU
 from pipeline.run.checkpoint import folder_of, newest_intact, steps_in, verify
-from pipeline.step import Step, StepOutput
+from pipeline.training.precision import SLOW_ON_CPU
+from pipeline.training.step import Step, StepOutput
 from tests.tiny import RECIPE, only_run
 
 WANTED = {

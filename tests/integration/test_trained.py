@@ -17,7 +17,6 @@ from benchmarks.finished import check_together, read_finished
 from benchmarks.recipes import make_record
 from pipeline import __main__ as cli
 from pipeline import export, train
-from pipeline.build import build_raw_model
 from pipeline.commands import explain_run
 from pipeline.config import load_config
 from pipeline.data import build_loaders
@@ -26,6 +25,7 @@ from pipeline.evidence import explain_files, explain_mistakes, explain_pixels, e
 from pipeline.inputs import INPUT_FILE, InputSpec
 from pipeline.predict import predict_files
 from pipeline.trained import Trained, load_trained
+from pipeline.training.build import build_raw_model
 from tests.tiny import RECIPE, last_ema, last_weights, only_run
 
 pytestmark = pytest.mark.timeout(120)

@@ -20,7 +20,7 @@ from pipeline import train  # noqa: E402
 from pipeline.config import load_config  # noqa: E402
 from pipeline.distributed.processes import Processes, average_batch_norm, connect  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
-from pipeline.step import Step, StepOutput  # noqa: E402
+from pipeline.training.step import Step, StepOutput  # noqa: E402
 
 
 def error_of(work: Callable[[], Any]) -> str:

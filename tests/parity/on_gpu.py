@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.build import build_state, captures, set_backends
 from pipeline.config import Config, load_config
 from pipeline.data import Loader, build_loaders, load_splits
 from pipeline.distributed.processes import connect
-from pipeline.step import Step
+from pipeline.training.build import build_state, captures, set_backends
+from pipeline.training.step import Step
 
 _SMALL = {
     "data.dataset": "synthetic",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.config import load_config
-from pipeline.loop import fit
+from pipeline.training.trainer import fit
 from tests.tiny import ROOT, tiny_trainer
 
 SEEDS = range(5)

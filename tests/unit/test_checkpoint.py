@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import atomic_io
 from pipeline.errors import TrainingError, UserError
-from pipeline.loop import Trainer
 from pipeline.models import build_model
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in, verify
-from pipeline.state import load_checkpoint
+from pipeline.training.state import load_checkpoint
+from pipeline.training.trainer import Trainer
 from tests.tiny import assert_equal, tiny_config, tiny_trainer, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")

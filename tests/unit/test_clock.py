@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline import clock
-from pipeline.clock import Clock
+from pipeline.training import clock
+from pipeline.training.clock import Clock
 
 CPU = torch.device("cpu")
 

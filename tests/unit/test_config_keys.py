@@ -17,17 +17,17 @@ from PIL import Image
 from torch import nn
 
 from pipeline import finish
-from pipeline.build import compile_in_place, compile_mode
 from pipeline.config import Config, leaf_fields
 from pipeline.data import build_loaders, load_splits
 from pipeline.data.dali import DaliLoader
 from pipeline.data.reference import ReferenceLoader
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import TrainingError, UserError
-from pipeline.loop import Plan, fit
 from pipeline.models import build_model
 from pipeline.models.layers import NormAct, StemConv
 from pipeline.run.records import MetricsLog
+from pipeline.training.build import compile_in_place, compile_mode
+from pipeline.training.trainer import Plan, fit
 from tests.pictures import make_folder
 from tests.tiny import open_and_release, tiny_config, tiny_splits, tiny_trainer, train_steps
 

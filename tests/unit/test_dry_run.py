@@ -10,8 +10,8 @@ import torch
 
 from pipeline import __main__ as cli
 from pipeline import dry_run, train
-from pipeline.loop import Plan
-from pipeline.precision import SLOW_ON_CPU
+from pipeline.training.precision import SLOW_ON_CPU
+from pipeline.training.trainer import Plan
 from tests.sandbox import files_in, sandbox
 from tests.tiny import RECIPE, ROOT, tiny_config
 

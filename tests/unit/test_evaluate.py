@@ -6,8 +6,8 @@ from torch import nn
 
 from pipeline.config import PrecisionConfig
 from pipeline.data import Batch
-from pipeline.evaluate import EvalResult, evaluate
-from pipeline.precision import Precision
+from pipeline.training.evaluate import EvalResult, evaluate
+from pipeline.training.precision import Precision
 
 CPU = torch.device("cpu")
 PLAIN = Precision(PrecisionConfig(mode="fp32"), CPU)

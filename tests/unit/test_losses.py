@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.losses import classification_loss
+from pipeline.training.losses import classification_loss
 
 
 def by_hand(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipeline import __main__ as cli
-from pipeline.lr_find import RangeTest, range_test, smooth
+from pipeline.training.lr_finder import RangeTest, range_test, smooth
 from tests.tiny import RECIPE, assert_equal, tiny_config, tiny_trainer, train_steps
 
 RATES = np.geomspace(1e-4, 10, 101)
@@ -41,7 +41,7 @@ def test_a_loss_that_falls_to_the_end_gives_no_suggestion(
     assert falling.suggested is None and falling.steepest == pytest.approx(0.01, rel=0.3)
     ended = RangeTest(falling.rates, falling.losses, falling.smoothed, diverged=True)  # the next losses were worse
     assert ended.suggested == pytest.approx(10)
-    monkeypatch.setattr("pipeline.lr_find.lr_find", lambda *_: falling)
+    monkeypatch.setattr("pipeline.training.lr_finder.lr_find", lambda *_: falling)
     assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}"]) == 0
     *_, last = capsys.readouterr().out.splitlines()
     assert last == "no suggestion: the loss still falls at the largest rate; try a larger --max"
@@ -122,7 +122,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_the_command_to_go_on_with_names_a_rate_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     valley = found(1 + (np.log10(RATES) + 1) ** 2)
-    monkeypatch.setattr("pipeline.lr_find.lr_find", lambda *_: valley)
+    monkeypatch.setattr("pipeline.training.lr_finder.lr_find", lambda *_: valley)
     assert cli.main(["lr-find", str(RECIPE), "optimizer.lr=0.5", f"log.dir={tmp_path}"]) == 0
     *_, last = capsys.readouterr().out.splitlines()
     assert last == f"use it: ./launch.sh {RECIPE} log.dir={tmp_path} optimizer.lr=0.1"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.config import PrecisionConfig
-from pipeline.precision import Precision
+from pipeline.training.precision import Precision
 from tests.tiny import ROOT
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.loop import Trainer
 from pipeline.run.checkpoint import CheckpointWriter, folder_of
-from pipeline.state import Totals, TrainState, load_checkpoint
+from pipeline.training.state import Totals, TrainState, load_checkpoint
+from pipeline.training.trainer import Trainer
 from tests.tiny import assert_equal, in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.build import compile_in_place
 from pipeline.config import CompileConfig, ModelConfig
 from pipeline.data import Batch
-from pipeline.evaluate import evaluate
-from pipeline.loop import Trainer
 from pipeline.models import ResNet, build_model
+from pipeline.training.build import compile_in_place
+from pipeline.training.evaluate import evaluate
+from pipeline.training.trainer import Trainer
 from tests.parity.tolerances import assert_parity
 from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 

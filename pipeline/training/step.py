@@ -7,10 +7,10 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data.batch import Batch
-from pipeline.losses import classification_loss, count_correct
-from pipeline.mixing import MixDraws, mix
 from pipeline.optim.muon import Muon
-from pipeline.state import TrainState
+from pipeline.training.losses import classification_loss, count_correct
+from pipeline.training.mixing import MixDraws, mix
+from pipeline.training.state import TrainState
 
 _WARMUP = 3  # eager steps before a capture
 

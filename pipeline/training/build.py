@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.torch_version import TorchVersion
 
 from pipeline.config import CompileConfig, Config
 from pipeline.data import Splits
@@ -19,9 +18,10 @@ from pipeline.distributed.processes import Processes
 from pipeline.models import ResNet, build_model, load_pretrained
 from pipeline.optim.ema import Ema
 from pipeline.optim.optimizer import build_optimizer
-from pipeline.precision import Precision
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
-from pipeline.state import Totals, TrainState
+from pipeline.training.precision import Precision
+from pipeline.training.state import Totals, TrainState
+from pipeline.training.torch_workarounds import keep_headers_in_the_cache, name_operators_briefly
 
 _COMPILATIONS = 256  # of one function in one process, in place of 8: each size of the images and each network is one
 
@@ -83,9 +83,9 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
         inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
         # combo kernels: one launch for many small independent kernels, such as the casts of the weights
         arguments["options"] = {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
-        _name_operators_briefly()
+        name_operators_briefly()
         if device.type == "cpu":
-            _keep_headers_in_the_cache()
+            keep_headers_in_the_cache()
     if divided and isinstance(model, ResNet):
         model.divide()
         # dynamo asks what goes into a graph for its gradient, and what goes into the second has none of its own
@@ -94,25 +94,6 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
         model._compiled_call_impl = lambda images: back(front(images))  # what `Module.compile` sets
     else:
         model.compile(**arguments)
-
-
-def _name_operators_briefly() -> None:
-    """Keep inductor from writing out the arguments of an operator that it meets for the first time.
-
-    torch 2.11 does so for a line of its log, whether the log is on or not; 2.15 no longer does. An argument is written with all that it was
-    made from, so every residual block doubles the text: the gradient of a ResNet-56's stem, the last operator met, has 27 blocks before it.
-    """
-    if TorchVersion(torch.__version__) < "2.15":
-        exc = importlib.import_module("torch._inductor.exc")
-        exc.OperatorIssue.operator_str = staticmethod(lambda target, args, kwargs: f"target: {target}")
-
-
-def _keep_headers_in_the_cache() -> None:
-    """Inductor keeps precompiled C++ headers in /tmp, wherever its cache is. Without them each start would compile for twice as long."""
-    codecache = importlib.import_module("torch._inductor.codecache")
-    headers = Path(codecache.cache_dir()) / "precompiled_headers"
-    for name, folder in (("_HEADER_DIR", headers), ("_HEADER_LOCK_DIR", headers / "locks")):
-        setattr(codecache, name, str(folder))
 
 
 def build_raw_model(config: Config, num_classes: int, device: torch.device) -> nn.Module:

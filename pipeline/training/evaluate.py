@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.data.batch import Loader
-from pipeline.precision import Precision
+from pipeline.training.precision import Precision
 
 
 @dataclass(frozen=True)

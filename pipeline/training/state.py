@@ -11,8 +11,8 @@ from torch import nn
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.errors import UserError
 from pipeline.optim.ema import Ema
-from pipeline.precision import Precision
 from pipeline.run.checkpoint import EMA, WEIGHTS, Snapshot, first_line, map_tensors, read_checkpoint
+from pipeline.training.precision import Precision
 
 
 class Totals:

@@ -13,14 +13,14 @@ from matplotlib.ticker import FuncFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.build import build_state, captures, set_backends
 from pipeline.config import Config
 from pipeline.data import Batch, Loader, build_loaders, load_splits
 from pipeline.distributed.processes import connect
 from pipeline.errors import UserError
 from pipeline.plotting import style
-from pipeline.state import TrainState
-from pipeline.step import Step
+from pipeline.training.build import build_state, captures, set_backends
+from pipeline.training.state import TrainState
+from pipeline.training.step import Step
 
 RULE = "where the smoothed loss stops falling (Smith 2017, arXiv:1506.01186, section 3.3)"
 _WINDOW, _WORSE = 5, 1.25  # the test ends where so many losses are on average so many times the first ones

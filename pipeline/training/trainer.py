@@ -5,21 +5,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pipeline.clock import Clock
 from pipeline.config import Config, to_steps
 from pipeline.data import Loader, Loaders
 from pipeline.distributed.processes import Processes, average_batch_norm
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import Preempted, TrainingError
-from pipeline.evaluate import EvalResult, evaluate
 from pipeline.optim.schedule import build_schedule, parts_after_the_end
 from pipeline.process.signals import StopSignal
 from pipeline.profiling.step_profiler import StepProfiler
 from pipeline.run.checkpoint import CheckpointWriter
 from pipeline.run.console import TrainingConsole
 from pipeline.run.records import MetricsLog
-from pipeline.state import TrainState
-from pipeline.step import Step
+from pipeline.training.clock import Clock
+from pipeline.training.evaluate import EvalResult, evaluate
+from pipeline.training.state import TrainState
+from pipeline.training.step import Step
 
 
 @dataclass(frozen=True)

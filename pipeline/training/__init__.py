@@ -1,0 +1,1 @@
+"""Trains: assembles a run, takes the steps, evaluates, and times them."""
