@@ -11,7 +11,7 @@ from benchmarks.records import FOLDER, Record
 from pipeline.config import Config, load_config
 from pipeline.config.rules import keys_without_effect
 from pipeline.errors import UserError
-from pipeline.report.record import flatten
+from pipeline.report.run_record import flatten
 
 RECIPES = FOLDER.parent / "configs"
 # Where the images lie, where and how a run is written, and what is evaluated besides: a run that differs here alone is the recipe's.

@@ -89,7 +89,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from pipeline.report import FILE, write_report
+    from pipeline.report.page import FILE, write_report
 
     if arguments.refresh:
         from pipeline.finish import refresh

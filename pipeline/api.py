@@ -25,14 +25,14 @@ from pipeline.data import Batch, Loader, Loaders, Splits
 from pipeline.distributed.processes import connect
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import TrainingError, UserError
-from pipeline.evidence import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.explain import Explained, draw_contact_sheet
+from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.export import export_run
+from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.predict import Prediction, predict_files
 from pipeline.process.signals import StopSignal
 from pipeline.run.console import TrainingConsole
 from pipeline.train import train
-from pipeline.trained import Trained, load_trained
 from pipeline.training.build import build_initial_model, build_state_of, captures, set_backends
 from pipeline.training.clock import Clock
 from pipeline.training.evaluate import EvalResult

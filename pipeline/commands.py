@@ -8,10 +8,10 @@ import torch
 
 from pipeline.data import build_loaders
 from pipeline.errors import UserError
-from pipeline.evidence import EXPLAINED_IMAGES, How, explain_files, explain_samples, resolve
 from pipeline.explain import METHODS, draw_contact_sheet, select_images
+from pipeline.explain.explain_model import EXPLAINED_IMAGES, How, explain_files, explain_samples, resolve
+from pipeline.inference.trained_model import load_trained
 from pipeline.run.checkpoint import EMA, load_weights
-from pipeline.trained import load_trained
 from pipeline.training.evaluate import EvalResult, evaluate
 from pipeline.training.precision import Precision
 

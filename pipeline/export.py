@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.config import dump_config
 from pipeline.errors import UserError
-from pipeline.trained import Trained, load_trained
+from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.build import build_raw_model
 
 _CHECKED_IMAGES = 16

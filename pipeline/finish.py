@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config
     from pipeline.data import Splits
-    from pipeline.predictions import Predictions
+    from pipeline.inference.predictions import Predictions
+    from pipeline.inference.trained_model import Trained
     from pipeline.run.folder import RunFolder
-    from pipeline.trained import Trained
     from pipeline.training.evaluate import EvalResult
     from pipeline.training.trainer import Trainer
 
@@ -79,7 +79,7 @@ def _attempt(say: Callable[[str], None], what: str, work: Callable[[], Made]) ->
 
 
 def _draw_curves(path: Path) -> Path:
-    from pipeline.curves import draw_curves
+    from pipeline.report.curves import draw_curves
 
     return draw_curves(path)
 
@@ -91,7 +91,7 @@ def _load(path: Path, splits: "Splits", device: "torch.device") -> "Trained":
 
 
 def _examine(trained: "Trained", explain: bool, keep: bool) -> "Predictions":
-    from pipeline.examine import examine
+    from pipeline.explain.analyse_test_set import examine
 
     predictions = examine(trained, explain=explain)
     if keep:
@@ -113,8 +113,8 @@ def refresh(path: Path) -> None:
 
 def draw_sheet(trained: "Trained", predictions: "Predictions") -> Path:
     """Draw `contact_sheet.png` of a run out of the first of its shown images."""
-    from pipeline.evidence import EXPLAINED_IMAGES, explain_samples
     from pipeline.explain import METHODS, draw_contact_sheet
+    from pipeline.explain.explain_model import EXPLAINED_IMAGES, explain_samples
 
     assert trained.run is not None
     picture, config = trained.run.path / "contact_sheet.png", trained.config
@@ -125,8 +125,8 @@ def draw_sheet(trained: "Trained", predictions: "Predictions") -> Path:
 
 
 def _write_tensorboard(trained: "Trained", step: int, result: dict[str, Any], predictions: "Predictions | None") -> None:
-    from pipeline.report.record import flatten
-    from pipeline.tensorboard import write_end_of_run
+    from pipeline.report.run_record import flatten
+    from pipeline.report.tensorboard import write_end_of_run
 
     assert trained.run is not None
     hparams = flatten(trained.config.model_dump(mode="json"))
@@ -136,7 +136,7 @@ def _write_tensorboard(trained: "Trained", step: int, result: dict[str, Any], pr
 
 
 def _write_report(path: Path) -> Path:
-    from pipeline.report import FILE, write_report
+    from pipeline.report.page import FILE, write_report
 
     return write_report([path], path / FILE)
 

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from pipeline.data.listing import SUFFIXES, printable
 from pipeline.errors import EXIT_USER_ERROR
+from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.plotting import style
 from pipeline.probabilities import log_softmax
-from pipeline.trained import Trained, load_trained
 
 _CHUNK = 1024  # images in memory at once
 

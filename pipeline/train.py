@@ -190,7 +190,7 @@ def assemble(
     """Open the run folder and build or restore everything that `fit` works with."""
     from pipeline.config import config_hash
     from pipeline.data import build_loaders, load_splits
-    from pipeline.inputs import INPUT_FILE, InputSpec
+    from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
     from pipeline.run.checkpoint import CheckpointWriter
     from pipeline.run.console import TrainingConsole
     from pipeline.run.environment import describe_environment

@@ -5,9 +5,9 @@ hangs or gives a wrong map.
 """
 
 from pipeline.explain.cam import CLASS_AGNOSTIC, METHODS, Explanations, check_method, explain_images
-from pipeline.explain.choose import parse_target, select_images
+from pipeline.explain.contact_sheet import Explained, draw_contact_sheet
 from pipeline.explain.layers import find_layer
-from pipeline.explain.sheet import Explained, draw_contact_sheet
+from pipeline.explain.selection import parse_target, select_images
 
 __all__ = [
     "CLASS_AGNOSTIC",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.curves import Series, number
+from pipeline.report.curves import Series, number
 
 WIDTH, HEIGHT = 360, 236  # about the width of a phone: drawn one to one there, and three in a row on a desk
 _LEFT, _TOP, _BOTTOM = 42, 12, 34  # room for tick labels, above, and below

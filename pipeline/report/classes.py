@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pipeline.inference.predictions import Predictions
 from pipeline.plotting import style
-from pipeline.predictions import Predictions
 
 MOST_CELLS = 20  # classes up to which the matrix is a table of numbers; beyond, a picture
 _MOST_PAIRS = 8

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pipeline.inference.predictions import Predictions
 from pipeline.plotting import style
-from pipeline.predictions import Predictions
 from pipeline.report.classes import data_url
 
 _SIDE_PX = 160  # longer side of a drawn map, and of an image that is larger than its frame

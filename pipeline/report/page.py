@@ -1,17 +1,21 @@
 """What the page says: everything that the template shows, as text and numbers."""
 
+import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.curves import number, percent
+from pipeline.errors import UserError
 from pipeline.plotting import style
 from pipeline.profiling.bottleneck import bottleneck_of_run
 from pipeline.report.classes import Confusion, class_rows, confusion_of
+from pipeline.report.curves import number, percent
 from pipeline.report.gallery import Shown, gallery
 from pipeline.report.panels import charts_of_many, charts_of_one, color, letter, scale_note
-from pipeline.report.record import RunRecord
+from pipeline.report.run_record import RunRecord, read_run
 from pipeline.report.tables import config_rows, duration, environment_rows, evaluations, figures, tiles
 
 _MOST_OF_MANY = 5  # mistakes of each of several runs
@@ -154,3 +158,44 @@ def _tested(run: RunRecord) -> str:
     own = run.result.get("test_accuracy")
     trained = f"; the run's own evaluation, in {run.values['precision.mode']}, says {percent(own, 2)}" if own is not None else ""
     return f"{right:,} of {total:,} test images are right ({percent(right / total, 2)}{top5}) in float32, one view each{trained}."
+
+
+FILE = "report.html"
+
+
+def write_report(folders: Sequence[Path], output: Path) -> Path:
+    """Draw the page of these runs into one file, the same bytes for the same folders.
+
+    Args:
+        folders: run folders, in the order of the page; several are shown side by side.
+        output: the file; replaced if it is there.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: one of them is no run folder, or the file cannot be written.
+    """
+    from importlib.resources import files
+
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    assert folders, "a report of no run"
+    context = page_of([read_run(folder) for folder in folders])
+    # class names, paths and commands may hold markup: everything is escaped but the style sheet
+    environment = Environment(
+        loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style = Markup(files("pipeline").joinpath("templates/report.css").read_text(encoding="utf-8"))
+    html = environment.get_template("report.html.j2").render(context, style=style)
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        beside.write_text(html.lstrip(), encoding="utf-8", errors="replace")
+        beside.replace(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error}); choose another place with --output") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+    return output

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.curves import Record, Series, number, percent, power_of_two, series_of
 from pipeline.report.charts import Axis, Chart, draw
-from pipeline.report.record import RunRecord
+from pipeline.report.curves import Record, Series, number, percent, power_of_two, series_of
+from pipeline.report.run_record import RunRecord
 
 _NUM_COLORS = 6
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import leaf_fields
-from pipeline.curves import number, percent
-from pipeline.report.record import RunRecord, flatten
+from pipeline.report.curves import number, percent
+from pipeline.report.run_record import RunRecord, flatten
 
 _UNKNOWN = "–"
 _NOT_IN_ENVIRONMENT = ("command", "continued")

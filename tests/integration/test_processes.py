@@ -18,10 +18,10 @@ from pipeline.commands import evaluate_run
 from pipeline.config import load_config
 from pipeline.data import load_splits
 from pipeline.data.sampling import Shard, TrainSampler
-from pipeline.evidence import explain_mistakes, explain_pixels
+from pipeline.explain.explain_model import explain_mistakes, explain_pixels
+from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.models import build_model
 from pipeline.run.checkpoint import newest_intact
-from pipeline.trained import Trained, load_trained
 from tests.tiny import RECIPE, ROOT, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.slow

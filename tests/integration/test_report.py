@@ -19,7 +19,7 @@ from pipeline import train
 from pipeline.commands import evaluate_run
 from pipeline.data import datasets
 from pipeline.finish import describe_result
-from pipeline.predictions import Predictions
+from pipeline.inference.predictions import Predictions
 from tests.tiny import RECIPE, only_run
 from tests.unit.test_report import SECTIONS, Page
 
@@ -101,7 +101,9 @@ def test_tensorboard_reads_graph_images_and_hparams(run: Path):
 
 
 @pytest.mark.usefixtures("process_state")
-@pytest.mark.parametrize("broken", ["pipeline.examine.examine", "pipeline.report.write_report", "pipeline.commands.load_trained"])
+@pytest.mark.parametrize(
+    "broken", ["pipeline.explain.analyse_test_set.examine", "pipeline.report.page.write_report", "pipeline.commands.load_trained"]
+)
 def test_what_fails_after_training_is_told_and_no_more(broken: str, tmp_path: Path):
     with patch(broken, side_effect=RuntimeError("out of luck")):
         path, code, printed = run_digits(tmp_path, "log.report=true", "log.tensorboard=false")

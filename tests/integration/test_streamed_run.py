@@ -21,11 +21,11 @@ from pipeline.commands import evaluate_run
 from pipeline.config import load_config
 from pipeline.data import Batch, build_loaders
 from pipeline.errors import UserError
-from pipeline.evidence import explain_files, explain_samples
-from pipeline.inputs import INPUT_FILE, InputSpec
+from pipeline.explain.explain_model import explain_files, explain_samples
+from pipeline.inference.predictions import Predictions
+from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
+from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.predict import predict_files
-from pipeline.predictions import Predictions
-from pipeline.trained import Trained, load_trained
 from pipeline.training.step import Step, StepOutput
 from tests.pictures import picture, save
 from tests.tiny import RECIPE, ROOT, assert_equal, last_weights, only_run, read_metrics
@@ -176,7 +176,7 @@ def test_files_are_shown_as_decoded_images_are(root: Path, tmp_path: Path):
 
 def test_the_run_says_how_images_are_shown(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     run = runs["dali"]
-    monkeypatch.setattr("pipeline.trained.load_splits", lambda *_, **__: pytest.fail("reads the data set"))
+    monkeypatch.setattr("pipeline.inference.trained_model.load_splits", lambda *_, **__: pytest.fail("reads the data set"))
     config = load_config(run / "config.yaml")
     assert config.data.mean is not None and config.data.std is not None
     assert InputSpec.read(run / INPUT_FILE) == InputSpec(("a", "b"), config.data.mean, config.data.std, 32, 0.8)

@@ -21,10 +21,10 @@ from pipeline.commands import explain_run
 from pipeline.config import load_config
 from pipeline.data import build_loaders
 from pipeline.errors import UserError
-from pipeline.evidence import explain_files, explain_mistakes, explain_pixels, explain_samples
-from pipeline.inputs import INPUT_FILE, InputSpec
+from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
+from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
+from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.predict import predict_files
-from pipeline.trained import Trained, load_trained
 from pipeline.training.build import build_raw_model
 from tests.tiny import RECIPE, last_ema, last_weights, only_run
 
@@ -66,7 +66,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: object, **__: object) -> None:
         raise AssertionError("reads the data set")
 
-    monkeypatch.setattr("pipeline.trained.load_splits", gone)
+    monkeypatch.setattr("pipeline.inference.trained_model.load_splits", gone)
 
 
 # --- the network ----------------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from pipeline import curves
 from pipeline.errors import UserError
 from pipeline.plotting import style
+from pipeline.report import curves
 
 
 def train_record(epoch: float, **values: float | None) -> dict[str, Any]:

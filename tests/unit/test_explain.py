@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pipeline import explain
 from pipeline.errors import UserError
-from pipeline.explain import Explained, Explanations, sheet
+from pipeline.explain import Explained, Explanations, contact_sheet
 from pipeline.plotting import style
 
 pytestmark = pytest.mark.timeout(120)  # the first import of the grad-cam library takes 13 s or more
@@ -312,16 +312,16 @@ def test_a_sheet_without_a_title_keeps_no_room_for_one(tmp_path: Path) -> None:
 
 
 def test_the_sheet_shows_images_and_overlays_pixel_by_pixel(tmp_path: Path) -> None:
-    shown, page = draw(tmp_path / "sheet.png", 10, 32, ["cat", "dog", "frog"])
+    shown, page = draw(tmp_path / "contact_sheet.png", 10, 32, ["cat", "dog", "frog"])
     assert 1500 <= page.shape[1] <= 1700
-    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["contact_sheet.png"]
     overlays = shown.overlays(128)
     assert overlays.shape == (10, 128, 128, 3)
-    column_pitch = (page.shape[1] - 2 * sheet._MARGIN_PX + sheet._GUTTER_PX) // 5
+    column_pitch = (page.shape[1] - 2 * contact_sheet._MARGIN_PX + contact_sheet._GUTTER_PX) // 5
     for i, image in enumerate(shown.images):
-        x, y = sheet._MARGIN_PX + i % 5 * column_pitch, sheet._HEADER_PX + i // 5 * (128 + sheet._CAPTION_PX)
+        x, y = contact_sheet._MARGIN_PX + i % 5 * column_pitch, contact_sheet._HEADER_PX + i // 5 * (128 + contact_sheet._CAPTION_PX)
         np.testing.assert_array_equal(page[y : y + 128, x : x + 128], image.repeat(4, axis=0).repeat(4, axis=1), err_msg=str(i))
-        x += 128 + sheet._SEAM_PX
+        x += 128 + contact_sheet._SEAM_PX
         if i < 9:  # the last says that nothing stands out
             np.testing.assert_array_equal(page[y : y + 128, x : x + 128], overlays[i], err_msg=str(i))
         bar = page[y + 128 + 5, x - 128]  # the line under the pair
@@ -338,7 +338,7 @@ def test_any_size_and_number_of_images(tmp_path: Path, side: int) -> None:
 
 def test_the_captions_differ_with_what_is_known(tmp_path: Path) -> None:
     sheets = [
-        draw(tmp_path / "sheet.png", 2, 32, ["cat", "dog"], target=target, labels=labels)[1]
+        draw(tmp_path / "contact_sheet.png", 2, 32, ["cat", "dog"], target=target, labels=labels)[1]
         for target, labels in (("predicted", True), ("true", True), (0, True), ("predicted", False))
     ]
     assert all(not np.array_equal(sheets[i], sheets[j]) for i in range(4) for j in range(i))
@@ -347,11 +347,11 @@ def test_the_captions_differ_with_what_is_known(tmp_path: Path) -> None:
 def test_names_of_any_length_and_script(tmp_path: Path) -> None:
     names = ["x" * 300, "$a$_{b", "größte Kätzchen und andere Tiere", "кошка", "猫", "two\nlines", "undecodable \udcff", ""]
     settings = dict(matplotlib.rcParams)
-    _, page = draw(tmp_path / "sheet.png", 16, 32, names, title="run " * 200)
-    _, of_class = draw(tmp_path / "sheet.png", 16, 32, names, target=0)
+    _, page = draw(tmp_path / "contact_sheet.png", 16, 32, names, title="run " * 200)
+    _, of_class = draw(tmp_path / "contact_sheet.png", 16, 32, names, target=0)
     assert dict(matplotlib.rcParams) == settings
     for drawn in (page, of_class):
-        margins = np.concatenate([drawn[:, : sheet._MARGIN_PX - 2], drawn[:, -sheet._MARGIN_PX + 2 :]], axis=1)
+        margins = np.concatenate([drawn[:, : contact_sheet._MARGIN_PX - 2], drawn[:, -contact_sheet._MARGIN_PX + 2 :]], axis=1)
         assert bool((margins == 255).all()), "text runs into the margin"
 
 

@@ -13,9 +13,9 @@ from pipeline import __main__ as cli
 from pipeline.config import ModelConfig, load_config
 from pipeline.distributed.processes import average_batch_norm
 from pipeline.errors import UserError
-from pipeline.examine import examine
+from pipeline.explain.analyse_test_set import examine
+from pipeline.inference.trained_model import Trained
 from pipeline.models import build_model, cam_target_layer, load_pretrained
-from pipeline.trained import Trained
 from pipeline.training.build import build_raw_model
 from tests.tiny import RECIPE, tiny_config, tiny_splits, tiny_trainer, train_steps
 

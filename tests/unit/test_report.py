@@ -15,10 +15,10 @@ import pytest
 from pipeline import __main__ as cli
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.predictions import FILE, Predictions
+from pipeline.inference.predictions import FILE, Predictions
 from pipeline.profiling.bottleneck import bottleneck_of_run
-from pipeline.report import write_report
-from pipeline.report.record import read_run
+from pipeline.report.page import write_report
+from pipeline.report.run_record import read_run
 from pipeline.report.tables import config_rows
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from pipeline.curves import series_of
 from pipeline.report.charts import HEIGHT, WIDTH, Axis, draw
+from pipeline.report.curves import series_of
 
 
 @pytest.mark.parametrize(

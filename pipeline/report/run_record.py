@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline.config import Config, leaf_fields, load_config
 from pipeline.config.yaml_reader import read_recipe
-from pipeline.curves import Record, read_metrics
 from pipeline.errors import UserError
-from pipeline.predictions import Predictions
+from pipeline.inference.predictions import Predictions
+from pipeline.report.curves import Record, read_metrics
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from pipeline.config import Config, load_config
 from pipeline.data import Splits, build_loaders, load_splits
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError
-from pipeline.inputs import INPUT_FILE, InputSpec
+from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
 from pipeline.run.checkpoint import EMA, WEIGHTS, folder_of, load_weights, newest_intact, verify
 from pipeline.run.folder import RunFolder, find_run
 from pipeline.training.build import build_raw_model, set_backends

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.inference.predictions import Predictions
 from pipeline.plotting.style import one_line, overlay
-from pipeline.predictions import Predictions
 
 _SIDE_PX = 160
 _MOST_IMAGES = 10

@@ -10,8 +10,8 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.explain import CLASS_AGNOSTIC, Explained, check_method, explain_images, find_layer, parse_target, select_images
+from pipeline.inference.trained_model import Trained
 from pipeline.models import cam_target_layer
-from pipeline.trained import Trained
 
 EXPLAINED_IMAGES = 10
 

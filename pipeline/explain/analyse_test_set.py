@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.evidence import explain_samples
 from pipeline.explain import select_images
+from pipeline.explain.explain_model import explain_samples
+from pipeline.inference.predictions import Predictions
+from pipeline.inference.trained_model import Trained
 from pipeline.plotting.style import one_line
-from pipeline.predictions import Predictions
-from pipeline.trained import Trained
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Takes a trained network out of its run and predicts with it."""
