@@ -12,12 +12,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from scipy.special import log_softmax
 
 from pipeline.data.listing import SUFFIXES, printable
 from pipeline.errors import EXIT_USER_ERROR
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.plotting import style
-from pipeline.probabilities import log_softmax
 
 _CHUNK = 1024  # images in memory at once
 
@@ -62,7 +62,7 @@ def predict_files(trained: Trained, files: Sequence[str | Path], top: int = 5) -
 
 def _rank(files: list[Path], logits: np.ndarray, top: int) -> list[Prediction]:
     order = np.argsort(-logits, axis=1, kind="stable")[:, :top]
-    found = np.exp(np.take_along_axis(log_softmax(logits), order, axis=1))
+    found = np.exp(np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), order, axis=1))
     return [Prediction(file, tuple(row), tuple(share)) for file, row, share in zip(files, order.tolist(), found.tolist(), strict=True)]
 
 

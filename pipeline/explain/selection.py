@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import log_softmax
 
 from pipeline.errors import UserError
-from pipeline.probabilities import log_softmax
 
 
 def select_images(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -25,7 +25,7 @@ def select_images(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndar
     array([2, 1, 0])
     """
     assert logits.ndim == 2 and labels.shape == (len(logits),), f"{logits.shape} logits, {labels.shape} labels"
-    surprise = -log_softmax(logits).max(axis=1)  # of the prediction
+    surprise = -log_softmax(logits.astype(np.float64), axis=1).max(axis=1)  # of the prediction
     wrong = logits.argmax(axis=1) != labels
     order = np.lexsort((np.where(wrong, surprise, -surprise), ~wrong))
     return order[:count]

@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from scipy.special import log_softmax
 
 from pipeline.errors import UserError
-from pipeline.probabilities import log_softmax
 
 FILE = "predictions.npz"
 
@@ -51,7 +51,7 @@ class Predictions:
             class_names=np.array(class_names, dtype=np.str_),
             labels=labels.astype(np.int32),
             predicted=predicted.astype(np.int32),
-            confidence=np.exp(log_softmax(logits).max(axis=1)).astype(np.float32),
+            confidence=np.exp(log_softmax(logits.astype(np.float64), axis=1).max(axis=1)).astype(np.float32),
             rank=rank.astype(np.int32),
             shown=np.empty(0, np.int64),
             shown_names=np.empty(0, np.str_),

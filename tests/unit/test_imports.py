@@ -20,7 +20,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": LEAF,
     "optim": LEAF,
     "plotting": LEAF,
-    "probabilities": LEAF,
     "process": LEAF,
     "data": {"atomic_io"},
     "run": {"atomic_io", "process"},
@@ -28,10 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"data", "process"},
     "profiling": {"data", "models", "plotting"},
     "training": {"data", "distributed", "models", "optim", "plotting", "process", "profiling", "run"},
-    "inference": {"atomic_io", "data", "distributed", "probabilities", "run", "training"},
-    "explain": {"inference", "models", "plotting", "probabilities"},
+    "inference": {"atomic_io", "data", "distributed", "run", "training"},
+    "explain": {"inference", "models", "plotting"},
     "export": {"inference", "training"},
-    "predict": {"data", "inference", "plotting", "probabilities"},
+    "predict": {"data", "inference", "plotting"},
     "report": {"inference", "plotting", "profiling"},
 }
 ENTRY_POINTS = {"api", "dry_run", "train", "finish", "commands", "exit_code", "__main__"}
