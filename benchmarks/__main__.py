@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.commands.exit_code import exit_code_of
 from pipeline.errors import EXIT_FAILURE, UserError
-from pipeline.exit_code import exit_code_of
 from pipeline.process.cache_dirs import use_cache_folder
 
 BENCHMARKS = {

@@ -15,7 +15,7 @@ from pipeline.data import Batch, FileSet, Loader, Splits, build_loaders
 from pipeline.data.reference import ReferenceLoader
 from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError
-from pipeline.finish import peak_memory_bytes
+from pipeline.finalize import peak_memory_bytes
 from pipeline.training.build import build_state, captures, set_backends
 from pipeline.training.clock import Clock
 from pipeline.training.step import Step

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from pipeline import data
-from pipeline.commands import evaluate_run, explain_run
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loader, Loaders, Splits
 from pipeline.distributed.processes import connect
@@ -27,9 +26,11 @@ from pipeline.distributed.watchdog import Watch
 from pipeline.errors import TrainingError, UserError
 from pipeline.explain import Explained, draw_contact_sheet
 from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
-from pipeline.export import export_run
+from pipeline.explain.explain_run import explain_run
+from pipeline.inference.evaluate_run import evaluate_run
+from pipeline.inference.export import export_run
+from pipeline.inference.predict_files import Prediction, predict_files
 from pipeline.inference.trained_model import Trained, load_trained
-from pipeline.predict import Prediction, predict_files
 from pipeline.process.signals import StopSignal
 from pipeline.run.console import TrainingConsole
 from pipeline.train import train

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.commands.arguments import add_training
 from pipeline.config import Config, load_config
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED, OutOfMemory, PeerError, Preempted, TrainingError, UserError
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
@@ -30,15 +31,14 @@ if TYPE_CHECKING:
     from pipeline.training.trainer import Plan, Trainer
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="recipe, such as configs/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="keys put over the recipe, such as optimizer.lr=0.1")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_recipe_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and exit: no GPU taken, nothing downloaded or written")
-    parser.add_argument("--profile", action="store_true", help="write a profiler trace of some steps, and a table of kernels by share")
+    add_training(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train by `python -m pipeline train`."""
+    options = [option for option, given in (("--profile", arguments.profile), ("--dry-run", arguments.dry_run)) if given]
+    return main([arguments.config, *arguments.overrides, *options])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _started() -> float:
 
 
 def _print_plan(config: Config, recipe: str) -> None:
-    from pipeline.dry_run import describe_plan
+    from pipeline.commands.dry_run import describe_plan
 
     plan = describe_plan(config, recipe)
     if rank() == 0:
@@ -132,7 +132,7 @@ def train(
 
         from pipeline.distributed.processes import connect, pick_device
         from pipeline.distributed.watchdog import Watch
-        from pipeline.finish import finish
+        from pipeline.finalize import finish
         from pipeline.run.lock import RunLock
         from pipeline.training.build import import_compiler, set_backends
         from pipeline.training.faults import explained

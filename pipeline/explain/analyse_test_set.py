@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.explain import select_images
 from pipeline.explain.explain_model import explain_samples
 from pipeline.inference.predictions import Predictions
-from pipeline.inference.trained_model import Trained
+from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.plotting.style import one_line
 
 _log = logging.getLogger(__name__)
@@ -37,3 +38,14 @@ def examine(trained: Trained, *, count: int = SHOWN_IMAGES, explain: bool = True
     names = ["" if test.sample_paths is None else one_line(test.sample_paths[i]) for i in shown]
     whole = Predictions.of(logits, test.labels, trained.splits.class_names)
     return replace(whole, shown=shown, shown_names=np.array(names, np.str_), images=images, maps=maps)
+
+
+def refresh(path: Path) -> None:
+    """Predict and explain again by a run's last checkpoint, as at the end of a run, and save the predictions.
+
+    Raises:
+        UserError: no such run, no intact checkpoint, or no data set.
+    """
+    trained = load_trained(path)
+    assert trained.run is not None
+    examine(trained).save(trained.run.path)

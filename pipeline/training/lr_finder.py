@@ -5,11 +5,9 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.ticker import FuncFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -17,7 +15,6 @@ from pipeline.config import Config
 from pipeline.data import Batch, Loader, build_loaders, load_splits
 from pipeline.distributed.processes import connect
 from pipeline.errors import UserError
-from pipeline.plotting import style
 from pipeline.training.build import build_state, captures, set_backends
 from pipeline.training.state import TrainState
 from pipeline.training.step import Step
@@ -153,8 +150,8 @@ def _end(losses: list[float]) -> int | None:
     return None
 
 
-def lr_find(config: Config, picture: Path, title: str, lowest: float, highest: float, num_steps: int) -> RangeTest:
-    """Run the test from fresh weights on the config's data, with a progress bar on a terminal, and draw its curve.
+def lr_find(config: Config, lowest: float, highest: float, num_steps: int) -> RangeTest:
+    """Run the test from fresh weights on the config's data, with a progress bar on a terminal.
 
     Raises:
         UserError: the range is empty, or a single step could not be done at a finite loss.
@@ -174,38 +171,4 @@ def lr_find(config: Config, picture: Path, title: str, lowest: float, highest: f
         found = range_test(config, state, loader, lowest, highest, num_steps, lambda step: progress.update(task, completed=step))
     if not len(found.losses):
         raise UserError(f"--min {lowest:g}: the very first loss is not finite; use precision.mode=bf16")
-    subtitle = f"{config.model.name} on {config.data.dataset}, {config.optimizer.name}, batch {config.data.batch_size}"
-    draw(found, picture, title, f"{subtitle}, {config.precision.mode}")
     return found
-
-
-def draw(found: RangeTest, path: Path, title: str, subtitle: str) -> None:
-    """Draw loss over learning rate, 1000 x 600 pixels, with the suggested rate."""
-    width, height = 1000, 600
-    left, bottom, right, top = 84, 76, 40, 128
-    with style.drawing([title, subtitle]):
-        figure = style.new_figure(width, height)
-        room = width - left - right
-        heading = figure.text(left / width, 1 - 48 / height, style.one_line(title), fontsize=22 * style.PX, fontweight="bold")
-        style.shorten(heading, room)
-        note = figure.text(left / width, 1 - 78 / height, style.one_line(subtitle), fontsize=14 * style.PX, color=style.MUTED)
-        style.shorten(note, room)
-        axes = figure.add_axes((left / width, bottom / height, room / width, (height - top - bottom) / height))
-        axes.set_xscale("log")
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("training loss")
-        axes.plot(found.rates, found.losses, color=style.BLUE, alpha=0.35, linewidth=1.2)
-        axes.plot(found.rates, found.smoothed, color=style.BLUE, linewidth=2.2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.margins(y=0.12)
-        for rate, name, color in ((found.steepest, "falls fastest", style.GREEN), (found.suggested, "suggested maximum", style.VERMILLION)):
-            if rate is not None:
-                at = float(np.interp(np.log(rate), np.log(found.rates), found.smoothed))
-                axes.plot([rate, rate], [0, 1], transform=axes.get_xaxis_transform(), color=color, linewidth=1.2, linestyle="--")
-                axes.plot(rate, at, marker="o", markersize=8, color=color, markeredgecolor=style.PAPER, label=f"{name} {rate:.2g}")
-        if found.fell:
-            figure.legend(
-                *axes.get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(1 - right / width, 1 - 24 / height), frameon=False
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        style.save_png(figure, path)

@@ -122,11 +122,10 @@ def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.Cap
     ],
 )
 def test_other_commands_tell_of_it_too(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def fail(_: object) -> None:
+    def fail() -> None:
         raise error
 
     monkeypatch.setattr("pipeline.config.reference_table", fail)
-    monkeypatch.setattr(cli, "reference_table", lambda: fail(None))
     assert cli.main(["config-reference"]) == 1
     assert said in told(capsys)
 
@@ -335,7 +334,7 @@ def test_a_newer_run_by_an_older_clock_is_the_one_to_continue(before_step: Any, 
     runs = []
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline.finish.finish", lambda *_: None)
+            patch.setattr("pipeline.finalize.finish", lambda *_: None)
             assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET, "duration=4st"]) == 0
         runs.append((tmp_path / "latest").resolve())
     assert runs[0] != runs[1]

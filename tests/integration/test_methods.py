@@ -12,8 +12,8 @@ import torch
 
 from pipeline import __main__ as cli
 from pipeline import train
-from pipeline.commands import evaluate_run
 from pipeline.errors import UserError
+from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.run.checkpoint import EMA, folder_of, load_weights, verify
 from pipeline.training.trainer import fit
 from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer

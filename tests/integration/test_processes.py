@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pipeline import train
-from pipeline.commands import evaluate_run
 from pipeline.config import load_config
 from pipeline.data import load_splits
 from pipeline.data.sampling import Shard, TrainSampler
 from pipeline.explain.explain_model import explain_mistakes, explain_pixels
+from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.models import build_model
 from pipeline.run.checkpoint import newest_intact

@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import __main__ as cli
 from pipeline import train
-from pipeline.commands import evaluate_run
 from pipeline.data import datasets
-from pipeline.finish import describe_result
+from pipeline.finalize import describe_result
+from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.predictions import Predictions
 from tests.tiny import RECIPE, only_run
 from tests.unit.test_report import SECTIONS, Page
@@ -102,7 +102,8 @@ def test_tensorboard_reads_graph_images_and_hparams(run: Path):
 
 @pytest.mark.usefixtures("process_state")
 @pytest.mark.parametrize(
-    "broken", ["pipeline.explain.analyse_test_set.examine", "pipeline.report.page.write_report", "pipeline.commands.load_trained"]
+    "broken",
+    ["pipeline.explain.analyse_test_set.examine", "pipeline.report.page.write_report", "pipeline.inference.trained_model.load_trained"],
 )
 def test_what_fails_after_training_is_told_and_no_more(broken: str, tmp_path: Path):
     with patch(broken, side_effect=RuntimeError("out of luck")):
@@ -120,7 +121,7 @@ def test_the_advice_of_a_run_that_is_stopped_after_training(tmp_path: Path):
         os.kill(os.getpid(), signal.SIGTERM)
         return describe_result(*given)
 
-    with patch("pipeline.finish.describe_result", stopped):
+    with patch("pipeline.finalize.describe_result", stopped):
         path, code, printed = run_digits(tmp_path, "log.report=true", "log.tensorboard=false")
     advice = f"python -m pipeline report --refresh {path}"
     assert (code, printed[-2:]) == (0, [f"stopped: by signal 15 after training; {advice} makes its report", str(path)])

@@ -161,7 +161,7 @@ def test_killed_between_the_last_checkpoint_and_the_result(uninterrupted: dict[s
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.finish.finish", killed)
+        patch.setattr("pipeline.finalize.finish", killed)
         with pytest.raises(Crash):
             run_tiny(tmp_path)
     assert run_tiny(tmp_path, "resume=auto") == 0

@@ -16,16 +16,17 @@ import torch
 from PIL import Image
 
 from pipeline import __main__ as cli
-from pipeline import export, train
-from pipeline.commands import evaluate_run
+from pipeline import train
 from pipeline.config import load_config
 from pipeline.data import Batch, build_loaders
 from pipeline.errors import UserError
 from pipeline.explain.explain_model import explain_files, explain_samples
+from pipeline.inference import export
+from pipeline.inference.evaluate_run import evaluate_run
+from pipeline.inference.predict_files import predict_files
 from pipeline.inference.predictions import Predictions
 from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
 from pipeline.inference.trained_model import Trained, load_trained
-from pipeline.predict import predict_files
 from pipeline.training.step import Step, StepOutput
 from tests.pictures import picture, save
 from tests.tiny import RECIPE, ROOT, assert_equal, last_weights, only_run, read_metrics

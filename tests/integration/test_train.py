@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import __main__ as cli
 from pipeline import train
-from pipeline.commands import evaluate_run
 from pipeline.config import load_config
-from pipeline.finish import what_next
+from pipeline.finalize import what_next
+from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.run.checkpoint import folder_of, newest_intact, steps_in, verify
 from pipeline.training.precision import SLOW_ON_CPU
 from pipeline.training.step import Step, StepOutput

@@ -16,15 +16,16 @@ from benchmarks import prices
 from benchmarks.finished import check_together, read_finished
 from benchmarks.recipes import make_record
 from pipeline import __main__ as cli
-from pipeline import export, train
-from pipeline.commands import explain_run
+from pipeline import train
 from pipeline.config import load_config
 from pipeline.data import build_loaders
 from pipeline.errors import UserError
 from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
+from pipeline.explain.explain_run import explain_run
+from pipeline.inference import export
+from pipeline.inference.predict_files import predict_files
 from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
 from pipeline.inference.trained_model import Trained, load_trained
-from pipeline.predict import predict_files
 from pipeline.training.build import build_raw_model
 from tests.tiny import RECIPE, last_ema, last_weights, only_run
 
@@ -123,7 +124,7 @@ def test_the_moving_average_of_the_weights(
     assert all(torch.equal(value, expected[key]) for key, value in load_file(tmp_path / "model.safetensors").items())
     assert "of the run " + run.name + ", moving average of its weights." in (tmp_path / "README.md").read_text()
     drawn: list[str] = []
-    monkeypatch.setattr("pipeline.commands.draw_contact_sheet", lambda path, explained, title, subtitle: drawn.append(subtitle))
+    monkeypatch.setattr("pipeline.explain.explain_run.draw_contact_sheet", lambda path, explained, title, subtitle: drawn.append(subtitle))
     assert cli.main(["explain", str(run), "--indices", "1", "--ema", "--output", str(tmp_path / "sheet.png")]) == 0
     assert drawn == ["resnet20 on synthetic, step 10, moving average of the weights; Grad-CAM of stages.2"]
     shutil.copytree(run, tmp_path / "run")

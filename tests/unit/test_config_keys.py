@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline import finish
+from pipeline import finalize as finish
 from pipeline.config import Config, leaf_fields
 from pipeline.data import build_loaders, load_splits
 from pipeline.data.dali import DaliLoader

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline import __main__ as cli
-from pipeline import dry_run, train
+from pipeline import train
+from pipeline.commands import dry_run
 from pipeline.training.precision import SLOW_ON_CPU
 from pipeline.training.trainer import Plan
 from tests.sandbox import files_in, sandbox
@@ -26,7 +27,7 @@ def nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
     monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
-    monkeypatch.setattr("pipeline.dry_run.build_initial_model", lambda *_: None)
+    monkeypatch.setattr("pipeline.commands.dry_run.build_initial_model", lambda *_: None)
 
 
 def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:

@@ -23,15 +23,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "process": LEAF,
     "data": {"atomic_io"},
     "run": {"atomic_io", "process"},
-    "check_data": {"data", "plotting"},
     "distributed": {"data", "process"},
     "profiling": {"data", "models", "plotting"},
-    "training": {"data", "distributed", "models", "optim", "plotting", "process", "profiling", "run"},
+    "training": {"data", "distributed", "models", "optim", "process", "profiling", "run"},
     "inference": {"atomic_io", "data", "distributed", "run", "training"},
     "explain": {"inference", "models", "plotting"},
-    "export": {"inference", "training"},
-    "predict": {"data", "inference", "plotting"},
-    "report": {"inference", "plotting", "profiling"},
+    "report": {"data", "inference", "plotting", "profiling", "training"},
+    "finalize": {"data", "explain", "inference", "models", "profiling", "report", "run", "training"},
 }
 ENTRY_POINTS = {"api", "dry_run", "train", "finish", "commands", "exit_code", "__main__"}
 

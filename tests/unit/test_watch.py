@@ -10,7 +10,7 @@ from tests.tiny import ROOT
 SCRIPT = """
 import threading, time
 from types import SimpleNamespace
-from pipeline.distributed.processes import watchdog as watch
+from pipeline.distributed import watchdog as watch
 
 class Store:
     def check(self, keys):

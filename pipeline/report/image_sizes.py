@@ -1,51 +1,16 @@
-"""`python -m pipeline check-data ROOT`: decodes all of a folder, and says, lists and draws what it holds."""
+"""Draws the sizes and classes of a folder of images."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from pipeline.config import load_config
-from pipeline.data.check import Checked, check_folder, describe, write_report
-from pipeline.errors import UserError
+from pipeline.data.check import Checked
 from pipeline.plotting import style
 
 _WIDTH_PX, _HEIGHT_PX = 1200, 560
 _BINS = 40
-
-
-def check_data(root: str, out: Path, num_threads: int, overrides: Sequence[str] = ()) -> int:
-    """Check a folder and write `bad_images.txt`, `class_counts.csv` and `image_sizes.png`.
-
-    Args:
-        root: as `data.root`.
-        out: folder to write to.
-        num_threads: threads to decode in.
-        overrides: further keys of the section `data`, such as `data.train_list=FILE`.
-
-    Returns:
-        The exit code: 0 where all files can be trained on, 1 where some cannot.
-
-    Raises:
-        UserError: folders that are not as described, or OUT cannot be written.
-    """
-    given = ["data.dataset=folder", f"data.num_threads={num_threads}", *overrides]
-    config = load_config(overrides=given)
-    checked = check_folder(config.data.model_copy(update={"root": root}))  # not through YAML: a path may look like a number
-    for line in describe(checked):
-        print(line)
-    for path, reason in checked.bad[:10]:
-        print(f"  {style.one_line(path)}: {reason}")
-    try:
-        written = write_report(checked, out)
-        if len(checked.good_sizes):
-            written.append(draw_sizes(checked, out / "image_sizes.png"))
-    except OSError as error:
-        raise UserError(f"--out: cannot write {error.filename or out} ({error.strerror}); name another folder") from None
-    print("written:", *written)
-    return 1 if checked.bad else 0
 
 
 def draw_sizes(checked: Checked, path: Path) -> Path:

@@ -85,7 +85,7 @@ def _draw_curves(path: Path) -> Path:
 
 
 def _load(path: Path, splits: "Splits", device: "torch.device") -> "Trained":
-    from pipeline.commands import load_trained
+    from pipeline.inference.trained_model import load_trained
 
     return load_trained(path, device=device, splits=splits)
 
@@ -98,17 +98,6 @@ def _examine(trained: "Trained", explain: bool, keep: bool) -> "Predictions":
         assert trained.run is not None
         predictions.save(trained.run.path)
     return predictions
-
-
-def refresh(path: Path) -> None:
-    """Predict and explain anew by a run's last checkpoint, as at the end of a run.
-
-    Raises:
-        UserError: no such run, no intact checkpoint, or no data set.
-    """
-    from pipeline.commands import load_trained
-
-    _examine(load_trained(path), explain=True, keep=True)
 
 
 def draw_sheet(trained: "Trained", predictions: "Predictions") -> Path:

@@ -1,0 +1,1 @@
+"""Holds one file a command of `python -m pipeline`: its arguments and its work."""

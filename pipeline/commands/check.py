@@ -1,0 +1,19 @@
+"""Validates a recipe and its overrides."""
+
+import argparse
+
+from pipeline.commands.arguments import add_training, count
+from pipeline.config import check_batches, load_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_training(parser)
+    parser.add_argument("--processes", type=count, default=1, metavar="N", help="number of processes that the batches must divide by")
+    parser.add_argument("--print-device", action="store_true", help="print runtime.device only")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    check_batches(config, arguments.processes)
+    print(config.runtime.device if arguments.print_device else f"{arguments.config}: valid")
+    return 0

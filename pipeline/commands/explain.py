@@ -1,0 +1,50 @@
+"""Draws Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.commands.arguments import add_ema, add_run, count, numbers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--count", type=count, default=10, metavar="N", help="the N most confident mistakes (default: 10)")
+    images.add_argument("--files", nargs="+", type=Path, default=(), metavar="FILE", help="these image files, of any size")
+    images.add_argument("--indices", type=numbers, default=(), metavar="I,J", help="the test images with these indices, such as 3,17")
+    parser.add_argument("--layer", metavar="NAME", help="layer to explain, such as stages.1 (default: the last before pooling)")
+    parser.add_argument(
+        "--class",
+        dest="target",
+        default="predicted",
+        metavar="predicted|true|NAME|INDEX",
+        help="class to explain (default: the predicted one of each image)",
+    )
+    parser.add_argument(
+        "--method",
+        default="gradcam",
+        metavar="METHOD",
+        help="gradcam, gradcam++, xgradcam, hirescam, layercam, eigengradcam, eigencam or scorecam (default: gradcam)",
+    )
+    add_ema(parser)
+    parser.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: explained.png in the run folder)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pipeline.explain.explain_run import explain_run
+
+    picture = explain_run(
+        arguments.run,
+        arguments.checkpoint,
+        arguments.count,
+        arguments.overrides,
+        files=arguments.files,
+        indices=arguments.indices,
+        layer=arguments.layer,
+        method=arguments.method,
+        target=arguments.target,
+        output=arguments.output,
+        ema=arguments.ema,
+    )
+    print(picture)
+    return 0

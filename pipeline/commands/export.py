@@ -1,0 +1,30 @@
+"""Writes a run's network as a file for other programs, checked to give the same logits."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.commands.arguments import add_ema, add_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_ema(parser)
+    parser.add_argument("--format", required=True, choices=("safetensors", "torch-export", "onnx"), help="kind of file")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write in (default: export/FORMAT in the run folder)")
+    parser.add_argument(
+        "--input",
+        default="unit",
+        choices=("unit", "normalised"),
+        help="what the exported network takes: `unit`: RGB from 0 to 1, normalised inside; `normalised`: already normalised. "
+        "(default: unit; safetensors holds weights alone, which take normalised images)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pipeline.inference.export import export_run
+
+    given = (arguments.run, arguments.format, arguments.checkpoint, arguments.overrides, arguments.output, arguments.input)
+    exported = export_run(*given, ema=arguments.ema)
+    print(exported.summary)
+    print(exported.file)
+    return 0

@@ -1,0 +1,92 @@
+"""Prints the most probable classes of images."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.arguments import add_ema, add_run, count
+from pipeline.errors import EXIT_USER_ERROR
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.inference.predict_files import Prediction
+    from pipeline.inference.trained_model import Trained
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser, overrides=False)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JPEG or PNG files of any size, or folders of them")
+    parser.add_argument("--top", type=count, default=5, metavar="K", help="how many classes of each image (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), help="where to predict (default: as runtime.device says)")
+    add_ema(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the predictions, as a table or as one JSON object, and to stderr the files that cannot be read.
+
+    Returns:
+        The exit code: 0, or 2 if a file could not be read; the others are predicted all the same.
+    """
+    from rich.console import Console
+
+    from pipeline.data.listing import printable
+    from pipeline.inference.predict_files import predict_files
+    from pipeline.inference.trained_model import load_trained
+
+    overrides = [] if arguments.device is None else [f"runtime.device={arguments.device}"]
+    trained = load_trained(arguments.run, arguments.checkpoint, overrides, ema=arguments.ema)
+    predictions, bad = predict_files(trained, arguments.files, arguments.top)
+    if arguments.json:
+        print(json.dumps(_describe(trained, predictions, bad), indent=1))
+    elif predictions:
+        console = Console()
+        if not console.is_terminal:  # a pipe has no width to cut the table to
+            console = Console(width=100_000, highlight=False)
+        console.print(_table(trained.inputs.class_names, predictions))
+    for file, reason in bad:
+        print(f"error: {printable(file)}: {reason}", file=sys.stderr)
+    return EXIT_USER_ERROR if bad else 0
+
+
+def _describe(trained: "Trained", predictions: "list[Prediction]", bad: list[tuple[Path, str]]) -> dict[str, Any]:
+    from pipeline.data.listing import printable
+
+    assert trained.run is not None and trained.checkpoint is not None
+    names = trained.inputs.class_names
+
+    def classes(prediction: "Prediction") -> list[dict[str, Any]]:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        return [{"class": names[label], "index": label, "probability": share} for label, share in pairs]
+
+    return {
+        "run": str(trained.run.path),
+        "checkpoint": trained.checkpoint.name,
+        "ema": trained.ema,
+        "predictions": [{"file": printable(item.file), "top": classes(item)} for item in predictions],
+        "errors": [{"file": printable(file), "reason": reason} for file, reason in bad],
+    }
+
+
+def _table(class_names: Sequence[str], predictions: "list[Prediction]") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.data.listing import printable
+    from pipeline.plotting import style
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    for place in range(len(predictions[0].classes)):
+        table.add_column("class" if place == 0 else str(place + 1), overflow="fold", style="bold" if place == 0 else None)
+        table.add_column("", justify="right", no_wrap=True)
+    for item in predictions:
+        cells = [printable(item.file)]
+        for label, share in zip(item.classes, item.probabilities, strict=True):
+            cells += [style.one_line(class_names[label]), style.percent(share)]
+        table.add_row(*map(Text, cells))  # brackets in a name are no markup
+    return table

@@ -1,0 +1,24 @@
+"""Draws one HTML page of a run, or of several side by side, from their folders alone."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folder, such as runs/latest")
+    parser.add_argument("--output", type=Path, help="file (default: report.html in the run's folder; for several, beside their folders)")
+    parser.add_argument("--refresh", action="store_true", help="predict and explain anew first, by the last checkpoint; needs the data set")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pipeline.report.page import FILE, write_report
+
+    if arguments.refresh:
+        from pipeline.explain.analyse_test_set import refresh
+
+        for folder in arguments.runs:
+            refresh(folder)
+    runs = arguments.runs
+    output = arguments.output or (runs[0] if len(runs) == 1 else runs[0].resolve().parent) / FILE
+    print(write_report(runs, output))
+    return 0

@@ -1,0 +1,27 @@
+"""Prints the layers of a recipe's network with shapes, parameters, memory and FLOPs, and draws its graph."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.commands.arguments import add_recipe, count
+from pipeline.config import load_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    parser.add_argument("--depth", type=count, metavar="N", help="levels of modules to open (default: as fit a screen)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: architecture-CONFIG.png in log.dir)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pipeline.profiling.model_graph import draw_architecture
+    from pipeline.profiling.model_summary import build_for_summary, print_summary, summarise
+
+    config = load_config(arguments.config, arguments.overrides)
+    model, shape = build_for_summary(config)
+    picture = arguments.picture or Path(config.log.dir) / f"architecture-{Path(arguments.config).stem}.png"
+    title = f"{config.model.name} for {shape[0]} × {shape[1]} × {shape[2]} images"
+    depth = draw_architecture(model, shape, picture, title, arguments.depth)
+    print_summary(summarise(model, shape, config.data.batch_size, config.precision.mode), title, depth)
+    print(f"\n{picture}")
+    return 0
