@@ -13,7 +13,7 @@ from benchmarks.timing import Stopwatch, Workload, steps_lasting
 from benchmarks.workloads import LoaderWorkload, batches_ahead, build_train_loader
 from pipeline.config import Config
 from pipeline.data import ImageSet, Loader, Splits, Transform
-from pipeline.data.sampling import TrainSampler
+from pipeline.data.sampling.batch_plan import TrainSampler
 from pipeline.distributed.processes import Processes
 from pipeline.errors import UserError
 

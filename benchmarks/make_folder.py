@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data import ImageSet, load_splits
-from pipeline.data.decode import try_all
+from pipeline.data.files.decode import try_all
 from pipeline.errors import UserError
 
 _ENLARGED = 2  # bicubically: the smoothness of photographs, which JPEG files at native resolution of 32x32 tiles lack

@@ -1,4 +1,4 @@
-"""The DALI graph that one writes first, to show why that of `pipeline/data/dali.py` is another: the same pixels, in quadratic time."""
+"""DALI as many pipelines write it: `data/loaders/dali_arrays.py` gives the same pixels without the quadratic cost."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from pipeline.data import Transform
-from pipeline.data.pipelined import PipelinedLoader
-from pipeline.data.sampling import BatchPlan, Sampler
+from pipeline.data.loaders.dali_base import PipelinedLoader
+from pipeline.data.sampling.batch_plan import BatchPlan, Sampler
 
 
 class NaiveDaliLoader(PipelinedLoader):

@@ -12,7 +12,7 @@ from typing import TypedDict
 from benchmarks import session
 from benchmarks.options import add_arguments, listed
 from benchmarks.workloads import Rig, StepWorkload, build_train_loader
-from pipeline.data.sampling import Shard
+from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError, UserError
 from pipeline.process.cache_dirs import use_cache_folder

@@ -12,7 +12,7 @@ from benchmarks.records import Spread
 from benchmarks.timing import Workload
 from pipeline.config import Config
 from pipeline.data import Batch, FileSet, Loader, Splits, build_loaders
-from pipeline.data.reference import ReferenceLoader
+from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError
 from pipeline.finalize import peak_memory_bytes

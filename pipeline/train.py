@@ -170,7 +170,7 @@ def _fit(trainer: "Trainer") -> "EvalResult":
 
 
 def _build_profiler(trainer: "Trainer", run: "RunFolder", splits: "Splits") -> "StepProfiler":
-    from pipeline.data.resolutions import training_resolutions
+    from pipeline.data.sampling.progressive import training_resolutions
     from pipeline.profiling.roofline import step_work
     from pipeline.profiling.step_profiler import StepProfiler
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data.datasets import load_splits
+from pipeline.data.datasets.load import load_splits
 
 SIZE = 8
 

@@ -8,7 +8,7 @@ from benchmarks.kernels.case import Case
 from kernels.augment import augment
 from kernels.augment_reference import augment_reference
 from pipeline.config import AugmentConfig
-from pipeline.data.draws import draw_epoch
+from pipeline.data.sampling.draws import draw_epoch
 
 _SIZE, _PADDING, _CUTOUT = 32, 4, 16
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

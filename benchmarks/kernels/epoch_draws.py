@@ -5,7 +5,7 @@ import torch
 from benchmarks.kernels.case import Case
 from kernels.epoch_draws import epoch_draws
 from pipeline.config import AugmentConfig
-from pipeline.data.draws import draw_epoch
+from pipeline.data.sampling.draws import draw_epoch
 
 _SIZE, _PADDING, _CUTOUT = 32, 4, 16
 _EPOCHS = 16

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.data.check import check_folder, describe, write_report
+    from pipeline.data.files.check import check_folder, describe, write_report
     from pipeline.plotting import style
     from pipeline.report.image_sizes import draw_sizes
 

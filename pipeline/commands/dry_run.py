@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Config, check_batches
-from pipeline.data.counts import Counts, count_images
-from pipeline.data.resolutions import training_resolutions
-from pipeline.data.sampling import Shard, TrainSampler
+from pipeline.data.datasets.counts import Counts, count_images
+from pipeline.data.sampling.batch_plan import Shard, TrainSampler
+from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
 from pipeline.process.cache_dirs import cache_folder
 from pipeline.profiling.memory_estimate import MemoryEstimate, estimate_memory, what_fits

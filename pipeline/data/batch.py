@@ -6,6 +6,8 @@ from typing import Protocol
 
 import torch
 
+NUM_CHANNELS = 3  # of every image: RGB
+
 
 @dataclass(frozen=True)
 class Batch:

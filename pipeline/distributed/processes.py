@@ -13,7 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.data.sampling import Shard
+from pipeline.data.sampling.batch_plan import Shard
 from pipeline.errors import TrainingError, UserError
 
 Result = TypeVar("Result")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from pipeline.data.listing import SUFFIXES
+from pipeline.data.files.listing import SUFFIXES
 from pipeline.inference.trained_model import Trained
 
 _CHUNK = 1024  # images in memory at once

@@ -11,9 +11,9 @@ from einops import rearrange
 
 from pipeline.config import Config
 from pipeline.data import FileSet, Splits
-from pipeline.data.crops import CentreView
-from pipeline.data.decode import decode_image, images_of_any_size, try_all
-from pipeline.data.file_set import read_centre
+from pipeline.data.datasets.file_set import read_centre
+from pipeline.data.files.decode import decode_image, images_of_any_size, try_all
+from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError
 
 INPUT_FILE = "input.json"

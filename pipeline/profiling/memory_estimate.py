@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.config import MIX_SOURCES, Config, to_bytes
-from pipeline.data.image_set import NUM_CHANNELS
+from pipeline.data.batch import NUM_CHANNELS
 from pipeline.models import build_model
 from pipeline.models.flops import on_meta
 from pipeline.profiling.model_summary import summarise

@@ -4,19 +4,16 @@ Nothing is computed: the network runs on the meta device, which knows shapes alo
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.data.listing import read_list_classes
-from pipeline.errors import UserError
+from pipeline.data.datasets.counts import num_classes_of
 from pipeline.models import build_model
 from pipeline.models.flops import count_flops, on_meta
 
-_NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _MIB = 2**20
 
@@ -73,27 +70,6 @@ def build_for_summary(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
     """
     shape = (3, config.image_size, config.image_size)
     return on_meta(build_model(config.model, num_classes_of(config), shape[0], config.image_size, config.other_image_sizes)), shape
-
-
-def num_classes_of(config: Config) -> int:
-    """Classes of the config's data set. Of files, names alone are read.
-
-    Raises:
-        UserError: the folder is not there, or a list file is not as it should be.
-    """
-    data = config.data
-    if data.dataset == "synthetic":
-        return data.num_classes
-    if data.dataset != "folder":
-        return _NUM_CLASSES[data.dataset]
-    if data.train_list is not None:
-        return len(read_list_classes(data))
-    folder = Path(data.root).expanduser() / "train"
-    if not folder.is_dir():
-        raise UserError(
-            f"data.root: no folder {folder} to count the classes in; set data.root, or data.dataset=synthetic data.num_classes=N"
-        )
-    return sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
 
 
 def summarise(model: nn.Module, input_shape: tuple[int, int, int], batch_size: int, precision: str) -> Summary:

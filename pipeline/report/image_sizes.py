@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from pipeline.data.check import Checked
+from pipeline.data.files.check import Checked
 from pipeline.plotting import style
 
 _WIDTH_PX, _HEIGHT_PX = 1200, 560

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.config import CompileConfig, Config
 from pipeline.data import Splits
-from pipeline.data.image_set import NUM_CHANNELS
+from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
 from pipeline.models import ResNet, build_model, load_pretrained

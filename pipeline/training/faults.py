@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Config
-from pipeline.data.counts import count_images
+from pipeline.data.datasets.counts import count_images, num_classes_of
 from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
-from pipeline.profiling.model_summary import num_classes_of
 
 _MANY_CLASSES = 1000  # for an estimate where the data set is not there: the head is small
 _NO_MEMORY = re.compile(r"out of memory|can't allocate|cannot allocate|allocation failed|ALLOC_FAILED|bad_alloc", re.IGNORECASE)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.data.sampling import Shard, TrainSampler
+from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from tests.integration import scenes
 from tests.integration.ranks import ranks
 from tests.tiny import RECIPE, tiny_config

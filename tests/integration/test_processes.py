@@ -16,7 +16,7 @@ import torch
 from pipeline import train
 from pipeline.config import load_config
 from pipeline.data import load_splits
-from pipeline.data.sampling import Shard, TrainSampler
+from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.explain.explain_model import explain_mistakes, explain_pixels
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.trained_model import Trained, load_trained

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import __main__ as cli
 from pipeline import train
-from pipeline.data import datasets
+from pipeline.data.datasets import load as datasets
 from pipeline.finalize import describe_result
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.predictions import Predictions

@@ -6,7 +6,7 @@ import torch
 from kernels.epoch_draws import epoch_draws
 from kernels.epoch_draws_reference import epoch_draws_reference
 from pipeline.config import AugmentConfig
-from pipeline.data.draws import draw_epoch
+from pipeline.data.sampling.draws import draw_epoch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

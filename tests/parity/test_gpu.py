@@ -5,11 +5,11 @@ import torch
 
 from pipeline.config import AugmentConfig, Config
 from pipeline.data import Batch
-from pipeline.data.base import Transform
-from pipeline.data.dali import DaliLoader
-from pipeline.data.fused import FusedLoader
-from pipeline.data.reference import ArraySource, ReferenceLoader
-from pipeline.data.sampling import Shard, TrainSampler
+from pipeline.data.loaders.base import Transform
+from pipeline.data.loaders.dali_arrays import DaliLoader
+from pipeline.data.loaders.fused import FusedLoader
+from pipeline.data.loaders.reference import ArraySource, ReferenceLoader
+from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from tests.parity.on_gpu import own_stream, small_config, start, train  # noqa: F401
 from tests.parity.tolerances import assert_parity
 

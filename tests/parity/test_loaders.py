@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from pipeline.config import AugmentConfig
-from pipeline.data import Batch, Loader, Transform, build_loaders, dali
-from pipeline.data.dali import DaliLoader
-from pipeline.data.draws import draw_epoch
-from pipeline.data.fused import FusedLoader
-from pipeline.data.reference import ArraySource, ReferenceLoader
-from pipeline.data.sampling import BatchPlan, EvalSampler, Sampler, Shard, TrainSampler
-from pipeline.data.synthetic import SyntheticLoader
+from pipeline.data import Batch, Loader, Transform, build_loaders
+from pipeline.data.loaders import dali_arrays as dali
+from pipeline.data.loaders.dali_arrays import DaliLoader
+from pipeline.data.loaders.fused import FusedLoader
+from pipeline.data.loaders.reference import ArraySource, ReferenceLoader
+from pipeline.data.loaders.synthetic import SyntheticLoader
+from pipeline.data.sampling.batch_plan import BatchPlan, EvalSampler, Sampler, Shard, TrainSampler
+from pipeline.data.sampling.draws import draw_epoch
 from tests.parity.tolerances import assert_parity
 from tests.tiny import tiny_config, tiny_splits
 

@@ -15,10 +15,10 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
-from pipeline.data.crops import draw_crops
-from pipeline.data.decode import open_rgb
-from pipeline.data.reference import FileSource, ReferenceLoader
-from pipeline.data.stream import StreamLoader
+from pipeline.data.files.decode import open_rgb
+from pipeline.data.loaders.dali_files import StreamLoader
+from pipeline.data.loaders.reference import FileSource, ReferenceLoader
+from pipeline.data.sampling.resized_crops import draw_crops
 from pipeline.errors import TrainingError, UserError
 from tests.parity.tolerances import GREY_LEVELS
 from tests.pictures import make_folder, odd_pictures, picture, save
@@ -236,7 +236,7 @@ def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monke
         drawn.append(epoch)
         return draw_crops(seed, epoch, *others)
 
-    monkeypatch.setattr("pipeline.data.sampling.draw_crops", draw)
+    monkeypatch.setattr("pipeline.data.sampling.batch_plan.draw_crops", draw)
     train = loaders(root).train
     train.seek(7, 0)
     next(iter(train))

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from pipeline.config import DataConfig
-from pipeline.data import cifar
-from pipeline.data.cifar import CIFAR_FILES, load_cifar
-from pipeline.data.datasets import load_splits
+from pipeline.data.datasets import cifar
+from pipeline.data.datasets.cifar import CIFAR_FILES, load_cifar
+from pipeline.data.datasets.load import load_splits
 from pipeline.errors import UserError
 
 PICKLER: Any = pickle._Pickler  # the pickler in Python, whose parts can be replaced

@@ -19,8 +19,8 @@ from torch import nn
 from pipeline import finalize as finish
 from pipeline.config import Config, leaf_fields
 from pipeline.data import build_loaders, load_splits
-from pipeline.data.dali import DaliLoader
-from pipeline.data.reference import ReferenceLoader
+from pipeline.data.loaders.dali_arrays import DaliLoader
+from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import TrainingError, UserError
 from pipeline.models import build_model

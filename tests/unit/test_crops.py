@@ -10,10 +10,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pipeline.config import AugmentConfig, load_config
-from pipeline.data import crops
-from pipeline.data.crops import CentreView, draw_crops
-from pipeline.data.resolutions import training_resolutions
-from pipeline.data.sampling import Shard, StreamSampler
+from pipeline.data.sampling import resized_crops as crops
+from pipeline.data.sampling.batch_plan import Shard, StreamSampler
+from pipeline.data.sampling.progressive import training_resolutions
+from pipeline.data.sampling.resized_crops import CentreView, draw_crops
 from pipeline.errors import UserError
 
 AUGMENT = AugmentConfig()

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data.datasets import load_splits
-from pipeline.data.holdout import allocate, draw_stratified, philox
-from pipeline.data.image_set import ImageSet
-from pipeline.data.statistics import _CHUNK_PIXELS, channel_histogram, mean_and_std
+from pipeline.data.datasets.load import load_splits
+from pipeline.data.datasets.splits import ImageSet
+from pipeline.data.datasets.statistics import _CHUNK_PIXELS, channel_histogram, mean_and_std
+from pipeline.data.sampling.stratified import allocate, draw_stratified, philox
 from pipeline.errors import UserError
 
 
@@ -195,7 +195,7 @@ def test_allocation_never_takes_a_whole_class() -> None:
 
 
 def test_constant_images_have_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.datasets.channel_histogram", lambda images: np.eye(1, 256, dtype=np.int64).repeat(3, 0))
+    monkeypatch.setattr("pipeline.data.datasets.load.channel_histogram", lambda images: np.eye(1, 256, dtype=np.int64).repeat(3, 0))
     with pytest.raises(UserError, match=r"data\.std: channel 0 has the same value"):
         synthetic()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.decode import decode_image
+from pipeline.data.files.decode import decode_image
 
 SIZE = 8
 

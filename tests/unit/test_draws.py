@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import AugmentConfig
-from pipeline.data.draws import EpochDraws, draw_epoch, epoch_order
+from pipeline.data.sampling.draws import EpochDraws, draw_epoch, epoch_order
 
 ALL_ON = AugmentConfig(crop_padding=4, flip=True, cutout=8)
 SIZE = (32, 24)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import folder
+from pipeline.data.datasets import folder
 from pipeline.errors import UserError
 from tests.class_folders import entries, load, make_class_folders, pixels, save
 
@@ -141,7 +141,7 @@ def test_a_damaged_cache_is_rebuilt(root: Path, damage: str, caplog: pytest.LogC
 def test_a_damaged_cache_that_cannot_be_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(root)
     (root / ".quickres" / entries(root)[0] / "test.npy").unlink()
-    monkeypatch.setattr("pipeline.data.cache.shutil.rmtree", lambda *args, **options: None)
+    monkeypatch.setattr("pipeline.data.files.cache.shutil.rmtree", lambda *args, **options: None)
     with pytest.raises(UserError, match=r"data\.cache_dir: .* is damaged and cannot be replaced; remove it"):
         load(root)
 
@@ -156,7 +156,7 @@ def test_two_processes_may_build_at_once(root: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(folder, "decode_files", decode_together)
     # the filter of warnings belongs to the process, so threads that stand in for processes may not touch it
-    monkeypatch.setattr("pipeline.data.decode.warnings.simplefilter", lambda *args: None)
+    monkeypatch.setattr("pipeline.data.files.decode.warnings.simplefilter", lambda *args: None)
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: load(root), range(2)))
     assert (both[0].train.images == both[1].train.images).all()

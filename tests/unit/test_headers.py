@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from pipeline.data.decode import open_rgb
-from pipeline.data.headers import NotAnImage, read_header
+from pipeline.data.files.decode import open_rgb
+from pipeline.data.files.headers import NotAnImage, read_header
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
 

@@ -12,32 +12,44 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 
-# For each unit of `pipeline` (a module, or a folder as a whole) the units that it may import, besides `config` and `errors`. A new
-# unit needs a row: think about where it stands.
-LEAF: set[str] = set()
-MAY_IMPORT: dict[str, set[str]] = {
-    "atomic_io": LEAF,
-    "models": LEAF,
-    "optim": LEAF,
-    "plotting": LEAF,
-    "process": LEAF,
-    "data": {"atomic_io"},
-    "run": {"atomic_io", "process"},
-    "distributed": {"data", "process"},
-    "profiling": {"data", "models", "plotting"},
-    "training": {"data", "distributed", "models", "optim", "process", "profiling", "run"},
-    "inference": {"atomic_io", "data", "distributed", "run", "training"},
-    "explain": {"inference", "models", "plotting"},
-    "report": {"data", "inference", "plotting", "profiling", "training"},
-    "finalize": {"data", "explain", "inference", "models", "profiling", "report", "run", "training"},
-}
-ENTRY_POINTS = {"api", "dry_run", "train", "finish", "commands", "exit_code", "__main__"}
+# The floors of `pipeline`, the lowest first. A room imports from lower floors only, and from itself.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("atomic_io", "plotting"),
+    ("config", "process"),
+    ("data", "models", "optim", "run"),
+    ("distributed", "profiling"),
+    ("training",),
+    ("inference",),
+    ("explain", "report"),
+    ("commands",),
+    ("finalize",),
+    ("train",),
+    ("__main__", "api"),
+)
+# The floors inside `pipeline/data`.
+DATA_FLOORS: tuple[tuple[str, ...], ...] = (
+    ("batch",),
+    ("files", "sampling"),
+    ("datasets",),
+    ("loaders",),
+    ("build",),
+)
+NO_TORCH = ("errors", "atomic_io", "config", "process")
 
 
-def imports_of(path: Path) -> set[str]:
+def _is_type_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imports_of(path: Path, *, at_run_time: bool = False) -> set[str]:
     """Every module that a file imports, anywhere in it; for `from package import name`, both with and without the name."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    tree = ast.parse(path.read_text(), str(path))
+    for_types = {id(node) for guard in ast.walk(tree) if _is_type_guard(guard) for node in ast.walk(guard)} if at_run_time else set()
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -50,44 +62,50 @@ def files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-def unit_of(module: str) -> str:
-    """`pipeline.data.dali` → `data`."""
-    return module.split(".")[1]
+def rooms(folder: str) -> list[str]:
+    """Modules and folders right below a folder."""
+    below = {path.relative_to(ROOT / folder).parts[0].removesuffix(".py") for path in files(folder)}
+    return sorted(below - {"__init__"})
 
 
-def units() -> list[str]:
-    return sorted({path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py") for path in files("pipeline")} - {"__init__"})
-
-
-def imported_units(path: Path) -> Iterator[str]:
-    known = set(units())
-    for module in imports_of(path):
-        if module.startswith("pipeline.") and unit_of(module) in known:
-            yield unit_of(module)
-
-
-@pytest.mark.parametrize("unit", units())
-def test_arrows_inside_the_pipeline(unit: str):
-    if unit in ENTRY_POINTS:
-        return  # they build on everything
-    allowed = {"errors": set(), "config": {"errors"}}.get(unit)
-    if allowed is None:
-        assert unit in MAY_IMPORT, f"pipeline/{unit} has no row in MAY_IMPORT: which units does it build on?"
-        allowed = MAY_IMPORT[unit] | {"config", "errors"}
-    root = ROOT / "pipeline" / unit
+def arrows(folder: str, room: str) -> Iterator[tuple[Path, str]]:
+    """Each import of another room of the same folder: the file, and that room."""
+    prefix, known = folder.replace("/", ".") + ".", set(rooms(folder))
+    root = ROOT / folder / room
     for path in sorted(root.rglob("*.py")) if root.is_dir() else [root.with_suffix(".py")]:
-        wrong = set(imported_units(path)) - allowed - {unit}
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+        for module in imports_of(path):
+            other = module.removeprefix(prefix).split(".")[0]
+            if module.startswith(prefix) and other in known - {room}:
+                yield path, other
 
 
-def test_the_table_has_no_circle():
-    seen: set[str] = set()
-    rest = dict(MAY_IMPORT)
-    while rest:
-        free = {unit for unit, below in rest.items() if below <= seen}
-        assert free, f"circle among {sorted(rest)}"
-        seen |= free
-        rest = {unit: below for unit, below in rest.items() if unit not in free}
+@pytest.mark.parametrize(
+    ("folder", "floors", "room"),
+    [(folder, floors, room) for folder, floors in (("pipeline", FLOORS), ("pipeline/data", DATA_FLOORS)) for room in rooms(folder)],
+)
+def test_a_room_imports_from_lower_floors_only(folder: str, floors: tuple[tuple[str, ...], ...], room: str):
+    floor_of = {name: number for number, names in enumerate(floors) for name in names}
+    assert room in floor_of, f"{folder}/{room} stands on no floor: which rooms does it build on?"
+    wrong = {(str(path.relative_to(ROOT)), other) for path, other in arrows(folder, room) if floor_of[other] >= floor_of[room]}
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(("folder", "floors"), [("pipeline", FLOORS), ("pipeline/data", DATA_FLOORS)])
+def test_every_room_of_the_plan_is_there(folder: str, floors: tuple[tuple[str, ...], ...]):
+    assert {name for names in floors for name in names} == set(rooms(folder)) - {"templates"}
+
+
+def test_a_folder_s_init_holds_no_logic():
+    for path in files("pipeline"):
+        if path.name == "__init__.py":
+            body = ast.parse(path.read_text()).body
+            assert isinstance(body[0], ast.Expr), f"{path}: no docstring"
+            logic = [
+                node
+                for node in body[1:]
+                if not isinstance(node, ast.ImportFrom) and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+            ]
+            assert not logic, f"{path}:{logic[0].lineno}: an __init__.py re-exports, or is empty"
 
 
 @pytest.mark.parametrize("folder", ["pipeline", "kernels", "benchmarks"])
@@ -104,9 +122,15 @@ def test_kernels_need_torch_and_triton_only():
         assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
 
 
-def test_config_and_errors_need_no_torch():
-    for path in [*files("pipeline/config"), ROOT / "pipeline/errors.py"]:
-        foreign = {module.split(".")[0] for module in imports_of(path)} - sys.stdlib_module_names - {"pydantic", "yaml", "pipeline"}
+@pytest.mark.parametrize("room", NO_TORCH)
+def test_rooms_that_need_no_torch(room: str):
+    root = ROOT / "pipeline" / room
+    for path in sorted(root.rglob("*.py")) if root.is_dir() else [root.with_suffix(".py")]:
+        foreign = (
+            {module.split(".")[0] for module in imports_of(path, at_run_time=True)}
+            - sys.stdlib_module_names
+            - {"pydantic", "yaml", "pipeline"}
+        )
         assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
 
 

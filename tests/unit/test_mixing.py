@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from pipeline.config import MIX_SOURCES, AugmentConfig
-from pipeline.data.draws import CROPS, philox_blocks
+from pipeline.data.sampling.draws import CROPS, philox_blocks
 from pipeline.training.losses import count_correct
 from pipeline.training.mixing import MixDraws, draw_mixing, mix
 from tests.tiny import random_batch, tiny_config, tiny_trainer

@@ -9,11 +9,12 @@ from torch import nn
 
 from pipeline import __main__ as cli
 from pipeline.config import ModelConfig, load_config
+from pipeline.data.datasets.counts import num_classes_of
 from pipeline.errors import UserError
 from pipeline.models import build_model
 from pipeline.models.flops import count_flops, on_meta
 from pipeline.profiling.model_graph import draw_architecture
-from pipeline.profiling.model_summary import build_for_summary, num_classes_of, summarise
+from pipeline.profiling.model_summary import build_for_summary, summarise
 from tests.tiny import RECIPE, tiny_config
 
 IMAGENET = ("data.dataset=synthetic", "data.image_size=224", "data.num_classes=1000")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import AugmentConfig, share
-from pipeline.data.draws import draw_epoch
-from pipeline.data.sampling import BatchPlan, EvalSampler, Shard, TrainSampler, plans_from
+from pipeline.data.sampling.batch_plan import BatchPlan, EvalSampler, Shard, TrainSampler, plans_from
+from pipeline.data.sampling.draws import draw_epoch
 from pipeline.errors import UserError
 
 AUGMENT = AugmentConfig(crop_padding=2, flip=True, cutout=4)

@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 
 from pipeline.config import DataConfig, load_config
-from pipeline.data import build_loaders, folder, scan
-from pipeline.data.datasets import load_splits
-from pipeline.data.decode import open_rgb
-from pipeline.data.file_set import FileSet
-from pipeline.data.paths import Paths
+from pipeline.data import build_loaders
+from pipeline.data.datasets import folder
+from pipeline.data.datasets.file_set import FileSet
+from pipeline.data.datasets.load import load_splits
+from pipeline.data.files import scan
+from pipeline.data.files.decode import open_rgb
+from pipeline.data.files.paths import Paths
 from pipeline.errors import UserError
 from tests.pictures import bad_pictures, encoded, make_folder, odd_pictures, picture, save
 

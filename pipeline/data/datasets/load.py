@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.builtin import load_digits, make_synthetic
-from pipeline.data.cifar import load_cifar
-from pipeline.data.folder import load_folder
-from pipeline.data.holdout import allocate, draw_stratified, philox
-from pipeline.data.image_set import NUM_CHANNELS, FileSet, ImageSet, RawSplits, Samples, Splits
-from pipeline.data.statistics import channel_histogram, mean_and_std
+from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.datasets.builtin import load_digits, make_synthetic
+from pipeline.data.datasets.cifar import load_cifar
+from pipeline.data.datasets.file_set import FileSet
+from pipeline.data.datasets.folder import load_folder
+from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples, Splits
+from pipeline.data.datasets.statistics import channel_histogram, mean_and_std
+from pipeline.data.sampling.stratified import allocate, draw_stratified, philox
 from pipeline.errors import UserError
 
 __all__ = ["FileSet", "ImageSet", "Samples", "Splits", "load_splits"]

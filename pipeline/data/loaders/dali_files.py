@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.base import Transform
 from pipeline.data.batch import Batch
-from pipeline.data.decode import images_of_any_size, open_rgb, try_all
-from pipeline.data.file_set import FileSet
-from pipeline.data.pipelined import PipelinedLoader
-from pipeline.data.sampling import BatchPlan, Sampler, cutout_side
+from pipeline.data.datasets.file_set import FileSet
+from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
+from pipeline.data.loaders.base import Transform
+from pipeline.data.loaders.dali_base import PipelinedLoader
+from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side
 from pipeline.errors import TrainingError
 
 _RANDAUGMENT_LEVELS = 31  # of magnitude, as in the paper

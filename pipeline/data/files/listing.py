@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.paths import Paths
+from pipeline.data.files.paths import Paths
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.atomic_io import sha256
-from pipeline.data.image_set import NUM_CHANNELS
-from pipeline.data.in_use import is_in_use
+from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.files.in_use import is_in_use
 
 _log = logging.getLogger(__name__)
 

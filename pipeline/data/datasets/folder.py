@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.cache import BadImages, CachedArrays, read_entry, remove_older, write_entry
-from pipeline.data.crops import CentreView
-from pipeline.data.decode import decode_files, images_of_any_size, try_all
-from pipeline.data.file_set import FileSet, read_centre
-from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
-from pipeline.data.listing import Listing, list_files, read_class_names
-from pipeline.data.scan import Scan, read_scan, report_bad, scan_files
-from pipeline.data.statistics import channel_histogram
+from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.datasets.file_set import FileSet, read_centre
+from pipeline.data.datasets.splits import ImageSet, RawSplits
+from pipeline.data.datasets.statistics import channel_histogram
+from pipeline.data.files.cache import BadImages, CachedArrays, read_entry, remove_older, write_entry
+from pipeline.data.files.decode import decode_files, images_of_any_size, try_all
+from pipeline.data.files.listing import Listing, list_files, read_class_names
+from pipeline.data.files.scan import Scan, read_scan, report_bad, scan_files
+from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
+from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.datasets.splits import ImageSet, RawSplits
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.crops import CentreView
-from pipeline.data.decode import images_of_any_size, open_rgb, reason_of
-from pipeline.data.in_use import InUse
-from pipeline.data.listing import printable
-from pipeline.data.paths import Paths
+from pipeline.data.files.decode import images_of_any_size, open_rgb, reason_of
+from pipeline.data.files.in_use import InUse
+from pipeline.data.files.listing import printable
+from pipeline.data.files.paths import Paths
+from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import TrainingError
 
 BILINEAR = Image.Resampling.BILINEAR

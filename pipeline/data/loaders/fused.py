@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 
 from pipeline.config import AugmentConfig
-from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
-from pipeline.data.sampling import Sampler, Shard
+from pipeline.data.loaders.base import PositionedLoader, Transform
+from pipeline.data.sampling.batch_plan import Sampler, Shard
 
 # One launch makes about this many images: enough that the launch costs nothing, few enough to stay in the L2 cache of a big GPU.
 _GROUP_IMAGES = 8192

@@ -13,11 +13,11 @@ from einops import rearrange
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
-from pipeline.data.decode import images_of_any_size
-from pipeline.data.file_set import FileSet
-from pipeline.data.sampling import BatchPlan, Sampler, cutout_side, plans_from
+from pipeline.data.datasets.file_set import FileSet
+from pipeline.data.files.decode import images_of_any_size
+from pipeline.data.loaders.base import PositionedLoader, Transform
+from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side, plans_from
 from pipeline.errors import TrainingError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.data.batch import Batch
-from pipeline.data.sampling import Sampler
+from pipeline.data.sampling.batch_plan import Sampler
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from pipeline.data.holdout import draw_stratified, philox
-from pipeline.data.image_set import NUM_CHANNELS, ImageSet, RawSplits
+from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.datasets.splits import ImageSet, RawSplits
+from pipeline.data.sampling.stratified import draw_stratified, philox
 from pipeline.errors import UserError
 
 _DIGITS_TEST_IMAGES = 360

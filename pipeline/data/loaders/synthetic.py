@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from einops import rearrange
 
-from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
-from pipeline.data.sampling import Sampler, StreamSampler
+from pipeline.data.loaders.base import PositionedLoader, Transform
+from pipeline.data.sampling.batch_plan import Sampler, StreamSampler
 
 
 class SyntheticLoader(PositionedLoader):

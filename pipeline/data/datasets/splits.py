@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.file_set import FileSet
-from pipeline.data.paths import Paths
-
-NUM_CHANNELS = 3
+from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.datasets.file_set import FileSet
+from pipeline.data.files.paths import Paths
 
 
 @dataclass(frozen=True, eq=False)

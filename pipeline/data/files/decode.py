@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.data.headers import exif_orientation
+from pipeline.data.files.headers import exif_orientation
 
 _FORMATS = ("JPEG", "PNG")
 _TURNS = {  # by EXIF orientation

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.base import Transform
-from pipeline.data.pipelined import PipelinedLoader
-from pipeline.data.sampling import BatchPlan, Sampler
+from pipeline.data.loaders.base import Transform
+from pipeline.data.loaders.dali_base import PipelinedLoader
+from pipeline.data.sampling.batch_plan import BatchPlan, Sampler
 
 # One run of the pipeline makes about this many images, if they are no larger in all than this.
 _GROUP_IMAGES, _GROUP_BYTES = 1024, 16 * 2**20

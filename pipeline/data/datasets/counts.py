@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import DataConfig
-from pipeline.data.cifar import CIFAR_FILES, missing_files
-from pipeline.data.datasets import draw_holdout
-from pipeline.data.listing import list_files
+from pipeline.config import Config, DataConfig
+from pipeline.data.datasets.cifar import CIFAR_FILES, missing_files
+from pipeline.data.datasets.load import draw_holdout
+from pipeline.data.files.listing import list_files, read_list_classes
+from pipeline.errors import UserError
 
 _DIGITS, _CIFAR = (1437, 360), (50_000, 10_000)  # images for training and for testing
 
@@ -55,3 +56,27 @@ def count_images(config: DataConfig, seed: int) -> Counts:
             note = f"not in {root} yet: a run {'unpacks ' + files.archive if there else 'downloads it first'}"
     held_out = len(draw_holdout(labels, config.holdout, seed))
     return Counts(len(labels) - held_out, held_out, test, num_classes, note)
+
+
+def num_classes_of(config: Config) -> int:
+    """Classes of the config's data set. Of files, names alone are read.
+
+    Raises:
+        UserError: the folder is not there, or a list file is not as it should be.
+    """
+    data = config.data
+    if data.dataset == "synthetic":
+        return data.num_classes
+    if data.dataset != "folder":
+        return _NUM_CLASSES[data.dataset]
+    if data.train_list is not None:
+        return len(read_list_classes(data))
+    folder = Path(data.root).expanduser() / "train"
+    if not folder.is_dir():
+        raise UserError(
+            f"data.root: no folder {folder} to count the classes in; set data.root, or data.dataset=synthetic data.num_classes=N"
+        )
+    return sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+
+
+_NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from einops import rearrange
 
-from pipeline.data.image_set import NUM_CHANNELS
+from pipeline.data.batch import NUM_CHANNELS
 
 _CHUNK_PIXELS = 2**18  # bincount widens its input to int64: a chunk takes 2 MiB and stays in the cache
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from pipeline.data.base import PositionedLoader, Transform
 from pipeline.data.batch import Batch
-from pipeline.data.sampling import BatchPlan, Sampler, plans_from
+from pipeline.data.loaders.base import PositionedLoader, Transform
+from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, plans_from
 
 
 class PipelinedLoader(PositionedLoader):

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.config import AugmentConfig, share
-from pipeline.data.crops import CropDraws, draw_crops
-from pipeline.data.draws import EpochDraws, below, draw_epoch
+from pipeline.data.sampling.draws import EpochDraws, below, draw_epoch
+from pipeline.data.sampling.resized_crops import CropDraws, draw_crops
 from pipeline.errors import UserError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange
 
 from pipeline.config import AugmentConfig
-from pipeline.data.draws import CROPS, below, epoch_order, philox_blocks
+from pipeline.data.sampling.draws import CROPS, below, epoch_order, philox_blocks
 
 _TRIES = 10
 _BLOCKS = 3  # Philox blocks of a sample: 24 draws of 32 bits, of which 20 for the tries

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.cache import MANIFEST, BadImages, new_entry
-from pipeline.data.decode import images_of_any_size, open_rgb, orientation_of, try_all
-from pipeline.data.headers import NotAnImage, read_header
-from pipeline.data.in_use import InUse
-from pipeline.data.listing import Files, Listing, printable
+from pipeline.data.files.cache import MANIFEST, BadImages, new_entry
+from pipeline.data.files.decode import images_of_any_size, open_rgb, orientation_of, try_all
+from pipeline.data.files.headers import NotAnImage, read_header
+from pipeline.data.files.in_use import InUse
+from pipeline.data.files.listing import Files, Listing, printable
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.decode import images_of_any_size, open_rgb, try_all
-from pipeline.data.listing import Listing, list_files, on_one_line, printable
-from pipeline.data.scan import MAX_PIXELS
+from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
+from pipeline.data.files.listing import Listing, list_files, on_one_line, printable
+from pipeline.data.files.scan import MAX_PIXELS
 
 
 @dataclass(frozen=True, eq=False)

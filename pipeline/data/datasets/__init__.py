@@ -1,0 +1,1 @@
+"""Reads data sets: images or files with labels, split into parts."""

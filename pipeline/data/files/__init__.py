@@ -1,0 +1,1 @@
+"""Lists, checks, decodes and caches the image files of a folder."""

@@ -1,0 +1,1 @@
+"""Loads batches: one backend a file, all with the same draws."""
