@@ -1,12 +1,12 @@
-"""`kernels.augment`: crop, flip, Cutout, normalisation and cast of a batch of 32×32 images, gathered from 50,000."""
+"""`kernels.augment.op`: crop, flip, Cutout, normalisation and cast of a batch of 32×32 images, gathered from 50,000."""
 
 from functools import partial
 
 import torch
 
 from benchmarks.kernels.case import Case
-from kernels.augment import augment
-from kernels.augment_reference import augment_reference
+from kernels.augment.op import augment
+from kernels.augment.reference import augment_reference
 from pipeline.config import AugmentConfig
 from pipeline.data.sampling.draws import draw_epoch
 

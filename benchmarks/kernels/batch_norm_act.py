@@ -1,12 +1,12 @@
-"""`kernels.batch_norm_act`, forward and backward, at the four resolutions of a ResNet-18, at the end of a block: with residual and ReLU."""
+"""Batch norm with residual and ReLU, forward and backward, on the activations at the end of the blocks of a ResNet-18."""
 
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.kernels.case import Case
-from kernels.batch_norm_act import batch_norm_act
-from kernels.batch_norm_act_reference import batch_norm_act_reference
+from kernels.batch_norm_act.op import batch_norm_act
+from kernels.batch_norm_act.reference import batch_norm_act_reference
 
 _STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels, height and width
 _BATCH_SIZE = 512

@@ -1,12 +1,12 @@
-"""`kernels.dual_batch_norm_act`, forward and backward, where a ResNet-18 downsamples, beside one `batch_norm_act` for each norm."""
+"""`kernels.dual_batch_norm_act.op`, forward and backward, where a ResNet-18 downsamples, beside one `batch_norm_act` for each norm."""
 
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.kernels.case import Case
-from kernels.batch_norm_act import batch_norm_act
-from kernels.dual_batch_norm_act import Norm, dual_batch_norm_act
+from kernels.batch_norm_act.op import batch_norm_act
+from kernels.dual_batch_norm_act.op import Norm, dual_batch_norm_act
 
 _STAGES = ((128, 16), (256, 8), (512, 4))  # channels, height and width
 _BATCH_SIZE = 1024

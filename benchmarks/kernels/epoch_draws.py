@@ -1,9 +1,9 @@
-"""`kernels.epoch_draws`: order and augmentation of an epoch of 50,000, beside drawing them with numpy and copying them to the device."""
+"""`kernels.epoch_draws.op`: order and augmentation of an epoch of 50,000, beside drawing them with numpy and copying them to the device."""
 
 import torch
 
 from benchmarks.kernels.case import Case
-from kernels.epoch_draws import epoch_draws
+from kernels.epoch_draws.op import epoch_draws
 from pipeline.config import AugmentConfig
 from pipeline.data.sampling.draws import draw_epoch
 

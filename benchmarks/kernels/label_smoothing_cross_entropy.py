@@ -1,4 +1,4 @@
-"""`kernels.label_smoothing_cross_entropy`, forward and backward, beside torch's `cross_entropy(label_smoothing=…)`."""
+"""`kernels.label_smoothing_cross_entropy.op`, forward and backward, beside torch's `cross_entropy(label_smoothing=…)`."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.kernels.case import Case
-from kernels.label_smoothing_cross_entropy import label_smoothing_cross_entropy
+from kernels.label_smoothing_cross_entropy.op import label_smoothing_cross_entropy
 
 _SMOOTHING = 0.1
 _SETS = 4  # of inputs

@@ -1,4 +1,4 @@
-"""`kernels.stem_conv`, forward and the gradient by the weight, beside cuDNN's convolution of the same float32 weight, cast to half."""
+"""`kernels.stem_conv.op`, forward and the gradient by the weight, beside cuDNN's convolution of the same float32 weight, cast to half."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.kernels.case import Case
-from kernels.stem_conv import stem_conv
+from kernels.stem_conv.op import stem_conv
 
 _SIZE, _OUT_CHANNELS = 32, 64
 _SETS = 3  # of inputs

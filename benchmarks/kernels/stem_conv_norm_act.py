@@ -1,4 +1,4 @@
-"""`kernels.stem_conv_norm_act`, forward and backward, where two consumers use y, beside cuDNN's convolution and `batch_norm_act_twice`."""
+"""The fused stem, forward and backward, with two consumers of y, beside cuDNN's convolution and `batch_norm_act_twice`."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.kernels.case import Case
-from kernels.batch_norm_act import batch_norm_act_twice
-from kernels.stem_conv_norm_act import stem_conv_norm_act_twice
+from kernels.batch_norm_act.op import batch_norm_act_twice
+from kernels.stem_conv_norm_act.op import stem_conv_norm_act_twice
 
 _SIZE, _OUT_CHANNELS = 32, 64
 _SETS = 3  # of inputs

@@ -23,7 +23,7 @@ class NormAct(nn.BatchNorm2d):
 
     Args:
         channels: C.
-        fused: in training on a GPU, do all three in our Triton kernels (`kernels/batch_norm_act.py`), which move fewer bytes than the
+        fused: in training on a GPU, do all three in our Triton kernels (`kernels/batch_norm_act/op.py`), which move fewer bytes than the
             compiler's; the count of batches, which nothing reads, then stays 0. On the CPU torch's own batch norm is the faster one.
         relu: end with a ReLU.
         branches: the output feeds two consumers; fused, it is handed out twice.
@@ -42,7 +42,7 @@ class NormAct(nn.BatchNorm2d):
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> Activation:  # type: ignore[override]
         if self._uses_kernels(input):
-            from kernels.batch_norm_act import batch_norm_act, batch_norm_act_twice
+            from kernels.batch_norm_act.op import batch_norm_act, batch_norm_act_twice
 
             assert self.momentum is not None
             op = batch_norm_act_twice if self.branches else batch_norm_act
@@ -59,7 +59,7 @@ class NormAct(nn.BatchNorm2d):
         assert isinstance(other, NormAct) and self.relu and not other.relu
         if not self._uses_kernels(input):
             return self(input, residual=projection(past))
-        from kernels.dual_batch_norm_act import dual_batch_norm_act, dual_batch_norm_act_twice
+        from kernels.dual_batch_norm_act.op import dual_batch_norm_act, dual_batch_norm_act_twice
 
         op = dual_batch_norm_act_twice if self.branches else dual_batch_norm_act
         assert self.momentum is not None
@@ -98,7 +98,7 @@ class StemConv(nn.Conv2d):
 
     Args:
         in_channels, out_channels: of the images and of the output.
-        fused: in training on a GPU, by our Triton kernels (`kernels/stem_conv.py`), which are made for three input channels.
+        fused: in training on a GPU, by our Triton kernels (`kernels/stem_conv/op.py`), which are made for three input channels.
 
     Shape: (B, in_channels, H, W) → (B, out_channels, H, W).
     """
@@ -109,7 +109,7 @@ class StemConv(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self._uses_kernels(input):
-            from kernels.stem_conv import stem_conv
+            from kernels.stem_conv.op import stem_conv
 
             return stem_conv(input, self.weight)
         return super().forward(input)
@@ -124,7 +124,7 @@ class Stem(nn.Sequential):
     Args:
         in_channels, channels: of the images and of the output.
         fused_stem, fused_norm: as for the two layers; both, and the stem is one op, which never writes what the convolution returns
-            (`kernels/stem_conv_norm_act.py`).
+            (`kernels/stem_conv_norm_act/op.py`).
         branches: the output feeds two consumers.
 
     Shape: (B, in_channels, H, W) → (B, channels, H, W).
@@ -144,7 +144,7 @@ class Stem(nn.Sequential):
         assert isinstance(convolution, StemConv) and isinstance(norm, NormAct) and norm.momentum is not None
         if not (convolution._uses_kernels(input) and norm._uses_kernels(input)):
             return norm(convolution(input))
-        from kernels.stem_conv_norm_act import stem_conv_norm_act, stem_conv_norm_act_twice
+        from kernels.stem_conv_norm_act.op import stem_conv_norm_act, stem_conv_norm_act_twice
 
         op = stem_conv_norm_act_twice if norm.branches else stem_conv_norm_act
         return op(input, convolution.weight, *norm._vectors(), norm.momentum, norm.eps)

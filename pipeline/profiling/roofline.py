@@ -49,7 +49,7 @@ def step_work(
         optimizer: as `optimizer.name`.
         scaled: whether a loss scaler reads the gradients before.
 
-    The passes over an activation are those of the kernels (`kernels/batch_norm_act.py`, `dual_batch_norm_act.py`,
+    The passes over an activation are those of the kernels (`kernels/batch_norm_act/op.py`, `dual_batch_norm_act.py`,
     `stem_conv_norm_act.py`): 3 forward and 5 backward, one more each with a residual, and with a projection shortcut 5 and 9 for the two
     norms together; the fused stem 1 and 2.
     """

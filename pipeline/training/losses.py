@@ -19,7 +19,7 @@ def classification_loss(
     """
     if shares is not None:
         return F.cross_entropy(logits.float(), soft_targets(labels, shares, logits.shape[1]), label_smoothing=label_smoothing)
-    from kernels.label_smoothing_cross_entropy import label_smoothing_cross_entropy  # importing Triton takes a second
+    from kernels.label_smoothing_cross_entropy.op import label_smoothing_cross_entropy  # importing Triton takes a second
 
     return label_smoothing_cross_entropy(logits, labels, label_smoothing)
 

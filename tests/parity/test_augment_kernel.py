@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels.augment import augment
-from kernels.augment_reference import augment_reference
+from kernels.augment.op import augment
+from kernels.augment.reference import augment_reference
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()

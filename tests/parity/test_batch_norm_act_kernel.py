@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels.batch_norm_act import batch_norm_act, batch_norm_act_twice
-from kernels.batch_norm_act_backward import launch_backward
-from kernels.batch_norm_act_forward import launch_forward
-from kernels.batch_norm_act_reference import backward_reference, batch_norm_act_reference, forward_reference
-from kernels.batch_norm_act_tiles import TILINGS, Tiling, plan
+from kernels.batch_norm_act.backward import launch_backward
+from kernels.batch_norm_act.forward import launch_forward
+from kernels.batch_norm_act.op import batch_norm_act, batch_norm_act_twice
+from kernels.batch_norm_act.reference import backward_reference, batch_norm_act_reference, forward_reference
+from kernels.batch_norm_act.tiles import TILINGS, Tiling, plan
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels.batch_norm_act_backward import launch_dual_backward
-from kernels.batch_norm_act_forward import launch_forward
-from kernels.dual_batch_norm_act import dual_batch_norm_act, dual_batch_norm_act_twice
-from kernels.dual_batch_norm_act_reference import dual_backward_reference, dual_batch_norm_act_reference, dual_forward_reference
+from kernels.batch_norm_act.backward import launch_dual_backward
+from kernels.batch_norm_act.forward import launch_forward
+from kernels.dual_batch_norm_act.op import dual_batch_norm_act, dual_batch_norm_act_twice
+from kernels.dual_batch_norm_act.reference import dual_backward_reference, dual_batch_norm_act_reference, dual_forward_reference
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.epoch_draws import epoch_draws
-from kernels.epoch_draws_reference import epoch_draws_reference
+from kernels.epoch_draws.op import epoch_draws
+from kernels.epoch_draws.reference import epoch_draws_reference
 from pipeline.config import AugmentConfig
 from pipeline.data.sampling.draws import draw_epoch
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels import label_smoothing_cross_entropy as module
-from kernels.label_smoothing_cross_entropy import label_smoothing_cross_entropy, launch_gradient, launch_loss
-from kernels.label_smoothing_cross_entropy_reference import (
+from kernels.label_smoothing_cross_entropy import op as module
+from kernels.label_smoothing_cross_entropy.op import label_smoothing_cross_entropy, launch_gradient, launch_loss
+from kernels.label_smoothing_cross_entropy.reference import (
     label_smoothing_cross_entropy_gradient_reference,
     label_smoothing_cross_entropy_reference,
 )

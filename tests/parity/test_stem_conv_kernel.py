@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels.stem_conv import stem_conv
-from kernels.stem_conv_kernels import launch_forward, launch_weight_gradient
-from kernels.stem_conv_reference import stem_conv_reference, stem_conv_weight_gradient_reference
-from kernels.stem_tiles import TILINGS, Tiling
+from kernels.stem_conv.forward import launch_forward, launch_weight_gradient
+from kernels.stem_conv.op import stem_conv
+from kernels.stem_conv.reference import stem_conv_reference, stem_conv_weight_gradient_reference
+from kernels.stem_conv.tiles import TILINGS, Tiling
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels.stem_conv_norm_act import stem_conv_norm_act, stem_conv_norm_act_twice
-from kernels.stem_conv_norm_act_backward import launch_backward
-from kernels.stem_conv_norm_act_forward import launch_forward
-from kernels.stem_conv_norm_act_reference import backward_reference, forward_reference, stem_conv_norm_act_reference
-from kernels.stem_tiles import TILINGS, Tiling
+from kernels.stem_conv.tiles import TILINGS, Tiling
+from kernels.stem_conv_norm_act.backward import launch_backward
+from kernels.stem_conv_norm_act.forward import launch_forward
+from kernels.stem_conv_norm_act.op import stem_conv_norm_act, stem_conv_norm_act_twice
+from kernels.stem_conv_norm_act.reference import backward_reference, forward_reference, stem_conv_norm_act_reference
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()

@@ -79,7 +79,7 @@ class FusedLoader(PositionedLoader):
 
     def _draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's sample ids of an epoch, batch after batch, and the draws of all samples."""
-        from kernels.epoch_draws import epoch_draws
+        from kernels.epoch_draws.op import epoch_draws
 
         augment = self._augment
         assert augment is not None
@@ -100,7 +100,7 @@ class FusedLoader(PositionedLoader):
         return order[self._shard.rank].contiguous(), draws
 
     def _make_batches(self, order: torch.Tensor, draws: torch.Tensor, step: int, count: int) -> list[Batch]:
-        from kernels.augment import augment
+        from kernels.augment.op import augment
 
         transform, batch = self._transform, self._batch_size
         images = augment(

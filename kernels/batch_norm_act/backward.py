@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.batch_norm_act_tiles import add_partials, fold, load, locate, locate_mask, plan, store
+from kernels.batch_norm_act.tiles import add_partials, fold, load, locate, locate_mask, plan, store
 
 # by x, weight and bias, and dz
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

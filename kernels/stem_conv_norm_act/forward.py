@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.stem_tiles import BLOCK_PARTIALS, add_partials, block_taps, gather_taps, load_weight, plan, tap_options
+from kernels.stem_conv.tiles import BLOCK_PARTIALS, add_partials, block_taps, gather_taps, load_weight, plan, tap_options
 
 
 @triton.jit

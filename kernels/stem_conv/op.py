@@ -9,8 +9,8 @@ float32. There is no gradient by the images.
 
 import torch
 
-from kernels.stem_conv_kernels import forward_output, launch_forward, launch_weight_gradient
-from kernels.stem_conv_reference import stem_conv_reference, stem_conv_weight_gradient_reference
+from kernels.stem_conv.forward import forward_output, launch_forward, launch_weight_gradient
+from kernels.stem_conv.reference import stem_conv_reference, stem_conv_weight_gradient_reference
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MAX_IN_CHANNELS = 3  # 9 taps of each, and one more, fit in the 32 bits of a word

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.label_smoothing_cross_entropy_reference import (
+from kernels.label_smoothing_cross_entropy.reference import (
     label_smoothing_cross_entropy_gradient_reference,
     label_smoothing_cross_entropy_reference,
 )

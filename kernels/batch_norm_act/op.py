@@ -15,9 +15,9 @@ The operators are opaque to `torch.compile`, which neither fuses into them nor c
 
 import torch
 
-from kernels.batch_norm_act_backward import backward_outputs, launch_backward
-from kernels.batch_norm_act_forward import forward_outputs, launch_forward
-from kernels.batch_norm_act_reference import backward_reference, forward_reference
+from kernels.batch_norm_act.backward import backward_outputs, launch_backward
+from kernels.batch_norm_act.forward import forward_outputs, launch_forward
+from kernels.batch_norm_act.reference import backward_reference, forward_reference
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

@@ -5,7 +5,7 @@ Shapes: (N, C, H, W) activations, (C,) parameters. Arithmetic is in float32, or 
 
 import torch
 
-from kernels.batch_norm_act_reference import backward_reference, batch_norm_act_reference, forward_reference
+from kernels.batch_norm_act.reference import backward_reference, batch_norm_act_reference, forward_reference
 
 
 def dual_batch_norm_act_reference(
@@ -16,7 +16,7 @@ def dual_batch_norm_act_reference(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(x) + batch_norm(residual)), rounded once; for the arguments see `kernels.dual_batch_norm_act`."""
+    """Return relu(batch_norm(x) + batch_norm(residual)), rounded once; for the arguments see `kernels.dual_batch_norm_act.op`."""
     wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
     normalised = batch_norm_act_reference(wide, *residual_norm, relu=False, momentum=momentum, eps=eps)
     return batch_norm_act_reference(x, *norm, residual=normalised, momentum=momentum, eps=eps)

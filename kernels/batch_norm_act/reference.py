@@ -19,7 +19,7 @@ def batch_norm_act_reference(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(x) + residual), rounded once, to the dtype of x; for the arguments see `kernels.batch_norm_act`."""
+    """Return relu(batch_norm(x) + residual), rounded once, to the dtype of x; for the arguments see `kernels.batch_norm_act.op`."""
     z = functional.batch_norm(_wide(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
     if residual is not None:
         z = z + _wide(residual)

@@ -19,7 +19,7 @@ def augment_reference(
     cutout: int,
     dtype: torch.dtype = torch.float16,
 ) -> torch.Tensor:
-    """Return the augmented images (count, C, H, W) of `dtype`, channels_last; for the arguments see `kernels.augment.augment`.
+    """Return the augmented images (count, C, H, W) of `dtype`, channels_last; for the arguments see `kernels.augment.op.augment`.
 
     The crop is a gather from padded images rather than index arithmetic with bounds, so that it can check the kernel.
     """

@@ -21,8 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.stem_conv_norm_act_forward import covariances, load_norm
-from kernels.stem_tiles import BLOCK_PARTIALS, add_partials, gather_taps, load_weight, plan, tap_options
+from kernels.stem_conv.tiles import BLOCK_PARTIALS, add_partials, gather_taps, load_weight, plan, tap_options
+from kernels.stem_conv_norm_act.forward import covariances, load_norm
 
 
 @triton.jit

@@ -6,8 +6,8 @@ Shapes: B images, C channels, H rows, W columns, O output channels, K taps (see 
 import torch
 from torch.nn import functional
 
-from kernels import batch_norm_act_reference
-from kernels.stem_conv_reference import stem_conv_weight_gradient_reference
+from kernels.batch_norm_act import reference as batch_norm_act_reference
+from kernels.stem_conv.reference import stem_conv_weight_gradient_reference
 
 
 def stem_conv_norm_act_reference(
@@ -20,7 +20,7 @@ def stem_conv_norm_act_reference(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(conv2d(images, weight))), rounded once; for the arguments see `kernels.stem_conv_norm_act`."""
+    """Return relu(batch_norm(conv2d(images, weight))), rounded once; for the arguments see `kernels.stem_conv_norm_act.op`."""
     x = _convolution(images, weight, images.dtype)
     norm = (running_mean, running_var, norm_weight, norm_bias)
     z = functional.batch_norm(x, *norm, training=True, momentum=momentum, eps=eps)

@@ -8,10 +8,10 @@ passes over an activation forward, writing and reading the normalised shortcut, 
 
 import torch
 
-from kernels.batch_norm_act import checked
-from kernels.batch_norm_act_backward import dual_backward_outputs, launch_dual_backward
-from kernels.batch_norm_act_forward import forward_outputs, launch_forward
-from kernels.dual_batch_norm_act_reference import dual_backward_reference, dual_forward_reference
+from kernels.batch_norm_act.backward import dual_backward_outputs, launch_dual_backward
+from kernels.batch_norm_act.forward import forward_outputs, launch_forward
+from kernels.batch_norm_act.op import checked
+from kernels.dual_batch_norm_act.reference import dual_backward_reference, dual_forward_reference
 
 Norm = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # weight, bias, running mean, running variance
 _RUNNING = ("running_mean", "running_var", "residual_running_mean", "residual_running_var")

@@ -12,10 +12,10 @@ The convolution's weight stays in float32 until the kernels read it. There is no
 
 import torch
 
-from kernels.stem_conv import checked
-from kernels.stem_conv_norm_act_backward import launch_backward
-from kernels.stem_conv_norm_act_forward import forward_outputs, launch_forward
-from kernels.stem_conv_norm_act_reference import backward_reference, forward_reference
+from kernels.stem_conv.op import checked
+from kernels.stem_conv_norm_act.backward import launch_backward
+from kernels.stem_conv_norm_act.forward import forward_outputs, launch_forward
+from kernels.stem_conv_norm_act.reference import backward_reference, forward_reference
 
 
 @torch.library.custom_op("quickres::stem_conv_norm_act", mutates_args=("running_mean", "running_var"), device_types="cuda")

@@ -1,0 +1,1 @@
+"""Crops, flips, cuts out and normalises a gathered batch in one kernel."""

@@ -1,0 +1,1 @@
+"""Computes batch norm, residual and ReLU in training."""

@@ -1,0 +1,1 @@
+"""Draws an epoch's order and augmentation on the GPU."""

@@ -1,0 +1,1 @@
+"""Computes cross-entropy with smoothed labels."""

@@ -1,0 +1,1 @@
+"""Computes the first convolution, 3x3 on three channels."""

@@ -1,0 +1,1 @@
+"""Computes the first convolution, its batch norm and ReLU."""
