@@ -1,1 +1,1 @@
-"""Benchmarks: they drive the builders and the step of `pipeline`, and keep records from which every published table is made."""
+"""Measures: drives the builders and the step of `pipeline`, and keeps records from which every published table is made."""

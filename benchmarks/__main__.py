@@ -26,9 +26,19 @@ BENCHMARKS = {
 OTHERS = {
     "make-folder": "make a folder of large JPEGs, mosaics of small images, for the loaders of streamed folders",
     "sweep": "train a recipe with lists of overrides, as a file in configs/sweeps says",
-    "soak": "a thousand short epochs, or some minutes: memory, open files and threads must not grow",
     "recipes": "make records of the shipped recipes out of finished runs of them",
     "readme": "bring tables, figures and the prices in the recipes up to date with the records",
+}
+
+
+MODULES = {
+    **{name: f"suites.{name}" for name in ("bench", "loaders", "step", "end_to_end", "ablation", "startup", "saving")},
+    "kernels": "kernels.suite",
+    "scaling": "scaling.scaling",
+    "make-folder": "suites.make_folder",
+    "sweep": "sweep.run",
+    "recipes": "publish.recipes",
+    "readme": "publish.readme",
 }
 
 
@@ -54,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     name = _take_name(arguments)
-    module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
+    module = importlib.import_module(f"benchmarks.{MODULES[name]}")
     if name in OTHERS:
         return module.main(arguments)
     return _measure(name, module, arguments)
@@ -74,7 +84,7 @@ def _take_name(arguments: list[str]) -> str:
 
 
 def _measure(name: str, module: object, arguments: list[str]) -> int:
-    from benchmarks import options, session
+    from benchmarks.measure import options, session
 
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=module.__doc__)
     options.add_arguments(parser)

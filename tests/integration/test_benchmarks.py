@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import session, startup
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.bottleneck import Measured, name_bottleneck
-from benchmarks.image_folder import ImageFolderLoader
-from benchmarks.loaders import build_naive
-from benchmarks.options import QUICK, merge
-from benchmarks.records import Spread, append, read
-from benchmarks.timing import Workload, time_interleaved
-from benchmarks.workloads import build_train_loader
+from benchmarks.measure import session
+from benchmarks.measure.bottleneck import Measured, name_bottleneck
+from benchmarks.measure.options import QUICK, merge
+from benchmarks.measure.timing import Workload, time_interleaved
+from benchmarks.measure.workloads import build_train_loader
+from benchmarks.peers.image_folder import ImageFolderLoader
+from benchmarks.publish.records import Spread, append, read
+from benchmarks.suites import startup
+from benchmarks.suites.loaders import build_naive
 from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
 from pipeline.distributed.processes import connect
@@ -108,7 +109,7 @@ def test_memory_that_is_used_up_is_one_message(monkeypatch: pytest.MonkeyPatch, 
     def rig(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("benchmarks.step.Rig", rig)
+    monkeypatch.setattr("benchmarks.suites.step.Rig", rig)
     assert main(["step", "--quick", "runtime.device=cpu"]) == 1
     assert "data.batch_size" in capsys.readouterr().err
 

@@ -1,9 +1,9 @@
-"""Long runs: nothing grows. `python -m benchmarks soak` is the long version of this."""
+"""Long runs: nothing grows. `python -m tests.soak` is the long version of this."""
 
 import pytest
 
-from benchmarks import soak
 from pipeline.errors import TrainingError
+from tests import soak
 from tests.tiny import RECIPE
 
 

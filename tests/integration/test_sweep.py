@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import main
-from benchmarks.sweep import Sweep, run_sweep
-from benchmarks.sweep_plan import Plan, Run, make_plan, read_plan
+from benchmarks.sweep.plan import Plan, Run, make_plan, read_plan
+from benchmarks.sweep.run import Sweep, run_sweep
 from pipeline.errors import EXIT_PREEMPTED, UserError
 
 QUICKSTART = "configs/quickstart.yaml"

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks import prices
-from benchmarks.finished import check_together, read_finished
-from benchmarks.recipes import make_record
+from benchmarks.publish import prices
+from benchmarks.publish.finished import check_together, read_finished
+from benchmarks.publish.recipes import make_record
 from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.config import load_config

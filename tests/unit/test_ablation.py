@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ablation
-from benchmarks.ablation import epochs_until_paid, variants
-from benchmarks.sweep import Sweep
-from benchmarks.sweep_table import Outcome
-from benchmarks.timing import Timing
+from benchmarks.measure.timing import Timing
+from benchmarks.suites import ablation
+from benchmarks.suites.ablation import epochs_until_paid, variants
+from benchmarks.sweep.run import Sweep
+from benchmarks.sweep.table import Outcome
 from pipeline.config import load_config
 from tests.tiny import ROOT
 

@@ -96,7 +96,7 @@ def test_every_room_of_the_plan_is_there(folder: str, floors: tuple[tuple[str, .
 
 
 def test_a_folder_s_init_holds_no_logic():
-    for path in files("pipeline"):
+    for path in [*files("pipeline"), *files("kernels"), *files("benchmarks")]:
         if path.name == "__init__.py":
             body = ast.parse(path.read_text()).body
             assert isinstance(body[0], ast.Expr), f"{path}: no docstring"

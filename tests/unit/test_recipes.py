@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import depth, figures, prices, published, readme, recipes
 from benchmarks.__main__ import main
-from benchmarks.options import merge
-from benchmarks.records import RESULTS, Record, append, read
-from benchmarks.tables import MAKERS, to_markdown
+from benchmarks.measure.options import merge
+from benchmarks.publish import depth, figures, prices, published, readme, recipes
+from benchmarks.publish.records import RESULTS, Record, append, read
+from benchmarks.publish.tables import MAKERS, to_markdown
 from pipeline.config import dump_config, load_config
 from pipeline.errors import UserError
 from tests.tiny import ROOT

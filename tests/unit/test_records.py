@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import figures, readme
-from benchmarks.records import RESULTS, Baseline, Record, Spread, append, newest, read
-from benchmarks.tables import MAKERS, to_markdown
+from benchmarks.publish import figures, readme
+from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
+from benchmarks.publish.tables import MAKERS, to_markdown
 from pipeline.errors import UserError
 
 

@@ -2,12 +2,13 @@
 
 import pytest
 
-from benchmarks import readme, scaling_model
-from benchmarks.records import Record, Spread
-from benchmarks.scaling import last_words, merged, speed_up, world_sizes
-from benchmarks.scaling_model import Fit
-from benchmarks.scaling_worker import WEAK, Figures
-from benchmarks.tables import MAKERS, to_markdown
+from benchmarks.publish import readme
+from benchmarks.publish.records import Record, Spread
+from benchmarks.publish.tables import MAKERS, to_markdown
+from benchmarks.scaling import scaling_model
+from benchmarks.scaling.scaling import last_words, merged, speed_up, world_sizes
+from benchmarks.scaling.scaling_model import Fit
+from benchmarks.scaling.scaling_worker import WEAK, Figures
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model

@@ -1,0 +1,108 @@
+"""Triton kernels beside torch.compile of their references, in turn, each replayed from a CUDA graph: device time without the host's."""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.kernels import (
+    augment,
+    batch_norm_act,
+    dual_batch_norm_act,
+    epoch_draws,
+    label_smoothing_cross_entropy,
+    stem_conv,
+    stem_conv_norm_act,
+)
+from benchmarks.kernels.case import Case
+from benchmarks.measure.options import listed
+from benchmarks.measure.session import Session
+from benchmarks.measure.timing import Timing, Workload
+
+_OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
+    "augment": augment.cases,
+    "epoch_draws": epoch_draws.cases,
+    "batch_norm_act": batch_norm_act.cases,
+    "dual_batch_norm_act": dual_batch_norm_act.cases,
+    "label_smoothing_cross_entropy": label_smoothing_cross_entropy.cases,
+    "stem_conv": stem_conv.cases,
+    "stem_conv_norm_act": stem_conv_norm_act.cases,
+}
+_CALLS = 20  # in one graph, over inputs that differ: the caches hold no more than they would in training
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ops", type=listed(str, _OPS), metavar="NAME,…", help=f"of {','.join(_OPS)} (default: all)")
+
+
+class CallWorkload(Workload):
+    """A function, called over and over: on a GPU captured once, `_CALLS` calls in a graph, and replayed."""
+
+    def __init__(self, name: str, call: Callable[[int], object], images: int, captured: bool):
+        super().__init__(name, images, lead_in=1)
+        self._call = call
+        self._graph: torch.cuda.CUDAGraph | None = None
+        for turn in range(3):  # compile, choose algorithms
+            call(turn)
+        if captured:
+            torch.cuda.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                for turn in range(_CALLS):
+                    call(turn)
+
+    @property
+    def calls_per_step(self) -> int:
+        return _CALLS if self._graph is not None else 1
+
+    def run(self, steps: int) -> None:
+        for turn in range(steps):
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._call(turn)
+
+
+def run(session: Session) -> None:
+    if not session.on_gpu:
+        session.say("no GPU: Triton kernels are left out, their references run")
+    for name in session.options.ops or _OPS:
+        for case in _OPS[name](session.device, session.quick):
+            session.show(f"{name}: {case.label}")
+            _time(session, name, case)
+    session.print_tables()
+
+
+def _time(session: Session, name: str, case: Case) -> None:
+    captured = session.on_gpu and not case.on_host
+    reference, title = case.reference, case.reference_name
+    if not case.on_host:
+        torch._dynamo.reset()  # of one function at many sizes only the one at hand
+        backend = "inductor" if session.on_gpu else "aot_eager"
+        reference, title = torch.compile(reference, backend=backend, dynamic=False, fullgraph=True), f"compiled {title}"
+    workloads = [CallWorkload(f"{title} {case.variant}".strip(), case.caller(reference), case.batch_size, captured)]
+    if session.on_gpu:
+        workloads.append(CallWorkload(f"{name} {case.variant}".strip(), case.caller(case.kernel), case.batch_size, captured))
+    timings = [_per_call(timing, workload) for timing, workload in zip(session.time(workloads), workloads, strict=True)]
+    # of the recipe a kernel knows nothing: the record says what it was called with
+    config = session.config("data.loader=synthetic", f"data.batch_size={case.batch_size}")
+    for timing in timings:
+        session.record(
+            "kernel",
+            timing.name,
+            config,
+            timing,
+            timing.against(timings[0]) if timing is not timings[0] else None,
+            model=None,
+            loader=None,
+            dataset="synthetic",
+            image_size=case.image_size,
+            precision=case.precision,
+            num_classes=case.num_classes,
+            channels_last=True,
+            compile_mode="default" if timing.name.startswith("compiled") else "none",
+        )
+
+
+def _per_call(timing: Timing, workload: CallWorkload) -> Timing:
+    return Timing(timing.name, timing.images_per_step, tuple(seconds / workload.calls_per_step for seconds in timing.step_s))

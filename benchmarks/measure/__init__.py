@@ -1,0 +1,1 @@
+"""Times workloads fairly, and describes the machine that they ran on."""

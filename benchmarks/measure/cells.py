@@ -1,0 +1,66 @@
+"""Figures as the text of a table's cell. What is missing is an empty cell."""
+
+from benchmarks.publish.records import Baseline, Spread
+
+
+def count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def thousands(value: float) -> str:
+    """
+    >>> thousands(348_211), thousands(23_310_000), thousands(930)
+    ('348 k', '23.3 M', '930')
+    """
+    if value >= 1e6:
+        return f"{value / 1e6:.{1 if value >= 1e7 else 2}f} M"
+    return f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:,.0f}"
+
+
+def spread(value: Spread | None) -> str:
+    return f"{value.p10:,.0f}–{value.p90:,.0f} ({value.n})" if value else ""
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def memory(num_bytes: int | None) -> str:
+    return "" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def significant(value: float | None) -> str:
+    """Three digits."""
+    return "" if value is None else f"{value:.3g}"
+
+
+def against(baseline: Baseline | None) -> str:
+    """`1.004 × NAME (0.998–1.007)`."""
+    if baseline is None:
+        return ""
+    ratio, digits = baseline.ratio, 3 if baseline.ratio.median < 2 else 2
+    return f"{ratio.median:.{digits}f} × {baseline.variant} ({ratio.p10:.{digits}f}–{ratio.p90:.{digits}f})"
+
+
+def times(baseline: Baseline | None) -> str:
+    """`1.93 (1.92–1.95)`: the speed-up over a baseline that need not be named."""
+    if baseline is None:
+        return ""
+    ratio = baseline.ratio
+    return f"{ratio.median:.2f} ({ratio.p10:.2f}–{ratio.p90:.2f})"
+
+
+def accuracy(mean: float | None, std: float | None, n: int | None) -> str:
+    """`94.01 ± 0.12 % (5)`, the deviation only where there are several.
+
+    >>> accuracy(0.9401, 0.0012, 5), accuracy(0.9401, None, 1)
+    ('94.01 ± 0.12 % (5)', '94.01 % (1)')
+    """
+    if mean is None:
+        return ""
+    deviation = f" ± {100 * std:.2f}" if std is not None else ""
+    return f"{100 * mean:.2f}{deviation} % ({n})"

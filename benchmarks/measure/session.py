@@ -1,0 +1,221 @@
+"""What every benchmark works with: options, device, data, progress, and the records that it leaves."""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from benchmarks.measure.describe import describe_run
+from benchmarks.measure.options import merge, num_steps, num_windows, read_arguments
+from benchmarks.measure.timing import Timing, Workload, time_interleaved
+from benchmarks.measure.workloads import batches_ahead
+from benchmarks.publish import tables
+from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, append
+from pipeline.config import Config, load_config
+from pipeline.data import FileSet, Splits, load_splits
+from pipeline.distributed.processes import Processes, connect
+from pipeline.errors import UserError
+from pipeline.run.environment import describe_environment
+from pipeline.training.build import set_backends
+
+_PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
+_FOLDER_KEYS = ("train_list", "test_list", "class_names", "on_bad_image", "cache_below", "eval_image_size", "eval_crop")
+_DATA_KEYS = ("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples", *_FOLDER_KEYS)
+
+
+@dataclass
+class Session:
+    """One benchmark run.
+
+    Attributes:
+        recipe, overrides: the config that everything starts from.
+        processes: this process among the others.
+        options: parsed command line.
+        command: the command line, for the records.
+    """
+
+    recipe: str
+    overrides: list[str]
+    processes: Processes
+    options: argparse.Namespace
+    command: str
+    console: Console
+    records: list[Record] = field(default_factory=list)
+    _splits: dict[str, Splits] = field(default_factory=dict)
+    _environment: dict[str, Any] = field(default_factory=dict)
+    _written: set[Path] = field(default_factory=set)
+    _progress: Progress | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def quick(self) -> bool:
+        return self.options.quick
+
+    @property
+    def windows(self) -> int:
+        return num_windows(self.options)
+
+    @property
+    def steps(self) -> int:
+        return num_steps(self.options, self.on_gpu)
+
+    def lead_in(self, config: Config) -> int:
+        """Untimed steps before a window of loader and step together; at most as many as a window has."""
+        return 1 if self.quick else min(batches_ahead(config), self.steps)
+
+    def config(self, *overrides: str) -> Config:
+        """The recipe with the user's keys and, over them, these."""
+        return load_config(self.recipe, merge(self.overrides, overrides))
+
+    def splits(self, config: Config) -> Splits:
+        """The data set of a config, read once."""
+        data = config.data.model_dump(include=set(_DATA_KEYS))
+        key = json.dumps([data, config.seed])
+        if key not in self._splits:
+            main = self.processes.is_main
+            self._splits[key] = self.processes.main_first(lambda: load_splits(config.data, config.seed, is_main=main))
+        return self._splits[key]
+
+    def streams(self, config: Config) -> bool:
+        """Whether the images of a config stay in their files."""
+        return isinstance(self.splits(config).train, FileSet)
+
+    def use_synthetic_images_if_missing(self) -> None:
+        """Where the recipe's data set is not on this machine, go on with random images of the same size, and say so."""
+        config = self.config()
+        try:
+            self.splits(config)
+        except UserError as error:
+            size = config.image_size
+            decoded = ", but from memory: decoding files is not timed" if config.data.dataset == "folder" else ""
+            self.say(f"warning: {error}\nwarning: timing random images of {size}x{size} pixels instead, through the same loader{decoded}")
+            self.overrides = merge(self.overrides, ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"])
+
+    def keep_one_image_size(self) -> None:
+        """Where the recipe's images grow during training, time those of its last size alone, and say so."""
+        config = self.config()
+        if config.augment.progressive:
+            sizes = [size for _, size in config.augment.progressive]
+            other = f"for others: augment.progressive=[] data.image_size={sizes[0]}"
+            self.say(f"timing images of {config.image_size} pixels, not of {', '.join(map(str, sizes))} in turn; {other}")
+            self.overrides = merge(self.overrides, ["augment.progressive=[]"])
+
+    def say(self, text: str) -> None:
+        if self.processes.is_main:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, text: str) -> None:
+        """What is being done: in the progress line, or as a line of its own where there is no terminal."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], description=text)
+        elif not text.startswith("round") and not text.endswith("warming up"):
+            self.say(text)
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """A line with a clock while something runs."""
+        if not (self.processes.is_main and self.console.is_terminal):
+            yield
+            return
+        with Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self.console, transient=True
+        ) as progress:
+            progress.add_task("", total=None)
+            self._progress = progress
+            try:
+                yield
+            finally:
+                self._progress = None
+
+    def time(self, workloads: Sequence[Workload], steps: int | Sequence[int] | None = None) -> list[Timing]:
+        """Time workloads in turn, as many windows and steps as the options say."""
+        return time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
+
+    def record(
+        self,
+        benchmark: Benchmark,
+        variant: str,
+        config: Config,
+        timing: Timing | None,
+        baseline: Baseline | None = None,
+        **more: Any,
+    ) -> None:
+        """Make a record, and with `--record` write it. Fields of `Record` that the config does not tell are given as keywords."""
+        if not self._environment:
+            self._environment = describe_environment(config, self.device, self.processes.shard.world_size)
+        environment = self._environment
+        values: dict[str, Any] = {
+            "benchmark": benchmark,
+            "variant": variant,
+            **describe_run(config, environment, config.data.loader != "synthetic" and self.streams(config)),
+            "images_per_sec": timing.images_per_sec if timing else None,
+            "step_ms": timing.step_ms if timing else None,
+            "peak_memory_bytes": None,
+            "baseline": baseline,
+            "command": self.command,
+        }
+        record = Record(**(values | more))
+        self.records.append(record)
+        if self.options.record and self.processes.is_main:  # at once: what was measured is kept if a later variant fails
+            self._written.update(append([record]))
+
+    def print_tables(self) -> None:
+        """The tables of all that was measured."""
+        for table in tables.tables_of(self.records):
+            self.print(table)
+
+    def close(self) -> None:
+        """Say where the records are."""
+        for path in sorted(self._written):
+            self.say(f"recorded in {path}")
+
+    def print(self, table: tables.Table) -> None:
+        if self.processes.is_main:
+            self.console.print(tables.to_rich(table))
+
+
+def run(work: Callable[[Session], None], name: str, options: argparse.Namespace) -> None:
+    """Run a benchmark in a session of its own, on a stream of its own: what is captured must not run on the default one.
+
+    Raises:
+        UserError: the config, or a combination of options, is bad.
+        TrainingError: what was measured cannot be trusted.
+    """
+    recipe, overrides = read_arguments(options)
+    if options.record:
+        with tempfile.TemporaryFile(dir=RESULTS):  # a folder that cannot be written is known before anything is measured
+            pass
+    config = load_config(recipe, overrides)
+    set_backends(config)
+    processes = connect(config)
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    session = Session(recipe, overrides, processes, options, command, console)
+    with torch.cuda.stream(torch.cuda.Stream(processes.device) if session.on_gpu else None):
+        if name != "startup":
+            session.keep_one_image_size()
+        session.use_synthetic_images_if_missing()
+        where = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
+        session.say(f"{name}: {recipe}, {processes.shard.world_size} x {where}, {session.windows} windows")
+        with session.progress():
+            work(session)
+        session.close()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

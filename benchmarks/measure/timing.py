@@ -1,0 +1,170 @@
+"""Timed windows, interleaved: every workload gets a window in each round, so that a drift of the machine meets all of them alike."""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.publish.records import Baseline, Spread
+
+
+class Workload(ABC):
+    """Something that can be run for a number of steps.
+
+    Attributes:
+        name: of the variant.
+        images_per_step: over all processes.
+        lead_in: untimed steps at the start of a window, which use up what was prepared ahead while others were timed.
+    """
+
+    def __init__(self, name: str, images_per_step: int, lead_in: int = 3):
+        self.name = name
+        self.images_per_step = images_per_step
+        self.lead_in = lead_in
+
+    def prepare(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Before the lead-in of a window."""
+
+    @abstractmethod
+    def run(self, steps: int) -> None:
+        """Run, on a GPU: enqueue on the current stream, this many steps."""
+
+    def finish(self, step_s: float) -> None:  # noqa: B027
+        """After a window whose steps took this many seconds each; the device is idle."""
+
+    def check(self) -> None:  # noqa: B027
+        """After all windows.
+
+        Raises:
+            TrainingError: what was timed is not what was meant to be.
+        """
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The windows of one workload.
+
+    Attributes:
+        step_s: seconds per step of each window, in the order of the rounds.
+    """
+
+    name: str
+    images_per_step: int
+    step_s: tuple[float, ...]
+
+    @property
+    def images_per_sec(self) -> Spread:
+        return Spread.of([self.images_per_step / seconds for seconds in self.step_s])
+
+    @property
+    def step_ms(self) -> float:
+        """Median."""
+        return 1e3 * Spread.of(self.step_s).median
+
+    def against(self, other: "Timing") -> Baseline:
+        """This one's throughput compared with another's, by the ratio of windows of the same round."""
+        rate = self.images_per_step / other.images_per_step
+        ratios = [rate * theirs / ours for ours, theirs in zip(self.step_s, other.step_s, strict=True)]
+        return Baseline(variant=other.name, images_per_sec=other.images_per_sec.median, ratio=Spread.of(ratios))
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times a region on one device, or on the slowest of several processes.
+
+    On a GPU by events on the current stream: the first is reached when the work enqueued before is done, so the host's part counts
+    where the host is slower. On the CPU by the host's clock.
+    """
+
+    device: torch.device
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Run the work and wait for it."""
+        if self.device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            work()
+            end.record()
+            end.synchronize()
+            elapsed = begin.elapsed_time(end) / 1e3
+        else:
+            started = time.perf_counter()
+            work()
+            elapsed = time.perf_counter() - started
+        return self._slowest(elapsed)
+
+    def barrier(self) -> None:
+        """Wait for the device, and for the other processes."""
+        self.synchronize()
+        self._slowest(0.0)
+
+    def _slowest(self, seconds: float) -> float:
+        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+            return seconds
+        value = torch.tensor(seconds, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return float(value)
+
+
+def time_window(workload: Workload, steps: int, stopwatch: Stopwatch) -> float:
+    """Seconds per step of one window.
+
+    On a GPU half as many steps come before it: what was timed before may have left the GPU cooler or warmer, and its clocks follow.
+    """
+    workload.prepare()
+    stopwatch.barrier()
+    workload.run(max(workload.lead_in, steps // 2 if stopwatch.device.type == "cuda" else 0))
+    step_s = stopwatch.seconds(lambda: workload.run(steps)) / steps
+    workload.finish(step_s)
+    return step_s
+
+
+def steps_lasting(workload: Workload, seconds: float, stopwatch: Stopwatch, whole: int = 1) -> int:
+    """How many steps of a workload last about this long, as a multiple of `whole` (the steps of an epoch, say)."""
+    time_window(workload, 1, stopwatch)
+    guess = time_window(workload, max(workload.lead_in, 8), stopwatch)  # a loader may deliver in bursts
+    return whole * max(math.ceil(seconds / guess / whole), 1)
+
+
+def time_interleaved(
+    workloads: Sequence[Workload],
+    windows: int,
+    steps: int | Sequence[int],
+    device: torch.device,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Timing]:
+    """Time workloads in turn, window after window (A B C A B C …), after a round of one-step windows that is not counted.
+
+    Args:
+        workloads: built, with compiling behind them.
+        windows: rounds.
+        steps: of each window, the same for all workloads or one number for each.
+        device: that they run on.
+        progress: called before each window with what comes.
+
+    Returns:
+        One timing for each workload, in their order.
+
+    Raises:
+        TrainingError: as `Workload.check`.
+    """
+    stopwatch = Stopwatch(device)
+    counts = [steps] * len(workloads) if isinstance(steps, int) else list(steps)
+    taken: list[list[float]] = [[] for _ in workloads]
+    for workload in workloads:
+        progress(f"{workload.name}: warming up")
+        time_window(workload, 1, stopwatch)
+    for number in range(1, windows + 1):
+        for workload, count, seconds in zip(workloads, counts, taken, strict=True):
+            progress(f"round {number}/{windows}: {workload.name}")
+            seconds.append(time_window(workload, count, stopwatch))
+    for workload in workloads:
+        workload.check()
+    return [Timing(w.name, w.images_per_step, tuple(seconds)) for w, seconds in zip(workloads, taken, strict=True)]

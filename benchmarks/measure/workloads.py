@@ -1,0 +1,187 @@
+"""Workloads that a benchmark times: the training step and the batches of a loader, from the builders that training uses."""
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+
+from benchmarks.measure.timing import Workload
+from benchmarks.peers.image_folder import ImageFolderLoader
+from benchmarks.publish.records import Spread
+from pipeline.config import Config
+from pipeline.data import Batch, FileSet, Loader, Splits, build_loaders
+from pipeline.data.loaders.reference import ReferenceLoader
+from pipeline.distributed.processes import Processes
+from pipeline.errors import TrainingError
+from pipeline.finalize import peak_memory_bytes
+from pipeline.training.build import build_state, captures, set_backends
+from pipeline.training.clock import Clock
+from pipeline.training.step import Step
+from pipeline.training.trainer import Plan
+
+_IMAGES_AHEAD = 8192  # that a loader may hold ready, beside the batches it was asked to prefetch
+_LONGEST_PAUSE_S = 3.0
+
+
+def batches_ahead(config: Config) -> int:
+    """Upper bound of the batches that a loader holds ready: what a window's lead-in must use up."""
+    data = config.data
+    if data.loader == "synthetic":
+        return 1
+    if data.loader == "reference":
+        return data.num_threads * data.prefetch + 2 if data.num_threads > 1 else 1
+    return data.prefetch + 2 + math.ceil(_IMAGES_AHEAD / data.batch_size)
+
+
+def build_train_loader(config: Config, splits: Splits, processes: Processes) -> Loader:
+    """The training loader that `data.loader` names; for `reference` on a streamed folder, torchvision's own."""
+    if config.data.loader == "reference" and isinstance(splits.train, FileSet):
+        return ImageFolderLoader(config, splits, processes.device)
+    return build_loaders(config, splits, processes.device, processes.shard).train
+
+
+def _forever(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
+
+
+class LoaderWorkload(Workload):
+    """A loader alone: every batch is taken, complete on the device, and dropped."""
+
+    def __init__(self, name: str, loader: Loader, batch_size: int, lead_in: int):
+        super().__init__(name, batch_size, lead_in)
+        self._batches = _forever(loader)
+
+    def run(self, steps: int) -> None:
+        for _ in islice(self._batches, steps):
+            pass
+
+
+class Rig:
+    """A model, its optimizer and the step, warmed up, to be fed by one loader after another.
+
+    Args:
+        config: of the step. Its loader plays no part: warming up uses synthetic images.
+        splits: the data set, for the number of classes, the size of the images and the length of an epoch.
+        processes: this process among the others.
+
+    Attributes:
+        compile_s: seconds until compiling, choosing algorithms and capturing were over.
+        peak_memory_bytes: torch's peak while building and warming up, less what it held before (on the CPU: of the process so far).
+    """
+
+    def __init__(self, config: Config, splits: Splits, processes: Processes):
+        self.config, self.splits, self.processes = config, splits, processes
+        device = processes.device
+        on_gpu = device.type == "cuda"
+        before = torch.cuda.memory_allocated(device) if on_gpu else 0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        set_backends(config)
+        self.state = build_state(config, splits, processes)
+        plan = Plan.of(config, max(len(splits.train.labels) // config.data.batch_size, 1))
+        self.step = Step(config, self.state, plan.lr_at, captures(config.compile, device))
+        self.compile_s = self._warm_up()
+        self.peak_memory_bytes = peak_memory_bytes(device) - before
+        self._recompilations = self.step.recompilations
+
+    def synthetic(self) -> Loader:
+        """One fixed batch as the loaders deliver it."""
+        data = self.config.data.model_copy(update={"loader": "synthetic"})
+        return build_train_loader(self.config.model_copy(update={"data": data}), self.splits, self.processes)
+
+    def _warm_up(self) -> float:
+        batches = _forever(self.synthetic())
+        started = time.perf_counter()
+        while True:
+            self.step(next(batches))
+            if self.step.settled:
+                break
+        self.synchronize()
+        return time.perf_counter() - started
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.processes.device.type == "cuda":
+            torch.cuda.synchronize(self.processes.device)
+
+    def mark(self) -> None:
+        """All compiling up to here was warm-up."""
+        self._recompilations = self.step.recompilations
+
+    def check(self) -> None:
+        """
+        Raises:
+            TrainingError: the step was compiled again after it had been marked, or what it computed is not finite.
+        """
+        extra = self.step.recompilations - self._recompilations
+        if extra:
+            raise TrainingError(f"the step was compiled {extra} more times after warm-up: shapes or types change between batches")
+        loss, *_, skipped_in_a_row = self.state.totals.values.tolist()
+        if not math.isfinite(loss) or skipped_in_a_row >= self.config.precision.max_consecutive_skips:
+            raise TrainingError(
+                "the timed step computes NaN or overflows at every step: its speed would not be that of training; lower optimizer.lr, or "
+                "use precision.mode=bf16"
+            )
+
+
+class StepWorkload(Workload):
+    """The step on the batches of a loader, at the pace of the training loop: the host runs at most a few steps ahead.
+
+    Attributes:
+        rig: what it runs on.
+        data_wait: of each window, the share of the time that the device waited for data.
+    """
+
+    def __init__(self, name: str, rig: Rig, loader: Loader, lead_in: int):
+        super().__init__(name, rig.config.data.batch_size, lead_in)
+        self.rig = rig
+        self.data_wait: list[float] = []
+        self._batches = _forever(loader)
+        self._clock = Clock(rig.processes.device)
+        self._refills = isinstance(loader, ReferenceLoader | ImageFolderLoader) and lead_in > 1
+
+    def prepare(self) -> None:
+        set_backends(self.rig.config)  # switches of the whole process, which others may have set otherwise
+        self._clock.start(steady=True)
+
+    def run(self, steps: int) -> None:
+        clock = self._clock
+        for _ in range(steps):
+            clock.ask()
+            batch = next(self._batches)
+            clock.arrived()
+            self.rig.step(batch)
+            clock.step(self.images_per_step)
+
+    def finish(self, step_s: float) -> None:
+        window = self._clock.close()
+        if not self.data_wait:  # the round that is not counted: from here on a recompilation is a fault
+            self.rig.mark()
+        if window is not None:
+            self.data_wait.append(window["data_wait_fraction"])
+        if self._refills:  # workers go on until they have filled their queues: not in somebody else's window
+            time.sleep(min(self.lead_in * step_s, _LONGEST_PAUSE_S))
+
+    def check(self) -> None:
+        self.rig.check()
+
+    @property
+    def data_wait_fraction(self) -> float:
+        """Median over the windows."""
+        return Spread.of(self.data_wait[1:] or self.data_wait).median
+
+    def host_ms(self, steps: int = 3) -> float:
+        """Milliseconds per step that the host takes to enqueue it, the device idle at first."""
+        device = self.rig.processes.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.rig.step(next(self._batches))
+        elapsed = time.perf_counter() - started
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1e3 * elapsed / steps

@@ -1,0 +1,1 @@
+"""Rebuilds other loaders and training loops, to be timed beside ours."""

@@ -1,0 +1,1 @@
+"""Keeps the records, and makes every published table and figure from them."""

@@ -1,0 +1,1 @@
+"""Measures how a run scales over the GPUs of a host, and predicts more."""

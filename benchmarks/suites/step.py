@@ -1,0 +1,117 @@
+"""The step alone, on one fixed batch: model, precision, layout, compile mode and batch size, one changed at a time or all at once."""
+
+import argparse
+import itertools
+
+from benchmarks.measure.ceiling import flops_per_image
+from benchmarks.measure.options import listed
+from benchmarks.measure.session import Session
+from benchmarks.measure.timing import Timing
+from benchmarks.measure.workloads import Rig, StepWorkload
+from pipeline.config import Config
+from pipeline.profiling.roofline import matmul_flops_per_s
+
+_AXES = {
+    "models": ("model.name", None, None),
+    "precisions": ("precision.mode", ("fp16", "bf16", "fp32"), ("bf16", "fp32")),
+    "layouts": ("runtime.channels_last", ("true", "false"), ("true", "false")),
+    "modes": ("compile.mode", ("none", "default", "reduce-overhead"), ("none", "default")),
+    "batch_sizes": ("data.batch_size", ("128", "512", "1024", "2048"), ("32", "128")),
+}
+_AT_ONCE = 6  # variants that are in memory together, and timed in turn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for name, (key, on_gpu, on_cpu) in _AXES.items():
+        default = f"{','.join(on_gpu)}; on the CPU {','.join(on_cpu)}" if on_gpu and on_cpu else "the recipe's"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=listed(), metavar="VALUE,…", help=f"values of {key} (default: {default})")
+    parser.add_argument("--full", action="store_true", help="every combination, instead of the recipe with one key changed at a time")
+
+
+def choices(session: Session) -> list[tuple[str, list[str]]]:
+    """Key and values of each axis, the recipe's own value first."""
+    found = []
+    for name, (key, on_gpu, on_cpu) in _AXES.items():
+        own = _own(session, key)
+        values = getattr(session.options, name)
+        if values is None:
+            values = (on_gpu if session.on_gpu else on_cpu) or [own]
+            if session.quick:
+                values = [own] if name == "batch_sizes" else values[:2]
+        found.append((key, list(dict.fromkeys(values if session.options.full else [own, *values]))))
+    return found
+
+
+def _own(session: Session, key: str) -> str:
+    section, name = key.split(".")
+    value = getattr(getattr(session.config(), section), name)
+    if key == "compile.mode" and value == "auto":
+        return "reduce-overhead" if session.on_gpu else "none"
+    return str(value).lower()
+
+
+def variants(axes: list[tuple[str, list[str]]], full: bool) -> list[list[str]]:
+    """Overrides of each variant.
+
+    >>> variants([("a", ["1", "2"]), ("b", ["3", "4"])], full=False)
+    [['a=1', 'b=3'], ['a=2', 'b=3'], ['a=1', 'b=4']]
+    """
+    if full:
+        return [
+            [f"{key}={value}" for (key, _), value in zip(axes, values, strict=True)] for values in itertools.product(*(v for _, v in axes))
+        ]
+    own = {key: values[0] for key, values in axes}
+    changed = [own] + [{**own, key: value} for key, values in axes for value in values[1:]]
+    return [[f"{key}={value}" for key, value in variant.items()] for variant in changed]
+
+
+def run(session: Session) -> None:
+    wanted = variants(choices(session), session.options.full)
+    own = wanted[0]
+    for overrides in wanted:  # before any is measured
+        _config(session, overrides)
+    session.show("measuring what this machine can do")
+    peak = matmul_flops_per_s(session.device) * session.processes.shard.world_size
+    for first in range(0, len(wanted), _AT_ONCE - 1):
+        group = wanted[first : first + _AT_ONCE - 1]
+        # the recipe is timed with every group: what the others are compared with
+        _time(session, group if own in group else [own, *group], keep=group, peak=peak)
+    session.print_tables()
+
+
+def _time(session: Session, group: list[list[str]], keep: list[list[str]], peak: float) -> None:
+    workloads = [_workload(session, overrides) for overrides in group]
+    timings = session.time(workloads)
+    for overrides, timing, workload in zip(group, timings, workloads, strict=True):
+        if overrides in keep:
+            _record(session, timing, workload, None if timing is timings[0] else timings[0], peak)
+
+
+def _config(session: Session, overrides: list[str]) -> Config:
+    # our kernels know one layout
+    plain_norm = ["model.fused_norm=false", "model.fused_stem=false"] if "runtime.channels_last=false" in overrides else []
+    return session.config("data.loader=synthetic", *overrides, *plain_norm)
+
+
+def _workload(session: Session, overrides: list[str]) -> StepWorkload:
+    config = _config(session, overrides)
+    name = ", ".join(item.partition("=")[2] for item in overrides)
+    session.show(f"building {name}")
+    rig = Rig(config, session.splits(config), session.processes)
+    return StepWorkload(name, rig, rig.synthetic(), lead_in=1)
+
+
+def _record(session: Session, timing: Timing, workload: StepWorkload, other: Timing | None, peak: float) -> None:
+    rig, splits = workload.rig, workload.rig.splits
+    achieved = timing.images_per_sec.median * flops_per_image(rig.config.model, splits.num_classes, splits.image_size)
+    session.record(
+        "step",
+        "step",
+        rig.config,
+        timing,
+        timing.against(other) if other else None,
+        peak_memory_bytes=rig.peak_memory_bytes,
+        compile_s=rig.compile_s,
+        tflops=achieved / 1e12,
+        peak_share=achieved / peak,
+    )
