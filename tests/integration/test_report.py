@@ -21,7 +21,7 @@ from pipeline.finalize import describe_result
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.predictions import Predictions
 from tests.tiny import RECIPE, only_run
-from tests.unit.test_report import SECTIONS, Page
+from tests.unit.pipeline.report.test_page import SECTIONS, Page
 
 DIGITS = ("data.dataset=digits", "data.eval_batch_size=360", "data.batch_size=64", "duration=6st", "log.eval_every=3st")
 

@@ -21,7 +21,7 @@ from pipeline.report.page import write_report
 from pipeline.report.run_record import read_run
 from pipeline.report.tables import config_rows
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SECTIONS = ["curves", "classes", "mistakes", "speed", "config", "environment", "command"]
 VOID = {"meta", "img", "line", "circle", "path", "br"}
 HOSTILE = "<script>alert('x')</script> & \"cat\""

@@ -12,7 +12,7 @@ from benchmarks.scaling.scaling_worker import WEAK, Figures
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model
-from tests.unit.test_records import EXAMPLES
+from tests.unit.benchmarks.publish.test_records import EXAMPLES
 
 SCALING = [example for example in EXAMPLES if example.benchmark == "scaling"]
 
