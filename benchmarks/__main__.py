@@ -32,7 +32,10 @@ OTHERS = {
 
 
 MODULES = {
-    **{name: f"suites.{name}" for name in ("bench", "loaders", "step", "end_to_end", "ablation", "startup", "saving")},
+    **{
+        name: f"suites.{name}"
+        for name in ("bench", "loaders", "step", "end_to_end", "ablation", "startup", "saving")
+    },
     "kernels": "kernels.suite",
     "scaling": "scaling.scaling",
     "make-folder": "suites.make_folder",
@@ -44,7 +47,9 @@ MODULES = {
 
 def _help() -> str:
     names = "\n".join(f"  {name:<12}{summary}" for name, summary in (BENCHMARKS | OTHERS).items())
-    return f"{__doc__}\n\nNAME is one of:\n{names}\n\n`python -m benchmarks NAME -h` lists the arguments of one."
+    return (
+        f"{__doc__}\n\nNAME is one of:\n{names}\n\n`python -m benchmarks NAME -h` lists the arguments of one."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +81,11 @@ def _take_name(arguments: list[str]) -> str:
     if arguments and arguments[0] in known:
         return arguments.pop(0)
     first = arguments[0] if arguments else ""
-    if first.replace("-", "").replace("_", "").isalpha() and not first.startswith("-") and not Path(first).exists():
+    if (
+        first.replace("-", "").replace("_", "").isalpha()
+        and not first.startswith("-")
+        and not Path(first).exists()
+    ):
         near = difflib.get_close_matches(first, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"benchmarks: {', '.join(known)}"
         raise UserError(f"{first}: neither a benchmark nor a recipe; {hint}")

@@ -24,7 +24,10 @@ from pipeline.process.cache_dirs import use_cache_folder
 COMMANDS = {
     "train": (train, "train one run on this process alone (several: accelerate launch -m pipeline.train)"),
     "check": (check, "validate a recipe and its overrides"),
-    "summary": (summary, "layers of a recipe's network with shapes, parameters, memory and FLOPs; its graph as a picture"),
+    "summary": (
+        summary,
+        "layers of a recipe's network with shapes, parameters, memory and FLOPs; its graph as a picture",
+    ),
     "lr-find": (lr_find, "learning-rate range test: a curve as a picture, and a suggested maximum"),
     "config-reference": (config_reference, "print every key with type, default and meaning"),
     "check-data": (
@@ -32,7 +35,10 @@ COMMANDS = {
         "decode every image of a folder; list bad files, count classes, draw sizes; exit code 1: some are bad",
     ),
     "evaluate": (evaluate, "accuracy on the test set of a run's checkpoint"),
-    "explain": (explain, "Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture"),
+    "explain": (
+        explain,
+        "Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture",
+    ),
     "predict": (predict, "the most probable classes of images"),
     "export": (export, "a run's network as a file for other programs, checked to give the same logits"),
     "report": (report, "one HTML page of a run, or of several side by side, from their folders alone"),

@@ -130,7 +130,9 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
     processes = connect(config)
     device = processes.device
     if (found := next(model.parameters()).device) != device:
-        raise UserError(f"fit: the model is on {found}, the loaders deliver on {device}; move it with model.to({str(device)!r})")
+        raise UserError(
+            f"fit: the model is on {found}, the loaders deliver on {device}; move it with model.to({str(device)!r})"
+        )
     plan = Plan.of(config, loaders.train.steps_per_epoch)
     # as in `train`: a captured step must not run on the default stream
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -143,7 +145,22 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
         for warning in plan.warnings:
             console.say(f"warning: {warning}")
         try:
-            return _fit(Trainer(config, processes, state, step, loaders, plan, Clock(device), None, None, console, StopSignal(), watch))
+            return _fit(
+                Trainer(
+                    config,
+                    processes,
+                    state,
+                    step,
+                    loaders,
+                    plan,
+                    Clock(device),
+                    None,
+                    None,
+                    console,
+                    StopSignal(),
+                    watch,
+                )
+            )
         finally:
             console.close()
             if stream is not None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 
-def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Splits", started: float) -> None:
+def finish(
+    t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Splits", started: float
+) -> None:
     """Write result.json, then draw curves, contact sheet and report as the config asks. The last line printed is the run folder.
 
     What fails after result.json is told in one line and left out; at a signal, all that is left.
@@ -38,7 +40,11 @@ def finish(t: "Trainer", run: "RunFolder", evaluation: "EvalResult", splits: "Sp
     say(
         f"test accuracy {result['test_accuracy']:.2%} at the last step, best {result['best_test_accuracy']:.2%} "
         f"(step {result['best_step']}, selected on the {result['best_selected_on']} set); "
-        + "".join(f"{name} {result[f'test_{key}']:.2%}; " for key, name in OTHER_ACCURACIES.items() if f"test_{key}" in result)
+        + "".join(
+            f"{name} {result[f'test_{key}']:.2%}; "
+            for key, name in OTHER_ACCURACIES.items()
+            if f"test_{key}" in result
+        )
         + (f"{speed:,.0f} img/s, " if speed else "")
         + f"{result['wall_s']:.1f} s in all"
     )
@@ -71,7 +77,9 @@ def _attempt(say: Callable[[str], None], what: str, work: Callable[[], Made]) ->
         made = work()
     except Exception as error:
         # the first line is enough: torch's tracer shows whole graphs
-        say(f"warning: {what or 'after training'}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        say(
+            f"warning: {what or 'after training'}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        )
         return None
     if what:
         say(f"{what}: {made}")
@@ -109,11 +117,18 @@ def draw_sheet(trained: "Trained", predictions: "Predictions") -> Path:
     picture, config = trained.run.path / "contact_sheet.png", trained.config
     explained = explain_samples(trained, predictions.shown[:EXPLAINED_IMAGES].tolist())
     about = f"{config.model.name} on {config.data.dataset}, test accuracy {(predictions.rank == 0).mean():.2%} in float32"
-    draw_contact_sheet(picture, explained, trained.run.path.name, f"{about}; {METHODS[explained.method].title} of {explained.layer}")
+    draw_contact_sheet(
+        picture,
+        explained,
+        trained.run.path.name,
+        f"{about}; {METHODS[explained.method].title} of {explained.layer}",
+    )
     return picture
 
 
-def _write_tensorboard(trained: "Trained", step: int, result: dict[str, Any], predictions: "Predictions | None") -> None:
+def _write_tensorboard(
+    trained: "Trained", step: int, result: dict[str, Any], predictions: "Predictions | None"
+) -> None:
     from pipeline.report.run_record import flatten
     from pipeline.report.tensorboard import write_end_of_run
 
@@ -121,7 +136,9 @@ def _write_tensorboard(trained: "Trained", step: int, result: dict[str, Any], pr
     hparams = flatten(trained.config.model_dump(mode="json"))
     metrics = {name: result[name] for name in ("test_accuracy", "best_test_accuracy", "test_loss", "train_s")}
     metrics["images_per_sec"] = result["images_per_sec"]["median"]
-    write_end_of_run(trained.run.path, trained.model, trained.splits.image_size, step, hparams, metrics, predictions)
+    write_end_of_run(
+        trained.run.path, trained.model, trained.splits.image_size, step, hparams, metrics, predictions
+    )
 
 
 def _write_report(path: Path) -> Path:
@@ -137,9 +154,13 @@ def what_next(path: Path, config: "Config") -> str:
     command = command_line()
     pipeline = "./launch.sh" if "./launch.sh" in command else "python -m pipeline"
     parts = [f"next: {pipeline} evaluate {path}", f"tensorboard --logdir {path.parent}"]
-    if {"./launch.sh", "pipeline.train", "pipeline"} & set(command):  # not where a program of the user's own called `train`
+    if {"./launch.sh", "pipeline.train", "pipeline"} & set(
+        command
+    ):  # not where a program of the user's own called `train`
         same = [word for word in command if not word.startswith(("optimizer.lr=", "resume="))]
-        parts.append(f"change a key and run again, such as {shlex.join([*same, f'optimizer.lr={config.optimizer.lr / 2:g}'])}")
+        parts.append(
+            f"change a key and run again, such as {shlex.join([*same, f'optimizer.lr={config.optimizer.lr / 2:g}'])}"
+        )
     return "; ".join(parts)
 
 

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands.arguments import add_training
 from pipeline.config import Config, load_config
-from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED, OutOfMemory, PeerError, Preempted, TrainingError, UserError
+from pipeline.errors import (
+    EXIT_FAILURE,
+    EXIT_PREEMPTED,
+    OutOfMemory,
+    PeerError,
+    Preempted,
+    TrainingError,
+    UserError,
+)
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.process.exit import flush, leave_now, rank, report_exit_code
 from pipeline.process.fast_import import imports_uncollected
@@ -37,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train by `python -m pipeline train`."""
-    options = [option for option, given in (("--profile", arguments.profile), ("--dry-run", arguments.dry_run)) if given]
+    options = [
+        option
+        for option, given in (("--profile", arguments.profile), ("--dry-run", arguments.dry_run))
+        if given
+    ]
     return main([arguments.config, *arguments.overrides, *options])
 
 
@@ -62,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = error.exit_code
             if _speaks(error):
                 with contextlib.suppress(OSError):  # the terminal may have hung up: the exit code tells too
-                    print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
+                    print(
+                        f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr
+                    )
         except Exception as error:
             if not _in_process_group():
                 raise
@@ -108,7 +122,11 @@ def _in_process_group() -> bool:
 
 
 def train(
-    config: Config, recipe: str = "run", started: float | None = None, profile: bool = False, stop: StopSignal | None = None
+    config: Config,
+    recipe: str = "run",
+    started: float | None = None,
+    profile: bool = False,
+    stop: StopSignal | None = None,
 ) -> "RunFolder":
     """Train one run to its end and leave its folder complete.
 
@@ -176,7 +194,9 @@ def _build_profiler(trainer: "Trainer", run: "RunFolder", splits: "Splits") -> "
 
     config, processes = trainer.config, trainer.processes
     resolutions = training_resolutions(config, trainer.plan.steps_per_epoch)
-    size = next(size for first, size in reversed(resolutions) if first <= trainer.state.step)  # of the steps that it sees
+    size = next(
+        size for first, size in reversed(resolutions) if first <= trainer.state.step
+    )  # of the steps that it sees
     shape = (splits.num_channels, size, size)
     element_bytes = 4 if config.precision.mode == "fp32" else 2
     batch_size, scaled = config.data.batch_size // processes.shard.world_size, config.precision.mode == "fp16"
@@ -204,15 +224,23 @@ def assemble(
 
     device, shard = processes.device, processes.shard
     with ThreadPoolExecutor(1) as aside:  # git and nvidia-smi answer while the data set is read
-        environment = aside.submit(describe_environment, config, device, shard.world_size) if processes.is_main else None
-        splits = processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
+        environment = (
+            aside.submit(describe_environment, config, device, shard.world_size)
+            if processes.is_main
+            else None
+        )
+        splits = processes.main_first(
+            lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
+        )
     loaders = build_loaders(config, splits, device, shard)
     plan = Plan.of(config, loaders.train.steps_per_epoch)
     run = processes.on_main(lambda: open_run(config, recipe, lock))
     state = build_state(config, splits, processes, pretrained=run.resume_from is None)
     if run.resume_from is not None:
         folder = run.resume_from
-        processes.main_first(lambda: load_checkpoint(folder, state))  # a host that does not see the folder stops all
+        processes.main_first(
+            lambda: load_checkpoint(folder, state)
+        )  # a host that does not see the folder stops all
         if not processes.is_main:  # the sums of the open log window were saved for all processes together
             state.totals.start_window()
     console = TrainingConsole(plan.total_steps, state.step, processes.is_main)
@@ -245,7 +273,13 @@ def assemble(
 
 
 def _announce(
-    console: "TrainingConsole", config: Config, splits: "Splits", plan: "Plan", processes: "Processes", run: "RunFolder", step: int
+    console: "TrainingConsole",
+    config: Config,
+    splits: "Splits",
+    plan: "Plan",
+    processes: "Processes",
+    run: "RunFolder",
+    step: int,
 ) -> None:
     """What was resolved from the config and the machine, before the first step."""
     from pipeline.training.build import compile_mode

@@ -27,7 +27,9 @@ def make_class_folders(root: Path) -> Path:
     for part, count in (("train", 3), ("test", 2)):
         for label, name in enumerate("ab"):
             for number in range(count):
-                save(root / part / name / f"{number}.png", pixels(100 * (part == "test") + 10 * label + number))
+                save(
+                    root / part / name / f"{number}.png", pixels(100 * (part == "test") + 10 * label + number)
+                )
     return root
 
 

@@ -16,7 +16,14 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring, and tests may run side by side
 
 _LAUNCHER_VARIABLES = (
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"),
+    *(
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "ACCELERATE_MIXED_PRECISION",
+        "ACCELERATE_DYNAMO_BACKEND",
+    ),
     *("QUICKRES_NUM_PROCESSES", "QUICKRES_EXIT_CODE_FILE", "QUICKRES_START_TIME"),
 )
 
@@ -35,7 +42,12 @@ def _kept_process_state() -> Iterator[None]:
     _forget_the_device()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     cudnn, matmul = cast(Any, torch.backends.cudnn), torch.backends.cuda.matmul
-    switches = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    switches = (
+        cudnn.benchmark,
+        cudnn.allow_tf32,
+        matmul.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+    )
     yield
     _forget_the_device()
     os.environ.clear()

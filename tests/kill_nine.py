@@ -73,7 +73,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    draw, left, trainer = random.Random(options.seed), Counter[str](), tiny_trainer(tiny_config("ema.decay=0.9"))
+    draw, left, trainer = (
+        random.Random(options.seed),
+        Counter[str](),
+        tiny_trainer(tiny_config("ema.decay=0.9")),
+    )
     folder = Path(tempfile.mkdtemp(prefix="kill-nine-"))
     checkpoints, steps = folder / "checkpoints", 0
     first = CheckpointWriter(checkpoints, _HASH)
@@ -85,11 +89,17 @@ def main(argv: list[str] | None = None) -> int:
             left[describe(checkpoints)] += 1
             found, damaged = newest_intact(checkpoints, _HASH)
             if found is None or damaged:
-                print(f"kill {number}: {folder} holds no checkpoint that can be loaded, or a damaged one: {damaged}", file=sys.stderr)
+                print(
+                    f"kill {number}: {folder} holds no checkpoint that can be loaded, or a damaged one: {damaged}",
+                    file=sys.stderr,
+                )
                 return 1
             load_checkpoint(found, trainer.state)
             if trainer.state.step < steps:
-                print(f"kill {number}: {folder} went back from step {steps} to {trainer.state.step}", file=sys.stderr)
+                print(
+                    f"kill {number}: {folder} went back from step {steps} to {trainer.state.step}",
+                    file=sys.stderr,
+                )
                 return 1
             steps = trainer.state.step
     finally:

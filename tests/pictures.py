@@ -13,7 +13,9 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     """A photo-like image: smooth colours with a little noise, which JPEG keeps well."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (max(height // 16, 2), max(width // 16, 2), 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(
+        np.int16
+    )
     return Image.fromarray(np.clip(smooth + generator.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8))
 
 
@@ -48,13 +50,17 @@ def odd_pictures() -> dict[str, bytes]:
     half.putalpha(Image.linear_gradient("L").resize(image.size))
     turned = Image.Exif()
     turned[0x112] = 6
-    as_long = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIII", 0x112, 4, 1, 6, 0)  # where the standard wants 16 bits
+    as_long = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack(
+        "<HHIII", 0x112, 4, 1, 6, 0
+    )  # where the standard wants 16 bits
     return {
         "cmyk.jpg": encoded(image.convert("CMYK"), quality=95),
         "exif.jpg": encoded(image, exif=turned, quality=95),
         "exif_as_long.jpg": encoded(image, exif=as_long, quality=95),
         "exif_damaged.jpg": encoded(image, exif=b"Exif\0\0M?" + as_long[8:], quality=95),
-        "xmp.jpg": encoded(image, xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>', quality=95),  # which turns nothing
+        "xmp.jpg": encoded(
+            image, xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>', quality=95
+        ),  # which turns nothing
         "grey.jpg": encoded(image.convert("L"), quality=95),
         "grey16.png": encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG"),
         "one.png": encoded(Image.new("RGB", (1, 1), (200, 30, 60)), "PNG"),

@@ -33,8 +33,20 @@ _AT_LEAST = 1000  # epochs
 # what each may grow by: the log of a thousand epochs is kept in memory for the report, and heaps breathe
 LIMITS = {"memory_mib": 16.0, "gpu_memory_mib": 8.0, "open_files": 0.5, "threads": 0.5}
 _SMALL = (
-    *("data.dataset=synthetic", "data.num_samples=40", "data.image_size=8", "data.batch_size=8", "data.eval_batch_size=8"),
-    *("model.name=resnet20", "model.shortcut=A", "augment.crop_padding=1", "augment.cutout=2", "data.num_threads=1"),
+    *(
+        "data.dataset=synthetic",
+        "data.num_samples=40",
+        "data.image_size=8",
+        "data.batch_size=8",
+        "data.eval_batch_size=8",
+    ),
+    *(
+        "model.name=resnet20",
+        "model.shortcut=A",
+        "augment.crop_padding=1",
+        "augment.cutout=2",
+        "data.num_threads=1",
+    ),
     *("log.explain=false", "log.report=false", "log.log_every=5st", "log.checkpoint_every=5ep"),
 )
 
@@ -70,7 +82,9 @@ def measure_growth(samples: Sequence[dict[str, float]]) -> list[Growth]:
     """
     kept = samples[int(len(samples) * _WARM_UP) :]
     if len(kept) < _MIN_SAMPLES or kept[-1]["epoch"] <= kept[0]["epoch"]:
-        raise TrainingError(f"{len(samples)} samples are too few to tell growth from noise; run more epochs (--epochs)")
+        raise TrainingError(
+            f"{len(samples)} samples are too few to tell growth from noise; run more epochs (--epochs)"
+        )
     epochs = np.array([sample["epoch"] for sample in kept])
     found = []
     for name, limit in LIMITS.items():
@@ -79,7 +93,9 @@ def measure_growth(samples: Sequence[dict[str, float]]) -> list[Growth]:
             slope, start = np.polyfit(epochs, values, 1)
             first, last = (float(start + slope * epochs[end]) for end in (0, -1))
             growth = slope * max(epochs[-1] - epochs[0], _AT_LEAST)
-            found.append(Growth(name, first, last, float(values.max()), float(slope * 1000), bool(growth <= limit)))
+            found.append(
+                Growth(name, first, last, float(values.max()), float(slope * 1000), bool(growth <= limit))
+            )
     return found
 
 
@@ -95,9 +111,13 @@ def _sample(pid: int, gpu: bool) -> dict[str, float] | None:
     except (OSError, KeyError):
         return None
     if gpu:
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # the one that a single process takes
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[
+            0
+        ]  # the one that a single process takes
         query = ["nvidia-smi", f"--id={first}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-        held["gpu_memory_mib"] = float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+        held["gpu_memory_mib"] = float(
+            subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        )
     return held
 
 
@@ -105,7 +125,11 @@ def _progress(runs: Path) -> float | None:
     """Epochs that the run has trained, by the last line of its log; None before the first and after the last."""
     try:
         run = next(path for path in runs.iterdir() if not path.is_symlink())
-        return None if (run / "result.json").exists() else json.loads((run / "metrics.jsonl").read_bytes().splitlines()[-1])["epoch"]
+        return (
+            None
+            if (run / "result.json").exists()
+            else json.loads((run / "metrics.jsonl").read_bytes().splitlines()[-1])["epoch"]
+        )
     except (StopIteration, IndexError, ValueError, OSError):
         return None
 
@@ -125,7 +149,10 @@ def soak(recipe: str, overrides: Sequence[str], minutes: float | None = None) ->
         runs, log = Path(folder) / "runs", Path(folder) / "log"
         command = [sys.executable, "-m", "pipeline.train", recipe, *overrides, f"log.dir={runs}"]
         began, gpu, asked = time.perf_counter(), shutil.which("nvidia-smi") is not None, False
-        with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        with (
+            log.open("w") as output,
+            subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process,
+        ):
             while process.poll() is None:
                 time.sleep(_EVERY_S)
                 epoch, held = _progress(runs), _sample(process.pid, gpu)
@@ -135,7 +162,14 @@ def soak(recipe: str, overrides: Sequence[str], minutes: float | None = None) ->
                     asked = True
                     process.terminate()
         if process.returncode != (EXIT_PREEMPTED if asked else 0):
-            raise TrainingError("\n".join([f"the run failed with exit code {process.returncode}:", *log.read_text().splitlines()[-5:]]))
+            raise TrainingError(
+                "\n".join(
+                    [
+                        f"the run failed with exit code {process.returncode}:",
+                        *log.read_text().splitlines()[-5:],
+                    ]
+                )
+            )
     return samples
 
 
@@ -149,9 +183,13 @@ def print_growth(found: Sequence[Growth], samples: Sequence[dict[str, float]]) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Soak, report, and return 1 where something grows."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("config", nargs="?", help="recipe (default: a tiny network on tiny synthetic images)")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="keys put over the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="keys put over the recipe"
+    )
     parser.add_argument("--epochs", type=int, default=1000, help="length of the run (default: 1000)")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the samples")

@@ -32,7 +32,10 @@ def tiny_config(*overrides: str) -> Config:
 
 def in_precision(mode: str, *fp16_keys: str) -> list[str]:
     """The keys of a precision; with fp16, of the loss scale too: by default one that the first steps do not overflow at."""
-    return [f"precision.mode={mode}", *((fp16_keys or ("precision.init_scale=1024.0",)) if mode == "fp16" else ())]
+    return [
+        f"precision.mode={mode}",
+        *((fp16_keys or ("precision.init_scale=1024.0",)) if mode == "fp16" else ()),
+    ]
 
 
 def tiny_splits(config: Config) -> Splits:
@@ -50,7 +53,9 @@ def tiny_trainer(config: Config) -> Trainer:
     step = Step(config, state, plan.lr_at, captures(config.compile, processes.device))
     clock, console = Clock(processes.device), TrainingConsole(plan.total_steps, enabled=False)
     watch = Watch(processes, config.runtime.hang_timeout_s)
-    return Trainer(config, processes, state, step, loaders, plan, clock, None, None, console, StopSignal(), watch)
+    return Trainer(
+        config, processes, state, step, loaders, plan, clock, None, None, console, StopSignal(), watch
+    )
 
 
 def open_and_release(config: Config) -> RunFolder:
@@ -72,7 +77,9 @@ def train_steps(trainer: Trainer, count: int) -> list[float]:
 
 def random_batch(size: int = 8, image_size: int = 8, num_classes: int = 4, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, 3, image_size, image_size, generator=generator).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(size, 3, image_size, image_size, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
     labels = torch.randint(num_classes, (size,), generator=generator)
     return Batch(images, labels, torch.ones(size, dtype=torch.bool), torch.arange(size))
 

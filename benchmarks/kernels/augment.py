@@ -17,12 +17,21 @@ _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def cases(device: torch.device, quick: bool) -> list[Case]:
     num_images, batch_sizes = (64, (8,)) if quick else (50_000, (512, 1024, 2048))
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (num_images, _SIZE, _SIZE, 3), dtype=torch.uint8, generator=generator).to(device)
+    images = torch.randint(0, 256, (num_images, _SIZE, _SIZE, 3), dtype=torch.uint8, generator=generator).to(
+        device
+    )
     epoch = draw_epoch(0, 0, num_images, (_SIZE, _SIZE), AugmentConfig(crop_padding=_PADDING, cutout=_CUTOUT))
     draws, order = torch.from_numpy(epoch.table()).to(device), torch.from_numpy(epoch.order).to(device)
     made = []
     for batch_size in batch_sizes:
-        settings = {"count": batch_size, "mean": _MEAN, "std": _STD, "padding": _PADDING, "cutout": _CUTOUT, "dtype": torch.float16}
+        settings = {
+            "count": batch_size,
+            "mean": _MEAN,
+            "std": _STD,
+            "padding": _PADDING,
+            "cutout": _CUTOUT,
+            "dtype": torch.float16,
+        }
         made.append(
             Case(
                 label=f"batch {batch_size}, fp16",

@@ -14,7 +14,11 @@ _SETS = 3  # of inputs
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    return [_case(device, 8, 16, 4)] if quick else [_case(device, _BATCH_SIZE, channels, size) for channels, size in _STAGES]
+    return (
+        [_case(device, 8, 16, 4)]
+        if quick
+        else [_case(device, _BATCH_SIZE, channels, size) for channels, size in _STAGES]
+    )
 
 
 def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Case:
@@ -28,7 +32,17 @@ def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Ca
     for _ in range(_SETS):
         x, residual, gradient = activation().requires_grad_(), activation().requires_grad_(), activation()
         weight, bias = (torch.ones(channels, device=device).requires_grad_() for _ in range(2))
-        inputs.append((gradient, x, weight, bias, torch.zeros(channels, device=device), torch.ones(channels, device=device), residual))
+        inputs.append(
+            (
+                gradient,
+                x,
+                weight,
+                bias,
+                torch.zeros(channels, device=device),
+                torch.ones(channels, device=device),
+                residual,
+            )
+        )
     return Case(
         label=f"{channels}×{size}×{size}, batch {batch_size}, fp16",
         kernel=batch_norm_act,

@@ -14,7 +14,11 @@ _SETS = 3  # of inputs
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    return [_case(device, 8, 16, 4)] if quick else [_case(device, _BATCH_SIZE, channels, size) for channels, size in _STAGES]
+    return (
+        [_case(device, 8, 16, 4)]
+        if quick
+        else [_case(device, _BATCH_SIZE, channels, size) for channels, size in _STAGES]
+    )
 
 
 def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Case:
@@ -33,7 +37,10 @@ def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Ca
         kernel=dual_batch_norm_act,
         reference=_one_by_one,
         reference_name="batch_norm_act for each",
-        inputs=[(activation(), activation().requires_grad_(), norm(), activation().requires_grad_(), norm()) for _ in range(_SETS)],
+        inputs=[
+            (activation(), activation().requires_grad_(), norm(), activation().requires_grad_(), norm())
+            for _ in range(_SETS)
+        ],
         batch_size=batch_size,
         precision="fp16",
         image_size=size,

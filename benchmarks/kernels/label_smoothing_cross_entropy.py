@@ -13,7 +13,13 @@ _SETS = 4  # of inputs
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    sizes = [(8, 10)] if quick else [(batch_size, num_classes) for batch_size in (512, 1024, 2048) for num_classes in (10, 100, 1000)]
+    sizes = (
+        [(8, 10)]
+        if quick
+        else [
+            (batch_size, num_classes) for batch_size in (512, 1024, 2048) for num_classes in (10, 100, 1000)
+        ]
+    )
     return [_case(device, batch_size, num_classes) for batch_size, num_classes in sizes]
 
 
@@ -21,7 +27,11 @@ def _case(device: torch.device, batch_size: int, num_classes: int) -> Case:
     generator = torch.Generator().manual_seed(0)
     inputs = []
     for _ in range(_SETS):
-        logits = torch.randn(batch_size, num_classes, generator=generator).to(device, torch.float16).requires_grad_()
+        logits = (
+            torch.randn(batch_size, num_classes, generator=generator)
+            .to(device, torch.float16)
+            .requires_grad_()
+        )
         inputs.append((logits, torch.randint(num_classes, (batch_size,), generator=generator).to(device)))
     return Case(
         label=f"batch {batch_size}, {num_classes} classes, fp16",

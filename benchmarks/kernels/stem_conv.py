@@ -24,7 +24,11 @@ def _case(device: torch.device, batch_size: int) -> Case:
         values = torch.randn(batch_size, channels, _SIZE, _SIZE, generator=generator)
         return values.to(device, torch.float16).contiguous(memory_format=torch.channels_last)
 
-    weight = torch.randn(_OUT_CHANNELS, 3, 3, 3, generator=generator).to(device, memory_format=torch.channels_last).requires_grad_()
+    weight = (
+        torch.randn(_OUT_CHANNELS, 3, 3, 3, generator=generator)
+        .to(device, memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     return Case(
         label=f"batch {batch_size}, fp16",
         kernel=stem_conv,

@@ -25,7 +25,11 @@ def _case(device: torch.device, batch_size: int) -> Case:
         values = torch.randn(batch_size, channels, _SIZE, _SIZE, generator=generator)
         return values.to(device, torch.float16).contiguous(memory_format=torch.channels_last)
 
-    weight = torch.randn(_OUT_CHANNELS, 3, 3, 3, generator=generator).to(device, memory_format=torch.channels_last).requires_grad_()
+    weight = (
+        torch.randn(_OUT_CHANNELS, 3, 3, 3, generator=generator)
+        .to(device, memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     norm = [torch.ones(_OUT_CHANNELS, device=device) for _ in range(4)]
     leaves = (weight, norm[0].requires_grad_(), norm[1].requires_grad_())
     gradients = [(activation(_OUT_CHANNELS), activation(_OUT_CHANNELS)) for _ in range(_SETS)]
@@ -42,15 +46,21 @@ def _case(device: torch.device, batch_size: int) -> Case:
     )
 
 
-def _one_by_one(images: torch.Tensor, weight: torch.Tensor, *norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _one_by_one(
+    images: torch.Tensor, weight: torch.Tensor, *norm: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     norm_weight, norm_bias, running_mean, running_var = norm
     x = F.conv2d(images, weight.to(images.dtype), padding=1)
     return batch_norm_act_twice(x, norm_weight, norm_bias, running_mean, running_var)
 
 
-def _with_gradients(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., tuple[torch.Tensor, ...]]:
+def _with_gradients(
+    function: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+) -> Callable[..., tuple[torch.Tensor, ...]]:
     def forward_and_backward(
-        gradients: tuple[torch.Tensor, torch.Tensor], leaves: tuple[torch.Tensor, ...], *arguments: torch.Tensor
+        gradients: tuple[torch.Tensor, torch.Tensor],
+        leaves: tuple[torch.Tensor, ...],
+        *arguments: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(function(*arguments), leaves, gradients)
 

@@ -32,7 +32,9 @@ _CALLS = 20  # in one graph, over inputs that differ: the caches hold no more th
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ops", type=listed(str, _OPS), metavar="NAME,…", help=f"of {','.join(_OPS)} (default: all)")
+    parser.add_argument(
+        "--ops", type=listed(str, _OPS), metavar="NAME,…", help=f"of {','.join(_OPS)} (default: all)"
+    )
 
 
 class CallWorkload(Workload):
@@ -47,7 +49,9 @@ class CallWorkload(Workload):
         if captured:
             torch.cuda.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            ):
                 for turn in range(_CALLS):
                     call(turn)
 
@@ -79,11 +83,23 @@ def _time(session: Session, name: str, case: Case) -> None:
     if not case.on_host:
         torch._dynamo.reset()  # of one function at many sizes only the one at hand
         backend = "inductor" if session.on_gpu else "aot_eager"
-        reference, title = torch.compile(reference, backend=backend, dynamic=False, fullgraph=True), f"compiled {title}"
-    workloads = [CallWorkload(f"{title} {case.variant}".strip(), case.caller(reference), case.batch_size, captured)]
+        reference, title = (
+            torch.compile(reference, backend=backend, dynamic=False, fullgraph=True),
+            f"compiled {title}",
+        )
+    workloads = [
+        CallWorkload(f"{title} {case.variant}".strip(), case.caller(reference), case.batch_size, captured)
+    ]
     if session.on_gpu:
-        workloads.append(CallWorkload(f"{name} {case.variant}".strip(), case.caller(case.kernel), case.batch_size, captured))
-    timings = [_per_call(timing, workload) for timing, workload in zip(session.time(workloads), workloads, strict=True)]
+        workloads.append(
+            CallWorkload(
+                f"{name} {case.variant}".strip(), case.caller(case.kernel), case.batch_size, captured
+            )
+        )
+    timings = [
+        _per_call(timing, workload)
+        for timing, workload in zip(session.time(workloads), workloads, strict=True)
+    ]
     # of the recipe a kernel knows nothing: the record says what it was called with
     config = session.config("data.loader=synthetic", f"data.batch_size={case.batch_size}")
     for timing in timings:
@@ -105,4 +121,8 @@ def _time(session: Session, name: str, case: Case) -> None:
 
 
 def _per_call(timing: Timing, workload: CallWorkload) -> Timing:
-    return Timing(timing.name, timing.images_per_step, tuple(seconds / workload.calls_per_step for seconds in timing.step_s))
+    return Timing(
+        timing.name,
+        timing.images_per_step,
+        tuple(seconds / workload.calls_per_step for seconds in timing.step_s),
+    )

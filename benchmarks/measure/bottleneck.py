@@ -68,9 +68,8 @@ def _loader(m: Measured, config: Config) -> str:
     if m.loader < m.step:
         finding = f"the loader, at {m.loader:,.0f} img/s where the step takes {m.step:,.0f}"
     else:
-        finding = (
-            f"the loader's competition with the step: {m.loader:,.0f} img/s alone, but only {m.end_to_end:,.0f} of {m.step:,.0f} together"
-        )
+        alone = f"{m.loader:,.0f} img/s alone, but only {m.end_to_end:,.0f} of {m.step:,.0f} together"
+        finding = f"the loader's competition with the step: {alone}"
     return f"Bottleneck: {finding}; {loader_remedy(config, m.on_gpu, m.streamed)}."
 
 

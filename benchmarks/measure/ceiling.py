@@ -5,7 +5,9 @@ from pipeline.models import build_model
 from pipeline.models.flops import count_flops
 
 
-def flops_per_image(model: ModelConfig, num_classes: int, image_size: tuple[int, int], channels: int = 3) -> float:
+def flops_per_image(
+    model: ModelConfig, num_classes: int, image_size: tuple[int, int], channels: int = 3
+) -> float:
     """Floating-point operations (a multiply-add is two) of forward and backward for one training image, by `count_flops`."""
     network = build_model(model, num_classes, channels, max(image_size))
     return count_flops(network, (channels, *image_size), backward=True)[""]

@@ -28,12 +28,19 @@ _QUICK_WINDOWS, _QUICK_STEPS = 1, 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that all benchmarks share."""
     parser.add_argument(
-        "arguments", nargs="*", metavar="[CONFIG] key=value", help="recipe (default: one for this machine) and keys over it"
+        "arguments",
+        nargs="*",
+        metavar="[CONFIG] key=value",
+        help="recipe (default: one for this machine) and keys over it",
     )
     parser.add_argument("--record", action="store_true", help="append the result to benchmarks/results/")
     parser.add_argument("--quick", action="store_true", help="a smoke test: 5 steps of a tiny model")
     parser.add_argument("--windows", type=int, help=f"timed windows (default: {_WINDOWS})")
-    parser.add_argument("--steps", type=int, help=f"steps of a window (default: {_GPU_STEPS} on a GPU, {_CPU_STEPS} on the CPU)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=f"steps of a window (default: {_GPU_STEPS} on a GPU, {_CPU_STEPS} on the CPU)",
+    )
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -51,7 +58,10 @@ def merge(*groups: Sequence[str]) -> list[str]:
     ['seed=2', 'duration=1ep']
     """
     return [
-        f"{key}={value}" for key, value in {item.partition("=")[0]: item.partition("=")[2] for group in groups for item in group}.items()
+        f"{key}={value}"
+        for key, value in {
+            item.partition("=")[0]: item.partition("=")[2] for group in groups for item in group
+        }.items()
     ]
 
 
@@ -92,7 +102,9 @@ def check_at_least(least: int, options: argparse.Namespace, *names: str) -> None
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')}: expected a whole number, {least} or more, got {value}")
+            raise UserError(
+                f"--{name.replace('_', '-')}: expected a whole number, {least} or more, got {value}"
+            )
 
 
 def read_arguments(options: argparse.Namespace) -> tuple[str, list[str]]:
@@ -106,6 +118,8 @@ def read_arguments(options: argparse.Namespace) -> tuple[str, list[str]]:
     check_at_least(1, options, "windows", "steps")
     recipe, overrides = split_arguments(options.arguments)
     if options.quick:
-        on_cpu = [] if torch.cuda.is_available() else ["precision.mode=fp32"]  # half precision is slow on CPUs
+        on_cpu = (
+            [] if torch.cuda.is_available() else ["precision.mode=fp32"]
+        )  # half precision is slow on CPUs
         overrides = merge(QUICK, on_cpu, overrides)
     return recipe, overrides

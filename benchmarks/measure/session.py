@@ -29,8 +29,27 @@ from pipeline.run.environment import describe_environment
 from pipeline.training.build import set_backends
 
 _PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
-_FOLDER_KEYS = ("train_list", "test_list", "class_names", "on_bad_image", "cache_below", "eval_image_size", "eval_crop")
-_DATA_KEYS = ("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples", *_FOLDER_KEYS)
+_FOLDER_KEYS = (
+    "train_list",
+    "test_list",
+    "class_names",
+    "on_bad_image",
+    "cache_below",
+    "eval_image_size",
+    "eval_crop",
+)
+_DATA_KEYS = (
+    "dataset",
+    "root",
+    "cache_dir",
+    "holdout",
+    "mean",
+    "std",
+    "image_size",
+    "num_classes",
+    "num_samples",
+    *_FOLDER_KEYS,
+)
 
 
 @dataclass
@@ -90,7 +109,9 @@ class Session:
         key = json.dumps([data, config.seed])
         if key not in self._splits:
             main = self.processes.is_main
-            self._splits[key] = self.processes.main_first(lambda: load_splits(config.data, config.seed, is_main=main))
+            self._splits[key] = self.processes.main_first(
+                lambda: load_splits(config.data, config.seed, is_main=main)
+            )
         return self._splits[key]
 
     def streams(self, config: Config) -> bool:
@@ -104,9 +125,15 @@ class Session:
             self.splits(config)
         except UserError as error:
             size = config.image_size
-            decoded = ", but from memory: decoding files is not timed" if config.data.dataset == "folder" else ""
-            self.say(f"warning: {error}\nwarning: timing random images of {size}x{size} pixels instead, through the same loader{decoded}")
-            self.overrides = merge(self.overrides, ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"])
+            decoded = (
+                ", but from memory: decoding files is not timed" if config.data.dataset == "folder" else ""
+            )
+            self.say(
+                f"warning: {error}\nwarning: timing random images of {size}x{size} pixels instead, through the same loader{decoded}"
+            )
+            self.overrides = merge(
+                self.overrides, ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"]
+            )
 
     def keep_one_image_size(self) -> None:
         """Where the recipe's images grow during training, time those of its last size alone, and say so."""
@@ -114,7 +141,9 @@ class Session:
         if config.augment.progressive:
             sizes = [size for _, size in config.augment.progressive]
             other = f"for others: augment.progressive=[] data.image_size={sizes[0]}"
-            self.say(f"timing images of {config.image_size} pixels, not of {', '.join(map(str, sizes))} in turn; {other}")
+            self.say(
+                f"timing images of {config.image_size} pixels, not of {', '.join(map(str, sizes))} in turn; {other}"
+            )
             self.overrides = merge(self.overrides, ["augment.progressive=[]"])
 
     def say(self, text: str) -> None:
@@ -135,7 +164,11 @@ class Session:
             yield
             return
         with Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self.console, transient=True
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
         ) as progress:
             progress.add_task("", total=None)
             self._progress = progress
@@ -173,7 +206,9 @@ class Session:
         }
         record = Record(**(values | more))
         self.records.append(record)
-        if self.options.record and self.processes.is_main:  # at once: what was measured is kept if a later variant fails
+        if (
+            self.options.record and self.processes.is_main
+        ):  # at once: what was measured is kept if a later variant fails
             self._written.update(append([record]))
 
     def print_tables(self) -> None:
@@ -200,7 +235,9 @@ def run(work: Callable[[Session], None], name: str, options: argparse.Namespace)
     """
     recipe, overrides = read_arguments(options)
     if options.record:
-        with tempfile.TemporaryFile(dir=RESULTS):  # a folder that cannot be written is known before anything is measured
+        with tempfile.TemporaryFile(
+            dir=RESULTS
+        ):  # a folder that cannot be written is known before anything is measured
             pass
     config = load_config(recipe, overrides)
     set_backends(config)

@@ -68,7 +68,9 @@ class Timing:
         """This one's throughput compared with another's, by the ratio of windows of the same round."""
         rate = self.images_per_step / other.images_per_step
         ratios = [rate * theirs / ours for ours, theirs in zip(self.step_s, other.step_s, strict=True)]
-        return Baseline(variant=other.name, images_per_sec=other.images_per_sec.median, ratio=Spread.of(ratios))
+        return Baseline(
+            variant=other.name, images_per_sec=other.images_per_sec.median, ratio=Spread.of(ratios)
+        )
 
 
 @dataclass(frozen=True)
@@ -167,4 +169,6 @@ def time_interleaved(
             seconds.append(time_window(workload, count, stopwatch))
     for workload in workloads:
         workload.check()
-    return [Timing(w.name, w.images_per_step, tuple(seconds)) for w, seconds in zip(workloads, taken, strict=True)]
+    return [
+        Timing(w.name, w.images_per_step, tuple(seconds)) for w, seconds in zip(workloads, taken, strict=True)
+    ]

@@ -118,7 +118,9 @@ class Rig:
         """
         extra = self.step.recompilations - self._recompilations
         if extra:
-            raise TrainingError(f"the step was compiled {extra} more times after warm-up: shapes or types change between batches")
+            raise TrainingError(
+                f"the step was compiled {extra} more times after warm-up: shapes or types change between batches"
+            )
         loss, *_, skipped_in_a_row = self.state.totals.values.tolist()
         if not math.isfinite(loss) or skipped_in_a_row >= self.config.precision.max_consecutive_skips:
             raise TrainingError(

@@ -48,7 +48,9 @@ class NaiveDaliLoader(PipelinedLoader):
             # before the crop, so in the padded image's coordinates: erase on the GPU takes no half precision
             box = [float(transform.cutout)] * 2
             anchors = fn.external_source(name="anchors", no_copy=True)
-            images = fn.erase(images, anchor=anchors, shape=box, axis_names="HW", fill_value=transform.cutout_fill)
+            images = fn.erase(
+                images, anchor=anchors, shape=box, axis_names="HW", fill_value=transform.cutout_fill
+            )
         return self._normalise(
             images,
             fn,
@@ -59,7 +61,9 @@ class NaiveDaliLoader(PipelinedLoader):
             mirror=fn.external_source(name="mirror", no_copy=True),
         )
 
-    def _feed_inputs(self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor) -> list[Any]:
+    def _feed_inputs(
+        self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor
+    ) -> list[Any]:
         (plan,) = plans
         assert plan.draws is not None
         images = self._images.index_select(0, on_device)
@@ -79,7 +83,11 @@ def arguments_of(draws: np.ndarray, transform: Transform, width: int) -> dict[st
     """
     crop_y, crop_x, flip, box_y, box_x = draws.T
     slack = max(2 * transform.crop_padding, 1)
-    arguments = {"x": (crop_x / slack).astype(np.float32), "y": (crop_y / slack).astype(np.float32), "mirror": flip.astype(np.int32)}
+    arguments = {
+        "x": (crop_x / slack).astype(np.float32),
+        "y": (crop_y / slack).astype(np.float32),
+        "mirror": flip.astype(np.int32),
+    }
     if transform.cutout:
         unflipped = np.where(flip, width - transform.cutout - box_x, box_x)
         arguments["anchors"] = np.stack([crop_y + box_y, crop_x + unflipped], axis=1).astype(np.float32)

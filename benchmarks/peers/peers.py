@@ -38,7 +38,15 @@ class PlainStep(Workload):
         image_size: in pixels.
     """
 
-    def __init__(self, name: str, batch_size: int, readback: bool, device: torch.device, model: ModelConfig, image_size: int):
+    def __init__(
+        self,
+        name: str,
+        batch_size: int,
+        readback: bool,
+        device: torch.device,
+        model: ModelConfig,
+        image_size: int,
+    ):
         super().__init__(name, batch_size)
         self._readback = readback
         self._network = build_model(model, num_classes=10).to(device)

@@ -48,7 +48,9 @@ def draw_depth(folder: str, records: Sequence[Record], path: Path) -> None:
     """Error in per cent over the number of layers, a line for each source, ours with one standard deviation up and down."""
     recipes = newest([record for record in records if record.folder == folder and _is_told(record)])
     shown = next(r for r in reversed(recipes) if is_by_depth(r))
-    recipes = [r for r in recipes if (r.data, r.epochs, r.batch_size) == (shown.data, shown.epochs, shown.batch_size)]
+    recipes = [
+        r for r in recipes if (r.data, r.epochs, r.batch_size) == (shown.data, shown.epochs, shown.batch_size)
+    ]
     budget = f"{shown.epochs:g} epochs at batch {shown.batch_size}"
     subtitle = f"ours: {budget}, last step, one view, mean ± σ (n = {shown.accuracy_n}), {shown.gpu or 'CPU'}"
     with style.drawing([subtitle, shown.data or ""]):
@@ -83,20 +85,34 @@ def _others(recipes: Sequence[Record]) -> dict[str, list[_Point]]:
     for figure in published.read().figures:
         network = _parse(figure.network)
         if network is not None and figure.recipe in names:
-            lines.setdefault(figure.source.partition(",")[0], []).append(_Point(network[1], 100 - figure.accuracy))
+            lines.setdefault(figure.source.partition(",")[0], []).append(
+                _Point(network[1], 100 - figure.accuracy)
+            )
     return lines
 
 
-def _line(axes: Axes, name: str, points: Sequence[_Point], color: str, dash: object, *, above: bool = False) -> None:
+def _line(
+    axes: Axes, name: str, points: Sequence[_Point], color: str, dash: object, *, above: bool = False
+) -> None:
     """The figures stand clear of the deviations, below the line, or above it."""
     if not points:
         return
     depths, errors = [point.depth for point in points], [point.error for point in points]
-    axes.plot(depths, errors, color=color, linestyle=dash, linewidth=2, marker="o", markersize=5, clip_on=False)
-    axes.vlines(depths, [p.error - p.deviation for p in points], [p.error + p.deviation for p in points], color=color, linewidth=1.5)
+    axes.plot(
+        depths, errors, color=color, linestyle=dash, linewidth=2, marker="o", markersize=5, clip_on=False
+    )
+    axes.vlines(
+        depths,
+        [p.error - p.deviation for p in points],
+        [p.error + p.deviation for p in points],
+        color=color,
+        linewidth=1.5,
+    )
     text = {"textcoords": "offset points", "color": color, "annotation_clip": False}
     side = 1 if above else -1
     for p in points:
         place = (p.depth, p.error + side * p.deviation)
-        axes.annotate(f"{p.error:.2f}", place, (0, side * 10), ha="center", va="center", fontsize=12 * style.PX, **text)
+        axes.annotate(
+            f"{p.error:.2f}", place, (0, side * 10), ha="center", va="center", fontsize=12 * style.PX, **text
+        )
     axes.annotate(name, (depths[-1], errors[-1]), (14, 0), va="center", fontsize=13 * style.PX, **text)

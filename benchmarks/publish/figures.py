@@ -20,7 +20,10 @@ _HEIGHT_PX = 620
 _LEFT_PX = 96
 _ROW_PX = 46
 _LABEL_PITCH_PX = 20
-_BAR_HEIGHT, _BARS_SHARE = 0.62, 0.78  # of a row; of the width, the rest being for the figures beside the bars
+_BAR_HEIGHT, _BARS_SHARE = (
+    0.62,
+    0.78,
+)  # of a row; of the width, the rest being for the figures beside the bars
 
 # Ours in colour and solid, what they are compared with dashed or grey.
 _LOOKS = {
@@ -36,7 +39,11 @@ _LARGE_IMAGE = 128  # pixels: from here on images are streamed from their files
 
 
 def _of(benchmark: str, folder: str, records: Sequence[Record]) -> list[Record]:
-    return [record for record in newest(records) if record.benchmark == benchmark and record.folder == folder and record.images_per_sec]
+    return [
+        record
+        for record in newest(records)
+        if record.benchmark == benchmark and record.folder == folder and record.images_per_sec
+    ]
 
 
 def _is_streamed(record: Record) -> bool:
@@ -47,12 +54,25 @@ def _draw_throughput(folder: str, records: Sequence[Record], path: Path) -> None
     """Images/sec over batch size, both logarithmic, a line for each loader; the step's own rate beside them."""
     loaders = [record for record in _of("loader", folder, records) if not _is_streamed(record)]
     shown = loaders[-1]  # one kind of images and augmentation in one figure: the newest
-    loaders = [r for r in loaders if (*_setting(r), r.dataset, r.augment) == (*_setting(shown), shown.dataset, shown.augment)]
-    lines = {name: [r for r in loaders if r.variant == name] for name in dict.fromkeys(r.variant for r in loaders)}
-    steps = [r for r in _of("end_to_end", folder, records) if r.loader == "synthetic" and _setting(r) == _setting(shown)]
+    loaders = [
+        r
+        for r in loaders
+        if (*_setting(r), r.dataset, r.augment) == (*_setting(shown), shown.dataset, shown.augment)
+    ]
+    lines = {
+        name: [r for r in loaders if r.variant == name] for name in dict.fromkeys(r.variant for r in loaders)
+    }
+    steps = [
+        r
+        for r in _of("end_to_end", folder, records)
+        if r.loader == "synthetic" and _setting(r) == _setting(shown)
+    ]
     if steps:
         lines[_STEP] = [
-            r for r in steps if (r.model, r.precision, r.compile_mode) == (steps[-1].model, steps[-1].precision, steps[-1].compile_mode)
+            r
+            for r in steps
+            if (r.model, r.precision, r.compile_mode)
+            == (steps[-1].model, steps[-1].precision, steps[-1].compile_mode)
         ]
     subtitle = f"{shown.gpu or 'CPU'}, {shown.image_size}×{shown.image_size} images, {shown.augment}; median, band from p10 to p90"
     if steps:
@@ -85,8 +105,24 @@ def _line(axes: Axes, name: str, line: list[Record]) -> None:
     color, dash = _LOOKS.get(name, (style.INK, "-"))
     sizes = [record.batch_size for record in line]
     rates = [record.images_per_sec for record in line if record.images_per_sec]
-    axes.fill_between(sizes, [rate.p10 for rate in rates], [rate.p90 for rate in rates], color=color, alpha=0.15, linewidth=0)
-    axes.plot(sizes, [rate.median for rate in rates], color=color, linestyle=dash, linewidth=2, marker="o", markersize=5, clip_on=False)
+    axes.fill_between(
+        sizes,
+        [rate.p10 for rate in rates],
+        [rate.p90 for rate in rates],
+        color=color,
+        alpha=0.15,
+        linewidth=0,
+    )
+    axes.plot(
+        sizes,
+        [rate.median for rate in rates],
+        color=color,
+        linestyle=dash,
+        linewidth=2,
+        marker="o",
+        markersize=5,
+        clip_on=False,
+    )
 
 
 def _short(value: float) -> str:
@@ -102,12 +138,26 @@ def _label_ends(axes: Axes, lines: dict[str, list[Record]]) -> None:
     for name, line in lines.items():
         last = max(line, key=lambda record: record.batch_size)
         if last.images_per_sec:
-            ends.append((float(to_axes.transform((1, last.images_per_sec.median))[1]), name, last.images_per_sec.median))
+            ends.append(
+                (
+                    float(to_axes.transform((1, last.images_per_sec.median))[1]),
+                    name,
+                    last.images_per_sec.median,
+                )
+            )
     floor = float("-inf")
     for place, name, rate in sorted(ends):
         floor = max(place, floor + pitch)
         color = _LOOKS.get(name, (style.INK, "-"))[0]
-        axes.text(1.03, floor, f"{name}  {thousands(rate)}", transform=axes.transAxes, va="center", fontsize=13 * style.PX, color=color)
+        axes.text(
+            1.03,
+            floor,
+            f"{name}  {thousands(rate)}",
+            transform=axes.transAxes,
+            va="center",
+            fontsize=13 * style.PX,
+            color=color,
+        )
 
 
 def _draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
@@ -116,8 +166,14 @@ def _draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
     rates = [record.images_per_sec.median for record in steps if record.images_per_sec]
     last = steps[-1]
     with_accuracy = any(record.accuracy is not None for record in steps)
-    right = f"; right: test accuracy after {last.epochs:g} epochs (n = {last.accuracy_n})" if with_accuracy and last.epochs else ""
-    subtitle = f"{last.gpu or 'CPU'}, {_network(last)}, batch {last.batch_size}, loader and step together{right}"
+    right = (
+        f"; right: test accuracy after {last.epochs:g} epochs (n = {last.accuracy_n})"
+        if with_accuracy and last.epochs
+        else ""
+    )
+    subtitle = (
+        f"{last.gpu or 'CPU'}, {_network(last)}, batch {last.batch_size}, loader and step together{right}"
+    )
     height_px = MARGINS_PX + _ROW_PX * len(steps)
     with style.drawing([subtitle]):
         figure, axes = new_frame(height_px, 230, "From the plain recipe to the full one", subtitle)
@@ -132,9 +188,16 @@ def _draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
             color = style.MUTED if not row else style.BLUE if rate >= before else style.VERMILLION
             axes.barh(row, rate - before, left=before, height=_BAR_HEIGHT, color=color)
             if row:
-                axes.plot([before] * 2, [row - 1 + _BAR_HEIGHT / 2, row - _BAR_HEIGHT / 2], color=style.MUTED, linewidth=0.8)
+                axes.plot(
+                    [before] * 2,
+                    [row - 1 + _BAR_HEIGHT / 2, row - _BAR_HEIGHT / 2],
+                    color=style.MUTED,
+                    linewidth=0.8,
+                )
             factor = f"   × {rate / before:.2f}" if row else ""
-            axes.text(max(rate, before) * 1.02, row, f"{count(rate)}{factor}", va="center", fontsize=13 * style.PX)
+            axes.text(
+                max(rate, before) * 1.02, row, f"{count(rate)}{factor}", va="center", fontsize=13 * style.PX
+            )
             if record.accuracy is not None:
                 axes.text(
                     1.03,
@@ -156,10 +219,21 @@ def _draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
 
 def _draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
     """Training from image files on one GPU: a bar for each loader at its fastest, beside the step without a loader."""
-    found = [record for record in _of("end_to_end", folder, records) if _is_streamed(record) and record.world_size == 1]
+    found = [
+        record
+        for record in _of("end_to_end", folder, records)
+        if _is_streamed(record) and record.world_size == 1
+    ]
     network = _network(found[-1])
-    found = [record for record in found if _network(record) == network and record.image_size == found[-1].image_size]
-    best = {loader: max((r for r in found if r.loader == loader), key=_rate) for loader in dict.fromkeys(r.loader or "" for r in found)}
+    found = [
+        record
+        for record in found
+        if _network(record) == network and record.image_size == found[-1].image_size
+    ]
+    best = {
+        loader: max((r for r in found if r.loader == loader), key=_rate)
+        for loader in dict.fromkeys(r.loader or "" for r in found)
+    }
     bars = sorted(best.values(), key=_rate, reverse=True)
     size = bars[0].image_size
     subtitle = f"{bars[0].gpu or 'CPU'}, {bars[0].cpu_cores} CPU cores, {size}×{size}, {bars[0].precision}; median, line from p10 to p90"
@@ -173,9 +247,20 @@ def _draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
         for row, record in enumerate(bars):
             rate = record.images_per_sec
             assert rate is not None
-            axes.barh(row, rate.median, height=_BAR_HEIGHT, color=style.BLUE if record.loader == "dali" else style.MUTED)
+            axes.barh(
+                row,
+                rate.median,
+                height=_BAR_HEIGHT,
+                color=style.BLUE if record.loader == "dali" else style.MUTED,
+            )
             axes.plot([rate.p10, rate.p90], [row, row], color=style.INK, linewidth=1.5)
-            axes.text(max(rate.median, rate.p90) + 0.01 * _rate(bars[0]), row, count(rate.median), va="center", fontsize=13 * style.PX)
+            axes.text(
+                max(rate.median, rate.p90) + 0.01 * _rate(bars[0]),
+                row,
+                count(rate.median),
+                va="center",
+                fontsize=13 * style.PX,
+            )
         axes.yaxis.set_major_locator(FixedLocator(range(len(bars))))
         axes.set_yticklabels([_streamed_name(record) for record in bars], color=style.INK)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
@@ -209,7 +294,11 @@ def _accuracy(record: Record) -> str:
 
 def _cumulative(folder: str, records: Sequence[Record]) -> list[Record]:
     """The cumulative series of the newest ablation."""
-    steps = [record for record in _of("ablation", folder, records) if record.variant == "plain" or record.variant.startswith("+ ")]
+    steps = [
+        record
+        for record in _of("ablation", folder, records)
+        if record.variant == "plain" or record.variant.startswith("+ ")
+    ]
 
     def of(record: Record) -> tuple[object, ...]:
         # the network by name: what is said of it further is a switch
@@ -234,7 +323,12 @@ class _FigureKind:
 
 
 FIGURES = {
-    "depth": _FigureKind("recipe", is_by_depth, "Test error of the paper's networks by depth, ours beside the paper's", draw_depth),
+    "depth": _FigureKind(
+        "recipe",
+        is_by_depth,
+        "Test error of the paper's networks by depth, ours beside the paper's",
+        draw_depth,
+    ),
     "streamed": _FigureKind(
         "end_to_end",
         lambda record: _is_streamed(record) and record.world_size == 1,
@@ -242,16 +336,23 @@ FIGURES = {
         _draw_streamed,
     ),
     "throughput": _FigureKind(
-        "loader", lambda record: not _is_streamed(record), "Images per second by batch size and loader", _draw_throughput
+        "loader",
+        lambda record: not _is_streamed(record),
+        "Images per second by batch size and loader",
+        _draw_throughput,
     ),
-    "waterfall": _FigureKind("ablation", lambda _: True, "Images per second as one switch after the other is set", _draw_waterfall),
+    "waterfall": _FigureKind(
+        "ablation", lambda _: True, "Images per second as one switch after the other is set", _draw_waterfall
+    ),
 }
 
 
 def paths(name: str, records: Sequence[Record], folder: Path = FOLDER_OF_FIGURES) -> list[Path]:
     """Where the figures of this name are, one for each machine that has records for it."""
     kind = FIGURES[name]
-    machines = dict.fromkeys(r.folder for r in records if r.benchmark == kind.benchmark and r.images_per_sec and kind.shows(r))
+    machines = dict.fromkeys(
+        r.folder for r in records if r.benchmark == kind.benchmark and r.images_per_sec and kind.shows(r)
+    )
     return [folder / f"{machine}-{name}.png" for machine in machines]
 
 

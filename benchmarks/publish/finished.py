@@ -15,7 +15,16 @@ from pipeline.run.folder import find_run
 
 _MOST_UNSTEADY = 1.5  # 90th over 10th percentile of images/sec: beyond it, runs had the machine to themselves for some of the time only
 _STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
-_NEEDED = ("test_accuracy", "num_parameters", "epochs", "images_per_sec", "step_ms", "train_s", "compile_s", "peak_memory_bytes")
+_NEEDED = (
+    "test_accuracy",
+    "num_parameters",
+    "epochs",
+    "images_per_sec",
+    "step_ms",
+    "train_s",
+    "compile_s",
+    "peak_memory_bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,30 @@ def read_finished(path: Path) -> Finished:
     """
     run = find_run(path)
     if not run.result.is_file():
-        raise UserError(f"{path}: not finished (no result.json in it); go on with resume={path}, or leave it out")
-    environment, result, inputs = (read_json(run.path / name) for name in ("env.json", "result.json", "input.json"))
-    for name, contents, needed in (("env.json", environment, ("command", "packages", "commit")), ("result.json", result, _NEEDED)):
-        missing = [key for key in needed if key not in contents] if isinstance(contents, dict) else list(needed)
+        raise UserError(
+            f"{path}: not finished (no result.json in it); go on with resume={path}, or leave it out"
+        )
+    environment, result, inputs = (
+        read_json(run.path / name) for name in ("env.json", "result.json", "input.json")
+    )
+    for name, contents, needed in (
+        ("env.json", environment, ("command", "packages", "commit")),
+        ("result.json", result, _NEEDED),
+    ):
+        missing = (
+            [key for key in needed if key not in contents] if isinstance(contents, dict) else list(needed)
+        )
         if missing:
-            raise UserError(f"{run.path / name}: lacks {', '.join(missing)}; was it written by another version? Train it again")
+            raise UserError(
+                f"{run.path / name}: lacks {', '.join(missing)}; was it written by another version? Train it again"
+            )
     return Finished(
-        run.path, _recipe_of(run.path, environment["command"]), load_config(run.path / "config.yaml"), inputs, environment, result
+        run.path,
+        _recipe_of(run.path, environment["command"]),
+        load_config(run.path / "config.yaml"),
+        inputs,
+        environment,
+        result,
     )
 
 
@@ -86,7 +111,8 @@ def check_recipe(run: Finished) -> None:
         shipped = ", ".join(path.stem for path in recipe_paths())
         raise UserError(f"{run.path}: trained {run.recipe}, which is not in configs/. Shipped: {shipped}")
     different = [
-        f"{key}={theirs} (recipe: {ours})" for key, (ours, theirs) in differences(path, run.config.model_dump(mode="json")).items()
+        f"{key}={theirs} (recipe: {ours})"
+        for key, (ours, theirs) in differences(path, run.config.model_dump(mode="json")).items()
     ]
     if different:
         raise UserError(
@@ -110,14 +136,24 @@ def check_together(runs: Sequence[Finished]) -> None:
     for run in runs:
         other = seeds.setdefault(run.config.seed, run.path)
         if other != run.path:
-            problems.append(f"{run.path}: has seed {run.config.seed}, as {other} has; the same run twice is no second one: leave one out")
+            problems.append(
+                f"{run.path}: has seed {run.config.seed}, as {other} has; the same run twice is no second one: leave one out"
+            )
         if run.inputs != first.inputs:
-            problems.append(f"{run.path}: was trained on other images than {first.path} (input.json differs); record them one by one")
+            problems.append(
+                f"{run.path}: was trained on other images than {first.path} (input.json differs); record them one by one"
+            )
         for machine in run.machines:
             expected = first.machines[0]
-            different = [f"{key} {machine[key]} and not {expected[key]}" for key in expected if machine[key] != expected[key]]
+            different = [
+                f"{key} {machine[key]} and not {expected[key]}"
+                for key in expected
+                if machine[key] != expected[key]
+            ]
             if different:
-                problems.append(f"{run.path}: {', '.join(different)} as in {first.path}; record them one by one, or train again")
+                problems.append(
+                    f"{run.path}: {', '.join(different)} as in {first.path}; record them one by one, or train again"
+                )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
@@ -127,10 +163,15 @@ def check_speed(runs: Sequence[Finished]) -> None:
     Raises:
         UserError: runs whose speed is to be recorded did not have the machine to themselves all the time.
     """
-    speeds = {run.path: run.result["images_per_sec"] for run in runs if run.result["images_per_sec"]["median"]}
+    speeds = {
+        run.path: run.result["images_per_sec"] for run in runs if run.result["images_per_sec"]["median"]
+    }
     if not speeds:
         return
-    slowest, fastest = min(speeds, key=lambda path: speeds[path]["p10"]), max(speeds, key=lambda path: speeds[path]["p90"])
+    slowest, fastest = (
+        min(speeds, key=lambda path: speeds[path]["p10"]),
+        max(speeds, key=lambda path: speeds[path]["p90"]),
+    )
     low, high = speeds[slowest]["p10"], speeds[fastest]["p90"]
     if high > _MOST_UNSTEADY * low:
         other = "" if fastest == slowest else f"{fastest} "

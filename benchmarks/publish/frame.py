@@ -10,7 +10,9 @@ _TOP_PX, _BOTTOM_PX, _RIGHT_PX = 110, 74, 210
 MARGINS_PX = _TOP_PX + _BOTTOM_PX
 
 
-def new_frame(height_px: int, left_px: int, title: str, subtitle: str, right_px: int = _RIGHT_PX) -> tuple[Figure, Axes]:
+def new_frame(
+    height_px: int, left_px: int, title: str, subtitle: str, right_px: int = _RIGHT_PX
+) -> tuple[Figure, Axes]:
     """A figure with axes inside these margins, in pixels."""
     figure = style.new_figure(_WIDTH_PX, height_px)
     box = (left_px, _BOTTOM_PX, _WIDTH_PX - left_px - right_px, height_px - MARGINS_PX)

@@ -23,7 +23,9 @@ _WIDTH = 140
 _START = "# Price:"
 _PRICE = re.compile(r"^# Price:.*\n(?:#.*\n)*", re.MULTILINE)
 # without effect on CIFAR-10, but not on a folder of its images that stands in for it
-_OF_A_FOLDER = {f"data.{key}" for key in ("image_size", "cache_below", "on_bad_image", "train_list", "test_list")}
+_OF_A_FOLDER = {
+    f"data.{key}" for key in ("image_size", "cache_below", "on_bad_image", "train_list", "test_list")
+}
 _NOT_MEASURED = f"{_START} not measured."
 
 
@@ -50,7 +52,9 @@ def differences(recipe: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any,
     if theirs["data.dataset"] == "folder":
         idle -= _OF_A_FOLDER
     return {
-        key: (value, theirs[key]) for key, value in ours.items() if value != theirs[key] and key not in idle and not key.startswith(_FREE)
+        key: (value, theirs[key])
+        for key, value in ours.items()
+        if value != theirs[key] and key not in idle and not key.startswith(_FREE)
     }
 
 
@@ -65,11 +69,17 @@ def price(name: str, records: Sequence[Record], recipes: Path = RECIPES) -> str:
 
     A recipe that has changed since it was measured is not measured.
     """
-    mine = [record for record in records if record.benchmark == "recipe" and record.variant == name and is_current(record, recipes)]
+    mine = [
+        record
+        for record in records
+        if record.benchmark == "recipe" and record.variant == name and is_current(record, recipes)
+    ]
     if not mine:
         return f"{_NOT_MEASURED}\n"
     newest = max(mine, key=lambda record: record.utc)
-    lines = textwrap.wrap(_describe(newest), _WIDTH, subsequent_indent="# ", break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        _describe(newest), _WIDTH, subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
+    )
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -92,5 +102,7 @@ def render(text: str, records: Sequence[Record], path: Path) -> str:
     """
     found = _PRICE.findall(text)
     if len(found) != 1:
-        raise UserError(f"{path}: {len(found)} lines that begin with `{_START}`; end its header with one, such as `{_NOT_MEASURED}`")
+        raise UserError(
+            f"{path}: {len(found)} lines that begin with `{_START}`; end its header with one, such as `{_NOT_MEASURED}`"
+        )
     return text.replace(found[0], price(path.stem, records, path.parent))

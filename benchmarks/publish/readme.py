@@ -21,7 +21,9 @@ from benchmarks.scaling import scaling_model
 from pipeline.errors import EXIT_FAILURE, UserError
 
 FILES = (FOLDER.parent / "README.md", FOLDER / "README.md")
-_BLOCK = re.compile(r"<!-- benchmarks:(?P<name>\w+) -->\n(?P<content>.*?)<!-- /benchmarks:(?P=name) -->", re.DOTALL)
+_BLOCK = re.compile(
+    r"<!-- benchmarks:(?P<name>\w+) -->\n(?P<content>.*?)<!-- /benchmarks:(?P=name) -->", re.DOTALL
+)
 _MARKER = re.compile(r"<!-- /?benchmarks:\w+ -->")
 _NO_RECORDS = "No records yet."
 _PUBLISHED = "published"
@@ -36,10 +38,13 @@ def machines(records: Sequence[Record]) -> str:
     """What records were measured on, in one line of Markdown; commits of one machine and day stand side by side."""
     commits: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
-        commit = f"{record.commit[:10] if record.commit else 'unknown'}{' with changes' if record.dirty else ''}"
+        commit = (
+            f"{record.commit[:10] if record.commit else 'unknown'}{' with changes' if record.dirty else ''}"
+        )
         commits.setdefault((_machine(record), record.utc[:10]), {})[commit] = None
     return "; ".join(
-        f"{machine}, commit{'s' if len(found) > 1 else ''} {', '.join(found)}, {day}" for (machine, day), found in commits.items()
+        f"{machine}, commit{'s' if len(found) > 1 else ''} {', '.join(found)}, {day}"
+        for (machine, day), found in commits.items()
     )
 
 
@@ -80,7 +85,10 @@ def block(name: str, records: Sequence[Record], readme: Path) -> str:
 
 
 def _figure(name: str, records: Sequence[Record], readme: Path) -> str:
-    lines = [f"![{figures.FIGURES[name].alt}]({relpath(path, readme.parent)})\n" for path in figures.paths(name, records)]
+    lines = [
+        f"![{figures.FIGURES[name].alt}]({relpath(path, readme.parent)})\n"
+        for path in figures.paths(name, records)
+    ]
     return "\n".join(lines) or f"{_NO_RECORDS}\n"
 
 
@@ -110,13 +118,17 @@ def outdated(files: Sequence[Path] = (), results: Path = RESULTS) -> list[Path]:
     """Files that disagree with the records; of all README files and recipes, where none are given."""
     records = read(results)
     existing = [path for path in files or (*FILES, *prices.recipe_paths()) if path.exists()]
-    return [path for path in existing if render(path.read_text("utf-8"), records, path) != path.read_text("utf-8")]
+    return [
+        path for path in existing if render(path.read_text("utf-8"), records, path) != path.read_text("utf-8")
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit with 1 where a README or a recipe disagrees with the records"
+        "--check",
+        action="store_true",
+        help="change nothing; exit with 1 where a README or a recipe disagrees with the records",
     )
     arguments = parser.parse_args(argv)
     if arguments.check:

@@ -20,7 +20,12 @@ from benchmarks.sweep.table import Mean
 from pipeline.errors import UserError
 
 _WIDTH = 200  # columns of a table where there is no terminal to ask
-_DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits", "synthetic": "random images"}
+_DATA = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "digits": "scikit-learn's digits",
+    "synthetic": "random images",
+}
 _OF_THE_FOLDER = ("log.dir=", "log.name=", "resume=")
 
 
@@ -35,9 +40,13 @@ def make_record(runs: Sequence[Finished], alone: Sequence[Finished], data: str) 
     first = runs[0]
     accuracy = Mean.of([run.result["test_accuracy"] for run in runs])
     assert accuracy is not None
-    with_flip = [run.result["test_accuracy_flip_tta"] for run in runs if "test_accuracy_flip_tta" in run.result]
+    with_flip = [
+        run.result["test_accuracy_flip_tta"] for run in runs if "test_accuracy_flip_tta" in run.result
+    ]
     flip = Mean.of(with_flip) if len(with_flip) == len(runs) else None
-    timed = [run.result for run in alone if run.result["images_per_sec"]["median"]]  # a run of a few steps has no steady window
+    timed = [
+        run.result for run in alone if run.result["images_per_sec"]["median"]
+    ]  # a run of a few steps has no steady window
     # where a run was written says nothing of what it computed, and names folders of one machine
     log = first.config.log.model_copy(update={"dir": "runs", "name": None})
     config = first.config.model_copy(update={"resume": "none", "log": log})
@@ -53,7 +62,9 @@ def make_record(runs: Sequence[Finished], alone: Sequence[Finished], data: str) 
         "accuracy_std": accuracy.std,
         "accuracy_n": accuracy.n,
         "flip_tta_accuracy": flip.mean if flip else None,
-        "images_per_sec": Spread.of([result["images_per_sec"]["median"] for result in timed]) if timed else None,
+        "images_per_sec": Spread.of([result["images_per_sec"]["median"] for result in timed])
+        if timed
+        else None,
         "step_ms": Spread.of([result["step_ms"] for result in timed]).median if timed else None,
         "train_s": Spread.of([run.training_s for run in alone]).median if alone else None,
         "peak_memory_bytes": max(run.result["peak_memory_bytes"] for run in runs),
@@ -109,11 +120,20 @@ def _check_options(groups: dict[tuple[str, str], list[Finished]], options: argpa
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks recipes", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--data", metavar="TEXT", help="what is in the folder of runs with data.dataset=folder")
+    parser.add_argument(
+        "--data", metavar="TEXT", help="what is in the folder of runs with data.dataset=folder"
+    )
     speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--shared", action="store_true", help="runs shared the machine: leave out speed and seconds")
     speed.add_argument(
-        "--alone", action="append", default=[], type=Path, metavar="RUN", help="only this one had it to itself; may be given several times"
+        "--shared", action="store_true", help="runs shared the machine: leave out speed and seconds"
+    )
+    speed.add_argument(
+        "--alone",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="RUN",
+        help="only this one had it to itself; may be given several times",
     )
     parser.add_argument("--record", action="store_true", help="append the records to benchmarks/results/")
     return parser
@@ -130,11 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_speed(alone)
         records.append(make_record(runs, alone, _DATA.get(dataset) or options.data))
         seeds = ", ".join(str(run.config.seed) for run in runs)
-        print(f"{recipe}: {len(runs)} run{'s' * (len(runs) > 1)}, seed{'s' * (len(runs) > 1)} {seeds}; speed of {len(alone)}")
+        print(
+            f"{recipe}: {len(runs)} run{'s' * (len(runs) > 1)}, seed{'s' * (len(runs) > 1)} {seeds}; speed of {len(alone)}"
+        )
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     for table in tables.tables_of(records):
         console.print(tables.to_rich(table))
     if options.record:
         for path in append(records):
-            print(f"recorded in {path}; bring tables and headers up to date with `python -m benchmarks readme`")
+            print(
+                f"recorded in {path}; bring tables and headers up to date with `python -m benchmarks readme`"
+            )
     return 0

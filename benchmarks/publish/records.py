@@ -17,7 +17,9 @@ from pipeline.errors import UserError
 FOLDER = Path(__file__).parents[1]
 RESULTS = FOLDER / "results"
 
-Benchmark = Literal["loader", "step", "end_to_end", "kernel", "ablation", "startup", "saving", "scaling", "peer", "recipe"]
+Benchmark = Literal[
+    "loader", "step", "end_to_end", "kernel", "ablation", "startup", "saving", "scaling", "peer", "recipe"
+]
 
 
 class _Frozen(BaseModel):
@@ -148,7 +150,11 @@ class Record(_Frozen):
         """
         if self.benchmark == "recipe":
             return (self.folder, self.benchmark, self.variant, self.data, self.world_size)
-        model = self.model if self.benchmark in ("step", "ablation") or self.model is None else self.model.partition(",")[0]
+        model = (
+            self.model
+            if self.benchmark in ("step", "ablation") or self.model is None
+            else self.model.partition(",")[0]
+        )
         return (
             self.folder,
             self.benchmark,
@@ -206,9 +212,13 @@ def read(results: Path = RESULTS) -> list[Record]:
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(map(str, first["loc"]))
-                raise UserError(f"{path}:{number}: not a record ({where}: {first['msg']}); remove the line or measure again") from None
+                raise UserError(
+                    f"{path}:{number}: not a record ({where}: {first['msg']}); remove the line or measure again"
+                ) from None
             if path.relative_to(results) != Path(record.folder, f"{record.benchmark}.jsonl"):
-                raise UserError(f"{path}:{number}: this record belongs in {record.folder}/{record.benchmark}.jsonl; move the line there")
+                raise UserError(
+                    f"{path}:{number}: this record belongs in {record.folder}/{record.benchmark}.jsonl; move the line there"
+                )
             records.append(record)
     return records
 

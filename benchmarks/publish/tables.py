@@ -6,7 +6,18 @@ from dataclasses import dataclass, replace
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from benchmarks.measure.cells import accuracy, against, count, memory, number, share, significant, spread, thousands, times
+from benchmarks.measure.cells import (
+    accuracy,
+    against,
+    count,
+    memory,
+    number,
+    share,
+    significant,
+    spread,
+    thousands,
+    times,
+)
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record
 
@@ -54,14 +65,20 @@ def _loader(records: Sequence[Record]) -> Table:
     sizes = sorted({record.batch_size for record in records})
     rows: dict[tuple[str, ...], dict[int, Record]] = {}
     for record in records:
-        images = _data(record) + (", float32" if record.precision == "fp32" else "")  # which is twice the bytes
-        rows.setdefault((record.variant, images, record.augment or "none", str(record.world_size)), {})[record.batch_size] = record
+        images = _data(record) + (
+            ", float32" if record.precision == "fp32" else ""
+        )  # which is twice the bytes
+        rows.setdefault((record.variant, images, record.augment or "none", str(record.world_size)), {})[
+            record.batch_size
+        ] = record
     lines = []
     for key, by_size in rows.items():
         cells = []
         for size in sizes:
             rate = by_size[size].images_per_sec if size in by_size else None
-            cells.append(f"{thousands(rate.median)} ({thousands(rate.p10)}–{thousands(rate.p90)})" if rate else "")
+            cells.append(
+                f"{thousands(rate.median)} ({thousands(rate.p10)}–{thousands(rate.p90)})" if rate else ""
+            )
         lines.append((*key, *cells))
     header = ("loader", "images", "augmentation", "processes", *(f"batch {size}" for size in sizes))
     return Table("Loader alone: images/sec, median (p10–p90)", header, tuple(lines), 4)

@@ -32,13 +32,24 @@ _ROUNDS, _QUICK_ROUNDS = 3, 1
 _LAST_LINES = 8
 _TORCHRUN = "torch/distributed/elastic/multiprocessing"  # in the first line of its report of a failure
 
-Rounds = list[dict[tuple[int, str], dict[str, Figures]]]  # of each round, by world size and loader, then by variant
+Rounds = list[
+    dict[tuple[int, str], dict[str, Figures]]
+]  # of each round, by world size and loader, then by variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=listed(int), metavar="N,N,…", help="default: 1 and all visible GPUs; on the CPU 1,2")
-    parser.add_argument("--rounds", type=int, help=f"process groups of each size, in turn (default: {_ROUNDS})")
-    parser.add_argument("--loaders", type=listed(), default=["dali"], metavar="NAME,…", help="of data.loader (default: dali)")
+    parser.add_argument(
+        "--processes",
+        type=listed(int),
+        metavar="N,N,…",
+        help="default: 1 and all visible GPUs; on the CPU 1,2",
+    )
+    parser.add_argument(
+        "--rounds", type=int, help=f"process groups of each size, in turn (default: {_ROUNDS})"
+    )
+    parser.add_argument(
+        "--loaders", type=listed(), default=["dali"], metavar="NAME,…", help="of data.loader (default: dali)"
+    )
 
 
 def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> list[int]:
@@ -59,13 +70,17 @@ def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> list[int]:
         given = f"got {','.join(map(str, asked))}" if asked else "and one GPU is visible"
         raise UserError(f"--processes: expected numbers above 1 to compare with one process, {given}")
     if num_gpus and sizes[-1] > num_gpus:
-        raise UserError(f"--processes: {sizes[-1]} processes, but the GPUs visible are {num_gpus}: choose that or fewer")
+        raise UserError(
+            f"--processes: {sizes[-1]} processes, but the GPUs visible are {num_gpus}: choose that or fewer"
+        )
     return sizes
 
 
 def merged(name: str, rounds: Sequence[Figures]) -> Timing:
     """The windows of all rounds."""
-    return Timing(name, rounds[0]["batch_size"], tuple(seconds for figures in rounds for seconds in figures["step_s"]))
+    return Timing(
+        name, rounds[0]["batch_size"], tuple(seconds for figures in rounds for seconds in figures["step_s"])
+    )
 
 
 def speed_up(ours: Sequence[Figures], one: Sequence[Figures]) -> Baseline:
@@ -75,14 +90,18 @@ def speed_up(ours: Sequence[Figures], one: Sequence[Figures]) -> Baseline:
         return [figures["batch_size"] / median(figures["step_s"]) for figures in rounds]
 
     ratios = [several / single for several, single in zip(rates(ours), rates(one), strict=True)]
-    return Baseline(variant=ONE, images_per_sec=merged(ONE, one).images_per_sec.median, ratio=Spread.of(ratios))
+    return Baseline(
+        variant=ONE, images_per_sec=merged(ONE, one).images_per_sec.median, ratio=Spread.of(ratios)
+    )
 
 
 def last_words(output: str) -> str:
     """The end of what a process group printed, without what torchrun says after it; of messages to a person, these alone."""
     lines = output.strip().splitlines()
     own = [line for line in takewhile(lambda line: _TORCHRUN not in line, lines) if line.strip()] or lines
-    errors = dict.fromkeys(line for line in own if line.startswith("error: "))  # of several processes the same one
+    errors = dict.fromkeys(
+        line for line in own if line.startswith("error: ")
+    )  # of several processes the same one
     return "\n".join(errors or own[-_LAST_LINES:])
 
 
@@ -96,16 +115,40 @@ def _launch(session: Session, world_size: int, threads: int) -> list[Figures]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "figures.json"
         command = [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(_CONFIGS / f"{hardware}.yaml")),
-            *("--num_processes", str(world_size), "--num_cpu_threads_per_process", str(threads), "-m", "benchmarks.scaling.scaling_worker"),
+            *(
+                sys.executable,
+                "-m",
+                "accelerate.commands.launch",
+                "--quiet",
+                "--config_file",
+                str(_CONFIGS / f"{hardware}.yaml"),
+            ),
+            *(
+                "--num_processes",
+                str(world_size),
+                "--num_cpu_threads_per_process",
+                str(threads),
+                "-m",
+                "benchmarks.scaling.scaling_worker",
+            ),
             *("--output", str(output), "--loaders", ",".join(session.options.loaders)),
-            *("--windows", str(session.windows), "--steps", str(session.steps), *(["--quick"] if session.quick else [])),
+            *(
+                "--windows",
+                str(session.windows),
+                "--steps",
+                str(session.steps),
+                *(["--quick"] if session.quick else []),
+            ),
             *(str(Path(session.recipe).resolve()), *session.overrides),
         ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         if done.returncode or not output.exists():
             group = "one process" if world_size == 1 else f"{world_size} processes"
-            raise TrainingError(f"measuring {group} failed with exit code {done.returncode}:\n{last_words(done.stdout)}")
+            raise TrainingError(
+                f"measuring {group} failed with exit code {done.returncode}:\n{last_words(done.stdout)}"
+            )
         return json.loads(output.read_text())
 
 
@@ -178,4 +221,6 @@ def _summarise(session: Session) -> None:
             ratio = record.baseline.ratio
             what = "apart, without communication," if record.variant == APART else f"{record.variant} scaling"
             by = f" with {record.loader}" if len(session.options.loaders) > 1 else ""
-            session.say(f"{what} on {record.world_size} {where}{by}: {ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})")
+            session.say(
+                f"{what} on {record.world_size} {where}{by}: {ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})"
+            )

@@ -23,7 +23,9 @@ _GRADIENT_BYTES = 4  # float32
 _EXTRAPOLATED = (8, 64)
 
 
-def all_reduce_s(num_bytes: float, num_gpus: int, nvlink: float, infiniband: float = EFFECTIVE * INFINIBAND) -> float:
+def all_reduce_s(
+    num_bytes: float, num_gpus: int, nvlink: float, infiniband: float = EFFECTIVE * INFINIBAND
+) -> float:
     """Seconds of an all-reduce, without latency: a ring inside a host; over several a reduce-scatter inside each, a ring over the hosts
     for each GPU's share, and an all-gather inside each.
 
@@ -104,15 +106,27 @@ def fit(record: Record, apart: Record | None = None) -> Fit | None:
     The time on one GPU is that of the record's baseline; the time on several follows from the speed-up, whose two sides were measured
     one right after the other.
     """
-    network, nvlink = (record.model or "").partition(",")[0].partition(" with ")[0], NVLINK.get(record.gpu or "")
+    network, nvlink = (
+        (record.model or "").partition(",")[0].partition(" with ")[0],
+        NVLINK.get(record.gpu or ""),
+    )
     if record.variant != WEAK or record.baseline is None or network not in PARAMETERS or nvlink is None:
         return None
     one_s = record.batch_size / record.world_size / record.baseline.images_per_sec
     measured_s, apart_s = (
-        one_s * record.world_size / measured.baseline.ratio.median if measured and measured.baseline else one_s
+        one_s * record.world_size / measured.baseline.ratio.median
+        if measured and measured.baseline
+        else one_s
         for measured in (record, apart)
     )
-    return Fit(one_s, apart_s, measured_s, record.world_size, _GRADIENT_BYTES * PARAMETERS[network], EFFECTIVE * nvlink)
+    return Fit(
+        one_s,
+        apart_s,
+        measured_s,
+        record.world_size,
+        _GRADIENT_BYTES * PARAMETERS[network],
+        EFFECTIVE * nvlink,
+    )
 
 
 def table(records: Sequence[Record]) -> Table:
@@ -121,7 +135,15 @@ def table(records: Sequence[Record]) -> Table:
     apart: dict[tuple[object, ...], dict[int, Record]] = {}
     for record in records:
         per_gpu = record.batch_size // record.world_size
-        key = (record.model, record.dataset, record.image_size, record.loader, per_gpu, record.precision, record.compile_mode)
+        key = (
+            record.model,
+            record.dataset,
+            record.image_size,
+            record.loader,
+            per_gpu,
+            record.precision,
+            record.compile_mode,
+        )
         if fit(record) is not None:
             weak.setdefault(key, {})[record.world_size] = record
         elif record.variant == APART:
@@ -145,8 +167,18 @@ def _rows(by_size: dict[int, Record], apart: dict[int, Record]) -> list[tuple[st
             checked = by_size[num_gpus].baseline if num_gpus in by_size else None
             rows.append(
                 (
-                    *(base.model or "", base.loader or "", str(base.batch_size // base.world_size), f"{base.world_size} GPUs"),
-                    *(share(fitted.exposed_share), number(1e3 * fitted.fixed_s), str(num_gpus), number(1e3 * fitted.reduce_s(num_gpus))),
+                    *(
+                        base.model or "",
+                        base.loader or "",
+                        str(base.batch_size // base.world_size),
+                        f"{base.world_size} GPUs",
+                    ),
+                    *(
+                        share(fitted.exposed_share),
+                        number(1e3 * fitted.fixed_s),
+                        str(num_gpus),
+                        number(1e3 * fitted.reduce_s(num_gpus)),
+                    ),
                     f"{number(1e3 * best)}–{number(1e3 * worst)}",
                     f"{number(100 * fitted.one_s / worst, 1)}–{share(fitted.one_s / best)}",
                     share(checked.ratio.median / num_gpus) if checked else "",

@@ -48,7 +48,11 @@ def variants(batch: int, processes: Processes) -> dict[str, tuple[int, Processes
     world_size = processes.shard.world_size
     if world_size == 1:
         return {ONE: (batch, processes)}
-    return {WEAK: (world_size * batch, processes), STRONG: (batch, processes), APART: (batch, replace(processes, shard=Shard(0, 1)))}
+    return {
+        WEAK: (world_size * batch, processes),
+        STRONG: (batch, processes),
+        APART: (batch, replace(processes, shard=Shard(0, 1))),
+    }
 
 
 def measure(own: session.Session) -> None:
@@ -61,7 +65,14 @@ def measure(own: session.Session) -> None:
         rig = Rig(base, splits, processes)
         for loader in own.options.loaders:
             config = own.config(f"data.batch_size={size}", f"data.loader={loader}")
-            workloads.append(StepWorkload(f"{variant}, {loader}", rig, build_train_loader(config, splits, processes), own.lead_in(config)))
+            workloads.append(
+                StepWorkload(
+                    f"{variant}, {loader}",
+                    rig,
+                    build_train_loader(config, splits, processes),
+                    own.lead_in(config),
+                )
+            )
             names.append((variant, loader))
     found = [
         Figures(
@@ -86,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.scaling_worker", description=__doc__)
     add_arguments(parser)
     parser.add_argument("--loaders", type=listed(), required=True, metavar="NAME,…", help="of data.loader")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the figures go, as JSON")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="where the figures go, as JSON"
+    )
     try:
         session.run(measure, "scaling", parser.parse_intermixed_args(argv))
     except (UserError, TrainingError) as error:

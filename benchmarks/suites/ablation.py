@@ -55,10 +55,17 @@ _ON_CPU = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--epochs", type=int, default=0, help="train every cumulative variant for so many epochs, for its accuracy (default: 0)"
+        "--epochs",
+        type=int,
+        default=0,
+        help="train every cumulative variant for so many epochs, for its accuracy (default: 0)",
     )
-    parser.add_argument("--seeds", type=listed(int), default=[0, 1, 2], metavar="N,N,…", help="of these runs (default: 0,1,2)")
-    parser.add_argument("--jobs", type=int, default=1, help="of these runs at a time (default: 1); their speed is not used")
+    parser.add_argument(
+        "--seeds", type=listed(int), default=[0, 1, 2], metavar="N,N,…", help="of these runs (default: 0,1,2)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="of these runs at a time (default: 1); their speed is not used"
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ def variants(on_gpu: bool) -> list[Variant]:
     for name, override in switches:
         made.append(Variant(f"+ {name}", tuple(merge(made[-1].overrides, [override])), made[-1].name))
     alone = [
-        Variant(f"plain + {name}", tuple(merge(_PLAIN, [override])), "plain") for name, override in switches[1:] if name not in _NEVER_ALONE
+        Variant(f"plain + {name}", tuple(merge(_PLAIN, [override])), "plain")
+        for name, override in switches[1:]
+        if name not in _NEVER_ALONE
     ]
     return made + alone
 
@@ -91,10 +100,14 @@ def run(session: Session) -> None:
     wanted = variants(session.on_gpu)
     if session.quick:
         wanted = [variant for variant in wanted if not variant.name.startswith("plain +")]
-    plan = _plan_of_training(session, wanted)  # before anything is measured: what is wrong with it should not be found after that
+    plan = _plan_of_training(
+        session, wanted
+    )  # before anything is measured: what is wrong with it should not be found after that
     workloads = _build(session, wanted)
     steps = min(session.steps, _STEPS)
-    timings = dict(zip([variant.name for variant in wanted], session.time(list(workloads.values()), steps), strict=True))
+    timings = dict(
+        zip([variant.name for variant in wanted], session.time(list(workloads.values()), steps), strict=True)
+    )
     _record(session, wanted, workloads, timings, {})  # at once: what was measured is kept if training fails
     if plan is not None:
         session.records.clear()
@@ -104,16 +117,26 @@ def run(session: Session) -> None:
 
 
 def _record(
-    session: Session, wanted: list[Variant], workloads: dict[str, StepWorkload], timings: dict[str, Timing], accuracies: dict[str, Mean]
+    session: Session,
+    wanted: list[Variant],
+    workloads: dict[str, StepWorkload],
+    timings: dict[str, Timing],
+    accuracies: dict[str, Mean],
 ) -> None:
     """A record of every variant; those with an accuracy supersede those without."""
     for variant in wanted:
         workload, timing = workloads[variant.name], timings[variant.name]
         epochs_to_pay = None
         if compiles(session.config(*variant.overrides)):
-            eager = wanted[[v.name for v in wanted].index("+ torch.compile") - 1].name if _is_cumulative(variant) else "plain"
+            eager = (
+                wanted[[v.name for v in wanted].index("+ torch.compile") - 1].name
+                if _is_cumulative(variant)
+                else "plain"
+            )
             num_images = workload.rig.splits.train.labels.size
-            epochs_to_pay = epochs_until_paid(workload.rig.compile_s - workloads[eager].rig.compile_s, num_images, timings[eager], timing)
+            epochs_to_pay = epochs_until_paid(
+                workload.rig.compile_s - workloads[eager].rig.compile_s, num_images, timings[eager], timing
+            )
         accuracy = accuracies.get(variant.name)
         session.record(
             "ablation",
@@ -152,8 +175,14 @@ def _build(session: Session, wanted: list[Variant]) -> dict[str, StepWorkload]:
             session.show(f"building {variant.name}")
             with fresh_cache():
                 rigs[key] = Rig(synthetic, session.splits(config), session.processes)
-            if compiles(config):  # once for a network and process: the rig that captures it too finds it compiled, and alone would not
-                network = config_hash(session.config(*merge(variant.overrides, ["data.loader=synthetic", "compile.mode=default"])))
+            if compiles(
+                config
+            ):  # once for a network and process: the rig that captures it too finds it compiled, and alone would not
+                network = config_hash(
+                    session.config(
+                        *merge(variant.overrides, ["data.loader=synthetic", "compile.mode=default"])
+                    )
+                )
                 rigs[key].compile_s += compiled_s.get(network, 0.0)
                 compiled_s.setdefault(network, rigs[key].compile_s)
         loader = build_train_loader(config, session.splits(config), session.processes)
@@ -182,7 +211,9 @@ def _plan_of_training(session: Session, wanted: list[Variant]) -> Plan | None:
     own = [override for override in session.overrides if override not in place]
     overrides = merge(own, [f"duration={options.epochs}ep", "log.checkpoint_every=100%"])
     changes = {name: list(variant.overrides) for name, variant in _run_names(wanted).items()}
-    return make_plan(f"ablation-{Path(session.recipe).stem}", session.recipe, changes, options.seeds, overrides, place)
+    return make_plan(
+        f"ablation-{Path(session.recipe).stem}", session.recipe, changes, options.seeds, overrides, place
+    )
 
 
 def _train(session: Session, wanted: list[Variant], plan: Plan) -> dict[str, Mean]:
@@ -190,7 +221,10 @@ def _train(session: Session, wanted: list[Variant], plan: Plan) -> dict[str, Mea
     names = _run_names(wanted)
     sweep = Sweep(plan, session.options.jobs)
     run_sweep(sweep, session.console)
-    found = {names[name].name: Mean.of(values_of(group, "test_accuracy")) for name, group in by_variant(sweep.outcomes).items()}
+    found = {
+        names[name].name: Mean.of(values_of(group, "test_accuracy"))
+        for name, group in by_variant(sweep.outcomes).items()
+    }
     return {name: mean for name, mean in found.items() if mean is not None}
 
 
@@ -199,4 +233,9 @@ def _is_cumulative(variant: Variant) -> bool:
 
 
 def _accuracy_fields(accuracy: Mean, epochs: int) -> dict[str, Any]:
-    return {"accuracy": accuracy.mean, "accuracy_std": accuracy.std, "accuracy_n": accuracy.n, "epochs": float(epochs)}
+    return {
+        "accuracy": accuracy.mean,
+        "accuracy_std": accuracy.std,
+        "accuracy_n": accuracy.n,
+        "epochs": float(epochs),
+    }

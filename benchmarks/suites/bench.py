@@ -24,7 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """No arguments of its own."""
 
 
-_HEADER = ("", "images/sec", "p10–p90 (n)", "step ms", "TFLOP/s", "of peak", "peak memory", "data wait", "compile s")
+_HEADER = (
+    "",
+    "images/sec",
+    "p10–p90 (n)",
+    "step ms",
+    "TFLOP/s",
+    "of peak",
+    "peak memory",
+    "data wait",
+    "compile s",
+)
 
 _LOADER_WINDOW_S = 0.3
 
@@ -50,7 +60,9 @@ def run(session: Session) -> None:
     session.show("building and compiling the step")
     rig = Rig(config, splits, processes)
     loader = build_train_loader(config, splits, processes)
-    alone_loader = LoaderWorkload("loader alone", loader, config.data.batch_size, 1 if session.quick else batches_ahead(config))
+    alone_loader = LoaderWorkload(
+        "loader alone", loader, config.data.batch_size, 1 if session.quick else batches_ahead(config)
+    )
     alone_step = StepWorkload("step alone", rig, rig.synthetic(), lead_in=1)
     together = StepWorkload("end to end", rig, loader, session.lead_in(config))
     workloads: list[Workload] = [alone_loader, alone_step, together]
@@ -60,7 +72,9 @@ def run(session: Session) -> None:
         workloads.append(StepWorkload("step, no communication", silent, rig.synthetic(), lead_in=1))
     steps = [session.steps for _ in workloads]
     if not session.quick:  # loaders deliver in bursts: give theirs a window of many
-        steps[0] = max(session.steps, steps_lasting(alone_loader, _LOADER_WINDOW_S, Stopwatch(session.device)))
+        steps[0] = max(
+            session.steps, steps_lasting(alone_loader, _LOADER_WINDOW_S, Stopwatch(session.device))
+        )
     timings = session.time(workloads, steps)
     medians = [timing.images_per_sec.median for timing in timings]
     compared = timings[2].against(timings[1])
@@ -81,7 +95,9 @@ def run(session: Session) -> None:
     where = f"{config.model.name}, batch {config.data.batch_size}, {config.precision.mode}, compile {measured.compile_mode}"
     session.print(Table(f"{session.recipe}: {where}", _HEADER, tuple(rows)))
     _record(session, timings, rig, together, flops, peak)
-    session.say(f"end to end is {against(compared)}; peak: {peak / 1e12:.3g} TFLOP/s, by a large matrix product")
+    session.say(
+        f"end to end is {against(compared)}; peak: {peak / 1e12:.3g} TFLOP/s, by a large matrix product"
+    )
     session.say(name_bottleneck(measured, config))
 
 
@@ -102,7 +118,9 @@ def _row(timing: Timing, workload: Workload, flops: float, peak: float) -> tuple
     )
 
 
-def _record(session: Session, timings: Sequence[Timing], rig: Rig, together: StepWorkload, flops: float, peak: float) -> None:
+def _record(
+    session: Session, timings: Sequence[Timing], rig: Rig, together: StepWorkload, flops: float, peak: float
+) -> None:
     """Keep three records: of the loader, the step, and both."""
     config = session.config()
     loader, step, end_to_end = timings[:3]
@@ -116,4 +134,12 @@ def _record(session: Session, timings: Sequence[Timing], rig: Rig, together: Ste
     session.record("loader", name, config, loader, model=None, compile_mode="none")
     session.record("step", "step", session.config("data.loader=synthetic"), step, **of_step(step))
     waits = {"data_wait_fraction": together.data_wait_fraction}
-    session.record("end_to_end", config.data.loader, config, end_to_end, end_to_end.against(step), **of_step(end_to_end), **waits)
+    session.record(
+        "end_to_end",
+        config.data.loader,
+        config,
+        end_to_end,
+        end_to_end.against(step),
+        **of_step(end_to_end),
+        **waits,
+    )

@@ -31,7 +31,9 @@ _PLAIN_CONFIG = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = ",".join(map(str, _BATCH_SIZES))
-    parser.add_argument("--batch-sizes", type=listed(int), metavar="N,N,…", help=f"default: {sizes}; on the CPU the recipe's")
+    parser.add_argument(
+        "--batch-sizes", type=listed(int), metavar="N,N,…", help=f"default: {sizes}; on the CPU the recipe's"
+    )
     parser.add_argument(
         "--loaders",
         type=listed(),
@@ -65,7 +67,13 @@ def run(session: Session) -> None:
     for index, (workload, config, timing) in enumerate(zip(workloads, configs, timings, strict=False)):
         assert isinstance(workload, StepWorkload)
         synthetic = timings[index - index % len(loaders)]
-        baseline = timing.against(synthetic) if timing is not synthetic else timing.against(slowest) if slowest else None
+        baseline = (
+            timing.against(synthetic)
+            if timing is not synthetic
+            else timing.against(slowest)
+            if slowest
+            else None
+        )
         session.record(
             "end_to_end",
             config.data.loader,
@@ -77,15 +85,27 @@ def run(session: Session) -> None:
             data_wait_fraction=workload.data_wait_fraction,
         )
         if slowest is not None:
-            session.say(f"{config.data.loader} at batch {config.data.batch_size} is {against(timing.against(slowest))}")
+            session.say(
+                f"{config.data.loader} at batch {config.data.batch_size} is {against(timing.against(slowest))}"
+            )
     for timing in timings[len(workloads) :]:
-        session.record("peer", timing.name, plain, timing, None if timing is slowest else timing.against(timings[len(workloads)]))
+        session.record(
+            "peer",
+            timing.name,
+            plain,
+            timing,
+            None if timing is slowest else timing.against(timings[len(workloads)]),
+        )
     session.print_tables()
 
 
 def _plain(session: Session) -> tuple[list[PlainStep], Config]:
     """pytorch-cifar's step as it is, and without reading anything back; one process only. On the CPU with the recipe's model and batch."""
-    theirs = (f"data.batch_size={_PLAIN_BATCH_SIZE}", "model.name=resnet18") if session.on_gpu and not session.quick else ()
+    theirs = (
+        (f"data.batch_size={_PLAIN_BATCH_SIZE}", "model.name=resnet18")
+        if session.on_gpu and not session.quick
+        else ()
+    )
     config = session.config(*_PLAIN_CONFIG, *theirs)
     if session.processes.shard.world_size > 1:
         return [], config

@@ -27,9 +27,17 @@ _IN_MEMORY = ("dali-naive", "fused", "airbench")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-sizes", type=listed(int), metavar="N,N,…", help="default: 256 to 4096; 256,512 for streamed folders")
     parser.add_argument(
-        "--loaders", type=listed(str, _LOADERS), metavar="NAME,…", help=f"of {','.join(_LOADERS)} (default: all that run here)"
+        "--batch-sizes",
+        type=listed(int),
+        metavar="N,N,…",
+        help="default: 256 to 4096; 256,512 for streamed folders",
+    )
+    parser.add_argument(
+        "--loaders",
+        type=listed(str, _LOADERS),
+        metavar="NAME,…",
+        help=f"of {','.join(_LOADERS)} (default: all that run here)",
     )
 
 
@@ -37,16 +45,24 @@ def build_naive(config: Config, splits: Splits, processes: Processes) -> Loader:
     """The graph of `naive_dali` on the training set, with the same draws as all loaders."""
     data, augment, train = config.data, config.augment, splits.train
     dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16
-    transform = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout)
-    sampler = TrainSampler(len(train.labels), data.batch_size, processes.shard, config.seed, splits.image_size, augment)
+    transform = Transform(
+        splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout
+    )
+    sampler = TrainSampler(
+        len(train.labels), data.batch_size, processes.shard, config.seed, splits.image_size, augment
+    )
     assert isinstance(train, ImageSet), "this loader is for images in memory"
     images, labels = torch.from_numpy(train.images.copy()), torch.from_numpy(train.labels)
-    return NaiveDaliLoader(images, labels, sampler, transform, processes.device, data.num_threads, data.prefetch)
+    return NaiveDaliLoader(
+        images, labels, sampler, transform, processes.device, data.num_threads, data.prefetch
+    )
 
 
 def _config(session: Session, name: str, batch_size: int) -> Config:
     backend = {"dali-naive": "dali", "airbench": "dali", _WITH_WORKERS: "reference"}.get(name, name)
-    prefetch = ["data.prefetch=1"] if name == _WITH_WORKERS else []  # of each worker; more would only lengthen the lead-in
+    prefetch = (
+        ["data.prefetch=1"] if name == _WITH_WORKERS else []
+    )  # of each worker; more would only lengthen the lead-in
     return session.config(f"data.batch_size={batch_size}", f"data.loader={backend}", *prefetch)
 
 
@@ -56,7 +72,12 @@ def _workload(session: Session, name: str, batch_size: int) -> Workload:
     if name == "airbench":
         return AirbenchLoader(splits, batch_size, augment.crop_padding, augment.cutout, session.device)
     build = build_naive if name == "dali-naive" else build_train_loader
-    return LoaderWorkload(name, build(config, splits, session.processes), batch_size, 1 if session.quick else batches_ahead(config))
+    return LoaderWorkload(
+        name,
+        build(config, splits, session.processes),
+        batch_size,
+        1 if session.quick else batches_ahead(config),
+    )
 
 
 def _names(session: Session) -> list[str]:
@@ -65,7 +86,9 @@ def _names(session: Session) -> list[str]:
     streamed = session.streams(session.config())
     for name in session.options.loaders or _LOADERS:
         if streamed and name in _IN_MEMORY:
-            session.say(f"{name}: left out, it is for images in memory, and these are streamed from their files")
+            session.say(
+                f"{name}: left out, it is for images in memory, and these are streamed from their files"
+            )
         elif name in _NEED_GPU and not session.on_gpu:
             session.say(f"{name}: left out, it needs a GPU")
         elif name == "airbench" and not has_airbench():
@@ -105,7 +128,9 @@ def run(session: Session) -> None:
 def _time(session: Session, names: list[str], batch_size: int) -> None:
     stopwatch = Stopwatch(session.device)
     workloads = [_workload(session, name, batch_size) for name in names]
-    steps = [session.steps if session.quick else _steps(workload, stopwatch, session) for workload in workloads]
+    steps = [
+        session.steps if session.quick else _steps(workload, stopwatch, session) for workload in workloads
+    ]
     timings = session.time(workloads, steps)
     for name, timing in zip(names, timings, strict=True):
         other = "airbench" if name == "fused" and "airbench" in names else names[0]

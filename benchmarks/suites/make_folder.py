@@ -14,7 +14,9 @@ from pipeline.data import ImageSet, load_splits
 from pipeline.data.files.decode import try_all
 from pipeline.errors import UserError
 
-_ENLARGED = 2  # bicubically: the smoothness of photographs, which JPEG files at native resolution of 32x32 tiles lack
+_ENLARGED = (
+    2  # bicubically: the smoothness of photographs, which JPEG files at native resolution of 32x32 tiles lack
+)
 _QUALITY = 90
 _VAL_SHARE = 20  # one image for validation to so many for training
 
@@ -39,11 +41,20 @@ def mosaic(images: np.ndarray, size: tuple[int, int], seed: int, number: int) ->
     across, down = (-(-length // (side * _ENLARGED)) for length in size)
     tiles = images[generator.integers(len(images), size=down * across)]
     small = rearrange(tiles, "(down across) h w c -> (down h) (across w) c", down=down)
-    large = Image.fromarray(small).resize((small.shape[1] * _ENLARGED, small.shape[0] * _ENLARGED), Image.Resampling.BICUBIC)
+    large = Image.fromarray(small).resize(
+        (small.shape[1] * _ENLARGED, small.shape[0] * _ENLARGED), Image.Resampling.BICUBIC
+    )
     return large.crop((0, 0, *size))
 
 
-def make_folder(folder: Path, source: ImageSet, classes: Sequence[str], num_images: int, size: tuple[int, int], num_threads: int) -> int:
+def make_folder(
+    folder: Path,
+    source: ImageSet,
+    classes: Sequence[str],
+    num_images: int,
+    size: tuple[int, int],
+    num_threads: int,
+) -> int:
     """Write `num_images` training pictures and a twentieth as many for validation; all tiles of a picture are of its class.
 
     Returns:
@@ -64,7 +75,9 @@ def make_folder(folder: Path, source: ImageSet, classes: Sequence[str], num_imag
 
         failed = try_all(range(count), write, num_threads, f"writing {part} images")
         if failed:
-            raise UserError(f"{folder / part}: cannot write {len(failed)} of {count} images ({next(iter(failed.values()))})")
+            raise UserError(
+                f"{folder / part}: cannot write {len(failed)} of {count} images ({next(iter(failed.values()))})"
+            )
     return sum(path.stat().st_size for path in (folder / "train").glob("*/*.jpg"))
 
 
@@ -72,20 +85,40 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks make-folder", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to; made if it is not there")
     parser.add_argument(
-        "--images", type=int, default=20_000, metavar="N", help="training images (default: 20000), and a twentieth for validation"
+        "--images",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="training images (default: 20000), and a twentieth for validation",
     )
-    parser.add_argument("--size", type=_size, default=(500, 375), metavar="WxH", help="of each, in pixels (default: 500x375)")
     parser.add_argument(
-        "--source", metavar="DIR", help="folder of small images in classes, such as CIFAR-10's (default: handwritten digits)"
+        "--size", type=_size, default=(500, 375), metavar="WxH", help="of each, in pixels (default: 500x375)"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core")
+    parser.add_argument(
+        "--source",
+        metavar="DIR",
+        help="folder of small images in classes, such as CIFAR-10's (default: handwritten digits)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core"
+    )
     options = parser.parse_args(argv)
     if options.images < 2:
         parser.error("--images: at least 2")
-    given = {"dataset": "folder", "root": options.source, "num_threads": options.threads} if options.source else {"dataset": "digits"}
+    given = (
+        {"dataset": "folder", "root": options.source, "num_threads": options.threads}
+        if options.source
+        else {"dataset": "digits"}
+    )
     splits = load_splits(DataConfig.model_validate(given), seed=0)
     if not isinstance(splits.train, ImageSet):
-        raise UserError(f"--source: the images of {options.source} are large already; time loaders on them as they are")
-    written = make_folder(options.folder, splits.train, splits.class_names, options.images, options.size, options.threads)
-    print(f"{options.folder}: {options.images} training images of {written / options.images / 1000:.0f} kB on average")
+        raise UserError(
+            f"--source: the images of {options.source} are large already; time loaders on them as they are"
+        )
+    written = make_folder(
+        options.folder, splits.train, splits.class_names, options.images, options.size, options.threads
+    )
+    print(
+        f"{options.folder}: {options.images} training images of {written / options.images / 1000:.0f} kB on average"
+    )
     return 0

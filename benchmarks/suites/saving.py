@@ -20,7 +20,9 @@ _EPOCHS, _QUICK_EPOCHS = 4, 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"epochs of a window (default: {_EPOCHS})")
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written for the time being (default: log.dir)")
+    parser.add_argument(
+        "--folder", type=Path, help="where checkpoints are written for the time being (default: log.dir)"
+    )
 
 
 class _SavingWorkload(StepWorkload):
@@ -32,7 +34,9 @@ class _SavingWorkload(StepWorkload):
         every: steps of an epoch.
     """
 
-    def __init__(self, name: str, rig: Rig, loader: Loader, lead_in: int, writer: CheckpointWriter, every: int):
+    def __init__(
+        self, name: str, rig: Rig, loader: Loader, lead_in: int, writer: CheckpointWriter, every: int
+    ):
         super().__init__(name, rig, loader, lead_in)
         self._writer, self._every = writer, every
 
@@ -62,12 +66,20 @@ def run(session: Session) -> None:
         writer = CheckpointWriter(Path(checkpoints), config_hash(config))
         lead_in = session.lead_in(config)
         without = StepWorkload("no checkpoint", rig, loader, lead_in)
-        saving = _SavingWorkload("a checkpoint an epoch", rig, loader, lead_in, writer, loader.steps_per_epoch)
+        saving = _SavingWorkload(
+            "a checkpoint an epoch", rig, loader, lead_in, writer, loader.steps_per_epoch
+        )
         timings = session.time([without, saving], epochs * loader.steps_per_epoch)
         writer.close()
     compared = timings[1].against(timings[0])
     session.record("saving", without.name, config, timings[0], data_wait_fraction=without.data_wait_fraction)
-    session.record("saving", saving.name, config, timings[1], compared)  # the device waits for saving too: not told apart from data
+    session.record(
+        "saving", saving.name, config, timings[1], compared
+    )  # the device waits for saving too: not told apart from data
     session.print_tables()
-    cost, least, most = (1 / ratio - 1 for ratio in (compared.ratio.median, compared.ratio.p90, compared.ratio.p10))
-    session.say(f"saving costs {cost:.2%} of the time of training ({least:.2%} to {most:.2%}, n = {compared.ratio.n})")
+    cost, least, most = (
+        1 / ratio - 1 for ratio in (compared.ratio.median, compared.ratio.p90, compared.ratio.p10)
+    )
+    session.say(
+        f"saving costs {cost:.2%} of the time of training ({least:.2%} to {most:.2%}, n = {compared.ratio.n})"
+    )

@@ -54,14 +54,22 @@ def start(recipe: str, overrides: list[str], cache: Path) -> float:
         TrainingError: it failed; with the end of what it printed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}  # of this process's own cache
-        environment |= {"XDG_CACHE_HOME": str(cache), "NUM_PROCESSES": "1", "QUICKRES_START_TIME": str(time.time())}
+        environment = {
+            name: value for name, value in os.environ.items() if name not in VARIABLES
+        }  # of this process's own cache
+        environment |= {
+            "XDG_CACHE_HOME": str(cache),
+            "NUM_PROCESSES": "1",
+            "QUICKRES_START_TIME": str(time.time()),
+        }
         command = command_line(recipe, merge(overrides, [f"log.dir={folder}"]))
         done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)
         results = sorted(Path(folder).glob("*-*/result.json"))
         if done.returncode or not results:
             said = (done.stderr + done.stdout).strip().splitlines()[-5:]
-            raise TrainingError("\n".join([f"the run that was started failed with exit code {done.returncode}:", *said]))
+            raise TrainingError(
+                "\n".join([f"the run that was started failed with exit code {done.returncode}:", *said])
+            )
         return read_json(results[0])["first_step_s"]
 
 
@@ -80,5 +88,12 @@ def run(session: Session) -> None:
     by = "launch.sh" if has_launcher() else "pipeline.train"
     for kind, seconds in taken.items():
         if seconds:
-            session.record("startup", f"{kind} compile cache, {by}", config, None, first_step_s=median(seconds), first_step_n=len(seconds))
+            session.record(
+                "startup",
+                f"{kind} compile cache, {by}",
+                config,
+                None,
+                first_step_s=median(seconds),
+                first_step_n=len(seconds),
+            )
     session.print_tables()

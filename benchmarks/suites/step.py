@@ -23,9 +23,20 @@ _AT_ONCE = 6  # variants that are in memory together, and timed in turn
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (key, on_gpu, on_cpu) in _AXES.items():
-        default = f"{','.join(on_gpu)}; on the CPU {','.join(on_cpu)}" if on_gpu and on_cpu else "the recipe's"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=listed(), metavar="VALUE,…", help=f"values of {key} (default: {default})")
-    parser.add_argument("--full", action="store_true", help="every combination, instead of the recipe with one key changed at a time")
+        default = (
+            f"{','.join(on_gpu)}; on the CPU {','.join(on_cpu)}" if on_gpu and on_cpu else "the recipe's"
+        )
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=listed(),
+            metavar="VALUE,…",
+            help=f"values of {key} (default: {default})",
+        )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="every combination, instead of the recipe with one key changed at a time",
+    )
 
 
 def choices(session: Session) -> list[tuple[str, list[str]]]:
@@ -58,7 +69,8 @@ def variants(axes: list[tuple[str, list[str]]], full: bool) -> list[list[str]]:
     """
     if full:
         return [
-            [f"{key}={value}" for (key, _), value in zip(axes, values, strict=True)] for values in itertools.product(*(v for _, v in axes))
+            [f"{key}={value}" for (key, _), value in zip(axes, values, strict=True)]
+            for values in itertools.product(*(v for _, v in axes))
         ]
     own = {key: values[0] for key, values in axes}
     changed = [own] + [{**own, key: value} for key, values in axes for value in values[1:]]
@@ -89,7 +101,11 @@ def _time(session: Session, group: list[list[str]], keep: list[list[str]], peak:
 
 def _config(session: Session, overrides: list[str]) -> Config:
     # our kernels know one layout
-    plain_norm = ["model.fused_norm=false", "model.fused_stem=false"] if "runtime.channels_last=false" in overrides else []
+    plain_norm = (
+        ["model.fused_norm=false", "model.fused_stem=false"]
+        if "runtime.channels_last=false" in overrides
+        else []
+    )
     return session.config("data.loader=synthetic", *overrides, *plain_norm)
 
 
@@ -101,9 +117,13 @@ def _workload(session: Session, overrides: list[str]) -> StepWorkload:
     return StepWorkload(name, rig, rig.synthetic(), lead_in=1)
 
 
-def _record(session: Session, timing: Timing, workload: StepWorkload, other: Timing | None, peak: float) -> None:
+def _record(
+    session: Session, timing: Timing, workload: StepWorkload, other: Timing | None, peak: float
+) -> None:
     rig, splits = workload.rig, workload.rig.splits
-    achieved = timing.images_per_sec.median * flops_per_image(rig.config.model, splits.num_classes, splits.image_size)
+    achieved = timing.images_per_sec.median * flops_per_image(
+        rig.config.model, splits.num_classes, splits.image_size
+    )
     session.record(
         "step",
         "step",

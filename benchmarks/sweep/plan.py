@@ -81,12 +81,26 @@ def read_plan(path: Path, extra: Sequence[str] = ()) -> Plan:
     for key in source.values:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
-            meant = f"did you mean {near[0]}?" if near else "; ".join(f"{name}: {what}" for name, what in _KEYS.items())
+            meant = (
+                f"did you mean {near[0]}?"
+                if near
+                else "; ".join(f"{name}: {what}" for name, what in _KEYS.items())
+            )
             raise UserError(f"{source.where(key)}: unknown key {key}; {meant}")
     base = source.values.get("base")
     if not isinstance(base, str):
-        raise UserError(f"{source.where('base') or path}: base: name {_KEYS['base']}, such as configs/cifar10_resnet18.yaml")
-    return make_plan(path.stem, base, _variants(source, path), _seeds(source), [*_overrides(source, "overrides")], extra, _places(source))
+        raise UserError(
+            f"{source.where('base') or path}: base: name {_KEYS['base']}, such as configs/cifar10_resnet18.yaml"
+        )
+    return make_plan(
+        path.stem,
+        base,
+        _variants(source, path),
+        _seeds(source),
+        [*_overrides(source, "overrides")],
+        extra,
+        _places(source),
+    )
 
 
 def make_plan(
@@ -125,13 +139,24 @@ def make_plan(
                 if same != variant:
                     raise UserError(f"computes the same as run {same}; remove one of the two")
         except UserError as error:
-            problems += [f"{where}: {re.sub(r'^command line(, [^:]*)?(:[0-9]+)?: ', '', line)}" for line in str(error).splitlines()]
+            problems += [
+                f"{where}: {re.sub(r'^command line(, [^:]*)?(:[0-9]+)?: ', '', line)}"
+                for line in str(error).splitlines()
+            ]
     if problems:
         raise UserError("\n".join(problems))
     return Plan(name, base, folder, tuple(runs))
 
 
-def _make_run(variant: str, changes: Sequence[str], seed: int, base: str, folder: Path, common: Sequence[str], extra: Sequence[str]) -> Run:
+def _make_run(
+    variant: str,
+    changes: Sequence[str],
+    seed: int,
+    base: str,
+    folder: Path,
+    common: Sequence[str],
+    extra: Sequence[str],
+) -> Run:
     if not _NAME.fullmatch(variant):
         raise UserError("a name is at most 60 letters, digits, and the characters _ . + -")
     merged: dict[str, str] = {}
@@ -147,15 +172,25 @@ def _make_run(variant: str, changes: Sequence[str], seed: int, base: str, folder
     merged.pop("log.dir", None)
     overrides = tuple(merged.values())
     config = load_config(base, [*overrides, f"seed={seed}"])
-    placed = (*overrides, f"seed={seed}", f"log.dir={folder}", f"log.name={key_of(variant, seed, config)}", "resume=auto")
+    placed = (
+        *overrides,
+        f"seed={seed}",
+        f"log.dir={folder}",
+        f"log.name={key_of(variant, seed, config)}",
+        "resume=auto",
+    )
     return Run(variant, seed, tuple(changes), placed, config)
 
 
 def _seeds(source: Source) -> list[int]:
     seeds = source.values.get("seeds", [0])
-    ints = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    ints = isinstance(seeds, list) and all(
+        isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds
+    )
     if not ints or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{source.where('seeds')}: seeds: expected different whole numbers, such as [0, 1, 2], got {seeds!r}")
+        raise UserError(
+            f"{source.where('seeds')}: seeds: expected different whole numbers, such as [0, 1, 2], got {seeds!r}"
+        )
     return seeds
 
 
@@ -170,7 +205,9 @@ def _as_overrides(value: Any, where: str) -> list[str]:
     items = value if isinstance(value, list) else [value]
     for item in items:
         if not isinstance(item, str) or "=" not in item:
-            raise UserError(f"{where}: expected overrides such as [optimizer.lr=0.2, duration=5ep], got {item!r}")
+            raise UserError(
+                f"{where}: expected overrides such as [optimizer.lr=0.2, duration=5ep], got {item!r}"
+            )
     return items
 
 
@@ -185,7 +222,10 @@ def _variants(source: Source, path: Path) -> dict[str, list[str]]:
         return named
     if not isinstance(runs, dict) or not runs:
         raise UserError(f"{where}: runs: give {_KEYS['runs']}, such as `smooth: [loss.label_smoothing=0.1]`")
-    return {str(name): _as_overrides(value, f"{source.where(f'runs.{name}')}: run {name}") for name, value in runs.items()}
+    return {
+        str(name): _as_overrides(value, f"{source.where(f'runs.{name}')}: run {name}")
+        for name, value in runs.items()
+    }
 
 
 def _as_name(override: str) -> str:

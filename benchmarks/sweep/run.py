@@ -23,7 +23,16 @@ from rich.text import Text
 from benchmarks.measure.options import check_at_least
 from benchmarks.publish.tables import to_rich
 from benchmarks.sweep.plan import Plan, Run, read_plan
-from benchmarks.sweep.table import Mean, Outcome, find_finished, jobs_before, save, table_of, values_of, with_status
+from benchmarks.sweep.table import (
+    Mean,
+    Outcome,
+    find_finished,
+    jobs_before,
+    save,
+    table_of,
+    values_of,
+    with_status,
+)
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
 _POLL_S = 0.1
@@ -76,7 +85,9 @@ class Sweep:
             while waiting or self._running:
                 while waiting and len(self._running) < self.jobs and not self._signals:
                     self._start(waiting.pop(0))
-                for index in [index for index, process in self._running.items() if process.poll() is not None]:
+                for index in [
+                    index for index, process in self._running.items() if process.poll() is not None
+                ]:
                     self._end(index)
                     save(self.plan, self.outcomes)
                     finished(self.outcomes[index])
@@ -91,7 +102,12 @@ class Sweep:
         log = self.log_of(run)
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = max(len(os.sched_getaffinity(0)) // self.jobs, 1)
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "NUM_PROCESSES": str(self.processes), "PYTHONUNBUFFERED": "1"}
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            **os.environ,
+            "NUM_PROCESSES": str(self.processes),
+            "PYTHONUNBUFFERED": "1",
+        }
         with log.open("wb") as file:
             # a session of its own: Ctrl-C reaches this process alone, which passes it on once
             self._running[index] = subprocess.Popen(
@@ -109,7 +125,11 @@ class Sweep:
         outcome = find_finished(self.plan, self.plan.runs[index])
         if outcome.status != "done" or code:
             stopped = self._signals or code == EXIT_PREEMPTED
-            outcome = with_status(outcome, "stopped" if stopped else "failed", f"exit code {code}: {last_words(self.log_of(outcome.run))}")
+            outcome = with_status(
+                outcome,
+                "stopped" if stopped else "failed",
+                f"exit code {code}: {last_words(self.log_of(outcome.run))}",
+            )
         self.outcomes[index] = replace(outcome, jobs=self.jobs)
 
     @contextmanager
@@ -164,18 +184,38 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
             def progress() -> None:
                 ended = number_of("done", "failed", "stopped")
                 elapsed = time.perf_counter() - started
-                left = f", about {elapsed / (ended - kept) * (total - ended) / 60:.0f} min left" if ended > kept else ""
+                left = (
+                    f", about {elapsed / (ended - kept) * (total - ended) / 60:.0f} min left"
+                    if ended > kept
+                    else ""
+                )
                 lines = [
-                    f"{o.run.name} seed {o.run.seed}: {last_words(sweep.log_of(o.run))}" for o in sweep.outcomes if o.status == "running"
+                    f"{o.run.name} seed {o.run.seed}: {last_words(sweep.log_of(o.run))}"
+                    for o in sweep.outcomes
+                    if o.status == "running"
                 ]
-                status = Text("\n".join([f"{ended}/{total} runs ended{left}", *lines]), no_wrap=True, overflow="ellipsis")
+                status = Text(
+                    "\n".join([f"{ended}/{total} runs ended{left}", *lines]),
+                    no_wrap=True,
+                    overflow="ellipsis",
+                )
                 live.update(Group(to_rich(table_of(sweep.plan, sweep.outcomes)), status))
 
-            sweep.carry_out(progress, lambda outcome: console.print(line_of(outcome), markup=False, highlight=False))
+            sweep.carry_out(
+                progress, lambda outcome: console.print(line_of(outcome), markup=False, highlight=False)
+            )
     else:
-        sweep.carry_out(lambda: None, lambda outcome: console.print(line_of(outcome), markup=False, highlight=False, soft_wrap=True))
+        sweep.carry_out(
+            lambda: None,
+            lambda outcome: console.print(line_of(outcome), markup=False, highlight=False, soft_wrap=True),
+        )
     console.print(to_rich(table_of(sweep.plan, sweep.outcomes)))
-    console.print(f"saved: {save(sweep.plan, sweep.outcomes)} and results.json", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"saved: {save(sweep.plan, sweep.outcomes)} and results.json",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     if sweep.interrupted:
         console.print("stopped; the same command goes on from here")
         return EXIT_PREEMPTED
@@ -201,10 +241,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; exit code 0 when all runs are done, 1 where one failed, 2 for a bad sweep file, 75 when stopped by a signal."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks sweep", description=__doc__)
     parser.add_argument("file", type=Path, help="sweep, such as configs/sweeps/label_smoothing.yaml")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="keys put over every run, such as duration=2ep")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1); their speeds are then not those of one alone")
-    parser.add_argument("--processes", type=int, default=1, help="processes, and GPUs, of each run (default: 1)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and show the plan, train nothing")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="keys put over every run, such as duration=2ep",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time (default: 1); their speeds are then not those of one alone",
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes, and GPUs, of each run (default: 1)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and show the plan, train nothing"
+    )
     arguments = parser.parse_intermixed_args(argv)
     check_at_least(1, arguments, "jobs", "processes")
     sweep = Sweep(read_plan(arguments.file, arguments.overrides), arguments.jobs, arguments.processes)

@@ -64,7 +64,11 @@ def find_finished(plan: Plan, run: Run) -> Outcome:
 def values_of(outcomes: Sequence[Outcome], key: str) -> list[float]:
     """One figure of every finished run that has it; `images_per_sec` by its median."""
     found = [outcome.result.get(key) for outcome in outcomes if outcome.result]
-    return [float(v["median"] if isinstance(v, dict) else v) for v in found if v is not None and (not isinstance(v, dict) or v["median"])]
+    return [
+        float(v["median"] if isinstance(v, dict) else v)
+        for v in found
+        if v is not None and (not isinstance(v, dict) or v["median"])
+    ]
 
 
 def by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
@@ -86,7 +90,9 @@ def table_of(plan: Plan, outcomes: Sequence[Outcome]) -> Table:
     rows = []
     jobs = max(outcome.jobs for outcome in outcomes)
     for name, group in by_variant(outcomes).items():
-        accuracy, speed, seconds = (Mean.of(values_of(group, key)) for key in ("test_accuracy", "images_per_sec", "train_s"))
+        accuracy, speed, seconds = (
+            Mean.of(values_of(group, key)) for key in ("test_accuracy", "images_per_sec", "train_s")
+        )
         rows.append(
             (
                 name,
@@ -97,15 +103,24 @@ def table_of(plan: Plan, outcomes: Sequence[Outcome]) -> Table:
                 _standing(group),
             )
         )
-    shared = f"; {jobs} at a time, which share the machine: the speeds are not those of one alone" if jobs > 1 else ""
+    shared = (
+        f"; {jobs} at a time, which share the machine: the speeds are not those of one alone"
+        if jobs > 1
+        else ""
+    )
     header = ("run", "changes", "test accuracy %", "images/sec", "train s", "state")
-    columns = len(header) if any(row[-1] for row in rows) else len(header) - 1  # all are done: no column to say nothing in
+    columns = (
+        len(header) if any(row[-1] for row in rows) else len(header) - 1
+    )  # all are done: no column to say nothing in
     title = f"{plan.name}: {plan.base}, mean ± standard deviation (n){shared}"
     return Table(title, header[:columns], tuple(row[:columns] for row in rows), 2)
 
 
 def _standing(group: Sequence[Outcome]) -> str:
-    counts = {status: sum(outcome.status == status for outcome in group) for status in ("running", "waiting", "stopped", "failed")}
+    counts = {
+        status: sum(outcome.status == status for outcome in group)
+        for status in ("running", "waiting", "stopped", "failed")
+    }
     return ", ".join(f"{number} {status}" for status, number in counts.items() if number)
 
 
@@ -128,7 +143,10 @@ def save(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
         }
         for outcome in outcomes
     ]
-    write_json(plan.folder / "results.json", json.loads(json.dumps({"sweep": plan.name, "base": plan.base, "runs": runs})))
+    write_json(
+        plan.folder / "results.json",
+        json.loads(json.dumps({"sweep": plan.name, "base": plan.base, "runs": runs})),
+    )
     return path
 
 

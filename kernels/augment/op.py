@@ -64,7 +64,9 @@ def _augment_kernel(
 
     source_y = y + top
     source_x = tl.where(flip, WIDTH - 1 - x, x) + left
-    visible = in_output & (source_y >= 0) & (source_y < HEIGHT) & (source_x >= 0) & (source_x < WIDTH) & ~in_box
+    visible = (
+        in_output & (source_y >= 0) & (source_y < HEIGHT) & (source_x >= 0) & (source_x < WIDTH) & ~in_box
+    )
     source = images_ptr + sample * IMAGE_SIZE + ((source_y * WIDTH + source_x) * CHANNELS + channel)
     pixel = tl.load(source, mask=visible, other=0).to(tl.float32)
 
@@ -129,18 +131,32 @@ def augment(
     """
     num_images, height, width, channels = images.shape
     if images.dtype is not torch.uint8 or not images.is_contiguous():
-        raise ValueError(f"images must be contiguous uint8 (N, H, W, C), not {images.dtype} with strides {images.stride()}")
+        raise ValueError(
+            f"images must be contiguous uint8 (N, H, W, C), not {images.dtype} with strides {images.stride()}"
+        )
     if draws.shape != (num_images, 5) or draws.dtype is not torch.int32 or not draws.is_contiguous():
-        raise ValueError(f"draws must be contiguous int32 ({num_images}, 5), not {draws.dtype} {tuple(draws.shape)}")
+        raise ValueError(
+            f"draws must be contiguous int32 ({num_images}, 5), not {draws.dtype} {tuple(draws.shape)}"
+        )
     if start < 0 or count < 1 or start + count > order.numel() or not order.is_contiguous():
-        raise ValueError(f"cannot take {count} samples from position {start} of an order of {order.numel()}, which must be contiguous")
+        raise ValueError(
+            f"cannot take {count} samples from position {start} of an order of {order.numel()}, which must be contiguous"
+        )
     if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"images have {channels} channels, but there are {len(mean)} means and {len(std)} standard deviations")
+        raise ValueError(
+            f"images have {channels} channels, but there are {len(mean)} means and {len(std)} standard deviations"
+        )
     shape = (count, channels, height, width)
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
-    elif out.shape != shape or out.dtype is not dtype or not out.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(f"out must be channels_last {dtype} {shape}, not {out.dtype} {tuple(out.shape)} with strides {out.stride()}")
+    elif (
+        out.shape != shape
+        or out.dtype is not dtype
+        or not out.is_contiguous(memory_format=torch.channels_last)
+    ):
+        raise ValueError(
+            f"out must be channels_last {dtype} {shape}, not {out.dtype} {tuple(out.shape)} with strides {out.stride()}"
+        )
 
     grid = (count, triton.cdiv(height * width * channels, _BLOCK))
     constants = _constants(tuple(mean), tuple(std), images.device)

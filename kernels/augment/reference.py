@@ -30,7 +30,9 @@ def augment_reference(
     y = torch.arange(height, device=device)
     x = torch.arange(width, device=device)
 
-    padded = functional.pad(images[samples], (0, 0, padding, padding, padding, padding))  # (B, H + 2p, W + 2p, C)
+    padded = functional.pad(
+        images[samples], (0, 0, padding, padding, padding, padding)
+    )  # (B, H + 2p, W + 2p, C)
     rows = crop_y + y  # (B, H)
     columns = crop_x + torch.where(flip != 0, x.flip(0), x)  # (B, W)
     batch = torch.arange(count, device=device)

@@ -62,12 +62,16 @@ def _norm_gradient_sums_kernel(
         if RECOMPUTE_MASK:
             dz = tl.where(tl.fma(deviation, scale[None, :], bias[None, :]) <= 0.0, 0.0, dz)
         if mask_ptr is not None:
-            mask_start, mask_offset, bits_exist = locate_mask(tile, num_rows, num_channels, BLOCK_ROWS, BLOCK_CHANNELS)
+            mask_start, mask_offset, bits_exist = locate_mask(
+                tile, num_rows, num_channels, BLOCK_ROWS, BLOCK_CHANNELS
+            )
             bits = load(mask_ptr, mask_start, mask_offset, bits_exist, WHOLE_TILES, True, tl.int32)
             bits = bits[:, :, None] >> tl.arange(0, 8)[None, None, :]
             dz = tl.where((tl.reshape(bits, (BLOCK_ROWS, BLOCK_CHANNELS)) & 1) != 0, dz, 0.0)
         if dz_ptr is not None:
-            dz = dz.to(dz_ptr.dtype.element_ty).to(tl.float32)  # the sums are those of what the gradient kernel reads
+            dz = dz.to(dz_ptr.dtype.element_ty).to(
+                tl.float32
+            )  # the sums are those of what the gradient kernel reads
             store(dz_ptr, start, offset, dz, exists, WHOLE_TILES)
         sums += fold(dz, FOLD)
         products += fold(dz * deviation, FOLD)
@@ -79,7 +83,9 @@ def _norm_gradient_sums_kernel(
     tl.store(partials, tl.sum(sums, axis=0), mask=in_channels)
     tl.store(partials + num_programs * num_channels, tl.sum(products, axis=0), mask=in_channels)
     if residual_ptr is not None:
-        tl.store(partials + 2 * num_programs * num_channels, tl.sum(residual_products, axis=0), mask=in_channels)
+        tl.store(
+            partials + 2 * num_programs * num_channels, tl.sum(residual_products, axis=0), mask=in_channels
+        )
 
 
 @triton.jit
@@ -124,23 +130,37 @@ def _norm_gradient_kernel(
 ):
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < num_channels
-    dbias, products = add_partials(partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS)
-    dweight, scale, slope, constant, mean = _coefficients(products, dbias, weight_ptr, statistics_ptr, num_rows, num_channels, channel)
+    dbias, products = add_partials(
+        partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS
+    )
+    dweight, scale, slope, constant, mean = _coefficients(
+        products, dbias, weight_ptr, statistics_ptr, num_rows, num_channels, channel
+    )
     bias = tl.load(bias_ptr + channel, mask=in_channels, other=0.0)
     if tl.program_id(0) == 0:
         tl.store(dweight_ptr + channel, dweight, mask=in_channels)
         tl.store(dbias_ptr + channel, dbias, mask=in_channels)
     if residual_ptr is not None:
         pair = partials_ptr + num_partials * num_channels  # of which the second is new
-        _, residual_products = add_partials(pair, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS)
+        _, residual_products = add_partials(
+            pair, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS
+        )
         residual_dweight, residual_scale, residual_slope, residual_constant, residual_mean = _coefficients(
-            residual_products, dbias, residual_weight_ptr, statistics_ptr + 2 * num_channels, num_rows, num_channels, channel
+            residual_products,
+            dbias,
+            residual_weight_ptr,
+            statistics_ptr + 2 * num_channels,
+            num_rows,
+            num_channels,
+            channel,
         )
         if tl.program_id(0) == 0:
             tl.store(residual_dweight_ptr + channel, residual_dweight, mask=in_channels)
             tl.store(residual_dbias_ptr + channel, dbias, mask=in_channels)
 
-    for tile in tl.range(tl.program_id(0), tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES):
+    for tile in tl.range(
+        tl.program_id(0), tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES
+    ):
         start, offset, exists = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
         dz = load(dz_ptr, start, offset, exists, WHOLE_TILES, True)
         deviation = load(x_ptr, start, offset, exists, WHOLE_TILES, True) - mean[None, :]
@@ -150,13 +170,22 @@ def _norm_gradient_kernel(
         store(dx_ptr, start, offset, dx, exists, WHOLE_TILES)
         if residual_ptr is not None:
             deviation = load(residual_ptr, start, offset, exists, WHOLE_TILES, True) - residual_mean[None, :]
-            dresidual = tl.fma(residual_scale[None, :], dz, tl.fma(residual_slope[None, :], deviation, residual_constant[None, :]))
+            dresidual = tl.fma(
+                residual_scale[None, :],
+                dz,
+                tl.fma(residual_slope[None, :], deviation, residual_constant[None, :]),
+            )
             store(dresidual_ptr, start, offset, dresidual, exists, WHOLE_TILES)
 
 
 def backward_outputs(x: torch.Tensor, weight: torch.Tensor, returns_dz: bool) -> Gradients:
     like_x = torch.empty_like(x, memory_format=torch.channels_last)
-    return like_x, torch.empty_like(weight), torch.empty_like(weight), torch.empty_like(like_x) if returns_dz else x.new_empty(0)
+    return (
+        like_x,
+        torch.empty_like(weight),
+        torch.empty_like(weight),
+        torch.empty_like(like_x) if returns_dz else x.new_empty(0),
+    )
 
 
 def launch_backward(

@@ -75,7 +75,9 @@ def _finish(
 ):
     """Return mean, scale and bias of each channel. The first program of a column also writes the statistics, the running ones included."""
     in_channels = channel < num_channels
-    total, squares = add_partials(partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS)
+    total, squares = add_partials(
+        partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS
+    )
     correction = total / num_rows
     mean = tl.load(shift_ptr + channel, mask=in_channels, other=0.0) + correction
     var = squares / num_rows - correction * correction
@@ -87,8 +89,12 @@ def _finish(
         running_mean = tl.load(running_mean_ptr + channel, mask=in_channels)
         running_var = tl.load(running_var_ptr + channel, mask=in_channels)
         unbiased = var * (num_rows / (num_rows - 1.0))
-        tl.store(running_mean_ptr + channel, running_mean + momentum * (mean - running_mean), mask=in_channels)
-        tl.store(running_var_ptr + channel, running_var + momentum * (unbiased - running_var), mask=in_channels)
+        tl.store(
+            running_mean_ptr + channel, running_mean + momentum * (mean - running_mean), mask=in_channels
+        )
+        tl.store(
+            running_var_ptr + channel, running_var + momentum * (unbiased - running_var), mask=in_channels
+        )
     scale = tl.load(weight_ptr + channel, mask=in_channels, other=0.0) * inverse_std
     return mean, scale, tl.load(bias_ptr + channel, mask=in_channels, other=0.0)
 
@@ -161,20 +167,33 @@ def _norm_apply_kernel(
             BLOCK_PARTIALS,
             BLOCK_CHANNELS,
         )
-    for tile in tl.range(tl.program_id(0), tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES):
+    for tile in tl.range(
+        tl.program_id(0), tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES
+    ):
         start, offset, exists = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
-        z = tl.fma(load(x_ptr, start, offset, exists, WHOLE_TILES, True) - mean[None, :], scale[None, :], bias[None, :])
+        z = tl.fma(
+            load(x_ptr, start, offset, exists, WHOLE_TILES, True) - mean[None, :],
+            scale[None, :],
+            bias[None, :],
+        )
         if residual_ptr is not None:
             residual = load(residual_ptr, start, offset, exists, WHOLE_TILES, True)
             if residual_weight_ptr is not None:
-                residual = tl.fma(residual - residual_mean[None, :], residual_scale[None, :], residual_bias[None, :])
+                residual = tl.fma(
+                    residual - residual_mean[None, :], residual_scale[None, :], residual_bias[None, :]
+                )
             z += residual
         if RELU:
             passes = ~(z <= 0.0)  # true for NaN
             z = tl.where(passes, z, 0.0)
             if mask_ptr is not None:
-                bits = tl.reshape(passes.to(tl.int32), (BLOCK_ROWS, BLOCK_CHANNELS // 8, 8)) << tl.arange(0, 8)[None, None, :]
-                mask_start, mask_offset, bits_exist = locate_mask(tile, num_rows, num_channels, BLOCK_ROWS, BLOCK_CHANNELS)
+                bits = (
+                    tl.reshape(passes.to(tl.int32), (BLOCK_ROWS, BLOCK_CHANNELS // 8, 8))
+                    << tl.arange(0, 8)[None, None, :]
+                )
+                mask_start, mask_offset, bits_exist = locate_mask(
+                    tile, num_rows, num_channels, BLOCK_ROWS, BLOCK_CHANNELS
+                )
                 store(mask_ptr, mask_start, mask_offset, tl.sum(bits, axis=2), bits_exist, WHOLE_TILES)
         store(y_ptr, start, offset, z, exists, WHOLE_TILES)
 
@@ -183,7 +202,9 @@ def forward_outputs(
     x: torch.Tensor, residual: torch.Tensor | None, relu: bool, normalises_residual: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     num_images, num_channels, height, width = x.shape
-    mask_shape = (num_images * height * width, (num_channels + 7) // 8) if relu and residual is not None else (0,)
+    mask_shape = (
+        (num_images * height * width, (num_channels + 7) // 8) if relu and residual is not None else (0,)
+    )
     return (
         torch.empty_like(x, memory_format=torch.channels_last),
         x.new_empty((4 if normalises_residual else 2, num_channels), dtype=torch.float32),
@@ -246,5 +267,7 @@ def _launch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     launch = plan("statistics", x)
     partials = torch.empty((2, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
     shift = torch.empty(num_channels, dtype=torch.float32, device=x.device)
-    _norm_statistics_kernel[launch.grid](x, shift, partials, x.numel() // num_channels, num_channels, **launch.options)
+    _norm_statistics_kernel[launch.grid](
+        x, shift, partials, x.numel() // num_channels, num_channels, **launch.options
+    )
     return shift, partials

@@ -22,7 +22,9 @@ from kernels.batch_norm_act.reference import backward_reference, forward_referen
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@torch.library.custom_op("quickres::batch_norm_act", mutates_args=("running_mean", "running_var"), device_types="cuda")
+@torch.library.custom_op(
+    "quickres::batch_norm_act", mutates_args=("running_mean", "running_var"), device_types="cuda"
+)
 def _forward_op(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -71,7 +73,9 @@ def _fake_backward(gradient, second_gradient, x, mask, weight, bias, statistics,
 class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, weight, bias, running_mean, running_var, relu, momentum, eps, twice):
-        y, statistics, mask = _forward_op(x, residual, weight, bias, running_mean, running_var, relu, momentum, eps)
+        y, statistics, mask = _forward_op(
+            x, residual, weight, bias, running_mean, running_var, relu, momentum, eps
+        )
         ctx.save_for_backward(x, mask, weight, bias, statistics)
         ctx.has_residual = residual is not None
         ctx.relu = relu
@@ -90,7 +94,9 @@ class _BatchNormAct(torch.autograd.Function):
             second_gradient = second_gradient.contiguous(memory_format=torch.channels_last)
         mask = mask if ctx.relu and ctx.has_residual else None
         needs_dz = second_gradient is not None or mask is not None
-        dx, dweight, dbias, dz = _backward_op(gradient, second_gradient, x, mask, weight, bias, statistics, ctx.relu, needs_dz)
+        dx, dweight, dbias, dz = _backward_op(
+            gradient, second_gradient, x, mask, weight, bias, statistics, ctx.relu, needs_dz
+        )
         by_residual = (dz if needs_dz else gradient) if ctx.has_residual else None
         return dx, by_residual, dweight, dbias, None, None, None, None, None, None
 
@@ -129,7 +135,9 @@ def batch_norm_act(
         ValueError: a shape or dtype is not as stated, or there is one value a channel, which has no unbiased variance.
     """
     x, residual = checked(x, weight, bias, running_mean, running_var, residual)
-    return _BatchNormAct.apply(x, residual, weight, bias, running_mean, running_var, relu, momentum, eps, False)
+    return _BatchNormAct.apply(
+        x, residual, weight, bias, running_mean, running_var, relu, momentum, eps, False
+    )
 
 
 def batch_norm_act_twice(
@@ -148,20 +156,33 @@ def batch_norm_act_twice(
     Backward then gets the gradients of the two one by one and adds them as it reads them, which saves autograd's pass to add them.
     """
     x, residual = checked(x, weight, bias, running_mean, running_var, residual)
-    return _BatchNormAct.apply(x, residual, weight, bias, running_mean, running_var, relu, momentum, eps, True)
+    return _BatchNormAct.apply(
+        x, residual, weight, bias, running_mean, running_var, relu, momentum, eps, True
+    )
 
 
 def checked(x, weight, bias, running_mean, running_var, residual) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return x and residual in channels_last, once everything is of the right shape and dtype."""
     if x.ndim != 4 or x.dtype not in _DTYPES:
-        raise ValueError(f"x must be float16, bfloat16 or float32 (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
+        raise ValueError(
+            f"x must be float16, bfloat16 or float32 (N, C, H, W), not {x.dtype} {tuple(x.shape)}"
+        )
     if x.numel() <= x.shape[1]:
         raise ValueError(f"x must have more than one value a channel, which {tuple(x.shape)} has not")
-    for name, vector in {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}.items():
+    for name, vector in {
+        "weight": weight,
+        "bias": bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+    }.items():
         if vector.shape != x.shape[1:2] or vector.dtype is not torch.float32 or not vector.is_contiguous():
-            raise ValueError(f"{name} must be contiguous float32 ({x.shape[1]},), not {vector.dtype} {tuple(vector.shape)}")
+            raise ValueError(
+                f"{name} must be contiguous float32 ({x.shape[1]},), not {vector.dtype} {tuple(vector.shape)}"
+            )
     if residual is not None:
         if residual.shape != x.shape or residual.dtype is not x.dtype:
-            raise ValueError(f"residual must be {x.dtype} {tuple(x.shape)} as x, not {residual.dtype} {tuple(residual.shape)}")
+            raise ValueError(
+                f"residual must be {x.dtype} {tuple(x.shape)} as x, not {residual.dtype} {tuple(residual.shape)}"
+            )
         residual = residual.contiguous(memory_format=torch.channels_last)
     return x.contiguous(memory_format=torch.channels_last), residual

@@ -20,7 +20,9 @@ def batch_norm_act_reference(
     eps: float = 1e-5,
 ) -> torch.Tensor:
     """Return relu(batch_norm(x) + residual), rounded once, to the dtype of x; for the arguments see `kernels.batch_norm_act.op`."""
-    z = functional.batch_norm(_wide(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
+    z = functional.batch_norm(
+        _wide(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
+    )
     if residual is not None:
         z = z + _wide(residual)
     return (z.relu() if relu else z).to(x.dtype)
@@ -42,7 +44,9 @@ def forward_reference(
     The mask exists, (M, G) uint8, where there are a residual and a ReLU, and is empty otherwise: bit k of byte g tells whether the
     gradient passes channel 8g + k.
     """
-    z, mean, inverse_std = torch.native_batch_norm(_wide(x), weight, bias, running_mean, running_var, True, momentum, eps)
+    z, mean, inverse_std = torch.native_batch_norm(
+        _wide(x), weight, bias, running_mean, running_var, True, momentum, eps
+    )
     mask = torch.empty(0, dtype=torch.uint8, device=x.device)
     if residual is not None:
         z = z + _wide(residual)
@@ -97,7 +101,9 @@ def _images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _pack(z: torch.Tensor) -> torch.Tensor:
     passes = functional.pad(~(z <= 0), (0, -z.shape[1] % 8)).reshape(len(z), -1, 8)
-    return (passes.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=z.device)).sum(2, dtype=torch.uint8)
+    return (passes.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=z.device)).sum(
+        2, dtype=torch.uint8
+    )
 
 
 def _unpack(mask: torch.Tensor, num_channels: int) -> torch.Tensor:

@@ -36,7 +36,9 @@ class Tiling(NamedTuple):
     loads: int  # of 8 values, which are 16 bytes in half precision: of each thread, tensor and tile
     warps: int
     programs: int  # for each multiprocessor of the GPU
-    stages: int  # of the pipeline through shared memory; 1 is none: the loads of a tile are in flight together
+    stages: (
+        int  # of the pipeline through shared memory; 1 is none: the loads of a tile are in flight together
+    )
 
 
 # By kernel and C; other C take the entry of the next larger C, and tiles no wider than C.
@@ -73,7 +75,15 @@ def locate(tile, channel, num_rows, num_channels, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
-def load(pointer, start, offset, exists, WHOLE_TILES: tl.constexpr, LAST_USE: tl.constexpr, DTYPE: tl.constexpr = tl.float32):
+def load(
+    pointer,
+    start,
+    offset,
+    exists,
+    WHOLE_TILES: tl.constexpr,
+    LAST_USE: tl.constexpr,
+    DTYPE: tl.constexpr = tl.float32,
+):
     eviction: tl.constexpr = "evict_first" if LAST_USE else ""
     if WHOLE_TILES:
         values = tl.load(pointer + start + offset, eviction_policy=eviction)
@@ -105,7 +115,14 @@ def locate_mask(tile, num_rows, num_channels, BLOCK_ROWS: tl.constexpr, BLOCK_CH
 
 
 @triton.jit
-def add_partials(partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
+def add_partials(
+    partials_ptr,
+    num_partials,
+    num_channels,
+    channel,
+    BLOCK_PARTIALS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
     """Return two sums over the programs, of the first and of the second half of (2, P, C) partial sums."""
     in_channels = channel < num_channels
     sums = tl.zeros((BLOCK_PARTIALS, BLOCK_CHANNELS), tl.float32)
@@ -126,7 +143,9 @@ class Launch(NamedTuple):
 
 @lru_cache
 def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4  # in the interpreter
+    return (
+        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    )  # in the interpreter
 
 
 def plan(kernel: str, x: torch.Tensor) -> Launch:
@@ -149,5 +168,7 @@ def plan(kernel: str, x: torch.Tensor) -> Launch:
     if kernel in ("statistics", "gradient sums", "dual gradient sums"):
         options["FOLD"] = tiling.loads
     else:
-        options["BLOCK_PARTIALS"] = tiling.warps * 512 // block_channels  # 4 loads of 16 bytes of each thread and of each of two sums
+        options["BLOCK_PARTIALS"] = (
+            tiling.warps * 512 // block_channels
+        )  # 4 loads of 16 bytes of each thread and of each of two sums
     return Launch((min(programs, triton.cdiv(num_rows, block_rows)), columns), options)

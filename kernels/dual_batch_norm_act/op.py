@@ -13,7 +13,9 @@ from kernels.batch_norm_act.forward import forward_outputs, launch_forward
 from kernels.batch_norm_act.op import checked
 from kernels.dual_batch_norm_act.reference import dual_backward_reference, dual_forward_reference
 
-Norm = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # weight, bias, running mean, running variance
+Norm = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]  # weight, bias, running mean, running variance
 _RUNNING = ("running_mean", "running_var", "residual_running_mean", "residual_running_var")
 
 
@@ -33,7 +35,9 @@ def _forward_op(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     residual_norm = (residual_weight, residual_bias, residual_running_mean, residual_running_var)
-    return launch_forward(x, residual, weight, bias, running_mean, running_var, True, momentum, eps, residual_norm)
+    return launch_forward(
+        x, residual, weight, bias, running_mean, running_var, True, momentum, eps, residual_norm
+    )
 
 
 _forward_op.register_kernel("cpu")(dual_forward_reference)
@@ -56,7 +60,9 @@ def _backward_op(
     residual_weight: torch.Tensor,
     statistics: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return launch_dual_backward(gradient, second_gradient, x, residual, mask, weight, bias, residual_weight, statistics)
+    return launch_dual_backward(
+        gradient, second_gradient, x, residual, mask, weight, bias, residual_weight, statistics
+    )
 
 
 _backward_op.register_kernel("cpu")(dual_backward_reference)
@@ -71,7 +77,9 @@ class _DualBatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var, residual, residual_weight, *rest):
         *arguments, twice = rest
-        y, statistics, mask = _forward_op(x, weight, bias, running_mean, running_var, residual, residual_weight, *arguments)
+        y, statistics, mask = _forward_op(
+            x, weight, bias, running_mean, running_var, residual, residual_weight, *arguments
+        )
         ctx.save_for_backward(x, residual, mask, weight, bias, residual_weight, statistics)
         ctx.set_materialize_grads(False)
         return (y, y.view_as(y)) if twice else y
@@ -90,7 +98,12 @@ class _DualBatchNormAct(torch.autograd.Function):
 
 
 def dual_batch_norm_act(
-    x: torch.Tensor, norm: Norm, residual: torch.Tensor, residual_norm: Norm, momentum: float = 0.1, eps: float = 1e-5
+    x: torch.Tensor,
+    norm: Norm,
+    residual: torch.Tensor,
+    residual_norm: Norm,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> torch.Tensor:
     """Return relu(batch_norm(x) + batch_norm(residual)), and move the running statistics towards those of the batch.
 
@@ -114,13 +127,20 @@ def dual_batch_norm_act(
 
 
 def dual_batch_norm_act_twice(
-    x: torch.Tensor, norm: Norm, residual: torch.Tensor, residual_norm: Norm, momentum: float = 0.1, eps: float = 1e-5
+    x: torch.Tensor,
+    norm: Norm,
+    residual: torch.Tensor,
+    residual_norm: Norm,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return y of `dual_batch_norm_act` twice, in the same memory, for two users; see `batch_norm_act_twice`."""
     return _DualBatchNormAct.apply(*_checked(x, norm, residual, residual_norm), momentum, eps, True)
 
 
-def _checked(x: torch.Tensor, norm: Norm, residual: torch.Tensor, residual_norm: Norm) -> tuple[torch.Tensor | None, ...]:
+def _checked(
+    x: torch.Tensor, norm: Norm, residual: torch.Tensor, residual_norm: Norm
+) -> tuple[torch.Tensor | None, ...]:
     checked_x, checked_residual = checked(x, *norm, residual)
     checked(residual, *residual_norm, None)
     return checked_x, *norm, checked_residual, *residual_norm

@@ -39,9 +39,19 @@ def dual_forward_reference(
     """Return y, the statistics, (4, C): those of x, those of the residual, and the ReLU's mask, as `forward_reference` does."""
     wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
     normalised, residual_statistics, _ = forward_reference(
-        wide, None, residual_weight, residual_bias, residual_running_mean, residual_running_var, False, momentum, eps
+        wide,
+        None,
+        residual_weight,
+        residual_bias,
+        residual_running_mean,
+        residual_running_var,
+        False,
+        momentum,
+        eps,
     )
-    y, statistics, mask = forward_reference(x, normalised, weight, bias, running_mean, running_var, True, momentum, eps)
+    y, statistics, mask = forward_reference(
+        x, normalised, weight, bias, running_mean, running_var, True, momentum, eps
+    )
     return y, torch.cat([statistics, residual_statistics]), mask
 
 
@@ -57,6 +67,10 @@ def dual_backward_reference(
     statistics: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients by x, weight and bias, and by the residual and its weight and bias."""
-    *by_x, dz = backward_reference(gradient, second_gradient, x, mask, weight, bias, statistics[:2], True, True)
-    by_residual = backward_reference(dz, None, residual, None, residual_weight, bias, statistics[2:], False, False)[:3]
+    *by_x, dz = backward_reference(
+        gradient, second_gradient, x, mask, weight, bias, statistics[:2], True, True
+    )
+    by_residual = backward_reference(
+        dz, None, residual, None, residual_weight, bias, statistics[2:], False, False
+    )[:3]
     return (by_x[0], by_x[1], by_x[2], *by_residual)

@@ -112,6 +112,16 @@ def epoch_draws(
     draws = torch.empty(num_samples, 5, dtype=torch.int32, device=device)
     corners = (height - cutout + 1, width - cutout + 1) if inside else (height, width)
     _epoch_draws_kernel[(triton.cdiv(num_samples, _BLOCK),)](
-        keys, draws, num_samples, seed, epoch, 2 * padding + 1, flip, cutout, 0 if inside else cutout // 2, *corners, _BLOCK
+        keys,
+        draws,
+        num_samples,
+        seed,
+        epoch,
+        2 * padding + 1,
+        flip,
+        cutout,
+        0 if inside else cutout // 2,
+        *corners,
+        _BLOCK,
     )
     return keys.argsort(stable=True), draws

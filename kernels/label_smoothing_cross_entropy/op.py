@@ -29,7 +29,9 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MAX_CLASSES = 32768  # a row must fit in the registers of one program
 _BLOCK = 1024  # elements that a program takes at a time
 _FEW_CLASSES = 32  # up to here a thread walks over the classes of its own row
-_MAX_ROWS_ALONE = 4096  # up to here one program takes all rows, which saves the launch that adds up the sums of many
+_MAX_ROWS_ALONE = (
+    4096  # up to here one program takes all rows, which saves the launch that adds up the sums of many
+)
 
 
 @triton.jit
@@ -68,7 +70,9 @@ def _few_classes_loss_kernel(
 
 
 @triton.jit
-def _softmax(logits_ptr, targets_ptr, row, num_rows, smoothing, NUM_CLASSES: tl.constexpr, BLOCK_CLASSES: tl.constexpr):
+def _softmax(
+    logits_ptr, targets_ptr, row, num_rows, smoothing, NUM_CLASSES: tl.constexpr, BLOCK_CLASSES: tl.constexpr
+):
     """Return for the rows `row`: logits less their maximum, the exponentials of these, the row sums, q, and which elements exist."""
     column = tl.arange(0, BLOCK_CLASSES)[None, :]
     in_rows = row < num_rows
@@ -101,7 +105,9 @@ def _loss_kernel(
     BLOCK_ROWS: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    shifted, _, total, wanted, _ = _softmax(logits_ptr, targets_ptr, row, num_rows, smoothing, NUM_CLASSES, BLOCK_CLASSES)
+    shifted, _, total, wanted, _ = _softmax(
+        logits_ptr, targets_ptr, row, num_rows, smoothing, NUM_CLASSES, BLOCK_CLASSES
+    )
     losses = tl.log(total) - tl.sum(wanted * shifted, axis=1)
     tl.store(sums_ptr + tl.program_id(0), tl.sum(losses, axis=0) / num_rows)
 
@@ -128,7 +134,9 @@ def _loss_gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    _, exponential, total, wanted, exists = _softmax(logits_ptr, targets_ptr, row, num_rows, smoothing, NUM_CLASSES, BLOCK_CLASSES)
+    _, exponential, total, wanted, exists = _softmax(
+        logits_ptr, targets_ptr, row, num_rows, smoothing, NUM_CLASSES, BLOCK_CLASSES
+    )
     scale = tl.load(gradient_ptr).to(tl.float32) / num_rows
     result = scale * (exponential * (1.0 / total)[:, None] - wanted)
     offset = row.to(tl.int64)[:, None] * NUM_CLASSES + tl.arange(0, BLOCK_CLASSES)[None, :]
@@ -145,23 +153,40 @@ def launch_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -
         num_blocks = triton.cdiv(num_rows, block_rows)
         num_warps = block_rows // 32
         _few_classes_loss_kernel[(1,)](
-            logits, targets, loss, num_rows, smoothing, num_classes, block_rows, num_blocks, num_warps=num_warps, enable_fp_fusion=True
+            logits,
+            targets,
+            loss,
+            num_rows,
+            smoothing,
+            num_classes,
+            block_rows,
+            num_blocks,
+            num_warps=num_warps,
+            enable_fp_fusion=True,
         )
         return loss
     grid, block_classes, block_rows, options = _tiles(num_rows, num_classes)
     sums = torch.empty(grid, dtype=torch.float32, device=logits.device)
-    _loss_kernel[grid](logits, targets, sums, num_rows, smoothing, num_classes, block_classes, block_rows, **options)
-    _loss_sum_kernel[(1,)](sums, loss, len(sums), _BLOCK, triton.cdiv(len(sums), _BLOCK), enable_fp_fusion=True)
+    _loss_kernel[grid](
+        logits, targets, sums, num_rows, smoothing, num_classes, block_classes, block_rows, **options
+    )
+    _loss_sum_kernel[(1,)](
+        sums, loss, len(sums), _BLOCK, triton.cdiv(len(sums), _BLOCK), enable_fp_fusion=True
+    )
     return loss
 
 
-def launch_gradient(gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+def launch_gradient(
+    gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float
+) -> torch.Tensor:
     """Run the backward kernel, in one launch; the gradient by the logits has their shape and dtype, and is contiguous."""
     num_rows, num_classes = logits.shape
     logits, targets = logits.contiguous(), targets.contiguous()
     out = torch.empty_like(logits)
     grid, block_classes, block_rows, options = _tiles(num_rows, num_classes)
-    _loss_gradient_kernel[grid](gradient, logits, targets, out, num_rows, smoothing, num_classes, block_classes, block_rows, **options)
+    _loss_gradient_kernel[grid](
+        gradient, logits, targets, out, num_rows, smoothing, num_classes, block_classes, block_rows, **options
+    )
     return out
 
 
@@ -171,7 +196,12 @@ def _tiles(num_rows: int, num_classes: int) -> tuple[tuple[int], int, int, dict[
     block_rows = max(1, _BLOCK // block_classes)
     num_warps = min(32, max(4, block_classes // 256))
     # Triton 3.9 warns where fused multiply-adds, its default, are not asked for by name.
-    return (triton.cdiv(num_rows, block_rows),), block_classes, block_rows, {"num_warps": num_warps, "enable_fp_fusion": True}
+    return (
+        (triton.cdiv(num_rows, block_rows),),
+        block_classes,
+        block_rows,
+        {"num_warps": num_warps, "enable_fp_fusion": True},
+    )
 
 
 @torch.library.custom_op("quickres::label_smoothing_cross_entropy", mutates_args=(), device_types="cuda")
@@ -189,18 +219,26 @@ def _fake_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) ->
     return logits.new_empty((), dtype=torch.float32)
 
 
-@torch.library.custom_op("quickres::label_smoothing_cross_entropy_gradient", mutates_args=(), device_types="cuda")
-def _gradient_op(gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+@torch.library.custom_op(
+    "quickres::label_smoothing_cross_entropy_gradient", mutates_args=(), device_types="cuda"
+)
+def _gradient_op(
+    gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float
+) -> torch.Tensor:
     return launch_gradient(gradient, logits, targets, smoothing)
 
 
 @_gradient_op.register_kernel("cpu")
-def _gradient_on_cpu(gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+def _gradient_on_cpu(
+    gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float
+) -> torch.Tensor:
     return label_smoothing_cross_entropy_gradient_reference(gradient, logits, targets, smoothing).contiguous()
 
 
 @_gradient_op.register_fake
-def _fake_gradient(gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+def _fake_gradient(
+    gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float
+) -> torch.Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
@@ -216,7 +254,9 @@ def _backward(ctx, gradient):
 _loss_op.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def label_smoothing_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+def label_smoothing_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, smoothing: float
+) -> torch.Tensor:
     """Return the mean cross-entropy with label smoothing, a float32 scalar, differentiable once by the logits.
 
     On a GPU the kernels of this module run, on a CPU the reference.
@@ -231,7 +271,11 @@ def label_smoothing_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, s
         ValueError: a shape or dtype is not as stated.
     """
     if logits.ndim != 2 or not 1 <= logits.shape[1] <= _MAX_CLASSES or logits.dtype not in _DTYPES:
-        raise ValueError(f"logits must be float (B, K) with K at most {_MAX_CLASSES}, not {logits.dtype} {tuple(logits.shape)}")
+        raise ValueError(
+            f"logits must be float (B, K) with K at most {_MAX_CLASSES}, not {logits.dtype} {tuple(logits.shape)}"
+        )
     if targets.shape != logits.shape[:1] or targets.dtype is not torch.int64:
-        raise ValueError(f"targets must be int64 ({len(logits)},), not {targets.dtype} {tuple(targets.shape)}")
+        raise ValueError(
+            f"targets must be int64 ({len(logits)},), not {targets.dtype} {tuple(targets.shape)}"
+        )
     return _loss_op(logits, targets, smoothing)

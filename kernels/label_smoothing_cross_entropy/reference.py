@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional
 
 
-def label_smoothing_cross_entropy_reference(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+def label_smoothing_cross_entropy_reference(
+    logits: torch.Tensor, targets: torch.Tensor, smoothing: float
+) -> torch.Tensor:
     """Return the mean over the rows of -sum_k q_k log softmax(logits)_k, a scalar; logits (B, K), targets (B,) int64 in [0, K)."""
     logits = _at_least_float32(logits)
     return -(_smoothed(targets, logits, smoothing) * logits.log_softmax(1)).sum(1).mean()
@@ -23,7 +25,9 @@ def label_smoothing_cross_entropy_gradient_reference(
 
 def _smoothed(targets: torch.Tensor, logits: torch.Tensor, smoothing: float) -> torch.Tensor:
     num_classes = logits.shape[1]
-    return (1 - smoothing) * functional.one_hot(targets, num_classes).to(logits.dtype) + smoothing / num_classes
+    return (1 - smoothing) * functional.one_hot(targets, num_classes).to(
+        logits.dtype
+    ) + smoothing / num_classes
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:

@@ -40,12 +40,20 @@ def _stem_conv_kernel(
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     weight = load_weight(weight_ptr, channel, num_channels, CHANNELS, BLOCK_TAPS, DTYPE, OPERANDS)
     pixel = tl.arange(0, BLOCK_PIXELS)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(num_pixels, BLOCK_PIXELS), tl.num_programs(0), num_stages=NUM_STAGES):
-        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS)
+    for tile in tl.range(
+        tl.program_id(0), tl.cdiv(num_pixels, BLOCK_PIXELS), tl.num_programs(0), num_stages=NUM_STAGES
+    ):
+        taps = gather_taps(
+            images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS
+        )
         y = tl.dot(taps, weight, input_precision="ieee")
         start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
         exists = (pixel < num_pixels - start)[:, None] & (channel < num_channels)[None, :]
-        tl.store(y_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]), y.to(DTYPE), mask=exists)
+        tl.store(
+            y_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]),
+            y.to(DTYPE),
+            mask=exists,
+        )
 
 
 @triton.jit
@@ -72,14 +80,22 @@ def _stem_weight_gradient_kernel(
     gradient = tl.zeros((BLOCK_CHANNELS, BLOCK_TAPS), tl.float32)
     for step in tl.range(program, num_tiles, num_programs, num_stages=NUM_STAGES):
         tile = num_tiles - 1 - step
-        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS)
+        taps = gather_taps(
+            images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS
+        )
         start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
         exists = (pixel < num_pixels - start)[:, None] & (channel < num_channels)[None, :]
-        dy = tl.load(dy_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]), mask=exists, other=0.0)
+        dy = tl.load(
+            dy_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]),
+            mask=exists,
+            other=0.0,
+        )
         gradient = tl.dot(tl.trans(dy.to(OPERANDS)), taps, gradient, input_precision="ieee")
     tap = tl.arange(0, BLOCK_TAPS)
     partial = channel[:, None] * num_programs + program
-    tl.store(partials_ptr + partial * BLOCK_TAPS + tap[None, :], gradient, mask=(channel < num_channels)[:, None])
+    tl.store(
+        partials_ptr + partial * BLOCK_TAPS + tap[None, :], gradient, mask=(channel < num_channels)[:, None]
+    )
 
 
 @triton.jit(do_not_specialize=["num_partials"])
@@ -119,7 +135,9 @@ def launch_weight_gradient(dy: torch.Tensor, images: torch.Tensor, weight: torch
     grid, options = plan("weight gradient", images, num_channels, dy.dtype)
     taps = block_taps(images.shape[1])
     partials = torch.empty((num_channels, grid[0], taps), dtype=torch.float32, device=dy.device)
-    _stem_weight_gradient_kernel[grid](images, dy, partials, dy.numel() // num_channels, num_channels, **options)
+    _stem_weight_gradient_kernel[grid](
+        images, dy, partials, dy.numel() // num_channels, num_channels, **options
+    )
     dweight = torch.empty_like(weight)
     _stem_weight_sum_kernel[(num_channels,)](
         partials,

@@ -48,7 +48,11 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dy):
-    return None, _weight_gradient_op(dy.contiguous(memory_format=torch.channels_last), *ctx.saved_tensors), None
+    return (
+        None,
+        _weight_gradient_op(dy.contiguous(memory_format=torch.channels_last), *ctx.saved_tensors),
+        None,
+    )
 
 
 _forward_op.register_autograd(_backward, setup_context=_save_for_backward)
@@ -75,12 +79,25 @@ def stem_conv(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def checked(images: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
     """Return images and weight in channels_last, and the dtype of y, once everything is of the right shape and dtype."""
-    if images.ndim != 4 or not 1 <= images.shape[1] <= _MAX_IN_CHANNELS or images.dtype not in _DTYPES or not images.numel():
-        raise ValueError(f"images must be float (B, C, H, W) with C at most {_MAX_IN_CHANNELS}, not {images.dtype} {tuple(images.shape)}")
+    if (
+        images.ndim != 4
+        or not 1 <= images.shape[1] <= _MAX_IN_CHANNELS
+        or images.dtype not in _DTYPES
+        or not images.numel()
+    ):
+        raise ValueError(
+            f"images must be float (B, C, H, W) with C at most {_MAX_IN_CHANNELS}, not {images.dtype} {tuple(images.shape)}"
+        )
     if images.requires_grad:
         raise ValueError("images must not require a gradient: this op has none; use conv2d")
     if weight.shape[1:] != (images.shape[1], 3, 3) or not len(weight) or weight.dtype not in _DTYPES:
-        raise ValueError(f"weight must be float (O, {images.shape[1]}, 3, 3), not {weight.dtype} {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must be float (O, {images.shape[1]}, 3, 3), not {weight.dtype} {tuple(weight.shape)}"
+        )
     autocast = torch.is_autocast_enabled(images.device.type)
     dtype = torch.get_autocast_dtype(images.device.type) if autocast else images.dtype
-    return images.contiguous(memory_format=torch.channels_last), weight.contiguous(memory_format=torch.channels_last), dtype
+    return (
+        images.contiguous(memory_format=torch.channels_last),
+        weight.contiguous(memory_format=torch.channels_last),
+        dtype,
+    )

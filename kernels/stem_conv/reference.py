@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional
 
 
-def stem_conv_reference(images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def stem_conv_reference(
+    images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """Return the convolution of images (B, C, H, W) and weight (O, C, 3, 3), both cast to `dtype` first, with a border of zeros.
 
     The result is (B, O, H, W) of `dtype` (default: that of the images), channels_last.
@@ -17,7 +19,9 @@ def stem_conv_reference(images: torch.Tensor, weight: torch.Tensor, dtype: torch
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def stem_conv_weight_gradient_reference(dy: torch.Tensor, images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def stem_conv_weight_gradient_reference(
+    dy: torch.Tensor, images: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
     """Return the gradient by the weight, like the weight in shape, dtype and strides; dy is (B, O, H, W).
 
     Tap by tap: the product of dy with the images, shifted by the place of the tap. Arithmetic is in float32 or wider.

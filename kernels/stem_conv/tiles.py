@@ -23,7 +23,9 @@ class Tiling(NamedTuple):
     warps: int
     programs: int  # for each multiprocessor of the GPU
     stages: int  # of the pipeline through shared memory that loads dy; 1 is none
-    registers: int | None  # of a thread at most, in half precision, so that the programs fit on a multiprocessor together
+    registers: (
+        int | None
+    )  # of a thread at most, in half precision, so that the programs fit on a multiprocessor together
 
 
 TILINGS = {
@@ -72,7 +74,9 @@ def gather_taps(
     exists = (inside[:, None] & (1 << tap)[None, :]) != 0
     step = ((tap // ROW - 1) * WIDTH + tap // CHANNELS % 3 - 1) * CHANNELS + tap % CHANNELS
     one = tl.where(tap == 3 * ROW, 1.0, 0.0)[None, :].to(images_ptr.dtype.element_ty)
-    taps = tl.load(images_ptr + start * CHANNELS + (pixel[:, None] * CHANNELS + step[None, :]), mask=exists, other=one)
+    taps = tl.load(
+        images_ptr + start * CHANNELS + (pixel[:, None] * CHANNELS + step[None, :]), mask=exists, other=one
+    )
     return taps.to(DTYPE).to(OPERANDS)
 
 
@@ -89,7 +93,11 @@ def load_weight(
     """Return (BLOCK_TAPS, number of `channel`): the weight of each tap, of no tap but those of the window, and output channel."""
     tap = tl.arange(0, BLOCK_TAPS)[:, None]
     exists = (tap < 9 * CHANNELS) & (channel < num_channels)[None, :]
-    return tl.load(weight_ptr + channel[None, :] * (9 * CHANNELS) + tap, mask=exists, other=0.0).to(DTYPE).to(OPERANDS)
+    return (
+        tl.load(weight_ptr + channel[None, :] * (9 * CHANNELS) + tap, mask=exists, other=0.0)
+        .to(DTYPE)
+        .to(OPERANDS)
+    )
 
 
 @triton.jit
@@ -112,7 +120,9 @@ def add_partials(
 
 @lru_cache
 def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2  # in the interpreter
+    return (
+        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    )  # in the interpreter
 
 
 def tap_options(images: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
@@ -125,7 +135,9 @@ def tap_options(images: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def plan(kernel: str, images: torch.Tensor, num_channels: int | None, dtype: torch.dtype) -> tuple[tuple[int, int], dict[str, Any]]:
+def plan(
+    kernel: str, images: torch.Tensor, num_channels: int | None, dtype: torch.dtype
+) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return grid and options of a launch of a kernel on images, for a number of output channels, if it has such, and a dtype."""
     batch_size, _, height, width = images.shape
     tiling = TILINGS[kernel]
@@ -139,7 +151,9 @@ def plan(kernel: str, images: torch.Tensor, num_channels: int | None, dtype: tor
         "num_warps": tiling.warps,
         "maxnreg": tiling.registers if dtype.itemsize == 2 else None,  # float32 is too large for it
         # of the matrix products. Triton's interpreter multiplies the bits of bfloat16 as if they were integers
-        "OPERANDS": tl.float32 if dtype is torch.bfloat16 and images.device.type != "cuda" else _TRITON_DTYPES[dtype],
+        "OPERANDS": tl.float32
+        if dtype is torch.bfloat16 and images.device.type != "cuda"
+        else _TRITON_DTYPES[dtype],
     }
     columns = 1
     if num_channels is not None:

@@ -56,7 +56,9 @@ def _stem_gradient_sums_kernel(
     sums = tl.zeros((BLOCK_CHANNELS, BLOCK_TAPS), tl.float32)
     for step in tl.range(program, num_tiles, num_programs, num_stages=NUM_STAGES):
         tile = num_tiles - 1 - step
-        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS)
+        taps = gather_taps(
+            images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS
+        )
         z = tl.fma(tl.dot(taps, weight, input_precision="ieee"), scale, shift)
         start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
         offset = start * num_channels + (pixel[:, None] * num_channels + channel[None, :])
@@ -99,7 +101,9 @@ def _stem_gradient_kernel(
     scale = tl.load(norm_weight_ptr + channel) * inverse_std
     dweight = scale * (sums - tap_mean * norm_dbias - covariance * (inverse_std * norm_dweight))
     in_window = tap < 9 * CHANNELS
-    tl.store(dweight_ptr + channel * (9 * CHANNELS) + tap, dweight.to(dweight_ptr.dtype.element_ty), mask=in_window)
+    tl.store(
+        dweight_ptr + channel * (9 * CHANNELS) + tap, dweight.to(dweight_ptr.dtype.element_ty), mask=in_window
+    )
     tl.store(norm_dweight_ptr + channel, norm_dweight)
     tl.store(norm_dbias_ptr + channel, norm_dbias)
 

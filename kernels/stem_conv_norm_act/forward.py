@@ -22,7 +22,15 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.stem_conv.tiles import BLOCK_PARTIALS, add_partials, block_taps, gather_taps, load_weight, plan, tap_options
+from kernels.stem_conv.tiles import (
+    BLOCK_PARTIALS,
+    add_partials,
+    block_taps,
+    gather_taps,
+    load_weight,
+    plan,
+    tap_options,
+)
 
 
 @triton.jit
@@ -42,7 +50,9 @@ def _stem_moments_kernel(
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     products = tl.zeros((BLOCK_TAPS, BLOCK_TAPS), tl.float32)
     for tile in tl.range(program, tl.cdiv(num_pixels, BLOCK_PIXELS), num_programs, num_stages=NUM_STAGES):
-        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS)
+        taps = gather_taps(
+            images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS
+        )
         products = tl.dot(tl.trans(taps), taps, products, input_precision="ieee")
     tap = tl.arange(0, BLOCK_TAPS)
     tl.store(partials_ptr + (tap[:, None] * num_programs + program) * BLOCK_TAPS + tap[None, :], products)
@@ -73,9 +83,15 @@ def covariances(
 ):
     """Return the weight w of an output channel, the mean of each tap, and S·w, the covariance of each tap with x: (BLOCK_TAPS,) each."""
     tap = tl.arange(0, BLOCK_TAPS)
-    weight = tl.load(weight_ptr + channel * (9 * CHANNELS) + tap, mask=tap < 9 * CHANNELS, other=0.0).to(DTYPE).to(tl.float32)
+    weight = (
+        tl.load(weight_ptr + channel * (9 * CHANNELS) + tap, mask=tap < 9 * CHANNELS, other=0.0)
+        .to(DTYPE)
+        .to(tl.float32)
+    )
     mean = tl.load(moments_ptr + 9 * CHANNELS * BLOCK_TAPS + tap)
-    covariance = tl.load(moments_ptr + tap[:, None] * BLOCK_TAPS + tap[None, :]) - mean[:, None] * mean[None, :]
+    covariance = (
+        tl.load(moments_ptr + tap[:, None] * BLOCK_TAPS + tap[None, :]) - mean[:, None] * mean[None, :]
+    )
     return weight, mean, tl.sum(covariance * weight[None, :], axis=1)
 
 
@@ -149,16 +165,24 @@ def _stem_apply_kernel(
     weight = load_weight(weight_ptr, channel, num_channels, CHANNELS, BLOCK_TAPS, DTYPE, OPERANDS)
     scale, shift = load_norm(statistics_ptr, norm_weight_ptr, norm_bias_ptr, channel, num_channels)
     pixel = tl.arange(0, BLOCK_PIXELS)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(num_pixels, BLOCK_PIXELS), tl.num_programs(0), num_stages=NUM_STAGES):
-        taps = gather_taps(images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS)
+    for tile in tl.range(
+        tl.program_id(0), tl.cdiv(num_pixels, BLOCK_PIXELS), tl.num_programs(0), num_stages=NUM_STAGES
+    ):
+        taps = gather_taps(
+            images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS
+        )
         z = tl.fma(tl.dot(taps, weight, input_precision="ieee"), scale, shift)
         y = tl.where(z <= 0.0, 0.0, z).to(DTYPE)  # lets NaN pass
         start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
         exists = (pixel < num_pixels - start)[:, None] & (channel < num_channels)[None, :]
-        tl.store(y_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]), y, mask=exists)
+        tl.store(
+            y_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]), y, mask=exists
+        )
 
 
-def forward_outputs(images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward_outputs(
+    images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch_size, in_channels, height, width = images.shape
     shape = (batch_size, len(weight), height, width)
     return (
@@ -187,7 +211,9 @@ def launch_forward(
     grid, options = plan("moments", images, None, dtype)
     partials = torch.empty((len(moments), grid[0], len(moments)), dtype=torch.float32, device=images.device)
     _stem_moments_kernel[grid](images, partials, num_pixels, **options)
-    _stem_moments_sum_kernel[(len(moments),)](partials, moments, num_pixels, grid[0], len(moments), BLOCK_PARTIALS, enable_fp_fusion=True)
+    _stem_moments_sum_kernel[(len(moments),)](
+        partials, moments, num_pixels, grid[0], len(moments), BLOCK_PARTIALS, enable_fp_fusion=True
+    )
     _stem_statistics_kernel[(num_channels,)](
         moments,
         weight,
@@ -202,5 +228,7 @@ def launch_forward(
     )
 
     grid, options = plan("apply", images, num_channels, dtype)
-    _stem_apply_kernel[grid](images, weight, statistics, norm_weight, norm_bias, y, num_pixels, num_channels, **options)
+    _stem_apply_kernel[grid](
+        images, weight, statistics, norm_weight, norm_bias, y, num_pixels, num_channels, **options
+    )
     return y, statistics, moments

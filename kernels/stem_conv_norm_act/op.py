@@ -18,7 +18,9 @@ from kernels.stem_conv_norm_act.forward import forward_outputs, launch_forward
 from kernels.stem_conv_norm_act.reference import backward_reference, forward_reference
 
 
-@torch.library.custom_op("quickres::stem_conv_norm_act", mutates_args=("running_mean", "running_var"), device_types="cuda")
+@torch.library.custom_op(
+    "quickres::stem_conv_norm_act", mutates_args=("running_mean", "running_var"), device_types="cuda"
+)
 def _forward_op(
     images: torch.Tensor,
     weight: torch.Tensor,
@@ -30,7 +32,9 @@ def _forward_op(
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return launch_forward(images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps)
+    return launch_forward(
+        images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps
+    )
 
 
 _forward_op.register_kernel("cpu")(forward_reference)
@@ -52,7 +56,9 @@ def _backward_op(
     statistics: torch.Tensor,
     moments: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return launch_backward(gradient, second_gradient, images, weight, norm_weight, norm_bias, statistics, moments)
+    return launch_backward(
+        gradient, second_gradient, images, weight, norm_weight, norm_bias, statistics, moments
+    )
 
 
 _backward_op.register_kernel("cpu")(backward_reference)
@@ -65,8 +71,12 @@ def _fake_backward(gradient, second_gradient, images, weight, norm_weight, norm_
 
 class _StemConvNormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps, twice):
-        y, statistics, moments = _forward_op(images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps)
+    def forward(
+        ctx, images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps, twice
+    ):
+        y, statistics, moments = _forward_op(
+            images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps
+        )
         ctx.save_for_backward(images, weight, norm_weight, norm_bias, statistics, moments)
         ctx.set_materialize_grads(False)
         return (y, y.view_as(y)) if twice else y
@@ -117,7 +127,9 @@ def stem_conv_norm_act(
         ValueError: a shape or dtype is not as stated, the images require a gradient, or there is one pixel, which has no unbiased variance.
     """
     images, weight, dtype = _checked(images, weight, norm_weight, norm_bias, running_mean, running_var)
-    return _StemConvNormAct.apply(images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps, False)
+    return _StemConvNormAct.apply(
+        images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps, False
+    )
 
 
 def stem_conv_norm_act_twice(
@@ -132,15 +144,30 @@ def stem_conv_norm_act_twice(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return y of `stem_conv_norm_act` twice, in the same memory, for two users; see `batch_norm_act_twice`."""
     images, weight, dtype = _checked(images, weight, norm_weight, norm_bias, running_mean, running_var)
-    return _StemConvNormAct.apply(images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps, True)
+    return _StemConvNormAct.apply(
+        images, weight, norm_weight, norm_bias, running_mean, running_var, dtype, momentum, eps, True
+    )
 
 
-def _checked(images, weight, norm_weight, norm_bias, running_mean, running_var) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
+def _checked(
+    images, weight, norm_weight, norm_bias, running_mean, running_var
+) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
     images, weight, dtype = checked(images, weight)
     if images.numel() == images.shape[1]:
         raise ValueError(f"images must have more than one pixel, which {tuple(images.shape)} have not")
-    vectors = {"norm_weight": norm_weight, "norm_bias": norm_bias, "running_mean": running_mean, "running_var": running_var}
+    vectors = {
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+    }
     for name, vector in vectors.items():
-        if vector.shape != weight.shape[:1] or vector.dtype is not torch.float32 or not vector.is_contiguous():
-            raise ValueError(f"{name} must be contiguous float32 ({len(weight)},), not {vector.dtype} {tuple(vector.shape)}")
+        if (
+            vector.shape != weight.shape[:1]
+            or vector.dtype is not torch.float32
+            or not vector.is_contiguous()
+        ):
+            raise ValueError(
+                f"{name} must be contiguous float32 ({len(weight)},), not {vector.dtype} {tuple(vector.shape)}"
+            )
     return images, weight, dtype

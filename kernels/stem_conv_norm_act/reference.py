@@ -70,7 +70,11 @@ def backward_reference(
     dx, norm_dweight, norm_dbias, _ = batch_norm_act_reference.backward_reference(
         gradient, second_gradient, x, None, norm_weight, norm_bias, statistics, True, False
     )
-    return stem_conv_weight_gradient_reference(dx, images.to(gradient.dtype), weight), norm_dweight, norm_dbias
+    return (
+        stem_conv_weight_gradient_reference(dx, images.to(gradient.dtype), weight),
+        norm_dweight,
+        norm_dbias,
+    )
 
 
 def _convolution(images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -25,7 +25,11 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the plan and exit: no GPU taken, nothing downloaded or written",
     )
-    parser.add_argument("--profile", action="store_true", help="write a profiler trace of some steps, and a table of kernels by share")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="write a profiler trace of some steps, and a table of kernels by share",
+    )
 
 
 def add_run(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
@@ -39,7 +43,9 @@ def add_run(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
             metavar="key=value",
             help="keys that replace those of the run's config, such as data.root=DIR",
         )
-    parser.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)")
+    parser.add_argument(
+        "--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)"
+    )
 
 
 def add_ema(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,13 @@ from pipeline.config import check_batches, load_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training(parser)
-    parser.add_argument("--processes", type=count, default=1, metavar="N", help="number of processes that the batches must divide by")
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=1,
+        metavar="N",
+        help="number of processes that the batches must divide by",
+    )
     parser.add_argument("--print-device", action="store_true", help="print runtime.device only")
 
 

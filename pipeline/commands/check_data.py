@@ -12,11 +12,21 @@ from pipeline.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", help="as data.root")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="keys of the data section, such as data.train_list=FILE"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="keys of the data section, such as data.train_list=FILE",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/.quickres/check)")
     parser.add_argument(
-        "--threads", type=count, default=os.cpu_count() or 1, metavar="N", help="threads to decode in (default: one a core)"
+        "--out", type=Path, metavar="DIR", help="where to write (default: ROOT/.quickres/check)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="threads to decode in (default: one a core)",
     )
 
 
@@ -26,7 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.report.image_sizes import draw_sizes
 
     out = arguments.out or Path(arguments.root).expanduser() / ".quickres" / "check"
-    config = load_config(overrides=["data.dataset=folder", f"data.num_threads={arguments.threads}", *arguments.overrides])
+    config = load_config(
+        overrides=["data.dataset=folder", f"data.num_threads={arguments.threads}", *arguments.overrides]
+    )
     # the root does not go through YAML: a path may look like a number
     checked = check_folder(config.data.model_copy(update={"root": arguments.root}))
     for line in describe(checked):
@@ -38,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         if len(checked.good_sizes):
             written.append(draw_sizes(checked, out / "image_sizes.png"))
     except OSError as error:
-        raise UserError(f"--out: cannot write {error.filename or out} ({error.strerror}); name another folder") from None
+        raise UserError(
+            f"--out: cannot write {error.filename or out} ({error.strerror}); name another folder"
+        ) from None
     print("written:", *written)
     return 1 if checked.bad else 0

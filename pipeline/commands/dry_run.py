@@ -52,7 +52,9 @@ def describe_plan(config: Config, recipe: str) -> str:
     machine = _find_machine(config)
     check_batches(config, machine.processes)
     if config.data.loader == "fused" and machine.device.type != "cuda":
-        raise UserError("data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend")
+        raise UserError(
+            "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
+        )
     counts = count_images(config.data, config.seed)
     shard, size = Shard(0, machine.processes), (config.image_size, config.image_size)
     sampler = TrainSampler(counts.train, config.data.batch_size, shard, config.seed, size, config.augment)
@@ -60,9 +62,13 @@ def describe_plan(config: Config, recipe: str) -> str:
     training_resolutions(config, plan.steps_per_epoch)  # which may be out of order, or after the end
     resumed, _ = find_resumable(config)
     if resumed is None:
-        build_initial_model(config, counts.num_classes, torch.device("cpu"))  # the file that model.weights names may not fit
+        build_initial_model(
+            config, counts.num_classes, torch.device("cpu")
+        )  # the file that model.weights names may not fit
     on_device = config.data.loader in ("dali", "fused") and not config.probably_streamed
-    memory = estimate_memory(config, machine.processes, counts.num_classes, counts.train + counts.test if on_device else 0)
+    memory = estimate_memory(
+        config, machine.processes, counts.num_classes, counts.train + counts.test if on_device else 0
+    )
     rows = {
         "data": _data(config, counts),
         "steps": _steps(config, plan),
@@ -90,14 +96,23 @@ def _find_machine(config: Config) -> _Machine:
     there = torch.cuda.device_count()
     if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not there):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return _Machine(torch.device("cpu"), f"the CPU ({len(os.sched_getaffinity(0))} cores)", memory, processes)
+        return _Machine(
+            torch.device("cpu"), f"the CPU ({len(os.sched_getaffinity(0))} cores)", memory, processes
+        )
     if not there:
         return _Machine(torch.device("cuda"), "a GPU, of which this machine has none", None, processes)
     if processes > there and "WORLD_SIZE" not in os.environ:
-        raise UserError(f"more processes than the {there} visible GPUs; start at most one per GPU (NUM_PROCESSES)")
+        raise UserError(
+            f"more processes than the {there} visible GPUs; start at most one per GPU (NUM_PROCESSES)"
+        )
     told = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
     name, _, mib = (told or "").partition("\n")[0].partition(", ")
-    return _Machine(torch.device("cuda"), f"{name or 'GPU'}, {there} visible", int(mib) * _MIB if mib.isdigit() else None, processes)
+    return _Machine(
+        torch.device("cuda"),
+        f"{name or 'GPU'}, {there} visible",
+        int(mib) * _MIB if mib.isdigit() else None,
+        processes,
+    )
 
 
 def _data(config: Config, counts: Counts) -> str:
@@ -134,12 +149,16 @@ def _memory(config: Config, machine: _Machine, memory: MemoryEstimate) -> str:
     text += f"; the machine has {machine.memory / _MIB:,.0f}"
     if memory.total <= machine.memory:
         return text
-    return f"{text}\nwarning: that is too much; {what_fits(config, machine.processes, memory, machine.memory)}"
+    return (
+        f"{text}\nwarning: that is too much; {what_fits(config, machine.processes, memory, machine.memory)}"
+    )
 
 
 def _loader(config: Config, machine: _Machine) -> str:
     data = config.data
-    backend = f" ({'GPU' if machine.device.type == 'cuda' else 'CPU'} backend)" if data.loader == "dali" else ""
+    backend = (
+        f" ({'GPU' if machine.device.type == 'cuda' else 'CPU'} backend)" if data.loader == "dali" else ""
+    )
     return f"{data.loader}{backend}, {data.num_threads} thread{'s' * (data.num_threads > 1)}, {data.prefetch} batches ahead"
 
 

@@ -9,10 +9,24 @@ from pipeline.commands.arguments import add_ema, add_run, count, numbers
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     images = parser.add_mutually_exclusive_group()
-    images.add_argument("--count", type=count, default=10, metavar="N", help="the N most confident mistakes (default: 10)")
-    images.add_argument("--files", nargs="+", type=Path, default=(), metavar="FILE", help="these image files, of any size")
-    images.add_argument("--indices", type=numbers, default=(), metavar="I,J", help="the test images with these indices, such as 3,17")
-    parser.add_argument("--layer", metavar="NAME", help="layer to explain, such as stages.1 (default: the last before pooling)")
+    images.add_argument(
+        "--count", type=count, default=10, metavar="N", help="the N most confident mistakes (default: 10)"
+    )
+    images.add_argument(
+        "--files", nargs="+", type=Path, default=(), metavar="FILE", help="these image files, of any size"
+    )
+    images.add_argument(
+        "--indices",
+        type=numbers,
+        default=(),
+        metavar="I,J",
+        help="the test images with these indices, such as 3,17",
+    )
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="layer to explain, such as stages.1 (default: the last before pooling)",
+    )
     parser.add_argument(
         "--class",
         dest="target",
@@ -27,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="gradcam, gradcam++, xgradcam, hirescam, layercam, eigengradcam, eigencam or scorecam (default: gradcam)",
     )
     add_ema(parser)
-    parser.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: explained.png in the run folder)")
+    parser.add_argument(
+        "--output", type=Path, metavar="PNG", help="the picture (default: explained.png in the run folder)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

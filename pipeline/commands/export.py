@@ -9,8 +9,15 @@ from pipeline.commands.arguments import add_ema, add_run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_ema(parser)
-    parser.add_argument("--format", required=True, choices=("safetensors", "torch-export", "onnx"), help="kind of file")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write in (default: export/FORMAT in the run folder)")
+    parser.add_argument(
+        "--format", required=True, choices=("safetensors", "torch-export", "onnx"), help="kind of file"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write in (default: export/FORMAT in the run folder)",
+    )
     parser.add_argument(
         "--input",
         default="unit",
@@ -23,7 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.inference.export import export_run
 
-    given = (arguments.run, arguments.format, arguments.checkpoint, arguments.overrides, arguments.output, arguments.input)
+    given = (
+        arguments.run,
+        arguments.format,
+        arguments.checkpoint,
+        arguments.overrides,
+        arguments.output,
+        arguments.input,
+    )
     exported = export_run(*given, ema=arguments.ema)
     print(exported.summary)
     print(exported.file)

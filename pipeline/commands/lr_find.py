@@ -14,10 +14,18 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--min", type=float, default=1e-4, help="learning rate of the first step (default: 1e-4)")
-    parser.add_argument("--max", type=float, default=10.0, help="learning rate of the last step (default: 10)")
-    parser.add_argument("--steps", type=whole_number(10, 100_000), default=100, metavar="N", help="steps (default: 100)")
-    parser.add_argument("--output", type=Path, metavar="PNG", help="the picture (default: lr-find-RECIPE.png in log.dir)")
+    parser.add_argument(
+        "--min", type=float, default=1e-4, help="learning rate of the first step (default: 1e-4)"
+    )
+    parser.add_argument(
+        "--max", type=float, default=10.0, help="learning rate of the last step (default: 10)"
+    )
+    parser.add_argument(
+        "--steps", type=whole_number(10, 100_000), default=100, metavar="N", help="steps (default: 100)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="PNG", help="the picture (default: lr-find-RECIPE.png in log.dir)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,9 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = Path(arguments.config).stem
     picture = arguments.output or Path(config.log.dir) / f"lr-find-{recipe}.png"
     found = lr_finder.lr_find(config, arguments.min, arguments.max, arguments.steps)
-    about = (
-        f"{config.model.name} on {config.data.dataset}, {config.optimizer.name}, batch {config.data.batch_size}, {config.precision.mode}"
-    )
+    parts = (config.optimizer.name, f"batch {config.data.batch_size}", config.precision.mode)
+    about = f"{config.model.name} on {config.data.dataset}, {', '.join(parts)}"
     draw(found, picture, f"Learning-rate range test: {recipe}", about)
     print(
         f"{len(found.rates)} steps, learning rate {found.rates[0]:.2g} to {found.rates[-1]:.2g}"
@@ -46,9 +53,16 @@ def _print_suggestion(found: "RangeTest", arguments: argparse.Namespace) -> None
     from pipeline.training.lr_finder import RULE
 
     if found.suggested is None:
-        why = "still falls at the largest rate; try a larger --max" if found.fell else "never fell; try a smaller --min, or more --steps"
+        why = (
+            "still falls at the largest rate; try a larger --max"
+            if found.fell
+            else "never fell; try a smaller --min, or more --steps"
+        )
         print(f"no suggestion: the loss {why}")
         return
     print(f"suggested maximum: {found.suggested:.2g}, {RULE}; it falls fastest at {found.steepest:.2g}")
     same = [word for word in arguments.overrides if not word.startswith("optimizer.lr=")]
-    print("use it: " + shlex.join(["./launch.sh", arguments.config, *same, f"optimizer.lr={found.suggested:.2g}"]))
+    print(
+        "use it: "
+        + shlex.join(["./launch.sh", arguments.config, *same, f"optimizer.lr={found.suggested:.2g}"])
+    )

@@ -19,10 +19,20 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, overrides=False)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JPEG or PNG files of any size, or folders of them")
-    parser.add_argument("--top", type=count, default=5, metavar="K", help="how many classes of each image (default: 5)")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="JPEG or PNG files of any size, or folders of them",
+    )
+    parser.add_argument(
+        "--top", type=count, default=5, metavar="K", help="how many classes of each image (default: 5)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), help="where to predict (default: as runtime.device says)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "gpu"), help="where to predict (default: as runtime.device says)"
+    )
     add_ema(parser)
 
 
@@ -53,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_USER_ERROR if bad else 0
 
 
-def _describe(trained: "Trained", predictions: "list[Prediction]", bad: list[tuple[Path, str]]) -> dict[str, Any]:
+def _describe(
+    trained: "Trained", predictions: "list[Prediction]", bad: list[tuple[Path, str]]
+) -> dict[str, Any]:
     from pipeline.data.files.listing import printable
 
     assert trained.run is not None and trained.checkpoint is not None
@@ -82,7 +94,9 @@ def _table(class_names: Sequence[str], predictions: "list[Prediction]") -> "Tabl
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("file", overflow="fold")
     for place in range(len(predictions[0].classes)):
-        table.add_column("class" if place == 0 else str(place + 1), overflow="fold", style="bold" if place == 0 else None)
+        table.add_column(
+            "class" if place == 0 else str(place + 1), overflow="fold", style="bold" if place == 0 else None
+        )
         table.add_column("", justify="right", no_wrap=True)
     for item in predictions:
         cells = [printable(item.file)]

@@ -6,8 +6,16 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folder, such as runs/latest")
-    parser.add_argument("--output", type=Path, help="file (default: report.html in the run's folder; for several, beside their folders)")
-    parser.add_argument("--refresh", action="store_true", help="predict and explain anew first, by the last checkpoint; needs the data set")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="file (default: report.html in the run's folder; for several, beside their folders)",
+    )
+    parser.add_argument(
+        "--refresh",
+        action="store_true",
+        help="predict and explain anew first, by the last checkpoint; needs the data set",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,15 @@ from pipeline.config import load_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--depth", type=count, metavar="N", help="levels of modules to open (default: as fit a screen)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: architecture-CONFIG.png in log.dir)")
+    parser.add_argument(
+        "--depth", type=count, metavar="N", help="levels of modules to open (default: as fit a screen)"
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="PNG, SVG or PDF (default: architecture-CONFIG.png in log.dir)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -18,12 +18,16 @@ def as_pairs(value: object) -> object:
 class Section(BaseModel):
     """Base of every section: unknown keys and silent conversions are errors, values never change after loading."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
 
     @field_validator("*")
     @classmethod
     def _check_text(cls, value: object) -> object:
         """Text that no file system takes for a name is refused here, where its key is known."""
         if isinstance(value, str) and ("\0" in value or len(value) > _MAX_TEXT):
-            raise ValueError(f"holds a NUL character or is longer than {_MAX_TEXT} characters; give a shorter, plain text")
+            raise ValueError(
+                f"holds a NUL character or is longer than {_MAX_TEXT} characters; give a shorter, plain text"
+            )
         return value

@@ -26,9 +26,22 @@ def check_batches(config: Config, num_processes: int) -> None:
     Raises:
         UserError: one does not; names the key and the nearest sizes.
     """
-    for key, size in (("data.batch_size", config.data.batch_size), ("data.eval_batch_size", config.data.eval_batch_size)):
+    for key, size in (
+        ("data.batch_size", config.data.batch_size),
+        ("data.eval_batch_size", config.data.eval_batch_size),
+    ):
         share(size, num_processes, key)
     micro_batches = num_processes * config.optimizer.accumulate
-    share(config.data.batch_size, micro_batches, "data.batch_size", "micro-batches (processes times optimizer.accumulate)")
+    share(
+        config.data.batch_size,
+        micro_batches,
+        "data.batch_size",
+        "micro-batches (processes times optimizer.accumulate)",
+    )
     group, method = MIX_SOURCES[config.augment.mix], config.augment.mix
-    share(config.data.batch_size, num_processes * group, "data.batch_size", f"(processes times the {group} images of each {method} image)")
+    share(
+        config.data.batch_size,
+        num_processes * group,
+        "data.batch_size",
+        f"(processes times the {group} images of each {method} image)",
+    )

@@ -13,11 +13,17 @@ _Share = Annotated[float, Field(gt=0, le=1)]
 Scale = Annotated[tuple[_Share, _Share], BeforeValidator(as_tuple)]
 _RatioPart = Annotated[float, Field(ge=0.01, le=100)]
 Ratio = Annotated[tuple[_RatioPart, _RatioPart], BeforeValidator(as_tuple)]
-Channels = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(as_tuple), Field(min_length=1, max_length=4)]
+Channels = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1)], ...],
+    BeforeValidator(as_tuple),
+    Field(min_length=1, max_length=4),
+]
 
 
 class DataConfig(Section):
-    dataset: Literal["digits", "cifar10", "cifar100", "folder", "synthetic"] = Field(default="cifar10", description="Data set to train on")
+    dataset: Literal["digits", "cifar10", "cifar100", "folder", "synthetic"] = Field(
+        default="cifar10", description="Data set to train on"
+    )
     root: str = Field(
         default="data",
         min_length=1,
@@ -28,12 +34,19 @@ class DataConfig(Section):
         min_length=1,
         description="`folder`: file of `path label` lines in place of `train/`, paths absolute or from `data.root`",
     )
-    test_list: str | None = Field(default=None, min_length=1, description="`folder`: likewise in place of `test/`; needs `data.train_list`")
+    test_list: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`folder`: likewise in place of `test/`; needs `data.train_list`",
+    )
     class_names: str | None = Field(
-        default=None, min_length=1, description="`folder`: file of `CLASS name` lines, how the classes are called in what is shown"
+        default=None,
+        min_length=1,
+        description="`folder`: file of `CLASS name` lines, how the classes are called in what is shown",
     )
     on_bad_image: Literal["stop", "skip"] = Field(
-        default="stop", description="`folder`: files that cannot be read end the run before it begins, or are left out; both list them"
+        default="stop",
+        description="`folder`: files that cannot be read end the run before it begins, or are left out; both list them",
     )
     cache_below: int = Field(
         default=64,
@@ -42,32 +55,54 @@ class DataConfig(Section):
         description="`folder`: where no side of an image is longer, in pixels, all are decoded once; otherwise all are streamed",
     )
     cache_dir: str | None = Field(
-        default=None, min_length=1, description="Folder of decoded images and statistics; default `.quickres/` in `data.root`"
+        default=None,
+        min_length=1,
+        description="Folder of decoded images and statistics; default `.quickres/` in `data.root`",
     )
     loader: Literal["dali", "fused", "reference", "synthetic"] = Field(
-        default="dali", description="Backend that loads and augments a batch; `fused` is our own Triton kernels, on a GPU only"
+        default="dali",
+        description="Backend that loads and augments a batch; `fused` is our own Triton kernels, on a GPU only",
     )
-    batch_size: int = Field(default=512, ge=1, le=2**20, description="Images per optimizer step, over all processes")
-    eval_batch_size: int = Field(default=1000, ge=1, le=2**20, description="Images per evaluation step, over all processes")
+    batch_size: int = Field(
+        default=512, ge=1, le=2**20, description="Images per optimizer step, over all processes"
+    )
+    eval_batch_size: int = Field(
+        default=1000, ge=1, le=2**20, description="Images per evaluation step, over all processes"
+    )
     holdout: int | float = Field(
-        default=0, ge=0, description="Training images held out, as a count or a fraction, that `best` looks at; 0: none"
+        default=0,
+        ge=0,
+        description="Training images held out, as a count or a fraction, that `best` looks at; 0: none",
     )
-    mean: Channels | None = Field(default=None, description="Channel means of the pixels / 255; default: computed from the training set")
+    mean: Channels | None = Field(
+        default=None, description="Channel means of the pixels / 255; default: computed from the training set"
+    )
     std: Channels | None = Field(
-        default=None, description="Channel standard deviations of the pixels / 255; default: computed from the training set"
+        default=None,
+        description="Channel standard deviations of the pixels / 255; default: computed from the training set",
     )
     resident_limit: Size = Field(
-        default="8GiB", description="Largest uint8 training set kept on the device; a larger one stays in host memory"
+        default="8GiB",
+        description="Largest uint8 training set kept on the device; a larger one stays in host memory",
     )
     num_threads: int = Field(
-        default=4, ge=1, le=256, description="CPU threads of the loader (worker processes with `reference`; 1 there: none)"
+        default=4,
+        ge=1,
+        le=256,
+        description="CPU threads of the loader (worker processes with `reference`; 1 there: none)",
     )
     prefetch: int = Field(default=3, ge=1, le=64, description="Batches prepared ahead of the step")
     image_size: int = Field(
-        default=32, ge=8, le=4096, description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`"
+        default=32,
+        ge=8,
+        le=4096,
+        description="Height and width of the images, in pixels, for `digits`, `folder` and `synthetic`",
     )
     eval_image_size: int | None = Field(
-        default=None, ge=8, le=4096, description="Streamed folders: height and width in evaluation, in pixels; default: `data.image_size`"
+        default=None,
+        ge=8,
+        le=4096,
+        description="Streamed folders: height and width in evaluation, in pixels; default: `data.image_size`",
     )
     eval_crop: float = Field(
         default=0.875,
@@ -88,7 +123,10 @@ class DataConfig(Section):
     )
     num_classes: int = Field(default=10, ge=2, le=100_000, description="Classes of the `synthetic` data set")
     num_samples: int = Field(
-        default=50_000, ge=1, le=10**8, description="Training images of the `synthetic` data set; a fifth as many for testing"
+        default=50_000,
+        ge=1,
+        le=10**8,
+        description="Training images of the `synthetic` data set; a fifth as many for testing",
     )
 
 
@@ -104,17 +142,27 @@ class AugmentConfig(Section):
         description="Black pixels around the image before the random crop, per side; 0: no crop. Not for streamed folders",
     )
     crop_scale: Scale = Field(
-        default=(0.08, 1.0), description="Streamed folders: area of the random crop, as a share of the image, from and to"
+        default=(0.08, 1.0),
+        description="Streamed folders: area of the random crop, as a share of the image, from and to",
     )
-    crop_ratio: Ratio = Field(default=(0.75, 4 / 3), description="Streamed folders: width by height of the random crop, from and to")
+    crop_ratio: Ratio = Field(
+        default=(0.75, 4 / 3), description="Streamed folders: width by height of the random crop, from and to"
+    )
     flip: bool = Field(default=True, description="Mirror every other image, at random")
     cutout: int = Field(default=0, ge=0, le=1024, description="Side of the Cutout box in pixels; 0: no box")
     cutout_mode: Literal["clipped", "inside"] = Field(
         default="clipped",
         description="`clipped`: the box's centre is anywhere, its edges may fall outside (the paper); `inside`: all of the box is inside",
     )
-    mix: Literal["none", "mixup", "cutmix", "ricap"] = Field(default="none", description="Mix images of a batch, and their labels")
-    mix_alpha: float = Field(default=1.0, gt=0, le=100, description="Both parameters of the Beta distribution of a mixed image's share")
+    mix: Literal["none", "mixup", "cutmix", "ricap"] = Field(
+        default="none", description="Mix images of a batch, and their labels"
+    )
+    mix_alpha: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Both parameters of the Beta distribution of a mixed image's share",
+    )
     mix_probability: float = Field(default=1.0, gt=0, le=1, description="Share of the steps that mix")
     progressive: Resolutions = Field(
         default=(),
@@ -127,6 +175,11 @@ class AugmentConfig(Section):
         description="Streamed folders, `dali`: brightness, contrast and saturation change by up to this share; drawn by DALI",
     )
     randaugment: int = Field(
-        default=0, ge=0, le=10, description="Streamed folders, `dali`: RandAugment operations for each image; 0: none; drawn by DALI"
+        default=0,
+        ge=0,
+        le=10,
+        description="Streamed folders, `dali`: RandAugment operations for each image; 0: none; drawn by DALI",
     )
-    randaugment_magnitude: int = Field(default=9, ge=0, le=30, description="Strength of RandAugment's operations, out of 30")
+    randaugment_magnitude: int = Field(
+        default=9, ge=0, le=30, description="Strength of RandAugment's operations, out of 30"
+    )

@@ -18,7 +18,9 @@ def _as_text(value: object) -> object:
 def _check_duration(text: str) -> str:
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a duration: write epochs as 20ep, optimizer steps as 500st, a share of the run as 10%")
+        raise ValueError(
+            f"{text!r} is not a duration: write epochs as 20ep, optimizer steps as 500st, a share of the run as 10%"
+        )
     amount, unit = match.groups()
     if len(amount) > 15:
         raise ValueError(f"{text!r} is longer than any run: write epochs as 20ep, optimizer steps as 500st")

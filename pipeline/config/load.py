@@ -55,7 +55,9 @@ def _constraints(field: FieldInfo) -> str:
     else:
         kind = text.replace("None", "null").replace(" | ", " or ")
     signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-    limits = [f"{sign} {getattr(m, name):g}" for m in field.metadata for name, sign in signs if hasattr(m, name)]
+    limits = [
+        f"{sign} {getattr(m, name):g}" for m in field.metadata for name, sign in signs if hasattr(m, name)
+    ]
     return ", ".join([kind, *limits])
 
 

@@ -16,7 +16,11 @@ from pipeline.config.yaml_reader import Source
 _MAX_SHOWN = 80  # characters of a value
 _LIST_KEYS = "`python -m pipeline config-reference` lists the keys"
 # pydantic's words for what a recipe calls a list
-_IN_A_RECIPE = (("valid tuple", "list, such as [1, 2]"), ("Tuple should", "the list should"), (" after validation", ""))
+_IN_A_RECIPE = (
+    ("valid tuple", "list, such as [1, 2]"),
+    ("Tuple should", "the list should"),
+    (" after validation", ""),
+)
 
 
 def explain(error: ValidationError, source: Source) -> str:
@@ -43,10 +47,14 @@ def _explain(item: Any, source: Source) -> str:
     prefix = f"{where}: " if where else ""
     if item["type"] == "extra_forbidden":
         return f"{prefix}unknown key {_shorten(key) or repr(key)}{_suggestion(path)}"
-    message = re.sub(rf"\S{{{_MAX_SHOWN},}}", lambda word: _shorten(word[0]), item["msg"].removeprefix("Value error, "))
+    message = re.sub(
+        rf"\S{{{_MAX_SHOWN},}}", lambda word: _shorten(word[0]), item["msg"].removeprefix("Value error, ")
+    )
     if not key:
         # a rule over several keys: the first one named in it says where
-        named = next((word.strip("`:,") for word in message.split() if field_at(word.strip("`:,").split("."))), "")
+        named = next(
+            (word.strip("`:,") for word in message.split() if field_at(word.strip("`:,").split("."))), ""
+        )
         origin = source.where(named)
         return f"{origin}: {message}" if origin else message
     field = field_at(path)
@@ -77,7 +85,10 @@ def _suggestion(path: Sequence[str]) -> str:
     by_last = {name.rpartition(".")[2]: name for name in known}
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if not near:
-        near = [by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)]
+        near = [
+            by_last[name]
+            for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)
+        ]
     return f"; did you mean {near[0]}?" if near else f"; {_LIST_KEYS}"
 
 

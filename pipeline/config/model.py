@@ -13,7 +13,18 @@ if TYPE_CHECKING:
 BOTTLENECK_NETWORKS = ("resnet50", "resnet101", "resnet152")
 IMAGENET_NETWORKS = ("resnet18", "resnet34", *BOTTLENECK_NETWORKS)
 PLAIN_NETWORKS = ("plain20", "plain32", "plain44", "plain56")
-CIFAR_NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", *PLAIN_NETWORKS, "wrn16", "wrn22", "wrn28", "wrn40")
+CIFAR_NETWORKS = (
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    *PLAIN_NETWORKS,
+    "wrn16",
+    "wrn22",
+    "wrn28",
+    "wrn40",
+)
 NETWORKS = (*IMAGENET_NETWORKS, *CIFAR_NETWORKS, "davidnet")
 LIBRARIES = ("torchvision", "timm")
 
@@ -31,7 +42,9 @@ def _check_name(name: str) -> str:
         return name
     near = difflib.get_close_matches(name, NETWORKS, n=1)
     hint = f"; did you mean {near[0]}" if near else ""
-    raise ValueError(f"no network is called {name!r}{hint}; there are {', '.join(NETWORKS)}, torchvision/NAME and timm/NAME")
+    raise ValueError(
+        f"no network is called {name!r}{hint}; there are {', '.join(NETWORKS)}, torchvision/NAME and timm/NAME"
+    )
 
 
 NetworkName = Annotated[str, AfterValidator(_check_name)]
@@ -56,7 +69,9 @@ def check_model(model: "ModelConfig", image_size: int) -> None:
     def refuse(keys: list[str], why: str, instead: str = "") -> None:
         """All of the keys at once: over a recipe of another network they are rarely alone."""
         if keys:
-            idle = " ".join(f"model.{key}={json.dumps(defaults[key].default)}".replace('"', "") for key in keys)
+            idle = " ".join(
+                f"model.{key}={json.dumps(defaults[key].default)}".replace('"', "") for key in keys
+            )
             raise ValueError(f"model.{keys[0]}: {why}; remove it ({idle} over a recipe){instead}")
 
     if library_of(name):
@@ -68,11 +83,22 @@ def check_model(model: "ModelConfig", image_size: int) -> None:
         keys = given("shortcut", "preactivation", "zero_init_residual")
         refuse(keys, f"{name} has no shortcuts", f", or use model.name={name.replace('plain', 'resnet')}")
     if model.sync_batchnorm and model.fused_norm:
-        raise ValueError("model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics; set model.fused_norm=false")
-    if model.fused_stem and (default_stem(name, image_size) if model.stem == "auto" else model.stem) == "imagenet":
-        raise ValueError(f"model.fused_stem: {name} starts with a 7x7 convolution here; remove the key, or use model.stem=cifar")
+        raise ValueError(
+            "model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics; set model.fused_norm=false"
+        )
+    if (
+        model.fused_stem
+        and (default_stem(name, image_size) if model.stem == "auto" else model.stem) == "imagenet"
+    ):
+        raise ValueError(
+            f"model.fused_stem: {name} starts with a 7x7 convolution here; remove the key, or use model.stem=cifar"
+        )
     if model.groups > 1:
         if name not in BOTTLENECK_NETWORKS:
-            raise ValueError(f"model.groups: {name} has no bottlenecks to group; use model.name={', '.join(BOTTLENECK_NETWORKS)}")
+            raise ValueError(
+                f"model.groups: {name} has no bottlenecks to group; use model.name={', '.join(BOTTLENECK_NETWORKS)}"
+            )
         if 64 * model.width % model.groups:
-            raise ValueError(f"model.groups: does not divide the {64 * model.width} channels of the first bottleneck; use a power of 2")
+            raise ValueError(
+                f"model.groups: does not divide the {64 * model.width} channels of the first bottleneck; use a power of 2"
+            )

@@ -32,7 +32,11 @@ _RULES = (
         "the images of {c.data.dataset} are 32 pixels high and wide; set data.dataset=folder for others",
     ),
     _Rule(("augment.cutout_mode",), lambda c: c.augment.cutout > 0, "there is no box; set augment.cutout"),
-    _Rule(("augment.mix_alpha", "augment.mix_probability"), lambda c: c.augment.mix != "none", "nothing is mixed; set augment.mix"),
+    _Rule(
+        ("augment.mix_alpha", "augment.mix_probability"),
+        lambda c: c.augment.mix != "none",
+        "nothing is mixed; set augment.mix",
+    ),
     _Rule(
         ("augment.randaugment_magnitude",),
         lambda c: c.augment.randaugment > 0,
@@ -81,7 +85,13 @@ _RULES = (
     # `synthetic` may stand in for the folder of a recipe whose files are not there, for a benchmark or a summary, and has its keys
     _Rule(
         (
-            *("data.train_list", "data.test_list", "data.class_names", "data.on_bad_image", "data.cache_below"),
+            *(
+                "data.train_list",
+                "data.test_list",
+                "data.class_names",
+                "data.on_bad_image",
+                "data.cache_below",
+            ),
             *SHOWN_FROM_FILES,
             *DRAWN_FROM_FILES,
         ),
@@ -106,7 +116,9 @@ def check_effect(config: "Config") -> None:
         if matter(config):
             continue
         for key, default in changed_keys(config, keys):
-            raise ValueError(f"{key}: {why.format(c=config)}, or remove the key ({key}={json.dumps(default)} over a recipe)")
+            raise ValueError(
+                f"{key}: {why.format(c=config)}, or remove the key ({key}={json.dumps(default)} over a recipe)"
+            )
 
 
 def changed_keys(config: "Config", keys: Iterable[str]) -> Iterator[tuple[str, Any]]:

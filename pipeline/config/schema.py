@@ -11,8 +11,14 @@ from pipeline.config.model import NetworkName, check_model
 from pipeline.config.rules import check_effect
 
 Milestones = Annotated[tuple[Duration, ...], BeforeValidator(as_tuple)]
-Betas = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(as_tuple)]
-Channels = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(as_tuple), Field(min_length=1, max_length=4)]
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(as_tuple)
+]
+Channels = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1)], ...],
+    BeforeValidator(as_tuple),
+    Field(min_length=1, max_length=4),
+]
 
 
 class ModelConfig(Section):
@@ -27,7 +33,8 @@ class ModelConfig(Section):
         "resnet152 on images of more than 64 pixels",
     )
     shortcut: Literal["A", "B"] = Field(
-        default="B", description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. 2015)"
+        default="B",
+        description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. 2015)",
     )
     width: int = Field(
         default=1,
@@ -36,13 +43,20 @@ class ModelConfig(Section):
         description="Factor for the channels of the stages; in resnet50 to resnet152 for those of the 3x3 convolutions alone",
     )
     groups: int = Field(
-        default=1, ge=1, le=1024, description="Groups of a bottleneck's 3x3 convolution; resnet50 with 32 and width 2 is ResNeXt-50 32x4d"
+        default=1,
+        ge=1,
+        le=1024,
+        description="Groups of a bottleneck's 3x3 convolution; resnet50 with 32 and width 2 is ResNeXt-50 32x4d",
     )
     squeeze_excitation: int = Field(
-        default=0, ge=0, le=1024, description="Reduction of a squeeze-and-excitation gate in each block (16 in the paper); 0: no gate"
+        default=0,
+        ge=0,
+        le=1024,
+        description="Reduction of a squeeze-and-excitation gate in each block (16 in the paper); 0: no gate",
     )
     preactivation: bool | None = Field(
-        default=None, description="Batch norm and ReLU before each convolution, not after; null: in wrn16 to wrn40 only"
+        default=None,
+        description="Batch norm and ReLU before each convolution, not after; null: in wrn16 to wrn40 only",
     )
     zero_init_residual: bool = Field(
         default=True,
@@ -72,27 +86,49 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes"
+    )
 
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw", "muon"] = Field(
-        default="sgd", description="`muon`: for the weights of all layers but the first and the last; SGD for those two, norms and biases"
+        default="sgd",
+        description="`muon`: for the weights of all layers but the first and the last; SGD for those two, norms and biases",
     )
     lr: float = Field(default=0.1, gt=0, le=1e4, description="Peak learning rate, for a global batch")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD and Muon")
     nesterov: bool = Field(default=True, description="Nesterov's form of momentum (SGD, Muon)")
-    betas: Betas = Field(default=(0.9, 0.999), description="Decay of AdamW's averages of the gradient and of its square")
-    weight_decay: float = Field(default=5e-4, ge=0, le=10, description="L2 penalty on the weights (SGD), or decoupled decay (AdamW, Muon)")
-    decay_norm_and_bias: bool = Field(default=True, description="Put the penalty on batch-norm parameters and biases too")
-    sgd_lr_ratio: float = Field(
-        default=1.0, gt=0, le=1e4, description="Learning rate of what `muon` leaves to SGD, as a share of `optimizer.lr`"
+    betas: Betas = Field(
+        default=(0.9, 0.999), description="Decay of AdamW's averages of the gradient and of its square"
     )
-    sgd_weight_decay: float = Field(default=5e-4, ge=0, le=10, description="L2 penalty on what `muon` leaves to SGD")
-    clip_norm: float | None = Field(default=None, gt=0, description="Largest global L2 norm of the gradient; null: no clipping")
+    weight_decay: float = Field(
+        default=5e-4,
+        ge=0,
+        le=10,
+        description="L2 penalty on the weights (SGD), or decoupled decay (AdamW, Muon)",
+    )
+    decay_norm_and_bias: bool = Field(
+        default=True, description="Put the penalty on batch-norm parameters and biases too"
+    )
+    sgd_lr_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        le=1e4,
+        description="Learning rate of what `muon` leaves to SGD, as a share of `optimizer.lr`",
+    )
+    sgd_weight_decay: float = Field(
+        default=5e-4, ge=0, le=10, description="L2 penalty on what `muon` leaves to SGD"
+    )
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="Largest global L2 norm of the gradient; null: no clipping"
+    )
 
     accumulate: int = Field(
-        default=1, ge=1, le=2**16, description="Micro-batches that a process's share of the batch goes through the network in, one by one"
+        default=1,
+        ge=1,
+        le=2**16,
+        description="Micro-batches that a process's share of the batch goes through the network in, one by one",
     )
 
 
@@ -104,10 +140,20 @@ class ScheduleConfig(Section):
     )
     warmup: Duration = Field(default="25%", description="Rise to the peak learning rate")
     start_fraction: float = Field(
-        default=0.04, ge=0, le=1, description="Learning rate at step 0, as a share of the peak, where there is warm-up"
+        default=0.04,
+        ge=0,
+        le=1,
+        description="Learning rate at step 0, as a share of the peak, where there is warm-up",
     )
-    final_fraction: float = Field(default=0.0, ge=0, le=1, description="Learning rate at the end, as a share of the peak (all but `step`)")
-    milestones: Milestones = Field(default=(), description="When `step` multiplies the learning rate by `schedule.gamma`")
+    final_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Learning rate at the end, as a share of the peak (all but `step`)",
+    )
+    milestones: Milestones = Field(
+        default=(), description="When `step` multiplies the learning rate by `schedule.gamma`"
+    )
     gamma: float = Field(default=0.1, gt=0, lt=1, description="Factor at each milestone of `step`")
 
 
@@ -128,13 +174,21 @@ class EvaluationConfig(Section):
 
 
 class PrecisionConfig(Section):
-    mode: Literal["fp16", "bf16", "fp32"] = Field(default="fp16", description="Autocast type; fp16 brings the GradScaler with it")
+    mode: Literal["fp16", "bf16", "fp32"] = Field(
+        default="fp16", description="Autocast type; fp16 brings the GradScaler with it"
+    )
     init_scale: float = Field(default=65536.0, gt=0, le=2.0**40, description="First loss scale (fp16)")
     growth_interval: int = Field(
-        default=2000, ge=1, le=2**31 - 1, description="Steps without overflow after which the loss scale doubles (fp16)"
+        default=2000,
+        ge=1,
+        le=2**31 - 1,
+        description="Steps without overflow after which the loss scale doubles (fp16)",
     )
     max_consecutive_skips: int = Field(
-        default=20, ge=1, le=2**31 - 1, description="Updates in a row that may be skipped for overflow before the run stops (fp16)"
+        default=20,
+        ge=1,
+        le=2**31 - 1,
+        description="Updates in a row that may be skipped for overflow before the run stops (fp16)",
     )
 
 
@@ -150,11 +204,21 @@ class CompileConfig(Section):
 
 
 class RuntimeConfig(Section):
-    device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="`auto`: the GPU where there is one")
-    channels_last: bool = Field(default=True, description="Channels-last memory layout (NHWC), which tensor cores want")
-    deterministic: bool = Field(default=False, description="Deterministic algorithms only, at some cost of speed")
-    tf32: bool = Field(default=True, description="TF32 for float32 matrix products and convolutions on the GPU")
-    cudnn_benchmark: bool = Field(default=True, description="Let cuDNN time its algorithms and keep the fastest")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="`auto`: the GPU where there is one"
+    )
+    channels_last: bool = Field(
+        default=True, description="Channels-last memory layout (NHWC), which tensor cores want"
+    )
+    deterministic: bool = Field(
+        default=False, description="Deterministic algorithms only, at some cost of speed"
+    )
+    tf32: bool = Field(
+        default=True, description="TF32 for float32 matrix products and convolutions on the GPU"
+    )
+    cudnn_benchmark: bool = Field(
+        default=True, description="Let cuDNN time its algorithms and keep the fastest"
+    )
     hang_timeout_s: float = Field(
         default=1800.0,
         gt=0,
@@ -172,23 +236,38 @@ class LogConfig(Section):
         description="Name of the run: letters, digits and `_.+-`; default: the recipe's file name",
     )
     log_every: Interval = Field(default="50st", description="Interval between logged training metrics")
-    eval_every: Interval = Field(default="1ep", description="Interval between evaluations; the last step is always evaluated")
-    checkpoint_every: Interval = Field(default="1ep", description="Interval between checkpoints; the last step is always saved")
+    eval_every: Interval = Field(
+        default="1ep", description="Interval between evaluations; the last step is always evaluated"
+    )
+    checkpoint_every: Interval = Field(
+        default="1ep", description="Interval between checkpoints; the last step is always saved"
+    )
     tensorboard: bool = Field(default=True, description="Write TensorBoard event files")
-    explain: bool = Field(default=True, description="End the run with Grad-CAM maps of misclassified test images")
-    report: bool = Field(default=True, description="End the run with `report.html`, and with the predictions that it is drawn from")
+    explain: bool = Field(
+        default=True, description="End the run with Grad-CAM maps of misclassified test images"
+    )
+    report: bool = Field(
+        default=True,
+        description="End the run with `report.html`, and with the predictions that it is drawn from",
+    )
 
 
 class Config(Section):
     """One training run, complete."""
 
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of initialisation, order and augmentation")
-    duration: RunLength = Field(default="20ep", description="Length of the run: epochs (`20ep`) or optimizer steps (`500st`)")
+    duration: RunLength = Field(
+        default="20ep", description="Length of the run: epochs (`20ep`) or optimizer steps (`500st`)"
+    )
     resume: str = Field(
-        default="none", min_length=1, description="`none`, `auto` (the newest unfinished run of the same config), or a run folder"
+        default="none",
+        min_length=1,
+        description="`none`, `auto` (the newest unfinished run of the same config), or a run folder",
     )
     data: DataConfig = Field(default_factory=DataConfig, description="Data set and loader")
-    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of training images")
+    augment: AugmentConfig = Field(
+        default_factory=AugmentConfig, description="Augmentation of training images"
+    )
     model: ModelConfig = Field(default_factory=ModelConfig, description="Network")
     loss: LossConfig = Field(default_factory=LossConfig, description="Loss")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer")
@@ -198,7 +277,9 @@ class Config(Section):
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig, description="Mixed precision")
     compile: CompileConfig = Field(default_factory=CompileConfig, description="torch.compile and CUDA graphs")
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="Device and backend switches")
-    log: LogConfig = Field(default_factory=LogConfig, description="Run folder, logging, evaluation and checkpoints")
+    log: LogConfig = Field(
+        default_factory=LogConfig, description="Run folder, logging, evaluation and checkpoints"
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> "Config":
@@ -214,12 +295,16 @@ class Config(Section):
         if isinstance(data.holdout, float) and data.holdout >= 1:
             raise ValueError(f"data.holdout: a fraction is below 1; for a count write {int(data.holdout)}")
         if self.image_size < augment.cutout:
-            raise ValueError(f"augment.cutout: {augment.cutout} is larger than the image ({self.image_size}); use a smaller box")
+            raise ValueError(
+                f"augment.cutout: {augment.cutout} is larger than the image ({self.image_size}); use a smaller box"
+            )
         if (data.train_list is None) != (data.test_list is None):
             raise ValueError("data.train_list and data.test_list: give both or neither")
         for key, (low, high) in (("crop_scale", augment.crop_scale), ("crop_ratio", augment.crop_ratio)):
             if low > high:
-                raise ValueError(f"augment.{key}: [{low:g}, {high:g}] goes from more to less; give the smaller number first")
+                raise ValueError(
+                    f"augment.{key}: [{low:g}, {high:g}] goes from more to less; give the smaller number first"
+                )
         if augment.progressive and augment.progressive[-1][1] != self.image_size:
             raise ValueError(
                 f"augment.progressive: ends at {augment.progressive[-1][1]} pixels, data.image_size is {self.image_size}; make them equal"
@@ -229,20 +314,30 @@ class Config(Section):
                 f"augment.mix: {augment.mix} cuts images of one size, but augment.progressive changes it; use mixup, or no mix"
             )
         if schedule.name == "step" and not schedule.milestones:
-            raise ValueError("schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]")
+            raise ValueError(
+                "schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]"
+            )
         if self.optimizer.nesterov and self.optimizer.momentum == 0 and self.optimizer.name != "adamw":
-            raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false")
+            raise ValueError(
+                "optimizer.nesterov: needs optimizer.momentum above 0; set it, or optimizer.nesterov=false"
+            )
         check_effect(self)
         check_model(self.model, self.image_size)
         for key in ("fused_norm", "fused_stem"):
             if getattr(self.model, key) and not self.runtime.channels_last:
-                raise ValueError(f"model.{key}: works on channels_last activations; set runtime.channels_last=true, or model.{key}=false")
+                raise ValueError(
+                    f"model.{key}: works on channels_last activations; set runtime.channels_last=true, or model.{key}=false"
+                )
         if self.runtime.device == "cpu" and self.compile.mode in ("reduce-overhead", "max-autotune"):
-            raise ValueError(f"compile.mode: {self.compile.mode} captures CUDA graphs, but runtime.device is cpu; use compile.mode=default")
+            raise ValueError(
+                f"compile.mode: {self.compile.mode} captures CUDA graphs, but runtime.device is cpu; use compile.mode=default"
+            )
         if self.compile.backend != "inductor" and self.compile.mode == "max-autotune":
             raise ValueError("compile.mode: max-autotune needs compile.backend=inductor")
         if data.dataset == "synthetic" and data.loader != "synthetic" and data.num_samples < data.batch_size:
-            raise ValueError(f"data.num_samples: {data.num_samples} is less than one batch; use data.batch_size={data.num_samples} or less")
+            raise ValueError(
+                f"data.num_samples: {data.num_samples} is less than one batch; use data.batch_size={data.num_samples} or less"
+            )
         return self
 
     @property

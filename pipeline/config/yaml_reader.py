@@ -21,7 +21,11 @@ for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 # PyYAML's own int constructor reads a leading zero as octal, YAML 1.2 does not.
@@ -33,7 +37,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.yaml_implicit_resolvers = {
-    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    first: [
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+        *_Loader.yaml_implicit_resolvers.get(first, []),
+    ]
     for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
 }
 
@@ -81,7 +88,9 @@ def read_recipe(path: str | Path) -> Source:
         near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
         raise UserError(f"{path}: no such recipe. Shipped: {', '.join(near) or 'none in configs/'}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a YAML recipe such as configs/quickstart.yaml") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); give a YAML recipe such as configs/quickstart.yaml"
+        ) from None
     return parse(text, str(path))
 
 
@@ -98,7 +107,9 @@ def parse(text: str, name: str) -> Source:
         if node is None:
             return source
         if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{name}:{node.start_mark.line + 1}: expected `key: value` lines, as in configs/quickstart.yaml")
+            raise UserError(
+                f"{name}:{node.start_mark.line + 1}: expected `key: value` lines, as in configs/quickstart.yaml"
+            )
         source.values = _mapping(loader, node, name, "", source.origins, ())
         return source
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -107,17 +118,26 @@ def parse(text: str, name: str) -> Source:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise UserError(f"{name}{line}: not valid YAML ({reason}); check indentation, quotes and special characters") from None
+        raise UserError(
+            f"{name}{line}: not valid YAML ({reason}); check indentation, quotes and special characters"
+        ) from None
     finally:
         loader.dispose()
 
 
 def _mapping(
-    loader: _Loader, node: yaml.MappingNode, name: str, prefix: str, origins: dict[str, str], around: tuple[int, ...]
+    loader: _Loader,
+    node: yaml.MappingNode,
+    name: str,
+    prefix: str,
+    origins: dict[str, str],
+    around: tuple[int, ...],
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if id(node) in around:
-        raise UserError(f"{name}:{node.start_mark.line + 1}: {prefix or 'the recipe'} contains itself; remove the anchor")
+        raise UserError(
+            f"{name}:{node.start_mark.line + 1}: {prefix or 'the recipe'} contains itself; remove the anchor"
+        )
     for key_node, value_node in node.value:
         origin = f"{name}:{key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode):
@@ -125,7 +145,9 @@ def _mapping(
         key = str(key_node.value)
         dotted = f"{prefix}.{key}" if prefix else key
         if key in values:
-            raise UserError(f"{origin}: duplicate key {dotted}, first at {origins[dotted]}; keep one of the two")
+            raise UserError(
+                f"{origin}: duplicate key {dotted}, first at {origins[dotted]}; keep one of the two"
+            )
         origins[dotted] = origin
         if isinstance(value_node, yaml.MappingNode):
             values[key] = _mapping(loader, value_node, name, dotted, origins, (*around, id(node)))
@@ -148,7 +170,9 @@ def apply_overrides(source: Source, overrides: list[str]) -> Source:
             raise UserError(f"command line: duplicate key {key}; keep one of the two")
         value = _override_value(text)
         if isinstance(value, dict):
-            raise UserError(f"command line: {key}: give the keys of a section one by one, such as optimizer.lr=0.1")
+            raise UserError(
+                f"command line: {key}: give the keys of a section one by one, such as optimizer.lr=0.1"
+            )
         *sections, last = key.split(".")
         target = source.values
         for depth, section in enumerate(sections, 1):
@@ -157,7 +181,9 @@ def apply_overrides(source: Source, overrides: list[str]) -> Source:
                 target[section] = {}
                 source.origins[dotted] = "command line"
             elif not isinstance(target[section], dict):
-                raise UserError(f"{source.where(dotted)}: {dotted}: expected a section with keys such as {key}, got {target[section]!r}")
+                raise UserError(
+                    f"{source.where(dotted)}: {dotted}: expected a section with keys such as {key}, got {target[section]!r}"
+                )
             target = target[section]
         target[last] = value
         source.origins[key] = "command line"

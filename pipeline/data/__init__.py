@@ -8,4 +8,15 @@ from pipeline.data.datasets.splits import ImageSet, Splits
 from pipeline.data.loaders.base import Transform
 from pipeline.data.sampling.batch_plan import Shard
 
-__all__ = ["Batch", "FileSet", "ImageSet", "Loader", "Loaders", "Shard", "Splits", "Transform", "build_loaders", "load_splits"]
+__all__ = [
+    "Batch",
+    "FileSet",
+    "ImageSet",
+    "Loader",
+    "Loaders",
+    "Shard",
+    "Splits",
+    "Transform",
+    "build_loaders",
+    "load_splits",
+]

@@ -39,7 +39,9 @@ class Loaders:
     holdout: Loader | None
 
 
-def build_loaders(config: Config, splits: Splits, device: torch.device, shard: Shard | None = None) -> Loaders:
+def build_loaders(
+    config: Config, splits: Splits, device: torch.device, shard: Shard | None = None
+) -> Loaders:
     """Build the loaders that `data.loader` names, for this process.
 
     Args:
@@ -55,15 +57,25 @@ def build_loaders(config: Config, splits: Splits, device: torch.device, shard: S
     shard = shard or Shard()
     check_batches(config, shard.world_size)
     _check_labels(splits)
-    dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16  # DALI has no bfloat16: autocast casts
+    dtype = (
+        torch.float32 if config.precision.mode == "fp32" else torch.float16
+    )  # DALI has no bfloat16: autocast casts
     plain = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last)
-    augmented = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout)
+    augmented = Transform(
+        splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout
+    )
 
     def evaluation(samples: Samples) -> Loader:
-        sampler = EvalSampler(len(samples), _eval_batch_size(data.eval_batch_size, len(samples), shard), shard)
+        sampler = EvalSampler(
+            len(samples), _eval_batch_size(data.eval_batch_size, len(samples), shard), shard
+        )
         return backend(samples, sampler, plain)
 
-    if isinstance(splits.train, FileSet) and (augment.color_jitter or augment.randaugment) and shard.rank == 0:
+    if (
+        isinstance(splits.train, FileSet)
+        and (augment.color_jitter or augment.randaugment)
+        and shard.rank == 0
+    ):
         _log.warning(
             "augment.color_jitter and augment.randaugment are drawn by DALI: a resumed run, or one on another number of processes, sees "
             "other colours; order, crops and flips stay the same"
@@ -100,8 +112,12 @@ def _train_sampler(config: Config, train: Samples, shard: Shard) -> TrainSampler
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
         return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
     # a synthetic data set may stand in for a recipe's folder, and have keys of how files are shown
-    for key, _ in changed_keys(config, DRAWN_FROM_FILES + (SHOWN_FROM_FILES if config.data.dataset == "folder" else ())):
-        raise UserError(f"{key}: is for streamed folders, but these images are kept decoded; leave it out (see data.cache_below)")
+    for key, _ in changed_keys(
+        config, DRAWN_FROM_FILES + (SHOWN_FROM_FILES if config.data.dataset == "folder" else ())
+    ):
+        raise UserError(
+            f"{key}: is for streamed folders, but these images are kept decoded; leave it out (see data.cache_below)"
+        )
     return TrainSampler(len(train), batch_size, shard, config.seed, train.image_size, augment)
 
 
@@ -119,27 +135,54 @@ def _backend(config: Config, splits: Splits, device: torch.device, shard: Shard)
     def dali(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
         labels = _as_tensor(samples.labels).to(device)
         if isinstance(samples, FileSet):
-            photometric = Photometric(augment.color_jitter, augment.randaugment, augment.randaugment_magnitude, config.seed + shard.rank)
+            photometric = Photometric(
+                augment.color_jitter,
+                augment.randaugment,
+                augment.randaugment_magnitude,
+                config.seed + shard.rank,
+            )
             decoder = Decoder(data.decoder == "gpu", data.hw_decoder_load)
-            return StreamLoader(samples, labels, sampler, transform, device, data.num_threads, data.prefetch, decoder, photometric)
+            return StreamLoader(
+                samples,
+                labels,
+                sampler,
+                transform,
+                device,
+                data.num_threads,
+                data.prefetch,
+                decoder,
+                photometric,
+            )
         images = _as_tensor(samples.images)
         if images.nbytes <= to_bytes(data.resident_limit):
             images = images.to(device)
         return DaliLoader(images, labels, sampler, transform, device, data.num_threads, data.prefetch)
 
     def reference(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-        from pipeline.data.loaders.reference import ArraySource, FileSource, ReferenceLoader  # with torchvision, whose import takes seconds
+        from pipeline.data.loaders.reference import (
+            ArraySource,
+            FileSource,
+            ReferenceLoader,
+        )  # with torchvision, whose import takes seconds
 
-        source = FileSource(samples) if isinstance(samples, FileSet) else ArraySource(_as_tensor(samples.images))
-        return ReferenceLoader(source, _as_tensor(samples.labels), sampler, transform, device, workers, data.prefetch)
+        source = (
+            FileSource(samples) if isinstance(samples, FileSet) else ArraySource(_as_tensor(samples.images))
+        )
+        return ReferenceLoader(
+            source, _as_tensor(samples.labels), sampler, transform, device, workers, data.prefetch
+        )
 
     def synthetic(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
         size = (samples.view.size, samples.view.size) if isinstance(samples, FileSet) else samples.image_size
-        return SyntheticLoader((*size, splits.num_channels), splits.num_classes, sampler, transform, device, config.seed)
+        return SyntheticLoader(
+            (*size, splits.num_channels), splits.num_classes, sampler, transform, device, config.seed
+        )
 
     def fused(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
         if device.type != "cuda":
-            raise UserError("data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend")
+            raise UserError(
+                "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
+            )
         if isinstance(samples, FileSet):
             raise UserError(
                 f"data.loader: fused keeps all images on the GPU, but those of {data.root} are larger than data.cache_below="
@@ -152,7 +195,9 @@ def _backend(config: Config, splits: Splits, device: torch.device, shard: Shard)
                 f"{data.resident_limit}; raise that, or use data.loader=dali"
             )
         drawn = augment if isinstance(sampler, TrainSampler) else None
-        return FusedLoader(images.to(device), labels.to(device), sampler, transform, config.seed, drawn, shard)
+        return FusedLoader(
+            images.to(device), labels.to(device), sampler, transform, config.seed, drawn, shard
+        )
 
     return {"dali": dali, "fused": fused, "reference": reference, "synthetic": synthetic}[data.loader]
 

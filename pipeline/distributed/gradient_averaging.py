@@ -25,7 +25,9 @@ class GradientMean:
         early = {id(parameter) for parameter in first}
         self._first = _Message(parameter for parameter in trained if id(parameter) in early)
         self._rest = _Message(parameter for parameter in trained if id(parameter) not in early)
-        self._missing = -1  # gradients of the first message that have not come; below 0: nobody waits for them
+        self._missing = (
+            -1
+        )  # gradients of the first message that have not come; below 0: nobody waits for them
         for parameter in self._first.parameters:
             parameter.register_post_accumulate_grad_hook(self._arrived)
 
@@ -68,7 +70,9 @@ class _Message:
         if self._work is not None or not self.parameters:
             return
         torch._foreach_copy_(self._parts, [parameter.grad for parameter in self.parameters])  # type: ignore[misc]
-        mean = torch.distributed.ReduceOp.AVG if self._buffer.is_cuda else torch.distributed.ReduceOp.SUM  # gloo knows no mean
+        mean = (
+            torch.distributed.ReduceOp.AVG if self._buffer.is_cuda else torch.distributed.ReduceOp.SUM
+        )  # gloo knows no mean
         self._work = torch.distributed.all_reduce(self._buffer, mean, async_op=True)
 
     @torch.no_grad()
@@ -89,5 +93,7 @@ class _Message:
             self._buffer = self.parameters[0].new_zeros(sum(sizes))
         offset = 0
         for parameter, size in zip(self.parameters, sizes, strict=True):
-            self._parts.append(self._buffer.as_strided(parameter.shape, parameter.stride(), offset))  # in the layout of the parameter
+            self._parts.append(
+                self._buffer.as_strided(parameter.shape, parameter.stride(), offset)
+            )  # in the layout of the parameter
             offset += size

@@ -18,7 +18,9 @@ from pipeline.errors import TrainingError, UserError
 
 Result = TypeVar("Result")
 
-_SETUP_TIMEOUT = timedelta(hours=6)  # the others wait while rank 0 downloads and decodes a data set; once in training, `Watch` is quicker
+_SETUP_TIMEOUT = timedelta(
+    hours=6
+)  # the others wait while rank 0 downloads and decodes a data set; once in training, `Watch` is quicker
 _RUNS = count()  # of this process, in the same order on all
 
 
@@ -76,7 +78,9 @@ class Processes:
         if self.shard.world_size == 1:
             return None
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return torch.distributed.PrefixStore(f"run-{next(_RUNS)}", torch.distributed.TCPStore(address, port, is_master=False))
+        return torch.distributed.PrefixStore(
+            f"run-{next(_RUNS)}", torch.distributed.TCPStore(address, port, is_master=False)
+        )
 
     @torch.no_grad()
     def share_weights(self, model: nn.Module) -> None:
@@ -108,8 +112,14 @@ def pick_device(config: Config) -> torch.device:
         UserError: a GPU is asked for and there is none.
     """
     if config.runtime.device == "gpu" and not torch.cuda.is_available():
-        raise UserError("runtime.device: gpu is asked for, but torch sees none; check nvidia-smi, or use runtime.device=auto")
-    return torch.device("cuda", 0) if config.runtime.device != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+        raise UserError(
+            "runtime.device: gpu is asked for, but torch sees none; check nvidia-smi, or use runtime.device=auto"
+        )
+    return (
+        torch.device("cuda", 0)
+        if config.runtime.device != "cpu" and torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def connect(config: Config) -> Processes:
@@ -122,9 +132,13 @@ def connect(config: Config) -> Processes:
     _check_launcher(config)
     wants_gpu = pick_device(config).type == "cuda"
     if wants_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
-        raise UserError(f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU (NUM_PROCESSES)")
+        raise UserError(
+            f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU (NUM_PROCESSES)"
+        )
     group = InitProcessGroupKwargs(timeout=_SETUP_TIMEOUT)
-    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[group])
+    accelerator = Accelerator(
+        cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[group]
+    )
     expected = os.environ.get("QUICKRES_NUM_PROCESSES")
     if expected is not None and int(expected) != accelerator.num_processes:
         raise UserError(
@@ -132,7 +146,11 @@ def connect(config: Config) -> Processes:
             "configs/accelerate/cpu2.yaml, which accelerate takes for several processes"
         )
     # one name for a device: accelerate says cpu:0 with several processes, and cuda without an index with one
-    device = torch.device("cuda", torch.cuda.current_device()) if accelerator.device.type == "cuda" else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if accelerator.device.type == "cuda"
+        else torch.device("cpu")
+    )
     return Processes(device, Shard(accelerator.process_index, accelerator.num_processes))
 
 
@@ -156,7 +174,9 @@ def average_batch_norm(model: nn.Module) -> None:
     """Average the running statistics of batch norm over the processes, each of which has seen its own share of the data."""
     if not torch.distributed.is_initialized():
         return
-    buffers = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    buffers = [
+        buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))
+    ]
     if not buffers:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])

@@ -20,7 +20,12 @@ _GRACE_S = 4.0  # for the others to end by themselves once one has failed
 _FAILED = "failed"
 _DONE = "done"
 # Where the main thread waits for the device or for another process, and so is not the one that hangs.
-_WAITS = ("/torch/autograd/", "/torch/distributed/", "/torch/cuda/", "/pipeline/distributed/gradient_averaging.py")
+_WAITS = (
+    "/torch/autograd/",
+    "/torch/distributed/",
+    "/torch/cuda/",
+    "/pipeline/distributed/gradient_averaging.py",
+)
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
 
 
@@ -78,7 +83,9 @@ class Watch:
             threading.Thread(target=self._guard, name="watch of the store", daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.store is None:
             return
         if error is not None and _is_broken_connection(error):
@@ -119,16 +126,17 @@ class Watch:
         while not self._closed.wait(_BEAT_S):
             now = time.monotonic()
             self._beats += 1
-            if now - looked > 5 * _BEAT_S:  # this process itself was stopped, or starved: it cannot judge the others
+            if (
+                now - looked > 5 * _BEAT_S
+            ):  # this process itself was stopped, or starved: it cannot judge the others
                 self._forget(now)
             looked = now
             try:
                 self._look(self._beats, now)
             except RuntimeError as error:
                 if not self._closed.wait(_GRACE_S):
-                    told = (
-                        f"error: process {self._rank}: lost its launcher, or the host of the first process ({str(error).splitlines()[0]})"
-                    )
+                    where = "its launcher, or the host of the first process"
+                    told = f"error: process {self._rank}: lost {where} ({str(error).splitlines()[0]})"
                     leave_now(EXIT_FAILURE, told)
 
     def _guard(self) -> None:
@@ -138,7 +146,10 @@ class Watch:
             beats, silent = self._beats, silent + 1 if self._beats == beats else 0
             if silent * _BEAT_S > _SILENT_S:
                 told = f"no answer for {_SILENT_S:.0f} s from its launcher, or from the host of the first process"
-                leave_now(EXIT_FAILURE, f"error: process {self._rank}: {told}. The last checkpoint is kept: continue with resume=auto")
+                leave_now(
+                    EXIT_FAILURE,
+                    f"error: process {self._rank}: {told}. The last checkpoint is kept: continue with resume=auto",
+                )
 
     def _forget(self, now: float) -> None:
         for sight in self._sights:
@@ -157,7 +168,11 @@ class Watch:
             return
         for sight, value in zip(self._sights, self.store.multi_get(keys), strict=True):
             _update(sight, value.decode(), now)
-        dead = [rank for rank, sight in enumerate(self._sights) if sight.beat != _DONE and now > sight.beat_at + self._dead_s]
+        dead = [
+            rank
+            for rank, sight in enumerate(self._sights)
+            if sight.beat != _DONE and now > sight.beat_at + self._dead_s
+        ]
         if dead:
             self._end(
                 f"process {dead[0]} gives no sign of life for {self._dead_s:.0f} s, last seen {self._sights[dead[0]].place}. Killed, "
@@ -204,5 +219,7 @@ def _describe_hang(sights: list[_Sight], timeout_s: float) -> str:
 
 def _is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and not hasattr(error, "exit_code") and any(word in str(error) for word in _BROKEN)
+        isinstance(error, RuntimeError)
+        and not hasattr(error, "exit_code")
+        and any(word in str(error) for word in _BROKEN)
     )

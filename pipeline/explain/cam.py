@@ -31,7 +31,9 @@ METHODS = {
     "layercam": Method("LayerCAM", "LayerCAM"),  # Jiang et al. 2021, doi:10.1109/TIP.2021.3089943
     "eigencam": Method("EigenCAM", "Eigen-CAM"),  # Muhammad and Yeasin 2020, arXiv:2008.00299
     "eigengradcam": Method("EigenGradCAM", "Eigen-Grad-CAM"),  # Eigen-CAM of activations times gradients
-    "scorecam": Method("ScoreCAM", "Score-CAM"),  # Wang et al. 2020, arXiv:1910.01279; a forward pass for each channel
+    "scorecam": Method(
+        "ScoreCAM", "Score-CAM"
+    ),  # Wang et al. 2020, arXiv:1910.01279; a forward pass for each channel
 }
 CLASS_AGNOSTIC = frozenset({"eigencam"})
 
@@ -89,7 +91,9 @@ def explain_images(
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # takes 13 s to import
 
     _assert_explainable(model, target_layer)
-    assert images.ndim == 4 and len(images) > 0 and (classes is None or len(classes) == len(images)), images.shape
+    assert images.ndim == 4 and len(images) > 0 and (classes is None or len(classes) == len(images)), (
+        images.shape
+    )
     device = next(model.parameters()).device
     maps, probabilities = [], []
     with _frozen(model), torch.autocast(device.type, enabled=False), np.errstate(invalid="ignore"):
@@ -98,12 +102,23 @@ def explain_images(
         try:  # not `with cam`: its exit swallows an IndexError
             for start in range(0, len(images), batch_size):
                 # With frozen parameters, gradients reach the layer only if the input asks for one.
-                batch = images[start : start + batch_size].detach().to(device, torch.float32, copy=True).requires_grad_()
-                targets = None if classes is None else [ClassifierOutputTarget(int(c)) for c in classes[start : start + batch_size]]
+                batch = (
+                    images[start : start + batch_size]
+                    .detach()
+                    .to(device, torch.float32, copy=True)
+                    .requires_grad_()
+                )
+                targets = (
+                    None
+                    if classes is None
+                    else [ClassifierOutputTarget(int(c)) for c in classes[start : start + batch_size]]
+                )
                 maps.append(cam(batch, targets))
                 logits = cam.outputs.detach()
                 if not torch.isfinite(logits).all():
-                    raise UserError("explain: the model's logits are not finite, its training has diverged; choose an earlier checkpoint")
+                    raise UserError(
+                        "explain: the model's logits are not finite, its training has diverged; choose an earlier checkpoint"
+                    )
                 probabilities.append(logits.softmax(dim=1).cpu().numpy())
         finally:
             cam.activations_and_grads.release()
@@ -121,7 +136,9 @@ def check_method(method: str) -> str:
     """
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=1)
-        raise UserError(f"method: there is no {method!r}{f', did you mean {near[0]}' if near else ''}; methods are {', '.join(METHODS)}")
+        raise UserError(
+            f"method: there is no {method!r}{f', did you mean {near[0]}' if near else ''}; methods are {', '.join(METHODS)}"
+        )
     return method
 
 
@@ -147,8 +164,18 @@ def _library_class(method: str) -> Any:
         class Signed(base):
             """The library's projection with the sign that it leaves to chance."""
 
-            def get_cam_image(self, input_tensor: Any, layer: Any, targets: Any, activations: Any, grads: Any, eigen_smooth: bool) -> Any:
-                return get_2d_projection_with_sign_correction(activations if method == "eigencam" else grads * activations)
+            def get_cam_image(
+                self,
+                input_tensor: Any,
+                layer: Any,
+                targets: Any,
+                activations: Any,
+                grads: Any,
+                eigen_smooth: bool,
+            ) -> Any:
+                return get_2d_projection_with_sign_correction(
+                    activations if method == "eigencam" else grads * activations
+                )
 
         return Signed
 
@@ -159,8 +186,12 @@ def _assert_explainable(model: nn.Module, target_layer: nn.Module) -> None:
     modules = list(model.modules())
     assert any(module is target_layer for module in modules), "the target layer is no part of the model"
     assert all(p.dtype == torch.float32 for p in model.parameters()), "Grad-CAM needs float32 parameters"
-    assert not isinstance(model, nn.parallel.DistributedDataParallel), "Grad-CAM hangs on a DDP model: give the module inside"
-    assert all(m._compiled_call_impl is None and not hasattr(m, "_orig_mod") for m in modules), "Grad-CAM needs an eager model"
+    assert not isinstance(model, nn.parallel.DistributedDataParallel), (
+        "Grad-CAM hangs on a DDP model: give the module inside"
+    )
+    assert all(m._compiled_call_impl is None and not hasattr(m, "_orig_mod") for m in modules), (
+        "Grad-CAM needs an eager model"
+    )
 
 
 @contextmanager

@@ -56,7 +56,12 @@ class Explained:
 
     def overlays(self, side_px: int) -> np.ndarray:
         """(N, h, w, 3) uint8: each image in grey under its map, the longer side SIDE_PX pixels long."""
-        return np.stack([style.overlay(image, evidence, side_px) for image, evidence in zip(self.images, self.found.maps, strict=True)])
+        return np.stack(
+            [
+                style.overlay(image, evidence, side_px)
+                for image, evidence in zip(self.images, self.found.maps, strict=True)
+            ]
+        )
 
 
 def draw_contact_sheet(path: str | Path, explained: Explained, title: str = "", subtitle: str = "") -> None:
@@ -88,7 +93,9 @@ def draw_contact_sheet(path: str | Path, explained: Explained, title: str = "", 
             row, column = divmod(i, _COLUMNS)
             x, y = _MARGIN_PX + column * (pair_w + _GUTTER_PX), header + row * (tile_h + _CAPTION_PX)
             page.show(x, y, tile_w, tile_h, explained.images[i])
-            page.show(x + tile_w + _SEAM_PX, y, tile_w, tile_h, overlays[i], empty=not explained.found.maps[i].any())
+            page.show(
+                x + tile_w + _SEAM_PX, y, tile_w, tile_h, overlays[i], empty=not explained.found.maps[i].any()
+            )
             _caption(page, x, y + tile_h, pair_w, explained, i, names, sources[i])
         _legend(page, sheet_h - _FOOTER_PX + 22, explained, names)
         style.save_png(page.figure, Path(path))
@@ -109,37 +116,71 @@ class _Page:
     def write(self, x: float, y: float, text: str, size_px: float, **style_of_text) -> Text:
         """Text that starts at x on the baseline y."""
         options = {"va": "baseline", "ha": "left", **style_of_text}
-        return self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size_px * style.PX, **options)
+        return self.figure.text(
+            x / self.width, 1 - y / self.height, text, fontsize=size_px * style.PX, **options
+        )
 
     def fill(self, x: float, y: float, width: float, height: float, color: str) -> None:
         corner = (x / self.width, 1 - (y + height) / self.height)
-        self.figure.add_artist(Rectangle(corner, width / self.width, height / self.height, facecolor=color, linewidth=0))
+        self.figure.add_artist(
+            Rectangle(corner, width / self.width, height / self.height, facecolor=color, linewidth=0)
+        )
 
-    def show(self, x: float, y: float, width: float, height: float, image: np.ndarray, *, empty: bool = False) -> None:
+    def show(
+        self, x: float, y: float, width: float, height: float, image: np.ndarray, *, empty: bool = False
+    ) -> None:
         """An image (H, W, 3) uint8; an empty map says so."""
-        axes = self.figure.add_axes((x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height))
+        axes = self.figure.add_axes(
+            (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+        )
         axes.set_axis_off()
         axes.imshow(image, aspect="auto")
         if empty:
             box = {"facecolor": style.PAPER, "alpha": 0.85, "linewidth": 0, "boxstyle": "round,pad=0.4"}
-            axes.text(0.5, 0.5, "nothing\nstands out", ha="center", va="center", transform=axes.transAxes, fontsize=13 * style.PX, bbox=box)
+            axes.text(
+                0.5,
+                0.5,
+                "nothing\nstands out",
+                ha="center",
+                va="center",
+                transform=axes.transAxes,
+                fontsize=13 * style.PX,
+                bbox=box,
+            )
 
 
-def _caption(page: _Page, x: float, y: float, width: float, explained: Explained, i: int, names: list[str], source: str) -> None:
+def _caption(
+    page: _Page, x: float, y: float, width: float, explained: Explained, i: int, names: list[str], source: str
+) -> None:
     """True class, predicted class, and which image it is, or the class that the map is about where it is neither of the two."""
     found, labels = explained.found, explained.labels
     predicted, explained_class = int(found.predicted[i]), int(found.classes[i])
     true = None if labels is None else int(labels[i])
-    colour, mark = (style.INK, "") if true is None else (style.BLUE, " ✓") if true == predicted else (style.VERMILLION, " ✗")
+    colour, mark = (
+        (style.INK, "")
+        if true is None
+        else (style.BLUE, " ✓")
+        if true == predicted
+        else (style.VERMILLION, " ✗")
+    )
     page.fill(x, y + 4, width, 3, colour)
 
-    def row(baseline: float, label: str, name: str, share: str = "", color: str = style.INK, weight: str = "normal") -> None:
+    def row(
+        baseline: float,
+        label: str,
+        name: str,
+        share: str = "",
+        color: str = style.INK,
+        weight: str = "normal",
+    ) -> None:
         page.write(x, y + baseline, label, 14, color=style.MUTED)
         end = width
         if share:
             written = page.write(x + width, y + baseline, share, 14, color=color, weight=weight, ha="right")
             end -= written.get_window_extent().width + 10
-        style.shorten(page.write(x + _LABEL_PX, y + baseline, name, 14, color=color, weight=weight), end - _LABEL_PX)
+        style.shorten(
+            page.write(x + _LABEL_PX, y + baseline, name, 14, color=color, weight=weight), end - _LABEL_PX
+        )
 
     def percent(label: int) -> str:
         return style.percent(float(found.probabilities[i, label]))
@@ -166,12 +207,17 @@ def _legend(page: _Page, y: float, explained: Explained, names: list[str]) -> No
     words = page.write(words.get_window_extent().x1, y, ":  none", 14, color=style.MUTED)
     x = words.get_window_extent().x1 + gap
     ramp = np.linspace(0, 1, bar_w, dtype=np.float32)[None]
-    page.show(x, y - bar_h + 1, bar_w, bar_h, style.overlay(np.full((1, bar_w, 3), 150, np.uint8), ramp, bar_w))
+    page.show(
+        x, y - bar_h + 1, bar_w, bar_h, style.overlay(np.full((1, bar_w, 3), 150, np.uint8), ramp, bar_w)
+    )
     page.write(x + bar_w + gap, y, "strongest in this image", 14, color=style.MUTED)
     if explained.labels is None:
         return
     right_edge, right = page.width - _MARGIN_PX, explained.labels == explained.found.predicted
-    for there, meaning, colour in ((right.any(), "✓ correct", style.BLUE), (not right.all(), "✗ mistake", style.VERMILLION)):
+    for there, meaning, colour in (
+        (right.any(), "✓ correct", style.BLUE),
+        (not right.all(), "✗ mistake", style.VERMILLION),
+    ):
         if there:
             words = page.write(right_edge, y, meaning, 14, color=colour, weight="bold", ha="right")
             right_edge = words.get_window_extent().x0 - 24

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.explain import CLASS_AGNOSTIC, Explained, check_method, explain_images, find_layer, parse_target, select_images
+from pipeline.explain import (
+    CLASS_AGNOSTIC,
+    Explained,
+    check_method,
+    explain_images,
+    find_layer,
+    parse_target,
+    select_images,
+)
 from pipeline.inference.trained_model import Trained
 from pipeline.models import cam_target_layer
 
@@ -40,7 +48,9 @@ def explain_samples(trained: Trained, indices: Sequence[int], **how: Unpack[How]
     test = trained.splits.test
     wrong = [index for index in indices if not 0 <= index < len(test)]
     if wrong:
-        raise UserError(f"indices: {', '.join(map(str, wrong[:10]))}: the test set has the indices 0 to {len(test) - 1}")
+        raise UserError(
+            f"indices: {', '.join(map(str, wrong[:10]))}: the test set has the indices 0 to {len(test) - 1}"
+        )
     chosen = np.array(indices, np.int64)
     sources = [f"test {index}" for index in indices]
     return explain_pixels(trained, test.pixels(chosen), test.labels[chosen], sources, **how)
@@ -104,15 +114,27 @@ def resolve(
     """
     target = parse_target(target, trained.inputs.class_names)
     if check_method(method) in CLASS_AGNOSTIC and target != "predicted":
-        raise UserError(f"class: {method} shows the same map for every class; leave the class out, or choose another method")
+        raise UserError(
+            f"class: {method} shows the same map for every class; leave the class out, or choose another method"
+        )
     size = trained.inputs.image_size
     if layer is not None:
-        return layer, find_layer(trained.model, torch.zeros(1, 3, size, size, device=trained.device), layer), target
+        return (
+            layer,
+            find_layer(trained.model, torch.zeros(1, 3, size, size, device=trained.device), layer),
+            target,
+        )
     module = cam_target_layer(trained.model, size)
-    return next(name for name, candidate in trained.model.named_modules() if candidate is module), module, target
+    return (
+        next(name for name, candidate in trained.model.named_modules() if candidate is module),
+        module,
+        target,
+    )
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
     """The files' names, with that of their folder where two of them are called the same, as `cat/0001.jpg` and `dog/0001.jpg`."""
     names = [path.name for path in paths]
-    return [path.name if names.count(path.name) == 1 else str(Path(path.parent.name, path.name)) for path in paths]
+    return [
+        path.name if names.count(path.name) == 1 else str(Path(path.parent.name, path.name)) for path in paths
+    ]

@@ -60,7 +60,14 @@ def explain_run(
         about.append(f"test accuracy {(logits.argmax(1) == labels).mean():.2%} in float32")
     picture = Path(output) if output is not None else trained.run.path / "explained.png"
     try:
-        draw_contact_sheet(picture, explained, trained.run.path.name, f"{', '.join(about)}; {METHODS[method].title} of {explained.layer}")
+        draw_contact_sheet(
+            picture,
+            explained,
+            trained.run.path.name,
+            f"{', '.join(about)}; {METHODS[method].title} of {explained.layer}",
+        )
     except OSError as error:
-        raise UserError(f"{picture}: cannot be written ({error.strerror or error}); choose another place with --output") from None
+        raise UserError(
+            f"{picture}: cannot be written ({error.strerror or error}); choose another place with --output"
+        ) from None
     return picture

@@ -24,7 +24,9 @@ def select_images(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndar
     >>> select_images(logits, labels=np.array([0, 0, 0]), count=3)  # 2 and 1 are mistakes, 2 the surer one
     array([2, 1, 0])
     """
-    assert logits.ndim == 2 and labels.shape == (len(logits),), f"{logits.shape} logits, {labels.shape} labels"
+    assert logits.ndim == 2 and labels.shape == (len(logits),), (
+        f"{logits.shape} logits, {labels.shape} labels"
+    )
     surprise = -log_softmax(logits.astype(np.float64), axis=1).max(axis=1)  # of the prediction
     wrong = logits.argmax(axis=1) != labels
     order = np.lexsort((np.where(wrong, surprise, -surprise), ~wrong))
@@ -57,4 +59,6 @@ def parse_target(target: str | int, class_names: Sequence[str]) -> str | int:
             return int(target)
         raise UserError(f"class: {target} is none of the indices 0 to {len(names) - 1}")
     near = difflib.get_close_matches(target, names, n=3, cutoff=0.5) or names[:10]
-    raise UserError(f"class: there is no class {target!r}; near: {', '.join(near)}; or an index, predicted or true")
+    raise UserError(
+        f"class: there is no class {target!r}; near: {', '.join(near)}; or an index, predicted or true"
+    )

@@ -16,7 +16,12 @@ def evaluate_run(path: str | Path, which: str = "last", overrides: Sequence[str]
     trained = load_trained(path, which, overrides)
     assert trained.checkpoint is not None
     loader = build_loaders(trained.config, trained.splits, trained.device).test
-    given = (loader, Precision(trained.config.precision, trained.device), trained.device, trained.config.evaluation.flip_tta)
+    given = (
+        loader,
+        Precision(trained.config.precision, trained.device),
+        trained.device,
+        trained.config.evaluation.flip_tta,
+    )
     result = evaluate(trained.model, *given)
     if not (trained.checkpoint / EMA).is_file():
         return result

@@ -114,21 +114,33 @@ def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> 
     assert trained.device.type == "cpu", trained.device
     if format == "safetensors":
         input = "normalised"
-    network = copy.deepcopy(trained.model).to(memory_format=torch.contiguous_format)  # exporters warn of other layouts
-    module = WithNormalisation(network, trained.inputs.mean, trained.inputs.std) if input == "unit" else network
+    network = copy.deepcopy(trained.model).to(
+        memory_format=torch.contiguous_format
+    )  # exporters warn of other layouts
+    module = (
+        WithNormalisation(network, trained.inputs.mean, trained.inputs.std) if input == "unit" else network
+    )
     module.eval()
-    images = torch.rand(_CHECKED_IMAGES, 3, *[trained.inputs.image_size] * 2, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        _CHECKED_IMAGES, 3, *[trained.inputs.image_size] * 2, generator=torch.Generator().manual_seed(0)
+    )
     final = folder / _FILES[format]
     temporary = folder / f".new-{final.name}"
-    write = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}[format]
+    write = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}[
+        format
+    ]
     about = describe(trained, input)
     try:
         run = write(trained, module, temporary, about)
         with torch.no_grad():
             expected, found = module(images), run(images)
-        exported = Exported(final, (found - expected).abs().max().item(), expected.abs().max().item(), TOLERANCE[format])
+        exported = Exported(
+            final, (found - expected).abs().max().item(), expected.abs().max().item(), TOLERANCE[format]
+        )
         if not exported.difference <= exported.tolerance * exported.largest:
-            raise UserError(f"export: {exported.summary}; nothing is kept; choose another --format, or another version of its package")
+            raise UserError(
+                f"export: {exported.summary}; nothing is kept; choose another --format, or another version of its package"
+            )
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
@@ -142,7 +154,11 @@ def describe(trained: Trained, input: str) -> dict[str, str]:
     """What goes into the file beside the network: texts, lists as JSON."""
     inputs, size = trained.inputs, trained.inputs.image_size
     run = "" if trained.run is None else trained.run.path.name
-    values = "from 0 to 1 (pixel / 255); the network normalises them" if input == "unit" else "normalised as (pixel / 255 - mean) / std"
+    values = (
+        "from 0 to 1 (pixel / 255); the network normalises them"
+        if input == "unit"
+        else "normalised as (pixel / 255 - mean) / std"
+    )
     return {
         "run": run,
         "checkpoint": "" if trained.checkpoint is None else trained.checkpoint.name,
@@ -159,7 +175,9 @@ def describe(trained: Trained, input: str) -> dict[str, str]:
     }
 
 
-def _write_safetensors(trained: Trained, module: nn.Module, file: Path, about: dict[str, str]) -> Callable[[Tensor], Tensor]:
+def _write_safetensors(
+    trained: Trained, module: nn.Module, file: Path, about: dict[str, str]
+) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file, save_file
 
     save_file({key: value.contiguous() for key, value in module.state_dict().items()}, file, metadata=about)
@@ -169,7 +187,9 @@ def _write_safetensors(trained: Trained, module: nn.Module, file: Path, about: d
     return fresh
 
 
-def _write_torch_export(trained: Trained, module: nn.Module, file: Path, about: dict[str, str]) -> Callable[[Tensor], Tensor]:
+def _write_torch_export(
+    trained: Trained, module: nn.Module, file: Path, about: dict[str, str]
+) -> Callable[[Tensor], Tensor]:
     example, batch = _example(trained)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own workings
@@ -178,7 +198,9 @@ def _write_torch_export(trained: Trained, module: nn.Module, file: Path, about: 
         return torch.export.load(file).module()
 
 
-def _write_onnx(trained: Trained, module: nn.Module, file: Path, about: dict[str, str]) -> Callable[[Tensor], Tensor]:
+def _write_onnx(
+    trained: Trained, module: nn.Module, file: Path, about: dict[str, str]
+) -> Callable[[Tensor], Tensor]:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"export: --format onnx needs the package {package}; pip install -e '.[onnx]'")
@@ -232,8 +254,14 @@ session = onnxruntime.InferenceSession("model.onnx")
 
 
 def _readme(trained: Trained, format: str, about: dict[str, str], exported: Exported) -> str:
-    use = Template(_USE[format]).substitute(num_classes=trained.inputs.num_classes, size=trained.inputs.image_size)
-    origin = f"{about['model']}, {about['checkpoint']} of the run {about['run']}" if about["run"] else about["model"]
+    use = Template(_USE[format]).substitute(
+        num_classes=trained.inputs.num_classes, size=trained.inputs.image_size
+    )
+    origin = (
+        f"{about['model']}, {about['checkpoint']} of the run {about['run']}"
+        if about["run"]
+        else about["model"]
+    )
     if trained.ema:
         origin += ", moving average of its weights"
     names = "\n".join(f"{index}. {name}" for index, name in enumerate(trained.inputs.class_names))

@@ -29,7 +29,9 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
-def predict_files(trained: Trained, files: Sequence[str | Path], top: int = 5) -> tuple[list[Prediction], list[tuple[Path, str]]]:
+def predict_files(
+    trained: Trained, files: Sequence[str | Path], top: int = 5
+) -> tuple[list[Prediction], list[tuple[Path, str]]]:
     """Predict the classes of image files of any size, resized and cropped as the run's evaluation images are, in float32.
 
     Args:
@@ -55,7 +57,10 @@ def predict_files(trained: Trained, files: Sequence[str | Path], top: int = 5) -
 def _rank(files: list[Path], logits: np.ndarray, top: int) -> list[Prediction]:
     order = np.argsort(-logits, axis=1, kind="stable")[:, :top]
     found = np.exp(np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), order, axis=1))
-    return [Prediction(file, tuple(row), tuple(share)) for file, row, share in zip(files, order.tolist(), found.tolist(), strict=True)]
+    return [
+        Prediction(file, tuple(row), tuple(share))
+        for file, row, share in zip(files, order.tolist(), found.tolist(), strict=True)
+    ]
 
 
 def _expand(files: Sequence[str | Path], bad: list[tuple[Path, str]]) -> Iterator[Path]:
@@ -65,7 +70,9 @@ def _expand(files: Sequence[str | Path], bad: list[tuple[Path, str]]) -> Iterato
             yield given
             continue
         found = 0
-        for folder, below, names in os.walk(given, onerror=lambda error: bad.append((Path(error.filename), error.strerror or str(error)))):
+        for folder, below, names in os.walk(
+            given, onerror=lambda error: bad.append((Path(error.filename), error.strerror or str(error)))
+        ):
             below[:] = sorted(name for name in below if not name.startswith("."))
             for name in sorted(names):
                 if name.lower().endswith(SUFFIXES) and not name.startswith("."):

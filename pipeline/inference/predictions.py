@@ -46,7 +46,9 @@ class Predictions:
         """
         predicted = logits.argmax(axis=1)
         own = np.take_along_axis(logits, labels[:, None], axis=1)
-        rank = np.where(predicted == labels, 0, np.maximum((logits > own).sum(axis=1), 1))  # a tie is lost by the later class
+        rank = np.where(
+            predicted == labels, 0, np.maximum((logits > own).sum(axis=1), 1)
+        )  # a tie is lost by the later class
         return cls(
             class_names=np.array(class_names, dtype=np.str_),
             labels=labels.astype(np.int32),
@@ -91,4 +93,6 @@ class Predictions:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in fields(cls)})
         except Exception as error:  # zip, zlib, numpy and key errors: all mean the same
-            raise UserError(f"{path}: cannot be read ({error}); make it anew with `python -m pipeline report --refresh`") from None
+            raise UserError(
+                f"{path}: cannot be read ({error}); make it anew with `python -m pipeline report --refresh`"
+            ) from None

@@ -40,16 +40,26 @@ class InputSpec:
     @classmethod
     def of(cls, config: Config, splits: Splits) -> "InputSpec":
         streamed = isinstance(splits.test, FileSet)
-        recorded = cls(tuple(splits.class_names), tuple(splits.mean), tuple(splits.std), config.image_size, 1.0 if streamed else None)
+        recorded = cls(
+            tuple(splits.class_names),
+            tuple(splits.mean),
+            tuple(splits.std),
+            config.image_size,
+            1.0 if streamed else None,
+        )
         return recorded.under(config)
 
     def under(self, config: Config) -> "InputSpec":
         """The same network's, with the sizes and, where it gives them, the statistics of a config."""
         data = config.data
-        statistics = {"mean": data.mean, "std": data.std} if data.mean is not None and data.std is not None else {}
+        statistics = (
+            {"mean": data.mean, "std": data.std} if data.mean is not None and data.std is not None else {}
+        )
         if self.crop is None:
             return replace(self, image_size=config.image_size, **statistics)
-        return replace(self, image_size=data.eval_image_size or data.image_size, crop=data.eval_crop, **statistics)
+        return replace(
+            self, image_size=data.eval_image_size or data.image_size, crop=data.eval_crop, **statistics
+        )
 
     @classmethod
     def read(cls, path: Path) -> "InputSpec":
@@ -96,7 +106,9 @@ class InputSpec:
         scaled = (torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255 - mean) / std
         return rearrange(scaled, "n h w c -> n c h w")
 
-    def read_images(self, files: Sequence[Path], num_threads: int = 1) -> tuple[np.ndarray, list[tuple[Path, str]]]:
+    def read_images(
+        self, files: Sequence[Path], num_threads: int = 1
+    ) -> tuple[np.ndarray, list[tuple[Path, str]]]:
         """Image files of any size, decoded, resized and cropped as the run's own evaluation images are.
 
         Returns:
@@ -106,7 +118,9 @@ class InputSpec:
         view = None if self.crop is None else CentreView(self.image_size, self.crop)
 
         def show(row: int) -> None:
-            pixels[row] = decode_image(files[row], self.image_size) if view is None else read_centre(files[row], view)
+            pixels[row] = (
+                decode_image(files[row], self.image_size) if view is None else read_centre(files[row], view)
+            )
 
         with images_of_any_size():
             bad = try_all(range(len(files)), show, num_threads, "reading images")

@@ -53,7 +53,9 @@ class Trained:
     def of(cls, config: Config, model: nn.Module, splits: Splits) -> "Trained":
         """A copy of a network as `fit` leaves it, compiled or not; later training leaves the copy alone."""
         fresh = copy.deepcopy(model).float().eval()  # a copy has no compiled call
-        trained = cls(config, fresh.requires_grad_(False), InputSpec.of(config, splits), next(fresh.parameters()).device)
+        trained = cls(
+            config, fresh.requires_grad_(False), InputSpec.of(config, splits), next(fresh.parameters()).device
+        )
         trained.__dict__["splits"] = splits  # what the property would read
         return trained
 
@@ -75,13 +77,19 @@ class Trained:
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """(N, H, W, 3) uint8 → (N, K) float32, on the CPU, in float32."""
         with torch.no_grad():
-            batches = (self.inputs.normalise(pixels[i : i + _BATCH_SIZE]) for i in range(0, len(pixels), _BATCH_SIZE))
-            return np.concatenate([self.model(batch.to(self.device)).float().cpu().numpy() for batch in batches])
+            batches = (
+                self.inputs.normalise(pixels[i : i + _BATCH_SIZE]) for i in range(0, len(pixels), _BATCH_SIZE)
+            )
+            return np.concatenate(
+                [self.model(batch.to(self.device)).float().cpu().numpy() for batch in batches]
+            )
 
     def test_logits(self) -> np.ndarray:
         """(N, K) float32 on the CPU: the whole test set, in order, by the run's loader, in float32."""
         precision = self.config.precision.model_copy(update={"mode": "fp32"})
-        loader = build_loaders(self.config.model_copy(update={"precision": precision}), self.splits, self.device).test
+        loader = build_loaders(
+            self.config.model_copy(update={"precision": precision}), self.splits, self.device
+        ).test
         return predict(self.model, loader).numpy()
 
 
@@ -119,11 +127,17 @@ def load_trained(
     device = device or pick_device(config)
     checkpoint = _checkpoint(run, which)
     if ema and not (checkpoint / EMA).is_file():
-        raise UserError(f"{checkpoint}: holds no moving average of the weights; train with ema.decay, or leave --ema out")
+        raise UserError(
+            f"{checkpoint}: holds no moving average of the weights; train with ema.decay, or leave --ema out"
+        )
     if (run.path / INPUT_FILE).is_file():
         recorded = InputSpec.read(run.path / INPUT_FILE)
-        if config.data.mean is None:  # not computed anew: the data set, or the share held out of it, may have changed
-            config = config.model_copy(update={"data": config.data.model_copy(update={"mean": recorded.mean, "std": recorded.std})})
+        if (
+            config.data.mean is None
+        ):  # not computed anew: the data set, or the share held out of it, may have changed
+            config = config.model_copy(
+                update={"data": config.data.model_copy(update={"mean": recorded.mean, "std": recorded.std})}
+            )
         inputs = recorded.under(config)
     else:
         splits = splits or load_splits(config.data, config.seed)
@@ -146,7 +160,14 @@ def _checkpoint(run: RunFolder, which: str) -> Path:
     if which == "last":
         newest, damaged = newest_intact(run.checkpoints)
         if newest is None:
-            raise UserError("\n".join([f"{run.checkpoints}: no intact checkpoint; train again, or evaluate another run", *damaged]))
+            raise UserError(
+                "\n".join(
+                    [
+                        f"{run.checkpoints}: no intact checkpoint; train again, or evaluate another run",
+                        *damaged,
+                    ]
+                )
+            )
         for message in damaged:
             _log.warning("%s; %s is used", message, newest.name)
         return newest
@@ -156,7 +177,9 @@ def _checkpoint(run: RunFolder, which: str) -> Path:
         raise UserError(f"--checkpoint: {which!r} is neither last, best nor a step")
     folder = folder_of(run.checkpoints, int(which))
     if not folder.is_dir():
-        kept = ", ".join(str(int(p.name.removeprefix("step-"))) for p in sorted(run.checkpoints.glob("step-*")))
+        kept = ", ".join(
+            str(int(p.name.removeprefix("step-"))) for p in sorted(run.checkpoints.glob("step-*"))
+        )
         raise UserError(f"--checkpoint: {run.path} keeps no step {which}; it keeps {kept or 'none'}")
     verify(folder)
     return folder

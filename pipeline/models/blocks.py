@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.layers import Activation, NormAct, Projection, SqueezeExcitation, both, conv1x1, conv3x3, shortcut
+from pipeline.models.layers import (
+    Activation,
+    NormAct,
+    Projection,
+    SqueezeExcitation,
+    both,
+    conv1x1,
+    conv3x3,
+    shortcut,
+)
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,22 @@ class Block(nn.Module):
     def _last_norm(self, channels: int, options: BlockOptions, branches: bool) -> NormAct:
         """The norm at the end of f. With a gate behind it, it is the gate whose output takes the residual and the ReLU."""
         gated = bool(options.squeeze_excitation)
-        return NormAct(channels, options.fused_norm, relu=not gated, branches=branches and options.shortcut is not None and not gated)
+        return NormAct(
+            channels,
+            options.fused_norm,
+            relu=not gated,
+            branches=branches and options.shortcut is not None and not gated,
+        )
 
     def _ways_past(self, in_channels: int, channels: int, stride: int, options: BlockOptions) -> None:
-        self.shortcut = None if options.shortcut is None else shortcut(options.shortcut, in_channels, channels, stride, options.fused_norm)
-        self.gate = SqueezeExcitation(channels, options.squeeze_excitation) if options.squeeze_excitation else None
+        self.shortcut = (
+            None
+            if options.shortcut is None
+            else shortcut(options.shortcut, in_channels, channels, stride, options.fused_norm)
+        )
+        self.gate = (
+            SqueezeExcitation(channels, options.squeeze_excitation) if options.squeeze_excitation else None
+        )
 
     def _join(self, y: torch.Tensor, norm: NormAct, past: torch.Tensor) -> Activation:
         """relu(gate(norm(y)) + s(past))"""
@@ -73,7 +93,9 @@ class BasicBlock(Block):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True
+    ):
         super().__init__()
         self.conv1 = conv3x3(in_channels, channels, stride)
         self.bn1 = NormAct(channels, options.fused_norm)
@@ -98,7 +120,9 @@ class BottleneckBlock(Block):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True
+    ):
         super().__init__()
         inner, fused = channels // self.expansion * options.width, options.fused_norm
         self.conv1 = conv1x1(in_channels, inner)
@@ -137,7 +161,9 @@ class PreactivationBlock(Block):
             self.shortcut = conv1x1(in_channels, channels, stride)
         else:
             self.shortcut = shortcut(options.shortcut, in_channels, channels, stride, options.fused_norm)
-        self.gate = SqueezeExcitation(channels, options.squeeze_excitation) if options.squeeze_excitation else None
+        self.gate = (
+            SqueezeExcitation(channels, options.squeeze_excitation) if options.squeeze_excitation else None
+        )
 
     def _function(self, activated: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -156,7 +182,9 @@ class PreactivationBasicBlock(PreactivationBlock):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True
+    ):
         super().__init__()
         self._start(in_channels, channels, stride, options)
         self.conv1 = conv3x3(in_channels, channels, stride)
@@ -176,7 +204,9 @@ class PreactivationBottleneckBlock(PreactivationBlock):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True
+    ):
         super().__init__()
         inner, fused = channels // self.expansion * options.width, options.fused_norm
         self._start(in_channels, channels, stride, options)

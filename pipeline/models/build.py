@@ -12,7 +12,11 @@ from pipeline.models.layers import NormAct
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, in_channels: int = 3, image_size: int = 32, other_sizes: Mapping[int, str] | None = None
+    config: ModelConfig,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 32,
+    other_sizes: Mapping[int, str] | None = None,
 ) -> nn.Module:
     """Build the network, float32, on the current default device, initialised from torch's global generator.
 

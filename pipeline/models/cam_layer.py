@@ -45,7 +45,9 @@ def _last_feature_map(model: nn.Module, image_size: int) -> str:
         if output.ndim == 4 and sizes[1] == sizes[2]:
             if sizes[1] > 1 and not isinstance(module, _POOLS) and _all_pass(copy, name):
                 found, tokens_by = name, ""
-        elif next(module.parameters(recurse=False), None) is not None:  # weights applied to tokens, or to channels in the last place
+        elif (
+            next(module.parameters(recurse=False), None) is not None
+        ):  # weights applied to tokens, or to channels in the last place
             tokens_by = name
 
     for name, module in copy.named_modules():
@@ -68,5 +70,6 @@ def _all_pass(model: nn.Module, name: str) -> bool:
     *around, _ = name.split(".")
     containers = [model.get_submodule(".".join(around[: depth + 1])) for depth in range(len(around))]
     return all(
-        isinstance(module, nn.Sequential) or (depth == 0 and isinstance(module, nn.ModuleList)) for depth, module in enumerate(containers)
+        isinstance(module, nn.Sequential) or (depth == 0 and isinstance(module, nn.ModuleList))
+        for depth, module in enumerate(containers)
     )

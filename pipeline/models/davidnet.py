@@ -43,13 +43,17 @@ class DavidNet(nn.Module):
     Shape: (B, in_channels, H, W) → (B, num_classes) logits; H and W at least 8.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, fused_norm: bool = False, fused_stem: bool = False):
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, fused_norm: bool = False, fused_stem: bool = False
+    ):
         super().__init__()
         self.stem = Stem(in_channels, 64, fused_stem, fused_norm)
         self.stages = nn.Sequential(
             nn.Sequential(ConvNormAct(64, 128, fused_norm), nn.MaxPool2d(2), ResidualBranch(128, fused_norm)),
             nn.Sequential(ConvNormAct(128, 256, fused_norm), nn.MaxPool2d(2)),
-            nn.Sequential(ConvNormAct(256, 512, fused_norm), nn.MaxPool2d(2), ResidualBranch(512, fused_norm)),
+            nn.Sequential(
+                ConvNormAct(256, 512, fused_norm), nn.MaxPool2d(2), ResidualBranch(512, fused_norm)
+            ),
         )
         self.head = nn.Linear(512, num_classes, bias=False)
 

@@ -14,7 +14,11 @@ from pipeline.models.flops import on_meta
 
 
 def build_library_network(
-    name: str, num_classes: int, in_channels: int, image_size: int, other_sizes: Mapping[int, str] | None = None
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    other_sizes: Mapping[int, str] | None = None,
 ) -> nn.Module:
     """Build `torchvision/NAME` or `timm/NAME`, initialised as the library does it.
 
@@ -34,10 +38,15 @@ def build_library_network(
     copy = on_meta(model).eval()
     for size, key in {image_size: "data.image_size", **(other_sizes or {})}.items():
         logits = None
-        with _refused(name, size, in_channels, key), contextlib.suppress(NotImplementedError):  # an operator that the meta device lacks
+        with (
+            _refused(name, size, in_channels, key),
+            contextlib.suppress(NotImplementedError),
+        ):  # an operator that the meta device lacks
             logits = copy(torch.empty(2, in_channels, size, size, device="meta"))
         if logits is not None and (not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes)):
-            raise UserError(f"model.name: {name} does not return logits for {num_classes} classes; choose a network that classifies images")
+            raise UserError(
+                f"model.name: {name} does not return logits for {num_classes} classes; choose a network that classifies images"
+            )
     return model
 
 
@@ -75,17 +84,29 @@ def _torchvision(name: str, num_classes: int, in_channels: int, image_size: int)
 
 def _replace_stem(model: nn.Module, in_channels: int) -> None:
     """Put a convolution for other channels where the first one is."""
-    path, stem = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3)
-    keep: dict[str, Any] = {key: getattr(stem, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")}
+    path, stem = next(
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3
+    )
+    keep: dict[str, Any] = {
+        key: getattr(stem, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")
+    }
     parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.Conv2d(in_channels, stem.out_channels, bias=stem.bias is not None, **keep))
+    setattr(
+        model.get_submodule(parent),
+        child,
+        nn.Conv2d(in_channels, stem.out_channels, bias=stem.bias is not None, **keep),
+    )
 
 
 def _timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     try:
         import timm
     except ImportError:
-        raise UserError(f"model.name: timm/{name} needs the package timm, which is not installed; pip install -e '.[timm]'") from None
+        raise UserError(
+            f"model.name: timm/{name} needs the package timm, which is not installed; pip install -e '.[timm]'"
+        ) from None
     create: Callable[..., nn.Module] = timm.create_model
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
@@ -97,5 +118,9 @@ def _timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.
 def _unknown(library: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, list(known), n=3)
     module = {"torchvision": "torchvision.models"}.get(library, library)
-    hint = f"did you mean {' or '.join(f'{library}/{item}' for item in near)}?" if near else f"{module}.list_models() names them"
+    hint = (
+        f"did you mean {' or '.join(f'{library}/{item}' for item in near)}?"
+        if near
+        else f"{module}.list_models() names them"
+    )
     return UserError(f"model.name: {library} has no network {name!r} that classifies images; {hint}")

@@ -6,11 +6,20 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.config.model import PLAIN_NETWORKS, default_stem
-from pipeline.models.blocks import BasicBlock, BlockOptions, BottleneckBlock, PreactivationBasicBlock, PreactivationBottleneckBlock
+from pipeline.models.blocks import (
+    BasicBlock,
+    BlockOptions,
+    BottleneckBlock,
+    PreactivationBasicBlock,
+    PreactivationBottleneckBlock,
+)
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.resnet import BlockType, ResNet
 
-_PREACTIVATION: dict[BlockType, BlockType] = {BasicBlock: PreactivationBasicBlock, BottleneckBlock: PreactivationBottleneckBlock}
+_PREACTIVATION: dict[BlockType, BlockType] = {
+    BasicBlock: PreactivationBasicBlock,
+    BottleneckBlock: PreactivationBottleneckBlock,
+}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to("meta")
 
 
-def count_flops(model: nn.Module, input_shape: tuple[int, int, int], *, backward: bool = False) -> dict[str, float]:
+def count_flops(
+    model: nn.Module, input_shape: tuple[int, int, int], *, backward: bool = False
+) -> dict[str, float]:
     """Count the floating-point operations for one image, a multiply-add being two.
 
     Counted by `torch.utils.flop_counter`: convolutions, matrix products and attention, which are all but about a hundredth of it.
@@ -35,7 +37,10 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int], *, backward
     """
     network = on_meta(model).train(backward)
     images = torch.empty(_IMAGES, *input_shape, device="meta")
-    with torch.set_grad_enabled(backward), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+    with (
+        torch.set_grad_enabled(backward),
+        FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter,
+    ):
         logits = network(images)
         if backward:
             logits.sum().backward()
@@ -48,7 +53,9 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int], *, backward
     }
 
 
-def _convolution_backward(grad_shape: Sequence[int], input_shape: Sequence[int], weight_shape: Sequence[int], *rest: Any, **_: Any) -> int:
+def _convolution_backward(
+    grad_shape: Sequence[int], input_shape: Sequence[int], weight_shape: Sequence[int], *rest: Any, **_: Any
+) -> int:
     """Each of the two gradients takes as many operations as the forward pass; REST ends with which of them are wanted."""
     transposed, wanted = rest[4], rest[-1]
     positions = prod((input_shape if transposed else grad_shape)[2:])

@@ -130,8 +130,12 @@ class Stem(nn.Sequential):
     Shape: (B, in_channels, H, W) → (B, channels, H, W).
     """
 
-    def __init__(self, in_channels: int, channels: int, fused_stem: bool, fused_norm: bool, branches: bool = False):
-        super().__init__(StemConv(in_channels, channels, fused_stem), NormAct(channels, fused_norm, branches=branches))
+    def __init__(
+        self, in_channels: int, channels: int, fused_stem: bool, fused_norm: bool, branches: bool = False
+    ):
+        super().__init__(
+            StemConv(in_channels, channels, fused_stem), NormAct(channels, fused_norm, branches=branches)
+        )
 
     @property
     def fused(self) -> bool:
@@ -184,7 +188,9 @@ class Projection(nn.Sequential):
         super().__init__(conv1x1(in_channels, out_channels, stride), NormAct(out_channels, fused, relu=False))
 
 
-def shortcut(option: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, fused: bool) -> nn.Module:
+def shortcut(
+    option: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, fused: bool
+) -> nn.Module:
     """The way past a block: the identity, or option A or B where the shape changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()

@@ -49,28 +49,57 @@ def load_pretrained(model: nn.Module, path: Path, *, is_main: bool = True) -> No
         UserError: no such file, no weights in it, or weights of another network.
     """
     weights = _read(path)
-    if isinstance(model, ResNet) and "layer1.0.conv1.weight" in weights:  # not by the head, which self-supervised weights lack
+    if (
+        isinstance(model, ResNet) and "layer1.0.conv1.weight" in weights
+    ):  # not by the head, which self-supervised weights lack
         weights = {from_torchvision(key): tensor for key, tensor in weights.items()}
     own = model.state_dict()
     head = _head(model)
-    kept = [key for key in own if key.startswith(f"{head}.") and (key not in weights or weights[key].shape != own[key].shape)]
+    kept = [
+        key
+        for key in own
+        if key.startswith(f"{head}.") and (key not in weights or weights[key].shape != own[key].shape)
+    ]
     if kept:
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith(f"{head}.")}
-    problems = _problems(weights, {key: tensor for key, tensor in own.items() if not (kept and key.startswith(f"{head}."))})
+    problems = _problems(
+        weights, {key: tensor for key, tensor in own.items() if not (kept and key.startswith(f"{head}."))}
+    )
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"model.weights: {path} is of another network than the model keys ask for: {'; '.join(problems[:3])}{more}")
+        raise UserError(
+            f"model.weights: {path} is of another network than the model keys ask for: {'; '.join(problems[:3])}{more}"
+        )
     model.load_state_dict(weights, strict=False)
     if kept and is_main:
-        _log.warning("model.weights: %s has no head for %d classes; the head (%s) starts untrained", path, len(own[kept[0]]), head)
+        _log.warning(
+            "model.weights: %s has no head for %d classes; the head (%s) starts untrained",
+            path,
+            len(own[kept[0]]),
+            head,
+        )
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except FileNotFoundError:
-        raise UserError(f"model.weights: {path} does not exist; give a .safetensors or .pth file, or null") from None
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"model.weights: {path} does not exist; give a .safetensors or .pth file, or null"
+        ) from None
+    except (
+        OSError,
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # whose message advises to run the code in the file
             reason = "it is no file of torch.save's, or holds more than tensors"
@@ -80,7 +109,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     for wrapper in ("state_dict", "model"):  # of timm's and torchvision's training scripts
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(value, torch.Tensor) for value in content.values())
+    ):
         raise UserError(f"model.weights: {path} holds no state dict (names and tensors)")
     return {_PREFIXES.sub("", key): tensor for key, tensor in content.items()}
 
@@ -98,7 +131,11 @@ def _problems(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) ->
         for key, tensor in own.items()
         if key in weights and weights[key].shape != tensor.shape
     ]
-    missing = [f"the file has no {key}" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    missing = [
+        f"the file has no {key}"
+        for key in own
+        if key not in weights and not key.endswith("num_batches_tracked")
+    ]
     extra = [f"the network has no {key}" for key in weights if key not in own]
     return [*shapes, *missing, *extra]
 

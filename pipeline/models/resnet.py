@@ -18,7 +18,12 @@ from pipeline.models.blocks import (
 )
 from pipeline.models.layers import Activation, NormAct, Stem, StemConv
 
-BlockType = type[BasicBlock] | type[BottleneckBlock] | type[PreactivationBasicBlock] | type[PreactivationBottleneckBlock]
+BlockType = (
+    type[BasicBlock]
+    | type[BottleneckBlock]
+    | type[PreactivationBasicBlock]
+    | type[PreactivationBottleneckBlock]
+)
 
 
 class ResNet(nn.Module):
@@ -100,7 +105,9 @@ class ResNet(nn.Module):
 
     def back_parameters(self) -> list[nn.Parameter]:
         """Of `back`: the first to have their gradients in a backward pass."""
-        own = {id(parameter) for module in (self.stem, *self.stages[:-1]) for parameter in module.parameters()}
+        own = {
+            id(parameter) for module in (self.stem, *self.stages[:-1]) for parameter in module.parameters()
+        }
         return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
     def divide(self) -> None:
@@ -112,7 +119,12 @@ class ResNet(nn.Module):
 
 
 def _stem(
-    kind: Literal["cifar", "imagenet"], in_channels: int, channels: int, options: BlockOptions, fused: bool, preactivation: bool
+    kind: Literal["cifar", "imagenet"],
+    in_channels: int,
+    channels: int,
+    options: BlockOptions,
+    fused: bool,
+    preactivation: bool,
 ) -> nn.Sequential:
     """The first convolution, and its norm unless the first block begins with one."""
     if kind == "imagenet":

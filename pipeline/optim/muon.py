@@ -70,18 +70,28 @@ class Muon(torch.optim.SGD):
         self._muon_momentum, self._muon_nesterov, self._sgd_lr_ratio = momentum, nesterov, sgd_lr_ratio
         sgd_lr = lr * sgd_lr_ratio
         plain = {"params": list(matrices), "weight_decay": weight_decay, "momentum": 0.0, "nesterov": False}
-        super().__init__([plain, *({**group, "lr": sgd_lr} for group in others)], lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+        super().__init__(
+            [plain, *({**group, "lr": sgd_lr} for group in others)],
+            lr=lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            fused=True,
+        )
         by_shape: dict[torch.Size, list[torch.Tensor]] = {}
         for matrix in matrices:
             by_shape.setdefault(matrix.shape, []).append(matrix)
             self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
         self._alike = list(by_shape.values())
         # many kernels that are small each: shapes do not wait for each other
-        self._streams = [torch.cuda.Stream(lr.device) for _ in self._alike] if lr.device.type == "cuda" else []
+        self._streams = (
+            [torch.cuda.Stream(lr.device) for _ in self._alike] if lr.device.type == "cuda" else []
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        assert closure is None and getattr(self, "grad_scale", None) is None, "gradients must be unscaled first"
+        assert closure is None and getattr(self, "grad_scale", None) is None, (
+            "gradients must be unscaled first"
+        )
         matrices, *others = self.param_groups
         for group in others:
             torch.mul(matrices["lr"], self._sgd_lr_ratio, out=group["lr"])
@@ -111,14 +121,19 @@ class Muon(torch.optim.SGD):
             return
         # which column is which plays no part, so they are taken as they lie in memory
         last = matrices[0].dim() == 4 and matrices[0].is_contiguous(memory_format=torch.channels_last)
-        gradient, before = (torch.stack([rearrange(t, "o i h w -> o h w i") if last else t for t in ts]) for ts in (gradients, buffers))
+        gradient, before = (
+            torch.stack([rearrange(t, "o i h w -> o h w i") if last else t for t in ts])
+            for ts in (gradients, buffers)
+        )
         momentum = before.lerp(gradient, 1 - self._muon_momentum)
         if found_inf is not None:
             momentum = torch.where(found_inf > 0, before, momentum)
         torch._foreach_copy_(buffers, _one_by_one(momentum, last))
         update = gradient.lerp(momentum, self._muon_momentum) if self._muon_nesterov else momentum
         flat = update.flatten(2)
-        update = (orthogonalise(flat) * math.sqrt(max(1.0, flat.shape[1] / flat.shape[2]))).reshape(update.shape)
+        update = (orthogonalise(flat) * math.sqrt(max(1.0, flat.shape[1] / flat.shape[2]))).reshape(
+            update.shape
+        )
         torch._foreach_copy_(gradients, _one_by_one(update, last))
 
 

@@ -26,7 +26,12 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     if config.name == "adamw":
         capturable = lr.is_cuda
         optimizer = torch.optim.AdamW(
-            _groups(config, trained, config.weight_decay), lr=lr, betas=config.betas, weight_decay=0.0, fused=True, capturable=capturable
+            _groups(config, trained, config.weight_decay),
+            lr=lr,
+            betas=config.betas,
+            weight_decay=0.0,
+            fused=True,
+            capturable=capturable,
         )
         optimizer._warned_capturable_if_run_uncaptured = True  # the steps before the capture are meant
         return optimizer
@@ -34,10 +39,14 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
         matrices = hidden_matrices(trained)
         mine = {id(p) for p in matrices}
         others = _groups(config, [p for p in trained if id(p) not in mine], config.sgd_weight_decay)
-        optimizer = Muon(matrices, others, lr, config.momentum, config.nesterov, config.weight_decay, config.sgd_lr_ratio)
+        optimizer = Muon(
+            matrices, others, lr, config.momentum, config.nesterov, config.weight_decay, config.sgd_lr_ratio
+        )
     else:
         groups = _groups(config, trained, config.weight_decay)
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        optimizer = torch.optim.SGD(
+            groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
+        )
     for group in optimizer.param_groups:
         if group["momentum"]:
             for parameter in group["params"]:
@@ -45,11 +54,16 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     return optimizer
 
 
-def _groups(config: OptimizerConfig, parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+def _groups(
+    config: OptimizerConfig, parameters: Sequence[nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
     """One group with weight decay and one without, or the one of them that is not empty."""
     decayed = [p for p in parameters if config.decay_norm_and_bias or p.ndim > 1]
     others = [p for p in parameters if not (config.decay_norm_and_bias or p.ndim > 1)]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
@@ -61,5 +75,7 @@ def hidden_matrices(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """
     matrices = [p for p in parameters if p.ndim > 1][1:-1]
     if not matrices:
-        raise UserError("optimizer.name: muon is for the weights between the first and the last, and this network has none; use sgd")
+        raise UserError(
+            "optimizer.name: muon is for the weights between the first and the last, and this network has none; use sgd"
+        )
     return matrices

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pipeline.config import ScheduleConfig, to_steps
 
 
-def build_schedule(peak: float, config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+def build_schedule(
+    peak: float, config: ScheduleConfig, steps_per_epoch: int, total_steps: int
+) -> Callable[[int], float]:
     """The learning rate as `lr_at(step)`, step 0 being the first update.
 
     Warm-up from `start_fraction` to the peak, a line (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then:
@@ -39,7 +41,9 @@ def build_schedule(peak: float, config: ScheduleConfig, steps_per_epoch: int, to
     return lr_at
 
 
-def parts_after_the_end(config: ScheduleConfig, duration: str, steps_per_epoch: int, total_steps: int) -> list[str]:
+def parts_after_the_end(
+    config: ScheduleConfig, duration: str, steps_per_epoch: int, total_steps: int
+) -> list[str]:
     """What of the schedule a run of this length does not come to, as where `duration` alone was shortened: a sentence for each key.
 
     No error: to train less than a recipe says is a way to try it.

@@ -122,7 +122,9 @@ def overlay(image: np.ndarray, evidence: np.ndarray, side_px: int) -> np.ndarray
     size = (max(round(image.shape[1] * zoom), 1), max(round(image.shape[0] * zoom), 1))
     low, high = GREY_RANGE
     luma = np.clip((image @ np.array(LUMA) - low) / (high - low), 0, 1)
-    filter_of_image = Image.Resampling.NEAREST if zoom >= 3 else Image.Resampling.BICUBIC  # small pixels are shown whole
+    filter_of_image = (
+        Image.Resampling.NEAREST if zoom >= 3 else Image.Resampling.BICUBIC
+    )  # small pixels are shown whole
     grey = np.asarray(Image.fromarray((255 * luma).astype(np.uint8)).resize(size, filter_of_image)) / 255.0
     scaled = Image.fromarray(evidence.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     colours = LinearSegmentedColormap.from_list("evidence", EVIDENCE)(np.asarray(scaled))
@@ -163,7 +165,9 @@ def _families(texts: Iterable[str]) -> list[str]:
     if not missing:
         return [_FONT]
     regular = {
-        entry.name: entry.fname for entry in font_manager.fontManager.ttflist if entry.style == "normal" and _LAST_RESORT not in entry.name
+        entry.name: entry.fname
+        for entry in font_manager.fontManager.ttflist
+        if entry.style == "normal" and _LAST_RESORT not in entry.name
     }
     return [_FONT, *next(([name] for name, path in sorted(regular.items()) if missing <= _charmap(path)), [])]
 

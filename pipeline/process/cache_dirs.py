@@ -28,7 +28,9 @@ def use_cache_folder() -> None:
     """
     for variable, name in VARIABLES.items():
         os.environ.setdefault(variable, str(cache_folder() / name))
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime keeps an identifier of the machine and a log in ~/.cache and /tmp
+    os.environ.setdefault(
+        "ORT_DISABLE_TELEMETRY", "1"
+    )  # onnxruntime keeps an identifier of the machine and a log in ~/.cache and /tmp
 
 
 def make_cache_folder() -> None:

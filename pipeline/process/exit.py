@@ -69,22 +69,36 @@ def failed_beside_this() -> tuple[int, str | None] | None:
             code = int(file.read() or EXIT_PREEMPTED)
     except FileNotFoundError:
         first = rank() - int(os.environ["LOCAL_RANK"])
-        gone = [number for number in range(first, first + count) if number not in alive and os.path.exists(_announcement(path, number))]
+        gone = [
+            number
+            for number in range(first, first + count)
+            if number not in alive and os.path.exists(_announcement(path, number))
+        ]
         if not gone or rank() not in alive:
             return None
         told = f"error: process {gone[0]} is gone before the first step: killed, perhaps for want of memory"
         return EXIT_FAILURE, told if rank() == min(alive) else None
-    return (code, "stopped: another process has failed" if rank() == 0 else None) if code != EXIT_PREEMPTED else None
+    return (
+        (code, "stopped: another process has failed" if rank() == 0 else None)
+        if code != EXIT_PREEMPTED
+        else None
+    )
 
 
 def _ranks_of_launcher() -> set[int]:
     """The processes that this one's launcher has started and that live."""
     ranks = set()
     for stat in glob.glob("/proc/[0-9]*/stat"):
-        with contextlib.suppress(OSError), open(stat) as file, open(stat.replace("stat", "environ"), "rb") as environment:
+        with (
+            contextlib.suppress(OSError),
+            open(stat) as file,
+            open(stat.replace("stat", "environ"), "rb") as environment,
+        ):
             state, parent = file.read().rpartition(")")[2].split()[:2]
             if state not in "ZX" and int(parent) == os.getppid():
-                ranks |= {int(entry[5:]) for entry in environment.read().split(b"\0") if entry.startswith(b"RANK=")}
+                ranks |= {
+                    int(entry[5:]) for entry in environment.read().split(b"\0") if entry.startswith(b"RANK=")
+                }
     return ranks
 
 
@@ -102,5 +116,7 @@ def leave_now(code: int, message: str | None = None) -> NoReturn:
 
 
 def _write(descriptor: int, text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may have hung up, or `| tee` be gone: all the more to be left
+    with contextlib.suppress(
+        OSError
+    ):  # the terminal may have hung up, or `| tee` be gone: all the more to be left
         os.write(descriptor, text.encode())

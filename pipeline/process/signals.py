@@ -102,10 +102,15 @@ class StopSignal:
 
     def _heard(self, number: int) -> None:
         if self._first is None:
-            self._first, idle = time.monotonic(), self._idle  # read once: the first step may be done in this moment
+            self._first, idle = (
+                time.monotonic(),
+                self._idle,
+            )  # read once: the first step may be done in this moment
             if self._exits and idle is not None:
                 code, doing = idle
                 failed = failed_beside_this() if code == EXIT_PREEMPTED else None
-                leave_now(*(failed or (code, f"stopped: by signal {number} {doing}" if rank() == 0 else None)))
+                leave_now(
+                    *(failed or (code, f"stopped: by signal {number} {doing}" if rank() == 0 else None))
+                )
         elif time.monotonic() > self._first + _ECHO_S:
             leave_now(128 + number)

@@ -41,9 +41,8 @@ def bottleneck_of_run(result: Mapping[str, Any], config: Config) -> str:
         return "Speed: not measured; no window between two log points held steady steps only. Train longer, or lower log.log_every."
     waiter = "the GPU" if on_gpu else "the training process"
     if waited >= NOTICEABLE:
-        return (
-            f"Bottleneck: the loader; {waiter} waited for its next batch {100 * waited:.0f} % of the time: {loader_remedy(config, on_gpu)}."
-        )
+        wait = f"{waiter} waited for its next batch {100 * waited:.0f} % of the time"
+        return f"Bottleneck: the loader; {wait}: {loader_remedy(config, on_gpu)}."
     step = f"Bottleneck: the step itself; {waiter} waited for data only {100 * waited:.1f} % of the time"
     if on_gpu and config.precision.mode == "fp32":
         return f"{step}: set precision.mode=fp16 or bf16."

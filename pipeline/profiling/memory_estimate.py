@@ -50,7 +50,9 @@ class MemoryEstimate:
         return max(int(room / (self.per_queued_image + self.per_image / self.accumulate)), 0)
 
 
-def estimate_memory(config: Config, num_processes: int, num_classes: int, num_resident: int) -> MemoryEstimate:
+def estimate_memory(
+    config: Config, num_processes: int, num_classes: int, num_resident: int
+) -> MemoryEstimate:
     """Estimate the memory of one process of a run. The network is built on the meta device: nothing is computed or allocated.
 
     Args:
@@ -81,14 +83,24 @@ def what_fits(config: Config, num_processes: int, memory: MemoryEstimate, availa
     """What to change where a batch did not fit into so many bytes: keys and values."""
     size = config.data.batch_size
     unit = num_processes * config.optimizer.accumulate * MIX_SOURCES[config.augment.mix]
-    images = min(memory.largest(available) * num_processes, size // 2)  # it did not fit, whatever the estimate says
+    images = min(
+        memory.largest(available) * num_processes, size // 2
+    )  # it did not fit, whatever the estimate says
     rounded = images // unit * unit
     if rounded >= 64 * unit:
         rounded = images // (64 * unit) * (64 * unit)
     if not rounded:
         return "no batch fits by estimate: use a smaller model.name, or a smaller data.resident_limit"
-    parts = next(count for count in range(2, size + 1) if size % (unit * count) == 0 and size // count <= rounded) if size > unit else 1
-    accumulate = f"optimizer.accumulate={config.optimizer.accumulate * parts} (the same batch in smaller parts), or " if parts > 1 else ""
+    parts = (
+        next(count for count in range(2, size + 1) if size % (unit * count) == 0 and size // count <= rounded)
+        if size > unit
+        else 1
+    )
+    accumulate = (
+        f"optimizer.accumulate={config.optimizer.accumulate * parts} (the same batch in smaller parts), or "
+        if parts > 1
+        else ""
+    )
     return (
         f"by estimate about {rounded} images fit into the {available / _MIB:,.0f} MiB that there are; use {accumulate}"
         f"data.batch_size={rounded} with optimizer.lr={config.optimizer.lr * rounded / size:.3g}"

@@ -31,7 +31,9 @@ sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot"))
 _FILLS = {"ModuleNode": "#E3EEF7", "FunctionNode": "#F4F5F7", "TensorNode": "#FFFFFF"}
 
 
-def draw_architecture(model: nn.Module, input_shape: tuple[int, int, int], path: Path, title: str, depth: int | None = None) -> int:
+def draw_architecture(
+    model: nn.Module, input_shape: tuple[int, int, int], path: Path, title: str, depth: int | None = None
+) -> int:
     """Draw the modules and functions that an image passes through, with names, output shapes and parameters.
 
     Args:
@@ -83,7 +85,9 @@ def _styled(graph: Any, model: nn.Module, title: str) -> str:
     font = {"fontname": "DejaVu Sans", "fontcolor": style.INK}
     picture = pygraphviz.AGraph(string=graph.visual_graph.source)
     picture.graph_attr.update(label=title, labelloc="t", labeljust="l", fontsize="14", **font)
-    picture.graph_attr.update(bgcolor=style.PAPER, pad="0.25", size="", dpi="96", ranksep="0.25", nodesep="0.3")
+    picture.graph_attr.update(
+        bgcolor=style.PAPER, pad="0.25", size="", dpi="96", ranksep="0.25", nodesep="0.3"
+    )
     picture.edge_attr.update(color=style.MUTED, arrowsize="0.7")
     modules = {id(module): (name, module) for name, module in model.named_modules()}
     inputs = {node.node_id for node in graph.root_container}
@@ -91,18 +95,36 @@ def _styled(graph: Any, model: nn.Module, title: str) -> str:
     for node_id, number in graph.id_dict.items():
         if picture.has_node(str(number)):
             box: Any = picture.get_node(str(number))
-            box.attr.update(shape="box", style="rounded,filled", margin="0.12,0.05", height="0.3", color=style.MUTED, fontsize="10", **font)
-            box.attr.update(label=_label(nodes[node_id], modules, inputs), fillcolor=_FILLS[type(nodes[node_id]).__name__])
-    clusters = {f"cluster_{graph.subgraph_dict[node_id]}": node for node_id, node in nodes.items() if node_id in graph.subgraph_dict}
+            box.attr.update(
+                shape="box",
+                style="rounded,filled",
+                margin="0.12,0.05",
+                height="0.3",
+                color=style.MUTED,
+                fontsize="10",
+                **font,
+            )
+            box.attr.update(
+                label=_label(nodes[node_id], modules, inputs), fillcolor=_FILLS[type(nodes[node_id]).__name__]
+            )
+    clusters = {
+        f"cluster_{graph.subgraph_dict[node_id]}": node
+        for node_id, node in nodes.items()
+        if node_id in graph.subgraph_dict
+    }
     _style_clusters(picture, clusters, modules, font)
     return picture.to_string()
 
 
-def _style_clusters(picture: Any, nodes: dict[str, Any], modules: dict[int, tuple[str, nn.Module]], font: dict[str, str]) -> None:
+def _style_clusters(
+    picture: Any, nodes: dict[str, Any], modules: dict[int, tuple[str, nn.Module]], font: dict[str, str]
+) -> None:
     for cluster in picture.subgraphs_iter():
         name, module = modules[nodes[cluster.name].compute_unit_id]
         kind = "" if isinstance(module, nn.Sequential) else f"  {type(module).__name__}"
-        cluster.graph_attr.update(label=name + kind, labeljust="l", style="rounded", color=style.MUTED, fontsize="10", **font)
+        cluster.graph_attr.update(
+            label=name + kind, labeljust="l", style="rounded", color=style.MUTED, fontsize="10", **font
+        )
         _style_clusters(cluster, nodes, modules, font)
 
 
@@ -140,7 +162,9 @@ def _render(source: str, file_format: str) -> bytes:
     fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder, "fonts.conf")
-        settings.write_text(f"<fontconfig><dir>{html.escape(str(fonts))}</dir><cachedir>{html.escape(folder)}</cachedir></fontconfig>")
+        settings.write_text(
+            f"<fontconfig><dir>{html.escape(str(fonts))}</dir><cachedir>{html.escape(folder)}</cachedir></fontconfig>"
+        )
         done = subprocess.run(
             [sys.executable, "-c", _DRAW, file_format],
             input=source.encode(),

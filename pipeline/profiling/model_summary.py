@@ -69,10 +69,16 @@ def build_for_summary(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
         UserError: as for `num_classes_of`.
     """
     shape = (3, config.image_size, config.image_size)
-    return on_meta(build_model(config.model, num_classes_of(config), shape[0], config.image_size, config.other_image_sizes)), shape
+    return on_meta(
+        build_model(
+            config.model, num_classes_of(config), shape[0], config.image_size, config.other_image_sizes
+        )
+    ), shape
 
 
-def summarise(model: nn.Module, input_shape: tuple[int, int, int], batch_size: int, precision: str) -> Summary:
+def summarise(
+    model: nn.Module, input_shape: tuple[int, int, int], batch_size: int, precision: str
+) -> Summary:
     """Describe a network.
 
     Args:
@@ -89,10 +95,19 @@ def summarise(model: nn.Module, input_shape: tuple[int, int, int], batch_size: i
         if name in outputs:
             shape = outputs[name]
             size = dtype.itemsize * batch_size * (torch.Size(shape).numel() if shape is not None else 0)
-            parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+            parameters = sum(
+                parameter.numel() for parameter in module.parameters() if parameter.requires_grad
+            )
             layers.append(Layer(name, type(module).__name__, shape, parameters, size, flops.get(name, 0.0)))
     saved = _saved_bytes(model, input_shape, dtype) * batch_size
-    return Summary(tuple(layers), input_shape, batch_size, precision, saved, count_flops(model, input_shape, backward=True)[""])
+    return Summary(
+        tuple(layers),
+        input_shape,
+        batch_size,
+        precision,
+        saved,
+        count_flops(model, input_shape, backward=True)[""],
+    )
 
 
 def _outputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...] | None]:
@@ -129,7 +144,9 @@ def _saved_bytes(model: nn.Module, input_shape: tuple[int, int, int], dtype: tor
 
     batch = 2  # what a norm keeps for a channel does not grow with the batch, and is nothing beside the rest
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = network(torch.empty(batch, *input_shape, dtype=dtype, device="meta"))  # held: what it keeps must live until all is counted
+        logits = network(
+            torch.empty(batch, *input_shape, dtype=dtype, device="meta")
+        )  # held: what it keeps must live until all is counted
     del logits
     return sum(kept.values()) // batch
 

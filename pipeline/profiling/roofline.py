@@ -13,7 +13,9 @@ from pipeline.models.flops import count_flops, on_meta
 from pipeline.models.layers import NormAct, Projection, Stem
 
 CONVOLUTION = "convolution: "
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (CONVOLUTION + way for way in ("forward", "input gradient", "weight gradient"))
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (
+    CONVOLUTION + way for way in ("forward", "input gradient", "weight gradient")
+)
 NORM_FORWARD, NORM_BACKWARD = (f"batch norm (+ ReLU, add): {way}" for way in ("forward", "backward"))
 STEM = "stem: convolution, batch norm, ReLU"
 OPTIMIZER = "optimizer and scaler"
@@ -37,7 +39,12 @@ class Work:
 
 
 def step_work(
-    model: nn.Module, input_shape: tuple[int, int, int], batch_size: int, element_bytes: int, optimizer: str, scaled: bool
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    batch_size: int,
+    element_bytes: int,
+    optimizer: str,
+    scaled: bool,
 ) -> dict[str, Work]:
     """Arithmetic of the convolutions, and traffic of SGD or AdamW and, where our kernels do it, of batch norm and stem.
 
@@ -54,18 +61,26 @@ def step_work(
     norms together; the fused stem 1 and 2.
     """
     flops = {name: batch_size * count for name, count in count_flops(model, input_shape).items()}
-    convolutions = {name: flops.get(name, 0.0) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    stems = [(name, module) for name, module in model.named_modules() if isinstance(module, Stem) and module.fused]
+    convolutions = {
+        name: flops.get(name, 0.0) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
+    stems = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, Stem) and module.fused
+    ]
     for name, _ in stems:
         convolutions.pop(f"{name}.0")
-    first = next(iter(convolutions.values()), 0.0) if not stems else 0.0  # the gradient by the images is not wanted
+    first = (
+        next(iter(convolutions.values()), 0.0) if not stems else 0.0
+    )  # the gradient by the images is not wanted
     total = sum(convolutions.values())
     work = {FORWARD: Work(total), INPUT_GRADIENT: Work(total - first), WEIGHT_GRADIENT: Work(total)}
     if optimizer in _OPTIMIZER_VALUES:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         work[OPTIMIZER] = Work(num_bytes=4 * (_OPTIMIZER_VALUES[optimizer] + scaled) * parameters)
     elements = _elements_moved(model, input_shape)
-    return work | {kind: Work(num_bytes=count * batch_size * element_bytes) for kind, count in elements.items()}
+    return work | {
+        kind: Work(num_bytes=count * batch_size * element_bytes) for kind, count in elements.items()
+    }
 
 
 def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Counter[str]:
@@ -73,7 +88,9 @@ def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Coun
     moved = Counter[str]()
     network = on_meta(model).eval()
     stems = {module[1] for module in network.modules() if isinstance(module, Stem) and module.fused}
-    blocks = [module for module in network.modules() if isinstance(getattr(module, "shortcut", None), Projection)]
+    blocks = [
+        module for module in network.modules() if isinstance(getattr(module, "shortcut", None), Projection)
+    ]
     projected = {child for block in blocks for child in block.children() if isinstance(child, NormAct)}
 
     def count(norm: nn.Module, _: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:

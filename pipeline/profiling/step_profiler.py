@@ -66,7 +66,9 @@ def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
         events: of a Chrome trace; those that ran on the GPU count.
         steps: how many steps they cover.
     """
-    kernels = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"])
+    kernels = sorted(
+        (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"]
+    )
     if not kernels:
         return []
     time, count = Counter[str](), Counter[str]()
@@ -78,7 +80,9 @@ def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
         covered += max(event["ts"] + event["dur"] - max(end, event["ts"]), 0.0)
         end = max(end, event["ts"] + event["dur"])
     span = end - kernels[0]["ts"]
-    rows = [Share(kind, spent / steps, spent / span, count[kind] / steps) for kind, spent in time.most_common()]
+    rows = [
+        Share(kind, spent / steps, spent / span, count[kind] / steps) for kind, spent in time.most_common()
+    ]
     return [*rows, Share("idle", (span - covered) / steps, (span - covered) / span, 0.0)]
 
 
@@ -95,10 +99,15 @@ def table(rows: list[Share], work: Mapping[str, Work], best: Work) -> str:
         done = work.get(row.kind, Work())
         achieved = [
             f"{amount / row.microseconds / 1e6:,.{digits}f} {unit} ({amount / row.microseconds * 1e6 / most:.0%})"
-            for amount, most, unit, digits in ((done.flops, best.flops, "TFLOP/s", 0), (done.num_bytes, best.num_bytes, "TB/s", 2))
+            for amount, most, unit, digits in (
+                (done.flops, best.flops, "TFLOP/s", 0),
+                (done.num_bytes, best.num_bytes, "TB/s", 2),
+            )
             if amount and most and row.microseconds
         ]
-        lines.append(f"| {row.kind} | {row.microseconds:,.1f} | {row.fraction:.1%} | {row.launches:.0f} | {', '.join(achieved)} |")
+        lines.append(
+            f"| {row.kind} | {row.microseconds:,.1f} | {row.fraction:.1%} | {row.launches:.0f} | {', '.join(achieved)} |"
+        )
     if best.flops and best.num_bytes:
         lines += [
             "",
@@ -158,5 +167,9 @@ class StepProfiler:
         trace.unlink()
         rows = shares(json.loads(text)["traceEvents"], self._steps)
         best = Work(matmul_flops_per_s(self._device), copy_bytes_per_s(self._device)) if rows else Work()
-        self.table = table(rows, self._work, best) if rows else profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20)
+        self.table = (
+            table(rows, self._work, best)
+            if rows
+            else profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20)
+        )
         (self._folder / "kernels.md").write_text(self.table)

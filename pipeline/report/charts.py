@@ -70,7 +70,9 @@ class Axis:
     tick_form: Form | None = None
 
 
-def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", dashed: Sequence[str] = ()) -> Chart:
+def draw(
+    title: str, series: Sequence[Series], axis: Axis, *, note: str = "", dashed: Sequence[str] = ()
+) -> Chart:
     """Lay out one panel over epochs.
 
     On a logarithmic axis there is no place for 0: what is not above it is left out of the line, whose name then ends at the foot.
@@ -104,21 +106,37 @@ def draw(title: str, series: Sequence[Series], axis: Axis, *, note: str = "", da
         share = (_scaled(value, axis) - bounds[0]) / (bounds[1] - bounds[0])
         return round(HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * min(max(share, 0.0), 1.0), 1)
 
-    ends = _spread([HEIGHT - _BOTTOM if line.last == 0 and axis.scale != "linear" else y(float(line.values[-1])) for line in series])
+    ends = _spread(
+        [
+            HEIGHT - _BOTTOM if line.last == 0 and axis.scale != "linear" else y(float(line.values[-1]))
+            for line in series
+        ]
+    )
     lines = []
     for line, name, end in zip(series, words, ends, strict=True):
         kept = _thinned(line)
-        path = "M" + "L".join(f"{x(float(e)):g} {y(float(v)):g}" for e, v in zip(kept.epochs, kept.values, strict=True))
+        path = "M" + "L".join(
+            f"{x(float(e)):g} {y(float(v)):g}" for e, v in zip(kept.epochs, kept.values, strict=True)
+        )
         dots = [
-            (x(float(e)), y(float(v)), f"{line.name} {axis.form(float(v))} at epoch {number(float(e))}".strip())
+            (
+                x(float(e)),
+                y(float(v)),
+                f"{line.name} {axis.form(float(v))} at epoch {number(float(e))}".strip(),
+            )
             for e, v in zip(line.epochs, line.values, strict=True)
         ]
         few = len(dots) if len(dots) <= _MOST_DOTS else 0
         lines.append(Line(line.color, path, dots[:few], (right + _GAP, end, name), line.name in dashed))
     described = "; ".join(
-        f"{line.name or 'value'} from {axis.form(float(line.values[0]))} to {value}" for line, value in zip(series, last, strict=True)
+        f"{line.name or 'value'} from {axis.form(float(line.values[0]))} to {value}"
+        for line, value in zip(series, last, strict=True)
     )
-    epochs = [float(tick) for tick in MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(0, num_epochs) if 0 <= tick <= num_epochs]
+    epochs = [
+        float(tick)
+        for tick in MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(0, num_epochs)
+        if 0 <= tick <= num_epochs
+    ]
     return Chart(
         title,
         note,
@@ -134,7 +152,10 @@ def _ticks(values: np.ndarray, axis: Axis) -> list[float]:
     """Round values that reach around the data: the axis ends with the outermost."""
     low, high = float(values.min()), float(values.max())
     if axis.scale == "log2":
-        return [2.0**exponent for exponent in range(math.floor(math.log2(low)) - 1, math.ceil(math.log2(high)) + 2)]
+        return [
+            2.0**exponent
+            for exponent in range(math.floor(math.log2(low)) - 1, math.ceil(math.log2(high)) + 2)
+        ]
     if axis.scale == "log10":
         decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
         ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
@@ -155,7 +176,9 @@ def _ticks(values: np.ndarray, axis: Axis) -> list[float]:
 def _few(ticks: list[float], axis: Axis) -> list[float]:
     """Of a logarithmic axis at most nine, so that their labels do not touch."""
     if axis.scale == "log10" and len(ticks) > 9:
-        decades = [tick for tick in ticks if math.isclose(math.log10(tick), round(math.log10(tick)), abs_tol=1e-9)]
+        decades = [
+            tick for tick in ticks if math.isclose(math.log10(tick), round(math.log10(tick)), abs_tol=1e-9)
+        ]
         ticks = decades if len(decades) > 1 else ticks
     return ticks[:: -(-len(ticks) // 9)]
 
@@ -187,7 +210,9 @@ def _spread(places: list[float]) -> list[float]:
     spread = [places[i] for i in order]
     for i in range(1, len(spread)):
         spread[i] = max(spread[i], spread[i - 1] + _LABEL_PITCH)
-    for i, floor in zip(reversed(range(len(spread))), np.arange(HEIGHT - _BOTTOM, 0, -_LABEL_PITCH), strict=False):
+    for i, floor in zip(
+        reversed(range(len(spread))), np.arange(HEIGHT - _BOTTOM, 0, -_LABEL_PITCH), strict=False
+    ):
         spread[i] = min(spread[i], float(floor))
     moved = dict(zip(order, spread, strict=True))
     return [round(moved[i], 1) for i in range(len(places))]

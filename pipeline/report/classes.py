@@ -66,12 +66,24 @@ def confusion_of(predictions: Predictions) -> Confusion:
     pairs = []
     for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True):
         if wrong[row, column]:
-            pairs.append((names[row], names[column], int(wrong[row, column]), style.percent(float(shares[row, column]))))
+            pairs.append(
+                (
+                    names[row],
+                    names[column],
+                    int(wrong[row, column]),
+                    style.percent(float(shares[row, column])),
+                )
+            )
     if len(names) > MOST_CELLS:
         return Confusion(names, [], _picture(shares), pairs)
     rows = [
         [
-            Cell(int(matrix[i, j]), round(_shade(float(shares[i, j])), 3), i == j, f"true {names[i]}, predicted {names[j]}: {matrix[i, j]}")
+            Cell(
+                int(matrix[i, j]),
+                round(_shade(float(shares[i, j])), 3),
+                i == j,
+                f"true {names[i]}, predicted {names[j]}: {matrix[i, j]}",
+            )
             for j in range(len(names))
         ]
         for i in range(len(names))
@@ -119,7 +131,9 @@ def _shares(run: Predictions) -> dict[str, Share]:
         right, total = int(matrix[i, i]), int(matrix[i].sum())
         if total:
             low, high = wilson(right, total)
-            found[name] = Share(right / total, low, high, f"{100 * right / total:.1f} %", f"{right:,} of {total:,}")
+            found[name] = Share(
+                right / total, low, high, f"{100 * right / total:.1f} %", f"{right:,} of {total:,}"
+            )
     return found
 
 

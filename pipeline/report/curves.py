@@ -16,8 +16,15 @@ from pipeline.errors import UserError
 from pipeline.plotting import style
 
 _WIDTH_PX, _HEIGHT_PX = 1400, 900
-_MARGIN_PX, _RIGHT_PX, _GAP_PX = 84, 48, 104  # left and right of all, between panels: with room for tick labels
-_LABEL_ROOM_PX, _LABEL_PITCH_PX = 128, 18  # of the labels at the ends of lines: width kept free, least distance
+_MARGIN_PX, _RIGHT_PX, _GAP_PX = (
+    84,
+    48,
+    104,
+)  # left and right of all, between panels: with room for tick labels
+_LABEL_ROOM_PX, _LABEL_PITCH_PX = (
+    128,
+    18,
+)  # of the labels at the ends of lines: width kept free, least distance
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Record = dict[str, Any]
@@ -55,7 +62,10 @@ def draw_curves(run_folder: Path) -> Path:
     """
     records = read_metrics(run_folder / "metrics.jsonl")
     train = [r for r in records if r.get("kind") == "train"]
-    evals = {split: [r for r in records if r.get("kind") == "eval" and r.get("split") == split] for split in ("holdout", "test")}
+    evals = {
+        split: [r for r in records if r.get("kind") == "eval" and r.get("split") == split]
+        for split in ("holdout", "test")
+    }
     best_on = "holdout" if evals["holdout"] else "test"
     best = series_of(f"best {best_on}", style.INK, evals[best_on], "accuracy")
     scale = series_of("", style.INK, train, "loss_scale")
@@ -67,7 +77,11 @@ def draw_curves(run_folder: Path) -> Path:
         figure = style.new_figure(_WIDTH_PX, _HEIGHT_PX)
         _header(figure, title, _summary(evals["test"], best, best_on))
         loss, accuracy = _row(figure, 2, 160, 320, num_epochs, end_px=_LABEL_ROOM_PX)
-        sources = (("train", style.BLUE, train), ("holdout", style.GREEN, evals["holdout"]), ("test", style.VERMILLION, evals["test"]))
+        sources = (
+            ("train", style.BLUE, train),
+            ("holdout", style.GREEN, evals["holdout"]),
+            ("test", style.VERMILLION, evals["test"]),
+        )
         losses, accuracies = ([series_of(*source, key) for source in sources] for key in ("loss", "accuracy"))
         _panel(loss, "Loss", losses)
         _fit_loss(loss, losses)
@@ -85,7 +99,12 @@ def draw_curves(run_folder: Path) -> Path:
             lower[1].set_yscale("log", base=2)
             lower[1].set_ylim(scale.values.min() / 4, scale.values.max() * 4)
             lower[1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_two(value)))
-        _panel(lower[-1], "Images per second", [speed], f"last {speed.values[-1]:,.0f}" if len(speed.values) else "")
+        _panel(
+            lower[-1],
+            "Images per second",
+            [speed],
+            f"last {speed.values[-1]:,.0f}" if len(speed.values) else "",
+        )
         lower[-1].set_ylim(bottom=0)
         path = run_folder / "curves.png"
         style.save_png(figure, path)
@@ -130,20 +149,30 @@ def _summary(test: Sequence[Record], best: Series, best_on: str) -> str:
         last = test[-1]
         counts = f" ({last['correct']:,} of {last['seen']:,})" if "correct" in last and "seen" in last else ""
         accuracy = _finite(last.get("accuracy"))
-        parts.append(f"test accuracy {'unknown' if accuracy is None else percent(accuracy, 2)}{counts} at the last step")
+        parts.append(
+            f"test accuracy {'unknown' if accuracy is None else percent(accuracy, 2)}{counts} at the last step"
+        )
     if len(best.values):
         at = int(best.values.argmax())
-        parts.append(f"best {percent(best.values[at], 2)} at epoch {number(best.epochs[at])}, selected on the {best_on} set")
+        parts.append(
+            f"best {percent(best.values[at], 2)} at epoch {number(best.epochs[at])}, selected on the {best_on} set"
+        )
     return "   ·   ".join(parts)
 
 
 def _header(figure: Figure, title: str, summary: str) -> None:
     left, room_px = _MARGIN_PX / _WIDTH_PX, _WIDTH_PX - _MARGIN_PX - _RIGHT_PX
-    style.shorten(figure.text(left, 1 - 58 / _HEIGHT_PX, title, fontsize=26 * style.PX, fontweight="bold"), room_px)
-    style.shorten(figure.text(left, 1 - 90 / _HEIGHT_PX, summary, fontsize=15 * style.PX, color=style.MUTED), room_px)
+    style.shorten(
+        figure.text(left, 1 - 58 / _HEIGHT_PX, title, fontsize=26 * style.PX, fontweight="bold"), room_px
+    )
+    style.shorten(
+        figure.text(left, 1 - 90 / _HEIGHT_PX, summary, fontsize=15 * style.PX, color=style.MUTED), room_px
+    )
 
 
-def _row(figure: Figure, count: int, top_px: int, height_px: int, num_epochs: float, end_px: int = 0) -> list[Axes]:
+def _row(
+    figure: Figure, count: int, top_px: int, height_px: int, num_epochs: float, end_px: int = 0
+) -> list[Axes]:
     """`count` equal panels side by side, each with `end_px` kept free behind it."""
     pitch_px = (_WIDTH_PX - _MARGIN_PX - _RIGHT_PX + _GAP_PX) / count
     width_px = pitch_px - _GAP_PX - end_px
@@ -165,10 +194,25 @@ def _panel(axes: Axes, heading: str, lines: Sequence[Series], note: str = "") ->
     axes.set_title(note, loc="right", fontsize=13 * style.PX, fontweight="normal", color=style.MUTED)
     for line in lines:
         few = len(line.values) == 1 or (line.name not in ("", "train") and len(line.values) <= 40)
-        axes.plot(line.epochs, line.values, color=line.color, linewidth=1.8, marker="o" if few else "", markersize=4.5, clip_on=False)
+        axes.plot(
+            line.epochs,
+            line.values,
+            color=line.color,
+            linewidth=1.8,
+            marker="o" if few else "",
+            markersize=4.5,
+            clip_on=False,
+        )
     if not any(len(line.values) for line in lines):
         axes.text(
-            0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", va="center", fontsize=13 * style.PX, color=style.MUTED
+            0.5,
+            0.5,
+            "nothing recorded",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            fontsize=13 * style.PX,
+            color=style.MUTED,
         )
         axes.yaxis.set_major_locator(NullLocator())
 
@@ -199,7 +243,11 @@ def _fit_accuracy(axes: Axes, best: Series) -> None:
             zorder=5,
         )
         axes.set_title(
-            f"★ {best.name} {percent(best.values[at])}", loc="right", fontsize=13 * style.PX, fontweight="normal", color=best.color
+            f"★ {best.name} {percent(best.values[at])}",
+            loc="right",
+            fontsize=13 * style.PX,
+            fontweight="normal",
+            color=best.color,
         )
 
 
@@ -216,7 +264,16 @@ def _label_ends(axes: Axes, lines: Sequence[Series], form: Callable[[float], str
         places[i] = min(places[i], float(ceiling))
     for line, place in zip(lines, places, strict=True):
         words = f"{line.name} {form(line.last) if math.isfinite(line.last) else 'NaN'}"
-        axes.text(1.025, place, words, transform=axes.transAxes, va="center", fontsize=13 * style.PX, fontweight="bold", color=line.color)
+        axes.text(
+            1.025,
+            place,
+            words,
+            transform=axes.transAxes,
+            va="center",
+            fontsize=13 * style.PX,
+            fontweight="bold",
+            color=line.color,
+        )
 
 
 def percent(share: float, digits: int = 1) -> str:

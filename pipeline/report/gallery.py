@@ -32,7 +32,11 @@ def gallery(predictions: Predictions) -> list[Shown]:
     names = [style.one_line(name) for name in predictions.class_names.tolist()]
     items = []
     for i, sample in enumerate(predictions.shown.tolist()):
-        image, true, predicted = predictions.images[i], predictions.labels[sample], predictions.predicted[sample]
+        image, true, predicted = (
+            predictions.images[i],
+            predictions.labels[sample],
+            predictions.predicted[sample],
+        )
         file = style.one_line(str(predictions.shown_names[i]))
         evidence = ""
         if i < len(predictions.maps):

@@ -21,7 +21,14 @@ def draw_sizes(checked: Checked, path: Path) -> Path:
     with style.drawing([root]):
         figure = style.new_figure(_WIDTH_PX, _HEIGHT_PX)
         bad = f", {len(checked.bad):,} files cannot be used" if checked.bad else ""
-        figure.text(0.06, 0.93, f"{root}: {len(sizes):,} images{bad}", fontsize=19 * style.PX, fontweight="bold", va="center")
+        figure.text(
+            0.06,
+            0.93,
+            f"{root}: {len(sizes):,} images{bad}",
+            fontsize=19 * style.PX,
+            fontweight="bold",
+            va="center",
+        )
         panels = [figure.add_axes((left, 0.14, 0.25, 0.6)) for left in (0.06, 0.385, 0.71)]
         _histogram(panels[0], shorter, "Shorter side", "pixels")
         _histogram(panels[1], ratio, "Width by height", "ratio")
@@ -50,10 +57,19 @@ def _classes(axes: Axes, checked: Checked) -> None:
     axes.set_title("Images a class")
     for part, color in (("train", style.BLUE), ("test", style.VERMILLION)):
         counts = np.sort(checked.class_counts(part))[::-1]
-        axes.step(np.arange(len(counts) + 1), np.append(counts, counts[-1]), where="post", color=color, label=part)
+        axes.step(
+            np.arange(len(counts) + 1), np.append(counts, counts[-1]), where="post", color=color, label=part
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, len(checked.listing.classes))
     axes.set_xlabel("classes, the largest first")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     # above the axes: classes of one size are a line along the top
-    axes.legend(frameon=False, fontsize=13 * style.PX, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=2)
+    axes.legend(
+        frameon=False,
+        fontsize=13 * style.PX,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0.2,
+        ncols=2,
+    )

@@ -16,11 +16,17 @@ def draw(found: RangeTest, path: Path, title: str, subtitle: str) -> None:
     with style.drawing([title, subtitle]):
         figure = style.new_figure(width, height)
         room = width - left - right
-        heading = figure.text(left / width, 1 - 48 / height, style.one_line(title), fontsize=22 * style.PX, fontweight="bold")
+        heading = figure.text(
+            left / width, 1 - 48 / height, style.one_line(title), fontsize=22 * style.PX, fontweight="bold"
+        )
         style.shorten(heading, room)
-        note = figure.text(left / width, 1 - 78 / height, style.one_line(subtitle), fontsize=14 * style.PX, color=style.MUTED)
+        note = figure.text(
+            left / width, 1 - 78 / height, style.one_line(subtitle), fontsize=14 * style.PX, color=style.MUTED
+        )
         style.shorten(note, room)
-        axes = figure.add_axes((left / width, bottom / height, room / width, (height - top - bottom) / height))
+        axes = figure.add_axes(
+            (left / width, bottom / height, room / width, (height - top - bottom) / height)
+        )
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("training loss")
@@ -28,14 +34,35 @@ def draw(found: RangeTest, path: Path, title: str, subtitle: str) -> None:
         axes.plot(found.rates, found.smoothed, color=style.BLUE, linewidth=2.2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.margins(y=0.12)
-        for rate, name, color in ((found.steepest, "falls fastest", style.GREEN), (found.suggested, "suggested maximum", style.VERMILLION)):
+        for rate, name, color in (
+            (found.steepest, "falls fastest", style.GREEN),
+            (found.suggested, "suggested maximum", style.VERMILLION),
+        ):
             if rate is not None:
                 at = float(np.interp(np.log(rate), np.log(found.rates), found.smoothed))
-                axes.plot([rate, rate], [0, 1], transform=axes.get_xaxis_transform(), color=color, linewidth=1.2, linestyle="--")
-                axes.plot(rate, at, marker="o", markersize=8, color=color, markeredgecolor=style.PAPER, label=f"{name} {rate:.2g}")
+                axes.plot(
+                    [rate, rate],
+                    [0, 1],
+                    transform=axes.get_xaxis_transform(),
+                    color=color,
+                    linewidth=1.2,
+                    linestyle="--",
+                )
+                axes.plot(
+                    rate,
+                    at,
+                    marker="o",
+                    markersize=8,
+                    color=color,
+                    markeredgecolor=style.PAPER,
+                    label=f"{name} {rate:.2g}",
+                )
         if found.fell:
             figure.legend(
-                *axes.get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(1 - right / width, 1 - 24 / height), frameon=False
+                *axes.get_legend_handles_labels(),
+                loc="upper right",
+                bbox_to_anchor=(1 - right / width, 1 - 24 / height),
+                frameon=False,
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         style.save_png(figure, path)

@@ -81,7 +81,8 @@ def _view(run: RunRecord, position: int, single: bool) -> RunView:
         problems=run.problems,
         command=shlex.join(map(str, run.environment.get("command") or [])),
         continued=[
-            (int(item.get("step") or 0), shlex.join(map(str, item.get("command") or []))) for item in run.environment.get("continued") or []
+            (int(item.get("step") or 0), shlex.join(map(str, item.get("command") or [])))
+            for item in run.environment.get("continued") or []
         ],
         bottleneck=bottleneck_of_run(run.result, run.config) if run.finished and run.config else "",
         skipped=_skipped(run),
@@ -95,14 +96,24 @@ def _view(run: RunRecord, position: int, single: bool) -> RunView:
 
 def _subtitle(run: RunRecord) -> str:
     values, world_size = run.values, run.environment.get("world_size")
-    device = (run.environment.get("gpu") or {}).get("name") or ("GPU" if run.environment.get("device") == "cuda" else "CPU")
+    device = (run.environment.get("gpu") or {}).get("name") or (
+        "GPU" if run.environment.get("device") == "cuda" else "CPU"
+    )
     where = [f"{world_size} × {device}"] if world_size else []
     plural = "" if str(values["duration"]) in ("1ep", "1st") else "s"
     parts = [
         f"{values['model.name']} on {values['data.dataset']}",
         str(values["duration"]).replace("ep", " epoch" + plural).replace("st", " step" + plural),
     ]
-    return " · ".join([*parts, f"batch {values['data.batch_size']}", str(values["precision.mode"]), *where, f"seed {values['seed']}"])
+    return " · ".join(
+        [
+            *parts,
+            f"batch {values['data.batch_size']}",
+            str(values["precision.mode"]),
+            *where,
+            f"seed {values['seed']}",
+        ]
+    )
 
 
 def _status(run: RunRecord) -> str:
@@ -110,7 +121,11 @@ def _status(run: RunRecord) -> str:
     if run.finished:
         return ""
     last = run.last
-    where = f"its last record is of step {last.get('step')}, epoch {number(last.get('epoch') or 0)}" if last else "it has logged nothing"
+    where = (
+        f"its last record is of step {last.get('step')}, epoch {number(last.get('epoch') or 0)}"
+        if last
+        else "it has logged nothing"
+    )
     return f"This run has not finished: {where}. `resume=auto` continues it from its last checkpoint."
 
 
@@ -126,7 +141,9 @@ def _skipped(run: RunRecord) -> str:
         now = int(record.get("skipped_steps") or 0)
         if now > before:
             step = int(record.get("step") or 0)
-            parts.append(f"{now - before} in " + (f"step {step}" if step == since + 1 else f"steps {since + 1}–{step}"))
+            parts.append(
+                f"{now - before} in " + (f"step {step}" if step == since + 1 else f"steps {since + 1}–{step}")
+            )
         before, since = now, int(record.get("step") or 0)
     more = f" and {len(parts) - 6} more stretches" if len(parts) > 6 else ""
     share = percent(total / max(steps, 1), 2)
@@ -154,9 +171,17 @@ def _tested(run: RunRecord) -> str:
             "`python -m pipeline report RUN --refresh` makes them from the last checkpoint, where the data set is at hand."
         )
     right, total = int((predictions.rank == 0).sum()), len(predictions.rank)
-    top5 = f", {percent(float((predictions.rank < 5).mean()), 2)} among the five most probable" if len(predictions.class_names) > 20 else ""
+    top5 = (
+        f", {percent(float((predictions.rank < 5).mean()), 2)} among the five most probable"
+        if len(predictions.class_names) > 20
+        else ""
+    )
     own = run.result.get("test_accuracy")
-    trained = f"; the run's own evaluation, in {run.values['precision.mode']}, says {percent(own, 2)}" if own is not None else ""
+    trained = (
+        f"; the run's own evaluation, in {run.values['precision.mode']}, says {percent(own, 2)}"
+        if own is not None
+        else ""
+    )
     return f"{right:,} of {total:,} test images are right ({percent(right / total, 2)}{top5}) in float32, one view each{trained}."
 
 
@@ -185,7 +210,11 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     context = page_of([read_run(folder) for folder in folders])
     # class names, paths and commands may hold markup: everything is escaped but the style sheet
     environment = Environment(
-        loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     style = Markup(files("pipeline").joinpath("templates/report.css").read_text(encoding="utf-8"))
     html = environment.get_template("report.html.j2").render(context, style=style)
@@ -194,7 +223,9 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         beside.write_text(html.lstrip(), encoding="utf-8", errors="replace")
         beside.replace(output)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error}); choose another place with --output") from None
+        raise UserError(
+            f"{output}: cannot be written ({error.strerror or error}); choose another place with --output"
+        ) from None
     finally:
         with suppress(OSError):
             beside.unlink()

@@ -62,7 +62,9 @@ def charts_of_many(runs: Sequence[RunRecord]) -> list[Chart]:
 
 def _step_charts(sources: Sequence[tuple[str, str, list[Record]]]) -> list[Chart]:
     """Learning rate, images per second and, where there is one, loss scale."""
-    rates, speeds, scales = ([series_of(*source, key) for source in sources] for key in ("lr", "images_per_sec", "loss_scale"))
+    rates, speeds, scales = (
+        [series_of(*source, key) for source in sources] for key in ("lr", "images_per_sec", "loss_scale")
+    )
     charts = [
         draw("Learning rate", rates, Axis(low=0.0, form="{:.3g}".format)),
         draw("Images per second", speeds, Axis(low=0.0, form=_rate)),
@@ -78,7 +80,9 @@ def _rate(speed: float) -> str:
 
 
 def scale_note(runs: Sequence[RunRecord]) -> str:
-    if {record["loss_scale"] for run in runs for record in run.train if record.get("loss_scale") is not None} != {1}:
+    if {
+        record["loss_scale"] for run in runs for record in run.train if record.get("loss_scale") is not None
+    } != {1}:
         return ""  # drawn, or not recorded
     return "1 throughout: only fp16 needs one; bf16 and fp32 have the range for small gradients."
 

@@ -69,7 +69,10 @@ def read_run(folder: Path) -> RunRecord:
     values = {key: field.get_default() for key, field in leaf_fields()}
     values |= attempt(lambda: flatten(read_recipe(recipe).values), {})
     config = attempt(lambda: load_config(recipe), None)
-    result, environment = attempt(lambda: _read_json(folder / "result.json"), {}), attempt(lambda: _read_json(folder / "env.json"), {})
+    result, environment = (
+        attempt(lambda: _read_json(folder / "result.json"), {}),
+        attempt(lambda: _read_json(folder / "env.json"), {}),
+    )
     metrics = attempt(lambda: read_metrics(folder / "metrics.jsonl"), [])
     predictions = attempt(lambda: Predictions.load(folder), None)
     train = [record for record in metrics if record.get("kind") == "train"]
@@ -77,7 +80,9 @@ def read_run(folder: Path) -> RunRecord:
         split: [record for record in metrics if record.get("kind") == "eval" and record.get("split") == split]
         for split in ("holdout", "test")
     }
-    return RunRecord(folder.resolve().name, values, config, environment, result, train, evals, predictions, problems)
+    return RunRecord(
+        folder.resolve().name, values, config, environment, result, train, evals, predictions, problems
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -57,21 +57,29 @@ def _result(key: str, form: Callable[[Any], str]) -> Get:
 
 def _speed(run: RunRecord) -> str:
     speed = run.result.get("images_per_sec") or {}
-    return f"{speed['median']:,.0f} ({speed['p10']:,.0f} – {speed['p90']:,.0f}, n = {speed['n']})" if speed.get("median") else _UNKNOWN
+    return (
+        f"{speed['median']:,.0f} ({speed['p10']:,.0f} – {speed['p90']:,.0f}, n = {speed['n']})"
+        if speed.get("median")
+        else _UNKNOWN
+    )
 
 
 def _test_accuracy(run: RunRecord) -> str:
     record = run.evals["test"][-1] if run.evals["test"] else {}
     if record.get("accuracy") is None:
         return _UNKNOWN
-    counts = f" ({record['correct']:,} of {record['seen']:,})" if "correct" in record and "seen" in record else ""
+    counts = (
+        f" ({record['correct']:,} of {record['seen']:,})" if "correct" in record and "seen" in record else ""
+    )
     return percent(record["accuracy"], 2) + counts
 
 
 def _best(run: RunRecord) -> str:
     best = run.result.get("best_test_accuracy")
     return (
-        _UNKNOWN if best is None else f"{percent(best, 2)} (step {run.result['best_step']:,}, by the {run.result['best_selected_on']} set)"
+        _UNKNOWN
+        if best is None
+        else f"{percent(best, 2)} (step {run.result['best_step']:,}, by the {run.result['best_selected_on']} set)"
     )
 
 
@@ -82,9 +90,17 @@ def _exact(share: float) -> str:
 _FIGURES: tuple[tuple[str, Get, str], ...] = (
     ("test accuracy", _test_accuracy, "of the last evaluation"),
     ("best test accuracy", _best, "at the step that the named set selects"),
-    ("test accuracy with flip", _result("test_accuracy_flip_tta", _exact), "mean of the image's logits and its mirror image's"),
+    (
+        "test accuracy with flip",
+        _result("test_accuracy_flip_tta", _exact),
+        "mean of the image's logits and its mirror image's",
+    ),
     ("test accuracy, ema", _result("test_ema_accuracy", _exact), "of the moving average of the weights"),
-    ("test accuracy, ema with flip", _result("test_ema_accuracy_flip_tta", _exact), "of the moving average, with the mirror image"),
+    (
+        "test accuracy, ema with flip",
+        _result("test_ema_accuracy_flip_tta", _exact),
+        "of the moving average, with the mirror image",
+    ),
     ("test loss", _result("test_loss", "{:.4f}".format), "cross-entropy, without label smoothing"),
     ("training loss", _result("train_loss", "{:.4f}".format), "mean of the last log window"),
     ("parameters", _result("num_parameters", "{:,}".format), "trainable"),
@@ -92,10 +108,26 @@ _FIGURES: tuple[tuple[str, Get, str], ...] = (
     ("time of a step", _result("step_ms", "{:,.2f} ms".format), "median"),
     ("waiting for data", _result("data_wait_fraction", percent), "share of a step without a batch"),
     ("warm-up", _result("compile_s", duration), "compiling, cuDNN's trials, capture"),
-    ("first step done after", _result("first_step_s", duration), "from the start of the command, the last one of a continued run"),
-    ("training time", _result("train_s", duration), "all steps, those before a stop too, without evaluation and saving"),
-    ("time in all", _result("wall_s", duration), "from the start of the command, the last one of a continued run, to the result"),
-    ("peak memory", _result("peak_memory_bytes", lambda value: f"{value / 2**30:.2f} GiB"), "of the GPU; on the CPU, of the process"),
+    (
+        "first step done after",
+        _result("first_step_s", duration),
+        "from the start of the command, the last one of a continued run",
+    ),
+    (
+        "training time",
+        _result("train_s", duration),
+        "all steps, those before a stop too, without evaluation and saving",
+    ),
+    (
+        "time in all",
+        _result("wall_s", duration),
+        "from the start of the command, the last one of a continued run, to the result",
+    ),
+    (
+        "peak memory",
+        _result("peak_memory_bytes", lambda value: f"{value / 2**30:.2f} GiB"),
+        "of the GPU; on the CPU, of the process",
+    ),
     ("skipped steps", _result("skipped_steps", "{:,}".format), "updates left out because fp16 overflowed"),
     ("recompilations", _result("recompilations", "{:,}".format), "after warm-up; 0 is right"),
 )
@@ -112,17 +144,27 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     result, record = run.result, run.evals["test"][-1] if run.evals["test"] else {}
     speed, found = result.get("images_per_sec") or {}, []
     if record.get("accuracy") is not None:
-        counts = f"{record['correct']:,} of {record['seen']:,}" if "correct" in record and "seen" in record else ""
+        counts = (
+            f"{record['correct']:,} of {record['seen']:,}" if "correct" in record and "seen" in record else ""
+        )
         found.append(("test accuracy", percent(record["accuracy"], 2), counts))
     if result.get("best_test_accuracy") is not None:
         found.append(
-            ("best", percent(result["best_test_accuracy"], 2), f"step {result['best_step']:,}, by the {result['best_selected_on']} set")
+            (
+                "best",
+                percent(result["best_test_accuracy"], 2),
+                f"step {result['best_step']:,}, by the {result['best_selected_on']} set",
+            )
         )
     if speed.get("median"):
-        found.append(("images per second", f"{speed['median']:,.0f}", f"{speed['p10']:,.0f} – {speed['p90']:,.0f}"))
+        found.append(
+            ("images per second", f"{speed['median']:,.0f}", f"{speed['p10']:,.0f} – {speed['p90']:,.0f}")
+        )
     if result.get("train_s") is not None:
         since = "since it was continued" if run.environment.get("continued") else "in all"
-        found.append(("training time", duration(result["train_s"]), f"{duration(result.get('wall_s'))} {since}"))
+        found.append(
+            ("training time", duration(result["train_s"]), f"{duration(result.get('wall_s'))} {since}")
+        )
     if result.get("num_parameters"):
         found.append(("parameters", _short(result["num_parameters"]), f"{result['num_parameters']:,}"))
     return found
@@ -137,7 +179,9 @@ def _text(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_text, value))}]"
-    return f"{value:.15g}" if isinstance(value, float) else str(value)  # all digits: rounded, a changed value may look like the default
+    return (
+        f"{value:.15g}" if isinstance(value, float) else str(value)
+    )  # all digits: rounded, a changed value may look like the default
 
 
 def config_rows(runs: Sequence[RunRecord]) -> list[Row]:
@@ -154,7 +198,10 @@ def config_rows(runs: Sequence[RunRecord]) -> list[Row]:
 
 
 def environment_rows(runs: Sequence[RunRecord]) -> list[Row]:
-    flat = [flatten({key: value for key, value in run.environment.items() if key not in _NOT_IN_ENVIRONMENT}) for run in runs]
+    flat = [
+        flatten({key: value for key, value in run.environment.items() if key not in _NOT_IN_ENVIRONMENT})
+        for run in runs
+    ]
     rows = []
     for key in dict.fromkeys(key for values in flat for key in values):
         values = [_text(values[key]) if key in values else _UNKNOWN for values in flat]
@@ -162,7 +209,10 @@ def environment_rows(runs: Sequence[RunRecord]) -> list[Row]:
             continue
         name = key.removeprefix("packages.").replace("_", " ").replace("gpu.", "GPU ")
         if name.endswith(" bytes"):
-            name, values = name.removesuffix(" bytes"), [f"{int(text) / 2**30:.1f} GiB" if text.isdigit() else text for text in values]
+            name, values = (
+                name.removesuffix(" bytes"),
+                [f"{int(text) / 2**30:.1f} GiB" if text.isdigit() else text for text in values],
+            )
         rows.append(Row(name, values, differs=len(set(values)) > 1))
     return rows
 

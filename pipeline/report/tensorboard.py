@@ -43,8 +43,15 @@ def write_end_of_run(
     from torch.utils.tensorboard.summary import hparams as summaries_of
 
     with SummaryWriter(str(run_folder / "tb")) as writer:
-        known = {f"hparam/{name}": float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
-        plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in hparams.items()}
+        known = {
+            f"hparam/{name}": float(value)
+            for name, value in metrics.items()
+            if value is not None and math.isfinite(value)
+        }
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in hparams.items()
+        }
         assert writer.file_writer is not None
         for summary in summaries_of(plain, known):
             writer.file_writer.add_summary(summary)
@@ -53,7 +60,9 @@ def write_end_of_run(
         if predictions is not None:
             _write_images(writer, predictions, step)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit")  # which TensorBoard's graph of a network is made by
+            warnings.filterwarnings(
+                "ignore", "`torch.jit"
+            )  # which TensorBoard's graph of a network is made by
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             writer.add_graph(copy.deepcopy(model).cpu().eval(), torch.zeros(1, 3, *image_size))
 

@@ -80,7 +80,9 @@ class CheckpointWriter:
         self._folder, self._config_hash, self._keep = checkpoints, config_hash, keep
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._stream: torch.cuda.Stream | None = None  # one for all: torch has 32, and would soon hand out that of training itself
+        self._stream: torch.cuda.Stream | None = (
+            None  # one for all: torch has 32, and would soon hand out that of training itself
+        )
 
     def save(self, snapshot: Snapshot) -> None:
         """Write the snapshot soon. Waits for the write before; raises what went wrong in that."""
@@ -122,7 +124,9 @@ class CheckpointWriter:
         temporary, aside = (self._folder / f".{final.name}.{suffix}" for suffix in ("tmp", "old.tmp"))
         for abandoned in self._folder.glob(".step-*.tmp"):  # by a run that was killed while it wrote
             shutil.rmtree(abandoned, ignore_errors=True)
-        self._folder.mkdir(exist_ok=True)  # not its parents: a run folder that has gone is not to come back in parts
+        self._folder.mkdir(
+            exist_ok=True
+        )  # not its parents: a run folder that has gone is not to come back in parts
         temporary.mkdir()
         try:
             for name, tensors in weights.items():
@@ -177,12 +181,18 @@ def verify(folder: Path, config_hash: str | None = None) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             raise UserError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
         if folder_of(folder.parent, manifest["step"]) != folder:
-            raise UserError(f"{folder}: holds step {manifest['step']} of another folder; use an earlier checkpoint")
+            raise UserError(
+                f"{folder}: holds step {manifest['step']} of another folder; use an earlier checkpoint"
+            )
         if config_hash is not None and manifest["config_hash"] != config_hash:
-            raise UserError(f"{folder}: saved by a run of another config, or by another version; use an earlier checkpoint")
+            raise UserError(
+                f"{folder}: saved by a run of another config, or by another version; use an earlier checkpoint"
+            )
         for name in dict.fromkeys((WEIGHTS, STATE, *expected)):
             if sha256(folder / name) != expected[name]:
-                raise UserError(f"{folder / name}: damaged (its SHA-256 is not the manifest's); use an earlier checkpoint")
+                raise UserError(
+                    f"{folder / name}: damaged (its SHA-256 is not the manifest's); use an earlier checkpoint"
+                )
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing from the checkpoint; use an earlier one") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -233,9 +243,13 @@ def read_checkpoint(folder: Path, *, with_ema: bool) -> Snapshot:
         rest = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         return Snapshot(rest["step"], weights, rest, rest["best"])
     except pickle.UnpicklingError:  # torch's message advises to run the code that it refused
-        raise UserError(f"{folder / STATE}: not a training state, and may hold code, which is not run; use an earlier checkpoint") from None
+        raise UserError(
+            f"{folder / STATE}: not a training state, and may hold code, which is not run; use an earlier checkpoint"
+        ) from None
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError) as error:
-        raise UserError(f"{folder / STATE}: does not hold a training state ({first_line(error)}); use an earlier checkpoint") from None
+        raise UserError(
+            f"{folder / STATE}: does not hold a training state ({first_line(error)}); use an earlier checkpoint"
+        ) from None
 
 
 def first_line(error: BaseException) -> str:

@@ -29,7 +29,9 @@ _PACKAGES = (
 def output_of(*command: str) -> str | None:
     """What a command prints; None where it fails or there is none of that name."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -54,7 +56,10 @@ def commit() -> dict[str, Any]:
     if given:
         return {"commit": given.removesuffix("-dirty"), "dirty": given.endswith("-dirty")}
     status = output_of("git", "status", "--porcelain", "--untracked-files=no")
-    return {"commit": output_of("git", "rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    return {
+        "commit": output_of("git", "rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+    }
 
 
 def command_line() -> list[str]:
@@ -70,7 +75,15 @@ def command_line() -> list[str]:
     if "QUICKRES_NUM_PROCESSES" in os.environ:
         return [*([f"NUM_PROCESSES={num_processes}"] if num_processes else []), "./launch.sh", *arguments]
     if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return ["accelerate", "launch", "--num_processes", os.environ.get("WORLD_SIZE", "1"), "-m", "pipeline.train", *arguments]
+        return [
+            "accelerate",
+            "launch",
+            "--num_processes",
+            os.environ.get("WORLD_SIZE", "1"),
+            "-m",
+            "pipeline.train",
+            *arguments,
+        ]
     return words
 
 
@@ -95,7 +108,12 @@ def describe_environment(config: Config, device: torch.device, world_size: int) 
 
 def _describe_gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
-    query = output_of("nvidia-smi", f"--id={device.index}", "--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits")
+    query = output_of(
+        "nvidia-smi",
+        f"--id={device.index}",
+        "--query-gpu=driver_version,power.limit",
+        "--format=csv,noheader,nounits",
+    )
     driver, _, power = (query or "").partition(", ")
     return {
         "name": properties.name,

@@ -54,7 +54,10 @@ def open_run(config: Config, recipe: str, lock: RunLock) -> RunFolder:
     if found is not None:
         _point_latest(found.path.parent, found.path)
         return found
-    anew = (*damaged, "resume=auto: no unfinished run of this very config with an intact checkpoint, starting anew")
+    anew = (
+        *damaged,
+        "resume=auto: no unfinished run of this very config with an intact checkpoint, starting anew",
+    )
     return RunFolder(_make_folder(config, recipe, lock), warnings=anew if config.resume == "auto" else ())
 
 
@@ -132,7 +135,9 @@ def _newest_unfinished(config: Config, lock: RunLock | None) -> tuple[RunFolder 
         if lock is not None:
             lock.take(path)
         checkpoint, damaged = newest_intact(run.checkpoints, wanted)
-        if checkpoint is not None and not run.result.exists():  # it may have ended while this process waited for the lock
+        if (
+            checkpoint is not None and not run.result.exists()
+        ):  # it may have ended while this process waited for the lock
             return RunFolder(path, checkpoint, tuple(damaged)), []
         if lock is not None:
             lock.release()
@@ -148,10 +153,14 @@ def _resume(config: Config, path: Path, lock: RunLock | None) -> RunFolder:
         raise UserError(f"resume: {path} is finished; see {run.result}, or start anew with resume=none")
     if config_hash(load_config(run.path / "config.yaml")) != config_hash(config):
         changed = ", ".join(_differences(load_config(run.path / "config.yaml"), config))
-        raise UserError(f"resume: {path} was started with another config (different: {changed}); give the same keys, or resume=none")
+        raise UserError(
+            f"resume: {path} was started with another config (different: {changed}); give the same keys, or resume=none"
+        )
     checkpoint, damaged = newest_intact(run.checkpoints, config_hash(config))
     if checkpoint is None:
-        raise UserError("\n".join([f"resume: {path} has no intact checkpoint; start anew with resume=none", *damaged]))
+        raise UserError(
+            "\n".join([f"resume: {path} has no intact checkpoint; start anew with resume=none", *damaged])
+        )
     return RunFolder(run.path, checkpoint, tuple(damaged))
 
 
@@ -159,7 +168,9 @@ def _differences(old: Config, new: Config) -> list[str]:
     def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         flat: dict[str, Any] = {}
         for key, value in values.items():
-            flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+            flat.update(
+                flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            )
         return flat
 
     before, after = flatten(computed_values(old)), flatten(computed_values(new))

@@ -36,7 +36,9 @@ class RunLock:
             if time.monotonic() > ends:
                 owner = os.read(file, 200).decode(errors="replace").strip() or "another process"
                 os.close(file)
-                raise UserError(f"resume: {path} is being trained by {owner}; wait for its end, or start a run beside it with resume=none")
+                raise UserError(
+                    f"resume: {path} is being trained by {owner}; wait for its end, or start a run beside it with resume=none"
+                )
             time.sleep(0.1)
         os.truncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

@@ -28,7 +28,9 @@ class MetricsLog:
             _cut_back(run.metrics, resume_step)
         self._file = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = (
-            {"log_dir": str(run.path / "tb"), "purge_step": resume_step + 1 if resume_step else None} if tensorboard else None
+            {"log_dir": str(run.path / "tb"), "purge_step": resume_step + 1 if resume_step else None}
+            if tensorboard
+            else None
         )
         self._writer: Any = None
 
@@ -50,7 +52,9 @@ class MetricsLog:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
-            if self._writer is None:  # its import takes a second or two, which the first step does not wait for
+            if (
+                self._writer is None
+            ):  # its import takes a second or two, which the first step does not wait for
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._writer = SummaryWriter(**self._tensorboard)
@@ -78,7 +82,11 @@ def _cut_back(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):  # the last line of a killed run may be half a line, and after a power cut anything
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # the last line of a killed run may be half a line, and after a power cut anything
             continue
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -91,7 +99,10 @@ def without_nan(record: dict[str, Any]) -> dict[str, Any]:
     >>> without_nan({"loss": float("nan"), "step": 3})
     {'loss': None, 'step': 3}
     """
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
 
 
 def write_result(run: RunFolder, result: dict[str, Any]) -> None:

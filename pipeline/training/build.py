@@ -23,7 +23,9 @@ from pipeline.training.precision import Precision
 from pipeline.training.state import Totals, TrainState
 from pipeline.training.torch_workarounds import keep_headers_in_the_cache, name_operators_briefly
 
-_COMPILATIONS = 256  # of one function in one process, in place of 8: each size of the images and each network is one
+_COMPILATIONS = (
+    256  # of one function in one process, in place of 8: each size of the images and each network is one
+)
 
 
 def set_backends(config: Config) -> None:
@@ -62,7 +64,9 @@ def import_compiler(config: CompileConfig, device: torch.device) -> None:
         importlib.import_module("torch._inductor.compile_fx")
 
 
-def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.device, *, divided: bool = False) -> None:
+def compile_in_place(
+    model: nn.Module, config: CompileConfig, device: torch.device, *, divided: bool = False
+) -> None:
     """Compile the module's call, leaving its state-dict keys alone. CUDA graphs are the step's business, not inductor's.
 
     DIVIDED makes two graphs of a ResNet, so that the gradients of its last stage are there before those of the others are computed.
@@ -75,7 +79,9 @@ def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.devi
     from torch._inductor import list_mode_options
 
     dynamo.recompile_limit = _COMPILATIONS  # unexpected ones are counted by the step
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # runtime.tf32 says what is wanted
+    warnings.filterwarnings(
+        "ignore", "TensorFloat32 tensor cores", UserWarning
+    )  # runtime.tf32 says what is wanted
     # our batch norm is an autograd.Function, whose traced graphs are in the cache's key; without this each start traces anew
     functorch.autograd_cache_allow_custom_autograd_functions = True
     arguments: dict[str, Any] = {"backend": config.backend, "dynamic": False, "fullgraph": True}
@@ -117,7 +123,9 @@ def build_initial_model(
     return model
 
 
-def build_state(config: Config, splits: Splits, processes: Processes, *, pretrained: bool = True) -> TrainState:
+def build_state(
+    config: Config, splits: Splits, processes: Processes, *, pretrained: bool = True
+) -> TrainState:
     """Model (compiled and wrapped as the config and the launcher say), optimizer, precision, counters, average of a fresh run.
 
     Without PRETRAINED, as where a checkpoint comes over it, the file that `model.weights` names is not needed.
@@ -136,7 +144,11 @@ def build_state_of(model: nn.Module, config: Config, processes: Processes) -> Tr
     processes.share_weights(model)
     if not model.training:  # else as they are: parts of it may have been put in eval mode to stay there
         model.train()
-    ema = Ema(model, uncompiled, config.ema.decay) if uncompiled is not None and config.ema.decay is not None else None
+    ema = (
+        Ema(model, uncompiled, config.ema.decay)
+        if uncompiled is not None and config.ema.decay is not None
+        else None
+    )
     optimizer = build_optimizer(config.optimizer, model)
     first = model.back_parameters() if isinstance(model, ResNet) else []
     mean = GradientMean(model.parameters(), first) if several else None

@@ -98,7 +98,11 @@ class Clock:
             self.warmup_s += elapsed
         window = None
         if self._steps and self._steady and not self._spoiled:
-            waited = sum(before.elapsed_time(after) for before, after in self._waits) / 1e3 if self._cuda else self._host_wait_s
+            waited = (
+                sum(before.elapsed_time(after) for before, after in self._waits) / 1e3
+                if self._cuda
+                else self._host_wait_s
+            )
             window = {
                 "images_per_sec": self._images / elapsed,
                 "step_s": elapsed / self._steps,
@@ -130,7 +134,9 @@ class Clock:
         weights = [int(window["steps"]) for window in self.windows]
 
         def quantiles(key: str) -> list[float]:
-            return np.quantile(np.repeat([window[key] for window in self.windows], weights), [0.5, 0.1, 0.9]).tolist()
+            return np.quantile(
+                np.repeat([window[key] for window in self.windows], weights), [0.5, 0.1, 0.9]
+            ).tolist()
 
         median, p10, p90 = quantiles("images_per_sec")
         return {

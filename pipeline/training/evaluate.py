@@ -40,12 +40,18 @@ class EvalResult:
         if self.correct_flip_tta is not None:
             figures["accuracy_flip_tta"] = self.correct_flip_tta / self.seen
         if self.ema is not None:
-            figures |= {f"ema_{key}": value for key, value in self.ema.figures().items() if key not in ("correct", "seen")}
+            figures |= {
+                f"ema_{key}": value
+                for key, value in self.ema.figures().items()
+                if key not in ("correct", "seen")
+            }
         return figures
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: torch.device, flip_tta: bool = False) -> EvalResult:
+def evaluate(
+    model: nn.Module, loader: Loader, precision: Precision, device: torch.device, flip_tta: bool = False
+) -> EvalResult:
     """Count over the whole data set with the model's weights as they are, one view per image.
 
     The model runs eagerly: calling `forward` leaves the compiled training graph alone, which would be compiled again
@@ -67,8 +73,12 @@ def evaluate(model: nn.Module, loader: Loader, precision: Precision, device: tor
             logits = model.forward(batch.images).float()
             both = logits + model.forward(batch.images.flip(3)).float() if flip_tta else logits
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
-        correct, correct_both = (((votes.argmax(1) == batch.labels) & batch.valid).sum() for votes in (logits, both))
-        totals += torch.stack([correct, batch.valid.sum(), torch.where(batch.valid, losses, 0).sum(), correct_both])
+        correct, correct_both = (
+            ((votes.argmax(1) == batch.labels) & batch.valid).sum() for votes in (logits, both)
+        )
+        totals += torch.stack(
+            [correct, batch.valid.sum(), torch.where(batch.valid, losses, 0).sum(), correct_both]
+        )
     for module, training in modes:
         module.training = training
     if torch.distributed.is_initialized():

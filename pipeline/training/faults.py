@@ -16,16 +16,29 @@ from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
 
 _MANY_CLASSES = 1000  # for an estimate where the data set is not there: the head is small
-_NO_MEMORY = re.compile(r"out of memory|can't allocate|cannot allocate|allocation failed|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
-_NO_SHARED_MEMORY = re.compile(r"out of shared memory|unable to (write to|open|resize|allocate) (shared memory|file <)", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate|cannot allocate|allocation failed|ALLOC_FAILED|bad_alloc", re.IGNORECASE
+)
+_NO_SHARED_MEMORY = re.compile(
+    r"out of shared memory|unable to (write to|open|resize|allocate) (shared memory|file <)", re.IGNORECASE
+)
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there, or choose another place (log.dir, data.cache_dir, XDG_CACHE_HOME)"),
     **dict.fromkeys(
-        (errno.EROFS, errno.EACCES, errno.EPERM), "choose a place that you can write to (log.dir, data.cache_dir, XDG_CACHE_HOME)"
+        (errno.ENOSPC, errno.EDQUOT),
+        "free space there, or choose another place (log.dir, data.cache_dir, XDG_CACHE_HOME)",
     ),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EIO, errno.ENOTCONN), "is its disk still there? Put it back"),
+    **dict.fromkeys(
+        (errno.EROFS, errno.EACCES, errno.EPERM),
+        "choose a place that you can write to (log.dir, data.cache_dir, XDG_CACHE_HOME)",
+    ),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EIO, errno.ENOTCONN),
+        "is its disk still there? Put it back",
+    ),
     errno.EFBIG: "allow larger files (ulimit -f)",
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or lower data.num_threads"),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or lower data.num_threads"
+    ),
 }
 # without a file these say nothing of the machine, and a traceback says more
 _NEED_A_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO)
@@ -63,18 +76,30 @@ def explained(config: Config | None = None, num_processes: int = 1) -> Iterator[
         threading.excepthook = hook
 
 
-def explain_fault(error: BaseException, config: Config | None = None, num_processes: int = 1) -> TrainingError | None:
+def explain_fault(
+    error: BaseException, config: Config | None = None, num_processes: int = 1
+) -> TrainingError | None:
     """The error in the user's words, by itself or by what it came from; None where it is a bug."""
     again = ". What was saved is kept; start again with resume=auto" if config is not None else ""
     for cause in _causes(error):
         text = (str(cause) or type(cause).__name__).splitlines()[0]
         if isinstance(cause, RuntimeError | OSError) and _NO_SHARED_MEMORY.search(str(cause)):
-            return OutOfMemory(f"shared memory is used up ({text}); enlarge /dev/shm, or lower data.num_threads or data.prefetch{again}")
+            return OutOfMemory(
+                f"shared memory is used up ({text}); enlarge /dev/shm, or lower data.num_threads or data.prefetch{again}"
+            )
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _NO_MEMORY.search(text)):
             return OutOfMemory(_out_of_memory(cause, text, config, num_processes))
-        if isinstance(cause, OSError) and cause.errno in _REMEDIES and (cause.filename or cause.errno not in _NEED_A_FILE):
+        if (
+            isinstance(cause, OSError)
+            and cause.errno in _REMEDIES
+            and (cause.filename or cause.errno not in _NEED_A_FILE)
+        ):
             file = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes | Path) else "a file"
-            remedy = _REMEDIES[cause.errno] if config is not None or cause.errno not in _NEED_A_FILE else "give a place that can be used"
+            remedy = (
+                _REMEDIES[cause.errno]
+                if config is not None or cause.errno not in _NEED_A_FILE
+                else "give a place that can be used"
+            )
             return TrainingError(f"{file}: {os.strerror(cause.errno)}; {remedy}{again}")
     return None
 
@@ -113,7 +138,9 @@ def _what_fits(config: Config, num_processes: int, on_gpu: bool) -> str:
         num_classes = _MANY_CLASSES
     kept = on_gpu and config.data.loader in ("dali", "fused") and config.data.dataset != "folder"
     counts = count_images(config.data, config.seed) if kept else None
-    memory = estimate_memory(config, num_processes, num_classes, counts.train + counts.held_out + counts.test if counts else 0)
+    memory = estimate_memory(
+        config, num_processes, num_classes, counts.train + counts.held_out + counts.test if counts else 0
+    )
     if on_gpu and torch.cuda.is_available():
         available = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     else:

@@ -18,8 +18,12 @@ def classification_loss(
         shares: (P,) float, what each of the P labels has of the target before smoothing; they add up to 1. None: hard targets.
     """
     if shares is not None:
-        return F.cross_entropy(logits.float(), soft_targets(labels, shares, logits.shape[1]), label_smoothing=label_smoothing)
-    from kernels.label_smoothing_cross_entropy.op import label_smoothing_cross_entropy  # importing Triton takes a second
+        return F.cross_entropy(
+            logits.float(), soft_targets(labels, shares, logits.shape[1]), label_smoothing=label_smoothing
+        )
+    from kernels.label_smoothing_cross_entropy.op import (
+        label_smoothing_cross_entropy,
+    )  # importing Triton takes a second
 
     return label_smoothing_cross_entropy(logits, labels, label_smoothing)
 
@@ -35,7 +39,9 @@ def soft_targets(labels: torch.Tensor, shares: torch.Tensor, num_classes: int) -
     return ((labels[:, :, None] == classes) * shares[:, None]).sum(1)
 
 
-def count_correct(logits: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+def count_correct(
+    logits: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None = None
+) -> torch.Tensor:
     """Correct predictions, int64; with mixed targets the sum of what the predicted classes have of their targets, float32.
 
     So the training accuracy of mixed images is that of Mixup's own code (Zhang et al. 2018): it reaches 1 only where nothing is mixed.

@@ -69,7 +69,9 @@ def smooth(losses: np.ndarray) -> np.ndarray:
     count = len(losses)
     distances = np.arange(1 - count, count)
     weights = np.exp(-0.5 * (distances / max(_SMOOTHING * count, 0.5)) ** 2)
-    total, weight = (np.convolve(values, weights)[count - 1 : 2 * count - 1] for values in (losses, np.ones(count)))
+    total, weight = (
+        np.convolve(values, weights)[count - 1 : 2 * count - 1] for values in (losses, np.ones(count))
+    )
     return total / weight
 
 
@@ -120,7 +122,12 @@ def range_test(
     pending: list[torch.Tensor] = []
     losses: list[float] = []
     with restored(state, loader):
-        step = Step(config, state, lambda number: lowest * factor ** (number - first), captures(config.compile, state.lr.device))
+        step = Step(
+            config,
+            state,
+            lambda number: lowest * factor ** (number - first),
+            captures(config.compile, state.lr.device),
+        )
         for number, batch in zip(range(1, num_steps + 1), _forever(loader), strict=False):
             pending.append(step(batch).loss.clone())
             report(number)
@@ -157,18 +164,31 @@ def lr_find(config: Config, lowest: float, highest: float, num_steps: int) -> Ra
         UserError: the range is empty, or a single step could not be done at a finite loss.
     """
     if not 0 < lowest < highest < math.inf:
-        raise UserError(f"--min {lowest:g} and --max {highest:g}: the rate rises from a positive one to a larger, finite one")
+        raise UserError(
+            f"--min {lowest:g} and --max {highest:g}: the rate rises from a positive one to a larger, finite one"
+        )
     set_backends(config)
     processes = connect(config)
     stream = torch.cuda.Stream(processes.device) if processes.device.type == "cuda" else None
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     console = Console()
-    with torch.cuda.stream(stream), Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with (
+        torch.cuda.stream(stream),
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
         splits = load_splits(config.data, config.seed)
         loader = build_loaders(config, splits, processes.device).train
         state = build_state(config, splits, processes)
         task = progress.add_task("learning rates", total=num_steps)
-        found = range_test(config, state, loader, lowest, highest, num_steps, lambda step: progress.update(task, completed=step))
+        found = range_test(
+            config,
+            state,
+            loader,
+            lowest,
+            highest,
+            num_steps,
+            lambda step: progress.update(task, completed=step),
+        )
     if not len(found.losses):
         raise UserError(f"--min {lowest:g}: the very first loss is not finite; use precision.mode=bf16")
     return found

@@ -21,7 +21,9 @@ _WORDS = 8  # 64-bit random words for each step: two Philox blocks
 _STEPS_AHEAD = 1024  # drawn at once
 
 
-def draw_mixing(augment: AugmentConfig, seed: int, first_step: int, num_steps: int, image_size: int) -> np.ndarray:
+def draw_mixing(
+    augment: AugmentConfig, seed: int, first_step: int, num_steps: int, image_size: int
+) -> np.ndarray:
     """Draw what NUM_STEPS steps from FIRST_STEP on mix.
 
     With P sources, a row begins with their P shares of the target, which add up to 1. Then:
@@ -37,8 +39,15 @@ def draw_mixing(augment: AugmentConfig, seed: int, first_step: int, num_steps: i
     """
     from scipy.special import betaincinv  # takes a while to import
 
-    key, counter = np.array([seed, 0], np.uint64), np.array([first_step * _WORDS // 4, 0, 0, _STREAM], np.uint64)
-    words = rearrange(np.random.Philox(key=key, counter=counter).random_raw(num_steps * _WORDS), "(step word) -> word step", word=_WORDS)
+    key, counter = (
+        np.array([seed, 0], np.uint64),
+        np.array([first_step * _WORDS // 4, 0, 0, _STREAM], np.uint64),
+    )
+    words = rearrange(
+        np.random.Philox(key=key, counter=counter).random_raw(num_steps * _WORDS),
+        "(step word) -> word step",
+        word=_WORDS,
+    )
     uniform = (words >> np.uint64(11)) * 2.0**-53
     high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
 
@@ -53,15 +62,22 @@ def draw_mixing(augment: AugmentConfig, seed: int, first_step: int, num_steps: i
     if augment.mix == "cutmix":
         half = (image_size * np.sqrt(1 - share)).astype(np.int64) // 2
         centre = np.stack([below(high[3], image_size), below(low[3], image_size)]).astype(np.int64)
-        start, end = (np.where(spared, 0, edge.clip(0, image_size)) for edge in (centre - half, centre + half))
+        start, end = (
+            np.where(spared, 0, edge.clip(0, image_size)) for edge in (centre - half, centre + half)
+        )
         share = 1 - (end - start).prod(axis=0) / image_size**2
         return np.stack([share, 1 - share, start[0], end[0], start[1], end[1]], axis=1).astype(np.float32)
     assert augment.mix == "ricap"
     other = betaincinv(augment.mix_alpha, augment.mix_alpha, uniform[1])
-    height, width = (np.where(spared, image_size, np.rint(image_size * part)).astype(np.int64) for part in (other, share))
+    height, width = (
+        np.where(spared, image_size, np.rint(image_size * part)).astype(np.int64) for part in (other, share)
+    )
     heights = np.stack([height, height, image_size - height, image_size - height])
     widths = np.stack([width, image_size - width, width, image_size - width])
-    rows, columns = (below(bits[4:8], image_size - extents + 1).astype(np.int64) for bits, extents in ((high, heights), (low, widths)))
+    rows, columns = (
+        below(bits[4:8], image_size - extents + 1).astype(np.int64)
+        for bits, extents in ((high, heights), (low, widths))
+    )
     rows[2:] -= height  # from the pixel's place in the whole image, not in its part
     columns[1::2] -= width
     shares = heights * widths / image_size**2
@@ -87,14 +103,22 @@ class MixDraws:
         """The draws of one optimizer step, as a row of `draw_mixing`; does not wait for the device."""
         chunk, row = divmod(step, _STEPS_AHEAD)
         if chunk != self._chunk:
-            drawn = draw_mixing(self._augment, self._seed, chunk * _STEPS_AHEAD, _STEPS_AHEAD, self._image_size)
+            drawn = draw_mixing(
+                self._augment, self._seed, chunk * _STEPS_AHEAD, _STEPS_AHEAD, self._image_size
+            )
             table = torch.from_numpy(drawn)
-            self._table = table.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else table
+            self._table = (
+                table.pin_memory().to(self._device, non_blocking=True)
+                if self._device.type == "cuda"
+                else table
+            )
             self._chunk = chunk
         return self._table[row]
 
 
-def mix(name: str, images: torch.Tensor, labels: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def mix(
+    name: str, images: torch.Tensor, labels: torch.Tensor, draws: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mix a batch.
 
     Args:
@@ -134,11 +158,19 @@ def _cutmix(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 def _ricap(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """Takahashi et al. 2018 (arXiv:1811.09030), section 3: random crops of four images, patched into one."""
     height, width, row_shift, column_shift = *draws[4:6], *draws[6:].long().split(4)
-    position, rows, columns = (torch.arange(extent, device=images.device) for extent in (len(images), *images.shape[2:]))
+    position, rows, columns = (
+        torch.arange(extent, device=images.device) for extent in (len(images), *images.shape[2:])
+    )
     part = 2 * (rows >= height).long()[:, None] + (columns >= width).long()
     sample = position[:, None, None] // 4 * 4 + (position[:, None, None] + part) % 4
-    pixels = rearrange(images, "b c h w -> b h w c")[sample, rows[:, None] + row_shift[part], columns + column_shift[part]]
+    pixels = rearrange(images, "b c h w -> b h w c")[
+        sample, rows[:, None] + row_shift[part], columns + column_shift[part]
+    ]
     return torch.empty_like(images).copy_(rearrange(pixels, "b h w c -> b c h w"))
 
 
-_METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"mixup": _mixup, "cutmix": _cutmix, "ricap": _ricap}
+_METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "mixup": _mixup,
+    "cutmix": _cutmix,
+    "ricap": _ricap,
+}

@@ -8,7 +8,9 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 # oneDNN has kernels for it on the few CPUs with AVX512-FP16 alone; ResNet-20 took 7 to 40 times as long as in fp32 elsewhere.
-SLOW_ON_CPU = "fp16 on the CPU is many times slower than fp32 and bf16; without a GPU give precision.mode=bf16"
+SLOW_ON_CPU = (
+    "fp16 on the CPU is many times slower than fp32 and bf16; without a GPU give precision.mode=bf16"
+)
 
 
 class Precision:
@@ -20,7 +22,10 @@ class Precision:
     def __init__(self, config: PrecisionConfig, device: torch.device):
         self.mode = config.mode
         self.scaler = torch.amp.GradScaler(
-            device.type, init_scale=config.init_scale, growth_interval=config.growth_interval, enabled=config.mode == "fp16"
+            device.type,
+            init_scale=config.init_scale,
+            growth_interval=config.growth_interval,
+            enabled=config.mode == "fp16",
         )
         self._device_type = device.type
 

@@ -25,7 +25,9 @@ class Totals:
     def __init__(self, device: torch.device):
         self.values = torch.zeros(5, dtype=torch.float64, device=device)
 
-    def add(self, loss: torch.Tensor, correct: torch.Tensor, num_images: int, found_inf: torch.Tensor) -> None:
+    def add(
+        self, loss: torch.Tensor, correct: torch.Tensor, num_images: int, found_inf: torch.Tensor
+    ) -> None:
         """Add one step: mean loss, number of correct predictions, images, and 1 where the update was skipped (device scalars)."""
         # a loss that overflowed belongs to a skipped update: keep it out of the mean, where it would hide everything else
         skipped = found_inf > 0
@@ -75,12 +77,20 @@ class TrainState:
         """Whether weights, norm statistics, their average and the optimizer's state hold no NaN and no infinity; waits for the device."""
         models = [self.model, *([self.ema.model] if self.ema is not None else [])]
         tensors = [tensor for model in models for tensor in model.state_dict().values()]
-        tensors += [value for entry in self.optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
+        tensors += [
+            value
+            for entry in self.optimizer.state.values()
+            for value in entry.values()
+            if isinstance(value, torch.Tensor)
+        ]
         floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
         by_device: dict[torch.device, list[torch.Tensor]] = {}  # AdamW keeps its step counts where it likes
         for tensor in floating:
             by_device.setdefault(tensor.device, []).append(tensor)
-        return all(math.isfinite(torch.nn.utils.get_total_norm(group, math.inf).item()) for group in by_device.values())
+        return all(
+            math.isfinite(torch.nn.utils.get_total_norm(group, math.inf).item())
+            for group in by_device.values()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights; tensors, numbers and strings only, so that it loads with `weights_only=True`."""
@@ -98,17 +108,32 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.step, self.best, self.last_train, self.clock = saved["step"], saved["best"], saved["last_train"], saved["clock"]
+        self.step, self.best, self.last_train, self.clock = (
+            saved["step"],
+            saved["best"],
+            saved["last_train"],
+            saved["clock"],
+        )
         # loading replaces all entries of a group: the tensors that hold its rate, which are shared, and what this device needs are put back
-        own = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in self.optimizer.param_groups]
+        own = [
+            {key: group[key] for key in ("lr", "capturable") if key in group}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(saved["optimizer"])
         for group, kept in zip(self.optimizer.param_groups, own, strict=True):
             kept["lr"].copy_(group["lr"])
             group.update(kept)
-        for parameter, state in self.optimizer.state.items():  # fused optimizers read memory in order: its layout must be the weight's
+        for (
+            parameter,
+            state,
+        ) in (
+            self.optimizer.state.items()
+        ):  # fused optimizers read memory in order: its layout must be the weight's
             for key, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    state[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(
+                        value
+                    )
         self.precision.scaler.load_state_dict(saved["scaler"])
         self.totals.values.copy_(saved["totals"])
         torch.set_rng_state(saved["rng"].cpu())
@@ -121,7 +146,10 @@ class TrainState:
         The copy is made on the state's own device. On a GPU that costs training next to nothing, and the memory of the copy for a moment.
         """
         models = {WEIGHTS: self.model} | ({EMA: self.ema.model} if self.ema is not None else {})
-        everything = {"weights": {name: model.state_dict() for name, model in models.items()}, "rest": self.state_dict()}
+        everything = {
+            "weights": {name: model.state_dict() for name, model in models.items()},
+            "rest": self.state_dict(),
+        }
         copy = map_tensors(everything, lambda tensor: tensor.detach().clone())
         copied = torch.cuda.Event() if self.totals.values.is_cuda else None
         if copied is not None:

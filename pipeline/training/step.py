@@ -48,11 +48,20 @@ class StepOptions:
 
     @classmethod
     def of(cls, config: Config) -> "StepOptions":
-        return cls(config.loss.label_smoothing, config.optimizer.clip_norm, config.optimizer.accumulate, config.augment.mix)
+        return cls(
+            config.loss.label_smoothing,
+            config.optimizer.clip_norm,
+            config.optimizer.accumulate,
+            config.augment.mix,
+        )
 
 
 def train_step(
-    state: TrainState, options: StepOptions, images: torch.Tensor, labels: torch.Tensor, mix_draws: torch.Tensor | None = None
+    state: TrainState,
+    options: StepOptions,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    mix_draws: torch.Tensor | None = None,
 ) -> StepOutput:
     """One optimizer step with the learning rate that `state.lr` holds.
 
@@ -84,7 +93,11 @@ def train_step(
 
 
 def _backward(
-    state: TrainState, options: StepOptions, images: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None
+    state: TrainState,
+    options: StepOptions,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    shares: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward and scaled backward, one micro-batch after another; mean loss and correct predictions.
 
@@ -92,7 +105,9 @@ def _backward(
     """
     losses, correct = [], []
     count, model = options.accumulate, state.model
-    for number, (part, wanted) in enumerate(zip(images.chunk(count), labels.chunk(count), strict=True), start=1):
+    for number, (part, wanted) in enumerate(
+        zip(images.chunk(count), labels.chunk(count), strict=True), start=1
+    ):
         with state.precision.autocast():
             logits = model(part)
             loss = classification_loss(logits, wanted, options.label_smoothing, shares)
@@ -198,11 +213,15 @@ class Step:
         shape = self._shape
         if shape.graph is None:
             # the graphs of all sizes take turns, so that they can share memory
-            pool = next((other.graph.pool() for other in self._shapes.values() if other.graph is not None), None)
+            pool = next(
+                (other.graph.pool() for other in self._shapes.values() if other.graph is not None), None
+            )
             shape.static = [tensor.clone() for tensor in inputs]
             graph = torch.cuda.CUDAGraph()
             # thread_local: DALI's threads allocate and synchronise on their own while this one captures
-            with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            ):
                 shape.output = train_step(self._state, self._options, *shape.static)
             shape.graph = graph
         assert shape.output is not None

@@ -49,7 +49,15 @@ class Plan:
         lr_at = build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total)
         warnings = tuple(parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total))
         log = config.log
-        return cls(steps_per_epoch, total, steps(log.log_every), steps(log.eval_every), steps(log.checkpoint_every), lr_at, warnings)
+        return cls(
+            steps_per_epoch,
+            total,
+            steps(log.log_every),
+            steps(log.eval_every),
+            steps(log.checkpoint_every),
+            lr_at,
+            warnings,
+        )
 
     def due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.total_steps
@@ -109,14 +117,19 @@ def fit(t: Trainer) -> EvalResult:
             if t.step.settled and t.step.is_new(batch):
                 t.clock.close()
                 t.clock.start(steady=False)
-                t.console.say(f"step {state.step}: images of {batch.images.shape[2]}x{batch.images.shape[3]} pixels from here on")
+                t.console.say(
+                    f"step {state.step}: images of {batch.images.shape[2]}x{batch.images.shape[3]} pixels from here on"
+                )
             t.watch.at(f"in step {state.step + 1}")
             t.step(batch)
             t.clock.step(t.config.data.batch_size)
             if t.profiler is not None and t.profiler.after_step(t.step.settled):
                 t.clock.spoil()
             t.console.step(state.step)
-            evaluates, saves = plan.due(state.step, plan.eval_every), plan.due(state.step, plan.checkpoint_every)
+            evaluates, saves = (
+                plan.due(state.step, plan.eval_every),
+                plan.due(state.step, plan.checkpoint_every),
+            )
             # counted from the last evaluation, so that no sliver of a window follows one
             logs = evaluates or state.step % plan.eval_every % plan.log_every == 0
             stops = t.stop.due(state.step)
@@ -130,7 +143,9 @@ def fit(t: Trainer) -> EvalResult:
                     if saves or stops or (evaluates and state.best.get("step") == state.step):
                         save(t)
                     if stops and state.step < plan.total_steps:
-                        cause = f"signal {t.stop.number}" if t.stop.requested else "a signal to another process"
+                        cause = (
+                            f"signal {t.stop.number}" if t.stop.requested else "a signal to another process"
+                        )
                         raise Preempted(f"by {cause}, saved at step {state.step}; continue with resume=auto")
                 t.clock.start(steady=t.step.settled)
             t.watch.at(f"waiting for the batch of step {state.step + 1}")
@@ -221,10 +236,17 @@ def evaluate_all(t: Trainer) -> EvalResult:
         }
         selects = split == ("test" if t.loaders.holdout is None else "holdout")
         if selects and result.accuracy > state.best.get("accuracy", -1.0):
-            state.best = {"accuracy": result.accuracy, "step": state.step, "selected_on": split, "test_accuracy": None}
+            state.best = {
+                "accuracy": result.accuracy,
+                "step": state.step,
+                "selected_on": split,
+                "test_accuracy": None,
+            }
         if split == "test" and state.best.get("step") == state.step:
             state.best["test_accuracy"] = result.accuracy
-        t.console.evaluated(state.last_train if split == "test" else None, record, t.plan.total_steps / t.plan.steps_per_epoch)
+        t.console.evaluated(
+            state.last_train if split == "test" else None, record, t.plan.total_steps / t.plan.steps_per_epoch
+        )
         if t.metrics is not None:
             t.metrics.write(record)
     assert result is not None

@@ -80,7 +80,10 @@ class Checkout:
         shutil.copytree(ROOT / "configs/accelerate", root / "configs/accelerate")
         shutil.copy(ROOT / "launch.sh", root)
         for dali in ("cuda120", "cuda130"):
-            write(root / f"requirements-{dali}.lock", "torch==2 \\\n    --hash=sha256:aa\nuv==1.2.3 \\\n    --hash=sha256:bb\nwheel==1\n")
+            write(
+                root / f"requirements-{dali}.lock",
+                "torch==2 \\\n    --hash=sha256:aa\nuv==1.2.3 \\\n    --hash=sha256:bb\nwheel==1\n",
+            )
         write(root / "pyproject.toml", "")
         write(root / ".venv/pyvenv.cfg", "version = 3.11.0\n")
         write(root / ".venv/bin/python", PYTHON, 0o755)
@@ -100,7 +103,12 @@ class Checkout:
         write(self.root / ".venv/bin/python", PYTHON.replace(" -S", ""), 0o755)
 
     def environment(self, **variables: str) -> dict[str, str]:
-        return {"PATH": f"{self.root}/bin:/usr/bin:/bin", "HOME": str(self.root), "TMPDIR": f"{self.root}/tmp", **variables}
+        return {
+            "PATH": f"{self.root}/bin:/usr/bin:/bin",
+            "HOME": str(self.root),
+            "TMPDIR": f"{self.root}/tmp",
+            **variables,
+        }
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -17,11 +17,18 @@ from tests.tiny import ROOT
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def _run(work: Callable[..., int], rank: int, world_size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+def _run(
+    work: Callable[..., int], rank: int, world_size: int, folder: Path, arguments: tuple[Any, ...]
+) -> None:
     """In the new process: what torchrun would set, output into files, then the work; its result is the exit code."""
     import torch
 
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+    }
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["QUICKRES_EXIT_CODE_FILE"] = str(folder / "exit_code")
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
@@ -29,7 +36,9 @@ def _run(work: Callable[..., int], rank: int, world_size: int, folder: Path, arg
         os.dup2(file, stream.fileno())
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")  # torch's parts among themselves
+    warnings.filterwarnings(
+        "ignore", category=DeprecationWarning, module=r"torch\."
+    )  # torch's parts among themselves
     code = 1
     try:
         code = work(rank, *arguments)
@@ -58,10 +67,16 @@ class Ranks:
         # as torchrun does, the store is kept outside of the ranks
         store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._store: torch.distributed.Store | None = store
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        address = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
         self.processes: list[BaseProcess] = []
         for rank in range(world_size):
-            process = _CONTEXT.Process(target=_with, args=(address, work, rank, world_size, folder, arguments), daemon=True)
+            process = _CONTEXT.Process(
+                target=_with, args=(address, work, rank, world_size, folder, arguments), daemon=True
+            )
             process.start()
             self.processes.append(process)
         self.started = time.monotonic()
@@ -96,7 +111,9 @@ class Ranks:
     @property
     def errors(self) -> list[str]:
         """What all processes wrote to stderr, without the number that torch puts before each line of a traceback."""
-        lines = [line for rank in range(len(self.processes)) for line in self.text(f"err-{rank}").splitlines()]
+        lines = [
+            line for rank in range(len(self.processes)) for line in self.text(f"err-{rank}").splitlines()
+        ]
         return [re.sub(r"^\[rank\d+\]: ", "", line) for line in lines]
 
     @property

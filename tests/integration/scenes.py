@@ -47,8 +47,15 @@ ACTS: dict[str, Act] = {
 def plain_network() -> torch.nn.Module:
     """Without batch norm."""
     torch.manual_seed(5)
-    convolutions = [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, stride=2), torch.nn.ReLU()]
-    return torch.nn.Sequential(*convolutions, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 4))
+    convolutions = [
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 16, 3, stride=2),
+        torch.nn.ReLU(),
+    ]
+    return torch.nn.Sequential(
+        *convolutions, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 4)
+    )
 
 
 # For 1, 2 and 3 processes: each trains the same batches.
@@ -73,8 +80,17 @@ def train_all_networks(rank: int, folder: Path, *overrides: str) -> int:
         steps: list[dict[str, Any]] = []
         with watched_steps(steps):
             evaluation = api.fit(config, model, api.build_loaders(config, splits), quiet=True)
-        weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items() if value.is_floating_point()}
-        left[name] = {"steps": steps, "seen": evaluation.seen, "correct": evaluation.correct, "weights": weights}
+        weights = {
+            key: value.cpu().contiguous()
+            for key, value in model.state_dict().items()
+            if value.is_floating_point()
+        }
+        left[name] = {
+            "steps": steps,
+            "seen": evaluation.seen,
+            "correct": evaluation.correct,
+            "weights": weights,
+        }
     torch.save(left, folder / f"rank-{rank}.pt")
     return 0
 
@@ -85,7 +101,12 @@ def watched_steps(steps: list[dict[str, Any]]) -> Iterator[None]:
 
     def watched(self: Step, batch: Any) -> StepOutput:
         output = step(self, batch)
-        found = {"indices": batch.indices, "images": batch.images, "labels": batch.labels, "lr": self._state.lr}
+        found = {
+            "indices": batch.indices,
+            "images": batch.images,
+            "labels": batch.labels,
+            "lr": self._state.lr,
+        }
         steps.append({key: value.cpu().clone() for key, value in found.items()})
         return output
 
@@ -121,19 +142,32 @@ def average_gradients(rank: int, folder: Path, *overrides: str) -> int:
         shapes = [(5, 3, 3, 3), (7,), (), (4, 6, 1, 1), (2, 9)]
         parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
         parameters[0] = torch.nn.Parameter(parameters[0].detach().to(memory_format=torch.channels_last))
-        frozen, unused = torch.nn.Parameter(torch.zeros(3), requires_grad=False), torch.nn.Parameter(torch.zeros(3))
+        frozen, unused = (
+            torch.nn.Parameter(torch.zeros(3), requires_grad=False),
+            torch.nn.Parameter(torch.zeros(3)),
+        )
     mean, left = GradientMean([frozen, *parameters, unused], [unused, *parameters[3:]]), []
     for number in range(3):
         for parameter in parameters:
             parameter.grad = None
-        for part in (parameters[::2], parameters):  # the first backward pass of two is kept to itself, and has no gradient for some
+        for part in (
+            parameters[::2],
+            parameters,
+        ):  # the first backward pass of two is kept to itself, and has no gradient for some
             if part is parameters:
                 mean.start()
-            torch.stack([(parameter * noise(parameter, rank, number)).sum() for parameter in part]).sum().backward()
-        assert (mean._first._work is not None) == (number > 0)  # sent with the last of its gradients, once it is known who gets one
+            torch.stack(
+                [(parameter * noise(parameter, rank, number)).sum() for parameter in part]
+            ).sum().backward()
+        assert (mean._first._work is not None) == (
+            number > 0
+        )  # sent with the last of its gradients, once it is known who gets one
         mean.finish()
         assert frozen.grad is None and unused.grad is None
-        assert all(parameter.grad is not None and parameter.grad.stride() == parameter.stride() for parameter in parameters)
+        assert all(
+            parameter.grad is not None and parameter.grad.stride() == parameter.stride()
+            for parameter in parameters
+        )
         left.append([parameter.grad.cpu().clone() for parameter in parameters if parameter.grad is not None])
     torch.save(left, folder / f"rank-{rank}.pt")
     return 0

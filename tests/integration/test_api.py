@@ -27,7 +27,9 @@ def example() -> str:
     return textwrap.dedent(found[0])
 
 
-def test_the_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_example_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """The lines of the docstring, for two steps in place of three epochs."""
     lines = example()
     assert len(lines.splitlines()) == 10
@@ -47,14 +49,25 @@ def test_the_readme_shows_the_same_lines():
     assert all(block.strip() == example().strip() for block in blocks)
 
 
-def test_a_run_and_fit_name_milestones_that_they_do_not_come_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    keys = ["schedule.name=step", "schedule.warmup=0ep", "schedule.milestones=[1ep, 2ep]", "log.tensorboard=false", "log.report=false"]
+def test_a_run_and_fit_name_milestones_that_they_do_not_come_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    keys = [
+        "schedule.name=step",
+        "schedule.warmup=0ep",
+        "schedule.milestones=[1ep, 2ep]",
+        "log.tensorboard=false",
+        "log.report=false",
+    ]
     config = tiny_config(f"log.dir={tmp_path}", "duration=2ep", *keys)
     api.train(config, "tiny")
     splits = api.load_splits(config)
     api.fit(config, api.build_model(config, splits), api.build_loaders(config, splits))
     assert (
-        capsys.readouterr().out.replace("\n", " ").count("warning: schedule.milestones: 2ep is not before the end of the run, 2ep: ") == 2
+        capsys.readouterr()
+        .out.replace("\n", " ")
+        .count("warning: schedule.milestones: 2ep is not before the end of the run, 2ep: ")
+        == 2
     )
 
 
@@ -103,24 +116,32 @@ def test_a_network_of_one_s_own_is_trained_and_copied(capsys: pytest.CaptureFixt
     config = tiny_config()
     splits = api.load_splits(config)
     first = torch.nn.Conv2d(3, 8, 3)
-    model = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4))
+    model = torch.nn.Sequential(
+        first, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)
+    )
     before = first.weight.detach().clone()
     api.fit(config, model, api.build_loaders(config, splits), quiet=True)
     assert capsys.readouterr().out == ""
     model.compile(backend="eager")  # as a config may ask `fit` to; the copy is eager again, and explains
     trained = api.Trained.of(config, model, splits)
     assert not torch.equal(before, trained.model.state_dict()["0.weight"])
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in trained.model.state_dict().items())
+    assert all(
+        torch.equal(value, model.state_dict()[key]) for key, value in trained.model.state_dict().items()
+    )
     explained = api.explain_mistakes(trained, 3)
     assert (explained.layer, len(explained)) == ("1", 3)
-    assert model.training and all(parameter.requires_grad for parameter in model.parameters())  # as `fit` leaves it
+    assert model.training and all(
+        parameter.requires_grad for parameter in model.parameters()
+    )  # as `fit` leaves it
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_part_in_eval_mode_stays_in_it(whole: bool):
     config = tiny_config("duration=2st", "log.eval_every=1st")
     splits = api.load_splits(config)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
     model.append(torch.nn.Linear(8, 4))
     (model if whole else model[1]).eval()
     before = model.state_dict()["1.running_mean"].clone()
@@ -133,14 +154,19 @@ def test_a_model_elsewhere_is_named():
     config = tiny_config()
     splits = api.load_splits(config)
     model = api.build_model(config, splits).to("meta")
-    with pytest.raises(UserError, match=r"fit: the model is on meta, the loaders deliver on cpu; move it with model\.to\('cpu'\)"):
+    with pytest.raises(
+        UserError,
+        match=r"fit: the model is on meta, the loaders deliver on cpu; move it with model\.to\('cpu'\)",
+    ):
         api.fit(config, model, api.build_loaders(config, splits))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_fit_on_a_gpu_is_captured():
-    config = load_config(ROOT / "configs/quickstart.yaml", ["duration=20st", "precision.mode=fp16", "runtime.device=gpu"])
+    config = load_config(
+        ROOT / "configs/quickstart.yaml", ["duration=20st", "precision.mode=fp16", "runtime.device=gpu"]
+    )
     splits = api.load_splits(config)
     model = api.build_model(config, splits)
     result = api.fit(config, model, api.build_loaders(config, splits), quiet=True)

@@ -28,7 +28,9 @@ from pipeline.process.cache_dirs import VARIABLES, use_cache_folder
 QUICKSTART = "configs/quickstart.yaml"
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "scaling" else ()) for name in BENCHMARKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "scaling" else ()) for name in BENCHMARKS]
+)
 def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
     assert main([name, "--quick", "runtime.device=cpu"]) == 0
     out = capsys.readouterr().out
@@ -37,7 +39,10 @@ def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
     if name == "bench":
         assert "Bottleneck: " in out
     if name == "scaling":
-        assert all(f"{what} on 2 processes: " in out for what in ("weak scaling", "strong scaling", "apart, without communication,"))
+        assert all(
+            f"{what} on 2 processes: " in out
+            for what in ("weak scaling", "strong scaling", "apart, without communication,")
+        )
 
 
 def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -49,7 +54,9 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
     step, both, loader = records["step"], records["end_to_end"], records["loader"]
     assert loader.variant == loader.loader == "torchvision", "as `loaders` calls it"
     assert step.images_per_sec is not None and step.images_per_sec.n == 2
-    assert step.tflops == pytest.approx(step.images_per_sec.median * 6 * 10.2e6 / 1e12, rel=0.1)  # 10 M multiply-adds an image, forward
+    assert step.tflops == pytest.approx(
+        step.images_per_sec.median * 6 * 10.2e6 / 1e12, rel=0.1
+    )  # 10 M multiply-adds an image, forward
     assert both.baseline is not None and both.baseline.variant == "step alone"
     assert load_config(overrides=[]).model_validate(both.config).data.batch_size == both.batch_size == 8
     assert both.gpu is None and both.command.startswith("python -m benchmarks")
@@ -63,19 +70,58 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
         (["loader", "--quick"], "loader: neither a benchmark nor a recipe; did you mean loaders?"),
         (["configs/missing.yaml"], "configs/missing.yaml: no such recipe"),
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
-        (["loaders", "--quick", "--batch-sizes", "1000"], "--batch-sizes: all are more than the 64 training images"),
-        (["scaling", "--quick", "runtime.device=cpu", "--processes", "1"], "--processes: expected numbers above 1"),
-        (["scaling", "--quick", "runtime.device=cpu", "--processes", "3"], "data.batch_size: 8 images do not divide by 3 processes"),
-        (["scaling", "--quick", "runtime.device=cpu", "--processes", "8", "data.batch_size=16"], "16 on each of 8 processes are more"),
-        (["scaling", "--quick", "runtime.device=cpu", "--loaders", "dail"], "data.loader: input should be 'dali'"),
-        (["scaling", "--quick", "runtime.device=cpu", "--rounds", "0"], "--rounds: expected a whole number, 1 or more"),
-        (["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "--jobs", "0"], "--jobs: expected a whole number, 1 or more"),
-        (["ablation", "--quick", "runtime.device=cpu", "--epochs", "-1"], "--epochs: expected a whole number, 0 or more"),
-        (["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "seed=3"], "seed: the sweep sets it for each run"),
-        (["saving", "--quick", "runtime.device=cpu", "--epochs", "0"], "--epochs: expected a whole number, 1 or more"),
-        (["startup", "--quick", "runtime.device=cpu", "--warm-starts", "-1"], "--warm-starts: expected a whole number, 0 or more"),
-        (["step", "--quick", "runtime.device=cpu", "--precisions", "fp32,fp8"], "precision.mode: input should be"),
-        (["loaders", "--quick", "--batch-sizes", "8,0"], "data.batch_size: input should be greater than or equal to 1"),
+        (
+            ["loaders", "--quick", "--batch-sizes", "1000"],
+            "--batch-sizes: all are more than the 64 training images",
+        ),
+        (
+            ["scaling", "--quick", "runtime.device=cpu", "--processes", "1"],
+            "--processes: expected numbers above 1",
+        ),
+        (
+            ["scaling", "--quick", "runtime.device=cpu", "--processes", "3"],
+            "data.batch_size: 8 images do not divide by 3 processes",
+        ),
+        (
+            ["scaling", "--quick", "runtime.device=cpu", "--processes", "8", "data.batch_size=16"],
+            "16 on each of 8 processes are more",
+        ),
+        (
+            ["scaling", "--quick", "runtime.device=cpu", "--loaders", "dail"],
+            "data.loader: input should be 'dali'",
+        ),
+        (
+            ["scaling", "--quick", "runtime.device=cpu", "--rounds", "0"],
+            "--rounds: expected a whole number, 1 or more",
+        ),
+        (
+            ["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "--jobs", "0"],
+            "--jobs: expected a whole number, 1 or more",
+        ),
+        (
+            ["ablation", "--quick", "runtime.device=cpu", "--epochs", "-1"],
+            "--epochs: expected a whole number, 0 or more",
+        ),
+        (
+            ["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "seed=3"],
+            "seed: the sweep sets it for each run",
+        ),
+        (
+            ["saving", "--quick", "runtime.device=cpu", "--epochs", "0"],
+            "--epochs: expected a whole number, 1 or more",
+        ),
+        (
+            ["startup", "--quick", "runtime.device=cpu", "--warm-starts", "-1"],
+            "--warm-starts: expected a whole number, 0 or more",
+        ),
+        (
+            ["step", "--quick", "runtime.device=cpu", "--precisions", "fp32,fp8"],
+            "precision.mode: input should be",
+        ),
+        (
+            ["loaders", "--quick", "--batch-sizes", "8,0"],
+            "data.batch_size: input should be greater than or equal to 1",
+        ),
         (["readme", "--check", "surplus"], None),
     ],
 )
@@ -91,7 +137,11 @@ def test_bad_input(arguments: list[str], message: str | None, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    "arguments", [["bench", "--record", "runtime.device=cpu"], ["saving", "--quick", "runtime.device=cpu", "--folder", "{file}/folder"]]
+    "arguments",
+    [
+        ["bench", "--record", "runtime.device=cpu"],
+        ["saving", "--quick", "runtime.device=cpu", "--folder", "{file}/folder"],
+    ],
 )
 def test_a_folder_that_cannot_be_written_is_one_message(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -105,7 +155,9 @@ def test_a_folder_that_cannot_be_written_is_one_message(
     assert "building" not in printed.out
 
 
-def test_memory_that_is_used_up_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_memory_that_is_used_up_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     def rig(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -156,16 +208,39 @@ def test_a_start_knows_no_cache_but_its_own(monkeypatch: pytest.MonkeyPatch, tmp
     use_cache_folder()
     with pytest.raises(TrainingError) as raised:
         startup.start("recipe.yaml", [], tmp_path)
-    assert str(raised.value).splitlines()[1] == str({**dict.fromkeys(VARIABLES), "XDG_CACHE_HOME": str(tmp_path)})
+    assert str(raised.value).splitlines()[1] == str(
+        {**dict.fromkeys(VARIABLES), "XDG_CACHE_HOME": str(tmp_path)}
+    )
 
 
 @pytest.mark.parametrize("missing", [False, True])
-def test_images_that_grow_in_training_are_timed_at_their_last_size(missing: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_images_that_grow_in_training_are_timed_at_their_last_size(
+    missing: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
     folder = tmp_path / "images"
     if not missing:
         assert main(["make-folder", str(folder), "--images", "20", "--size", "40x30", "--threads", "1"]) == 0
-    streamed = ["data.dataset=folder", f"data.root={folder}", "data.cache_below=8", "augment.cutout=0", "augment.crop_padding=0"]
-    assert main(["loaders", "--loaders", "dali", "--quick", "runtime.device=cpu", *streamed, "augment.progressive=[[0%,8],[75%,16]]"]) == 0
+    streamed = [
+        "data.dataset=folder",
+        f"data.root={folder}",
+        "data.cache_below=8",
+        "augment.cutout=0",
+        "augment.crop_padding=0",
+    ]
+    assert (
+        main(
+            [
+                "loaders",
+                "--loaders",
+                "dali",
+                "--quick",
+                "runtime.device=cpu",
+                *streamed,
+                "augment.progressive=[[0%,8],[75%,16]]",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "timing images of 16 pixels, not of 8, 16 in turn" in out
     assert ("from memory: decoding files is not timed" in out) == missing
@@ -192,15 +267,25 @@ def test_windows_are_interleaved_and_compared_in_pairs():
     assert fast.against(slow).ratio.median == pytest.approx(2, rel=0.2)
 
 
-@pytest.mark.parametrize("overrides", [(), ("augment.cutout=0",), ("augment.crop_padding=0", "precision.mode=fp32")])
+@pytest.mark.parametrize(
+    "overrides", [(), ("augment.cutout=0",), ("augment.crop_padding=0", "precision.mode=fp32")]
+)
 def test_the_naive_graph_gives_the_same_pixels(overrides: tuple[str, ...]):
-    config = load_config(QUICKSTART, merge(QUICK, ["augment.flip=true", "precision.mode=fp16", "runtime.device=cpu"], overrides))
+    config = load_config(
+        QUICKSTART,
+        merge(QUICK, ["augment.flip=true", "precision.mode=fp16", "runtime.device=cpu"], overrides),
+    )
     splits, processes = load_splits(config.data, config.seed), connect(config)
-    naive, ours = build_naive(config, splits, processes), build_loaders(config, splits, processes.device).train
+    naive, ours = (
+        build_naive(config, splits, processes),
+        build_loaders(config, splits, processes.device).train,
+    )
     for _ in range(2):
         for one, other in zip(naive, ours, strict=True):
             assert torch.equal(one.labels, other.labels)
-            torch.testing.assert_close(one.images, other.images, rtol=0, atol=2e-3)  # one unit in the last place of half precision
+            torch.testing.assert_close(
+                one.images, other.images, rtol=0, atol=2e-3
+            )  # one unit in the last place of half precision
 
 
 NOTHING = Spread(median=1.0, p10=0.99, p90=1.01, n=5)
@@ -224,11 +309,26 @@ SLOWED = Spread(median=0.5, p10=0.49, p90=0.51, n=5)
 @pytest.mark.parametrize(
     ("measured", "overrides", "found", "key"),
     [
-        ({"loader": 5e4, "end_to_end": 5e4, "ratio": SLOWED}, ["data.loader=reference"], "the loader", "data.loader=dali"),
-        ({"loader": 5e4, "end_to_end": 5e4, "ratio": SLOWED, "on_gpu": False}, [], "the loader", "data.num_threads"),
+        (
+            {"loader": 5e4, "end_to_end": 5e4, "ratio": SLOWED},
+            ["data.loader=reference"],
+            "the loader",
+            "data.loader=dali",
+        ),
+        (
+            {"loader": 5e4, "end_to_end": 5e4, "ratio": SLOWED, "on_gpu": False},
+            [],
+            "the loader",
+            "data.num_threads",
+        ),
         ({"loader": 9e4}, [], "the loader", "data.loader=fused"),
         ({"end_to_end": 5e4, "ratio": SLOWED}, [], "competition", "data.loader=fused"),
-        ({"loader": 9e4, "streamed": True}, ["data.decoder=cpu", *STREAMED], "the loader", "or try data.decoder=gpu."),
+        (
+            {"loader": 9e4, "streamed": True},
+            ["data.decoder=cpu", *STREAMED],
+            "the loader",
+            "or try data.decoder=gpu.",
+        ),
         ({"ratio": Spread(median=0.5, p10=0.2, p90=1.2, n=5)}, [], "memory traffic", "data.batch_size"),
         ({"ratio": Spread.of([0.9])}, [], "memory traffic", "data.batch_size"),
         ({"alone": 2e5}, [], "communication", "data.batch_size"),
@@ -241,7 +341,9 @@ SLOWED = Spread(median=0.5, p10=0.49, p90=0.51, n=5)
         ({"compile_mode": "none"}, [], "memory traffic", "compile.mode=reduce-overhead"),
     ],
 )
-def test_the_bottleneck_is_named_with_its_key(measured: dict[str, Any], overrides: list[str], found: str, key: str):
+def test_the_bottleneck_is_named_with_its_key(
+    measured: dict[str, Any], overrides: list[str], found: str, key: str
+):
     sentence = name_bottleneck(Measured(**(BASE | measured)), load_config(overrides=overrides))
     assert sentence.startswith("Bottleneck: ")
     assert found in sentence
@@ -256,7 +358,13 @@ def test_loaders_of_a_made_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
     files = [sorted(path.relative_to(folder) for path in folder.rglob("*.jpg")) for folder in made]
     assert files[0] == files[1] and len(files[0]) == 20 + 10
     assert all((made[0] / path).read_bytes() == (made[1] / path).read_bytes() for path in files[0])
-    streamed = ["data.dataset=folder", f"data.root={made[0]}", "augment.cutout=0", "runtime.device=cpu", "--quick"]
+    streamed = [
+        "data.dataset=folder",
+        f"data.root={made[0]}",
+        "augment.cutout=0",
+        "runtime.device=cpu",
+        "--quick",
+    ]
     assert main(["loaders", *streamed, "--loaders", "dali,fused"]) == 0
     out = capsys.readouterr().out
     assert "fused: left out, it is for images in memory" in out and "resized crop" in out
@@ -269,7 +377,13 @@ def test_loaders_of_a_made_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_torchvision_beside_ours_on_a_made_folder(tmp_path: Path):
     assert main(["make-folder", str(tmp_path), "--images", "20", "--size", "90x70"]) == 0
     config = load_config(
-        overrides=["data.dataset=folder", f"data.root={tmp_path}", "data.batch_size=8", "data.loader=reference", "data.num_threads=1"]
+        overrides=[
+            "data.dataset=folder",
+            f"data.root={tmp_path}",
+            "data.batch_size=8",
+            "data.loader=reference",
+            "data.num_threads=1",
+        ]
     )
     loader = build_train_loader(config, load_splits(config.data, 0), connect(config))
     batches = list(loader)

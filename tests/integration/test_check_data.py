@@ -16,7 +16,9 @@ from pipeline.errors import UserError
 from tests.pictures import bad_pictures, make_folder, odd_pictures
 
 
-def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     root = make_folder(tmp_path / "root")
     for name, content in odd_pictures().items():
         (root / "train/b" / name).write_bytes(content)
@@ -28,9 +30,14 @@ def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(tmp_path: Pat
     (root / "val/b/0.jpg").write_bytes((root / "val/b/0.jpg").read_bytes()[:-300])
     assert main(["check-data", str(root)]) == 1
     said, out = capsys.readouterr().out, root / ".quickres/check"
-    assert f"5 of {21 + 15} files cannot be trained on" in said and "train: 26 images, 6 to 20 in each of 2 classes" in said
+    assert (
+        f"5 of {21 + 15} files cannot be trained on" in said
+        and "train: 26 images, 6 to 20 in each of 2 classes" in said
+    )
     bad = [line.split("\t") for line in (out / "bad_images.txt").read_text().splitlines()]
-    assert [path for path, _ in bad] == [str(root / "train/a" / name) for name in sorted(bad_pictures())] + [str(root / "val/b/0.jpg")]
+    assert [path for path, _ in bad] == [str(root / "train/a" / name) for name in sorted(bad_pictures())] + [
+        str(root / "val/b/0.jpg")
+    ]
     assert all(reason for _, reason in bad)
     assert (out / "class_counts.csv").read_text() == "class,train,test\na,6,3\nb,20,2\n"
     with Image.open(out / "image_sizes.png") as picture:

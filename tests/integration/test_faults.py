@@ -44,7 +44,9 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
         (("optimizer.clip_norm=1",), "optimizer.lr, or lengthen schedule.warmup."),
     ],
 )
-def test_no_checkpoint_holds_nan(before_step: Any, keys: tuple[str, ...], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_no_checkpoint_holds_nan(
+    before_step: Any, keys: tuple[str, ...], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """The loss is looked at in steps 5 and 10, the checkpoint is due in step 8."""
     before_step(6, lambda _, batch: batch.images.fill_(math.nan))
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.log_every=5st", *QUIET, *keys]) == 1
@@ -58,11 +60,16 @@ def test_no_checkpoint_holds_nan(before_step: Any, keys: tuple[str, ...], remedy
 
 @pytest.mark.parametrize("keys", [[], ["optimizer.name=adamw"], ["ema.decay=0.9"], ["optimizer.momentum=0"]])
 def test_finite_is_of_all_that_is_saved(keys: list[str]):
-    trainer = tiny_trainer(tiny_config(*keys, *(["optimizer.nesterov=false"] if "optimizer.momentum=0" in keys else [])))
+    trainer = tiny_trainer(
+        tiny_config(*keys, *(["optimizer.nesterov=false"] if "optimizer.momentum=0" in keys else []))
+    )
     train_steps(trainer, 1)
     state = trainer.state
     assert state.is_finite()
-    held = [next(state.model.parameters()).data, next(b for b in state.model.buffers() if b.is_floating_point())]
+    held = [
+        next(state.model.parameters()).data,
+        next(b for b in state.model.buffers() if b.is_floating_point()),
+    ]
     held += [value for entry in list(state.optimizer.state.values())[:1] for value in entry.values()]
     held += [next(state.ema.model.parameters()).data] if state.ema is not None else []
     for tensor in held:
@@ -80,8 +87,14 @@ def test_finite_is_of_all_that_is_saved(keys: list[str]):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (MemoryError("Unable to allocate 3.2 TiB for an array"), "this machine is out of memory at data.batch_size=8 (Unable to allocate"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "this machine is out of memory at"),
+        (
+            MemoryError("Unable to allocate 3.2 TiB for an array"),
+            "this machine is out of memory at data.batch_size=8 (Unable to allocate",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "this machine is out of memory at",
+        ),
         (
             RuntimeError("CUDA error: out of memory\nCompile with"),
             "the GPU is out of memory at data.batch_size=8 (CUDA error: out of memory)",
@@ -89,7 +102,9 @@ def test_finite_is_of_all_that_is_saved(keys: list[str]):
         (RuntimeError("DataLoader worker is out of shared memory"), "shared memory is used up"),
     ],
 )
-def test_too_little_memory(error: Exception, said: str, before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_too_little_memory(
+    error: Exception, said: str, before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     def fail(*_: object) -> None:
         raise error
 
@@ -97,16 +112,25 @@ def test_too_little_memory(error: Exception, said: str, before_step: Any, tmp_pa
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
     line = told(capsys)
     assert said in line
-    remedy = {"the": "optimizer.accumulate=2", "this": "use smaller or fewer images", "shared": "/dev/shm"}[said.split()[0]]
+    remedy = {"the": "optimizer.accumulate=2", "this": "use smaller or fewer images", "shared": "/dev/shm"}[
+        said.split()[0]
+    ]
     assert remedy in line
     assert newest_intact(only_run(tmp_path) / "checkpoints")[0] is not None
 
 
 def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The system would grant the memory, and kill the process once it is used."""
-    assert train.main([str(RECIPE), f"log.dir={tmp_path}/runs", "data.num_samples=10000000", "data.image_size=1024"]) == 2
+    assert (
+        train.main(
+            [str(RECIPE), f"log.dir={tmp_path}/runs", "data.num_samples=10000000", "data.image_size=1024"]
+        )
+        == 2
+    )
     line = told(capsys)
-    assert line.startswith("data.num_samples: 10000000 images of 1024 x 1024 pixels take 35,156 GiB, but the machine has ")
+    assert line.startswith(
+        "data.num_samples: 10000000 images of 1024 x 1024 pixels take 35,156 GiB, but the machine has "
+    )
     assert "use data.num_samples=" in line
     assert not (tmp_path / "runs").exists()
 
@@ -114,14 +138,25 @@ def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU is out of memory (CUDA out of memory"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "the GPU is out of memory (CUDA out of memory",
+        ),
         (MemoryError(), "this machine is out of memory (MemoryError)"),
         (MemoryError(), "; use runtime.device=cpu (predict: --device cpu), a smaller data.eval_batch_size"),
-        (OSError(28, "No space left on device", "/runs/a/report.html"), "/runs/a/report.html: No space left on device; free space there"),
-        (FileNotFoundError(2, "No such file or directory", "/runs/x"), "/runs/x: No such file or directory; give a place that can be used"),
+        (
+            OSError(28, "No space left on device", "/runs/a/report.html"),
+            "/runs/a/report.html: No space left on device; free space there",
+        ),
+        (
+            FileNotFoundError(2, "No such file or directory", "/runs/x"),
+            "/runs/x: No such file or directory; give a place that can be used",
+        ),
     ],
 )
-def test_other_commands_tell_of_it_too(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_other_commands_tell_of_it_too(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     def fail() -> None:
         raise error
 
@@ -139,7 +174,9 @@ def test_a_disk_that_is_full_for_the_log(
     """/dev/full is a disk without room."""
     logs: list[MetricsLog] = []
     opened = MetricsLog.__init__
-    monkeypatch.setattr(MetricsLog, "__init__", lambda self, *given: (logs.append(self), opened(self, *given))[1])
+    monkeypatch.setattr(
+        MetricsLog, "__init__", lambda self, *given: (logs.append(self), opened(self, *given))[1]
+    )
 
     def fill_up(*_: object) -> None:
         logs[0]._file.close()
@@ -149,13 +186,17 @@ def test_a_disk_that_is_full_for_the_log(
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
     run = only_run(tmp_path)
     line = told(capsys)
-    assert line.startswith(f"{run}/metrics.jsonl: No space left on device; free space there") and line.endswith("resume=auto")
+    assert line.startswith(
+        f"{run}/metrics.jsonl: No space left on device; free space there"
+    ) and line.endswith("resume=auto")
     assert newest_intact(run / "checkpoints")[0] == folder_of(run / "checkpoints", 5)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET, "resume=auto"]) == 0
     assert json.loads((run / "result.json").read_text())["steps"] == 15
 
 
-def test_a_disk_that_is_full_for_tensorboard(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_disk_that_is_full_for_tensorboard(
+    before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """Its thread writes the events: what befalls that is told by the main thread, and by no traceback of the thread's own."""
 
     def fill_up(*_: object) -> None:
@@ -169,7 +210,9 @@ def test_a_disk_that_is_full_for_tensorboard(before_step: Any, tmp_path: Path, c
     assert newest_intact(only_run(tmp_path) / "checkpoints")[0] is not None
 
 
-def test_a_disk_that_is_full_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_disk_that_is_full_for_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     write, written = CheckpointWriter._write, []
 
     def fill_up(self: CheckpointWriter, snapshot: Any) -> None:
@@ -182,7 +225,9 @@ def test_a_disk_that_is_full_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch, t
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
     run = only_run(tmp_path)
     line = told(capsys)
-    assert line.startswith(f"{run}/checkpoints: the checkpoint could not be written ([Errno 28] No space left on device); free space")
+    assert line.startswith(
+        f"{run}/checkpoints: the checkpoint could not be written ([Errno 28] No space left on device); free space"
+    )
     # the loop notices at the next log point that the thread has failed, not at the next checkpoint
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] in (9, 10)
     assert [path.name for path in steps_in(run / "checkpoints")] == ["step-00000005", "step-00000004"]
@@ -195,13 +240,19 @@ def test_a_disk_that_fills_up_within_a_checkpoint(tmp_path: Path):
     writer = CheckpointWriter(tmp_path / "checkpoints", "0" * 12)
     writer.save(trainer.state.snapshot())
     writer.wait()
-    sizes = [(folder_of(tmp_path / "checkpoints", 1) / name).stat().st_size for name in ("weights.safetensors", "state.pt")]
+    sizes = [
+        (folder_of(tmp_path / "checkpoints", 1) / name).stat().st_size
+        for name in ("weights.safetensors", "state.pt")
+    ]
     own, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (sum(sizes) // 2, most))
     try:
         trainer.state.step = 2
         writer.save(trainer.state.snapshot())
-        with pytest.raises(TrainingError, match=r"checkpoints: the checkpoint could not be written \(\[Errno 27\] File too large\); free"):
+        with pytest.raises(
+            TrainingError,
+            match=r"checkpoints: the checkpoint could not be written \(\[Errno 27\] File too large\); free",
+        ):
             writer.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (own, most))
@@ -236,7 +287,9 @@ def test_an_error_in_the_thread_surfaces_once_and_at_the_end(tmp_path: Path):
         writer.close()
 
 
-def test_the_result_survives_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_result_survives_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """Training is done, its result cannot be written: the same command with resume=auto writes it, and trains nothing."""
     arguments = [str(RECIPE), f"log.dir={tmp_path}", *QUIET]
 
@@ -252,21 +305,30 @@ def test_the_result_survives_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_bug_is_no_fault_of_the_machine(before_step: Any, tmp_path: Path):
-    for error in (ZeroDivisionError(), FileNotFoundError(2, "no file"), RuntimeError("shapes do not match"), OSError("words only")):
+    for error in (
+        ZeroDivisionError(),
+        FileNotFoundError(2, "no file"),
+        RuntimeError("shapes do not match"),
+        OSError("words only"),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Step, "__call__", lambda *_, error=error: (_ for _ in ()).throw(error))
             with pytest.raises(type(error)):
                 train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET])
 
 
-def test_commands_say_that_a_checkpoint_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+def test_commands_say_that_a_checkpoint_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 0
     run = only_run(tmp_path)
     damaged = folder_of(run / "checkpoints", 15) / "weights.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:1000])
     assert cli.main(["evaluate", str(run)]) == 0
     (record,) = caplog.records
-    assert f"{damaged}: damaged" in record.getMessage() and record.getMessage().endswith("step-00000012 is used")
+    assert f"{damaged}: damaged" in record.getMessage() and record.getMessage().endswith(
+        "step-00000012 is used"
+    )
     capsys.readouterr()
     assert cli.main(["evaluate", str(run), "--checkpoint", "15"]) == 2
     assert told(capsys).startswith(f"{damaged}: damaged")
@@ -277,24 +339,47 @@ def test_commands_say_that_a_checkpoint_is_damaged(tmp_path: Path, capsys: pytes
 
 def make_folder(root: Path, size: int) -> None:
     generator = np.random.default_rng(0)
-    for path in (root / split / label / f"{number}.png" for split in ("train", "test") for label in "ab" for number in range(8)):
+    for path in (
+        root / split / label / f"{number}.png"
+        for split in ("train", "test")
+        for label in "ab"
+        for number in range(8)
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
 
 
 @pytest.mark.parametrize(
     ("loader", "limit", "threads"),
-    [("dali", 256, 1), ("dali", 4, 1), ("reference", 4, 1), pytest.param("reference", 4, 2, marks=pytest.mark.slow)],
+    [
+        ("dali", 256, 1),
+        ("dali", 4, 1),
+        ("reference", 4, 1),
+        pytest.param("reference", 4, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_data_set_that_goes_away(
-    loader: str, limit: int, threads: int, before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    loader: str,
+    limit: int,
+    threads: int,
+    before_step: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     """Small images are in memory by then; larger ones are read from their files."""
     data, runs = tmp_path / "data", tmp_path / "runs"
     make_folder(data, 8)
     before_step(5, lambda *_: shutil.rmtree(data))
-    keys = ["data.dataset=folder", f"data.root={data}", f"data.loader={loader}", f"data.cache_below={limit}", "duration=20ep"]
-    code = train.main([str(RECIPE), f"log.dir={runs}", *keys, f"data.num_threads={threads}", "augment.cutout=0", *QUIET])
+    keys = [
+        "data.dataset=folder",
+        f"data.root={data}",
+        f"data.loader={loader}",
+        f"data.cache_below={limit}",
+        "duration=20ep",
+    ]
+    code = train.main(
+        [str(RECIPE), f"log.dir={runs}", *keys, f"data.num_threads={threads}", "augment.cutout=0", *QUIET]
+    )
     if limit == 256:
         assert code == 0 and (only_run(runs) / "result.json").exists()
         return
@@ -312,13 +397,20 @@ def test_labels_out_of_range(part: str, label: int):
     splits = load_splits(config.data, config.seed)
     getattr(splits, part).labels[3] = label
     name = {"train": "training"}.get(part, part)
-    with pytest.raises(UserError, match=rf"1 {name} labels are not in 0\.\.3, the first is {label} of image 3; give one class name"):
+    with pytest.raises(
+        UserError,
+        match=rf"1 {name} labels are not in 0\.\.3, the first is {label} of image 3; give one class name",
+    ):
         build_loaders(config, splits, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 36_000.0])
 def test_a_clock_that_is_set_moves_no_duration(
-    jump: float, before_step: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    jump: float,
+    before_step: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     real = time.time
     monkeypatch.setenv("QUICKRES_START_TIME", str(real() - 2))
@@ -329,7 +421,9 @@ def test_a_clock_that_is_set_moves_no_duration(
     assert 0 < result["train_s"] < result["wall_s"]
 
 
-def test_a_newer_run_by_an_older_clock_is_the_one_to_continue(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_newer_run_by_an_older_clock_is_the_one_to_continue(
+    before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """Names are unique whatever the clock says; `latest` knows the order."""
     runs = []
     for _ in range(2):

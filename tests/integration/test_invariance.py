@@ -26,7 +26,10 @@ def train_on(folders: dict[int, Path], *keys: str) -> Left:
         else:
             with ranks(folder, number, scenes.train_all_networks, folder, *keys) as run:
                 assert run.wait(120) == [0] * number, run.errors
-    return {number: [torch.load(folder / f"rank-{rank}.pt") for rank in range(number)] for number, folder in folders.items()}
+    return {
+        number: [torch.load(folder / f"rank-{rank}.pt") for rank in range(number)]
+        for number, folder in folders.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,10 @@ def assert_same_batches(left: Left, number: int, network: str) -> None:
     assert len(alone) == 6 and all(len(steps) == 6 for steps in processes)
     for step, expected in enumerate(alone):
         for key in ("indices", "images", "labels"):
-            assert torch.equal(torch.cat([steps[step][key] for steps in processes]), expected[key]), (step, key)
+            assert torch.equal(torch.cat([steps[step][key] for steps in processes]), expected[key]), (
+                step,
+                key,
+            )
         assert all(torch.equal(steps[step]["lr"], expected["lr"]) for steps in processes)
 
 
@@ -62,7 +68,9 @@ def assert_same_updates(left: Left, number: int, network: str, rtol: float, atol
     for found in processes:
         assert (found["seen"], found["correct"]) == (alone["seen"], alone["correct"]) and found["seen"] == 8
         for key, value in alone["weights"].items():
-            torch.testing.assert_close(found["weights"][key], value, rtol=rtol, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                found["weights"][key], value, rtol=rtol, atol=atol, msg=lambda text, key=key: f"{key}: {text}"
+            )
             assert torch.equal(found["weights"][key], processes[0]["weights"][key]), key
 
 
@@ -74,8 +82,14 @@ def test_continued_on_another_number_of_processes(tmp_path: Path):
         assert run.wait() == [75, 75], run.errors
     with ranks(tmp_path, 3, scenes.run_and_note, [*arguments, "resume=auto"], tmp_path / "continued") as run:
         assert run.wait() == [0, 0, 0], run.errors
-    parts = {name: [torch.load(path) for path in sorted(tmp_path.glob(f"{name}-*.pt"))] for name in ("begun", "continued")}
-    assert {name: (len(part), len(part[0])) for name, part in parts.items()} == {"begun": (2, 4), "continued": (3, 2)}
+    parts = {
+        name: [torch.load(path) for path in sorted(tmp_path.glob(f"{name}-*.pt"))]
+        for name in ("begun", "continued")
+    }
+    assert {name: (len(part), len(part[0])) for name, part in parts.items()} == {
+        "begun": (2, 4),
+        "continued": (3, 2),
+    }
     found = [torch.cat(shares).tolist() for part in parts.values() for shares in zip(*part, strict=True)]
     sampler = TrainSampler(40, 12, Shard(), config.seed, (8, 8), config.augment)
     assert found == [sampler.plan(*divmod(step, 3)).indices.tolist() for step in range(6)]

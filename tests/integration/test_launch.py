@@ -37,7 +37,13 @@ def waiting(checkout: Checkout, request: pytest.FixtureRequest) -> Iterator[subp
 
 def test_help_needs_nothing(tmp_path: Path):
     shutil.copy(ROOT / "launch.sh", tmp_path)
-    result = subprocess.run([tmp_path / "launch.sh", "-h"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=True)
+    result = subprocess.run(
+        [tmp_path / "launch.sh", "-h"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+        check=True,
+    )
     assert len(result.stdout.splitlines()) <= 24
     assert max(map(len, result.stdout.splitlines())) <= 128
     assert [path.name for path in tmp_path.iterdir()] == ["launch.sh"]
@@ -152,10 +158,20 @@ def test_a_fresh_venv_gets_the_locked_uv(checkout: Checkout):
     ],
 )
 def test_processes_and_devices(
-    checkout: Checkout, gpus: int, visible: str | None, asked: str | None, device: str, hardware: str, processes: int
+    checkout: Checkout,
+    gpus: int,
+    visible: str | None,
+    asked: str | None,
+    device: str,
+    hardware: str,
+    processes: int,
 ):
     checkout.set_gpus(gpus)
-    variables = {key: value for key, value in {"CUDA_VISIBLE_DEVICES": visible, "NUM_PROCESSES": asked}.items() if value is not None}
+    variables = {
+        key: value
+        for key, value in {"CUDA_VISIBLE_DEVICES": visible, "NUM_PROCESSES": asked}.items()
+        if value is not None
+    }
     result = checkout.run("recipe.yaml", f"runtime.device={device}", **variables)
     assert result.returncode == 0, result.stderr
     told, _, threads, started, is_terminal, override = result.stdout.splitlines()[0].split()
@@ -174,7 +190,9 @@ def test_processes_and_devices(
         }
 
 
-@pytest.mark.parametrize(("asked", "says"), [("0", "whole number"), ("two", "whole number"), ("3", "GPUs visible are 2")])
+@pytest.mark.parametrize(
+    ("asked", "says"), [("0", "whole number"), ("two", "whole number"), ("3", "GPUs visible are 2")]
+)
 def test_impossible_numbers_of_processes(checkout: Checkout, asked: str, says: str):
     checkout.set_gpus(2)
     result = checkout.run(NUM_PROCESSES=asked)
@@ -186,7 +204,10 @@ def test_a_dry_run_is_one_process_that_plans_for_all(checkout: Checkout):
     checkout.set_gpus(2)
     result = checkout.run("recipe.yaml", "seed=1", "--dry-run")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0].split()[:2] == ["2", "-"]  # of two processes, and no launcher has set WORLD_SIZE
+    assert result.stdout.splitlines()[0].split()[:2] == [
+        "2",
+        "-",
+    ]  # of two processes, and no launcher has set WORLD_SIZE
     assert checkout.launched() == {}
     assert (checkout.root / "trainer.argv").read_text().split("\n") == ["recipe.yaml", "seed=1", "--dry-run"]
 
@@ -196,7 +217,9 @@ def test_arguments(checkout: Checkout):
     for arguments in ((), ("seed=1",), ("configs/a b.yaml",), ("train", "configs/a b.yaml", "seed=1")):
         assert checkout.run(*arguments).returncode == 0
         recipe, *overrides = (checkout.root / "trainer.argv").read_text().split("\n")
-        assert recipe == ("configs/quickstart.yaml" if not arguments or "=" in arguments[0] else "configs/a b.yaml")
+        assert recipe == (
+            "configs/quickstart.yaml" if not arguments or "=" in arguments[0] else "configs/a b.yaml"
+        )
         assert overrides == [argument for argument in arguments if "=" in argument]
     assert checkout.run("--frobnicate").returncode == 2
     assert checkout.run("recipe.yaml", OMP_NUM_THREADS="5").stdout.split()[2] == "5"
@@ -219,7 +242,9 @@ def test_exit_code_is_the_trainers(checkout: Checkout, recipe: str, code: int):
 
 @pytest.mark.parametrize("waiting", ["waits.yaml"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_reaches_the_trainer_and_is_waited_for(checkout: Checkout, waiting: subprocess.Popen[str], number: signal.Signals):
+def test_a_signal_reaches_the_trainer_and_is_waited_for(
+    checkout: Checkout, waiting: subprocess.Popen[str], number: signal.Signals
+):
     waiting.send_signal(number)
     waiting.send_signal(number)  # an echo, such as `timeout` sends, must not kill
     out, _ = waiting.communicate(timeout=20)
@@ -272,7 +297,9 @@ def test_a_second_signal_kills_all(checkout: Checkout, waiting: subprocess.Popen
 def test_control_c_at_a_terminal(checkout: Checkout):
     terminal, inner = pty.openpty()
     command = ["setsid", "--ctty", checkout.root / "launch.sh", "waits.yaml"]
-    with subprocess.Popen(command, env=checkout.environment(), stdin=inner, stdout=inner, stderr=inner) as process:
+    with subprocess.Popen(
+        command, env=checkout.environment(), stdin=inner, stdout=inner, stderr=inner
+    ) as process:
         os.close(inner)
         shown = b""
         while b"ready" not in shown:

@@ -20,7 +20,11 @@ from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer
 
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [record for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if record["kind"] == kind]
+    return [
+        record
+        for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if record["kind"] == kind
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +32,24 @@ def flipped(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: N
     """The folder of a run that evaluates mirror images too, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert train.main([str(RECIPE), f"log.dir={folder}", "duration=2ep", "evaluation.flip_tta=true", "log.tensorboard=false"]) == 0
+        assert (
+            train.main(
+                [
+                    str(RECIPE),
+                    f"log.dir={folder}",
+                    "duration=2ep",
+                    "evaluation.flip_tta=true",
+                    "log.tensorboard=false",
+                ]
+            )
+            == 0
+        )
     return only_run(folder), printed.getvalue()
 
 
-def test_every_figure_with_a_flipped_view_says_so(flipped: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
+def test_every_figure_with_a_flipped_view_says_so(
+    flipped: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+):
     run, printed = flipped
     evaluations, result = records(run, "eval"), json.loads((run / "result.json").read_text())
     for record in evaluations:
@@ -49,7 +66,13 @@ def test_every_figure_with_a_flipped_view_says_so(flipped: tuple[Path, str], cap
 def averaged(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> tuple[Path, str]:
     """The folder of a run with a moving average of the weights, in fp16, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
-    keys = ("ema.decay=0.5", "evaluation.flip_tta=true", "precision.mode=fp16", "precision.init_scale=1024.0", "log.checkpoint_every=1ep")
+    keys = (
+        "ema.decay=0.5",
+        "evaluation.flip_tta=true",
+        "precision.mode=fp16",
+        "precision.init_scale=1024.0",
+        "log.checkpoint_every=1ep",
+    )
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert train.main([str(RECIPE), f"log.dir={folder}", *keys]) == 0
     return only_run(folder), printed.getvalue()
@@ -60,19 +83,30 @@ def test_the_average_is_evaluated_beside_the_weights(averaged: tuple[Path, str])
     evaluations, result = records(run, "eval"), json.loads((run / "result.json").read_text())
     assert [record["step"] for record in evaluations] == [5, 10, 15]
     for record in evaluations:
-        assert f"  ema {record['ema_accuracy']:.2%}  ema with flip {record['ema_accuracy_flip_tta']:.2%}" in printed
+        assert (
+            f"  ema {record['ema_accuracy']:.2%}  ema with flip {record['ema_accuracy_flip_tta']:.2%}"
+            in printed
+        )
     last = evaluations[-1]
     for key in ("accuracy", "loss", "ema_accuracy", "ema_loss", "ema_accuracy_flip_tta", "accuracy_flip_tta"):
         assert result[f"test_{key}"] == last[key]
     assert last["ema_loss"] != last["loss"]
 
 
-def test_the_average_is_saved_beside_the_weights_and_evaluated_again(averaged: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
+def test_the_average_is_saved_beside_the_weights_and_evaluated_again(
+    averaged: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+):
     run, _ = averaged
     folder = folder_of(run / "checkpoints", 15)
-    assert json.loads((folder / "manifest.json").read_text())["sha256"].keys() == {"weights.safetensors", "ema.safetensors", "state.pt"}
+    assert json.loads((folder / "manifest.json").read_text())["sha256"].keys() == {
+        "weights.safetensors",
+        "ema.safetensors",
+        "state.pt",
+    }
     weights, average = load_weights(folder), load_weights(folder, EMA)
-    assert {key: value.shape for key, value in weights.items()} == {key: value.shape for key, value in average.items()}
+    assert {key: value.shape for key, value in weights.items()} == {
+        key: value.shape for key, value in average.items()
+    }
     assert not torch.equal(weights["head.weight"], average["head.weight"])
     result = json.loads((run / "result.json").read_text())
     again = evaluate_run(run)
@@ -80,7 +114,10 @@ def test_the_average_is_saved_beside_the_weights_and_evaluated_again(averaged: t
     assert (again.ema.accuracy, again.ema.loss) == (result["test_ema_accuracy"], result["test_ema_loss"])
     assert cli.main(["evaluate", str(run)]) == 0
     told = capsys.readouterr().out
-    assert f"\nema           {again.ema.accuracy:.4%}\nema with flip {result['test_ema_accuracy_flip_tta']:.4%}\n" in told
+    assert (
+        f"\nema           {again.ema.accuracy:.4%}\nema with flip {result['test_ema_accuracy_flip_tta']:.4%}\n"
+        in told
+    )
 
 
 def test_a_damaged_average_is_found(averaged: tuple[Path, str], tmp_path: Path):

@@ -16,19 +16,52 @@ SCRIPT = Path(__file__).with_name("methods_processes.py")
 MICRO_BATCHES = 6
 PROCESSES = 3  # each start costs seconds; on two, nothing is shared out that is not on three
 KEYS = (
-    *("data.num_samples=72", "data.batch_size=24", "data.eval_batch_size=6", "duration=1ep", "optimizer.lr=0.02"),
-    *("augment.mix=ricap", "ema.decay=0.5", "optimizer.clip_norm=1.0", "log.log_every=1st", "log.tensorboard=false"),
+    *(
+        "data.num_samples=72",
+        "data.batch_size=24",
+        "data.eval_batch_size=6",
+        "duration=1ep",
+        "optimizer.lr=0.02",
+    ),
+    *(
+        "augment.mix=ricap",
+        "ema.decay=0.5",
+        "optimizer.clip_norm=1.0",
+        "log.log_every=1st",
+        "log.tensorboard=false",
+    ),
 )
 
 
 def start(folder: Path, processes: int) -> None:
-    arguments = [str(RECIPE), f"log.dir={folder}/runs", f"optimizer.accumulate={MICRO_BATCHES // processes}", *KEYS]
+    arguments = [
+        str(RECIPE),
+        f"log.dir={folder}/runs",
+        f"optimizer.accumulate={MICRO_BATCHES // processes}",
+        *KEYS,
+    ]
     if processes == 1:
         assert run(folder, arguments) == 0
         return
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(SCRIPT), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+        str(SCRIPT),
+        str(folder),
+    ]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -44,7 +77,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: N
 def test_the_same_images_are_mixed(folders: dict[int, Path]):
     """The processes' parts, one after another, are bit for bit the batch of one process."""
     expected = torch.load(folders[1] / "rank-0.pt", weights_only=True)
-    ranks = [torch.load(folders[PROCESSES] / f"rank-{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+    ranks = [
+        torch.load(folders[PROCESSES] / f"rank-{rank}.pt", weights_only=True) for rank in range(PROCESSES)
+    ]
     assert len(expected) == 3 and all(len(rank) == 3 for rank in ranks)
     for step, (images, labels, shares) in enumerate(expected):
         assert len(images) == 24 and len(ranks[0][step][0]) == 24 // PROCESSES
@@ -58,8 +93,12 @@ def test_the_same_is_learnt(folders: dict[int, Path]):
     found, expected = (only_run(folders[number] / "runs") for number in (PROCESSES, 1))
     for read in (last_weights, last_ema):
         for key, value in read(expected).items():
-            if "running" not in key and "num_batches" not in key:  # of batch norm: each process has its own, averaged
-                torch.testing.assert_close(read(found)[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+            if (
+                "running" not in key and "num_batches" not in key
+            ):  # of batch norm: each process has its own, averaged
+                torch.testing.assert_close(
+                    read(found)[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+                )
     for record, other in zip(read_metrics(found), read_metrics(expected), strict=True):
         if record["kind"] == "train":
             assert record["loss"] == pytest.approx(other["loss"], rel=1e-3)

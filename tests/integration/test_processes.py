@@ -46,11 +46,18 @@ ACCELERATE = (
 )
 
 
-def start(folder: Path, *arguments: str, launcher: tuple[str, ...] = TORCHRUN, stop: int = 0, **variables: str) -> Started:
+def start(
+    folder: Path, *arguments: str, launcher: tuple[str, ...] = TORCHRUN, stop: int = 0, **variables: str
+) -> Started:
     """Run `two_processes.py` in a folder, which may hold an earlier run."""
     code_file = folder / "exit_code"
     code_file.unlink(missing_ok=True)
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "QUICKRES_NUM_PROCESSES": "2", "QUICKRES_EXIT_CODE_FILE": str(code_file)}
+    own = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "QUICKRES_NUM_PROCESSES": "2",
+        "QUICKRES_EXIT_CODE_FILE": str(code_file),
+    }
     keys = (f"log.dir={folder}/runs", "data.eval_batch_size=6", *arguments)
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(SCRIPT), str(folder), str(stop), str(RECIPE), *keys],
@@ -140,12 +147,18 @@ def test_results_and_errors_of_one_process_reach_the_others(whole: tuple[Path, S
     zero, one = whole[1].ranks
     assert zero["on_main"] == one["on_main"] == "returned made by 0"
     assert zero["on_main_user_error"] == one["on_main_user_error"] == "UserError: bad key"
-    assert (zero["on_main_bug"], one["on_main_bug"]) == ("KeyError: 'a bug'", "TrainingError: process 0: KeyError: 'a bug'")
+    assert (zero["on_main_bug"], one["on_main_bug"]) == (
+        "KeyError: 'a bug'",
+        "TrainingError: process 0: KeyError: 'a bug'",
+    )
     assert (zero["main_first"], one["main_first"]) == ("returned made by 0", "returned made by 1")
     assert zero["main_first_on_0"] == one["main_first_on_0"] == "UserError: bad file"
     assert one["ran_after_error"] == []
     assert zero["main_first_on_1"] == one["main_first_on_1"] == "UserError: only here"
-    assert (zero["main_first_bug_on_1"], one["main_first_bug_on_1"]) == ("TrainingError: process 1: OSError: no disk", "OSError: no disk")
+    assert (zero["main_first_bug_on_1"], one["main_first_bug_on_1"]) == (
+        "TrainingError: process 1: OSError: no disk",
+        "OSError: no disk",
+    )
     assert zero["sum"] == one["sum"] == [2, 1]
     assert zero["norm"] == one["norm"] == [0.5, 2.5]
 
@@ -154,7 +167,9 @@ def test_results_and_errors_of_one_process_reach_the_others(whole: tuple[Path, S
 def test_a_compiled_run_in_bf16_explains_as_its_eager_twin(tmp_path: Path):
     """The maps come from the weights alone: those of a run on two processes, compiled, in bf16, are the ones that an eager float32
     network with the same weights gives, made without any of it."""
-    started = start(tmp_path, "precision.mode=bf16", "compile.mode=default", "compile.backend=aot_eager", "duration=2st")
+    started = start(
+        tmp_path, "precision.mode=bf16", "compile.mode=default", "compile.backend=aot_eager", "duration=2st"
+    )
     assert (started.code, started.err) == (0, "")
     run = only_run(tmp_path / "runs")
     assert "2 x CPU" in started.out[0] and "bf16, compile default" in started.out[0]
@@ -177,7 +192,10 @@ def test_a_compiled_run_in_bf16_explains_as_its_eager_twin(tmp_path: Path):
 def test_a_signal_to_one_process_stops_all_two_steps_later(interrupted: tuple[Path, Started]):
     folder, run = interrupted
     assert (run.code, run.exit_code_file) == (1, "75")  # the launcher returns 1 for every failure
-    assert [(report["code"], len(report["steps"])) for report in run.ranks] == [(75, 6), (75, 6)]  # not a step that is logged
+    assert [(report["code"], len(report["steps"])) for report in run.ranks] == [
+        (75, 6),
+        (75, 6),
+    ]  # not a step that is logged
     told = [line for line in run.err.splitlines() if line.startswith(("stopped", "error"))]
     assert told == ["stopped: by a signal to another process, saved at step 6; continue with resume=auto"]
     assert not (only_run(folder / "runs") / "result.json").exists()
@@ -196,7 +214,9 @@ def assert_same_training(found: Path, expected: Path) -> None:
             assert record["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
-def test_it_is_continued_on_two_processes(interrupted: tuple[Path, Started], whole: tuple[Path, Started], tmp_path: Path):
+def test_it_is_continued_on_two_processes(
+    interrupted: tuple[Path, Started], whole: tuple[Path, Started], tmp_path: Path
+):
     folder = tmp_path / "continued"
     shutil.copytree(interrupted[0], folder, symlinks=True)
     run = start(folder, "resume=auto")
@@ -206,7 +226,9 @@ def test_it_is_continued_on_two_processes(interrupted: tuple[Path, Started], who
 
 
 @pytest.mark.usefixtures("process_state")
-def test_it_is_continued_on_one_process(interrupted: tuple[Path, Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_is_continued_on_one_process(
+    interrupted: tuple[Path, Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     folder = tmp_path / "continued"
     shutil.copytree(interrupted[0], folder, symlinks=True)
     run = only_run(folder / "runs")
@@ -222,5 +244,7 @@ def test_it_is_continued_on_one_process(interrupted: tuple[Path, Started], tmp_p
 def test_a_bug_on_one_process_ends_all(tmp_path: Path):
     run = start(tmp_path, stop=-6)
     assert (run.code, run.exit_code_file) == (1, "1")
-    assert [line.startswith("[rank1]") for line in run.err.splitlines() if "RuntimeError: " in line] == [True], run.err
+    assert [line.startswith("[rank1]") for line in run.err.splitlines() if "RuntimeError: " in line] == [
+        True
+    ], run.err
     assert newest_intact(only_run(tmp_path / "runs") / "checkpoints")[0] is not None

@@ -15,7 +15,13 @@ from tests.integration.ranks import Ranks, ranks
 from tests.tiny import RECIPE, only_run
 
 pytestmark = pytest.mark.slow
-LONG = ("duration=10000ep", "log.log_every=10000ep", "log.eval_every=10000ep", "log.checkpoint_every=5st", "log.tensorboard=false")
+LONG = (
+    "duration=10000ep",
+    "log.log_every=10000ep",
+    "log.eval_every=10000ep",
+    "log.checkpoint_every=5st",
+    "log.tensorboard=false",
+)
 
 
 def arguments(folder: Path, *keys: str) -> list[str]:
@@ -80,7 +86,9 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
 def test_bad_input_is_told_once(tmp_path: Path):
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path, "data.batch_size=9")) as run:
         assert run.wait() == [2, 2] and run.exit_code == "2"
-        assert run.errors == ["error: data.batch_size: 9 images do not divide by 2 processes; use data.batch_size=8 or 10"]
+        assert run.errors == [
+            "error: data.batch_size: 9 images do not divide by 2 processes; use data.batch_size=8 or 10"
+        ]
         assert not (tmp_path / "runs").exists()
 
 
@@ -105,12 +113,16 @@ def test_a_killed_process_ends_all_and_is_named(tmp_path: Path):
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 8, {1: "die"}) as run:
         run.wait_for("runs/*/checkpoints/step-*")
         assert_failed(
-            run, r"error: process 1 gives no sign of life for 4 s, last seen .*\. Killed.* continue with resume=auto", within_s=20
+            run,
+            r"error: process 1 gives no sign of life for 4 s, last seen .*\. Killed.* continue with resume=auto",
+            within_s=20,
         )
 
 
 def test_a_hang_ends_all_and_is_named(tmp_path: Path):
-    with ranks(tmp_path, 3, scenes.run, arguments(tmp_path, "runtime.hang_timeout_s=2"), 8, {1: "hang"}) as run:
+    with ranks(
+        tmp_path, 3, scenes.run, arguments(tmp_path, "runtime.hang_timeout_s=2"), 8, {1: "hang"}
+    ) as run:
         run.wait_for("runs/*/checkpoints/step-*")
         told = r"error: process 1 hangs: no progress for 2 s \(runtime\.hang_timeout_s\)\. "
         places = r"process 0: in step 8, .*; process 1: in step 8, at integration/scenes\.py:\d+; process 2: in step 8, "
@@ -123,16 +135,26 @@ def test_a_lost_launcher_leaves_no_orphan(tmp_path: Path):
         run.end_store()
         assert run.wait(15) == [1, 1]
         last = [run.text(f"err-{rank}").splitlines()[-1] for rank in (0, 1)]  # after torch's own words
-        assert all(line.startswith(f"error: process {rank}: lost its launcher") for rank, line in enumerate(last))
+        assert all(
+            line.startswith(f"error: process {rank}: lost its launcher") for rank, line in enumerate(last)
+        )
 
 
 # --- on GPUs: NCCL waits for a process that is gone, where gloo has an error --------------------------------------------------------
 
 SCENES = {
-    "terminate": (75, r"stopped: by a signal to another process, saved at step \d+; continue with resume=auto", 10),
+    "terminate": (
+        75,
+        r"stopped: by a signal to another process, saved at step \d+; continue with resume=auto",
+        10,
+    ),
     "fail": (1, "RuntimeError: a bug on one process", 15),
     "die": (1, r"error: process 1 gives no sign of life for .*", 30),
-    "hang": (1, r"error: process 1 hangs: no progress for 60 s .*", 90),  # compiling, which takes time too, is no hang
+    "hang": (
+        1,
+        r"error: process 1 hangs: no progress for 60 s .*",
+        90,
+    ),  # compiling, which takes time too, is no hang
 }
 
 
@@ -143,12 +165,22 @@ SCENES = {
 def test_on_two_gpus(act: str, mode: str, tmp_path: Path):
     """With eager steps, and with captured ones, where the host is up to eight steps ahead."""
     code, told, within_s = SCENES[act]
-    keys = ("runtime.device=gpu", "precision.mode=fp16", f"compile.mode={mode}", "data.image_size=32", "runtime.hang_timeout_s=60")
+    keys = (
+        "runtime.device=gpu",
+        "precision.mode=fp16",
+        f"compile.mode={mode}",
+        "data.image_size=32",
+        "runtime.hang_timeout_s=60",
+    )
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path, *keys), 53, {1: act}) as run:
         run.wait_for("runs/*/checkpoints/step-00000050", timeout_s=240)
         began = time.monotonic()
         codes = run.wait(within_s)
-        assert None not in codes, f"still running after {time.monotonic() - began:.0f} s: {codes}, {run.errors}"
+        assert None not in codes, (
+            f"still running after {time.monotonic() - began:.0f} s: {codes}, {run.errors}"
+        )
         assert run.exit_code == str(code)
-        assert [line for line in run.errors if re.fullmatch(told, line)] and sum(line.startswith("error: ") for line in run.errors) <= 1
+        assert [line for line in run.errors if re.fullmatch(told, line)] and sum(
+            line.startswith("error: ") for line in run.errors
+        ) <= 1
         assert_loadable(tmp_path)

@@ -23,7 +23,13 @@ from pipeline.inference.predictions import Predictions
 from tests.tiny import RECIPE, only_run
 from tests.unit.pipeline.report.test_page import SECTIONS, Page
 
-DIGITS = ("data.dataset=digits", "data.eval_batch_size=360", "data.batch_size=64", "duration=6st", "log.eval_every=3st")
+DIGITS = (
+    "data.dataset=digits",
+    "data.eval_batch_size=360",
+    "data.batch_size=64",
+    "duration=6st",
+    "log.eval_every=3st",
+)
 
 
 def run_digits(folder: Path, *overrides: str) -> tuple[Path, int, list[str]]:
@@ -35,7 +41,9 @@ def run_digits(folder: Path, *overrides: str) -> tuple[Path, int, list[str]]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Path:
     with patch.object(datasets, "_read", wraps=datasets._read) as read:
-        path, code, printed = run_digits(tmp_path_factory.mktemp("runs"), "log.report=true", "log.explain=true")
+        path, code, printed = run_digits(
+            tmp_path_factory.mktemp("runs"), "log.report=true", "log.explain=true"
+        )
     assert code == 0 and read.call_count == 1, "the data set is read once in a run"
     assert printed[-3] == f"report: {path}/report.html"
     return path
@@ -62,10 +70,14 @@ def test_the_predictions_are_those_of_the_checkpoint(run: Path):
     predictions = Predictions.load(run)
     assert predictions is not None
     assert (predictions.rank == 0).sum() == evaluate_run(run).correct == np.trace(predictions.confusion)
-    assert (predictions.rank[predictions.shown] > 0).all() and (np.diff(predictions.confidence[predictions.shown]) <= 0).all()
+    assert (predictions.rank[predictions.shown] > 0).all() and (
+        np.diff(predictions.confidence[predictions.shown]) <= 0
+    ).all()
 
 
-def test_it_is_drawn_again_without_data_and_checkpoints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_is_drawn_again_without_data_and_checkpoints(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     before = (run / "report.html").read_bytes()
     for name in ("config.yaml", "env.json", "result.json", "metrics.jsonl", "predictions.npz"):
         (tmp_path / run.name).mkdir(exist_ok=True)
@@ -85,7 +97,13 @@ def test_tensorboard_reads_graph_images_and_hparams(run: Path):
     accumulator = EventAccumulator(str(run / "tb"), {"images": 0, "scalars": 0})
     accumulator.Reload()
     tags = accumulator.Tags()
-    assert {"train/lr", "train/loss_scale", "train/images_per_sec", "train/steps_per_sec", "test/accuracy"} <= set(tags["scalars"])
+    assert {
+        "train/lr",
+        "train/loss_scale",
+        "train/images_per_sec",
+        "train/steps_per_sec",
+        "test/accuracy",
+    } <= set(tags["scalars"])
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = [(record["step"], pytest.approx(record["lr"])) for record in records if record["kind"] == "train"]
     assert [(event.step, event.value) for event in accumulator.Scalars("train/lr")] == rates
@@ -103,7 +121,11 @@ def test_tensorboard_reads_graph_images_and_hparams(run: Path):
 @pytest.mark.usefixtures("process_state")
 @pytest.mark.parametrize(
     "broken",
-    ["pipeline.explain.analyse_test_set.examine", "pipeline.report.page.write_report", "pipeline.inference.trained_model.load_trained"],
+    [
+        "pipeline.explain.analyse_test_set.examine",
+        "pipeline.report.page.write_report",
+        "pipeline.inference.trained_model.load_trained",
+    ],
 )
 def test_what_fails_after_training_is_told_and_no_more(broken: str, tmp_path: Path):
     with patch(broken, side_effect=RuntimeError("out of luck")):
@@ -124,7 +146,10 @@ def test_the_advice_of_a_run_that_is_stopped_after_training(tmp_path: Path):
     with patch("pipeline.finalize.describe_result", stopped):
         path, code, printed = run_digits(tmp_path, "log.report=true", "log.tensorboard=false")
     advice = f"python -m pipeline report --refresh {path}"
-    assert (code, printed[-2:]) == (0, [f"stopped: by signal 15 after training; {advice} makes its report", str(path)])
+    assert (code, printed[-2:]) == (
+        0,
+        [f"stopped: by signal 15 after training; {advice} makes its report", str(path)],
+    )
     assert not (path / "report.html").exists()
     assert cli.main(shlex.split(advice)[3:]) == 0
     assert len(Predictions.load(path).maps) and "Confusion matrix" in Page(path / "report.html").words  # pyright: ignore[reportOptionalMemberAccess]

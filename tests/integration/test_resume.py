@@ -79,19 +79,42 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert_equal(last_ema(found), last_ema(expected))
     assert read_metrics(found) == read_metrics(expected)
     results = [json.loads((run / "result.json").read_text()) for run in (found, expected)]
-    for key in ("test_accuracy", "test_loss", "best_test_accuracy", "best_step", "train_loss", "skipped_steps", "steps", "epochs"):
+    for key in (
+        "test_accuracy",
+        "test_loss",
+        "best_test_accuracy",
+        "best_step",
+        "train_loss",
+        "skipped_steps",
+        "steps",
+        "epochs",
+    ):
         assert results[0][key] == results[1][key], key
     scalars = []
     for run in (found, expected):
         accumulator = EventAccumulator(str(run / "tb"))
         accumulator.Reload()
-        scalars.append([(event.step, event.value) for tag in ("train/loss", "test/loss") for event in accumulator.Scalars(tag)])
+        scalars.append(
+            [
+                (event.step, event.value)
+                for tag in ("train/loss", "test/loss")
+                for event in accumulator.Scalars(tag)
+            ]
+        )
     assert scalars[0] == scalars[1]
 
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("step", [7, 10])
-def test_stopped_by_a_signal(loader: str, step: int, uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch, capsys):
+def test_stopped_by_a_signal(
+    loader: str,
+    step: int,
+    uninterrupted: dict[str, Path],
+    tmp_path: Path,
+    stop_after: Any,
+    monkeypatch,
+    capsys,
+):
     """In mid-epoch and mid-window (7), and at the end of an epoch (10)."""
     keys = (f"data.loader={loader}", "resume=auto")
     with monkeypatch.context():
@@ -110,7 +133,14 @@ def test_stopped_by_a_signal(loader: str, step: int, uninterrupted: dict[str, Pa
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("step", [6, 11])
-def test_crashed(loader: str, step: int, uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+def test_crashed(
+    loader: str,
+    step: int,
+    uninterrupted: dict[str, Path],
+    tmp_path: Path,
+    stop_after: Any,
+    monkeypatch: pytest.MonkeyPatch,
+):
     """What was logged after the last checkpoint is taken back and written again."""
     keys = (f"data.loader={loader}", "resume=auto")
     stop_after(step)
@@ -124,7 +154,12 @@ def test_crashed(loader: str, step: int, uninterrupted: dict[str, Path], tmp_pat
 METHODS = {
     "ema": ("ema.decay=0.9", "evaluation.flip_tta=true"),
     "accumulation": ("optimizer.accumulate=2", "ema.decay=0.9"),
-    "fp16": ("precision.mode=fp16", "precision.init_scale=1.0e+5", "precision.growth_interval=3", "optimizer.clip_norm=0.5"),
+    "fp16": (
+        "precision.mode=fp16",
+        "precision.init_scale=1.0e+5",
+        "precision.growth_interval=3",
+        "optimizer.clip_norm=0.5",
+    ),
     "mixing": ("augment.mix=ricap", "loss.label_smoothing=0.1"),
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01"),
     "muon": ("optimizer.name=muon", "optimizer.lr=0.02", "schedule.name=one_cycle"),
@@ -132,7 +167,9 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_with_the_methods_that_are_off_by_default(name: str, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+def test_with_the_methods_that_are_off_by_default(
+    name: str, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch
+):
     assert run_tiny(tmp_path / "whole", *METHODS[name]) == 0
     stop_after(7, signal.SIGTERM)
     assert run_tiny(tmp_path / "parts", *METHODS[name]) == 75
@@ -141,7 +178,9 @@ def test_with_the_methods_that_are_off_by_default(name: str, tmp_path: Path, sto
     assert_same_run(only_run(tmp_path / "parts"), only_run(tmp_path / "whole"))
 
 
-def test_interrupted_again_and_again(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_again_and_again(
+    uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch
+):
     for step in range(1, 15):
         stop_after(step, signal.SIGINT)
         assert run_tiny(tmp_path, "resume=auto") == 75
@@ -150,13 +189,17 @@ def test_interrupted_again_and_again(uninterrupted: dict[str, Path], tmp_path: P
     assert_same_run(only_run(tmp_path), uninterrupted["dali"])
 
 
-def test_a_signal_at_the_last_step_ends_nothing_early(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any):
+def test_a_signal_at_the_last_step_ends_nothing_early(
+    uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any
+):
     stop_after(15, signal.SIGTERM)
     assert run_tiny(tmp_path) == 0
     assert_same_run(only_run(tmp_path), uninterrupted["dali"])
 
 
-def test_killed_between_the_last_checkpoint_and_the_result(uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_killed_between_the_last_checkpoint_and_the_result(
+    uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def killed(*_: object) -> None:
         raise Crash
 
@@ -168,7 +211,9 @@ def test_killed_between_the_last_checkpoint_and_the_result(uninterrupted: dict[s
     assert_same_run(only_run(tmp_path), uninterrupted["dali"])
 
 
-def test_a_damaged_checkpoint_is_passed_over(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_passed_over(
+    uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch, capsys
+):
     stop_after(11, signal.SIGTERM)
     assert run_tiny(tmp_path) == 75
     monkeypatch.undo()
@@ -182,7 +227,9 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted: dict[str, Path], tmp
     assert_same_run(run, uninterrupted["dali"])
 
 
-def test_auto_starts_anew_where_nothing_is_unfinished(tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+def test_auto_starts_anew_where_nothing_is_unfinished(
+    tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch
+):
     stop_after(3, signal.SIGTERM)
     assert run_tiny(tmp_path, "duration=1ep") == 75
     monkeypatch.undo()
@@ -194,7 +241,9 @@ def test_auto_starts_anew_where_nothing_is_unfinished(tmp_path: Path, stop_after
     assert all((run / "result.json").exists() for run in runs)
 
 
-def test_a_path_is_continued_and_then_refused(uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch, capsys):
+def test_a_path_is_continued_and_then_refused(
+    uninterrupted: dict[str, Path], tmp_path: Path, stop_after: Any, monkeypatch, capsys
+):
     stop_after(9, signal.SIGTERM)
     assert run_tiny(tmp_path) == 75
     monkeypatch.undo()
@@ -210,7 +259,9 @@ def test_a_path_is_continued_and_then_refused(uninterrupted: dict[str, Path], tm
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("loader", ["dali", "fused"])
-def test_on_a_gpu_the_same_batches_follow(loader: str, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch):
+def test_on_a_gpu_the_same_batches_follow(
+    loader: str, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch
+):
     """Same samples, pixels, learning rates; captured steps, GradScaler, average of the weights and mixing included."""
     gpu = ("runtime.device=gpu", f"data.loader={loader}", "data.image_size=32")
     keys = (*gpu, "precision.mode=fp16", "ema.decay=0.9", "augment.mix=cutmix")
@@ -227,16 +278,37 @@ def test_on_a_gpu_the_same_batches_follow(loader: str, tmp_path: Path, stop_afte
     assert len(whole) == 15
     assert_equal(parts, whole)
     metrics = (read_metrics(only_run(tmp_path / name)) for name in ("whole", "parts"))
-    scales = [[record["loss_scale"] for record in records if record["kind"] == "train"] for records in metrics]
+    scales = [
+        [record["loss_scale"] for record in records if record["kind"] == "train"] for records in metrics
+    ]
     assert scales[0] == scales[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "code", "step"), [("SIGTERM", 75, 7), ("SIGKILL", -9, 11)])
-def test_in_a_process_of_its_own(name: str, code: int, step: int, uninterrupted: dict[str, Path], tmp_path: Path):
+def test_in_a_process_of_its_own(
+    name: str, code: int, step: int, uninterrupted: dict[str, Path], tmp_path: Path
+):
     """The real exit code; and, killed, whatever the operating system left of the files."""
-    command = [sys.executable, "-W", "error", "-m", "tests.integration.interrupted", name, str(step), str(RECIPE), f"log.dir={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "tests.integration.interrupted",
+        name,
+        str(step),
+        str(RECIPE),
+        f"log.dir={tmp_path}",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == code, done.stderr
     assert run_tiny(tmp_path, "resume=auto") == 0
     assert_same_run(only_run(tmp_path), uninterrupted["dali"])
@@ -286,7 +358,9 @@ def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(tmp_path: Path)
 @pytest.mark.slow
 def test_a_crash_ends_the_loader_s_workers(tmp_path: Path):
     mark = f"QUICKRES_TEST={tmp_path}"
-    process = start_in_a_group("-m", "tests.integration.interrupted", "CRASH", "100", str(RECIPE), f"log.dir={tmp_path}", mark=mark)
+    process = start_in_a_group(
+        "-m", "tests.integration.interrupted", "CRASH", "100", str(RECIPE), f"log.dir={tmp_path}", mark=mark
+    )
     workers = workers_of(process, "epoch   2")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, "RuntimeError: nobody expects this" in err) == (1, True), err
@@ -301,7 +375,9 @@ def test_a_killed_run_takes_the_loader_s_workers_with_it(tmp_path: Path):
     workers = workers_of(process, "epoch   2")
     process.kill()
     assert psutil.wait_procs(workers, timeout=10)[1] == []
-    process.communicate(timeout=20)  # the fork server and torch's keeper of semaphores hold the pipes until they are gone
+    process.communicate(
+        timeout=20
+    )  # the fork server and torch's keeper of semaphores hold the pipes until they are gone
     assert_nothing_left(workers, mark)
 
 

@@ -24,7 +24,9 @@ def test_growth_is_told_from_warming_up():
     assert all(one.flat and abs(one.per_1000_epochs) < 1e-6 for one in found)
 
 
-@pytest.mark.parametrize(("name", "per_epoch"), [("memory_mib", 0.05), ("open_files", 0.01), ("threads", 0.001)])
+@pytest.mark.parametrize(
+    ("name", "per_epoch"), [("memory_mib", 0.05), ("open_files", 0.01), ("threads", 0.001)]
+)
 def test_a_leak_is_found(name: str, per_epoch: float, capsys: pytest.CaptureFixture[str]):
     leaking = samples(**{name: per_epoch})
     found = soak.measure_growth(leaking)
@@ -51,5 +53,7 @@ def test_thirty_epochs_of_the_real_command(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_run_that_fails_is_told():
-    with pytest.raises(TrainingError, match=r"(?s)the run failed with exit code 2:.*unknown key sed; did you mean seed"):
+    with pytest.raises(
+        TrainingError, match=r"(?s)the run failed with exit code 2:.*unknown key sed; did you mean seed"
+    ):
         soak.soak(str(RECIPE), ["sed=1"])

@@ -37,7 +37,13 @@ NUM_TRAIN, NUM_TEST = 32, 10
 LOADERS = ["dali", "reference"]
 # 4 steps an epoch; the images grow in the middle of the second
 STREAMED = (
-    *("data.dataset=folder", "data.cache_below=16", "data.image_size=24", "data.eval_image_size=32", "data.eval_crop=0.8"),
+    *(
+        "data.dataset=folder",
+        "data.cache_below=16",
+        "data.image_size=24",
+        "data.eval_image_size=32",
+        "data.eval_crop=0.8",
+    ),
     *("augment.progressive=[[0ep, 16], [6st, 24]]", "duration=2ep", "log.tensorboard=false"),
 )
 
@@ -49,7 +55,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, count in (("train", NUM_TRAIN), ("val", NUM_TEST)):
         for number in range(count):
             size = (80, 96) if number % 4 < 2 else (96, 80)
-            save(root / part / "ab"[number % 2] / f"{number:02d}.jpg", picture(*size, seed=number + 100 * (part == "val")), quality=92)
+            save(
+                root / part / "ab"[number % 2] / f"{number:02d}.jpg",
+                picture(*size, seed=number + 100 * (part == "val")),
+                quality=92,
+            )
     return root
 
 
@@ -59,7 +69,9 @@ def run_streamed(root: Path, folder: Path, *overrides: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def runs(root: Path, tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> dict[str, Path]:
+def runs(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None
+) -> dict[str, Path]:
     """A whole run with each loader; that with dali has a report."""
     folders = {loader: tmp_path_factory.mktemp(loader) for loader in LOADERS}
     for loader, folder in folders.items():
@@ -73,7 +85,13 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory, process_state_of_
 
 @pytest.mark.parametrize(("loader", "step"), [("dali", 5), ("dali", 7), ("reference", 5)])
 def test_stopped_in_mid_epoch_and_continued(
-    loader: str, step: int, root: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    loader: str,
+    step: int,
+    root: Path,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ):
     """Before the images grow, and after, which is said: bit for bit the run that was not stopped."""
     sizes: list[int] = []
@@ -111,7 +129,12 @@ def test_a_run_that_is_continued_on_other_images_says_so(
     monkeypatch.setattr(Step, "__call__", stopped)
     assert run_streamed(own, tmp_path / "runs", "duration=4ep") == 75
     told, renamed = [], own / "val/b/99.jpg"
-    for change in (lambda: None, (own / "train/a/00.jpg").unlink, lambda: (own / "val/b/01.jpg").rename(renamed), lambda: None):
+    for change in (
+        lambda: None,
+        (own / "train/a/00.jpg").unlink,
+        lambda: (own / "val/b/01.jpg").rename(renamed),
+        lambda: None,
+    ):
         change()
         steps.clear()
         capsys.readouterr()
@@ -123,10 +146,33 @@ def test_a_run_that_is_continued_on_other_images_says_so(
 
 @pytest.mark.slow
 def test_two_processes_see_the_samples_of_one(root: Path, runs: dict[str, Path], tmp_path: Path):
-    arguments = [str(RECIPE), f"log.dir={tmp_path}/runs", f"data.root={root}", *STREAMED, "data.eval_batch_size=4"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(tmp_path), "0"]
+    arguments = [
+        str(RECIPE),
+        f"log.dir={tmp_path}/runs",
+        f"data.root={root}",
+        *STREAMED,
+        "data.eval_batch_size=4",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(SCRIPT),
+        str(tmp_path),
+        "0",
+    ]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text())["steps"] for rank in (0, 1)]
     trained = load_trained(runs["dali"])
@@ -150,24 +196,37 @@ def by_file(trained: Trained, root: Path) -> np.ndarray:
     files = [root / path for path in trained.splits.test.sample_paths or ()]
     found, bad = predict_files(trained, files, top=2)
     assert bad == [] and len(found) == NUM_TEST
-    return np.array([[share for _, share in sorted(zip(item.classes, item.probabilities, strict=True))] for item in found])
+    return np.array(
+        [[share for _, share in sorted(zip(item.classes, item.probabilities, strict=True))] for item in found]
+    )
 
 
 # Of a probability. The reference loader decodes and resizes by the same code; DALI by another, which differs by a few grey levels.
 @pytest.mark.parametrize(("loader", "tolerance"), [("reference", 1e-6), ("dali", 1e-3)])
-def test_files_are_shown_as_evaluation_shows_them(loader: str, tolerance: float, runs: dict[str, Path], root: Path):
+def test_files_are_shown_as_evaluation_shows_them(
+    loader: str, tolerance: float, runs: dict[str, Path], root: Path
+):
     trained = load_trained(runs[loader])
     assert (trained.inputs.image_size, trained.inputs.crop, trained.inputs.resized) == (32, 0.8, 40)
     expected = probabilities(trained)
     np.testing.assert_allclose(by_file(trained, root), expected, rtol=0, atol=tolerance)
     # with the size in training, or another crop, they would be others
-    for other in (replace(trained.inputs, image_size=24), replace(trained.inputs, crop=1.0), replace(trained.inputs, crop=None)):
+    for other in (
+        replace(trained.inputs, image_size=24),
+        replace(trained.inputs, crop=1.0),
+        replace(trained.inputs, crop=None),
+    ):
         assert np.abs(by_file(replace(trained, inputs=other), root) - expected).max() > 2 * tolerance
 
 
 def test_files_are_shown_as_decoded_images_are(root: Path, tmp_path: Path):
     """The same images, kept decoded."""
-    shown = ("data.cache_below=128", "augment.progressive=[]", "data.eval_image_size=null", "data.eval_crop=0.875")
+    shown = (
+        "data.cache_below=128",
+        "augment.progressive=[]",
+        "data.eval_image_size=null",
+        "data.eval_crop=0.875",
+    )
     keys = (*shown, "duration=1ep", f"data.cache_dir={tmp_path}/cache")
     assert run_streamed(root, tmp_path / "runs", *keys) == 0
     trained = load_trained(only_run(tmp_path / "runs"))
@@ -177,10 +236,14 @@ def test_files_are_shown_as_decoded_images_are(root: Path, tmp_path: Path):
 
 def test_the_run_says_how_images_are_shown(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     run = runs["dali"]
-    monkeypatch.setattr("pipeline.inference.trained_model.load_splits", lambda *_, **__: pytest.fail("reads the data set"))
+    monkeypatch.setattr(
+        "pipeline.inference.trained_model.load_splits", lambda *_, **__: pytest.fail("reads the data set")
+    )
     config = load_config(run / "config.yaml")
     assert config.data.mean is not None and config.data.std is not None
-    assert InputSpec.read(run / INPUT_FILE) == InputSpec(("a", "b"), config.data.mean, config.data.std, 32, 0.8)
+    assert InputSpec.read(run / INPUT_FILE) == InputSpec(
+        ("a", "b"), config.data.mean, config.data.std, 32, 0.8
+    )
     assert load_trained(run).inputs == InputSpec.read(run / INPUT_FILE)
     other = load_trained(run, overrides=["data.eval_image_size=40", "data.eval_crop=1.0"]).inputs
     assert (other.image_size, other.crop, other.resized) == (40, 1.0, 40)
@@ -195,7 +258,9 @@ def test_explain(runs: dict[str, Path], root: Path, tmp_path: Path, capsys: pyte
     np.testing.assert_array_equal(of_files.found.maps, of_samples.found.maps)
     sheet = tmp_path / "sheet.png"
     for chosen in (["--indices", "1,3"], ["--files", str(files[0])], ["--count", "2"]):
-        assert cli.main(["explain", str(runs["dali"]), *chosen, "--output", str(sheet)]) == 0, capsys.readouterr().err
+        assert cli.main(["explain", str(runs["dali"]), *chosen, "--output", str(sheet)]) == 0, (
+            capsys.readouterr().err
+        )
         with Image.open(sheet) as drawn:
             assert drawn.size[0] > 1000
 
@@ -206,8 +271,14 @@ def test_evaluate_and_report(runs: dict[str, Path], tmp_path: Path):
     again = evaluate_run(run)
     assert (again.accuracy, again.seen) == (result["test_accuracy"], NUM_TEST)
     predictions = Predictions.load(run)
-    assert predictions is not None and predictions.images.shape[1:] == (32, 32, 3) and len(predictions.maps) == len(predictions.shown)
-    assert set(predictions.shown_names) <= {f"val/{name}/{number:02d}.jpg" for name in "ab" for number in range(NUM_TEST)}
+    assert (
+        predictions is not None
+        and predictions.images.shape[1:] == (32, 32, 3)
+        and len(predictions.maps) == len(predictions.shown)
+    )
+    assert set(predictions.shown_names) <= {
+        f"val/{name}/{number:02d}.jpg" for name in "ab" for number in range(NUM_TEST)
+    }
     page = tmp_path / "page.html"
     assert cli.main(["report", *map(str, runs.values()), "--output", str(page)]) == 0
     assert cli.main(["report", str(run), "--refresh"]) == 0
@@ -219,7 +290,10 @@ def test_export_says_how_images_are_shown(runs: dict[str, Path], tmp_path: Path)
     export.export(trained, "safetensors", tmp_path)
     about = export.describe(trained, "normalised")
     assert (about["image_size"], about["resized"]) == ("32", "40")
-    assert about["resize"] == "shorter side to 40 pixels, bilinear with antialiasing, then the central 32 x 32 pixels"
+    assert (
+        about["resize"]
+        == "shorter side to 40 pixels, bilinear with antialiasing, then the central 32 x 32 pixels"
+    )
     assert about["resize"] in (tmp_path / "README.md").read_text()
     assert "network(torch.zeros(1, 3, 32, 32))" in (tmp_path / "README.md").read_text()
 
@@ -228,6 +302,8 @@ def test_files_that_cannot_be_read_are_named(runs: dict[str, Path], root: Path, 
     (tmp_path / "text.jpg").write_text("no image")
     trained = load_trained(runs["dali"])
     predictions, bad = predict_files(trained, [tmp_path / "text.jpg", root / "val/a/00.jpg"])
-    assert [item.file.name for item in predictions] == ["00.jpg"] and [path.name for path, _ in bad] == ["text.jpg"]
+    assert [item.file.name for item in predictions] == ["00.jpg"] and [path.name for path, _ in bad] == [
+        "text.jpg"
+    ]
     with pytest.raises(UserError, match=r"text\.jpg: not a JPEG or PNG"):
         explain_files(trained, [tmp_path / "text.jpg"])

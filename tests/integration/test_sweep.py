@@ -68,17 +68,21 @@ def test_a_sweep_survives_a_failed_run_and_goes_on_with_it(make_sweep: Any, tmp_
     table = (folder / "table.md").read_text()
     assert "| plain | – | 90.50 ± 0.71 (2) | 1,000 ± 1 (2) | 2.0 ± 0.0 (2) |  |" in table
     assert "| broken | optimizer.lr=7 |  |  |  | 2 failed |" in table
-    assert [run["status"] for run in json.loads((folder / "results.json").read_text())["runs"]] == ["done"] * 2 + ["failed"] * 2 + [
+    assert [run["status"] for run in json.loads((folder / "results.json").read_text())["runs"]] == [
         "done"
-    ] * 2
+    ] * 2 + ["failed"] * 2 + ["done"] * 2
 
     (folder / "repaired").touch()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
     code, said = run_quietly(make_sweep(**variants))
     assert code == 0
     assert "6 runs of configs/quickstart.yaml, 4 finished before" in said
-    assert "2 at a time, which share the machine" in (folder / "table.md").read_text(), "those that were kept did"
-    assert (folder / "table.md").read_text().splitlines()[2] == "| run | changes | test accuracy % | images/sec | train s |"
+    assert "2 at a time, which share the machine" in (folder / "table.md").read_text(), (
+        "those that were kept did"
+    )
+    assert (folder / "table.md").read_text().splitlines()[
+        2
+    ] == "| run | changes | test accuracy % | images/sec | train s |"
     assert len(list(folder.glob("*/result.json"))) == 6
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
 
@@ -127,11 +131,15 @@ def read_text(tmp_path: Path, text: str) -> Plan:
 
 
 def test_a_sweep_file_may_be_short(tmp_path: Path):
-    plan = read_text(tmp_path, f"base: {QUICKSTART}\nruns: [optimizer.lr=0.3, [optimizer.lr=0.4, duration=2ep]]\n")
+    plan = read_text(
+        tmp_path, f"base: {QUICKSTART}\nruns: [optimizer.lr=0.3, [optimizer.lr=0.4, duration=2ep]]\n"
+    )
     assert [(run.name, run.seed) for run in plan.runs] == [("lr-0.3", 0), ("lr-0.4_duration-2ep", 0)]
     assert plan.runs[1].config.duration == "2ep"
     assert plan.folder == Path("runs/sweeps/sweep")
-    named = read_text(tmp_path, f"base: {QUICKSTART}\noverrides: duration=3ep\nruns:\n  as-it-is:\n  longer: duration=4ep\n")
+    named = read_text(
+        tmp_path, f"base: {QUICKSTART}\noverrides: duration=3ep\nruns:\n  as-it-is:\n  longer: duration=4ep\n"
+    )
     assert [run.config.duration for run in named.runs] == ["3ep", "4ep"]
 
 
@@ -139,10 +147,19 @@ def test_a_sweep_file_may_be_short(tmp_path: Path):
     ("text", "messages"),
     [
         ("runs: {a: []}", ["sweep.yaml: base: name the recipe"]),
-        (f"base: {QUICKSTART}\noverides: []\nruns: {{a: []}}", ["sweep.yaml:2: unknown key overides; did you mean overrides?"]),
-        (f"base: {QUICKSTART}\nseeds: [1, 1]\nruns: {{a: []}}", ["sweep.yaml:2: seeds: expected different whole numbers"]),
+        (
+            f"base: {QUICKSTART}\noverides: []\nruns: {{a: []}}",
+            ["sweep.yaml:2: unknown key overides; did you mean overrides?"],
+        ),
+        (
+            f"base: {QUICKSTART}\nseeds: [1, 1]\nruns: {{a: []}}",
+            ["sweep.yaml:2: seeds: expected different whole numbers"],
+        ),
         (f"base: {QUICKSTART}\nruns: []", ["sweep.yaml:2: runs: give the overrides"]),
-        (f"base: {QUICKSTART}\nruns:\n  a: [optimizer.lr: 1]", ["sweep.yaml:3: run a: expected overrides such as"]),
+        (
+            f"base: {QUICKSTART}\nruns:\n  a: [optimizer.lr: 1]",
+            ["sweep.yaml:3: run a: expected overrides such as"],
+        ),
         (
             f"base: {QUICKSTART}\nruns:\n  a: [optimizer.lrr=1]\n  b b: []\n  c: [seed=1]\n  d: []\n  e: [optimizer.lr=0.2]\n"
             "  f: [duration=5]",
@@ -165,7 +182,9 @@ def test_a_bad_sweep_file_is_refused_before_anything_runs(tmp_path: Path, text: 
 
 
 def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["sweep", "configs/sweeps/digits_label_smoothing.yaml", "--dry-run", f"log.dir={tmp_path}"]) == 0
+    assert (
+        main(["sweep", "configs/sweeps/digits_label_smoothing.yaml", "--dry-run", f"log.dir={tmp_path}"]) == 0
+    )
     assert "2 waiting" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     assert main(["sweep", "missing.yaml"]) == 2
@@ -176,13 +195,17 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, capsys: 
     (tmp_path / "file").touch()
     assert main(["sweep", "configs/sweeps/digits_label_smoothing.yaml", f"log.dir={tmp_path / 'file'}"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'file'}/") and said.endswith(": Not a directory; give a place that can be used\n")
+    assert said.startswith(f"error: {tmp_path / 'file'}/") and said.endswith(
+        ": Not a directory; give a place that can be used\n"
+    )
 
 
 @pytest.mark.slow
 def test_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "lr.yaml"
-    path.write_text(f"base: {QUICKSTART}\noverrides: [duration=2st, runtime.device=cpu]\nruns: [optimizer.lr=0.1, optimizer.lr=0.3]\n")
+    path.write_text(
+        f"base: {QUICKSTART}\noverrides: [duration=2st, runtime.device=cpu]\nruns: [optimizer.lr=0.1, optimizer.lr=0.3]\n"
+    )
     small = ["data.image_size=8", "augment.cutout=2", "precision.mode=fp32", f"log.dir={tmp_path}"]
     assert main(["sweep", str(path), *small, "--jobs", "2"]) == 0
     assert "lr-0.1" in capsys.readouterr().out

@@ -27,8 +27,28 @@ from pipeline.training.step import Step, StepOutput
 from tests.tiny import RECIPE, only_run
 
 WANTED = {
-    *("test_accuracy", "best_test_accuracy", "test_seen", "train_loss", "num_parameters", "steps", "epochs", "images_per_sec", "step_ms"),
-    *("data_wait_fraction", "compile_s", "train_s", "wall_s", "peak_memory_bytes", "skipped_steps", "recompilations", "loader", "device"),
+    *(
+        "test_accuracy",
+        "best_test_accuracy",
+        "test_seen",
+        "train_loss",
+        "num_parameters",
+        "steps",
+        "epochs",
+        "images_per_sec",
+        "step_ms",
+    ),
+    *(
+        "data_wait_fraction",
+        "compile_s",
+        "train_s",
+        "wall_s",
+        "peak_memory_bytes",
+        "skipped_steps",
+        "recompilations",
+        "loader",
+        "device",
+    ),
     *("world_size", "precision"),
 }
 
@@ -74,13 +94,28 @@ def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None)
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Run:
     """A run with a holdout, in fp16, with Grad-CAM at its end and nothing for TensorBoard: 3 epochs of 3 steps."""
-    keys = ("data.holdout=9", "precision.mode=fp16", "precision.init_scale=1024.0", "log.explain=true", "log.tensorboard=false")
+    keys = (
+        "data.holdout=9",
+        "precision.mode=fp16",
+        "precision.init_scale=1024.0",
+        "log.explain=true",
+        "log.tensorboard=false",
+    )
     return run_tiny(tmp_path_factory.mktemp("runs"), *keys)
 
 
 def test_the_folder_holds_all_of_the_run(run: Run, held_out: Run):
     assert (run.code, held_out.code) == (0, 0)
-    both = {".lock", "checkpoints", "config.yaml", "env.json", "input.json", "metrics.jsonl", "result.json", "curves.png"}
+    both = {
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "env.json",
+        "input.json",
+        "metrics.jsonl",
+        "result.json",
+        "curves.png",
+    }
     assert {path.name for path in run.path.iterdir()} == both | {"tb"}
     assert {path.name for path in held_out.path.iterdir()} == both | {"contact_sheet.png"}
     assert (run.path.parent / "latest").resolve() == run.path.resolve()
@@ -121,8 +156,20 @@ def test_the_result_holds_what_is_promised(run: Run):
     result = run.result
     assert result.keys() >= WANTED
     assert result["images_per_sec"].keys() == {"median", "p10", "p90", "n"}
-    assert result["images_per_sec"]["p10"] <= result["images_per_sec"]["median"] <= result["images_per_sec"]["p90"]
-    exact = {"steps": 15, "epochs": 3, "test_seen": 8, "skipped_steps": 0, "recompilations": 0, "loader": "dali", "device": "cpu"}
+    assert (
+        result["images_per_sec"]["p10"]
+        <= result["images_per_sec"]["median"]
+        <= result["images_per_sec"]["p90"]
+    )
+    exact = {
+        "steps": 15,
+        "epochs": 3,
+        "test_seen": 8,
+        "skipped_steps": 0,
+        "recompilations": 0,
+        "loader": "dali",
+        "device": "cpu",
+    }
     exact |= {"world_size": 1, "precision": "fp32", "num_parameters": 269_332}
     assert {key: result[key] for key in exact} == exact
     assert result["test_accuracy"] == result["test_correct"] / 8
@@ -133,7 +180,10 @@ def test_the_result_holds_what_is_promised(run: Run):
 
 def test_what_is_printed(run: Run, held_out: Run):
     first, *epochs, summary, curves, following, last = run.printed
-    assert "resnet20 on synthetic (40 train, 8 test), 1 x CPU, loader dali (CPU backend), fp32, compile none, batch 8, 15 steps" in first
+    assert (
+        "resnet20 on synthetic (40 train, 8 test), 1 x CPU, loader dali (CPU backend), fp32, compile none, batch 8, 15 steps"
+        in first
+    )
     line = (
         r"epoch   {}.00/3  lr 0\.\d{{5}}  train loss \d\.\d{{4}} acc +\d+\.\d\d%  +([\d,]+ img/s +[\d.]+ it/s|warm-up)  "
         r"test loss .* \(\d/8\)  left 0:\d\d"
@@ -141,9 +191,14 @@ def test_what_is_printed(run: Run, held_out: Run):
     assert len(epochs) == 3
     for number, printed in enumerate(epochs, 1):
         assert re.fullmatch(line.format(number), printed)
-    assert summary.startswith(f"test accuracy {run.result['test_accuracy']:.2%} at the last step, best") and "on the test set" in summary
+    assert (
+        summary.startswith(f"test accuracy {run.result['test_accuracy']:.2%} at the last step, best")
+        and "on the test set" in summary
+    )
     assert curves == f"curves: {run.path}/curves.png"
-    assert following == f"next: python -m pipeline evaluate {run.path}; tensorboard --logdir {run.path.parent}"
+    assert (
+        following == f"next: python -m pipeline evaluate {run.path}; tensorboard --logdir {run.path.parent}"
+    )
     assert last == str(run.path)
     assert "31 train, 8 test, 9 held out" in held_out.printed[0]
     assert held_out.printed[1] == f"warning: {SLOW_ON_CPU}"
@@ -152,7 +207,9 @@ def test_what_is_printed(run: Run, held_out: Run):
 
 
 @pytest.mark.parametrize("front_door", [False, True])
-def test_what_to_do_next_is_this_very_run_with_another_rate(front_door: bool, monkeypatch: pytest.MonkeyPatch):
+def test_what_to_do_next_is_this_very_run_with_another_rate(
+    front_door: bool, monkeypatch: pytest.MonkeyPatch
+):
     words = ["python", "-m", "pipeline.train", "configs/a.yaml", "optimizer.lr=0.3", "seed=1", "resume=auto"]
     monkeypatch.setattr(sys, "orig_argv", words)
     monkeypatch.setattr(sys, "executable", "/somewhere/bin/python")
@@ -160,7 +217,9 @@ def test_what_to_do_next_is_this_very_run_with_another_rate(front_door: bool, mo
     if front_door:
         monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "1")
     told = what_next(Path("runs/a-1"), load_config(RECIPE, ["optimizer.lr=0.3"]))
-    evaluate, again = ("./launch.sh", "./launch.sh") if front_door else ("python -m pipeline", "python -m pipeline.train")
+    evaluate, again = (
+        ("./launch.sh", "./launch.sh") if front_door else ("python -m pipeline", "python -m pipeline.train")
+    )
     assert told == (
         f"next: {evaluate} evaluate runs/a-1; tensorboard --logdir runs; "
         f"change a key and run again, such as {again} configs/a.yaml seed=1 optimizer.lr=0.15"
@@ -198,7 +257,9 @@ def test_a_record_is_the_mean_over_its_window(run: Run):
         previous = record["step"]
     assert len(run.outputs) == previous == 15
     assert run.result["train_loss"] == run.records("train")[-1]["loss"]
-    assert run.records("train")[-1]["lr"] == pytest.approx(0.1 * 1 / 11)  # of the last update: 4 of 15 steps were warm-up
+    assert run.records("train")[-1]["lr"] == pytest.approx(
+        0.1 * 1 / 11
+    )  # of the last update: 4 of 15 steps were warm-up
 
 
 def test_speed_is_not_told_of_warmup(run: Run):
@@ -211,7 +272,10 @@ def test_evaluations(run: Run, held_out: Run):
     for record in run.records("eval"):
         assert (record["split"], record["seen"]) == ("test", 8)
         assert record["accuracy"] == record["correct"] / 8 and math.isfinite(record["loss"])
-    assert [(record["split"], record["seen"]) for record in held_out.records("eval")] == [("holdout", 9), ("test", 8)] * 3
+    assert [(record["split"], record["seen"]) for record in held_out.records("eval")] == [
+        ("holdout", 9),
+        ("test", 8),
+    ] * 3
     last = run.records("eval")[-1]
     assert (run.result["test_accuracy"], run.result["test_correct"]) == (last["accuracy"], last["correct"])
 
@@ -223,11 +287,24 @@ def test_best_is_the_first_of_the_highest(which: str, request: pytest.FixtureReq
     split = "test" if which == "run" else "holdout"
     records = [record for record in run.records("eval") if record["split"] == split]
     best = max(records, key=lambda record: record["accuracy"])  # the first of several
-    at_best = next(record for record in run.records("eval") if record["step"] == best["step"] and record["split"] == "test")
+    at_best = next(
+        record
+        for record in run.records("eval")
+        if record["step"] == best["step"] and record["split"] == "test"
+    )
     result = run.result
-    assert (result["best_step"], result["best_selected_on"], result["best_test_accuracy"]) == (best["step"], split, at_best["accuracy"])
+    assert (result["best_step"], result["best_selected_on"], result["best_test_accuracy"]) == (
+        best["step"],
+        split,
+        at_best["accuracy"],
+    )
     named = json.loads((run.path / "checkpoints/best.json").read_text())
-    assert named == {"accuracy": best["accuracy"], "step": best["step"], "selected_on": split, "test_accuracy": at_best["accuracy"]}
+    assert named == {
+        "accuracy": best["accuracy"],
+        "step": best["step"],
+        "selected_on": split,
+        "test_accuracy": at_best["accuracy"],
+    }
 
 
 def test_fp16_is_in_the_log(held_out: Run):
@@ -242,7 +319,9 @@ def test_tensorboard_reads_the_same(run: Run):
     for group, records in (("train", run.records("train")), ("test", run.records("eval"))):
         found = [(event.step, event.value) for event in accumulator.Scalars(f"{group}/loss")]
         assert found == [(record["step"], pytest.approx(record["loss"])) for record in records]
-    assert {"train/lr", "train/accuracy", "train/images_per_sec", "test/accuracy"} <= set(accumulator.Tags()["scalars"])
+    assert {"train/lr", "train/accuracy", "train/images_per_sec", "test/accuracy"} <= set(
+        accumulator.Tags()["scalars"]
+    )
 
 
 # --- checkpoints, and what is done with a finished run --------------------------------------------------------------------------
@@ -257,12 +336,16 @@ def test_the_kept_checkpoints(run: Run):
 
 
 @pytest.mark.parametrize("which", ["run", "held_out"])
-def test_evaluate_reproduces_the_recorded_accuracy(which: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]):
+def test_evaluate_reproduces_the_recorded_accuracy(
+    which: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+):
     run: Run = request.getfixturevalue(which)
     assert cli.main(["evaluate", str(run.path)]) == 0
     told, recorded = capsys.readouterr().out.splitlines()
     accuracy = f"{run.result['test_accuracy']:.4%}"
-    assert told.startswith(f"test accuracy {accuracy} ({run.result['test_correct']}/8), loss {run.result['test_loss']:.4f}")
+    assert told.startswith(
+        f"test accuracy {accuracy} ({run.result['test_correct']}/8), loss {run.result['test_loss']:.4f}"
+    )
     assert recorded == f"recorded      {accuracy}"
     again = evaluate_run(run.path)
     assert (again.correct, again.loss) == (run.result["test_correct"], run.result["test_loss"])
@@ -271,7 +354,10 @@ def test_evaluate_reproduces_the_recorded_accuracy(which: str, request: pytest.F
 def test_evaluate_other_checkpoints(run: Run, capsys: pytest.CaptureFixture[str]):
     assert evaluate_run(run.path, "best").accuracy == run.result["best_test_accuracy"]
     assert evaluate_run(run.path.parent / "latest", "15").accuracy == run.result["test_accuracy"]
-    assert evaluate_run(run.path, overrides=("data.loader=reference", "data.eval_batch_size=3")).correct == run.result["test_correct"]
+    assert (
+        evaluate_run(run.path, overrides=("data.loader=reference", "data.eval_batch_size=3")).correct
+        == run.result["test_correct"]
+    )
     for checkpoint, told in (
         ("7", "keeps no step 7; it keeps "),
         ("newest", "'newest' is neither last, best nor a step"),
@@ -293,7 +379,9 @@ def test_explain_takes_options_and_keys_in_any_order(run: Run, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("process_state")
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path: Path, before_step: Any, capsys: Any):
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
+    tmp_path: Path, before_step: Any, capsys: Any
+):
     before_step(8, lambda _, batch: batch.images.fill_(math.nan))
     assert train.main([str(RECIPE), f"log.dir={tmp_path}"]) == 1
     assert "error: step 9: the training loss is nan at learning rate 0.06" in capsys.readouterr().err
@@ -306,7 +394,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_pat
 
 @pytest.mark.usefixtures("process_state")
 def test_updates_that_all_overflow_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    keys = ("precision.mode=fp16", "precision.init_scale=1.0e+12", "precision.max_consecutive_skips=3", "log.log_every=1st")
+    keys = (
+        "precision.mode=fp16",
+        "precision.init_scale=1.0e+12",
+        "precision.max_consecutive_skips=3",
+        "log.log_every=1st",
+    )
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *keys]) == 1
     told = capsys.readouterr().err
     assert "error: step 3: 3 updates in a row overflowed in fp16 at loss scale 1.25e+11" in told
@@ -318,7 +411,10 @@ def test_updates_that_all_overflow_end_the_run(tmp_path: Path, capsys: pytest.Ca
     ("keys", "told"),
     [
         (["data.loader=fused"], "data.loader: fused runs on a GPU only; use data.loader=dali"),
-        (["data.batch_size=41", "data.loader=synthetic"], "data.batch_size: 41 is more than the 40 training images; use 40 or less"),
+        (
+            ["data.batch_size=41", "data.loader=synthetic"],
+            "data.batch_size: 41 is more than the 40 training images; use 40 or less",
+        ),
         pytest.param(
             *(["runtime.device=gpu"], "runtime.device: gpu is asked for, but torch sees none"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
@@ -328,7 +424,9 @@ def test_updates_that_all_overflow_end_the_run(tmp_path: Path, capsys: pytest.Ca
         (["log.dir=/proc/nowhere"], "log.dir: "),
     ],
 )
-def test_what_is_wrong_is_found_before_training(keys: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_wrong_is_found_before_training(
+    keys: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     where = [] if keys[0].startswith("log.dir") else [f"log.dir={tmp_path}/runs"]
     assert train.main([str(RECIPE), *where, *keys]) == 2
     captured = capsys.readouterr()
@@ -341,13 +439,22 @@ def test_what_is_wrong_is_found_before_training(keys: list[str], told: str, tmp_
     ("variable", "value", "told"),
     [
         ("QUICKRES_NUM_PROCESSES", "2", "launch.sh started 2 processes, but 1 found each other"),
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed precision bf16, but precision.mode is fp32; change one of the two"),
+        (
+            "ACCELERATE_MIXED_PRECISION",
+            "bf16",
+            "mixed precision bf16, but precision.mode is fp32; change one of the two",
+        ),
         ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "dynamo backend eager, but compile.mode is none"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo backend inductor, but compile.mode is none"),
     ],
 )
 def test_a_launcher_that_contradicts_the_config(
-    variable: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    variable: str,
+    value: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv(variable, value)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}/runs", "compile.mode=none"]) == 2

@@ -78,7 +78,11 @@ def test_the_run_says_what_its_network_takes(run: Path):
     assert config.data.mean is not None and config.data.std is not None
     expected = InputSpec(("class 0", "class 1", "class 2", "class 3"), config.data.mean, config.data.std, 8)
     assert InputSpec.read(run / INPUT_FILE) == expected
-    assert load_trained(run, overrides=["data.mean=[0.1,0.2,0.3]", "data.std=[1.0,1.0,1.0]"]).inputs.mean == (0.1, 0.2, 0.3)
+    assert load_trained(run, overrides=["data.mean=[0.1,0.2,0.3]", "data.std=[1.0,1.0,1.0]"]).inputs.mean == (
+        0.1,
+        0.2,
+        0.3,
+    )
 
 
 def test_normalising_is_the_loader_s(trained: Trained):
@@ -99,17 +103,27 @@ def test_a_run_of_before_there_was_an_input_json_reads_the_data(run: Path, tmp_p
 
 def test_another_data_set_is_refused(run: Path):
     trained = load_trained(run, overrides=["data.num_classes=3"])
-    with pytest.raises(UserError, match=r"classes are class 0, class 1, class 2, but the network was trained on class 0, .*class 3; give"):
+    with pytest.raises(
+        UserError,
+        match=r"classes are class 0, class 1, class 2, but the network was trained on class 0, .*class 3; give",
+    ):
         _ = trained.splits
 
 
 def test_another_network_is_refused(run: Path):
-    with pytest.raises(UserError, match="holds the weights of another network than resnet32 with these model keys; leave those out that"):
+    with pytest.raises(
+        UserError,
+        match="holds the weights of another network than resnet32 with these model keys; leave those out that",
+    ):
         load_trained(run, overrides=["model.name=resnet32"])
 
 
 def test_the_moving_average_of_the_weights(
-    run: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     average = load_trained(run, ema=True)
     expected = last_ema(run)
@@ -119,13 +133,26 @@ def test_the_moving_average_of_the_weights(
     assert cli.main(["predict", str(run), image, "--json", "--ema"]) == 0
     shares = torch.from_numpy(average.logits(images_of(trained)[:1])).softmax(1)
     told = json.loads(capsys.readouterr().out)
-    assert told["predictions"][0]["top"][0]["probability"] == pytest.approx(shares.max().item(), rel=1e-5) and told["ema"] is True
+    assert (
+        told["predictions"][0]["top"][0]["probability"] == pytest.approx(shares.max().item(), rel=1e-5)
+        and told["ema"] is True
+    )
     assert cli.main(["export", str(run), "--format", "safetensors", "--ema", "--output", str(tmp_path)]) == 0
-    assert all(torch.equal(value, expected[key]) for key, value in load_file(tmp_path / "model.safetensors").items())
-    assert "of the run " + run.name + ", moving average of its weights." in (tmp_path / "README.md").read_text()
+    assert all(
+        torch.equal(value, expected[key]) for key, value in load_file(tmp_path / "model.safetensors").items()
+    )
+    assert (
+        "of the run " + run.name + ", moving average of its weights." in (tmp_path / "README.md").read_text()
+    )
     drawn: list[str] = []
-    monkeypatch.setattr("pipeline.explain.explain_run.draw_contact_sheet", lambda path, explained, title, subtitle: drawn.append(subtitle))
-    assert cli.main(["explain", str(run), "--indices", "1", "--ema", "--output", str(tmp_path / "sheet.png")]) == 0
+    monkeypatch.setattr(
+        "pipeline.explain.explain_run.draw_contact_sheet",
+        lambda path, explained, title, subtitle: drawn.append(subtitle),
+    )
+    assert (
+        cli.main(["explain", str(run), "--indices", "1", "--ema", "--output", str(tmp_path / "sheet.png")])
+        == 0
+    )
     assert drawn == ["resnet20 on synthetic, step 10, moving average of the weights; Grad-CAM of stages.2"]
     shutil.copytree(run, tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
@@ -140,7 +167,9 @@ def test_the_moving_average_of_the_weights(
 # --- explain --------------------------------------------------------------------------------------------------------------------
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(trained: Trained, files: list[Path], tmp_path: Path, no_data: None):
+def test_files_of_one_name_are_told_apart_by_their_folders(
+    trained: Trained, files: list[Path], tmp_path: Path, no_data: None
+):
     copies = [tmp_path / name for name in ("cat/0.png", "dog/0.png", "1.png")]
     for copy in copies:
         copy.parent.mkdir(exist_ok=True)
@@ -148,19 +177,29 @@ def test_files_of_one_name_are_told_apart_by_their_folders(trained: Trained, fil
     assert explain_files(trained, copies).sources == ("cat/0.png", "dog/0.png", "1.png")
 
 
-def test_files_samples_and_pixels_are_explained_alike(run: Path, trained: Trained, files: list[Path], no_data: None):
+def test_files_samples_and_pixels_are_explained_alike(
+    run: Path, trained: Trained, files: list[Path], no_data: None
+):
     """And files without the data set."""
     of_files, of_samples = explain_files(load_trained(run), files), explain_samples(trained, [0, 1, 2])
     np.testing.assert_array_equal(of_files.images[:2], of_samples.images[:2])
     np.testing.assert_array_equal(of_files.found.maps[:2], of_samples.found.maps[:2])
-    assert (of_files.sources, of_samples.sources) == (("0.png", "1.png", "2.png"), ("test 0", "test 1", "test 2"))
-    assert of_files.labels is None and of_samples.labels is not None and of_samples.labels.tolist() == [0, 1, 2]
+    assert (of_files.sources, of_samples.sources) == (
+        ("0.png", "1.png", "2.png"),
+        ("test 0", "test 1", "test 2"),
+    )
+    assert (
+        of_files.labels is None and of_samples.labels is not None and of_samples.labels.tolist() == [0, 1, 2]
+    )
     assert (of_files.layer, of_files.images.shape) == ("stages.2", (3, 8, 8, 3))
     np.testing.assert_array_equal(explain_pixels(trained, of_files.images).found.maps, of_files.found.maps)
 
 
 def test_the_class_that_is_explained(trained: Trained):
-    everything = {target: explain_samples(trained, [0, 5], target=target).found for target in ("predicted", "true", "class 2", "2", 3)}
+    everything = {
+        target: explain_samples(trained, [0, 5], target=target).found
+        for target in ("predicted", "true", "class 2", "2", 3)
+    }
     assert everything["predicted"].classes.tolist() == everything["predicted"].predicted.tolist()
     assert everything["true"].classes.tolist() == [0, 1]
     assert everything["class 2"].classes.tolist() == everything["2"].classes.tolist() == [2, 2]
@@ -189,7 +228,12 @@ def test_mistakes_come_first(trained: Trained):
     ],
 )
 def test_what_cannot_be_explained_is_named(
-    options: list[str], told: str, run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    told: str,
+    run: Path,
+    files: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     options = [option.replace("FILE", str(files[0])).replace("FOLDER", str(tmp_path)) for option in options]
     assert cli.main(["explain", str(run), *options]) == 2
@@ -197,7 +241,9 @@ def test_what_cannot_be_explained_is_named(
 
 
 @pytest.mark.parametrize("how", [{"layer": "nowhere"}, {"method": "nothing"}, {"target": "nobody"}])
-def test_what_is_wrong_is_told_before_the_test_set_is_predicted(how: Any, run: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_wrong_is_told_before_the_test_set_is_predicted(
+    how: Any, run: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+):
     """Which takes minutes on ImageNet."""
     monkeypatch.delattr(Trained, "test_logits")
     for explain in (lambda: explain_run(run, **how), lambda: explain_mistakes(trained, **how)):
@@ -205,14 +251,24 @@ def test_what_is_wrong_is_told_before_the_test_set_is_predicted(how: Any, run: P
             explain()
 
 
-def test_explain_from_the_command_line(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    chosen = [*("--files", str(files[0]), str(files[2])), *("--layer", "stages.1"), *("--class", "class 2"), *("--method", "layercam")]
+def test_explain_from_the_command_line(
+    run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    chosen = [
+        *("--files", str(files[0]), str(files[2])),
+        *("--layer", "stages.1"),
+        *("--class", "class 2"),
+        *("--method", "layercam"),
+    ]
     sheet = tmp_path / "sheet.png"
     assert cli.main(["explain", str(run), *chosen, "--output", str(sheet)]) == 0
     assert capsys.readouterr().out == f"{sheet}\n"
     with Image.open(sheet) as picture:
         assert picture.size[0] > 1500
-    assert cli.main(["explain", str(run), "--indices", "3,1", "--output", str(sheet), "data.loader=reference"]) == 0
+    assert (
+        cli.main(["explain", str(run), "--indices", "3,1", "--output", str(sheet), "data.loader=reference"])
+        == 0
+    )
 
 
 # --- predict --------------------------------------------------------------------------------------------------------------------
@@ -228,7 +284,9 @@ def test_predictions_are_those_of_the_test_set(trained: Trained, files: list[Pat
         np.testing.assert_allclose(item.probabilities, shares, atol=1e-6)
 
 
-def test_predict_prints_json_and_names_bad_files(run: Path, files: list[Path], tmp_path: Path, no_data: None, capsys: Any):
+def test_predict_prints_json_and_names_bad_files(
+    run: Path, files: list[Path], tmp_path: Path, no_data: None, capsys: Any
+):
     nested = tmp_path / "folder" / "below"
     nested.mkdir(parents=True)
     (tmp_path / "folder" / ".hidden.png").write_text("no image")
@@ -251,10 +309,14 @@ def test_predict_prints_json_and_names_bad_files(run: Path, files: list[Path], t
         str(tmp_path / "empty"): "no .jpg, .jpeg or .png file in this folder",
     }
     assert {error["file"]: error["reason"] for error in found["errors"]} == reasons
-    assert sorted(told.err.splitlines()) == sorted(f"error: {file}: {reason}" for file, reason in reasons.items())
+    assert sorted(told.err.splitlines()) == sorted(
+        f"error: {file}: {reason}" for file, reason in reasons.items()
+    )
 
 
-def test_predict_prints_a_table(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_predict_prints_a_table(
+    run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     odd = tmp_path / f"[bold]{'long' * 40}.png"
     shutil.copy(files[0], odd)
     assert cli.main(["predict", str(run), str(odd), str(files[1]), "--top", "2"]) == 0
@@ -274,7 +336,14 @@ def python_block(readme: Path) -> str:
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch-export", "onnx"])
-def test_export(format: str, run: Path, tmp_path: Path, no_data: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_export(
+    format: str,
+    run: Path,
+    tmp_path: Path,
+    no_data: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     if format == "onnx":
         pytest.importorskip("onnxruntime")
     assert cli.main(["export", str(run), "--format", format, "--output", str(tmp_path)]) == 0
@@ -322,12 +391,16 @@ def test_an_export_can_take_normalised_images(trained: Trained, tmp_path: Path):
         torch.testing.assert_close(program(images), trained.model(images), rtol=0, atol=1e-5)
 
 
-def test_a_file_with_other_logits_is_not_kept(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_with_other_logits_is_not_kept(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def other_weights(*arguments: Any) -> Any:
         return build_raw_model(load_config(RECIPE), 4, torch.device("cpu")).eval()
 
     monkeypatch.setattr(export, "_write_torch_export", other_weights)
-    with pytest.raises(UserError, match=r"export: the logits of 16 random images differ by .*; nothing is kept"):
+    with pytest.raises(
+        UserError, match=r"export: the logits of 16 random images differ by .*; nothing is kept"
+    ):
         export.export(trained, "torch-export", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -350,6 +423,14 @@ def test_a_record_is_made_of_it(run: Path):
     finished, result = read_finished(run), json.loads((run / "result.json").read_text())
     check_together([finished])
     record = make_record([finished], [finished], "made images")
-    assert (record.variant, record.accuracy, record.accuracy_n, record.epochs) == (RECIPE.stem, result["test_accuracy"], 1, 2.0)
-    assert record.train_s == result["train_s"] - result["compile_s"] and record.parameters == result["num_parameters"]
+    assert (record.variant, record.accuracy, record.accuracy_n, record.epochs) == (
+        RECIPE.stem,
+        result["test_accuracy"],
+        1,
+        2.0,
+    )
+    assert (
+        record.train_s == result["train_s"] - result["compile_s"]
+        and record.parameters == result["num_parameters"]
+    )
     assert record.gpu is None and not prices.is_current(record)  # the recipe is not in configs/

@@ -43,7 +43,13 @@ def free_job_id() -> int:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    keys = ("duration=150st", "log.eval_every=150st", "log.log_every=150st", "log.checkpoint_every=25st", "log.tensorboard=false")
+    keys = (
+        "duration=150st",
+        "log.eval_every=150st",
+        "log.log_every=150st",
+        "log.checkpoint_every=25st",
+        "log.tensorboard=false",
+    )
     slurm = {
         "SLURM_JOB_ID": str(free_job_id()),
         "SLURM_JOB_NUM_NODES": "2",
@@ -54,7 +60,13 @@ def start(folder: Path) -> subprocess.Popen[str]:
         "PYTHON": sys.executable,
     }
     return subprocess.Popen(
-        [ROOT / "configs/accelerate/slurm.sh", RECIPE, f"log.dir={folder}/runs", "data.eval_batch_size=6", *keys],
+        [
+            ROOT / "configs/accelerate/slurm.sh",
+            RECIPE,
+            f"log.dir={folder}/runs",
+            "data.eval_batch_size=6",
+            *keys,
+        ],
         env={**os.environ, **slurm, "PATH": f"{folder}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -64,7 +76,11 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 def trainers(script: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes that train, those of the first host before those of the other."""
-    found = [process for process in psutil.Process(script.pid).children(recursive=True) if "RANK" in process.environ()]
+    found = [
+        process
+        for process in psutil.Process(script.pid).children(recursive=True)
+        if "RANK" in process.environ()
+    ]
     return sorted(found, key=lambda process: process.environ()["RANK"])
 
 
@@ -78,7 +94,10 @@ def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path):
         assert script.poll() is None, script.communicate()
         time.sleep(0.05)
     processes = trainers(script)
-    assert [process.environ()["GROUP_RANK"] for process in processes] == ["0", "1"]  # torchrun's number of the host
+    assert [process.environ()["GROUP_RANK"] for process in processes] == [
+        "0",
+        "1",
+    ]  # torchrun's number of the host
     processes[1].send_signal(signal.SIGTERM)
     out, err = script.communicate(timeout=60)
     assert script.returncode == 75, err

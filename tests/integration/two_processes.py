@@ -43,9 +43,17 @@ def check_agreement(processes: Processes) -> dict[str, Any]:
         "on_main_user_error": error_of(lambda: processes.on_main(lambda: fail(UserError("bad key")))),
         "on_main_bug": error_of(lambda: processes.on_main(lambda: fail(KeyError("a bug")))),
         "main_first": error_of(lambda: processes.main_first(lambda: f"made by {rank}")),
-        "main_first_on_0": error_of(lambda: processes.main_first(lambda: fail(UserError("bad file")) if rank == 0 else ran.append("ran"))),
-        "main_first_on_1": error_of(lambda: processes.main_first(lambda: fail(UserError("only here")) if rank == 1 else "fine")),
-        "main_first_bug_on_1": error_of(lambda: processes.main_first(lambda: fail(OSError("no disk")) if rank == 1 else "fine")),
+        "main_first_on_0": error_of(
+            lambda: processes.main_first(
+                lambda: fail(UserError("bad file")) if rank == 0 else ran.append("ran")
+            )
+        ),
+        "main_first_on_1": error_of(
+            lambda: processes.main_first(lambda: fail(UserError("only here")) if rank == 1 else "fine")
+        ),
+        "main_first_bug_on_1": error_of(
+            lambda: processes.main_first(lambda: fail(OSError("no disk")) if rank == 1 else "fine")
+        ),
         "ran_after_error": ran,
         "sum": processes.sum(torch.tensor([1.0, rank])).tolist(),
         "norm": average_norm(rank),
@@ -70,7 +78,9 @@ def watch_steps(stop: int, rank: int) -> list[dict[str, Any]]:
         if rank == 1 and self._state.step == stop > 0:
             os.kill(os.getpid(), signal.SIGTERM)
         output = step(self, batch)
-        weights = sum(parameter.detach().double().sum().item() for parameter in self._state.model.parameters())
+        weights = sum(
+            parameter.detach().double().sum().item() for parameter in self._state.model.parameters()
+        )
         counted = {"loss": output.loss.item(), "correct": output.correct.item()}
         seen.append({**counted, "weights": weights, "indices": batch.indices.tolist()})
         if rank == 1 and self._state.step == -stop:

@@ -29,7 +29,12 @@ def own_stream() -> Iterator[None]:
 
 
 def small_config(*overrides: str) -> Config:
-    return load_config(overrides=[f"{key}={value}" for key, value in (_SMALL | dict(item.split("=", 1) for item in overrides)).items()])
+    return load_config(
+        overrides=[
+            f"{key}={value}"
+            for key, value in (_SMALL | dict(item.split("=", 1) for item in overrides)).items()
+        ]
+    )
 
 
 def start(config: Config) -> tuple[Step, Loader]:

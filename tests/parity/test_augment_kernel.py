@@ -23,7 +23,9 @@ STD = {1: (0.3081,), 3: (0.24703223, 0.24348513, 0.26158784), 4: (0.1, 0.2, 0.3,
 
 def random_images(num_images: int, height: int, width: int, channels: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (num_images, height, width, channels), dtype=torch.uint8, generator=generator).to(DEVICE)
+    return torch.randint(
+        0, 256, (num_images, height, width, channels), dtype=torch.uint8, generator=generator
+    ).to(DEVICE)
 
 
 def random_draws(num_images: int, height: int, width: int, padding: int, cutout: int) -> torch.Tensor:
@@ -56,7 +58,9 @@ def augment_one_by_one(
         padded = functional.pad(images[sample], (0, 0, padding, padding, padding, padding))
         window = padded[crop_y : crop_y + height, crop_x : crop_x + width]
         window = window.flip(1) if flip else window.clone()
-        box = window[max(cutout_y, 0) : max(cutout_y + cutout, 0), max(cutout_x, 0) : max(cutout_x + cutout, 0)]
+        box = window[
+            max(cutout_y, 0) : max(cutout_y + cutout, 0), max(cutout_x, 0) : max(cutout_x + cutout, 0)
+        ]
         box[:] = torch.tensor(fill, dtype=torch.uint8, device=images.device)
         done.append(window)
     return torch.stack(done)
@@ -67,15 +71,20 @@ def test_reference_equals_one_image_at_a_time(height: int, width: int, channels:
     images, draws = random_images(20, height, width, channels), random_draws(20, height, width, 4, 6)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     mean, std = (0.5,) * channels, (1 / 255,) * channels
-    pixels = augment_one_by_one(images, order, draws, 4, 6, fill=[128] * channels)  # rint(127.5) is the even neighbour
+    pixels = augment_one_by_one(
+        images, order, draws, 4, 6, fill=[128] * channels
+    )  # rint(127.5) is the even neighbour
     expected = (pixels.float() - 127.5).permute(0, 3, 1, 2)
-    actual = augment_reference(images, order, draws, count=20, mean=mean, std=std, padding=4, cutout=6, dtype=torch.float32)
+    actual = augment_reference(
+        images, order, draws, count=20, mean=mean, std=std, padding=4, cutout=6, dtype=torch.float32
+    )
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("height", "width", "channels"), [(8, 8, 1), (8, 8, 3), (31, 31, 1), (31, 31, 3), (32, 32, 3), (33, 33, 3), (5, 9, 4), (1, 1, 1)]
+    ("height", "width", "channels"),
+    [(8, 8, 1), (8, 8, 3), (31, 31, 1), (31, 31, 3), (32, 32, 3), (33, 33, 3), (5, 9, 4), (1, 1, 1)],
 )
 def test_random_draws(height: int, width: int, channels: int, dtype: torch.dtype) -> None:
     images, draws = random_images(9, height, width, channels), random_draws(9, height, width, 4, 6)
@@ -88,7 +97,9 @@ def test_corner_draws(dtype: torch.dtype) -> None:
     """Every extreme offset, both flips, and boxes clipped by each border and corner, inside, just outside, and one row or column wide."""
     size, padding, cutout = 8, 4, 4
     offsets = itertools.product((0, 2 * padding), (0, 2 * padding), (0, 1), [(2, 3)])
-    boxes = itertools.product([padding], [padding], [0], itertools.product((-4, -3, -1, 0, 4, 5, 7, 8), repeat=2))
+    boxes = itertools.product(
+        [padding], [padding], [0], itertools.product((-4, -3, -1, 0, 4, 5, 7, 8), repeat=2)
+    )
     rows = [[crop_y, crop_x, flip, *box] for crop_y, crop_x, flip, box in itertools.chain(offsets, boxes)]
     draws = torch.tensor(rows, dtype=torch.int32, device=DEVICE)
     images = random_images(len(rows), size, size, 3)
@@ -100,23 +111,46 @@ def test_corner_draws(dtype: torch.dtype) -> None:
 def test_padding_and_box_sizes(padding: int, cutout: int) -> None:
     """No padding, no box, padding wider than the image, a box as large as the image and larger."""
     images, draws = random_images(8, 8, 8, 3), random_draws(8, 8, 8, padding, cutout)
-    assert_kernel(images, torch.arange(8, device=DEVICE), draws, count=8, dtype=torch.float32, **settings(3, padding, cutout))
+    assert_kernel(
+        images,
+        torch.arange(8, device=DEVICE),
+        draws,
+        count=8,
+        dtype=torch.float32,
+        **settings(3, padding, cutout),
+    )
 
 
 def test_a_box_over_the_whole_image_leaves_the_fill() -> None:
-    order, draws = torch.zeros(1, dtype=torch.int64, device=DEVICE), torch.tensor([[0, 0, 1, -1, -1]], dtype=torch.int32, device=DEVICE)
-    actual = augment(random_images(1, 8, 8, 3), order, draws, count=1, dtype=torch.float32, **settings(3, 4, 9))
-    fill = torch.tensor([(round(255 * m) - 255 * m) / (255 * s) for m, s in zip(MEAN[3], STD[3], strict=True)], device=DEVICE)
+    order, draws = (
+        torch.zeros(1, dtype=torch.int64, device=DEVICE),
+        torch.tensor([[0, 0, 1, -1, -1]], dtype=torch.int32, device=DEVICE),
+    )
+    actual = augment(
+        random_images(1, 8, 8, 3), order, draws, count=1, dtype=torch.float32, **settings(3, 4, 9)
+    )
+    fill = torch.tensor(
+        [(round(255 * m) - 255 * m) / (255 * s) for m, s in zip(MEAN[3], STD[3], strict=True)], device=DEVICE
+    )
     torch.testing.assert_close(actual, fill[:, None, None].expand(1, 3, 8, 8), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_pixel_value_is_normalised_as_numpy_does(dtype: torch.dtype) -> None:
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    mean255, std255 = (np.array([255 * value for value in row], dtype=np.float32) for row in (MEAN[3], STD[3]))
-    expected = torch.from_numpy((values.astype(np.float32) - mean255) * (np.float32(1) / std255)).to(DEVICE, dtype)
-    order, draws = torch.zeros(1, dtype=torch.int64, device=DEVICE), torch.zeros(1, 5, dtype=torch.int32, device=DEVICE)
-    actual = augment(torch.from_numpy(values).to(DEVICE), order, draws, count=1, dtype=dtype, **settings(3, 0, 0))
+    mean255, std255 = (
+        np.array([255 * value for value in row], dtype=np.float32) for row in (MEAN[3], STD[3])
+    )
+    expected = torch.from_numpy((values.astype(np.float32) - mean255) * (np.float32(1) / std255)).to(
+        DEVICE, dtype
+    )
+    order, draws = (
+        torch.zeros(1, dtype=torch.int64, device=DEVICE),
+        torch.zeros(1, 5, dtype=torch.int32, device=DEVICE),
+    )
+    actual = augment(
+        torch.from_numpy(values).to(DEVICE), order, draws, count=1, dtype=dtype, **settings(3, 0, 0)
+    )
     assert_parity(actual.permute(0, 2, 3, 1), expected, "augment", dtype)
 
 
@@ -127,16 +161,25 @@ def test_slices_of_an_order_are_slices_of_the_whole(order_dtype: torch.dtype) ->
     whole = augment(images, order, draws, count=8, **settings(3, 4, 4))
     for start, count in [(0, 3), (1, 1), (3, 5)]:
         torch.testing.assert_close(
-            augment(images, order, draws, start=start, count=count, **settings(3, 4, 4)), whole[start : start + count]
+            augment(images, order, draws, start=start, count=count, **settings(3, 4, 4)),
+            whole[start : start + count],
         )
 
 
 def test_out_is_written_and_returned() -> None:
-    images, draws, order = random_images(4, 8, 8, 3), random_draws(4, 8, 8, 4, 4), torch.arange(4, device=DEVICE)
-    buffer = torch.full((6, 3, 8, 8), 9.0, dtype=torch.float16, device=DEVICE).to(memory_format=torch.channels_last)
+    images, draws, order = (
+        random_images(4, 8, 8, 3),
+        random_draws(4, 8, 8, 4, 4),
+        torch.arange(4, device=DEVICE),
+    )
+    buffer = torch.full((6, 3, 8, 8), 9.0, dtype=torch.float16, device=DEVICE).to(
+        memory_format=torch.channels_last
+    )
     result = augment(images, order, draws, count=4, out=buffer[1:5], **settings(3, 4, 4))
     assert result.data_ptr() == buffer[1].data_ptr()
-    torch.testing.assert_close(buffer[1:5], augment_reference(images, order, draws, count=4, **settings(3, 4, 4)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        buffer[1:5], augment_reference(images, order, draws, count=4, **settings(3, 4, 4)), rtol=0, atol=0
+    )
     assert (buffer[0] == 9).all() and (buffer[5] == 9).all()
 
 
@@ -144,7 +187,10 @@ def test_out_is_written_and_returned() -> None:
     ("change", "message"),
     [
         ({"images": torch.zeros(4, 8, 8, 3)}, "images must be contiguous uint8"),
-        ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8).permute(0, 2, 3, 1)}, "images must be contiguous uint8"),
+        (
+            {"images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8).permute(0, 2, 3, 1)},
+            "images must be contiguous uint8",
+        ),
         ({"draws": torch.zeros(4, 5, dtype=torch.int64)}, "draws must be contiguous int32"),
         ({"draws": torch.zeros(3, 5, dtype=torch.int32)}, "draws must be contiguous int32"),
         ({"start": 2}, "cannot take 3 samples from position 2"),
@@ -156,7 +202,10 @@ def test_out_is_written_and_returned() -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = {"images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "draws": torch.zeros(4, 5, dtype=torch.int32)}
+    arguments: dict[str, Any] = {
+        "images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8),
+        "draws": torch.zeros(4, 5, dtype=torch.int32),
+    }
     arguments |= {"order": torch.arange(4), "count": 3} | settings(3, 4, 4)
     with pytest.raises(ValueError, match=message):
         augment(**(arguments | change))

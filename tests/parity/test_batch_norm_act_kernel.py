@@ -21,9 +21,25 @@ needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MOMENTUM, EPS = 0.1, 1e-5
 # residual, relu, gradients
-VARIANTS = [(False, True, 1), (True, True, 1), (False, False, 1), (True, False, 1), (False, True, 2), (True, True, 2), (True, False, 2)]
+VARIANTS = [
+    (False, True, 1),
+    (True, True, 1),
+    (False, False, 1),
+    (True, False, 1),
+    (False, True, 2),
+    (True, True, 2),
+    (True, False, 2),
+]
 # Odd C and C below a tile's; C of one and a half tiles and of many; one value short of and beyond whole tiles; several tiles a program.
-SHAPES = [(3, 5, 3, 3), (2, 1, 3, 3), (2, 72, 4, 4), (4, 512, 2, 2), (1, 16, 21, 21), (13, 64, 8, 8), (2, 129, 1, 1)]
+SHAPES = [
+    (3, 5, 3, 3),
+    (2, 1, 3, 3),
+    (2, 72, 4, 4),
+    (4, 512, 2, 2),
+    (1, 16, 21, 21),
+    (13, 64, 8, 8),
+    (2, 129, 1, 1),
+]
 
 
 class Case(NamedTuple):
@@ -39,7 +55,9 @@ class Case(NamedTuple):
     def clone(self, dtype: torch.dtype | None = None) -> "Case":
         """Return a copy, in another dtype where one is given, whose running statistics can be changed."""
         copies: dict[str, Any] = self._asdict()
-        copies |= {k: v.to(dtype or v.dtype, copy=True) for k, v in copies.items() if isinstance(v, torch.Tensor)}
+        copies |= {
+            k: v.to(dtype or v.dtype, copy=True) for k, v in copies.items() if isinstance(v, torch.Tensor)
+        }
         return Case(**copies)
 
 
@@ -79,23 +97,36 @@ def random_case(
 
 
 def sum_under_relu(case: Case) -> torch.Tensor:
-    z = functional.batch_norm(case.x, case.running_mean, case.running_var, case.weight, case.bias, True, MOMENTUM, EPS)
+    z = functional.batch_norm(
+        case.x, case.running_mean, case.running_var, case.weight, case.bias, True, MOMENTUM, EPS
+    )
     return z if case.residual is None else z + case.residual
 
 
 def arguments(case: Case) -> dict[str, Any]:
-    return {name: getattr(case, name) for name in ("weight", "bias", "running_mean", "running_var", "residual", "relu")}
+    return {
+        name: getattr(case, name)
+        for name in ("weight", "bias", "running_mean", "running_var", "residual", "relu")
+    }
 
 
 def expected(case: Case) -> dict[str, torch.Tensor]:
     """Return y, the running statistics and all gradients in float64."""
     wide = case.clone(torch.float64)
-    leaves = {name: getattr(wide, name).requires_grad_() for name in ("x", "weight", "bias", "residual") if getattr(wide, name) is not None}
+    leaves = {
+        name: getattr(wide, name).requires_grad_()
+        for name in ("x", "weight", "bias", "residual")
+        if getattr(wide, name) is not None
+    }
     z = sum_under_relu(wide)
     y = z.relu() if wide.relu else z
-    gradients = torch.autograd.grad(y, list(leaves.values()), torch.stack([each.double() for each in case.gradients]).sum(0))
+    gradients = torch.autograd.grad(
+        y, list(leaves.values()), torch.stack([each.double() for each in case.gradients]).sum(0)
+    )
     by_name = dict(zip(leaves, gradients, strict=True))
-    return {"y": y.detach(), "running_mean": wide.running_mean, "running_var": wide.running_var} | {f"d{k}": v for k, v in by_name.items()}
+    return {"y": y.detach(), "running_mean": wide.running_mean, "running_var": wide.running_var} | {
+        f"d{k}": v for k, v in by_name.items()
+    }
 
 
 def assert_results(actual: dict[str, torch.Tensor], case: Case) -> None:
@@ -106,7 +137,9 @@ def assert_results(actual: dict[str, torch.Tensor], case: Case) -> None:
         is_activation = name in ("y", "dx", "dresidual")
         assert value.dtype is (case.x.dtype if is_activation else torch.float32)
         assert not is_activation or value.is_contiguous(memory_format=torch.channels_last)
-        op = {"running_mean": "batch norm statistics", "running_var": "batch norm statistics"}.get(name, f"batch norm {name}")
+        op = {"running_mean": "batch norm statistics", "running_var": "batch norm statistics"}.get(
+            name, f"batch norm {name}"
+        )
         assert_parity(value.double(), result, op, value.dtype)
 
 
@@ -114,14 +147,37 @@ def run_pair(forward: Any, backward: Any, case: Case) -> dict[str, torch.Tensor]
     """Return what a forward and a backward function, kernels or reference, compute."""
     copy = case.clone()
     y, statistics, mask = forward(
-        copy.x, copy.residual, copy.weight, copy.bias, copy.running_mean, copy.running_var, copy.relu, MOMENTUM, EPS
+        copy.x,
+        copy.residual,
+        copy.weight,
+        copy.bias,
+        copy.running_mean,
+        copy.running_var,
+        copy.relu,
+        MOMENTUM,
+        EPS,
     )
     gradient, second_gradient = [*copy.gradients, None][:2]
     returns_dz = second_gradient is not None or (copy.relu and copy.residual is not None)
     dx, dweight, dbias, dz = backward(
-        gradient, second_gradient, copy.x, mask if mask.numel() else None, copy.weight, copy.bias, statistics, copy.relu, returns_dz
+        gradient,
+        second_gradient,
+        copy.x,
+        mask if mask.numel() else None,
+        copy.weight,
+        copy.bias,
+        statistics,
+        copy.relu,
+        returns_dz,
     )
-    results = {"y": y, "running_mean": copy.running_mean, "running_var": copy.running_var, "dx": dx, "dweight": dweight, "dbias": dbias}
+    results = {
+        "y": y,
+        "running_mean": copy.running_mean,
+        "running_var": copy.running_var,
+        "dx": dx,
+        "dweight": dweight,
+        "dbias": dbias,
+    }
     return results | ({"dresidual": dz if returns_dz else gradient} if copy.residual is not None else {})
 
 
@@ -142,7 +198,9 @@ def run_operator(case: Case, transform: Any = lambda function: function) -> dict
         first, second = batch_norm_act_twice(x, **kwargs)
         return [1 * first, 1 * second]
 
-    outputs = transform(twice if len(copy.gradients) == 2 else once)(copy.x, **arguments(copy), momentum=MOMENTUM, eps=EPS)
+    outputs = transform(twice if len(copy.gradients) == 2 else once)(
+        copy.x, **arguments(copy), momentum=MOMENTUM, eps=EPS
+    )
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     gradients = torch.autograd.grad(outputs, list(leaves.values()), copy.gradients)
     return {"y": outputs[0].detach(), "running_mean": copy.running_mean, "running_var": copy.running_var} | {
@@ -175,9 +233,13 @@ def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.gpu
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(128, 64, 32, 32), (100, 128, 15, 17), (256, 512, 4, 4), (64, 2048, 7, 7), (9, 67, 31, 33)])
+@pytest.mark.parametrize(
+    "shape", [(128, 64, 32, 32), (100, 128, 15, 17), (256, 512, 4, 4), (64, 2048, 7, 7), (9, 67, 31, 33)]
+)
 @pytest.mark.parametrize(("residual", "relu", "num_gradients"), VARIANTS)
-def test_large_kernels(shape: tuple[int, int, int, int], residual: bool, relu: bool, num_gradients: int, dtype: torch.dtype) -> None:
+def test_large_kernels(
+    shape: tuple[int, int, int, int], residual: bool, relu: bool, num_gradients: int, dtype: torch.dtype
+) -> None:
     case = random_case(shape, dtype, residual, relu, num_gradients)
     results = run_kernels(case)
     y = batch_norm_act_reference(case.clone().x.double(), **arguments(case.clone(torch.float64)))
@@ -187,12 +249,15 @@ def test_large_kernels(shape: tuple[int, int, int, int], residual: bool, relu: b
 
 
 @pytest.mark.parametrize(
-    ("dtype", "mean"), [(torch.float32, 1000.0), (torch.float32, -3e4), (torch.float16, 1000.0), (torch.bfloat16, 100.0)]
+    ("dtype", "mean"),
+    [(torch.float32, 1000.0), (torch.float32, -3e4), (torch.float16, 1000.0), (torch.bfloat16, 100.0)],
 )
 def test_a_mean_far_from_zero(dtype: torch.dtype, mean: float) -> None:
     """E[x²] - E[x]² in float32 would lose all digits of the variance at a mean of 3e4 and a standard deviation of 1."""
     case = random_case((13, 64, 8, 8), dtype, mean=mean)
-    statistics = launch_forward(case.x, None, case.weight, case.bias, case.running_mean, case.running_var, True, MOMENTUM, EPS)[1]
+    statistics = launch_forward(
+        case.x, None, case.weight, case.bias, case.running_mean, case.running_var, True, MOMENTUM, EPS
+    )[1]
     var, expected_mean = torch.var_mean(case.x.double(), (0, 2, 3), correction=0)
     assert_parity(statistics[0].double(), expected_mean, "batch norm shifted mean", torch.float32)
     assert_parity(statistics[1].double(), (var + EPS).rsqrt(), "batch norm shifted deviation", torch.float32)
@@ -202,10 +267,14 @@ def test_constant_channels() -> None:
     case = random_case((13, 64, 8, 8))
     case.x[:] = torch.linspace(-1e4, 1e4, 64).to(DEVICE)[:, None, None]
     results = run_kernels(case._replace(relu=False))
-    torch.testing.assert_close(results["y"], case.bias[:, None, None].expand_as(case.x), rtol=0, atol=1e-5 * 1e4 * 316)
+    torch.testing.assert_close(
+        results["y"], case.bias[:, None, None].expand_as(case.x), rtol=0, atol=1e-5 * 1e4 * 316
+    )
     assert results["dx"].isfinite().all()
     centred = case.x[0, :, 0, 0].abs() < 1000  # sums of these are exact enough to be constant after the shift
-    torch.testing.assert_close(results["running_var"][centred], 0.9 * case.running_var[centred], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        results["running_var"][centred], 0.9 * case.running_var[centred], rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -272,7 +341,9 @@ def test_operator_takes_any_strides_and_autocast() -> None:
     case = random_case((3, 5, 3, 4), torch.bfloat16, residual=True)
     assert case.residual is not None
     strided = case._replace(
-        x=case.x.contiguous(), residual=case.residual.mT.contiguous().mT, gradients=[case.gradients[0][:1].expand_as(case.x)]
+        x=case.x.contiguous(),
+        residual=case.residual.mT.contiguous().mT,
+        gradients=[case.gradients[0][:1].expand_as(case.x)],
     )
     with torch.autocast(DEVICE.type, torch.bfloat16):
         results = run_operator(strided)
@@ -283,12 +354,32 @@ def test_operator_takes_any_strides_and_autocast() -> None:
 def test_operators_are_registered_soundly(residual: bool, relu: bool) -> None:
     """PyTorch's own checks: schema, which arguments change, shapes without data, and tracing with static and dynamic shapes."""
     case = random_case((3, 5, 3, 3), torch.float32, residual, relu)
-    forward = (case.x, case.residual, case.weight, case.bias, case.running_mean, case.running_var, relu, MOMENTUM, EPS)
+    forward = (
+        case.x,
+        case.residual,
+        case.weight,
+        case.bias,
+        case.running_mean,
+        case.running_var,
+        relu,
+        MOMENTUM,
+        EPS,
+    )
     torch.library.opcheck(torch.ops.quickres.batch_norm_act.default, forward)
     _, statistics, mask = torch.ops.quickres.batch_norm_act(*forward)
     saved_mask = mask if mask.numel() else None
     for second in (None, case.gradients[0]):
-        backward = (case.gradients[0], second, case.x, saved_mask, case.weight, case.bias, statistics, relu, second is not None)
+        backward = (
+            case.gradients[0],
+            second,
+            case.x,
+            saved_mask,
+            case.weight,
+            case.bias,
+            statistics,
+            relu,
+            second is not None,
+        )
         torch.library.opcheck(torch.ops.quickres.batch_norm_act_backward.default, backward)
 
 
@@ -301,7 +392,10 @@ def test_capture_in_a_cuda_graph() -> None:
 
     def step() -> list[torch.Tensor]:
         outputs = batch_norm_act_twice(static.x, **arguments(static))
-        return [outputs[0].detach(), *torch.autograd.grad([1 * each for each in outputs], leaves, static.gradients)]
+        return [
+            outputs[0].detach(),
+            *torch.autograd.grad([1 * each for each in outputs], leaves, static.gradients),
+        ]
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -317,13 +411,17 @@ def test_capture_in_a_cuda_graph() -> None:
         static.x.copy_(case.x.roll(1, 0))
     graph.replay()
     eager = run_operator(case._replace(x=case.x.roll(1, 0)))
-    torch.testing.assert_close(captured, [eager[name] for name in ("y", "dx", "dweight", "dbias")], rtol=0, atol=0)
+    torch.testing.assert_close(
+        captured, [eager[name] for name in ("y", "dx", "dweight", "dbias")], rtol=0, atol=0
+    )
     torch.testing.assert_close(static.running_var, eager["running_var"], rtol=0, atol=0)
 
 
 def test_tilings_cover_every_kernel() -> None:
     kernels = ("statistics", "apply", "gradient sums", "gradient", "dual gradient sums", "dual gradient")
-    assert set(TILINGS) == {(kernel, num_channels) for kernel in kernels for num_channels in (64, 128, 256, 512)}
+    assert set(TILINGS) == {
+        (kernel, num_channels) for kernel in kernels for num_channels in (64, 128, 256, 512)
+    }
     for num_channels in (1, 63, 64, 65, 512, 2048):
         x = torch.empty(2, num_channels, 3, 3)
         for kernel in kernels:
@@ -345,7 +443,9 @@ BAD_ARGUMENTS = [
 
 @pytest.mark.parametrize(("changed", "message"), BAD_ARGUMENTS)
 def test_arguments_that_do_not_fit_are_refused(changed: dict[str, torch.Tensor], message: str) -> None:
-    case: dict[str, Any] = {name: torch.zeros(8) for name in ("weight", "bias", "running_mean", "running_var")}
+    case: dict[str, Any] = {
+        name: torch.zeros(8) for name in ("weight", "bias", "running_mean", "running_var")
+    }
     case |= {"x": torch.zeros(4, 8, 2, 2)} | changed
     with pytest.raises(ValueError, match=message):
         batch_norm_act(**case)

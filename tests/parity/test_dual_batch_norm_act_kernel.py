@@ -10,7 +10,11 @@ from torch.nn import functional
 from kernels.batch_norm_act.backward import launch_dual_backward
 from kernels.batch_norm_act.forward import launch_forward
 from kernels.dual_batch_norm_act.op import dual_batch_norm_act, dual_batch_norm_act_twice
-from kernels.dual_batch_norm_act.reference import dual_backward_reference, dual_batch_norm_act_reference, dual_forward_reference
+from kernels.dual_batch_norm_act.reference import (
+    dual_backward_reference,
+    dual_batch_norm_act_reference,
+    dual_forward_reference,
+)
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -44,7 +48,9 @@ class Case(NamedTuple):
         return {name: value.detach() for name, value in self._asdict().items() if "running" in name}
 
 
-def random_case(shape: tuple[int, int, int, int], dtype: torch.dtype, num_gradients: int) -> tuple[Case, list[torch.Tensor]]:
+def random_case(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, num_gradients: int
+) -> tuple[Case, list[torch.Tensor]]:
     """Return the arguments and the gradients of the uses of y."""
     generator = torch.Generator().manual_seed(sum(shape))
 
@@ -60,7 +66,9 @@ def random_case(shape: tuple[int, int, int, int], dtype: torch.dtype, num_gradie
     case = Case._make([activation(normal(*shape)), *norm(), activation(2 * normal(*shape) + 1), *norm()])
     # Quarters up to 4, whose sums of two are exact in every dtype; 0 where float32 may have the sum on the other side of 0.
     decided = sum_under_relu(case.clone(torch.float64)).abs() > 1e-5
-    quarters = [torch.randint(-16, 17, shape, generator=generator).to(DEVICE) / 4 for _ in range(num_gradients)]
+    quarters = [
+        torch.randint(-16, 17, shape, generator=generator).to(DEVICE) / 4 for _ in range(num_gradients)
+    ]
     return case, [activation(torch.where(decided, each, 0)) for each in quarters]
 
 
@@ -76,35 +84,63 @@ def assert_results(actual: Results, case: Case, gradients: list[torch.Tensor]) -
     leaves = [getattr(wide, name).requires_grad_() for name in LEAVES]
     y = sum_under_relu(wide).relu()
     by_leaf = torch.autograd.grad(y, leaves, torch.stack([each.double() for each in gradients]).sum(0))
-    results = {"y": y.detach()} | wide.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    results = (
+        {"y": y.detach()}
+        | wide.running()
+        | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    )
     assert actual.keys() == results.keys()
     for name, result in results.items():
         value = actual[name]
         is_activation = name in ("y", "dx", "dresidual")
         assert value.dtype is (case.x.dtype if is_activation else torch.float32)
         assert not is_activation or value.is_contiguous(memory_format=torch.channels_last)
-        op = "statistics" if "running" in name else "dx" if name == "dresidual" else name.replace("residual_", "")
+        op = (
+            "statistics"
+            if "running" in name
+            else "dx"
+            if name == "dresidual"
+            else name.replace("residual_", "")
+        )
         assert_parity(value.double(), result, f"batch norm {op}", value.dtype)
 
 
-def run_pair(forward: Callable[..., Any], backward: Callable[..., Any], case: Case, gradients: list[torch.Tensor]) -> Results:
+def run_pair(
+    forward: Callable[..., Any], backward: Callable[..., Any], case: Case, gradients: list[torch.Tensor]
+) -> Results:
     """Return what a forward and a backward function, kernels or reference, compute."""
     copy = case.clone()
     y, statistics, mask = forward(*copy, MOMENTUM, EPS)
     gradient, second_gradient = [*gradients, None][:2]
-    by_leaf = backward(gradient, second_gradient, copy.x, copy.residual, mask, copy.weight, copy.bias, copy.residual_weight, statistics)
-    return {"y": y} | copy.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    by_leaf = backward(
+        gradient,
+        second_gradient,
+        copy.x,
+        copy.residual,
+        mask,
+        copy.weight,
+        copy.bias,
+        copy.residual_weight,
+        statistics,
+    )
+    return (
+        {"y": y} | copy.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    )
 
 
 def run_kernels(case: Case, gradients: list[torch.Tensor]) -> Results:
     def forward(x: torch.Tensor, *rest: Any) -> Any:
         weight, bias, running_mean, running_var, residual, *residual_norm, momentum, eps = rest
-        return launch_forward(x, residual, weight, bias, running_mean, running_var, True, momentum, eps, tuple(residual_norm))
+        return launch_forward(
+            x, residual, weight, bias, running_mean, running_var, True, momentum, eps, tuple(residual_norm)
+        )
 
     return run_pair(forward, launch_dual_backward, case, gradients)
 
 
-def run_operator(case: Case, gradients: list[torch.Tensor], transform: Any = lambda function: function) -> Results:
+def run_operator(
+    case: Case, gradients: list[torch.Tensor], transform: Any = lambda function: function
+) -> Results:
     """Return what the differentiable function and autograd compute; `transform` may compile the function."""
     copy = case.clone()
     leaves = [getattr(copy, name).requires_grad_() for name in LEAVES]
@@ -120,11 +156,18 @@ def run_operator(case: Case, gradients: list[torch.Tensor], transform: Any = lam
     outputs = function(copy.x, tuple(copy[1:5]), copy.residual, tuple(copy[6:]), MOMENTUM, EPS)
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     by_leaf = torch.autograd.grad(outputs, leaves, gradients)
-    return {"y": outputs[0].detach()} | copy.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    return (
+        {"y": outputs[0].detach()}
+        | copy.running()
+        | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "num_gradients"), [((2, 64, 5, 7), 1), ((2, 129, 3, 5), 1), ((4, 16, 10, 9), 2), ((3, 5, 3, 3), 2)])
+@pytest.mark.parametrize(
+    ("shape", "num_gradients"),
+    [((2, 64, 5, 7), 1), ((2, 129, 3, 5), 1), ((4, 16, 10, 9), 2), ((3, 5, 3, 3), 2)],
+)
 def test_kernels(shape: tuple[int, int, int, int], num_gradients: int, dtype: torch.dtype) -> None:
     case, gradients = random_case(shape, dtype, num_gradients)
     assert_results(run_kernels(case, gradients), case, gradients)
@@ -146,8 +189,12 @@ def test_large_kernels(shape: tuple[int, int, int, int], num_gradients: int, dty
 @pytest.mark.parametrize("num_gradients", [1, 2])
 def test_reference(num_gradients: int) -> None:
     case, gradients = random_case((3, 5, 3, 3), torch.float32, num_gradients)
-    assert_results(run_pair(dual_forward_reference, dual_backward_reference, case, gradients), case, gradients)
-    y = dual_batch_norm_act_reference(case.x, case.clone()[1:5], case.residual, case.clone()[6:], MOMENTUM, EPS)
+    assert_results(
+        run_pair(dual_forward_reference, dual_backward_reference, case, gradients), case, gradients
+    )
+    y = dual_batch_norm_act_reference(
+        case.x, case.clone()[1:5], case.residual, case.clone()[6:], MOMENTUM, EPS
+    )
     assert_parity(y.double(), sum_under_relu(case.clone(torch.float64)).relu(), "batch norm y", torch.float32)
 
 
@@ -161,7 +208,9 @@ def test_operator(num_gradients: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     case, gradients = random_case((3, 5, 3, 3), torch.float16, 2)
-    compiled = run_operator(case, gradients, lambda function: torch.compile(function, fullgraph=True, backend=backend))
+    compiled = run_operator(
+        case, gradients, lambda function: torch.compile(function, fullgraph=True, backend=backend)
+    )
     torch.testing.assert_close(compiled, run_operator(case, gradients), rtol=0, atol=0)
 
 
@@ -170,7 +219,17 @@ def test_operators_are_registered_soundly() -> None:
     case, (gradient,) = random_case((3, 5, 3, 3), torch.float32, 1)
     torch.library.opcheck(torch.ops.quickres.dual_batch_norm_act.default, (*case, MOMENTUM, EPS))
     _, statistics, mask = torch.ops.quickres.dual_batch_norm_act(*case, MOMENTUM, EPS)
-    backward = (gradient, None, case.x, case.residual, mask, case.weight, case.bias, case.residual_weight, statistics)
+    backward = (
+        gradient,
+        None,
+        case.x,
+        case.residual,
+        mask,
+        case.weight,
+        case.bias,
+        case.residual_weight,
+        statistics,
+    )
     torch.library.opcheck(torch.ops.quickres.dual_batch_norm_act_backward.default, backward)
 
 
@@ -184,6 +243,8 @@ def test_operators_are_registered_soundly() -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changed: Results, message: str) -> None:
-    case = Case(*(torch.zeros(4, 8, 2, 2) if name in ("x", "residual") else torch.zeros(8) for name in Case._fields))._replace(**changed)
+    case = Case(
+        *(torch.zeros(4, 8, 2, 2) if name in ("x", "residual") else torch.zeros(8) for name in Case._fields)
+    )._replace(**changed)
     with pytest.raises(ValueError, match=message):
         dual_batch_norm_act(case.x, case[1:5], case.residual, case[6:])

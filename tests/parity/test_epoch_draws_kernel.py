@@ -14,19 +14,37 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.mark.parametrize("mode", ["clipped", "inside"])
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (1, 16), (2**63 - 1, 2**40)])
 @pytest.mark.parametrize(
-    ("num_samples", "padding", "flip", "cutout"), [(1, 4, True, 16), (777, 4, True, 16), (300, 0, False, 0), (257, 2, True, 5)]
+    ("num_samples", "padding", "flip", "cutout"),
+    [(1, 4, True, 16), (777, 4, True, 16), (300, 0, False, 0), (257, 2, True, 5)],
 )
 def test_kernel_definition_and_numpy_agree(
     mode: str, seed: int, epoch: int, num_samples: int, padding: int, flip: bool, cutout: int
 ) -> None:
     image_size = (31, 33)
     kernel = epoch_draws(
-        seed, epoch, num_samples, image_size, padding=padding, flip=flip, cutout=cutout, inside=mode == "inside", device=DEVICE
+        seed,
+        epoch,
+        num_samples,
+        image_size,
+        padding=padding,
+        flip=flip,
+        cutout=cutout,
+        inside=mode == "inside",
+        device=DEVICE,
     )
     reference = epoch_draws_reference(
-        seed, epoch, num_samples, image_size, padding=padding, flip=flip, cutout=cutout, inside=mode == "inside"
+        seed,
+        epoch,
+        num_samples,
+        image_size,
+        padding=padding,
+        flip=flip,
+        cutout=cutout,
+        inside=mode == "inside",
     )
-    augment = AugmentConfig.model_validate({"crop_padding": padding, "flip": flip, "cutout": cutout, "cutout_mode": mode})
+    augment = AugmentConfig.model_validate(
+        {"crop_padding": padding, "flip": flip, "cutout": cutout, "cutout_mode": mode}
+    )
     numpy = draw_epoch(seed, epoch, num_samples, image_size, augment)
     for ours, expected, other in zip(kernel, reference, (numpy.order, numpy.table()), strict=True):
         assert torch.equal(ours.cpu(), expected)

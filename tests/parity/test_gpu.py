@@ -13,7 +13,11 @@ from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from tests.parity.on_gpu import own_stream, small_config, start, train  # noqa: F401
 from tests.parity.tolerances import assert_parity
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"), pytest.mark.usefixtures("own_stream")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.usefixtures("own_stream"),
+]
 
 PADDING, CUTOUT, NUM_SAMPLES, NUM_EPOCHS = 4, 16, 2100, 6
 DELAY = 20_000_000  # clock cycles: about 10 ms, several times what DALI takes for a batch
@@ -32,7 +36,9 @@ def _transform(dtype: torch.dtype) -> Transform:
 
 def _images() -> tuple[torch.Tensor, torch.Tensor, torch.device]:
     """Images and labels in host memory, and the device."""
-    images = torch.randint(256, (NUM_SAMPLES, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        256, (NUM_SAMPLES, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     return images, torch.arange(NUM_SAMPLES) % 10, torch.device("cuda", torch.cuda.current_device())
 
 
@@ -40,10 +46,16 @@ def _images() -> tuple[torch.Tensor, torch.Tensor, torch.device]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_dali_on_the_gpu_applies_the_draws(dtype: torch.dtype, resident: bool) -> None:
     images, labels, device = _images()
-    loader = DaliLoader(images.to(device) if resident else images, labels.to(device), _sampler(96), _transform(dtype), device)
-    oracle = ReferenceLoader(ArraySource(images), labels, _sampler(96), _transform(dtype), torch.device("cpu"))
+    loader = DaliLoader(
+        images.to(device) if resident else images, labels.to(device), _sampler(96), _transform(dtype), device
+    )
+    oracle = ReferenceLoader(
+        ArraySource(images), labels, _sampler(96), _transform(dtype), torch.device("cpu")
+    )
     for batch, expected in zip(loader, oracle, strict=True):
-        assert torch.equal(batch.indices.cpu(), expected.indices) and torch.equal(batch.labels.cpu(), expected.labels)
+        assert torch.equal(batch.indices.cpu(), expected.indices) and torch.equal(
+            batch.labels.cpu(), expected.labels
+        )
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert_parity(batch.images.cpu(), expected.images, "loader, DALI on the GPU", dtype)
 
@@ -61,7 +73,9 @@ class Late(DaliLoader):
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("batch_size", [96, 512, 1024])
-def test_dali_on_the_gpu_is_right_whoever_is_late(dtype: torch.dtype, resident: bool, batch_size: int, late: str) -> None:
+def test_dali_on_the_gpu_is_right_whoever_is_late(
+    dtype: torch.dtype, resident: bool, batch_size: int, late: str
+) -> None:
     """The host runs ahead of the device by as many batches as there are: what is used again too early shows as another image.
 
     As of a GPU that several programs share, where one has its turn and not the other.
@@ -69,12 +83,16 @@ def test_dali_on_the_gpu_is_right_whoever_is_late(dtype: torch.dtype, resident: 
     images, labels, device = _images()
     given, kind = images.to(device) if resident else images, DaliLoader if late == "consumer" else Late
     loader = kind(given, labels.to(device), _sampler(batch_size), _transform(dtype), device)
-    oracle = FusedLoader(images.to(device), labels.to(device), _sampler(batch_size), _transform(dtype), 3, AUGMENT, Shard())
+    oracle = FusedLoader(
+        images.to(device), labels.to(device), _sampler(batch_size), _transform(dtype), 3, AUGMENT, Shard()
+    )
     got: list[Batch] = []
     for batch in (batch for _ in range(NUM_EPOCHS) for batch in loader):
         if late != "producer":
             torch.cuda._sleep(DELAY)
-        got.append(Batch(*(tensor.clone() for tensor in (batch.images, batch.labels, batch.valid, batch.indices))))
+        got.append(
+            Batch(*(tensor.clone() for tensor in (batch.images, batch.labels, batch.valid, batch.indices)))
+        )
         del batch
     for batch, expected in zip(got, (batch for _ in range(NUM_EPOCHS) for batch in oracle), strict=True):
         assert torch.equal(batch.indices, expected.indices)
@@ -99,7 +117,9 @@ def test_captured_and_compiled_steps_train_like_the_eager_one(mode: str) -> None
 
 @pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
 def test_an_overflow_skips_exactly_that_update(mode: str) -> None:
-    step, loader = start(small_config("precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0"))
+    step, loader = start(
+        small_config("precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0")
+    )
     state = step._state
 
     stream = iter(loader)
@@ -108,17 +128,24 @@ def test_an_overflow_skips_exactly_that_update(mode: str) -> None:
     before = {name: value.clone() for name, value in state.model.named_parameters()}
     momentum = [value["momentum_buffer"].clone() for value in state.optimizer.state.values()]
     batch = next(stream)
-    output = step(Batch(torch.full_like(batch.images, float("inf")), batch.labels, batch.valid, batch.indices))
+    output = step(
+        Batch(torch.full_like(batch.images, float("inf")), batch.labels, batch.valid, batch.indices)
+    )
     assert output.found_inf.item() == 1
     assert state.precision.loss_scale() == 512
     assert all(torch.equal(value, before[name]) for name, value in state.model.named_parameters())
-    assert all(torch.equal(new["momentum_buffer"], old) for new, old in zip(state.optimizer.state.values(), momentum, strict=True))
+    assert all(
+        torch.equal(new["momentum_buffer"], old)
+        for new, old in zip(state.optimizer.state.values(), momentum, strict=True)
+    )
     assert state.totals.values[3:].tolist() == [1, 1]
 
 
 def test_the_first_update_may_be_the_skipped_one() -> None:
     """Torch's fused SGD would leave the momentum of a skipped first update uninitialised."""
-    step, loader = start(small_config("precision.mode=fp16", "compile.mode=none", "precision.init_scale=1099511627776.0"))
+    step, loader = start(
+        small_config("precision.mode=fp16", "compile.mode=none", "precision.init_scale=1099511627776.0")
+    )
     outputs = [step(batch) for batch, _ in zip(loader, range(30), strict=False)]
     assert step._state.totals.values[3].item() > 0
     assert torch.isfinite(outputs[-1].loss)
@@ -129,7 +156,9 @@ def test_the_first_update_may_be_the_skipped_one() -> None:
 def test_the_host_waits_for_no_step(mode: str) -> None:
     config = small_config("precision.mode=fp16", f"compile.mode={mode}", "optimizer.clip_norm=1")
     # cuDNN's deterministic algorithms are no part of the question
-    step, loader = start(config.model_copy(update={"runtime": config.runtime.model_copy(update={"deterministic": False})}))
+    step, loader = start(
+        config.model_copy(update={"runtime": config.runtime.model_copy(update={"deterministic": False})})
+    )
     stream = iter(loader)
     for _ in range(6):
         step(next(stream))

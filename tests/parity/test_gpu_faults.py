@@ -26,20 +26,36 @@ def test_out_of_memory_names_batch_and_remedy(mode: str, tmp_path: Path, capsys:
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(2**30 / total)
-    keys = ["data.image_size=32", "data.num_samples=8192", "data.batch_size=8192", "model.name=resnet18", "model.shortcut=B"]
+    keys = [
+        "data.image_size=32",
+        "data.num_samples=8192",
+        "data.batch_size=8192",
+        "model.name=resnet18",
+        "model.shortcut=B",
+    ]
     try:
         assert train.main([str(RECIPE), *KEYS, f"log.dir={tmp_path}", f"compile.mode={mode}", *keys]) == 1
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
-    assert line.startswith("error: the GPU is out of memory at data.batch_size=8192 (CUDA out of memory. Tried to allocate")
+    assert line.startswith(
+        "error: the GPU is out of memory at data.batch_size=8192 (CUDA out of memory. Tried to allocate"
+    )
     assert "use optimizer.accumulate=2 (the same batch in smaller parts), or data.batch_size=4096" in line
 
 
-def test_nan_inside_a_captured_step_reaches_no_checkpoint(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_nan_inside_a_captured_step_reaches_no_checkpoint(
+    before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     before_step(11, lambda _, batch: batch.images.fill_(math.nan))
-    keys = ["log.log_every=100st", "log.eval_every=100st", "log.checkpoint_every=5st", "compile.mode=reduce-overhead", "duration=20st"]
+    keys = [
+        "log.log_every=100st",
+        "log.eval_every=100st",
+        "log.checkpoint_every=5st",
+        "compile.mode=reduce-overhead",
+        "duration=20st",
+    ]
     assert train.main([str(RECIPE), *KEYS, f"log.dir={tmp_path}", *keys]) == 1
     assert "step 15: weights or norm statistics are no longer finite" in capsys.readouterr().err
     checkpoint, _ = newest_intact(only_run(tmp_path) / "checkpoints")

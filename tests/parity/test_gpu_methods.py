@@ -41,7 +41,9 @@ def _train(config: Config) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     losses, state = train(step, loader), step._state
     models = {"weights": state.model} | ({"ema": state.ema.model} if state.ema is not None else {})
     return losses, {
-        f"{name}.{key}": value.detach().cpu().clone() for name, model in models.items() for key, value in model.named_parameters()
+        f"{name}.{key}": value.detach().cpu().clone()
+        for name, model in models.items()
+        for key, value in model.named_parameters()
     }
 
 
@@ -56,14 +58,20 @@ def test_captured_steps_train_like_the_compiled_ones(name: str, mode: str) -> No
     assert_parity(captured, losses, "20 losses, captured", dtype)
     assert captured_weights.keys() == weights.keys()
     for key, value in weights.items():
-        torch.testing.assert_close(captured_weights[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            captured_weights[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
 @pytest.mark.parametrize("name", METHODS)
 def test_an_overflow_skips_exactly_that_update(name: str, mode: str) -> None:
     """Weights, the optimizer's state and the moving average (not the statistics of batch norm, which saw the images)."""
-    step, loader = start(small_config("precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0", *METHODS[name]))
+    step, loader = start(
+        small_config(
+            "precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0", *METHODS[name]
+        )
+    )
     state, stream = step._state, iter(loader)
 
     def everything() -> list[torch.Tensor]:
@@ -86,7 +94,11 @@ def _poisoned(batch: Batch) -> Batch:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_waits_for_nothing(name: str) -> None:
     """Neither eagerly nor in the steps that copy into the captured one."""
-    step, loader = start(small_config("precision.mode=fp16", "compile.mode=reduce-overhead", "data.loader=synthetic", *METHODS[name]))
+    step, loader = start(
+        small_config(
+            "precision.mode=fp16", "compile.mode=reduce-overhead", "data.loader=synthetic", *METHODS[name]
+        )
+    )
     stream = iter(loader)
     step(next(stream))
     step(next(stream))

@@ -5,7 +5,11 @@ import torch
 from torch.nn import functional
 
 from kernels.label_smoothing_cross_entropy import op as module
-from kernels.label_smoothing_cross_entropy.op import label_smoothing_cross_entropy, launch_gradient, launch_loss
+from kernels.label_smoothing_cross_entropy.op import (
+    label_smoothing_cross_entropy,
+    launch_gradient,
+    launch_loss,
+)
 from kernels.label_smoothing_cross_entropy.reference import (
     label_smoothing_cross_entropy_gradient_reference,
     label_smoothing_cross_entropy_reference,
@@ -18,7 +22,19 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # One class; few classes in one program, in part of a block and in several; many classes with few and many rows a program.
-SHAPES = [(3, 1), (1, 10), (7, 10), (512, 10), (1100, 10), (33, 31), (7, 33), (7, 100), (40, 129), (3, 1000), (2, 4001)]
+SHAPES = [
+    (3, 1),
+    (1, 10),
+    (7, 10),
+    (512, 10),
+    (1100, 10),
+    (33, 31),
+    (7, 33),
+    (7, 100),
+    (40, 129),
+    (3, 1000),
+    (2, 4001),
+]
 
 
 def random_batch(num_rows: int, num_classes: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,11 +43,15 @@ def random_batch(num_rows: int, num_classes: int, dtype: torch.dtype) -> tuple[t
     return logits.to(DEVICE), torch.randint(0, num_classes, (num_rows,), generator=generator).to(DEVICE)
 
 
-def expected(logits: torch.Tensor, targets: torch.Tensor, smoothing: float, gradient: float) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(
+    logits: torch.Tensor, targets: torch.Tensor, smoothing: float, gradient: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss and, for this gradient by the loss, the gradient by the logits, both float64."""
     wide = logits.detach().double().requires_grad_()
     loss = functional.cross_entropy(wide, targets, label_smoothing=smoothing)
-    (by_logits,) = torch.autograd.grad(loss, wide, torch.tensor(gradient, dtype=torch.float64, device=wide.device))
+    (by_logits,) = torch.autograd.grad(
+        loss, wide, torch.tensor(gradient, dtype=torch.float64, device=wide.device)
+    )
     return loss.detach(), by_logits
 
 
@@ -68,12 +88,16 @@ def test_many_partial_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_rows", "num_classes"), [(4096, 10), (5000, 10), (2048, 100), (3001, 1000), (64, 32768)])
+@pytest.mark.parametrize(
+    ("num_rows", "num_classes"), [(4096, 10), (5000, 10), (2048, 100), (3001, 1000), (64, 32768)]
+)
 def test_large_batches(num_rows: int, num_classes: int, dtype: torch.dtype) -> None:
     assert_kernels(*random_batch(num_rows, num_classes, dtype), 0.1)
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 1e4), (torch.float16, 65504.0), (torch.bfloat16, 1e30)])
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(torch.float32, 1e4), (torch.float16, 65504.0), (torch.bfloat16, 1e30)]
+)
 @pytest.mark.parametrize("num_classes", [10, 33])
 def test_large_logits_stay_finite(dtype: torch.dtype, largest: float, num_classes: int) -> None:
     logits, targets = random_batch(5, num_classes, dtype)
@@ -86,7 +110,9 @@ def test_large_logits_stay_finite(dtype: torch.dtype, largest: float, num_classe
 
 @pytest.mark.parametrize("target", [-100, -1, 10, 2**40])
 @pytest.mark.parametrize("few_classes", [0, 32])
-def test_a_target_out_of_range_shows_as_nan(target: int, few_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_out_of_range_shows_as_nan(
+    target: int, few_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_FEW_CLASSES", few_classes)
     logits, targets = random_batch(7, 10, torch.float32)
     targets[3] = target
@@ -102,7 +128,9 @@ def test_reference(dtype: torch.dtype, smoothing: float) -> None:
     loss, by_logits = expected(logits, targets, smoothing, 56.0)
     actual_loss = label_smoothing_cross_entropy_reference(logits, targets, smoothing)
     assert_parity(actual_loss.double(), loss, "label smoothing loss", torch.float32)
-    actual = label_smoothing_cross_entropy_gradient_reference(torch.tensor(56.0, device=DEVICE), logits, targets, smoothing)
+    actual = label_smoothing_cross_entropy_gradient_reference(
+        torch.tensor(56.0, device=DEVICE), logits, targets, smoothing
+    )
     precision = torch.float32 if dtype is torch.float64 else dtype
     assert_parity(actual.double(), by_logits, "label smoothing gradient", precision)
 
@@ -131,7 +159,13 @@ def test_operator_takes_logits_of_any_strides() -> None:
 
 
 @pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")])]
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor", marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+        ),
+    ],
 )
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     logits, targets = random_batch(7, 10, torch.float16)
@@ -149,14 +183,21 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of `opcheck` itself
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # of `opcheck` itself
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operator_is_registered_soundly(dtype: torch.dtype) -> None:
     """PyTorch's own checks: schema, shapes without data, autograd, and tracing with static and dynamic shapes."""
     logits, targets = random_batch(7, 10, dtype)
-    torch.library.opcheck(torch.ops.quickres.label_smoothing_cross_entropy.default, (logits.requires_grad_(), targets, 0.1))
+    torch.library.opcheck(
+        torch.ops.quickres.label_smoothing_cross_entropy.default, (logits.requires_grad_(), targets, 0.1)
+    )
     gradient = torch.ones((), device=DEVICE)
-    torch.library.opcheck(torch.ops.quickres.label_smoothing_cross_entropy_gradient.default, (gradient, logits.detach(), targets, 0.1))
+    torch.library.opcheck(
+        torch.ops.quickres.label_smoothing_cross_entropy_gradient.default,
+        (gradient, logits.detach(), targets, 0.1),
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,6 +211,8 @@ def test_operator_is_registered_soundly(dtype: torch.dtype) -> None:
         (torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.int64), "targets must be"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(logits: torch.Tensor, targets: torch.Tensor, message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(
+    logits: torch.Tensor, targets: torch.Tensor, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         label_smoothing_cross_entropy(logits, targets, 0.1)

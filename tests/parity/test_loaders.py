@@ -37,7 +37,9 @@ def build_dali(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, tra
     return DaliLoader(images, labels, sampler, transform, CPU, num_threads=1, prefetch=2)
 
 
-def build_reference(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
+def build_reference(
+    images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform
+) -> Loader:
     return ReferenceLoader(ArraySource(images), labels, sampler, transform, CPU)
 
 
@@ -70,7 +72,10 @@ def oracle(image: np.ndarray, draws: np.ndarray | None, transform: Transform) ->
 
 def oracle_batch(images: torch.Tensor, plan: BatchPlan, transform: Transform) -> torch.Tensor:
     draws = [None] * len(plan.indices) if plan.draws is None else plan.draws
-    done = [oracle(images[index].numpy(), draw, transform) for index, draw in zip(plan.indices, draws, strict=True)]
+    done = [
+        oracle(images[index].numpy(), draw, transform)
+        for index, draw in zip(plan.indices, draws, strict=True)
+    ]
     return torch.from_numpy(np.stack(done)).to(transform.dtype)
 
 
@@ -81,7 +86,11 @@ class Prescribed:
 
     def __init__(self, draws: np.ndarray, batch_size: int):
         assert len(draws) % batch_size == 0
-        self.num_samples, self.local_batch_size, self.steps_per_epoch = len(draws), batch_size, len(draws) // batch_size
+        self.num_samples, self.local_batch_size, self.steps_per_epoch = (
+            len(draws),
+            batch_size,
+            len(draws) // batch_size,
+        )
         self._draws = draws
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
@@ -92,7 +101,10 @@ class Prescribed:
 def corners(padding: int, cutout: int, mode: str) -> np.ndarray:
     """Every crop offset of both axes with every flip, each with boxes that every side and corner of the border clips or touches."""
     if mode == "clipped":
-        ys, xs = ([-(cutout // 2), -1, 0, side // 2, side - cutout, side - 1 - cutout // 2] for side in (HEIGHT, WIDTH))
+        ys, xs = (
+            [-(cutout // 2), -1, 0, side // 2, side - cutout, side - 1 - cutout // 2]
+            for side in (HEIGHT, WIDTH)
+        )
     else:
         ys, xs = ([0, 1, (side - cutout) // 2, side - cutout] for side in (HEIGHT, WIDTH))
     offsets = range(2 * padding + 1)
@@ -113,7 +125,9 @@ def test_corner_draws(padding: int, cutout: int, mode: str, dtype: torch.dtype):
     images, labels = make_images(len(draws))
     transform = Transform(MEAN, STD, dtype, crop_padding=padding, cutout=cutout)
     sampler = Prescribed(draws, len(draws) // 2)
-    dali_loader, reference = (build(images, labels, sampler, transform) for build in (build_dali, build_reference))
+    dali_loader, reference = (
+        build(images, labels, sampler, transform) for build in (build_dali, build_reference)
+    )
     for step, (one, other) in enumerate(zip(dali_loader, reference, strict=True)):
         expected = oracle_batch(images, sampler.plan(0, step), transform)
         for batch in (one, other):
@@ -152,17 +166,28 @@ NUM_SAMPLES, BATCH_SIZE, STEPS = 34, 6, 5
 
 
 def train_loader(
-    build: Build, shard: Shard | None = None, batch_size: int = BATCH_SIZE, augment: AugmentConfig = AUGMENT, **keys: Any
+    build: Build,
+    shard: Shard | None = None,
+    batch_size: int = BATCH_SIZE,
+    augment: AugmentConfig = AUGMENT,
+    **keys: Any,
 ) -> Loader:
     images, labels = make_images(NUM_SAMPLES)
     sampler = TrainSampler(NUM_SAMPLES, batch_size, shard or Shard(), 5, (HEIGHT, WIDTH), augment)
-    transform = Transform(MEAN, STD, keys.pop("dtype", torch.float32), True, augment.crop_padding, augment.cutout)
+    transform = Transform(
+        MEAN, STD, keys.pop("dtype", torch.float32), True, augment.crop_padding, augment.cutout
+    )
     return build(images, labels, sampler, transform)
 
 
 def eval_loader(build: Build, shard: Shard | None = None) -> Loader:
     images, labels = make_images(NUM_SAMPLES)
-    return build(images, labels, EvalSampler(NUM_SAMPLES, BATCH_SIZE, shard or Shard()), Transform(MEAN, STD, torch.float32))
+    return build(
+        images,
+        labels,
+        EvalSampler(NUM_SAMPLES, BATCH_SIZE, shard or Shard()),
+        Transform(MEAN, STD, torch.float32),
+    )
 
 
 def assert_same(one: Batch, other: Batch, exactly: bool = True) -> None:
@@ -190,8 +215,14 @@ def check_against_the_oracle(epochs: list[list[Batch]], augment: AugmentConfig) 
             assert batch.indices.tolist() == indices.tolist()
             assert batch.labels.tolist() == labels[indices].tolist()
             assert batch.valid.all()
-            assert (batch.labels.dtype, batch.indices.dtype, batch.valid.dtype) == (torch.int64, torch.int64, torch.bool)
-            assert_parity(batch.images.contiguous(), oracle_batch(images, plan, transform), "loader", torch.float32)
+            assert (batch.labels.dtype, batch.indices.dtype, batch.valid.dtype) == (
+                torch.int64,
+                torch.int64,
+                torch.bool,
+            )
+            assert_parity(
+                batch.images.contiguous(), oracle_batch(images, plan, transform), "loader", torch.float32
+            )
 
 
 @pytest.mark.parametrize("mode", ["clipped", "inside"])
@@ -210,11 +241,17 @@ def test_the_fused_loader_follows_them_too(mode: str):
     def build(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
         return FusedLoader(images.to(device), labels.to(device), sampler, transform, 5, augment, Shard())
 
-    epochs = [[Batch(*(t.cpu() for t in vars(batch).values())) for batch in epoch] for epoch in epochs_of(train_loader(build), 2)]
+    epochs = [
+        [Batch(*(t.cpu() for t in vars(batch).values())) for batch in epoch]
+        for epoch in epochs_of(train_loader(build), 2)
+    ]
     check_against_the_oracle(epochs, augment)
 
 
-@pytest.mark.parametrize("changes", [{"crop_padding": 0}, {"flip": False}, {"cutout": 0}, {"crop_padding": 0, "flip": False, "cutout": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"crop_padding": 0}, {"flip": False}, {"cutout": 0}, {"crop_padding": 0, "flip": False, "cutout": 0}],
+)
 @pytest.mark.parametrize("build", BACKENDS)
 def test_what_is_off_is_off(build: Build, changes: dict[str, Any]):
     augment = AUGMENT.model_copy(update=changes)
@@ -259,7 +296,9 @@ def test_an_iterator_that_is_left_is_continued_by_the_next(build: Build):
     first = list(islice(loader, 2))
     rest = list(loader)
     second = list(loader)
-    for one, other in zip([*first, *rest, *second], [batch for epoch in through for batch in epoch], strict=True):
+    for one, other in zip(
+        [*first, *rest, *second], [batch for epoch in through for batch in epoch], strict=True
+    ):
         assert_same(one, other)
 
 
@@ -285,10 +324,14 @@ def test_batches_that_are_kept_are_not_overwritten(build: Build):
 
 
 @pytest.mark.parametrize(("group_images", "prefetch"), [(1, 1), (1, 3), (12, 1), (12, 2), (1024, 64)])
-def test_grouping_and_prefetching_change_nothing(group_images: int, prefetch: int, monkeypatch: pytest.MonkeyPatch):
+def test_grouping_and_prefetching_change_nothing(
+    group_images: int, prefetch: int, monkeypatch: pytest.MonkeyPatch
+):
     expected = epochs_of(train_loader(build_dali), 2)
     monkeypatch.setattr(dali, "_GROUP_IMAGES", group_images)
-    found = epochs_of(train_loader(lambda i, y, s, t: DaliLoader(i, y, s, t, CPU, num_threads=2, prefetch=prefetch)), 2)
+    found = epochs_of(
+        train_loader(lambda i, y, s, t: DaliLoader(i, y, s, t, CPU, num_threads=2, prefetch=prefetch)), 2
+    )
     for one, other in zip(found, expected, strict=True):
         for batch, wanted in zip(one, other, strict=True):
             assert_same(batch, wanted)
@@ -299,7 +342,12 @@ def by_ranks(world_size: int, make: Callable[[Shard], Loader]) -> Iterator[Batch
     loaders = [make(Shard(rank, world_size)) for rank in range(world_size)]
     assert len({(loader.steps_per_epoch, loader.num_samples) for loader in loaders}) == 1
     for shares in zip(*loaders, strict=True):
-        yield Batch(*(torch.cat([getattr(share, name) for share in shares]) for name in ("images", "labels", "valid", "indices")))
+        yield Batch(
+            *(
+                torch.cat([getattr(share, name) for share in shares])
+                for name in ("images", "labels", "valid", "indices")
+            )
+        )
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -320,7 +368,10 @@ def test_evaluation_sees_every_sample_once_and_marks_the_padding(build: Build, w
     indices = torch.cat([batch.indices[batch.valid] for batch in batches])
     assert indices.tolist() == list(range(NUM_SAMPLES))
     assert torch.equal(torch.cat([batch.labels[batch.valid] for batch in batches]), labels)
-    plan, transform = BatchPlan(np.arange(NUM_SAMPLES), np.ones(NUM_SAMPLES, bool), None), Transform(MEAN, STD, torch.float32)
+    plan, transform = (
+        BatchPlan(np.arange(NUM_SAMPLES), np.ones(NUM_SAMPLES, bool), None),
+        Transform(MEAN, STD, torch.float32),
+    )
     seen = torch.cat([batch.images[batch.valid] for batch in batches]).contiguous()
     assert_parity(seen, oracle_batch(images, plan, transform), "loader", torch.float32)
 
@@ -335,7 +386,9 @@ def test_every_evaluation_is_the_same(build: Build):
 @pytest.mark.slow
 def test_worker_processes_change_nothing_and_leave_nothing():
     expected = epochs_of(train_loader(build_reference), 2)
-    loader = train_loader(lambda i, y, s, t: ReferenceLoader(ArraySource(i), y, s, t, CPU, num_workers=2, prefetch=2))
+    loader = train_loader(
+        lambda i, y, s, t: ReferenceLoader(ArraySource(i), y, s, t, CPU, num_workers=2, prefetch=2)
+    )
     loader.seek(0, 3)
     for one, other in zip([*loader, *loader], [*expected[0][3:], *expected[1]], strict=True):
         assert_same(one, other)
@@ -349,7 +402,11 @@ def test_worker_processes_change_nothing_and_leave_nothing():
 
 
 def synthetic(train: bool = True, dtype: torch.dtype = torch.float16) -> Loader:
-    sampler = TrainSampler(NUM_SAMPLES, 6, Shard(), 0, (8, 8), AUGMENT) if train else EvalSampler(NUM_SAMPLES, 6, Shard())
+    sampler = (
+        TrainSampler(NUM_SAMPLES, 6, Shard(), 0, (8, 8), AUGMENT)
+        if train
+        else EvalSampler(NUM_SAMPLES, 6, Shard())
+    )
     return SyntheticLoader((8, 8, 3), 4, sampler, Transform(MEAN, STD, dtype), CPU, seed=1)
 
 
@@ -373,10 +430,14 @@ def test_the_synthetic_loader_keeps_position_and_count():
     assert [[int(batch.valid.sum()) for batch in epoch][-1] for epoch in epochs_of(evaluation, 2)] == [4, 4]
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("fp32", torch.float32), ("bf16", torch.float16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("fp32", torch.float32), ("bf16", torch.float16), ("fp16", torch.float16)]
+)
 @pytest.mark.parametrize("loader", ["dali", "reference", "synthetic"])
 def test_types_and_layouts_follow_the_config(loader: str, mode: str, dtype: torch.dtype):
-    config = tiny_config(f"data.loader={loader}", f"precision.mode={mode}", "data.holdout=8", "runtime.channels_last=false")
+    config = tiny_config(
+        f"data.loader={loader}", f"precision.mode={mode}", "data.holdout=8", "runtime.channels_last=false"
+    )
     loaders = build_loaders(config, tiny_splits(config), CPU)
     assert loaders.holdout is not None
     assert (loaders.train.num_samples, loaders.holdout.num_samples, loaders.test.num_samples) == (32, 8, 8)
@@ -390,6 +451,13 @@ def test_an_evaluation_batch_is_no_larger_than_the_set():
     splits = tiny_splits(config)
     assert next(iter(build_loaders(config, splits, CPU).test)).images.shape[0] == 8
     shares = [
-        build_loaders(tiny_config("data.eval_batch_size=999", "data.batch_size=9"), splits, CPU, Shard(rank, 3)).test for rank in range(3)
+        build_loaders(
+            tiny_config("data.eval_batch_size=999", "data.batch_size=9"), splits, CPU, Shard(rank, 3)
+        ).test
+        for rank in range(3)
     ]
-    assert [next(iter(loader)).valid.tolist() for loader in shares] == [[True] * 3, [True] * 3, [True, True, False]]
+    assert [next(iter(loader)).valid.tolist() for loader in shares] == [
+        [True] * 3,
+        [True] * 3,
+        [True, True, False],
+    ]

@@ -6,7 +6,11 @@ import torch
 from tests.parity.on_gpu import own_stream  # noqa: F401
 from tests.tiny import tiny_config, tiny_trainer, train_steps
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"), pytest.mark.usefixtures("own_stream")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.usefixtures("own_stream"),
+]
 
 OURS = [
     ("model.name=resnet20", "model.shortcut=A"),
@@ -29,7 +33,11 @@ def losses(*overrides: str) -> list[float]:
         "precision.mode=fp16",
         "optimizer.lr=0.01",
     )
-    given = [item for item in common if not any(other.partition("=")[0] == item.partition("=")[0] for other in overrides)]
+    given = [
+        item
+        for item in common
+        if not any(other.partition("=")[0] == item.partition("=")[0] for other in overrides)
+    ]
     torch._dynamo.reset()
     trainer = tiny_trainer(tiny_config(*given, *overrides))
     found = train_steps(trainer, 8)
@@ -53,5 +61,10 @@ def test_captured_and_eager_steps_agree(keys: tuple[str, ...]) -> None:
 @pytest.mark.usefixtures("process_state")
 @pytest.mark.parametrize("name", ["davidnet", "resnet18"])
 def test_max_pools_may_be_deterministic(name: str) -> None:
-    keys = [f"model.name={name}", "runtime.deterministic=true", "compile.mode=none", *(["model.stem=imagenet"] * (name == "resnet18"))]
+    keys = [
+        f"model.name={name}",
+        "runtime.deterministic=true",
+        "compile.mode=none",
+        *(["model.stem=imagenet"] * (name == "resnet18")),
+    ]
     assert losses(*keys) == losses(*keys)

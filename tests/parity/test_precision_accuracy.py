@@ -10,7 +10,14 @@ from pipeline.training.trainer import fit
 from tests.tiny import ROOT, tiny_trainer
 
 SEEDS = range(5)
-SMALL = ("data.image_size=8", "augment.crop_padding=0", "augment.cutout=2", "duration=3ep", "log.eval_every=3ep", "data.num_threads=1")
+SMALL = (
+    "data.image_size=8",
+    "augment.crop_padding=0",
+    "augment.cutout=2",
+    "duration=3ep",
+    "log.eval_every=3ep",
+    "data.num_threads=1",
+)
 
 
 def accuracies(mode: str, device: str) -> list[float]:
@@ -39,5 +46,7 @@ def test_mixed_precision_reaches_the_accuracy_of_float32(device: str, modes: lis
         mixed = accuracies(mode, device)
         error = (statistics.variance(mixed) / len(mixed) + statistics.variance(full) / len(full)) ** 0.5
         difference = abs(statistics.mean(mixed) - statistics.mean(full))
-        print(f"{mode}: {statistics.mean(mixed):.4f}, fp32: {statistics.mean(full):.4f}, standard error {error:.4f}")
+        print(
+            f"{mode}: {statistics.mean(mixed):.4f}, fp32: {statistics.mean(full):.4f}, standard error {error:.4f}"
+        )
         assert difference <= 2 * error, (mode, mixed, full)

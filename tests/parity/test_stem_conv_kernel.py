@@ -48,7 +48,9 @@ def expected(images: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor) -> Pa
     return y.detach(), torch.autograd.grad(y, leaf, dy.double())[0]
 
 
-def assert_results(y: torch.Tensor, dweight: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor) -> None:
+def assert_results(
+    y: torch.Tensor, dweight: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor
+) -> None:
     expected_y, expected_dweight = expected(images, weight, dy)
     assert y.dtype is dy.dtype and y.is_contiguous(memory_format=torch.channels_last)
     assert dweight.dtype is weight.dtype and dweight.is_contiguous(memory_format=torch.channels_last)
@@ -102,10 +104,18 @@ def test_overflow_is_not_hidden(value: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reference(dtype: torch.dtype) -> None:
     images, weight, dy = random_case((2, 2, 5, 3, 7), dtype)
-    assert_results(stem_conv_reference(images, weight), stem_conv_weight_gradient_reference(dy, images, weight), images, weight, dy)
+    assert_results(
+        stem_conv_reference(images, weight),
+        stem_conv_weight_gradient_reference(dy, images, weight),
+        images,
+        weight,
+        dy,
+    )
 
 
-def run_operator(images: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, function: Callable[..., Any] = stem_conv) -> Pair:
+def run_operator(
+    images: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, function: Callable[..., Any] = stem_conv
+) -> Pair:
     leaf = weight.clone().requires_grad_()
     y = function(images, leaf)
     return y.detach(), torch.autograd.grad(y, leaf, dy)[0]
@@ -144,7 +154,9 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
     torch.testing.assert_close(compiled, run_operator(*case, step), rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of `opcheck` itself
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # of `opcheck` itself
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operators_are_registered_soundly(dtype: torch.dtype) -> None:
     """PyTorch's own checks: schema, shapes without data, autograd, and tracing with static and dynamic shapes."""
@@ -166,6 +178,8 @@ def test_operators_are_registered_soundly(dtype: torch.dtype) -> None:
         (torch.zeros(2, 3, 4, 4), torch.zeros(8, 3, 3, 3, dtype=torch.float64), "weight must be"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(images: torch.Tensor, weight: torch.Tensor, message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(
+    images: torch.Tensor, weight: torch.Tensor, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         stem_conv(images, weight)

@@ -11,7 +11,11 @@ from kernels.stem_conv.tiles import TILINGS, Tiling
 from kernels.stem_conv_norm_act.backward import launch_backward
 from kernels.stem_conv_norm_act.forward import launch_forward
 from kernels.stem_conv_norm_act.op import stem_conv_norm_act, stem_conv_norm_act_twice
-from kernels.stem_conv_norm_act.reference import backward_reference, forward_reference, stem_conv_norm_act_reference
+from kernels.stem_conv_norm_act.reference import (
+    backward_reference,
+    forward_reference,
+    stem_conv_norm_act_reference,
+)
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -44,7 +48,9 @@ class Case(NamedTuple):
         return {"running_mean": self.running_mean, "running_var": self.running_var}
 
 
-def random_case(shape: tuple[int, int, int, int, int], dtype: torch.dtype, num_gradients: int = 1) -> tuple[Case, list[torch.Tensor]]:
+def random_case(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, num_gradients: int = 1
+) -> tuple[Case, list[torch.Tensor]]:
     """Return the arguments, of values that every dtype of this test holds, and the gradients of the uses of y."""
     batch_size, channels, height, width, out_channels = shape
     generator = torch.Generator().manual_seed(sum(shape))
@@ -76,7 +82,11 @@ def assert_results(actual: Results, case: Case, gradients: list[torch.Tensor]) -
     leaves = [getattr(wide, name).requires_grad_() for name in LEAVES]
     y = under_relu(wide).relu()
     by_leaf = torch.autograd.grad(y, leaves, torch.stack([each.double() for each in gradients]).sum(0))
-    results = {"y": y.detach()} | wide.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    results = (
+        {"y": y.detach()}
+        | wide.running()
+        | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    )
     assert actual.keys() == results.keys()
     for name, result in results.items():
         value = actual[name]
@@ -86,13 +96,17 @@ def assert_results(actual: Results, case: Case, gradients: list[torch.Tensor]) -
         assert_parity(value.double(), result, f"stem {op}", value.dtype)
 
 
-def run_pair(forward: Callable[..., Any], backward: Callable[..., Any], case: Case, gradients: list[torch.Tensor]) -> Results:
+def run_pair(
+    forward: Callable[..., Any], backward: Callable[..., Any], case: Case, gradients: list[torch.Tensor]
+) -> Results:
     """Return what a forward and a backward function, kernels or reference, compute."""
     copy = case.clone()
     y, statistics, moments = forward(*copy, gradients[0].dtype, MOMENTUM, EPS)
     gradient, second_gradient = [*gradients, None][:2]
     by_leaf = backward(gradient, second_gradient, *copy[:4], statistics, moments)
-    return {"y": y} | copy.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    return (
+        {"y": y} | copy.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    )
 
 
 def assert_kernels(case: Case, gradients: list[torch.Tensor]) -> Results:
@@ -101,7 +115,9 @@ def assert_kernels(case: Case, gradients: list[torch.Tensor]) -> Results:
     return results
 
 
-def run_operator(case: Case, gradients: list[torch.Tensor], transform: Any = lambda function: function) -> Results:
+def run_operator(
+    case: Case, gradients: list[torch.Tensor], transform: Any = lambda function: function
+) -> Results:
     """Return what the differentiable function and autograd compute; `transform` may compile the function."""
     copy = case.clone()
     leaves = [getattr(copy, name).requires_grad_() for name in LEAVES]
@@ -116,7 +132,11 @@ def run_operator(case: Case, gradients: list[torch.Tensor], transform: Any = lam
     outputs = transform(twice if len(gradients) == 2 else once)(*copy, MOMENTUM, EPS)
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     by_leaf = torch.autograd.grad(outputs, leaves, gradients)
-    return {"y": outputs[0].detach()} | copy.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    return (
+        {"y": outputs[0].detach()}
+        | copy.running()
+        | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -148,11 +168,15 @@ def test_large_kernels(num_gradients: int, shape: tuple[int, int, int, int, int]
 def test_a_weight_that_suppresses_what_neighbours_have_in_common(dtype: torch.dtype) -> None:
     """Smooth images and a Laplacian: the variance of x is a difference of moments some hundred times as large."""
     case, _ = random_case((4, 3, 16, 16, 16), dtype)
-    smooth = functional.interpolate(torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)), (16, 16), mode="bicubic")
+    smooth = functional.interpolate(
+        torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)), (16, 16), mode="bicubic"
+    )
     case.images.copy_(smooth)
     case.weight.copy_(torch.tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]]) / 16)
     statistics = launch_forward(*case.clone(), dtype, MOMENTUM, EPS)[1]
-    var, mean = torch.var_mean(functional.conv2d(case.images.double(), case.weight.double(), padding=1), (0, 2, 3), correction=0)
+    var, mean = torch.var_mean(
+        functional.conv2d(case.images.double(), case.weight.double(), padding=1), (0, 2, 3), correction=0
+    )
     assert (var < 0.01 * case.images.double().var()).all()
     assert_parity(statistics[0].double(), mean, "stem statistics", torch.float32)
     assert_parity(statistics[1].double(), (var + EPS).rsqrt(), "stem deviation, smooth images", torch.float32)
@@ -163,7 +187,9 @@ def test_constant_images() -> None:
     case, gradients = random_case((2, 3, 6, 6, 16), torch.float16)
     case.images.zero_()
     results = run_pair(launch_forward, launch_backward, case, gradients)
-    torch.testing.assert_close(results["y"], case.norm_bias.relu().half()[:, None, None].expand_as(results["y"]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        results["y"], case.norm_bias.relu().half()[:, None, None].expand_as(results["y"]), rtol=0, atol=0
+    )
     assert not results["dweight"].any()
 
 
@@ -175,7 +201,9 @@ def test_overflow_is_not_hidden(value: float) -> None:
     place = (under_relu(case.clone(torch.float64))[:, 5] > 0).nonzero()[0]
     gradients[0][place[0], 5, place[1], place[2]] = value
     results = run_pair(launch_forward, launch_backward, case, gradients)
-    assert (~results["dweight"].isfinite()).flatten(1).any(1).tolist() == [channel == 5 for channel in range(16)]
+    assert (~results["dweight"].isfinite()).flatten(1).any(1).tolist() == [
+        channel == 5 for channel in range(16)
+    ]
     case.images[1, 2, 3, 3] = value
     results = run_pair(launch_forward, launch_backward, case, gradients)
     assert not results["y"].isfinite().any() and not results["running_var"].isfinite().any()
@@ -194,7 +222,9 @@ def test_reference(num_gradients: int, dtype: torch.dtype) -> None:
 def test_moments(dtype: torch.dtype) -> None:
     """The kernels' and the reference's: those of the taps with each other and with the tap that is 1."""
     case, _ = random_case((2, 2, 5, 3, 7), dtype)
-    actual, expected = (forward(*case.clone(), dtype, MOMENTUM, EPS)[2] for forward in (launch_forward, forward_reference))
+    actual, expected = (
+        forward(*case.clone(), dtype, MOMENTUM, EPS)[2] for forward in (launch_forward, forward_reference)
+    )
     assert_parity(actual[:19, :18].double(), expected[:19, :18].double(), "stem statistics", torch.float32)
 
 
@@ -207,7 +237,9 @@ def test_operator(num_gradients: int, dtype: torch.dtype) -> None:
 
 def test_operator_takes_any_strides_and_autocast() -> None:
     case, gradients = random_case((2, 3, 5, 3, 7), torch.bfloat16)
-    strided = case._replace(images=case.images.half().contiguous().mT.contiguous().mT, weight=case.weight.mT.contiguous().mT)
+    strided = case._replace(
+        images=case.images.half().contiguous().mT.contiguous().mT, weight=case.weight.mT.contiguous().mT
+    )
     with torch.autocast(DEVICE.type, torch.bfloat16):
         results = run_operator(strided, [gradients[0][:1].expand_as(gradients[0])])
     assert_results(results, case, [gradients[0][:1].expand_as(gradients[0])])
@@ -216,7 +248,9 @@ def test_operator_takes_any_strides_and_autocast() -> None:
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     case, gradients = random_case((2, 3, 5, 3, 7), torch.float16, 2)
-    compiled = run_operator(case, gradients, lambda function: torch.compile(function, fullgraph=True, backend=backend))
+    compiled = run_operator(
+        case, gradients, lambda function: torch.compile(function, fullgraph=True, backend=backend)
+    )
     torch.testing.assert_close(compiled, run_operator(case, gradients), rtol=0, atol=0)
 
 
@@ -227,7 +261,10 @@ def test_operators_are_registered_soundly() -> None:
     torch.library.opcheck(torch.ops.quickres.stem_conv_norm_act.default, arguments)
     _, statistics, moments = torch.ops.quickres.stem_conv_norm_act(*arguments)
     for second in (None, gradient):
-        torch.library.opcheck(torch.ops.quickres.stem_conv_norm_act_backward.default, (gradient, second, *case[:4], statistics, moments))
+        torch.library.opcheck(
+            torch.ops.quickres.stem_conv_norm_act_backward.default,
+            (gradient, second, *case[:4], statistics, moments),
+        )
 
 
 @pytest.mark.parametrize(
@@ -242,6 +279,8 @@ def test_operators_are_registered_soundly() -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changed: Results, message: str) -> None:
-    case = Case(torch.zeros(4, 3, 2, 2), torch.zeros(8, 3, 3, 3), *(torch.zeros(8) for _ in range(4)))._replace(**changed)
+    case = Case(
+        torch.zeros(4, 3, 2, 2), torch.zeros(8, 3, 3, 3), *(torch.zeros(8) for _ in range(4))
+    )._replace(**changed)
     with pytest.raises(ValueError, match=message):
         stem_conv_norm_act(*case)

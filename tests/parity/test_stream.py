@@ -37,11 +37,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(root: Path, *overrides: str) -> Config:
-    given = [f"data.root={root}", f"data.mean={MEAN}", f"data.std={STD}", "data.image_size=48", "data.batch_size=12"]
-    others = ["data.eval_batch_size=12", "data.num_threads=1", "augment.cutout=16", "precision.mode=fp32", "seed=3", "duration=3ep"]
+    given = [
+        f"data.root={root}",
+        f"data.mean={MEAN}",
+        f"data.std={STD}",
+        "data.image_size=48",
+        "data.batch_size=12",
+    ]
+    others = [
+        "data.eval_batch_size=12",
+        "data.num_threads=1",
+        "augment.cutout=16",
+        "precision.mode=fp32",
+        "seed=3",
+        "duration=3ep",
+    ]
     given = ["data.dataset=folder", *given, *others, "augment.progressive=[[0ep, 32], [5st, 48]]"]
     keys = {item.partition("=")[0] for item in overrides}
-    return load_config(overrides=[*(item for item in given if item.partition("=")[0] not in keys), *overrides])
+    return load_config(
+        overrides=[*(item for item in given if item.partition("=")[0] not in keys), *overrides]
+    )
 
 
 def loaders(root: Path, *overrides: str, shard: Shard | None = None) -> Loaders:
@@ -58,7 +73,9 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, backend: str) -> N
     """Both normalised. The largest and the mean difference, in grey levels, are within the table's."""
     difference = (grey_levels(found) - grey_levels(expected)).abs()
     most, mean, _ = GREY_LEVELS[backend]
-    assert difference.max() <= most and difference.mean() <= mean, f"{difference.max():.2f} at most, {difference.mean():.3f} on average"
+    assert difference.max() <= most and difference.mean() <= mean, (
+        f"{difference.max():.2f} at most, {difference.mean():.3f} on average"
+    )
 
 
 def assert_same(found: Batch, expected: Batch) -> None:
@@ -97,7 +114,9 @@ def test_pillow_shows_what_torchvision_shows(root: Path):
     for batch in built.test:
         for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
             expected = resize(open_rgb(splits.test.file(index))).float()  # type: ignore[union-attr]
-            assert (grey_levels(image) - expected).abs().max() <= 2.01  # Pillow rounds after each of the two directions
+            assert (
+                grey_levels(image) - expected
+            ).abs().max() <= 2.01  # Pillow rounds after each of the two directions
 
 
 def test_half_precision_is_the_rounded_single(root: Path):
@@ -111,11 +130,23 @@ def test_batches_do_not_depend_on_processes_threads_or_position(root: Path, load
     whole = loaders(root, f"data.loader={loader}").train
     alone = [batch for _ in range(2) for batch in whole]
     for world_size in (2, 3):
-        parts = [loaders(root, f"data.loader={loader}", shard=Shard(rank, world_size)).train for rank in range(world_size)]
+        parts = [
+            loaders(root, f"data.loader={loader}", shard=Shard(rank, world_size)).train
+            for rank in range(world_size)
+        ]
         for number, shares in enumerate(zip(*parts, strict=True)):
-            joined = Batch(*(torch.cat([getattr(s, name) for s in shares]) for name in ("images", "labels", "valid", "indices")))
+            joined = Batch(
+                *(
+                    torch.cat([getattr(s, name) for s in shares])
+                    for name in ("images", "labels", "valid", "indices")
+                )
+            )
             assert_same(joined, alone[number])
-    other = loaders(root, f"data.loader={loader}", *(["data.num_threads=3", "data.prefetch=1"] if loader == "dali" else [])).train
+    other = loaders(
+        root,
+        f"data.loader={loader}",
+        *(["data.num_threads=3", "data.prefetch=1"] if loader == "dali" else []),
+    ).train
     steps = other.steps_per_epoch
     for position in (4, 0, 0, 1):
         other.seek(*divmod(position, steps))
@@ -127,7 +158,9 @@ def test_batches_do_not_depend_on_processes_threads_or_position(root: Path, load
 def test_evaluation_sees_every_image_once(root: Path, world_size: int):
     parts = [loaders(root, shard=Shard(rank, world_size)).test for rank in range(world_size)]
     seen = torch.cat([batch.indices[batch.valid] for part in parts for batch in part])
-    assert sorted(seen.tolist()) == list(range(parts[0].num_samples)) and parts[0].num_samples == 12 + len(odd_pictures())
+    assert sorted(seen.tolist()) == list(range(parts[0].num_samples)) and parts[0].num_samples == 12 + len(
+        odd_pictures()
+    )
 
 
 def test_batches_that_are_kept_are_not_overwritten(root: Path):
@@ -137,7 +170,10 @@ def test_batches_that_are_kept_are_not_overwritten(root: Path):
 
 def test_evaluation_may_be_larger_than_training(root: Path):
     built = loaders(root, "data.eval_image_size=64", "data.eval_crop=1.0")
-    for part in (built, loaders(root, "data.eval_image_size=64", "data.eval_crop=1.0", "data.loader=synthetic")):
+    for part in (
+        built,
+        loaders(root, "data.eval_image_size=64", "data.eval_crop=1.0", "data.loader=synthetic"),
+    ):
         assert next(iter(part.test)).images.shape[2:] == (64, 64)
 
 
@@ -149,13 +185,18 @@ def test_synthetic_images_grow_as_the_others_do(root: Path):
 
 
 def test_synthetic_images_of_a_size_do_not_depend_on_the_sizes_before(root: Path):
-    through, continued = (loaders(root, "data.loader=synthetic", "augment.progressive=[[0st, 16], [1st, 32], [2st, 48]]") for _ in "ab")
+    through, continued = (
+        loaders(root, "data.loader=synthetic", "augment.progressive=[[0st, 16], [1st, 32], [2st, 48]]")
+        for _ in "ab"
+    )
     continued.train.seek(0, 2)
     assert_same(list(through.train)[2], next(iter(continued.train)))
 
 
 @pytest.mark.parametrize("drawn", ["augment.color_jitter=0.4", "augment.randaugment=2"])
-def test_what_dali_draws_changes_the_colours_and_nothing_else(root: Path, drawn: str, caplog: pytest.LogCaptureFixture):
+def test_what_dali_draws_changes_the_colours_and_nothing_else(
+    root: Path, drawn: str, caplog: pytest.LogCaptureFixture
+):
     plain, coloured = loaders(root).train, loaders(root, drawn)
     assert "drawn by DALI" in caplog.text
     for one, other in zip(plain, coloured.train, strict=True):
@@ -171,10 +212,22 @@ def test_what_dali_draws_changes_the_colours_and_nothing_else(root: Path, drawn:
     [
         (["data.loader=reference", "augment.randaugment=2"], r"are DALI's, not of data\.loader=reference"),
         (["data.cache_below=1024"], r"augment\.progressive: is for streamed folders"),
-        (["data.cache_below=1024", "augment.progressive=[]", "augment.color_jitter=0.1"], r"augment\.color_jitter: is for streamed"),
-        (["data.cache_below=1024", "augment.progressive=[]", "data.eval_crop=0.5"], r"data\.eval_crop: is for streamed"),
-        (["data.cache_below=1024", "augment.progressive=[]", "data.eval_image_size=64"], r"data\.eval_image_size: is for streamed"),
-        (["data.cache_below=1024", "augment.progressive=[]", "augment.crop_scale=[0.5, 1.0]"], r"augment\.crop_scale: is for streamed"),
+        (
+            ["data.cache_below=1024", "augment.progressive=[]", "augment.color_jitter=0.1"],
+            r"augment\.color_jitter: is for streamed",
+        ),
+        (
+            ["data.cache_below=1024", "augment.progressive=[]", "data.eval_crop=0.5"],
+            r"data\.eval_crop: is for streamed",
+        ),
+        (
+            ["data.cache_below=1024", "augment.progressive=[]", "data.eval_image_size=64"],
+            r"data\.eval_image_size: is for streamed",
+        ),
+        (
+            ["data.cache_below=1024", "augment.progressive=[]", "augment.crop_scale=[0.5, 1.0]"],
+            r"augment\.crop_scale: is for streamed",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together(root: Path, overrides: list[str], message: str):
@@ -185,7 +238,9 @@ def test_keys_that_do_not_go_together(root: Path, overrides: list[str], message:
 def test_fused_refuses_streamed_folders(root: Path):
     config = config_of(root, "data.loader=fused")
     splits = load_splits(config.data, config.seed)
-    with pytest.raises(UserError, match=r"data\.loader: fused .* streamed from their files; use data\.loader=dali"):
+    with pytest.raises(
+        UserError, match=r"data\.loader: fused .* streamed from their files; use data\.loader=dali"
+    ):
         build_loaders(config, splits, torch.device("cuda", 0))
 
 
@@ -207,7 +262,10 @@ def test_a_file_that_is_smaller_than_it_was_is_named(tmp_path: Path):
     with Image.open(victim) as image:
         width, height = image.size
     save(victim, picture(9, 8))
-    with pytest.raises(TrainingError, match=rf"since the run began(.*\n)+  {victim}: 8x9 pixels, and no longer {width}x{height}"):
+    with pytest.raises(
+        TrainingError,
+        match=rf"since the run began(.*\n)+  {victim}: 8x9 pixels, and no longer {width}x{height}",
+    ):
         list(train)
 
 
@@ -218,14 +276,18 @@ def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pyt
     victim = root / "train/a/1.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
     monkeypatch.setattr(StreamLoader, "_try", lambda *_: None)
-    with pytest.raises(TrainingError, match=rf"are damaged[^\n]*\n  {victim}: Pillow can decode it, DALI cannot$"):
+    with pytest.raises(
+        TrainingError, match=rf"are damaged[^\n]*\n  {victim}: Pillow can decode it, DALI cannot$"
+    ):
         list(train)
 
 
 @pytest.mark.slow
 def test_worker_processes_change_nothing(root: Path):
     alone = loaders(root, "data.loader=reference").train
-    for found, expected in zip(loaders(root, "data.loader=reference", "data.num_threads=2").train, alone, strict=True):
+    for found, expected in zip(
+        loaders(root, "data.loader=reference", "data.num_threads=2").train, alone, strict=True
+    ):
         assert_same(found, expected)
 
 
@@ -270,7 +332,11 @@ def test_pillow_agrees_on_what_a_box_is() -> None:
 # On a GPU
 
 ON_GPU: Any = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
-DECODERS = {"by CUDA": "data.hw_decoder_load=0.0", "by the decoder unit": "data.hw_decoder_load=1.0", "by the CPU": "data.decoder=cpu"}
+DECODERS = {
+    "by CUDA": "data.hw_decoder_load=0.0",
+    "by the decoder unit": "data.hw_decoder_load=1.0",
+    "by the CPU": "data.decoder=cpu",
+}
 gpu = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 
 
@@ -285,7 +351,9 @@ class TestOnGpu:
     pytestmark = ON_GPU
 
     @gpu
-    def test_dali_shows_what_pillow_shows_under_a_slow_consumer(self, root: Path, device: torch.device, decoder: str):
+    def test_dali_shows_what_pillow_shows_under_a_slow_consumer(
+        self, root: Path, device: torch.device, decoder: str
+    ):
         """Batches are handed over without a copy: one overwritten early would show when the reader is late."""
         config = config_of(root, decoder, "precision.mode=fp16")
         splits = load_splits(config.data, config.seed)
@@ -295,11 +363,20 @@ class TestOnGpu:
             for batch in getattr(ours, split):
                 torch.cuda._sleep(20_000_000)
                 assert batch.images.is_contiguous(memory_format=torch.channels_last)
-                got.append(Batch(*(getattr(batch, name).clone() for name in ("images", "labels", "valid", "indices"))))
+                got.append(
+                    Batch(
+                        *(getattr(batch, name).clone() for name in ("images", "labels", "valid", "indices"))
+                    )
+                )
                 del batch
-            got = [Batch(*(getattr(batch, name).cpu() for name in ("images", "labels", "valid", "indices"))) for batch in got]
+            got = [
+                Batch(*(getattr(batch, name).cpu() for name in ("images", "labels", "valid", "indices")))
+                for batch in got
+            ]
             for found, expected in zip(got, getattr(theirs, split), strict=True):
-                assert torch.equal(found.indices, expected.indices) and torch.equal(found.labels, expected.labels)
+                assert torch.equal(found.indices, expected.indices) and torch.equal(
+                    found.labels, expected.labels
+                )
                 assert torch.equal(found.valid, expected.valid)
                 assert_close(found.images, expected.images, "streamed, DALI on the GPU")
 

@@ -30,54 +30,120 @@ TOLERANCES = {
     ("label smoothing gradient", torch.float32): Tolerance(
         2e-6, 2e-6, "p - q cancels: the error is absolute, times the gradient by the loss over B"
     ),
-    ("label smoothing gradient", torch.float16): Tolerance(_FLOAT16.eps, 2e-6, "as float32, then a cast, to half a unit in the last place"),
+    ("label smoothing gradient", torch.float16): Tolerance(
+        _FLOAT16.eps, 2e-6, "as float32, then a cast, to half a unit in the last place"
+    ),
     ("label smoothing gradient", torch.bfloat16): Tolerance(
         _BFLOAT16.eps, 2e-6, "as float32, then a cast, which the interpreter truncates"
     ),
     # Batch norm: expected values are float64 arithmetic on the same, already rounded activations, which are of order 1.
-    ("batch norm y", torch.float32): Tolerance(2e-6, 4e-6, "float32 mean and variance, then three operations that cancel"),
-    ("batch norm y", torch.float16): Tolerance(_FLOAT16.eps, 4e-6, "as float32, then a cast, to half a unit in the last place"),
-    ("batch norm y", torch.bfloat16): Tolerance(_BFLOAT16.eps, 4e-6, "as float32, then a cast, which the interpreter truncates"),
-    ("batch norm dx", torch.float32): Tolerance(2e-6, 2e-5, "three terms that cancel, of gradients up to 8 by 1 / standard deviation"),
-    ("batch norm dx", torch.float16): Tolerance(_FLOAT16.eps, 2e-5, "as float32, then a cast, to half a unit in the last place"),
-    ("batch norm dx", torch.bfloat16): Tolerance(_BFLOAT16.eps, 2e-5, "as float32, then a cast, which the interpreter truncates"),
-    ("batch norm dresidual", torch.float32): Tolerance(0, 0, "the gradient or 0; sums of two are exact for the quarters of the test"),
+    ("batch norm y", torch.float32): Tolerance(
+        2e-6, 4e-6, "float32 mean and variance, then three operations that cancel"
+    ),
+    ("batch norm y", torch.float16): Tolerance(
+        _FLOAT16.eps, 4e-6, "as float32, then a cast, to half a unit in the last place"
+    ),
+    ("batch norm y", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 4e-6, "as float32, then a cast, which the interpreter truncates"
+    ),
+    ("batch norm dx", torch.float32): Tolerance(
+        2e-6, 2e-5, "three terms that cancel, of gradients up to 8 by 1 / standard deviation"
+    ),
+    ("batch norm dx", torch.float16): Tolerance(
+        _FLOAT16.eps, 2e-5, "as float32, then a cast, to half a unit in the last place"
+    ),
+    ("batch norm dx", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 2e-5, "as float32, then a cast, which the interpreter truncates"
+    ),
+    ("batch norm dresidual", torch.float32): Tolerance(
+        0, 0, "the gradient or 0; sums of two are exact for the quarters of the test"
+    ),
     ("batch norm dresidual", torch.float16): Tolerance(0, 0, "as float32"),
     ("batch norm dresidual", torch.bfloat16): Tolerance(0, 0, "as float32"),
-    ("batch norm dweight", torch.float32): Tolerance(2e-6, 2e-4, "float32 sums, which cancel, of hundreds of products up to 20"),
-    ("batch norm dbias", torch.float32): Tolerance(2e-6, 1e-4, "float32 sums, which cancel, of hundreds of gradients up to 8"),
-    ("batch norm statistics", torch.float32): Tolerance(1e-6, 1e-6, "float32 sums of shifted values, about 10 roundings"),
-    ("batch norm shifted mean", torch.float32): Tolerance(2e-7, 0, "two units in the last place, whatever the mean"),
-    ("batch norm shifted deviation", torch.float32): Tolerance(1e-6, 0, "of values less a shift near the mean: as for a mean of 0"),
-    ("network, fused norm", torch.float32): Tolerance(1e-5, 2e-5, "twenty norms forward and back; values and gradients scaled to order 1"),
+    ("batch norm dweight", torch.float32): Tolerance(
+        2e-6, 2e-4, "float32 sums, which cancel, of hundreds of products up to 20"
+    ),
+    ("batch norm dbias", torch.float32): Tolerance(
+        2e-6, 1e-4, "float32 sums, which cancel, of hundreds of gradients up to 8"
+    ),
+    ("batch norm statistics", torch.float32): Tolerance(
+        1e-6, 1e-6, "float32 sums of shifted values, about 10 roundings"
+    ),
+    ("batch norm shifted mean", torch.float32): Tolerance(
+        2e-7, 0, "two units in the last place, whatever the mean"
+    ),
+    ("batch norm shifted deviation", torch.float32): Tolerance(
+        1e-6, 0, "of values less a shift near the mean: as for a mean of 0"
+    ),
+    ("network, fused norm", torch.float32): Tolerance(
+        1e-5, 2e-5, "twenty norms forward and back; values and gradients scaled to order 1"
+    ),
     ("network, share of a gradient, fused norm", torch.float32): Tolerance(
-        0, 2e-2, "a bias before another norm has a gradient of sums that nearly cancel, in up to 53 norms; a wrong way past is of order 1"
+        0,
+        2e-2,
+        "a bias before another norm has a gradient of sums that nearly cancel, in up to 53 norms; a wrong way past is of order 1",
     ),
     # The stem's convolution: expected values are float64 arithmetic on the same, already rounded images, weights and gradients.
-    ("stem conv y", torch.float32): Tolerance(2e-6, 1e-5, "a float32 sum, which cancels, of up to 27 products up to 10"),
-    ("stem conv y", torch.float16): Tolerance(_FLOAT16.eps, 1e-5, "as float32, then a cast, to half a unit in the last place"),
-    ("stem conv y", torch.bfloat16): Tolerance(_BFLOAT16.eps, 1e-5, "as float32, then a cast, which the interpreter truncates"),
-    ("stem conv dweight", torch.float32): Tolerance(
-        2e-6, 5e-3, "sums, which cancel, of thousands of products up to 20; tensor cores add products with fewer bits than float32"
+    ("stem conv y", torch.float32): Tolerance(
+        2e-6, 1e-5, "a float32 sum, which cancels, of up to 27 products up to 10"
     ),
-    ("stem conv dweight", torch.float16): Tolerance(_FLOAT16.eps, 5e-3, "as float32, then a cast, to half a unit in the last place"),
-    ("stem conv dweight", torch.bfloat16): Tolerance(_BFLOAT16.eps, 5e-3, "as float32, then a cast, which the interpreter truncates"),
+    ("stem conv y", torch.float16): Tolerance(
+        _FLOAT16.eps, 1e-5, "as float32, then a cast, to half a unit in the last place"
+    ),
+    ("stem conv y", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 1e-5, "as float32, then a cast, which the interpreter truncates"
+    ),
+    ("stem conv dweight", torch.float32): Tolerance(
+        2e-6,
+        5e-3,
+        "sums, which cancel, of thousands of products up to 20; tensor cores add products with fewer bits than float32",
+    ),
+    ("stem conv dweight", torch.float16): Tolerance(
+        _FLOAT16.eps, 5e-3, "as float32, then a cast, to half a unit in the last place"
+    ),
+    ("stem conv dweight", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 5e-3, "as float32, then a cast, which the interpreter truncates"
+    ),
     # The stem in one op: as above, with batch norm after the convolution.
-    ("stem y", torch.float32): Tolerance(2e-6, 2e-5, "a sum of up to 27 products, and statistics from moments; values are of order 1"),
-    ("stem y", torch.float16): Tolerance(_FLOAT16.eps, 2e-5, "as float32, then a cast, to half a unit in the last place"),
-    ("stem y", torch.bfloat16): Tolerance(_BFLOAT16.eps, 2e-5, "as float32, then a cast, which the interpreter truncates"),
-    ("stem statistics", torch.float32): Tolerance(2e-5, 2e-5, "float32 moments: tensor cores truncate as they add"),
-    ("stem deviation, smooth images", torch.float32): Tolerance(5e-4, 0, "a difference of moments some hundred times as large"),
-    ("stem gradients", torch.float32): Tolerance(2e-5, 2e-2, "three terms that cancel, each a sum of thousands of products up to 20"),
-    ("loader", torch.float32): Tolerance(2e-7, 4e-7, "(x - mean) / std against (x - mean) * (1 / std): two units in the last place"),
-    ("loader", torch.float16): Tolerance(_FLOAT16.eps, 0, "as float32, then a cast, which may round the other way"),
+    ("stem y", torch.float32): Tolerance(
+        2e-6, 2e-5, "a sum of up to 27 products, and statistics from moments; values are of order 1"
+    ),
+    ("stem y", torch.float16): Tolerance(
+        _FLOAT16.eps, 2e-5, "as float32, then a cast, to half a unit in the last place"
+    ),
+    ("stem y", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 2e-5, "as float32, then a cast, which the interpreter truncates"
+    ),
+    ("stem statistics", torch.float32): Tolerance(
+        2e-5, 2e-5, "float32 moments: tensor cores truncate as they add"
+    ),
+    ("stem deviation, smooth images", torch.float32): Tolerance(
+        5e-4, 0, "a difference of moments some hundred times as large"
+    ),
+    ("stem gradients", torch.float32): Tolerance(
+        2e-5, 2e-2, "three terms that cancel, each a sum of thousands of products up to 20"
+    ),
+    ("loader", torch.float32): Tolerance(
+        2e-7, 4e-7, "(x - mean) / std against (x - mean) * (1 / std): two units in the last place"
+    ),
+    ("loader", torch.float16): Tolerance(
+        _FLOAT16.eps, 0, "as float32, then a cast, which may round the other way"
+    ),
     ("loader, DALI on the GPU", torch.float32): Tolerance(2e-7, 4e-7, "as the other loaders"),
     ("loader, DALI on the GPU", torch.float16): Tolerance(
-        0, 2e-3, "DALI's GPU kernel rounds before it adds: one unit in the last place of the largest value, an eighth of a grey level"
+        0,
+        2e-3,
+        "DALI's GPU kernel rounds before it adds: one unit in the last place of the largest value, an eighth of a grey level",
     ),
-    ("20 losses, compiled", torch.float32): Tolerance(2e-3, 0, "fused batch norm sums in another order, amplified by 20 updates"),
-    ("20 losses, compiled", torch.bfloat16): Tolerance(2e-2, 0, "as float32; activations are rounded to 8 bits at other places"),
-    ("20 losses, compiled", torch.float16): Tolerance(1e-2, 0, "as float32; activations are rounded to 11 bits at other places"),
+    ("20 losses, compiled", torch.float32): Tolerance(
+        2e-3, 0, "fused batch norm sums in another order, amplified by 20 updates"
+    ),
+    ("20 losses, compiled", torch.bfloat16): Tolerance(
+        2e-2, 0, "as float32; activations are rounded to 8 bits at other places"
+    ),
+    ("20 losses, compiled", torch.float16): Tolerance(
+        1e-2, 0, "as float32; activations are rounded to 11 bits at other places"
+    ),
     ("20 losses, captured", torch.float32): Tolerance(1e-5, 0, "the same kernels, deterministic ones"),
     ("20 losses, captured", torch.bfloat16): Tolerance(1e-5, 0, "the same kernels, deterministic ones"),
     ("20 losses, captured", torch.float16): Tolerance(1e-5, 0, "the same kernels, deterministic ones"),
@@ -101,9 +167,13 @@ class GreyLevels(NamedTuple):
 # Streamed images, beside Pillow: they are decoded and resized by other libraries. Smooth pictures with a little noise.
 GREY_LEVELS = {
     "streamed, DALI's CPU backend": GreyLevels(
-        12, 0.3, "the same libjpeg-turbo, but colour is interpolated up to the box's edge; resized without rounding in between"
+        12,
+        0.3,
+        "the same libjpeg-turbo, but colour is interpolated up to the box's edge; resized without rounding in between",
     ),
     "streamed, DALI on the GPU": GreyLevels(
-        48, 1.5, "nvJPEG rounds its cosine transform otherwise, and repeats colour samples where libjpeg interpolates them"
+        48,
+        1.5,
+        "nvJPEG rounds its cosine transform otherwise, and repeats colour samples where libjpeg interpolates them",
     ),
 }

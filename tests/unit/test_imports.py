@@ -46,7 +46,11 @@ def imports_of(path: Path, *, at_run_time: bool = False) -> set[str]:
     """Every module that a file imports, anywhere in it; for `from package import name`, both with and without the name."""
     found: set[str] = set()
     tree = ast.parse(path.read_text(), str(path))
-    for_types = {id(node) for guard in ast.walk(tree) if _is_type_guard(guard) for node in ast.walk(guard)} if at_run_time else set()
+    for_types = (
+        {id(node) for guard in ast.walk(tree) if _is_type_guard(guard) for node in ast.walk(guard)}
+        if at_run_time
+        else set()
+    )
     for node in ast.walk(tree):
         if id(node) in for_types:
             continue
@@ -81,12 +85,20 @@ def arrows(folder: str, room: str) -> Iterator[tuple[Path, str]]:
 
 @pytest.mark.parametrize(
     ("folder", "floors", "room"),
-    [(folder, floors, room) for folder, floors in (("pipeline", FLOORS), ("pipeline/data", DATA_FLOORS)) for room in rooms(folder)],
+    [
+        (folder, floors, room)
+        for folder, floors in (("pipeline", FLOORS), ("pipeline/data", DATA_FLOORS))
+        for room in rooms(folder)
+    ],
 )
 def test_a_room_imports_from_lower_floors_only(folder: str, floors: tuple[tuple[str, ...], ...], room: str):
     floor_of = {name: number for number, names in enumerate(floors) for name in names}
     assert room in floor_of, f"{folder}/{room} stands on no floor: which rooms does it build on?"
-    wrong = {(str(path.relative_to(ROOT)), other) for path, other in arrows(folder, room) if floor_of[other] >= floor_of[room]}
+    wrong = {
+        (str(path.relative_to(ROOT)), other)
+        for path, other in arrows(folder, room)
+        if floor_of[other] >= floor_of[room]
+    }
     assert not wrong, wrong
 
 
@@ -103,14 +115,19 @@ def test_a_folder_s_init_holds_no_logic():
             logic = [
                 node
                 for node in body[1:]
-                if not isinstance(node, ast.ImportFrom) and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+                if not isinstance(node, ast.ImportFrom)
+                and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
             ]
             assert not logic, f"{path}:{logic[0].lineno}: an __init__.py re-exports, or is empty"
 
 
 @pytest.mark.parametrize("folder", ["pipeline", "kernels", "benchmarks"])
 def test_arrows_between_folders(folder: str):
-    allowed = {"pipeline": {"pipeline", "kernels"}, "kernels": {"kernels"}, "benchmarks": {"benchmarks", "pipeline", "kernels"}}[folder]
+    allowed = {
+        "pipeline": {"pipeline", "kernels"},
+        "kernels": {"kernels"},
+        "benchmarks": {"benchmarks", "pipeline", "kernels"},
+    }[folder]
     for path in files(folder):
         wrong = {module.split(".")[0] for module in imports_of(path)} & set(FOLDERS) - allowed
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
@@ -118,7 +135,11 @@ def test_arrows_between_folders(folder: str):
 
 def test_kernels_need_torch_and_triton_only():
     for path in files("kernels"):
-        foreign = {module.split(".")[0] for module in imports_of(path)} - sys.stdlib_module_names - {"torch", "triton", "kernels"}
+        foreign = (
+            {module.split(".")[0] for module in imports_of(path)}
+            - sys.stdlib_module_names
+            - {"torch", "triton", "kernels"}
+        )
         assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
 
 
@@ -177,5 +198,7 @@ def test_importing_everything_does_no_work():
 def test_checking_a_recipe_needs_no_torch():
     """launch.sh checks before it launches: that must take a moment only."""
     code = "import sys, pipeline.__main__ as m; m.main(['check', 'configs/quickstart.yaml']); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == ["configs/quickstart.yaml: valid", "False"]

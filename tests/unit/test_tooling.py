@@ -20,7 +20,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = ("cuda120", "cuda130")
 DALI = {extra: f"nvidia-dali-{extra}" for extra in EXTRAS}
 # written so that this file does not match itself
-INDEX_HOST = re.compile(r"pyp[i]\.org|pythonhoste[d]|npmj[s]\.org|anaconda\.(?:org|com)|download\.pytorc[h]|pyp[i]\.nvidia")
+INDEX_HOST = re.compile(
+    r"pyp[i]\.org|pythonhoste[d]|npmj[s]\.org|anaconda\.(?:org|com)|download\.pytorc[h]|pyp[i]\.nvidia"
+)
 INDEX_OPTION = re.compile(r"^(?:-i|-f|--(?:extra-)?index-url|--find-links|--trusted-host)\b", re.MULTILINE)
 
 
@@ -70,7 +72,11 @@ def test_lock_holds_what_pyproject_asks_for(extra: str, python: str):
         "sys_platform": "linux",
     }
     for wanted in map(Requirement, asked):
-        entries = [item for item, _ in lock[canonicalize_name(wanted.name)] if item.marker is None or item.marker.evaluate(machine)]
+        entries = [
+            item
+            for item, _ in lock[canonicalize_name(wanted.name)]
+            if item.marker is None or item.marker.evaluate(machine)
+        ]
         assert len(entries) == 1, wanted
         assert wanted.specifier.contains(pin(entries[0])), f"{wanted}: run `./launch.sh lock`"
 
@@ -79,7 +85,10 @@ def test_locks_differ_in_dali_alone():
     locks = {extra: read_lock(extra) for extra in EXTRAS}
     for extra in EXTRAS:
         assert [name for name in DALI.values() if name in locks[extra]] == [DALI[extra]]
-    pins = [{(name, str(item)) for name, entries in lock.items() for item, _ in entries} for lock in locks.values()]
+    pins = [
+        {(name, str(item)) for name, entries in lock.items() for item, _ in entries}
+        for lock in locks.values()
+    ]
     assert {name for name, _ in pins[0] ^ pins[1] if not name.startswith("nvidia-")} == set()
 
 
@@ -87,7 +96,11 @@ def test_no_file_names_a_package_index():
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("which files are the project's own, git tells")
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
     assert ROOT / "requirements-cuda120.lock" in files
@@ -109,7 +122,11 @@ def test_accelerate_files(name: str):
 
 
 def test_pre_commit_downloads_nothing():
-    hooks = [(repo["repo"], hook["language"]) for repo in load_config(ROOT / ".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
+    hooks = [
+        (repo["repo"], hook["language"])
+        for repo in load_config(ROOT / ".pre-commit-config.yaml")["repos"]
+        for hook in repo["hooks"]
+    ]
     assert hooks == [("local", "unsupported")] * len(hooks)
     assert hooks
 

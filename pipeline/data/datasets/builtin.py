@@ -26,12 +26,19 @@ def load_digits(image_size: int) -> RawSplits:
 
     data, labels = bundled(return_X_y=True)
     small = rearrange(np.rint(data * (255 / _DIGITS_WHITE)).astype(np.uint8), "n (h w) -> n h w", h=8)
-    grey = np.stack([np.asarray(Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BILINEAR)) for image in small])
+    grey = np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BILINEAR))
+            for image in small
+        ]
+    )
     images = np.repeat(grey[..., None], NUM_CHANNELS, axis=3)
     labels = np.asarray(labels, np.int64)
     test = draw_stratified(labels, _DIGITS_TEST_IMAGES, philox(_DIGITS_SPLIT_SEED, "digits"))
     train = np.setdiff1d(np.arange(len(labels)), test)
-    return RawSplits(ImageSet(images[train], labels[train]), ImageSet(images[test], labels[test]), tuple("0123456789"))
+    return RawSplits(
+        ImageSet(images[train], labels[train]), ImageSet(images[test], labels[test]), tuple("0123456789")
+    )
 
 
 def make_synthetic(num_samples: int, num_classes: int, image_size: int, seed: int) -> RawSplits:
@@ -49,13 +56,21 @@ def make_synthetic(num_samples: int, num_classes: int, image_size: int, seed: in
             f"data.num_samples: {num_samples} images of {image_size} x {image_size} pixels take {needed / 2**30:,.0f} "
             f"GiB, but the machine has {memory / 2**30:,.0f}; use data.num_samples={int(memory / per_image / 2)} or less"
         )
-    colours = philox(seed, "colours").integers(0, 256 - 2**_NOISE_BITS, (num_classes, NUM_CHANNELS), dtype=np.uint8, endpoint=True)
+    colours = philox(seed, "colours").integers(
+        0, 256 - 2**_NOISE_BITS, (num_classes, NUM_CHANNELS), dtype=np.uint8, endpoint=True
+    )
 
     def part(count: int, stream: str) -> ImageSet:
         labels = np.arange(count) % num_classes
         num_bytes = count * image_size * image_size * NUM_CHANNELS
         words = philox(seed, stream).bit_generator.random_raw(-(-num_bytes // 8))
-        images = rearrange(words.view(np.uint8)[:num_bytes], "(n h w c) -> n h w c", h=image_size, w=image_size, c=NUM_CHANNELS)
+        images = rearrange(
+            words.view(np.uint8)[:num_bytes],
+            "(n h w c) -> n h w c",
+            h=image_size,
+            w=image_size,
+            c=NUM_CHANNELS,
+        )
         images >>= 8 - _NOISE_BITS
         images += rearrange(colours[labels], "n c -> n 1 1 c")
         return ImageSet(images, labels)

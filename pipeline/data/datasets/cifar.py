@@ -116,22 +116,40 @@ def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
     if not isinstance(names, list) or not all(isinstance(item, bytes) for item in names):
         raise _damaged(folder / files.meta[0], f"has no list {files.names_key}")
     class_names = tuple(item.decode() for item in names)
-    with ThreadPoolExecutor(len(files.train) + len(files.test)) as readers:  # hashing and copying hold no lock of the interpreter
-        parts = list(readers.map(lambda item: _read_part(folder, item, files.label_key, len(class_names)), (*files.train, *files.test)))
+    with ThreadPoolExecutor(
+        len(files.train) + len(files.test)
+    ) as readers:  # hashing and copying hold no lock of the interpreter
+        parts = list(
+            readers.map(
+                lambda item: _read_part(folder, item, files.label_key, len(class_names)),
+                (*files.train, *files.test),
+            )
+        )
     return RawSplits(_join(parts[: len(files.train)]), _join(parts[len(files.train) :]), class_names)
 
 
 def missing_files(root: Path, name: str) -> list[tuple[str, str]]:
     """(file, MD5) of the files that are not in `root` yet."""
     files = CIFAR_FILES[name]
-    return [item for item in (*files.train, *files.test, files.meta) if not (root / files.folder / item[0]).exists()]
+    return [
+        item
+        for item in (*files.train, *files.test, files.meta)
+        if not (root / files.folder / item[0]).exists()
+    ]
 
 
-def _read_part(folder: Path, item: tuple[str, str], label_key: str, num_classes: int) -> tuple[np.ndarray, list[int]]:
+def _read_part(
+    folder: Path, item: tuple[str, str], label_key: str, num_classes: int
+) -> tuple[np.ndarray, list[int]]:
     """Images and labels of one file."""
     content = _read_pickle(folder, item)
     data, numbers = content.get("data"), content.get(label_key)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != NUM_CHANNELS * _SIDE**2:
+    if (
+        not isinstance(data, np.ndarray)
+        or data.dtype != np.uint8
+        or data.ndim != 2
+        or data.shape[1] != NUM_CHANNELS * _SIDE**2
+    ):
         raise _damaged(folder / item[0], f"its data is not uint8 of shape (N, {NUM_CHANNELS * _SIDE**2})")
     if not isinstance(numbers, list) or len(numbers) != len(data):
         raise _damaged(folder / item[0], f"it has not one of {label_key} per image")
@@ -146,7 +164,9 @@ def _join(parts: list[tuple[np.ndarray, list[int]]]) -> ImageSet:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"data.root: {path} is not the published file: {reason}. Delete {path}: the next start unpacks or downloads it again")
+    return UserError(
+        f"data.root: {path} is not the published file: {reason}. Delete {path}: the next start unpacks or downloads it again"
+    )
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -157,7 +177,10 @@ class _ArraysOnly(pickle.Unpickler):
             return np.ndarray
         if (module_name, global_name) == ("numpy", "dtype"):
             return np.dtype
-        if module_name in ("numpy.core.multiarray", "numpy._core.multiarray") and global_name == "_reconstruct":
+        if (
+            module_name in ("numpy.core.multiarray", "numpy._core.multiarray")
+            and global_name == "_reconstruct"
+        ):
             return np.empty(0).__reduce__()[0]
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no data needs")
 
@@ -192,7 +215,9 @@ def _fetch_archive(root: Path, files: CifarFiles) -> Path:
     url = getattr(datasets, files.torchvision_name).url
     patience = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(_TIMEOUT_S)  # torchvision sets none: a firewall that drops packets would hold us for ever
+        socket.setdefaulttimeout(
+            _TIMEOUT_S
+        )  # torchvision sets none: a firewall that drops packets would hold us for ever
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
             download_url(url, folder, files.archive, files.archive_md5)
@@ -220,7 +245,10 @@ def _unpack(archive: Path, folder: Path, wanted: list[tuple[str, str]]) -> None:
     """Write the wanted files, and no others, into FOLDER. Only their content comes from the archive, never a path."""
     _log.info("unpacking %s", archive)
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "r:gz") as tar, tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch:
+    with (
+        tarfile.open(archive, "r:gz") as tar,
+        tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch,
+    ):
         for name, _ in wanted:
             try:
                 info = tar.getmember(f"{folder.name}/{name}")

@@ -38,7 +38,11 @@ def count_images(config: DataConfig, seed: int) -> Counts:
     root, note = Path(config.root).expanduser(), "needs no files"
     if config.dataset == "folder":
         listing = list_files(root, config)
-        labels, test, num_classes = listing.parts["train"].labels, len(listing.parts["test"]), len(listing.classes)
+        labels, test, num_classes = (
+            listing.parts["train"].labels,
+            len(listing.parts["test"]),
+            len(listing.classes),
+        )
         note = f"as listed in {root}, no image opened"
     else:
         (train, test), num_classes = {

@@ -55,8 +55,12 @@ class FileSet:
     in_use: InUse | None = None
 
     def __post_init__(self) -> None:
-        assert self.labels.dtype == np.int64 and len(self.sample_paths) == len(self.labels), "one label and one path per image"
-        assert self.sizes.dtype == np.int32 and self.sizes.shape == (len(self.labels), 2), f"sizes: {self.sizes.dtype} {self.sizes.shape}"
+        assert self.labels.dtype == np.int64 and len(self.sample_paths) == len(self.labels), (
+            "one label and one path per image"
+        )
+        assert self.sizes.dtype == np.int32 and self.sizes.shape == (len(self.labels), 2), (
+            f"sizes: {self.sizes.dtype} {self.sizes.shape}"
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,7 +114,9 @@ class FileSet:
             yield
         except Exception as error:
             path = printable(self.file(sample))
-            raise TrainingError(f"an image cannot be read; check the disk, or replace it: {path}: {reason_of(error)}") from error
+            raise TrainingError(
+                f"an image cannot be read; check the disk, or replace it: {path}: {reason_of(error)}"
+            ) from error
 
     def listed(self, bad: Mapping[int, str]) -> str:
         """A line for each bad file: its path, and the reason that BAD gives for the sample."""

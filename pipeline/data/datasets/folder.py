@@ -22,7 +22,9 @@ from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 3  # raise it when the same files lead to other pixels or sizes, or the cache's layout changes
+_FORMAT_VERSION = (
+    3  # raise it when the same files lead to other pixels or sizes, or the cache's layout changes
+)
 _STATISTICS_IMAGES = 1024  # the mean of so many images is within about 0.005 of that of all
 
 
@@ -43,7 +45,11 @@ def load_folder(config: DataConfig, *, is_main: bool = True) -> RawSplits:
     """
     root = Path(config.root).expanduser()  # the shell expands no ~ in `data.root=~/images`
     listing = list_files(root, config)
-    names = listing.classes if config.class_names is None else read_class_names(Path(config.class_names).expanduser(), listing.classes)
+    names = (
+        listing.classes
+        if config.class_names is None
+        else read_class_names(Path(config.class_names).expanduser(), listing.classes)
+    )
     reader = _Reader(listing, config, names, is_main)
     scan = reader.scan()
     return reader.streamed(scan) if scan.longest_side > config.cache_below else reader.decoded()
@@ -60,11 +66,17 @@ class _Reader:
 
     def __init__(self, listing: Listing, config: DataConfig, names: tuple[str, ...], is_main: bool):
         self._listing, self._config, self._names, self._is_main = listing, config, names, is_main
-        self._key = hashlib.sha256(f"{_FORMAT_VERSION} {listing.key()} {config.cache_below}".encode()).hexdigest()[:16]
+        self._key = hashlib.sha256(
+            f"{_FORMAT_VERSION} {listing.key()} {config.cache_below}".encode()
+        ).hexdigest()[:16]
         cache_dir, root = config.cache_dir, listing.root
         self._folder = root / ".quickres" if cache_dir is None else Path(cache_dir).expanduser()
         # the caches of several data sets can share a folder
-        self._owner = "" if cache_dir is None else f"{root.resolve().name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}-"
+        self._owner = (
+            ""
+            if cache_dir is None
+            else f"{root.resolve().name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}-"
+        )
 
     def _entry(self, kind: str) -> Path:
         return self._folder / f"{self._owner}{kind}-{self._key}"
@@ -116,11 +128,15 @@ class _Reader:
             bad = {}
             for part, files in listing.parts.items():
                 paths = [listing.root / path for path in files.paths]
-                bad[part] = decode_files(paths, arrays[part], self._config.num_threads, f"decoding {part} images")
+                bad[part] = decode_files(
+                    paths, arrays[part], self._config.num_threads, f"decoding {part} images"
+                )
                 arrays[part][list(bad[part])] = 0
             if self._config.on_bad_image == "stop":
                 report_bad(listing, bad, stop=True)
-            return channel_histogram(np.delete(arrays["train"], list(bad["train"]), axis=0) if bad["train"] else arrays["train"]), bad
+            return channel_histogram(
+                np.delete(arrays["train"], list(bad["train"]), axis=0) if bad["train"] else arrays["train"]
+            ), bad
 
         try:
             write_entry(entry, shapes, fill)
@@ -144,10 +160,21 @@ class _Reader:
             left = np.setdiff1d(np.arange(len(sizes)), list(scan.bad[part]))
             new_ids = {old: int(np.searchsorted(left, old)) for old in scan.replaced[part]}
             replaced = {new: scan.entry / scan.replaced[part][old] for old, new in new_ids.items()}
-            return FileSet(kept.root, files.paths, files.labels, sizes[left], config.image_size, view, replaced, scan.in_use)
+            return FileSet(
+                kept.root,
+                files.paths,
+                files.labels,
+                sizes[left],
+                config.image_size,
+                view,
+                replaced,
+                scan.in_use,
+            )
 
         train, test = file_set("train"), file_set("test")
-        return RawSplits(train, test, self._names, None if config.mean and config.std else self._histogram(train, scan))
+        return RawSplits(
+            train, test, self._names, None if config.mean and config.std else self._histogram(train, scan)
+        )
 
     def _histogram(self, train: FileSet, scan: Scan) -> np.ndarray:
         """Histogram of evenly spread training images, as evaluation shows them. Kept beside the scan."""
@@ -157,7 +184,11 @@ class _Reader:
             try:
                 with path.open("rb") as file:
                     kept = np.lib.format.read_array(file, allow_pickle=False)
-                if kept.shape != (NUM_CHANNELS, 256) or kept.min() < 0 or (kept.sum(axis=1) != len(chosen) * train.view.size**2).any():
+                if (
+                    kept.shape != (NUM_CHANNELS, 256)
+                    or kept.min() < 0
+                    or (kept.sum(axis=1) != len(chosen) * train.view.size**2).any()
+                ):
                     raise ValueError("it is not of these images")
                 return kept
             except (OSError, ValueError) as error:
@@ -180,7 +211,9 @@ class _Reader:
             histograms[row] = channel_histogram(read_centre(train.file(int(chosen[row])), train.view)[None])
 
         with images_of_any_size():
-            bad = try_all(range(len(chosen)), count, self._config.num_threads, "decoding a sample of train images")
+            bad = try_all(
+                range(len(chosen)), count, self._config.num_threads, "decoding a sample of train images"
+            )
         if bad:
             listed = train.listed({int(chosen[row]): reason for row, reason in bad.items()})
             raise UserError(

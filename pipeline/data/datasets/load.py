@@ -36,7 +36,9 @@ def load_splits(config: DataConfig, seed: int, *, is_main: bool = True) -> Split
     """
     for key, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != NUM_CHANNELS:
-            raise UserError(f"data.{key}: {len(values)} numbers for images of {NUM_CHANNELS} channels; give {NUM_CHANNELS}")
+            raise UserError(
+                f"data.{key}: {len(values)} numbers for images of {NUM_CHANNELS} channels; give {NUM_CHANNELS}"
+            )
     raw = _read(config, seed, is_main)
     held_out = draw_holdout(raw.train.labels, config.holdout, seed)
     train, holdout = raw.train, None
@@ -74,7 +76,12 @@ def draw_holdout(labels: np.ndarray, holdout: float, seed: int) -> np.ndarray:
         )
     without = np.count_nonzero((class_sizes > 0) & (allocate(class_sizes, total) == 0))
     if without:
-        _log.warning("data.holdout: %d images leave %d of %d classes without a held-out image", total, without, len(class_sizes))
+        _log.warning(
+            "data.holdout: %d images leave %d of %d classes without a held-out image",
+            total,
+            without,
+            len(class_sizes),
+        )
     return draw_stratified(labels, total, philox(seed, "holdout"))
 
 

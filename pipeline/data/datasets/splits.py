@@ -27,9 +27,13 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         shape = self.images.shape
-        assert self.images.dtype == np.uint8 and len(shape) == 4 and shape[3] == NUM_CHANNELS, f"images: {self.images.dtype} {shape}"
+        assert self.images.dtype == np.uint8 and len(shape) == 4 and shape[3] == NUM_CHANNELS, (
+            f"images: {self.images.dtype} {shape}"
+        )
         assert self.images.flags.c_contiguous, "images are not C-contiguous"
-        assert self.labels.dtype == np.int64 and self.labels.shape == shape[:1], f"labels: {self.labels.dtype} {self.labels.shape}"
+        assert self.labels.dtype == np.int64 and self.labels.shape == shape[:1], (
+            f"labels: {self.labels.dtype} {self.labels.shape}"
+        )
         assert self.sample_paths is None or len(self.sample_paths) == len(self), "one path per image"
 
     def __len__(self) -> int:
@@ -73,7 +77,9 @@ class RawSplits:
     def __post_init__(self) -> None:
         assert self.train.image_size == self.test.image_size, "train and test images differ in size"
         for part in (self.train, self.test):
-            assert len(part) and part.labels.min() >= 0 and part.labels.max() < len(self.class_names), "empty, or a label out of range"
+            assert len(part) and part.labels.min() >= 0 and part.labels.max() < len(self.class_names), (
+                "empty, or a label out of range"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +110,10 @@ class Splits:
                 digest.update(part.labels.tobytes())
                 names = part.sample_paths
                 digest.update(names.block if isinstance(names, Paths) else os.fsencode("".join(names or ())))
-        return {**{name: 0 if part is None else len(part) for name, part in parts.items()}, "digest": digest.hexdigest()[:16]}
+        return {
+            **{name: 0 if part is None else len(part) for name, part in parts.items()},
+            "digest": digest.hexdigest()[:16],
+        }
 
     @property
     def num_classes(self) -> int:

@@ -43,7 +43,9 @@ class CachedArrays:
     bad: BadImages
 
 
-def read_entry(folder: Path, shapes: dict[str, tuple[int, ...]], *, discard_damaged: bool) -> CachedArrays | None:
+def read_entry(
+    folder: Path, shapes: dict[str, tuple[int, ...]], *, discard_damaged: bool
+) -> CachedArrays | None:
     """Open a cache entry; None where there is none that can be used: with a warning, if there is a damaged one.
 
     Every byte is compared with the SHA-256 in the manifest: one pass over the files, which also brings them into memory.
@@ -101,7 +103,9 @@ def new_entry(folder: Path) -> Iterator[Path]:
 
 
 def write_entry(
-    folder: Path, shapes: dict[str, tuple[int, ...]], fill: Callable[[dict[str, np.ndarray]], tuple[np.ndarray, BadImages]]
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    fill: Callable[[dict[str, np.ndarray]], tuple[np.ndarray, BadImages]],
 ) -> None:
     """Make a cache entry of arrays.
 
@@ -118,7 +122,9 @@ def write_entry(
         histogram, bad = fill(arrays)
         del arrays  # unmapped: what is hashed is what is in the files
         digests = {name: sha256(building / f"{name}.npy") for name in shapes}
-        (building / MANIFEST).write_text(json.dumps({"sha256": digests, "histogram": histogram.tolist(), "bad": bad}))
+        (building / MANIFEST).write_text(
+            json.dumps({"sha256": digests, "histogram": histogram.tolist(), "bad": bad})
+        )
 
 
 def remove_older(folder: Path, prefix: str) -> None:

@@ -72,9 +72,15 @@ def write_report(checked: Checked, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     bad = folder / "bad_images.txt"
-    bad.write_bytes("".join(f"{on_one_line(path)}\t{reason}\n" for path, reason in checked.bad).encode("utf-8", "surrogateescape"))
+    bad.write_bytes(
+        "".join(f"{on_one_line(path)}\t{reason}\n" for path, reason in checked.bad).encode(
+            "utf-8", "surrogateescape"
+        )
+    )
     counts = folder / "class_counts.csv"
-    rows = zip(checked.listing.classes, checked.class_counts("train"), checked.class_counts("test"), strict=True)
+    rows = zip(
+        checked.listing.classes, checked.class_counts("train"), checked.class_counts("test"), strict=True
+    )
     with counts.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["class", "train", "test"])
@@ -88,7 +94,9 @@ def describe(checked: Checked) -> Sequence[str]:
     lines = []
     for part in checked.listing.parts:
         counts = checked.class_counts(part)
-        each = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+        each = (
+            f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+        )
         lines.append(f"{part}: {counts.sum():,} images, {each} in each of {classes:,} classes")
     if len(sizes):
         (low, middle, high) = np.quantile(sizes, [0, 0.5, 1], axis=0).astype(int)[:, ::-1].tolist()

@@ -4,11 +4,17 @@ import os
 import struct
 from dataclasses import dataclass
 
-_HEAD, _TAIL = 4096, 64  # bytes read from either end: enough but for files with a picture inside their metadata
+_HEAD, _TAIL = (
+    4096,
+    64,
+)  # bytes read from either end: enough but for files with a picture inside their metadata
 _MAX_PARTS = 100_000  # markers, fill bytes and chunks before the image: a file of fill bytes alone is not followed to its end
 _MAX_EXIF = 65536  # bytes, as a JPEG marker has at most
 _ORIENTATION = 0x0112  # EXIF tag
-_SHORT, _INTEGERS = 3, {1: "B", 3: "H", 4: "I"}  # EXIF types: the one that an orientation has, and others that it is seen with
+_SHORT, _INTEGERS = (
+    3,
+    {1: "B", 3: "H", 4: "I"},
+)  # EXIF types: the one that an orientation has, and others that it is seen with
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -72,10 +78,16 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
 def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
     """Height, width, whether it is grey or RGB as any decoder decodes it, orientation. Follows the markers of ITU-T T.81, annex B, up to
     the start of the frame."""
-    block, start, at = head, 0, 2  # `block` holds the file from byte `start` on, `at` is the next marker in the file
+    block, start, at = (
+        head,
+        0,
+        2,
+    )  # `block` holds the file from byte `start` on, `at` is the next marker in the file
     orientation, clear, seen = 1, True, False
     for _ in range(_MAX_PARTS):
-        if at + 20 > start + len(block) and len(block) > 1:  # near the end of what has been read: read on from the marker
+        if (
+            at + 20 > start + len(block) and len(block) > 1
+        ):  # near the end of what has been read: read on from the marker
             block, start = os.pread(descriptor, _HEAD, at), at
         here = at - start
         if block[here] != 0xFF:
@@ -89,7 +101,9 @@ def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
         (length,) = struct.unpack_from(">H", block, here + 2)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height, width, components = struct.unpack_from(">BHHB", block, here + 4)
-            usual = clear and marker in (0xC0, 0xC1, 0xC2) and bits == 8  # not lossless, arithmetic or hierarchical
+            usual = (
+                clear and marker in (0xC0, 0xC1, 0xC2) and bits == 8
+            )  # not lossless, arithmetic or hierarchical
             return height, width, usual and components in (1, 3), orientation
         if marker == 0xE1 and block[here + 4 : here + 10] == b"Exif\0\0":
             exif = block[here + 10 : here + 2 + length]

@@ -29,7 +29,9 @@ class InUse:
 def is_in_use(path: Path) -> bool:
     """Whether any process says so of a file."""
     try:
-        file = os.open(path, os.O_RDWR)  # a network file system locks for one process alone only what that may write
+        file = os.open(
+            path, os.O_RDWR
+        )  # a network file system locks for one process alone only what that may write
     except OSError:
         return False
     try:

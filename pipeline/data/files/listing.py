@@ -22,10 +22,14 @@ _log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_NAMED = 10
 _FILE = ".jpg, .jpeg or .png file"
-_LAYOUT = "expected are ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or val/ for test/; .jpeg and .png too)"
+_LAYOUT = (
+    "expected are ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or val/ for test/; .jpeg and .png too)"
+)
 _LISTING_THREADS = 16  # they wait for the file system, which may be a network away
 
-FoundFile = tuple[str, int, int]  # path relative to the root, bytes (-1: not a file that can be read), mtime in nanoseconds
+FoundFile = tuple[
+    str, int, int
+]  # path relative to the root, bytes (-1: not a file that can be read), mtime in nanoseconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,9 @@ class Files:
 
     def take(self, indices: np.ndarray) -> "Files":
         """The files with these ids, copied."""
-        return Files(self.paths.take(indices), self.labels[indices], self.num_bytes[indices], self.mtime_ns[indices])
+        return Files(
+            self.paths.take(indices), self.labels[indices], self.num_bytes[indices], self.mtime_ns[indices]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +104,11 @@ class Listing:
 
 
 def _drop(files: Files, indices: Collection[int]) -> Files:
-    return files.take(np.setdiff1d(np.arange(len(files)), np.array(list(indices), np.int64))) if indices else files
+    return (
+        files.take(np.setdiff1d(np.arange(len(files)), np.array(list(indices), np.int64)))
+        if indices
+        else files
+    )
 
 
 def list_files(root: Path, config: DataConfig) -> Listing:
@@ -117,7 +127,11 @@ def list_files(root: Path, config: DataConfig) -> Listing:
     try:
         if not root.is_dir():
             raise UserError(f"data.root: there is no folder {root}; {_LAYOUT}")
-        listing = _list_classes(root) if config.train_list is None or config.test_list is None else _read_lists(root, config)
+        listing = (
+            _list_classes(root)
+            if config.train_list is None or config.test_list is None
+            else _read_lists(root, config)
+        )
     except OSError as error:
         raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
     check_classes(listing)
@@ -133,7 +147,10 @@ def _list_classes(root: Path) -> Listing:
         raise UserError(
             f"data.root: {root / test_name} has {_named(unknown)}, unknown to {root / 'train'}; add training images or remove them"
         )
-    parts = {"train": _join([train[name] for name in train]), "test": _join([test.get(name, _NONE) for name in train])}
+    parts = {
+        "train": _join([train[name] for name in train]),
+        "test": _join([test.get(name, _NONE) for name in train]),
+    }
     return Listing(root, parts, tuple(train), {"train": root / "train", "test": root / test_name})
 
 
@@ -144,7 +161,9 @@ _NONE: _Found = Paths(b"", np.empty(0, np.int64)), np.empty((0, 2), np.int64)
 def _join(classes: Sequence[_Found]) -> Files:
     numbers = np.concatenate([found for _, found in classes])
     labels = np.repeat(np.arange(len(classes)), [len(found) for _, found in classes])
-    return Files(Paths.joined([paths for paths, _ in classes]), labels, numbers[:, 0].copy(), numbers[:, 1].copy())
+    return Files(
+        Paths.joined([paths for paths, _ in classes]), labels, numbers[:, 0].copy(), numbers[:, 1].copy()
+    )
 
 
 def _find_class_files(root: Path, part: str) -> dict[str, _Found]:
@@ -155,7 +174,9 @@ def _find_class_files(root: Path, part: str) -> dict[str, _Found]:
         raise UserError(f"data.root: {root} has no folder {wanted}; {_LAYOUT}")
     names = _class_folders(folder)
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        files = dict(zip(names, pool.map(lambda name: _find(str(folder / name), f"{part}/{name}"), names), strict=True))
+        files = dict(
+            zip(names, pool.map(lambda name: _find(str(folder / name), f"{part}/{name}"), names), strict=True)
+        )
     if not files:
         raise UserError(f"data.root: {folder} holds no class folders; {_LAYOUT}")
     return files
@@ -212,7 +233,10 @@ def _read_lists(root: Path, config: DataConfig) -> Listing:
 
 
 def _list_paths(config: DataConfig) -> dict[str, Path]:
-    return {"train": Path(str(config.train_list)).expanduser(), "test": Path(str(config.test_list)).expanduser()}
+    return {
+        "train": Path(str(config.train_list)).expanduser(),
+        "test": Path(str(config.test_list)).expanduser(),
+    }
 
 
 def read_list_classes(config: DataConfig) -> tuple[str, ...]:
@@ -224,15 +248,23 @@ def read_list_classes(config: DataConfig) -> tuple[str, ...]:
     return _read_labels(config)[-1]
 
 
-def _read_labels(config: DataConfig) -> tuple[dict[str, list[tuple[str, str]]], dict[str, int], tuple[str, ...]]:
+def _read_labels(
+    config: DataConfig,
+) -> tuple[dict[str, list[tuple[str, str]]], dict[str, int], tuple[str, ...]]:
     """The (path, label) pairs of each part, the number of each label, and the names of the classes."""
     root = Path(config.root).expanduser()
     lines = {part: _read_list(f"data.{part}_list", path, root) for part, path in _list_paths(config).items()}
     labels = {label for pairs in lines.values() for _, label in pairs}
     below = sorted(label for label in labels if re.fullmatch(r"-[0-9]+", label))
     if below:
-        key = next(f"data.{part}_list" for part, pairs in lines.items() if any(label == below[0] for _, label in pairs))
-        raise UserError(f"{key}: the label {below[0]} is below 0; number the classes from 0 on, and leave out files without a label")
+        key = next(
+            f"data.{part}_list"
+            for part, pairs in lines.items()
+            if any(label == below[0] for _, label in pairs)
+        )
+        raise UserError(
+            f"{key}: the label {below[0]} is below 0; number the classes from 0 on, and leave out files without a label"
+        )
     if all(label.isascii() and label.isdigit() for label in labels):
         _check_numbers(labels, len(lines["train"]))
         classes = [str(number) for number in range(max(map(int, labels)) + 1)]
@@ -242,7 +274,9 @@ def _read_labels(config: DataConfig) -> tuple[dict[str, list[tuple[str, str]]], 
         number_of = {label: number for number, label in enumerate(classes)}
         unknown = sorted(labels - set(classes))
         if unknown:
-            raise UserError(f"data.test_list: has {_named(unknown)}, unknown to data.train_list; add training images or remove them")
+            raise UserError(
+                f"data.test_list: has {_named(unknown)}, unknown to data.train_list; add training images or remove them"
+            )
     return lines, number_of, tuple(classes)
 
 
@@ -291,21 +325,37 @@ def check_classes(listing: Listing) -> None:
     Raises:
         UserError: a class without training images, fewer than two classes, no test images.
     """
-    counts = {part: np.bincount(files.labels, minlength=len(listing.classes)) for part, files in listing.parts.items()}
+    counts = {
+        part: np.bincount(files.labels, minlength=len(listing.classes))
+        for part, files in listing.parts.items()
+    }
     train, test = listing.sources["train"], listing.sources["test"]
     keys = {part: f"data.{part}_list" if listing.listed else "data.root" for part in listing.parts}
     empty = [name for name, count in zip(listing.classes, counts["train"], strict=True) if not count]
     if empty:
-        remedy = "add lines, or number the classes without a gap" if listing.listed else "add some, or remove the class folder"
+        remedy = (
+            "add lines, or number the classes without a gap"
+            if listing.listed
+            else "add some, or remove the class folder"
+        )
         raise UserError(f"{keys['train']}: no {_FILE} for {_named(empty)} in {train}; {remedy}")
     if len(listing.classes) < 2:
         layout = "" if listing.listed else f". {_LAYOUT}"
-        raise UserError(f"{keys['train']}: {train} holds one class, {_named(listing.classes)}; training needs at least two{layout}")
+        raise UserError(
+            f"{keys['train']}: {train} holds one class, {_named(listing.classes)}; training needs at least two{layout}"
+        )
     if not len(listing.parts["test"]):
-        raise UserError(f"{keys['test']}: no {_FILE} in {test}; {'add lines of other files' if listing.listed else _LAYOUT}")
+        raise UserError(
+            f"{keys['test']}: no {_FILE} in {test}; {'add lines of other files' if listing.listed else _LAYOUT}"
+        )
     untested = [name for name, count in zip(listing.classes, counts["test"], strict=True) if not count]
     if untested:
-        _log.warning("%s: %s has no images of %s: the test accuracy says nothing about them", keys["test"], test, _named(untested))
+        _log.warning(
+            "%s: %s has no images of %s: the test accuracy says nothing about them",
+            keys["test"],
+            test,
+            _named(untested),
+        )
 
 
 def read_class_names(path: Path, classes: Sequence[str]) -> tuple[str, ...]:
@@ -318,7 +368,9 @@ def read_class_names(path: Path, classes: Sequence[str]) -> tuple[str, ...]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.class_names: cannot read {path} ({error}); it needs a line `CLASS name` for each class, in UTF-8") from None
+        raise UserError(
+            f"data.class_names: cannot read {path} ({error}); it needs a line `CLASS name` for each class, in UTF-8"
+        ) from None
     split = [line.strip().split("\t" if "\t" in line else None, 1) for line in lines if line.strip()]
     names = {pair[0].strip(): pair[-1].strip() for pair in split}
     missing = [name for name in classes if name not in names]
@@ -339,4 +391,6 @@ def printable(name: str | Path) -> str:
 
 def on_one_line(name: str) -> str:
     """A file name with its control characters as escapes."""
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in name)
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in name
+    )

@@ -16,7 +16,9 @@ class Paths(Sequence[str]):
     """
 
     def __init__(self, block: bytes, ends: np.ndarray):
-        assert ends.dtype == np.int64 and (int(ends[-1]) if len(ends) else 0) == len(block), "the names do not fill the block"
+        assert ends.dtype == np.int64 and (int(ends[-1]) if len(ends) else 0) == len(block), (
+            "the names do not fill the block"
+        )
         self.block, self.ends = block, ends
 
     @classmethod

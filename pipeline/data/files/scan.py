@@ -82,7 +82,9 @@ def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int
     return Scan(entry, sizes, bad, replaced, InUse(entry / MANIFEST))
 
 
-def _read_headers(listing: Listing, part: str, files: Files) -> tuple[np.ndarray, dict[int, str], dict[int, bool]]:
+def _read_headers(
+    listing: Listing, part: str, files: Files
+) -> tuple[np.ndarray, dict[int, str], dict[int, bool]]:
     """Sizes, bad files, and files to look into: whether each is plain and only its end is suspicious."""
     sizes, odd = np.zeros((len(files), 2), np.int32), {}
     root = bytes(listing.root) + b"/"
@@ -101,7 +103,9 @@ def _read_headers(listing: Listing, part: str, files: Files) -> tuple[np.ndarray
     return sizes, bad, odd
 
 
-def _examine(listing: Listing, part: str, odd: dict[int, bool], folder: Path, num_threads: int) -> tuple[dict[int, str], dict[int, str]]:
+def _examine(
+    listing: Listing, part: str, odd: dict[int, bool], folder: Path, num_threads: int
+) -> tuple[dict[int, str], dict[int, str]]:
     """Decode suspicious files, and copy those that decoders disagree about: bad files, and names of copies."""
     names = {}
 
@@ -138,7 +142,10 @@ def read_scan(entry: Path, listing: Listing, *, discard_damaged: bool) -> Scan |
         with (entry / _SIZES).open("rb") as file, np.load(file, allow_pickle=False) as kept:
             sizes = {part: kept[part] for part in listing.parts}
         by_number: dict[str, Any] = {
-            key: {part: {int(index): value for index, value in manifest[key][part].items()} for part in listing.parts}
+            key: {
+                part: {int(index): value for index, value in manifest[key][part].items()}
+                for part in listing.parts
+            }
             for key in ("bad", "replaced")
         }
         for part, files in listing.parts.items():
@@ -171,8 +178,15 @@ def report_bad(listing: Listing, bad: BadImages, stop: bool) -> None:
         for index, reason in reasons.items()
     ]
     if stop:
-        listed = "".join(paths[:_MAX_NAMED]) + (f"\n  and {count - _MAX_NAMED} more" if count > _MAX_NAMED else "")
+        listed = "".join(paths[:_MAX_NAMED]) + (
+            f"\n  and {count - _MAX_NAMED} more" if count > _MAX_NAMED else ""
+        )
         raise UserError(
             f"data.root: {count} of {len(listing)} images cannot be read; replace or remove them, or set data.on_bad_image=skip:{listed}"
         )
-    _log.warning("data.on_bad_image: %d of %d images cannot be read and are left out:%s", count, len(listing), "".join(paths))
+    _log.warning(
+        "data.on_bad_image: %d of %d images cannot be read and are left out:%s",
+        count,
+        len(listing),
+        "".join(paths),
+    )

@@ -72,15 +72,24 @@ class DaliLoader(PipelinedLoader):
             matrices = fn.external_source(name="matrices", no_copy=True)
             # left out, fill_value means "repeat the border"; torchvision's RandomCrop pads with black
             images = fn.warp_affine(
-                images, matrix=matrices, size=(height, width), interp_type=types.INTERP_NN, fill_value=0, inverse_map=True
+                images,
+                matrix=matrices,
+                size=(height, width),
+                interp_type=types.INTERP_NN,
+                fill_value=0,
+                inverse_map=True,
             )
             if transform.cutout:
                 anchors = fn.external_source(name="anchors", no_copy=True)
                 box = [float(transform.cutout)] * 2
-                images = fn.erase(images, anchor=anchors, shape=box, axis_names="HW", fill_value=transform.cutout_fill)
+                images = fn.erase(
+                    images, anchor=anchors, shape=box, axis_names="HW", fill_value=transform.cutout_fill
+                )
         return self._normalise(images, fn, types)
 
-    def _feed_inputs(self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor) -> list[Any]:
+    def _feed_inputs(
+        self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor
+    ) -> list[Any]:
         if self._images.device == self._device:
             images = self._images.index_select(0, on_device)
         else:

@@ -44,12 +44,17 @@ class PipelinedLoader(PositionedLoader):
     ):
         super().__init__(sampler)
         self._labels, self._transform, self._device = labels, transform, device
-        self._augmented = sampler.augmented  # not asked of a plan: drawing an epoch takes a while, and a resumed run begins at another one
+        self._augmented = (
+            sampler.augmented
+        )  # not asked of a plan: drawing an epoch takes a while, and a resumed run begins at another one
         self._num_threads = num_threads
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._batch_size, self._group = sampler.local_batch_size, group
         self._prefetch = max(-(-prefetch // group), min(prefetch, 2))
-        self._seed, self._conditional = 0, False  # of the pipeline: of what DALI draws, and whether the graph branches
+        self._seed, self._conditional = (
+            0,
+            False,
+        )  # of the pipeline: of what DALI draws, and whether the graph branches
         self._pipe: Any = None
         self._plans: Iterator[BatchPlan] = iter(())
         self._in_flight: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
@@ -62,7 +67,9 @@ class PipelinedLoader(PositionedLoader):
         """Define the graph inside a pipeline, with an external source named `images` among others, and return its output (HWC)."""
 
     @abstractmethod
-    def _feed_inputs(self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor) -> list[Any]:
+    def _feed_inputs(
+        self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor
+    ) -> list[Any]:
         """Feed every external source for these batches.
 
         Args:
@@ -84,13 +91,17 @@ class PipelinedLoader(PositionedLoader):
             seed=self._seed,
         )
 
-    def _pipeline(self, define: Callable[[Any, Any], Any], enable_conditionals: bool = False, **options: Any) -> Any:
+    def _pipeline(
+        self, define: Callable[[Any, Any], Any], enable_conditionals: bool = False, **options: Any
+    ) -> Any:
         """A built pipeline on the loader's device, of the graph that DEFINE defines as `_define` does."""
         os.environ.setdefault("DALI_DISABLE_NVML", "1")  # no thread affinity by NVML: it warns in containers
         from nvidia import dali
         from nvidia.dali import fn, types
 
-        define_pipeline: Any = dali.pipeline_def  # what it makes of a function also takes the pipeline's arguments
+        define_pipeline: Any = (
+            dali.pipeline_def
+        )  # what it makes of a function also takes the pipeline's arguments
 
         @define_pipeline(enable_conditionals=enable_conditionals, exec_dynamic=True)
         def graph() -> Any:
@@ -106,11 +117,15 @@ class PipelinedLoader(PositionedLoader):
         On the GPU with a copy, which DALI makes on the stream that it is given: without one it does not wait for that stream.
         """
         on_gpu = self._stream is not None
-        return fn.external_source(name="images", device="gpu" if on_gpu else "cpu", layout="HWC", no_copy=not on_gpu)
+        return fn.external_source(
+            name="images", device="gpu" if on_gpu else "cpu", layout="HWC", no_copy=not on_gpu
+        )
 
     def _feed_pixels(self, images: torch.Tensor) -> None:
         # DALI asks CUDA for the stream of any torch tensor: on the CPU backend it gets numpy
-        self._pipe.feed_input("images", images if self._stream else images.numpy(), layout="HWC", cuda_stream=self._stream)
+        self._pipe.feed_input(
+            "images", images if self._stream else images.numpy(), layout="HWC", cuda_stream=self._stream
+        )
 
     def _normalise(self, images: Any, fn: Any, types: Any, **crop: Any) -> Any:
         """The last operator: its HWC output read as NCHW *is* channels_last. CROP: what else it is to do."""
@@ -168,6 +183,8 @@ class PipelinedLoader(PositionedLoader):
                 tensor.record_stream(current)
         self._feed()
         self._pipe.schedule_run()
-        images = rearrange(images, "b h w c -> b c h w").contiguous(memory_format=self._transform.memory_format)
+        images = rearrange(images, "b h w c -> b c h w").contiguous(
+            memory_format=self._transform.memory_format
+        )
         parts = (tensor.split(self._batch_size) for tensor in (images, labels, valid, indices))
         self._ready.extend(Batch(*part) for part in zip(*parts, strict=True))

@@ -103,11 +103,19 @@ class StreamLoader(PipelinedLoader):
             images = self._to_gpu(fn.decoders.image(encoded, **options))
             images = fn.resize(images, size=size, roi_start=source("start"), roi_end=source("end"))
             return self._normalise(images, fn, types)
-        images = fn.decoders.image_slice(encoded, source("anchor"), source("shape"), axis_names="HW", **options)
+        images = fn.decoders.image_slice(
+            encoded, source("anchor"), source("shape"), axis_names="HW", **options
+        )
         images = self._draw(fn.resize(self._to_gpu(images), size=size), fn)
         if self._transform.cutout:
             fill = self._transform.cutout_fill
-            images = fn.erase(images, anchor=source("cutout"), shape=source("cutout_shape"), axis_names="HW", fill_value=fill)
+            images = fn.erase(
+                images,
+                anchor=source("cutout"),
+                shape=source("cutout_shape"),
+                axis_names="HW",
+                fill_value=fill,
+            )
         return self._normalise(images, fn, types)
 
     def _decoder_options(self) -> dict[str, Any]:
@@ -116,7 +124,12 @@ class StreamLoader(PipelinedLoader):
         # Loader alone on one H200 with 16 cores, at 224 and batch 512: 26,000 images/sec with all of them on the decoder unit, 24,000 with
         # nine tenths, 9,868 on the CPU; twice the prefetch added 3,000 to the 24,000, and memory for as many batches.
         # Not tied to cores (`affine`): the processes of a host would all take the same ones.
-        return {"device": "mixed", "hw_decoder_load": self._decoder.hw_load, "affine": False, **_preallocation(self._files.sizes)}
+        return {
+            "device": "mixed",
+            "hw_decoder_load": self._decoder.hw_load,
+            "affine": False,
+            **_preallocation(self._files.sizes),
+        }
 
     def _to_gpu(self, images: Any) -> Any:
         """What the CPU has decoded, where the rest is done."""
@@ -127,16 +140,24 @@ class StreamLoader(PipelinedLoader):
         drawn = self._photometric
         if drawn.color_jitter:
             change = (1 - drawn.color_jitter, 1 + drawn.color_jitter)
-            factors = {name: fn.random.uniform(range=change) for name in ("brightness", "contrast", "saturation")}
+            factors = {
+                name: fn.random.uniform(range=change) for name in ("brightness", "contrast", "saturation")
+            }
             images = fn.color_twist(images, **factors)
         if drawn.randaugment:
             from nvidia.dali.auto_aug.rand_augment import rand_augment
 
-            with warnings.catch_warnings(record=True):  # DALI warns of its own use of older names, whatever the filters say
-                images = rand_augment(images, n=drawn.randaugment, m=drawn.magnitude, num_magnitude_bins=_RANDAUGMENT_LEVELS)
+            with warnings.catch_warnings(
+                record=True
+            ):  # DALI warns of its own use of older names, whatever the filters say
+                images = rand_augment(
+                    images, n=drawn.randaugment, m=drawn.magnitude, num_magnitude_bins=_RANDAUGMENT_LEVELS
+                )
         return images
 
-    def _feed_inputs(self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor) -> list[Any]:
+    def _feed_inputs(
+        self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor
+    ) -> list[Any]:
         (plan,) = plans
         size = np.full((len(indices), 2), plan.image_size or self._files.view.size, np.float32)
         fed = {"images": self._paths(indices), "size": size}
@@ -149,7 +170,10 @@ class StreamLoader(PipelinedLoader):
             if self._transform.cutout:
                 assert plan.image_size is not None
                 side = cutout_side(self._transform.cutout, plan.image_size, self._files.size)
-                fed |= {"cutout": plan.draws[:, 5:7].astype(np.float32), "cutout_shape": np.full((len(indices), 2), side, np.float32)}
+                fed |= {
+                    "cutout": plan.draws[:, 5:7].astype(np.float32),
+                    "cutout_shape": np.full((len(indices), 2), side, np.float32),
+                }
         fed = {name: np.ascontiguousarray(values) for name, values in fed.items()}
         for name, values in fed.items():
             self._pipe.feed_input(name, values)
@@ -164,7 +188,9 @@ class StreamLoader(PipelinedLoader):
                 for index, name in zip(indices.tolist(), names, strict=True)
             ]
         longest = max(map(len, names)) + 1
-        return np.frombuffer(b"".join(name.ljust(longest, b"\0") for name in names), np.uint8).reshape(len(names), longest)
+        return np.frombuffer(b"".join(name.ljust(longest, b"\0") for name in names), np.uint8).reshape(
+            len(names), longest
+        )
 
     def _next(self) -> Batch:
         try:
@@ -191,7 +217,9 @@ class StreamLoader(PipelinedLoader):
         """Those whose files DALI does not decode, each by itself."""
 
         def decode(fn: Any, types: Any) -> Any:
-            return fn.decoders.image(fn.io.file.read(fn.external_source(name="images")), **self._decoder_options())
+            return fn.decoders.image(
+                fn.io.file.read(fn.external_source(name="images")), **self._decoder_options()
+            )
 
         def build() -> Any:
             return self._pipeline(decode, batch_size=1, num_threads=1, prefetch_queue_depth=1)

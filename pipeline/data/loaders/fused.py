@@ -46,7 +46,9 @@ class FusedLoader(PositionedLoader):
         self._images, self._labels, self._transform = images, labels, transform
         self._seed, self._augment, self._shard = seed, augment, shard
         self._batch_size = sampler.local_batch_size
-        self._valid = torch.ones(self.steps_per_epoch * self._batch_size, dtype=torch.bool, device=images.device)
+        self._valid = torch.ones(
+            self.steps_per_epoch * self._batch_size, dtype=torch.bool, device=images.device
+        )
         self._fixed = self._without_draws(sampler) if augment is None else None
         self._group = max(_GROUP_IMAGES // self._batch_size, 1)
         self._ready: deque[Batch] = deque()
@@ -96,7 +98,12 @@ class FusedLoader(PositionedLoader):
             device=self._images.device,
         )
         world, batch = self._shard.world_size, self._batch_size
-        order = rearrange(order[: self.steps_per_epoch * world * batch], "(step rank image) -> rank (step image)", rank=world, image=batch)
+        order = rearrange(
+            order[: self.steps_per_epoch * world * batch],
+            "(step rank image) -> rank (step image)",
+            rank=world,
+            image=batch,
+        )
         return order[self._shard.rank].contiguous(), draws
 
     def _make_batches(self, order: torch.Tensor, draws: torch.Tensor, step: int, count: int) -> list[Batch]:
@@ -116,5 +123,8 @@ class FusedLoader(PositionedLoader):
             dtype=transform.dtype,
         ).contiguous(memory_format=transform.memory_format)
         taken = slice(step * batch, (step + count) * batch)
-        parts = (tensor.split(batch) for tensor in (images, self._labels[order[taken]], self._valid[taken], order[taken]))
+        parts = (
+            tensor.split(batch)
+            for tensor in (images, self._labels[order[taken]], self._valid[taken], order[taken])
+        )
         return [Batch(*part) for part in zip(*parts, strict=True)]

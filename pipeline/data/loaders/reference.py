@@ -60,7 +60,9 @@ def _normalise(image: torch.Tensor, transform: Transform) -> torch.Tensor:
 class Source(Protocol):
     """Where images come from: one at a time, ready for the model."""
 
-    def __call__(self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform) -> torch.Tensor:
+    def __call__(
+        self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform
+    ) -> torch.Tensor:
         """(C, H, W) of `transform.dtype`: a sample as the draws (a row of `plan.draws`, or None for evaluation) want it."""
         ...
 
@@ -71,7 +73,9 @@ class ArraySource:
 
     images: torch.Tensor
 
-    def __call__(self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform) -> torch.Tensor:
+    def __call__(
+        self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform
+    ) -> torch.Tensor:
         return transform_image(rearrange(self.images[index], "h w c -> c h w"), draws, transform)
 
 
@@ -81,7 +85,9 @@ class FileSource:
 
     files: FileSet
 
-    def __call__(self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform) -> torch.Tensor:
+    def __call__(
+        self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform
+    ) -> torch.Tensor:
         with images_of_any_size():
             if draws is None or plan.image_size is None:
                 return _normalise(_channels_first(self.files.centre(index)), transform)
@@ -116,7 +122,15 @@ def _depend_on_the_trainer(worker: int) -> None:
 class _Batches(IterableDataset):
     """The endless stream of batches from (epoch, step); of W workers, worker w makes every W-th."""
 
-    def __init__(self, source: Source, labels: torch.Tensor, sampler: Sampler, transform: Transform, epoch: int, step: int):
+    def __init__(
+        self,
+        source: Source,
+        labels: torch.Tensor,
+        sampler: Sampler,
+        transform: Transform,
+        epoch: int,
+        step: int,
+    ):
         self._source, self._labels, self._sampler, self._transform = source, labels, sampler, transform
         self._epoch, self._step = epoch, step
 
@@ -137,7 +151,10 @@ class _Batches(IterableDataset):
     def _load(self, plan: BatchPlan) -> tuple[torch.Tensor, ...]:
         indices = torch.from_numpy(np.array(plan.indices))
         draws = [None] * len(indices) if plan.draws is None else plan.draws
-        images = [self._source(index, draw, plan, self._transform) for index, draw in zip(indices.tolist(), draws, strict=True)]
+        images = [
+            self._source(index, draw, plan, self._transform)
+            for index, draw in zip(indices.tolist(), draws, strict=True)
+        ]
         return torch.stack(images), self._labels[indices], torch.from_numpy(plan.valid), indices
 
 

@@ -33,7 +33,12 @@ class SyntheticLoader(PositionedLoader):
     ):
         super().__init__(sampler)
         self._seed = seed
-        self._image_shape, self._num_classes, self._transform, self._device = image_shape, num_classes, transform, device
+        self._image_shape, self._num_classes, self._transform, self._device = (
+            image_shape,
+            num_classes,
+            transform,
+            device,
+        )
         self._first, self._end = (sampler.plan(0, step) for step in (0, self.steps_per_epoch - 1))
         self._batches: dict[int | None, tuple[Batch, Batch]] = {}
         self._position_of_next = (0, 0)
@@ -42,12 +47,23 @@ class SyntheticLoader(PositionedLoader):
     def _batch_of(self, image_size: int | None) -> tuple[Batch, Batch]:
         """The batch of an image size (None: the only one), and the same with what is valid of an epoch's last."""
         if image_size not in self._batches:
-            height, width, channels = self._image_shape if image_size is None else (image_size, image_size, self._image_shape[2])
-            indices, generator = self._first.indices, torch.Generator().manual_seed(self._seed)  # whatever sizes came before
-            images = rearrange(torch.randn(len(indices), height, width, channels, generator=generator), "b h w c -> b c h w")
-            images = images.to(self._device, self._transform.dtype).contiguous(memory_format=self._transform.memory_format)
+            height, width, channels = (
+                self._image_shape if image_size is None else (image_size, image_size, self._image_shape[2])
+            )
+            indices, generator = (
+                self._first.indices,
+                torch.Generator().manual_seed(self._seed),
+            )  # whatever sizes came before
+            images = rearrange(
+                torch.randn(len(indices), height, width, channels, generator=generator), "b h w c -> b c h w"
+            )
+            images = images.to(self._device, self._transform.dtype).contiguous(
+                memory_format=self._transform.memory_format
+            )
             labels = torch.randint(self._num_classes, (len(indices),), generator=generator).to(self._device)
-            valid, last_valid = (torch.from_numpy(plan.valid.copy()).to(self._device) for plan in (self._first, self._end))
+            valid, last_valid = (
+                torch.from_numpy(plan.valid.copy()).to(self._device) for plan in (self._first, self._end)
+            )
             batch = Batch(images, labels, valid, torch.from_numpy(indices.copy()).to(self._device))
             self._batches[image_size] = batch, replace(batch, valid=last_valid)
         return self._batches[image_size]

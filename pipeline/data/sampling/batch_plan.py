@@ -63,12 +63,22 @@ class TrainSampler:
 
     augmented = True
 
-    def __init__(self, num_samples: int, batch_size: int, shard: Shard, seed: int, image_size: tuple[int, int], augment: AugmentConfig):
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        shard: Shard,
+        seed: int,
+        image_size: tuple[int, int],
+        augment: AugmentConfig,
+    ):
         self.num_samples = num_samples
         self.local_batch_size = share(batch_size, shard.world_size, "data.batch_size")
         self.steps_per_epoch = num_samples // batch_size
         if not self.steps_per_epoch:
-            raise UserError(f"data.batch_size: {batch_size} is more than the {num_samples} training images; use {num_samples} or less")
+            raise UserError(
+                f"data.batch_size: {batch_size} is more than the {num_samples} training images; use {num_samples} or less"
+            )
         self._batch_size = batch_size
         self._start = shard.rank * self.local_batch_size
         self._valid = np.ones(self.local_batch_size, bool)
@@ -125,14 +135,20 @@ class StreamSampler(TrainSampler):
 
     def image_size(self, epoch: int, step: int) -> int:
         """Height and width of a batch, in pixels."""
-        return self.resolutions[bisect_right(self.resolutions, epoch * self.steps_per_epoch + step, key=lambda item: item[0]) - 1][1]
+        return self.resolutions[
+            bisect_right(self.resolutions, epoch * self.steps_per_epoch + step, key=lambda item: item[0]) - 1
+        ][1]
 
     def _crops_of(self, epoch: int) -> CropDraws:
         """Draws of an epoch; those of the next are begun, which for a million images take half a second."""
         for number in (epoch, epoch + 1):
             if number not in self._crops:
-                self._crops[number] = self._thread.submit(draw_crops, self._seed, number, self._sizes, self._augment)
-        self._crops = {number: draws for number, draws in self._crops.items() if epoch - 1 <= number <= epoch + 1}
+                self._crops[number] = self._thread.submit(
+                    draw_crops, self._seed, number, self._sizes, self._augment
+                )
+        self._crops = {
+            number: draws for number, draws in self._crops.items() if epoch - 1 <= number <= epoch + 1
+        }
         return self._crops[epoch].result()
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
@@ -142,7 +158,9 @@ class StreamSampler(TrainSampler):
         places = crops.cutout[indices].astype(np.uint64)
         inside = self._augment.cutout_mode == "inside"
         corners = below(places, size - box + 1) if inside else below(places, size) - np.int32(box // 2)
-        draws = np.concatenate([crops.boxes[indices], crops.flip[indices, None], corners], axis=1, dtype=np.int32)
+        draws = np.concatenate(
+            [crops.boxes[indices], crops.flip[indices, None], corners], axis=1, dtype=np.int32
+        )
         return BatchPlan(indices, self._valid, draws, size)
 
 

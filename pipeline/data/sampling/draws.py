@@ -39,12 +39,16 @@ class EpochDraws:
 
     def table(self) -> np.ndarray:
         """(N, 5) int32: crop_y, crop_x, flip, cutout_y, cutout_x of each sample id."""
-        return np.stack([self.crop_y, self.crop_x, self.flip.astype(np.int32), self.cutout_y, self.cutout_x], axis=1)
+        return np.stack(
+            [self.crop_y, self.crop_x, self.flip.astype(np.int32), self.cutout_y, self.cutout_x], axis=1
+        )
 
 
 def philox_blocks(seed: int, epoch: int, stream: int, count: int, first: int = 0) -> np.ndarray:
     """(count, 4) uint64: Philox blocks of a stream, from block FIRST on."""
-    generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([first, 0, 0, stream], np.uint64))
+    generator = np.random.Philox(
+        key=np.array([seed, epoch], np.uint64), counter=np.array([first, 0, 0, stream], np.uint64)
+    )
     return rearrange(generator.random_raw(count * _WORDS), "(n w) -> n w", w=_WORDS)
 
 
@@ -58,7 +62,9 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     return np.argsort(philox_blocks(seed, epoch, _ORDER, num_samples)[:, 0], kind="stable")
 
 
-def draw_epoch(seed: int, epoch: int, num_samples: int, image_size: tuple[int, int], augment: AugmentConfig) -> EpochDraws:
+def draw_epoch(
+    seed: int, epoch: int, num_samples: int, image_size: tuple[int, int], augment: AugmentConfig
+) -> EpochDraws:
     """Draw order, crops, flips and Cutout boxes of one epoch.
 
     Args:

@@ -11,11 +11,17 @@ def training_resolutions(config: Config, steps_per_epoch: int) -> tuple[tuple[in
         UserError: `augment.progressive` is not in the order of time, or ends after the run.
     """
     total = to_steps(config.duration, steps_per_epoch)
-    resolutions = [(to_steps(when, steps_per_epoch, total), size) for when, size in config.augment.progressive]
+    resolutions = [
+        (to_steps(when, steps_per_epoch, total), size) for when, size in config.augment.progressive
+    ]
     steps = [step for step, _ in resolutions]
     if steps != sorted(set(steps)):
-        listed = ", ".join(f"{when} (step {step})" for (when, _), step in zip(config.augment.progressive, steps, strict=True))
-        raise UserError(f"augment.progressive: {listed} do not follow one another; give the earliest first, and each moment once")
+        listed = ", ".join(
+            f"{when} (step {step})" for (when, _), step in zip(config.augment.progressive, steps, strict=True)
+        )
+        raise UserError(
+            f"augment.progressive: {listed} do not follow one another; give the earliest first, and each moment once"
+        )
     if steps and steps[-1] >= total:
         when, size = config.augment.progressive[-1]
         raise UserError(

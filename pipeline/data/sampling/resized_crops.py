@@ -53,7 +53,9 @@ def draw_crops(seed: int, epoch: int, sizes: np.ndarray, augment: AugmentConfig)
         halves = rearrange(words.view(np.uint32), "(n blocks) halves -> n (blocks halves)", blocks=_BLOCKS)
         tries, place = halves[:, : 2 * _TRIES], halves[:, 2 * _TRIES :].astype(np.uint64)
         extents = _extents(tries, part, augment)
-        corners = np.stack([below(place[:, axis], part[:, axis] - extents[:, axis] + 1) for axis in (0, 1)], axis=1)
+        corners = np.stack(
+            [below(place[:, axis], part[:, axis] - extents[:, axis] + 1) for axis in (0, 1)], axis=1
+        )
         # a box that no try has found is centred, with extents marked by their sign
         centred = extents[:, 0] < 0
         extents[centred] *= -1
@@ -62,7 +64,9 @@ def draw_crops(seed: int, epoch: int, sizes: np.ndarray, augment: AugmentConfig)
         # `below` has looked at the high bits of this number, the flip is its lowest
         flips.append((halves[:, 2 * _TRIES] & 1).astype(bool) & augment.flip)
         places.append(halves[:, 2 * _TRIES + 2 :])
-    return CropDraws(epoch_order(seed, epoch, len(sizes)), *(np.concatenate(drawn) for drawn in (boxes, flips, places)))
+    return CropDraws(
+        epoch_order(seed, epoch, len(sizes)), *(np.concatenate(drawn) for drawn in (boxes, flips, places))
+    )
 
 
 def _extents(tries: np.ndarray, sizes: np.ndarray, augment: AugmentConfig) -> np.ndarray:

@@ -44,5 +44,7 @@ def draw_stratified(labels: np.ndarray, total: int, generator: np.random.Generat
         (total,) int64, sample ids in ascending order.
     """
     count = allocate(np.bincount(labels), total)
-    members = [generator.permutation(np.flatnonzero(labels == label))[:n] for label, n in enumerate(count) if n]
+    members = [
+        generator.permutation(np.flatnonzero(labels == label))[:n] for label, n in enumerate(count) if n
+    ]
     return np.sort(np.concatenate(members)) if members else np.empty(0, np.int64)

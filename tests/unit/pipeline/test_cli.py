@@ -22,7 +22,9 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         cli.main(["--help"])
     assert left.value.code == 0
-    listed = [line[4:].split()[0] for line in capsys.readouterr().out.splitlines() if re.match(r"    \w", line)]
+    listed = [
+        line[4:].split()[0] for line in capsys.readouterr().out.splitlines() if re.match(r"    \w", line)
+    ]
     for command in (
         *("train", "evaluate", "explain", "predict", "export", "report"),
         *("check", "check-data", "summary", "lr-find", "config-reference"),
@@ -45,9 +47,15 @@ def test_check(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["check", QUICKSTART, "modle.name=resnet18"], "command line: unknown key modle; did you mean model?"),
+        (
+            ["check", QUICKSTART, "modle.name=resnet18"],
+            "command line: unknown key modle; did you mean model?",
+        ),
         (["check", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
-        (["check", "--processes", "3", QUICKSTART], "data.batch_size: 64 images do not divide by 3 processes"),
+        (
+            ["check", "--processes", "3", QUICKSTART],
+            "data.batch_size: 64 images do not divide by 3 processes",
+        ),
         (
             ["check", QUICKSTART, "--processes", "2", "optimizer.accumulate=3"],
             "64 images do not divide by 6 micro-batches (processes times",
@@ -59,7 +67,9 @@ def test_check(capsys: pytest.CaptureFixture[str]):
         (["export", "runs/nowhere", "--format", "onnx"], "runs/nowhere: not a run folder"),
     ],
 )
-def test_a_user_s_error_is_one_message_and_exit_code_2(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+def test_a_user_s_error_is_one_message_and_exit_code_2(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+):
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -70,9 +80,23 @@ def test_a_user_s_error_is_one_message_and_exit_code_2(arguments: list[str], tol
 @pytest.mark.parametrize(
     "arguments",
     [
-        *([], ["fly"], ["check"], ["check", "--processes", "none", QUICKSTART], ["check", "--processes", "0", QUICKSTART]),
-        *(["summary", "--depth", "0", QUICKSTART], ["lr-find", "--steps", "5", QUICKSTART], ["lr-find", "--steps", "200000", QUICKSTART]),
-        *(["predict", "runs/latest"], ["predict", "runs/latest", "a.png", "--top", "0"], ["export", "runs/latest", "--format", "pickle"]),
+        *(
+            [],
+            ["fly"],
+            ["check"],
+            ["check", "--processes", "none", QUICKSTART],
+            ["check", "--processes", "0", QUICKSTART],
+        ),
+        *(
+            ["summary", "--depth", "0", QUICKSTART],
+            ["lr-find", "--steps", "5", QUICKSTART],
+            ["lr-find", "--steps", "200000", QUICKSTART],
+        ),
+        *(
+            ["predict", "runs/latest"],
+            ["predict", "runs/latest", "a.png", "--top", "0"],
+            ["export", "runs/latest", "--format", "pickle"],
+        ),
         *(
             ["explain", "runs/latest", "--count", "many"],
             ["explain", "runs/latest", "--indices", "3,x"],
@@ -112,7 +136,9 @@ def test_the_process_exits_with_2(module: list[str], tmp_path: Path):
 # --- what becomes of an error in training ---------------------------------------------------------------------------------------
 
 
-def run(error: BaseException | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int = 0) -> tuple[int, str | None]:
+def run(
+    error: BaseException | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int = 0
+) -> tuple[int, str | None]:
     """Exit code of a run that ends so, and what stands in the file for launch.sh."""
 
     def end(*_: object) -> None:
@@ -136,7 +162,9 @@ def run(error: BaseException | None, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (Preempted("by signal 15"), 75, "stopped: by signal 15\n"),
     ],
 )
-def test_exit_codes(error: BaseException | None, code: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+def test_exit_codes(
+    error: BaseException | None, code: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+):
     assert run(error, monkeypatch, tmp_path) == (code, str(code))
     assert capsys.readouterr().err == told
 
@@ -147,7 +175,9 @@ def test_a_bug_keeps_its_traceback_and_is_exit_code_1(monkeypatch: pytest.Monkey
     assert (tmp_path / "exit_code").read_text() == "1\n"
 
 
-def test_other_processes_repeat_no_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_other_processes_repeat_no_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert run(UserError("told by rank 0"), monkeypatch, tmp_path, rank=1) == (2, "2")
     assert capsys.readouterr().err == ""
 
@@ -168,7 +198,9 @@ def test_the_first_failure_is_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert run(TrainingError("stopped by torchrun"), monkeypatch, tmp_path) == (1, "2")
 
 
-def test_out_of_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_out_of_memory_says_what_to_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     def fit(_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB\nand a long story")
 
@@ -177,7 +209,11 @@ def test_out_of_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch, tmp_
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *keys]) == 1
     told = capsys.readouterr().err
     assert (
-        "the GPU is out of memory at data.batch_size=64 (CUDA out of memory. Tried to allocate 8 GiB); by estimate about 32 images" in told
+        "the GPU is out of memory at data.batch_size=64 (CUDA out of memory. Tried to allocate 8 GiB); by estimate about 32 images"
+        in told
     )
-    assert "use optimizer.accumulate=2 (the same batch in smaller parts), or data.batch_size=32 with optimizer.lr=0.1" in told
+    assert (
+        "use optimizer.accumulate=2 (the same batch in smaller parts), or data.batch_size=32 with optimizer.lr=0.1"
+        in told
+    )
     assert "a long story" not in told

@@ -54,7 +54,11 @@ def make_run(folder: Path, seed: int = 0, *overrides: str, commit: str = "a" * 4
     }
     for key, value in more.items():
         (environment if key in environment or key == "continued" else result)[key] = value
-    for name, contents in (("env", environment), ("result", result), ("input", {"mean": [0.5], "image_size": 32, "crop": None})):
+    for name, contents in (
+        ("env", environment),
+        ("result", result),
+        ("input", {"mean": [0.5], "image_size": 32, "crop": None}),
+    ):
         (path / f"{name}.json").write_text(json.dumps(contents))
     return path
 
@@ -70,7 +74,9 @@ def recorded(results: Path, *arguments: Any) -> Record:
     return read(results)[-1]
 
 
-def test_runs_of_three_seeds_are_one_record(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_runs_of_three_seeds_are_one_record(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     runs = [make_run(tmp_path / "runs", seed) for seed in (2, 0, 1)]
     record = recorded(results, *runs)
     assert "91.20 ± 0.20 % (3)" in capsys.readouterr().out
@@ -82,13 +88,28 @@ def test_runs_of_three_seeds_are_one_record(results: Path, tmp_path: Path, capsy
     )
     assert (record.data, record.seeds, record.accuracy_n) == (DATA[1], (0, 1, 2), 3)
     assert record.accuracy == pytest.approx(0.912) and record.accuracy_std == pytest.approx(0.002)
-    assert record.flip_tta_accuracy == pytest.approx(0.92) and record.parameters == 269_722 and record.epochs == 160
-    assert record.images_per_sec is not None and (record.images_per_sec.median, record.images_per_sec.n) == (41_000, 3)
+    assert (
+        record.flip_tta_accuracy == pytest.approx(0.92)
+        and record.parameters == 269_722
+        and record.epochs == 160
+    )
+    assert record.images_per_sec is not None and (record.images_per_sec.median, record.images_per_sec.n) == (
+        41_000,
+        3,
+    )
     assert record.train_s == 201.0
     # what the runs wrote down, not this machine's
-    assert (record.gpu, record.torch, record.dali, record.cpu_cores, record.commit) == ("NVIDIA H200", "2.11.0", "2.4.0", 16, "a" * 40)
+    assert (record.gpu, record.torch, record.dali, record.cpu_cores, record.commit) == (
+        "NVIDIA H200",
+        "2.11.0",
+        "2.4.0",
+        16,
+        "a" * 40,
+    )
     assert record.compile_mode == "reduce-overhead" and record.utc.endswith("00:02+00:00")
-    assert record.config["data"]["root"] == "data/jpeg" and load_config().model_validate(record.config).seed == 0
+    assert (
+        record.config["data"]["root"] == "data/jpeg" and load_config().model_validate(record.config).seed == 0
+    )
     assert str(tmp_path) not in record.model_dump_json()
     assert record.command == f"python -m pipeline.train configs/{NAME}.yaml {' '.join(ON_A_FOLDER)} seed=0"
 
@@ -109,7 +130,10 @@ def test_speed_is_that_of_runs_that_had_the_machine_to_themselves(results: Path,
     runs = [make_run(tmp_path, 0, images_per_sec=shared), make_run(tmp_path, 1), make_run(tmp_path, 2)]
     assert main(["recipes", *map(str, runs), *DATA]) == 2
     record = recorded(results, *runs, "--alone", runs[2])
-    assert record.images_per_sec is not None and (record.images_per_sec.median, record.images_per_sec.n) == (42_000, 1)
+    assert record.images_per_sec is not None and (record.images_per_sec.median, record.images_per_sec.n) == (
+        42_000,
+        1,
+    )
     assert record.train_s == 202.0 and record.accuracy_n == 3
     record = recorded(results, *runs, "--shared")
     assert record.images_per_sec is record.train_s is record.step_ms is None and record.accuracy_n == 3
@@ -139,7 +163,10 @@ def test_accuracy_with_the_mirror_image_is_of_all_runs_or_of_none(results: Path,
         ({"world_size": 2}, "world_size 2 and not 1"),
         ({"continued": [{}]}, "commit "),
         ({"keys": ["seed=0"]}, "has seed 0, as "),
-        ({"keys": ["optimizer.lr=0.2", "model.shortcut=B"]}, "model.shortcut=B (recipe: A), optimizer.lr=0.2 (recipe: 0.1)"),
+        (
+            {"keys": ["optimizer.lr=0.2", "model.shortcut=B"]},
+            "model.shortcut=B (recipe: A), optimizer.lr=0.2 (recipe: 0.1)",
+        ),
         ({"command": ["python", "configs/mine.yaml"]}, "trained mine, which is not in configs/"),
     ],
 )
@@ -162,7 +189,10 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (damaged / "result.json").write_text("{}")
     (streamed / "input.json").write_text('{"crop": 1.0}')
     for arguments, messages in (
-        ([run, tmp_path / "missing", unfinished, damaged], ["missing: not a run folder", f"{unfinished}: not finished", "lacks test_acc"]),
+        (
+            [run, tmp_path / "missing", unfinished, damaged],
+            ["missing: not a run folder", f"{unfinished}: not finished", "lacks test_acc"],
+        ),
         ([streamed], ["its images were streamed"]),
         ([run, "--alone", unfinished], ["is none of the runs"]),
     ):
@@ -196,7 +226,15 @@ def test_the_price_is_the_newest_records(record: Record):
         "one NVIDIA H200; commit aaaaaaaaaa.\n"
     )
     assert all(len(line) <= 140 and line.startswith("# ") for line in text.splitlines())
-    alone = record.model_copy(update={"accuracy_std": None, "accuracy_n": 1, "images_per_sec": None, "train_s": None, "world_size": 2})
+    alone = record.model_copy(
+        update={
+            "accuracy_std": None,
+            "accuracy_n": 1,
+            "images_per_sec": None,
+            "train_s": None,
+            "world_size": 2,
+        }
+    )
     assert "91.20 % (n = 1, last" in prices.price(NAME, [alone])
     assert "JPEG) on 2 × NVIDIA H200; commit" in prices.price(NAME, [alone]).replace("\n# ", " ")
     assert prices.price("cifar10_resnet32", [record]) == "# Price: not measured.\n"
@@ -244,10 +282,14 @@ def test_larger_images_of_a_folder_are_another_recipe(record: Record):
 
 def test_every_recipe_has_a_price_or_says_that_it_has_none():
     for path in prices.recipe_paths():
-        assert prices.render(path.read_text(), read(RESULTS), path) == path.read_text(), "run `python -m benchmarks readme`"
+        assert prices.render(path.read_text(), read(RESULTS), path) == path.read_text(), (
+            "run `python -m benchmarks readme`"
+        )
 
 
-def test_the_error_by_depth_of_ours_beside_the_papers(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_by_depth_of_ours_beside_the_papers(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     drawn: dict[str, list[tuple[float, ...]]] = {}
     line = depth._line
 
@@ -270,7 +312,9 @@ def test_the_error_by_depth_of_ours_beside_the_papers(record: Record, tmp_path: 
 
 def test_published_figures_stand_beside_ours(record: Record):
     rows = [row for row in published.table([record]).rows if row[0] == "ResNet-20" and "Table 6" in row[3]]
-    assert [row[4:] for row in rows] == [("91.25 %", NAME, "91.20 ± 0.20 % (3) on CIFAR-10 re-encoded as JPEG")]
+    assert [row[4:] for row in rows] == [
+        ("91.25 %", NAME, "91.20 ± 0.20 % (3) on CIFAR-10 re-encoded as JPEG")
+    ]
     assert "comparable one to one" in published.table([]).title
     assert not any(row[-1] for row in published.table([]).rows)
 
@@ -279,8 +323,16 @@ def test_published_figures_stand_beside_ours(record: Record):
     ("old", "new", "message"),
     [
         ("accuracy: 91.25", "accuracy: 9125", "figures.0.accuracy: Input should be less than 100"),
-        ("    source: He et al. 2015, arXiv:1512.03385, Table 6\n    recipe: cifar10_resnet20\n", "", "figures.0.source: Field required"),
-        ("recipe: cifar10_resnet20", "recipe: cifar10_resnet21", "figures.0.recipe: cifar10_resnet21 is not in configs/"),
+        (
+            "    source: He et al. 2015, arXiv:1512.03385, Table 6\n    recipe: cifar10_resnet20\n",
+            "",
+            "figures.0.source: Field required",
+        ),
+        (
+            "recipe: cifar10_resnet20",
+            "recipe: cifar10_resnet21",
+            "figures.0.recipe: cifar10_resnet21 is not in configs/",
+        ),
     ],
 )
 def test_a_bad_published_figure_is_named(tmp_path: Path, old: str, new: str, message: str):

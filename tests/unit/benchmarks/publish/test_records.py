@@ -61,14 +61,18 @@ EXAMPLES = [
         "end_to_end",
         "dali",
         8.9e4,
-        baseline=Baseline(variant="synthetic", images_per_sec=9e4, ratio=Spread(median=0.99, p10=0.98, p90=1.0, n=5)),
+        baseline=Baseline(
+            variant="synthetic", images_per_sec=9e4, ratio=Spread(median=0.99, p10=0.98, p90=1.0, n=5)
+        ),
     ),
     record("peer", "pytorch-cifar", 1.8e4),
     record("kernel", "augment", 4e7, model=None, loader=None),
     record("ablation", "plain", 8e3, accuracy=0.9, accuracy_std=0.01, accuracy_n=3, epochs=5.0),
     record("ablation", "+ TF32", 2e4, epochs_to_pay=None),
     record("ablation", "+ torch.compile", 1.5e4, compile_s=20.0),
-    record("startup", "cold compile cache", images_per_sec=None, step_ms=None, first_step_s=21.0, first_step_n=1),
+    record(
+        "startup", "cold compile cache", images_per_sec=None, step_ms=None, first_step_s=21.0, first_step_n=1
+    ),
     record("saving", "a checkpoint an epoch", 8.9e4),
     record("scaling", "one process", 1e5, loader="dali"),
     *(
@@ -80,18 +84,35 @@ EXAMPLES = [
             batch_size=512 * size,
             world_size=size,
             baseline=Baseline(
-                variant="one process", images_per_sec=1e5, ratio=Spread(median=speed_up, p10=0.99 * speed_up, p90=speed_up, n=3)
+                variant="one process",
+                images_per_sec=1e5,
+                ratio=Spread(median=speed_up, p10=0.99 * speed_up, p90=speed_up, n=3),
             ),
         )
         for size, speed_up in ((2, 1.96), (8, 7.6))
     ),
     *(
         record(
-            "end_to_end", name, rate, image_size=224, model="resnet50, fused norm", config={"data": {"decoder": "cpu", "num_threads": 14}}
+            "end_to_end",
+            name,
+            rate,
+            image_size=224,
+            model="resnet50, fused norm",
+            config={"data": {"decoder": "cpu", "num_threads": 14}},
         )
         for name, rate in (("synthetic", 8.7e3), ("dali", 8.6e3), ("torchvision", 1.7e3))
     ),
-    record("recipe", "cifar10_resnet18", 8e4, data="CIFAR-10", accuracy=0.95, accuracy_std=0.001, accuracy_n=5, epochs=20.0, train_s=12.1),
+    record(
+        "recipe",
+        "cifar10_resnet18",
+        8e4,
+        data="CIFAR-10",
+        accuracy=0.95,
+        accuracy_std=0.001,
+        accuracy_n=5,
+        epochs=20.0,
+        train_s=12.1,
+    ),
     record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
 ]
 
@@ -101,7 +122,11 @@ def test_the_readme_files_agree_with_the_records():
 
 
 def test_every_table_and_figure_has_its_place():
-    places = {name for path in readme.FILES for name in re.findall(r"<!-- benchmarks:(\w+) -->", path.read_text("utf-8"))}
+    places = {
+        name
+        for path in readme.FILES
+        for name in re.findall(r"<!-- benchmarks:(\w+) -->", path.read_text("utf-8"))
+    }
     assert places == {*MAKERS, *figures.FIGURES, "scaling_model", "published"}
 
 
@@ -126,7 +151,9 @@ def test_records_come_back_as_they_were_and_are_only_added_to(tmp_path: Path):
 
 def test_of_the_same_thing_the_last_record_is_shown():
     rates = [
-        r.images_per_sec.median for r in newest([record(rate=1.0), record(rate=2.0, batch_size=8), record(rate=3.0)]) if r.images_per_sec
+        r.images_per_sec.median
+        for r in newest([record(rate=1.0), record(rate=2.0, batch_size=8), record(rate=3.0)])
+        if r.images_per_sec
     ]
     assert rates == [2.0, 3.0]
 
@@ -175,7 +202,12 @@ def test_a_readme_is_rendered_between_its_markers_and_nowhere_else(tmp_path: Pat
 
 
 def test_a_machine_is_named_once_with_all_commits_of_a_day():
-    measured = [record(), record(commit="a" * 40), record(commit="a" * 40), record(power_limit_w=500.0, dirty=True)]
+    measured = [
+        record(),
+        record(commit="a" * 40),
+        record(commit="a" * 40),
+        record(power_limit_w=500.0, dirty=True),
+    ]
     software = "driver 580.1, CUDA 13.0, torch 2.11.0, DALI 2.4.0, Python 3.12.1"
     assert readme.machines(measured) == (
         f"NVIDIA H200, 700 W, {software}, commits {'f' * 10}, {'a' * 10}, 2026-01-01; "
@@ -195,19 +227,36 @@ def test_a_stale_readme_is_found(tmp_path: Path):
 def test_one_waterfall_has_all_switches():
     """Switches that change the network's description, too: those that replace its parts."""
     described = [
-        record("ablation", name, 1e4, model=f"resnet18{parts}") for name, parts in (("plain", ""), ("+ fused norm", ", fused norm"))
+        record("ablation", name, 1e4, model=f"resnet18{parts}")
+        for name, parts in (("plain", ""), ("+ fused norm", ", fused norm"))
     ]
     other = record("ablation", "plain", 1e3, model="resnet50")
     assert figures._cumulative("nvidia-h200", [other, *described]) == described
 
 
-def test_records_of_other_settings_do_not_hide_or_cross_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    others = [record(rate=1e3, precision="fp32"), record(rate=2e3, world_size=2), record(rate=3e3, dataset="folder"), record(rate=4e3)]
+def test_records_of_other_settings_do_not_hide_or_cross_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    others = [
+        record(rate=1e3, precision="fp32"),
+        record(rate=2e3, world_size=2),
+        record(rate=3e3, dataset="folder"),
+        record(rate=4e3),
+    ]
     rows = MAKERS["loader"](others).rows
-    assert [row[1] for row in rows] == ["cifar10 32×32, float32", "cifar10 32×32", "folder 32×32", "cifar10 32×32"]
+    assert [row[1] for row in rows] == [
+        "cifar10 32×32, float32",
+        "cifar10 32×32",
+        "folder 32×32",
+        "cifar10 32×32",
+    ]
     drawn: list[list[int]] = []
     line = figures._line
-    monkeypatch.setattr(figures, "_line", lambda axes, name, found: (drawn.append([r.batch_size for r in found]), line(axes, name, found)))
+    monkeypatch.setattr(
+        figures,
+        "_line",
+        lambda axes, name, found: (drawn.append([r.batch_size for r in found]), line(axes, name, found)),
+    )
     figures._draw_throughput("nvidia-h200", others, tmp_path / "picture.png")
     assert drawn == [[512]]
 

@@ -30,7 +30,10 @@ def figures(batch_size: int, *step_s: float) -> Figures:
 
 
 def test_speed_up_is_of_the_medians_of_a_round():
-    one = [figures(8, 1.0, 1.0, 9.0), figures(8, 2.0, 2.0, 2.0)]  # the second round meets a machine of half the speed
+    one = [
+        figures(8, 1.0, 1.0, 9.0),
+        figures(8, 2.0, 2.0, 2.0),
+    ]  # the second round meets a machine of half the speed
     two = [figures(16, 1.25, 1.25, 1.25), figures(16, 2.5, 2.5, 0.1)]
     compared = speed_up(two, one)
     assert compared.variant == "one process"
@@ -40,7 +43,10 @@ def test_speed_up_is_of_the_medians_of_a_round():
     assert speed_up([figures(8, 0.5)], [figures(8, 1.0)]).ratio.median == 2  # strong: the batch is the same
 
 
-@pytest.mark.parametrize(("asked", "num_gpus", "message"), [(None, 1, "one GPU"), ([1], 2, "got 1"), ([0, 2], 2, "0,2"), ([4], 2, "are 2")])
+@pytest.mark.parametrize(
+    ("asked", "num_gpus", "message"),
+    [(None, 1, "one GPU"), ([1], 2, "got 1"), ([0, 2], 2, "0,2"), ([4], 2, "are 2")],
+)
 def test_what_cannot_be_compared_is_refused(asked: list[int] | None, num_gpus: int, message: str):
     with pytest.raises(UserError, match=message):
         world_sizes(asked, num_gpus)
@@ -63,16 +69,32 @@ def test_the_table_divides_the_speed_up_by_the_gpus():
 
 @pytest.mark.parametrize(
     ("apart_ms", "measured_ms", "exposed_share", "fixed_ms"),
-    [(10, 9.0, 0.0, 0.0), (10, 10.0, 0.0, 0.0), (10, 10.05, 0.25, 0.0), (10, 10.2, 1.0, 0.0), (10, 11.0, 1.0, 0.8), (10.3, 10.4, 0.5, 0.3)],
+    [
+        (10, 9.0, 0.0, 0.0),
+        (10, 10.0, 0.0, 0.0),
+        (10, 10.05, 0.25, 0.0),
+        (10, 10.2, 1.0, 0.0),
+        (10, 11.0, 1.0, 0.8),
+        (10.3, 10.4, 0.5, 0.3),
+    ],
 )
-def test_the_model_meets_the_point_that_it_is_fitted_to(apart_ms: float, measured_ms: float, exposed_share: float, fixed_ms: float):
+def test_the_model_meets_the_point_that_it_is_fitted_to(
+    apart_ms: float, measured_ms: float, exposed_share: float, fixed_ms: float
+):
     fit = Fit(
-        one_s=10e-3, apart_s=apart_ms / 1e3, measured_s=measured_ms / 1e3, num_gpus=2, num_bytes=45e6, nvlink=225e9
+        one_s=10e-3,
+        apart_s=apart_ms / 1e3,
+        measured_s=measured_ms / 1e3,
+        num_gpus=2,
+        num_bytes=45e6,
+        nvlink=225e9,
     )  # all-reduce on 2: 0.2 ms
     assert fit.exposed_share == pytest.approx(exposed_share, abs=1e-6)
     assert 1e3 * fit.fixed_s == pytest.approx(fixed_ms, abs=1e-6)
     best, worst = fit.step_s(2)
-    assert 1e3 * best == pytest.approx(max(measured_ms, 10.0)) and 1e3 * worst == pytest.approx(max(measured_ms, 10.0))
+    assert 1e3 * best == pytest.approx(max(measured_ms, 10.0)) and 1e3 * worst == pytest.approx(
+        max(measured_ms, 10.0)
+    )
     for fewer, more in ((2, 8), (8, 64)):
         assert fit.step_s(fewer)[0] <= fit.step_s(more)[0] <= fit.step_s(more)[1] + 1e-12
 
@@ -83,7 +105,11 @@ def test_the_model_s_table_stands_beside_what_was_measured():
     assert (on_8["GPUs"], on_8["measured"], on_8["fitted on"]) == ("8", "95.0 %", "2 GPUs")
     assert (on_64["GPUs"], on_64["measured"]) == ("64", "")
     # 512 images at 100,000 a second are 5.12 ms, of which two GPUs make 5.22: half of the all-reduce's 0.20 ms is exposed
-    assert on_8["exposed share"] == "52.6 %" and on_8["step ms"] == "5.30–5.37" and on_8["efficiency"] == "95.3–96.6 %"
+    assert (
+        on_8["exposed share"] == "52.6 %"
+        and on_8["step ms"] == "5.30–5.37"
+        and on_8["efficiency"] == "95.3–96.6 %"
+    )
     marker = "<!-- benchmarks:scaling_model -->\n<!-- /benchmarks:scaling_model -->\n"
     assert to_markdown(table) in readme.render(marker, EXAMPLES, readme.FILES[1])
     elsewhere: list[Record] = [record.model_copy(update={"gpu": None}) for record in SCALING]

@@ -42,7 +42,9 @@ def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, st
 def test_the_plan_is_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     plan = plan_of(capsys, str(RECIPE), f"log.dir={tmp_path}/runs", "data.holdout=8")
     real = Plan.of(tiny_config(), 4)
-    assert plan["data"] == "synthetic: 32 training images, 8 held out, 8 test images, 4 classes (needs no files)"
+    assert (
+        plan["data"] == "synthetic: 32 training images, 8 held out, 8 test images, 4 classes (needs no files)"
+    )
     assert plan["steps"] == "12 of 8 images, 4 an epoch: 3 epochs"
     rates = [f"{share} % {real.lr_at(share * real.total_steps // 100):.4g}" for share in (0, 25, 50, 75, 100)]
     assert plan["learning rate"] == ", ".join(rates) and rates[-1] == "100 % 0"
@@ -61,9 +63,21 @@ def test_half_precision_without_a_gpu_is_warned_of(capsys: pytest.CaptureFixture
 
 
 def test_milestones_that_a_shorter_run_does_not_come_to(capsys: pytest.CaptureFixture[str]):
-    assert train.main([str(ROOT / "configs/cifar10_resnet20.yaml"), "duration=100ep", "precision.mode=bf16", "--dry-run"]) == 0
+    assert (
+        train.main(
+            [
+                str(ROOT / "configs/cifar10_resnet20.yaml"),
+                "duration=100ep",
+                "precision.mode=bf16",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     (warning,) = (line for line in capsys.readouterr().out.splitlines() if "warning" in line)
-    assert warning.startswith("               warning: schedule.milestones: 120ep is not before the end of the run, 100ep: ")
+    assert warning.startswith(
+        "               warning: schedule.milestones: 120ep is not before the end of the run, 100ep: "
+    )
 
 
 def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -75,19 +89,37 @@ def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     assert plan["processes"] == "2, on NVIDIA H200, 2 visible"
     assert plan["compile"] == "reduce-overhead by inductor, the step captured in a CUDA graph"
     total, weights, activations, images = map(int, re.findall(r"(\d+) ", plan["memory"].replace(",", ""))[:4])
-    assert weights == round(11_173_962 * 4 * 7.5 / 2**20)  # weights, gradients, momentum, average, half precision; a checkpoint
+    assert weights == round(
+        11_173_962 * 4 * 7.5 / 2**20
+    )  # weights, gradients, momentum, average, half precision; a checkpoint
     assert images == round(60_000 * 3072 / 2**20)
-    assert activations == pytest.approx(1157 / 2, rel=0.01) and total == pytest.approx(weights + activations + images, abs=20)
+    assert activations == pytest.approx(1157 / 2, rel=0.01) and total == pytest.approx(
+        weights + activations + images, abs=20
+    )
     assert plan["memory"].endswith("; the machine has 143,771")
-    plan_of(capsys, CIFAR, f"data.root={tmp_path}", "data.batch_size=262144", "data.dataset=synthetic", "data.num_samples=300000")
+    plan_of(
+        capsys,
+        CIFAR,
+        f"data.root={tmp_path}",
+        "data.batch_size=262144",
+        "data.dataset=synthetic",
+        "data.num_samples=300000",
+    )
     assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=513"]) == 2
     monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "3")
-    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=510", "data.eval_batch_size=999"]) == 2
+    assert (
+        train.main(
+            [CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=510", "data.eval_batch_size=999"]
+        )
+        == 2
+    )
     assert "more processes than the 2 visible GPUs" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_gpu_that_is_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """On the machine that jobs are submitted from."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     plan = plan_of(capsys, CIFAR, f"data.root={tmp_path}", "runtime.device=gpu", "data.loader=fused")
@@ -96,13 +128,23 @@ def test_a_gpu_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "data.loader: fused runs on a GPU only" in capsys.readouterr().err
 
 
-def test_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_batch_that_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(dry_run, "output_of", lambda *_: "Some GPU, 8192")
-    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=8192", "optimizer.lr=0.4"]) == 0
+    assert (
+        train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=8192", "optimizer.lr=0.4"])
+        == 0
+    )
     (warning,) = (line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line)
-    assert warning.startswith("warning: that is too much; by estimate about 3200 images fit into the 8,192 MiB that there are; ")
-    assert "use optimizer.accumulate=4 (the same batch in smaller parts), or data.batch_size=3200 with optimizer.lr=0.156" in warning
+    assert warning.startswith(
+        "warning: that is too much; by estimate about 3200 images fit into the 8,192 MiB that there are; "
+    )
+    assert (
+        "use optimizer.accumulate=4 (the same batch in smaller parts), or data.batch_size=3200 with optimizer.lr=0.156"
+        in warning
+    )
 
 
 def test_a_folder_is_listed_and_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -114,7 +156,10 @@ def test_a_folder_is_listed_and_not_read(tmp_path: Path, capsys: pytest.CaptureF
     keys = ["data.dataset=folder", f"data.root={tmp_path}", f"log.dir={tmp_path}/runs"]
     before = files_in(tmp_path)
     data = plan_of(capsys, str(RECIPE), *keys)["data"]
-    assert data == f"folder: 10 training images, 4 test images, 2 classes (as listed in {tmp_path}, no image opened)"
+    assert (
+        data
+        == f"folder: 10 training images, 4 test images, 2 classes (as listed in {tmp_path}, no image opened)"
+    )
     assert files_in(tmp_path) == before
     assert train.main([str(RECIPE), "--dry-run", *keys, "data.batch_size=16"]) == 2
     assert "data.batch_size: 16 is more than the 10 training images" in capsys.readouterr().err
@@ -122,30 +167,45 @@ def test_a_folder_is_listed_and_not_read(tmp_path: Path, capsys: pytest.CaptureF
     assert "data.root: there is no folder /nowhere" in capsys.readouterr().err
 
 
-def test_images_of_a_size_that_a_shorter_run_does_not_come_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_images_of_a_size_that_a_shorter_run_does_not_come_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     for split in ("train", "val"):
         for name in "ab":
             (tmp_path / split / name).mkdir(parents=True)
             (tmp_path / split / name / "0.jpg").write_bytes(b"not opened")
-    keys = ["data.dataset=folder", f"data.root={tmp_path}", "data.image_size=64", "augment.progressive=[[0ep, 32], [12ep, 64]]"]
+    keys = [
+        "data.dataset=folder",
+        f"data.root={tmp_path}",
+        "data.image_size=64",
+        "augment.progressive=[[0ep, 32], [12ep, 64]]",
+    ]
     assert train.main([str(RECIPE), "--dry-run", *keys, "data.batch_size=2", "duration=8ep"]) == 2
-    assert "augment.progressive: 12ep (step 12) is not before the end of the run, 8ep" in capsys.readouterr().err
+    assert (
+        "augment.progressive: 12ep (step 12) is not before the end of the run, 8ep" in capsys.readouterr().err
+    )
 
 
-def test_weights_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_weights_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.undo()
     assert train.main([str(RECIPE), "--dry-run", f"model.weights={tmp_path}/none.pth"]) == 2
     assert f"model.weights: {tmp_path}/none.pth" in capsys.readouterr().err
 
 
-def test_a_run_that_would_be_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_that_would_be_continued(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     code = train.main([str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false"])
     assert code == 0
     (run,) = (path for path in tmp_path.iterdir() if path.name != "latest")
     (run / "result.json").unlink()
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    plan = plan_of(capsys, str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false", "resume=auto")
+    plan = plan_of(
+        capsys, str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false", "resume=auto"
+    )
     assert plan["run folder"] == f"{run}, continued from step-00000004"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -153,7 +213,9 @@ def test_a_run_that_would_be_continued(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_the_command(tmp_path: Path):
     environment = {**sandbox(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-W", "error", "-m", "pipeline", "train", CIFAR, "seed=1", "--dry-run"]
-    done = subprocess.run(command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("data           cifar10: 50,000 training images")
     assert files_in(tmp_path) == set()  # importing torch makes the cache folder, empty

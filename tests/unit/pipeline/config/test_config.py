@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import AugmentConfig, Config, config_hash, dump_config, leaf_fields, load_config, reference_table
+from pipeline.config import (
+    AugmentConfig,
+    Config,
+    config_hash,
+    dump_config,
+    leaf_fields,
+    load_config,
+    reference_table,
+)
 from pipeline.errors import UserError
 from tests.tiny import RECIPE, ROOT
 
@@ -21,7 +29,10 @@ RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def read(text: str) -> Config:
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # messages name `recipe.yaml` alone
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+    ):  # messages name `recipe.yaml` alone
         Path("recipe.yaml").write_text(text, encoding="utf-8")
         return load_config("recipe.yaml")
 
@@ -50,7 +61,10 @@ def test_recipes_are_shipped():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_names_its_command(path: Path):
-    assert f"./launch.sh{'' if path.stem == 'quickstart' else f' {path.relative_to(ROOT)}'}\n" in path.read_text()
+    assert (
+        f"./launch.sh{'' if path.stem == 'quickstart' else f' {path.relative_to(ROOT)}'}\n"
+        in path.read_text()
+    )
 
 
 def test_the_recipes_of_the_paper_differ_in_the_network_alone():
@@ -59,8 +73,17 @@ def test_the_recipes_of_the_paper_differ_in_the_network_alone():
     recipes = {name: load_config(ROOT / f"configs/cifar10_{name}.yaml") for name in names}
     first = recipes["resnet20"]
     assert (first.duration, first.data.batch_size, first.model.shortcut) == ("160ep", 128, "A")
-    assert (first.schedule.name, first.schedule.milestones, first.schedule.gamma) == ("step", ("80ep", "120ep"), 0.1)
-    assert (first.optimizer.name, first.optimizer.lr, first.optimizer.momentum, first.optimizer.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
+    assert (first.schedule.name, first.schedule.milestones, first.schedule.gamma) == (
+        "step",
+        ("80ep", "120ep"),
+        0.1,
+    )
+    assert (
+        first.optimizer.name,
+        first.optimizer.lr,
+        first.optimizer.momentum,
+        first.optimizer.weight_decay,
+    ) == ("sgd", 0.1, 0.9, 1e-4)
     assert first.augment == AugmentConfig(crop_padding=4, flip=True)
     for name, config in recipes.items():
         assert config.model.name == name and config.model_copy(update={"model": first.model}) == first
@@ -70,7 +93,11 @@ def test_the_recipe_of_twenty_epochs_is_what_it_says():
     config = load_config(ROOT / "configs/cifar10_resnet18.yaml")
     assert (config.model.name, config.duration, config.data.batch_size) == ("resnet18", "20ep", 512)
     assert config.augment == AugmentConfig(crop_padding=4, flip=True, cutout=16)
-    assert (config.schedule.name, config.loss.label_smoothing, config.precision.mode) == ("one_cycle", 0.1, "fp16")
+    assert (config.schedule.name, config.loss.label_smoothing, config.precision.mode) == (
+        "one_cycle",
+        0.1,
+        "fp16",
+    )
 
 
 def test_command_line_over_recipe_over_defaults(tmp_path: Path):
@@ -78,7 +105,11 @@ def test_command_line_over_recipe_over_defaults(tmp_path: Path):
     recipe.write_text("optimizer:\n  lr: 0.3\n  momentum: 0.8\n")
     config = load_config(recipe, ["optimizer.lr=0.7", "loss.label_smoothing=0.2"])
     assert (config.optimizer.lr, config.optimizer.momentum, config.optimizer.nesterov) == (0.7, 0.8, True)
-    assert (config.loss.label_smoothing, load_config(recipe).loss.label_smoothing, Config().loss.label_smoothing) == (0.2, 0, 0)
+    assert (
+        config.loss.label_smoothing,
+        load_config(recipe).loss.label_smoothing,
+        Config().loss.label_smoothing,
+    ) == (0.2, 0, 0)
     assert config.augment == Config().augment
 
 
@@ -88,12 +119,22 @@ def test_an_empty_recipe_is_all_defaults():
 
 @pytest.mark.parametrize("text", ["3e-4", "3E-4", "+3e-4", "0.3e-3", ".0003", "3.e-4"])
 def test_numbers_with_an_exponent_are_floats(text: str):
-    assert read(f"optimizer:\n  lr: {text}\n").optimizer.lr == load_config(overrides=[f"optimizer.lr={text}"]).optimizer.lr == 3e-4
+    assert (
+        read(f"optimizer:\n  lr: {text}\n").optimizer.lr
+        == load_config(overrides=[f"optimizer.lr={text}"]).optimizer.lr
+        == 3e-4
+    )
 
 
 def test_a_whole_number_stands_for_a_float_and_no_other_type_for_another():
     assert read("optimizer:\n  lr: 1\n").optimizer.lr == 1.0
-    for bad in ("model:\n  zero_init_residual: 1", "optimizer:\n  lr: '0.1'", "seed: 1.0", "seed: true", "log:\n  dir: 5"):
+    for bad in (
+        "model:\n  zero_init_residual: 1",
+        "optimizer:\n  lr: '0.1'",
+        "seed: 1.0",
+        "seed: true",
+        "log:\n  dir: 5",
+    ):
         assert "got " in message(bad)
 
 
@@ -105,7 +146,12 @@ def test_words_of_yaml_1_1_are_words():
 
 
 def test_lists_and_null_and_fractions_on_the_command_line():
-    overrides = ["schedule.name=step", "schedule.milestones=[80ep, 120ep]", "optimizer.clip_norm=null", "data.holdout=0.1"]
+    overrides = [
+        "schedule.name=step",
+        "schedule.milestones=[80ep, 120ep]",
+        "optimizer.clip_norm=null",
+        "data.holdout=0.1",
+    ]
     config = load_config(overrides=overrides)
     assert config.schedule.milestones == ("80ep", "120ep")
     assert config.optimizer.clip_norm is None
@@ -113,7 +159,10 @@ def test_lists_and_null_and_fractions_on_the_command_line():
     assert type(load_config(overrides=["data.holdout=500"]).data.holdout) is int
 
 
-@pytest.mark.parametrize("value", ["it's", "a=b", "two words", "ünïcode", "~/data", "C#", "*", "a, b", "/mnt/x: y", "[1", "- x", "50%"])
+@pytest.mark.parametrize(
+    "value",
+    ["it's", "a=b", "two words", "ünïcode", "~/data", "C#", "*", "a, b", "/mnt/x: y", "[1", "- x", "50%"],
+)
 def test_an_override_takes_any_text_for_a_text_key(value: str):
     assert load_config(overrides=[f"data.root={value}"]).data.root == value
 
@@ -145,7 +194,24 @@ def test_dump_and_load_give_an_equal_config(text: str, lr: float, seed: int):
 
 
 @pytest.mark.parametrize(
-    "word", ["3e-4", "1e5", "0123", "yes", "null", "~", "2026-11-22", "1:30", "0x1f", "1_000", "true", ".inf", "a: b", "a\x85b", "a\u2028"]
+    "word",
+    [
+        "3e-4",
+        "1e5",
+        "0123",
+        "yes",
+        "null",
+        "~",
+        "2026-11-22",
+        "1:30",
+        "0x1f",
+        "1_000",
+        "true",
+        ".inf",
+        "a: b",
+        "a\x85b",
+        "a\u2028",
+    ],
 )
 def test_a_word_that_looks_like_something_else_stays_a_word(word: str):
     config = Config.model_validate({"data": {"root": word}})
@@ -154,7 +220,12 @@ def test_a_word_that_looks_like_something_else_stays_a_word(word: str):
 
 def test_hash_is_of_what_is_computed():
     assert config_hash(read("seed: 1")) != config_hash(Config())
-    for same in ("resume: auto", "log:\n  dir: elsewhere", "log:\n  explain: false", "runtime:\n  hang_timeout_s: 60.0"):
+    for same in (
+        "resume: auto",
+        "log:\n  dir: elsewhere",
+        "log:\n  explain: false",
+        "runtime:\n  hang_timeout_s: 60.0",
+    ):
         assert config_hash(read(same)) == config_hash(Config())
     assert re.fullmatch(r"[0-9a-f]{12}", config_hash(Config()))
 
@@ -165,7 +236,12 @@ def test_hash_is_of_what_is_computed():
 @pytest.mark.parametrize(
     ("text", "line", "key", "near"),
     [
-        ("seed: 1\n\noptimizer:\n  lr: 0.1\n  momentun: 0.9\n", 5, "optimizer.momentun", "optimizer.momentum"),
+        (
+            "seed: 1\n\noptimizer:\n  lr: 0.1\n  momentun: 0.9\n",
+            5,
+            "optimizer.momentun",
+            "optimizer.momentum",
+        ),
         ("optimiser:\n  lr: 0.1\n", 1, "optimiser", "optimizer"),
         ("sed: 1\n", 1, "sed", "seed"),
         ("lr: 0.1\n", 1, "lr", "optimizer.lr"),
@@ -173,21 +249,32 @@ def test_hash_is_of_what_is_computed():
     ],
 )
 def test_unknown_key_has_file_line_and_suggestion(tmp_path: Path, text: str, line: int, key: str, near: str):
-    assert message(text, folder=tmp_path) == f"{tmp_path}/recipe.yaml:{line}: unknown key {key}; did you mean {near}?"
+    assert (
+        message(text, folder=tmp_path)
+        == f"{tmp_path}/recipe.yaml:{line}: unknown key {key}; did you mean {near}?"
+    )
 
 
 def test_unknown_key_that_is_like_no_other():
-    assert message("xyzzy: 1\n") == "recipe.yaml:1: unknown key xyzzy; `python -m pipeline config-reference` lists the keys"
+    assert (
+        message("xyzzy: 1\n")
+        == "recipe.yaml:1: unknown key xyzzy; `python -m pipeline config-reference` lists the keys"
+    )
 
 
 def test_unknown_key_on_the_command_line(tmp_path: Path):
-    assert message("", "model.nam=resnet20", folder=tmp_path) == "command line: unknown key model.nam; did you mean model.name?"
+    assert (
+        message("", "model.nam=resnet20", folder=tmp_path)
+        == "command line: unknown key model.nam; did you mean model.name?"
+    )
 
 
 def test_duplicate_key():
     expected = "recipe.yaml:4: duplicate key optimizer.lr, first at recipe.yaml:2; keep one of the two"
     assert message("optimizer:\n  lr: 0.1\n  momentum: 0.9\n  lr: 0.2\n") == expected
-    assert "recipe.yaml:3: duplicate key data, first at recipe.yaml:1" in message("data:\n  loader: dali\ndata:\n  root: x\n")
+    assert "recipe.yaml:3: duplicate key data, first at recipe.yaml:1" in message(
+        "data:\n  loader: dali\ndata:\n  root: x\n"
+    )
     with pytest.raises(UserError, match=r"command line: duplicate key seed"):
         load_config(overrides=["seed=1", "seed=2"])
 
@@ -195,9 +282,18 @@ def test_duplicate_key():
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("data:\n  batch_size: many\n", ["recipe.yaml:2: data.batch_size: ", "got 'many'", "Images per optimizer step"]),
-        ("data:\n  batch_size: 0\n", ["recipe.yaml:2: data.batch_size: ", "greater than or equal to 1", "got 0"]),
-        ("model:\n  name: resnet21\n", ["recipe.yaml:2: model.name: ", "'resnet21'; did you mean resnet", "torchvision/NAME"]),
+        (
+            "data:\n  batch_size: many\n",
+            ["recipe.yaml:2: data.batch_size: ", "got 'many'", "Images per optimizer step"],
+        ),
+        (
+            "data:\n  batch_size: 0\n",
+            ["recipe.yaml:2: data.batch_size: ", "greater than or equal to 1", "got 0"],
+        ),
+        (
+            "model:\n  name: resnet21\n",
+            ["recipe.yaml:2: model.name: ", "'resnet21'; did you mean resnet", "torchvision/NAME"],
+        ),
         ("model:\n  name: torchvision/\n", ["recipe.yaml:2: model.name: ", "'torchvision/'"]),
         ("duration: 20 epochs\n", ["recipe.yaml:1: duration: ", "write epochs as 20ep"]),
         ("duration: 50%\n", ["recipe.yaml:1: duration: ", "share of itself"]),
@@ -206,10 +302,19 @@ def test_duplicate_key():
         ("optimizer:\n  lr: .nan\n", ["recipe.yaml:2: optimizer.lr: ", "finite"]),
         ("optimizer:\n  lr:\n", ["recipe.yaml:2: optimizer.lr: ", "got None"]),
         ("optimizer: 0.1\n", ["recipe.yaml:1: optimizer: ", "got 0.1"]),
-        ("schedule:\n  name: step\n  milestones: [1ep, soon]\n", ["recipe.yaml:3: schedule.milestones: ", "'soon' is not a duration"]),
+        (
+            "schedule:\n  name: step\n  milestones: [1ep, soon]\n",
+            ["recipe.yaml:3: schedule.milestones: ", "'soon' is not a duration"],
+        ),
         ("duration: 20\n", ["recipe.yaml:1: duration: ", "'20' is not a duration: write epochs as 20ep"]),
-        ("schedule:\n  name: step\n  milestones: [80]\n", ["recipe.yaml:3: schedule.milestones: ", "'80' is not a duration"]),
-        ("schedule:\n  warmup: 0.1\n", ["recipe.yaml:2: schedule.warmup: ", "'0.1' is not a duration", "a share of the run as 10%"]),
+        (
+            "schedule:\n  name: step\n  milestones: [80]\n",
+            ["recipe.yaml:3: schedule.milestones: ", "'80' is not a duration"],
+        ),
+        (
+            "schedule:\n  warmup: 0.1\n",
+            ["recipe.yaml:2: schedule.warmup: ", "'0.1' is not a duration", "a share of the run as 10%"],
+        ),
         ("data:\n  resident_limit: 8\n", ["recipe.yaml:2: data.resident_limit: ", "'8' is not a size"]),
     ],
 )
@@ -245,32 +350,102 @@ def test_a_union_is_told_once():
             "schedule.name=step, or remove the key (schedule.milestones=[] over",
         ),
         ("augment:\n  mix_alpha: 0.5\n", 2, ["augment.mix_alpha"], "set augment.mix"),
-        ("optimizer:\n  sgd_lr_ratio: 2.0\n", 2, ["optimizer.sgd_lr_ratio", "optimizer.name: muon"], "remove the key"),
+        (
+            "optimizer:\n  sgd_lr_ratio: 2.0\n",
+            2,
+            ["optimizer.sgd_lr_ratio", "optimizer.name: muon"],
+            "remove the key",
+        ),
         (
             "optimizer:\n  name: muon\n  betas: [0.8, 0.9]\n",
             3,
             ["optimizer.betas", "optimizer.name: adamw"],
             "optimizer.betas=[0.9, 0.999] over a recipe",
         ),
-        ("optimizer:\n  momentum: 0\n", 1, ["optimizer.nesterov", "optimizer.momentum"], "optimizer.nesterov=false"),
-        ("runtime:\n  device: cpu\ncompile:\n  mode: reduce-overhead\n", 4, ["compile.mode", "runtime.device"], "compile.mode=default"),
-        ("compile:\n  mode: max-autotune\n  backend: aot_eager\n", 2, ["compile.mode", "compile.backend"], "inductor"),
+        (
+            "optimizer:\n  momentum: 0\n",
+            1,
+            ["optimizer.nesterov", "optimizer.momentum"],
+            "optimizer.nesterov=false",
+        ),
+        (
+            "runtime:\n  device: cpu\ncompile:\n  mode: reduce-overhead\n",
+            4,
+            ["compile.mode", "runtime.device"],
+            "compile.mode=default",
+        ),
+        (
+            "compile:\n  mode: max-autotune\n  backend: aot_eager\n",
+            2,
+            ["compile.mode", "compile.backend"],
+            "inductor",
+        ),
         ("model:\n  name: plain20\n  shortcut: A\n", 3, ["model.shortcut"], "model.name=resnet20"),
-        ("model:\n  name: plain20\n  preactivation: true\n", 3, ["model.preactivation"], "model.name=resnet20"),
-        ("optimizer:\n  name: adamw\n  nesterov: false\n", 3, ["optimizer.nesterov", "optimizer.name: adamw"], "nesterov=true over"),
-        ("schedule:\n  warmup: 0ep\n  start_fraction: 0.5\n", 3, ["schedule.start_fraction"], "set schedule.warmup"),
+        (
+            "model:\n  name: plain20\n  preactivation: true\n",
+            3,
+            ["model.preactivation"],
+            "model.name=resnet20",
+        ),
+        (
+            "optimizer:\n  name: adamw\n  nesterov: false\n",
+            3,
+            ["optimizer.nesterov", "optimizer.name: adamw"],
+            "nesterov=true over",
+        ),
+        (
+            "schedule:\n  warmup: 0ep\n  start_fraction: 0.5\n",
+            3,
+            ["schedule.start_fraction"],
+            "set schedule.warmup",
+        ),
         ("schedule:\n  gamma: 0.2\n", 2, ["schedule.gamma", "schedule.name: step"], "schedule.name=step"),
-        ("schedule:\n  name: step\n  milestones: [1ep]\n  final_fraction: 0.1\n", 4, ["schedule.final_fraction"], "schedule.gamma"),
-        ("precision:\n  mode: bf16\n  growth_interval: 5\n", 3, ["precision.growth_interval"], "precision.mode=fp16"),
-        ("augment:\n  randaugment_magnitude: 5\n", 2, ["augment.randaugment_magnitude"], "set augment.randaugment"),
+        (
+            "schedule:\n  name: step\n  milestones: [1ep]\n  final_fraction: 0.1\n",
+            4,
+            ["schedule.final_fraction"],
+            "schedule.gamma",
+        ),
+        (
+            "precision:\n  mode: bf16\n  growth_interval: 5\n",
+            3,
+            ["precision.growth_interval"],
+            "precision.mode=fp16",
+        ),
+        (
+            "augment:\n  randaugment_magnitude: 5\n",
+            2,
+            ["augment.randaugment_magnitude"],
+            "set augment.randaugment",
+        ),
         ("augment:\n  cutout_mode: inside\n", 2, ["augment.cutout_mode"], "set augment.cutout"),
         ("data:\n  image_size: 48\n", 2, ["data.image_size", "cifar10"], "data.dataset=folder"),
         ("data:\n  on_bad_image: skip\n", 2, ["data.on_bad_image", "cifar10"], "data.dataset=folder"),
         ("data:\n  eval_crop: 1.0\n", 2, ["data.eval_crop", "cifar10"], "data.dataset=folder"),
-        ("data:\n  dataset: digits\naugment:\n  progressive: [[0st, 32]]\n", 4, ["augment.progressive"], "progressive=[] over"),
-        ("model:\n  name: davidnet\n  zero_init_residual: false\n", 3, ["model.zero_init_residual"], "zero_init_residual=true"),
-        ("model:\n  name: timm/x\n  zero_init_residual: false\n", 3, ["model.zero_init_residual"], "zero_init_residual=true"),
-        ("model:\n  name: davidnet\n  stem: cifar\n", 3, ["model.stem"], "remove it (model.stem=auto over a recipe)"),
+        (
+            "data:\n  dataset: digits\naugment:\n  progressive: [[0st, 32]]\n",
+            4,
+            ["augment.progressive"],
+            "progressive=[] over",
+        ),
+        (
+            "model:\n  name: davidnet\n  zero_init_residual: false\n",
+            3,
+            ["model.zero_init_residual"],
+            "zero_init_residual=true",
+        ),
+        (
+            "model:\n  name: timm/x\n  zero_init_residual: false\n",
+            3,
+            ["model.zero_init_residual"],
+            "zero_init_residual=true",
+        ),
+        (
+            "model:\n  name: davidnet\n  stem: cifar\n",
+            3,
+            ["model.stem"],
+            "remove it (model.stem=auto over a recipe)",
+        ),
         (
             "model:\n  name: davidnet\n  shortcut: A\n  zero_init_residual: false\n",
             3,
@@ -281,7 +456,12 @@ def test_a_union_is_told_once():
         ("model:\n  name: resnet50\n  groups: 48\n", 3, ["model.groups"], "power of 2"),
         ("model:\n  name: torchvision/resnet18\n  width: 2\n", 3, ["model.width"], "remove it"),
         ("model:\n  name: timm/resnet18\n  fused_norm: true\n", 3, ["model.fused_norm"], "remove it"),
-        ("data:\n  dataset: synthetic\n  num_samples: 8\n", 3, ["data.num_samples", "data.batch_size"], "data.batch_size=8"),
+        (
+            "data:\n  dataset: synthetic\n  num_samples: 8\n",
+            3,
+            ["data.num_samples", "data.batch_size"],
+            "data.batch_size=8",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other(text: str, origin: int, keys: list[str], remedy: str):
@@ -312,24 +492,33 @@ def test_what_is_no_recipe(text: str, told: str):
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
-    for name, content, told in (("binary.yaml", b"\xff\xfe\x00", "cannot be read"), ("long.yaml", b"#" * (2**20 + 1), "larger than")):
+    for name, content, told in (
+        ("binary.yaml", b"\xff\xfe\x00", "cannot be read"),
+        ("long.yaml", b"#" * (2**20 + 1), "larger than"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}: {told}"):
             load_config(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         load_config(tmp_path)
-    with pytest.raises(UserError, match=r"nowhere.yaml: no such recipe. Shipped: .*configs/cifar10_resnet18.yaml"):
+    with pytest.raises(
+        UserError, match=r"nowhere.yaml: no such recipe. Shipped: .*configs/cifar10_resnet18.yaml"
+    ):
         load_config("nowhere.yaml")
 
 
-@pytest.mark.parametrize("override", ["seed", "=1", "a..b=1", "data.=1", ".seed=1", "seed 1", "--seed=1", "data/root=x"])
+@pytest.mark.parametrize(
+    "override", ["seed", "=1", "a..b=1", "data.=1", ".seed=1", "seed 1", "--seed=1", "data/root=x"]
+)
 def test_what_is_no_override(override: str):
     with pytest.raises(UserError, match=re.escape(f"{override!r}: expected KEY=VALUE")):
         load_config(overrides=[override])
 
 
 def test_an_override_hides_no_mistake_of_the_recipe(tmp_path: Path):
-    assert message("optimizer: 0.1\n", "optimizer.momentum=0.8", folder=tmp_path).startswith(f"{tmp_path}/recipe.yaml:1: optimizer: ")
+    assert message("optimizer: 0.1\n", "optimizer.momentum=0.8", folder=tmp_path).startswith(
+        f"{tmp_path}/recipe.yaml:1: optimizer: "
+    )
 
 
 # --- documentation and independence ---------------------------------------------------------------------------------------------
@@ -358,5 +547,7 @@ from pipeline.config import load_config, reference_table
 load_config({str(RECIPE)!r}), reference_table()
 print(sorted({{name.partition('.')[0] for name in sys.modules}} & {{'torch', 'numpy', 'accelerate', 'nvidia'}}))
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -64,7 +64,12 @@ def put(values: dict[str, Any], key: str, value: object) -> None:
 
 
 def limits(of: FieldInfo) -> dict[str, float]:
-    return {name: getattr(rule, name) for rule in of.metadata for name in ("ge", "gt", "le", "lt", "max_length") if hasattr(rule, name)}
+    return {
+        name: getattr(rule, name)
+        for rule in of.metadata
+        for name in ("ge", "gt", "le", "lt", "max_length")
+        if hasattr(rule, name)
+    }
 
 
 def wrong_types(of: FieldInfo) -> list[object]:
@@ -95,8 +100,12 @@ def out_of_range(of: FieldInfo) -> list[object]:
             continue
         outside = {"ge": limit - 1, "gt": limit, "le": limit + 1, "lt": limit}[name]
         # past 2**53 a float knows no neighbours
-        found += [int(limit) + (-1 if name == "ge" else 1 if name == "le" else 0) if whole else float(outside)]
-        found += [(-(10**30) if name[0] == "g" else 10**30) if whole else (-1e300 if name[0] == "g" else 1e300)]
+        found += [
+            int(limit) + (-1 if name == "ge" else 1 if name == "le" else 0) if whole else float(outside)
+        ]
+        found += [
+            (-(10**30) if name[0] == "g" else 10**30) if whole else (-1e300 if name[0] == "g" else 1e300)
+        ]
     if of.annotation in (float, int) or "float" in str(of.annotation):
         found += [float("nan"), float("inf"), -float("inf")]
     if "AfterValidator" in str(of.metadata) or "_check" in str(of.metadata):
@@ -105,7 +114,11 @@ def out_of_range(of: FieldInfo) -> list[object]:
 
 
 def empty(of: FieldInfo) -> list[object]:
-    return [*([] if "None" in str(of.annotation) else [None]), *([""] if of.annotation is not bool else []), {}]
+    return [
+        *([] if "None" in str(of.annotation) else [None]),
+        *([""] if of.annotation is not bool else []),
+        {},
+    ]
 
 
 def huge(of: FieldInfo) -> list[object]:
@@ -136,8 +149,19 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("model.width", {"model": {"name": "torchvision/resnet18", "width": 2}}),
     ("model.fused_norm", {"model.fused_norm": True, "runtime.channels_last": False}),
     ("compile.mode", {"runtime.device": "cpu", "compile.mode": "max-autotune"}),
-    ("compile.mode", {"compile.mode": "max-autotune", "compile.backend": "aot_eager", "runtime.device": "auto"}),
-    ("data.num_samples", {"data.dataset": "synthetic", "data.num_samples": 8, "data.batch_size": 16, "data.loader": "reference"}),
+    (
+        "compile.mode",
+        {"compile.mode": "max-autotune", "compile.backend": "aot_eager", "runtime.device": "auto"},
+    ),
+    (
+        "data.num_samples",
+        {
+            "data.dataset": "synthetic",
+            "data.num_samples": 8,
+            "data.batch_size": 16,
+            "data.loader": "reference",
+        },
+    ),
 ]
 
 
@@ -145,7 +169,11 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
 def spoilt_recipes(draw: st.DrawFn) -> Spoilt:
     """One of the shipped recipes with one mistake."""
     values = deepcopy(draw(st.sampled_from(RECIPES)))
-    kind = draw(st.sampled_from(["unknown", "near", "type", "range", "empty", "huge", "duplicate", "contradiction", "section"]))
+    kind = draw(
+        st.sampled_from(
+            ["unknown", "near", "type", "range", "empty", "huge", "duplicate", "contradiction", "section"]
+        )
+    )
     key = draw(st.sampled_from(sorted(FIELDS)))
     if kind == "contradiction":
         key, together = draw(st.sampled_from(CONTRADICTIONS))
@@ -165,17 +193,27 @@ def spoilt_recipes(draw: st.DrawFn) -> Spoilt:
         if kind == "near":
             section, _, name = key.rpartition(".")
             at = draw(st.integers(0, len(name) - 1))
-            edits = [name[:at] + name[at + 1 :], name[:at] + name[at] + name[at:], name[: at + 1] + "x" + name[at + 1 :], name.upper()]
+            edits = [
+                name[:at] + name[at + 1 :],
+                name[:at] + name[at] + name[at:],
+                name[: at + 1] + "x" + name[at + 1 :],
+                name.upper(),
+            ]
             name = draw(st.sampled_from(edits))
         else:
             section = draw(st.sampled_from(["", *SECTIONS]))
-            name = draw(st.from_regex(r"[A-Za-z_][\w-]{0,20}", fullmatch=True) | st.text(min_size=1, max_size=30).filter(str.isprintable))
+            name = draw(
+                st.from_regex(r"[A-Za-z_][\w-]{0,20}", fullmatch=True)
+                | st.text(min_size=1, max_size=30).filter(str.isprintable)
+            )
         key = f"{section}.{name}" if section else name
         if not name or key in FIELDS or key in SECTIONS:
             section, name, key = "", "no_such_key", "no_such_key"
         value: object = 1
     else:
-        choices = {"type": wrong_types, "range": out_of_range, "empty": empty, "huge": huge}[kind](FIELDS[key])
+        choices = {"type": wrong_types, "range": out_of_range, "empty": empty, "huge": huge}[kind](
+            FIELDS[key]
+        )
         if not choices:
             kind, choices = "type", wrong_types(FIELDS[key])
         value = draw(st.sampled_from(choices))
@@ -247,9 +285,24 @@ def test_ten_of_them_through_the_command(tmp_path: Path):
     for name in ("torch", "torchvision", "accelerate", "nvidia"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-W", "error", "-m", "pipeline.train", str(Path(RECIPE).relative_to(ROOT)), f"log.dir={tmp_path}/runs"]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "pipeline.train",
+        str(Path(RECIPE).relative_to(ROOT)),
+        f"log.dir={tmp_path}/runs",
+    ]
     started = [
-        subprocess.Popen([*command, *keys], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, *keys],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for keys, _ in TEN
     ]
     for process, (keys, told) in zip(started, TEN, strict=True):

@@ -75,7 +75,9 @@ def images_live_on(config: Config) -> str:
 
 def folder_images(config: Config) -> object:
     train = load_splits(config.data, config.seed).train
-    return train.pixels(np.arange(len(train))).tolist(), sorted(path.parent for path in Path(config.data.root).parent.rglob("*.npy"))
+    return train.pixels(np.arange(len(train))).tolist(), sorted(
+        path.parent for path in Path(config.data.root).parent.rglob("*.npy")
+    )
 
 
 def streamed(config: Config) -> Any:
@@ -127,7 +129,9 @@ def end_of_run(config: Config) -> str:
 def compiler_arguments(config: Config) -> object:
     with patch.object(nn.Module, "compile", autospec=True) as compile_module:
         compile_in_place(nn.Identity(), config.compile, CPU)
-    return [call.kwargs for call in compile_module.call_args_list], compile_mode(config.compile, torch.device("cuda"))
+    return [call.kwargs for call in compile_module.call_args_list], compile_mode(
+        config.compile, torch.device("cuda")
+    )
 
 
 def device_found(config: Config) -> str:
@@ -140,12 +144,19 @@ def device_found(config: Config) -> str:
 def memory_layout(config: Config) -> object:
     trainer = tiny_trainer(config)
     batch = next(iter(trainer.loaders.train))
-    return [value.is_contiguous(memory_format=torch.channels_last) for value in (batch.images, trainer.state.model.stem[0].weight)]  # type: ignore[index]
+    return [
+        value.is_contiguous(memory_format=torch.channels_last)
+        for value in (batch.images, trainer.state.model.stem[0].weight)
+    ]  # type: ignore[index]
 
 
 def backends(config: Config) -> object:
     tiny_trainer(config)
-    switches = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    switches = (
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+    )
     return torch.are_deterministic_algorithms_enabled(), *switches
 
 
@@ -203,7 +214,9 @@ KEYS = {
     "data.train_list": Row("{tmp}/test.txt", lambda config: list(streamed(config).train.sample_paths), LISTS),
     "data.test_list": Row("{tmp}/train.txt", lambda config: list(streamed(config).test.sample_paths), LISTS),
     "data.class_names": Row("{tmp}/names.txt", lambda config: streamed(config).class_names, STREAMED),
-    "data.on_bad_image": Row("skip", lambda config: type(streamed(config)), ("data.dataset=folder", "data.root={tmp}/bad")),
+    "data.on_bad_image": Row(
+        "skip", lambda config: type(streamed(config)), ("data.dataset=folder", "data.root={tmp}/bad")
+    ),
     "data.cache_below": Row("1024", lambda config: type(streamed(config).train), STREAMED),
     "data.cache_dir": Row("{tmp}/cache", folder_images, FOLDER),
     "data.loader": Row("reference", lambda config: type(loader_of(config))),
@@ -217,7 +230,9 @@ KEYS = {
     "data.prefetch": Row("1", prefetched),
     "data.image_size": Row("9", first_batch),
     "data.eval_image_size": Row("24", lambda config: sizes(config, "test"), STREAMED),
-    "data.eval_crop": Row("1.0", lambda config: next(iter(loader_of(config, "test"))).images.tolist(), STREAMED),
+    "data.eval_crop": Row(
+        "1.0", lambda config: next(iter(loader_of(config, "test"))).images.tolist(), STREAMED
+    ),
     "data.decoder": Row("cpu", lambda config: loader_of(config)._decoder.on_gpu, STREAMED),
     "data.hw_decoder_load": Row("0.5", lambda config: loader_of(config)._decoder.hw_load, STREAMED),
     "data.num_classes": Row("5", lambda config: len(tiny_splits(config).class_names)),
@@ -244,13 +259,22 @@ KEYS = {
     "model.preactivation": Row("true", initial_weights),
     "model.zero_init_residual": Row("false", initial_weights),
     "model.fused_norm": Row(
-        "true", lambda config: [module.fused for module in tiny_model(config).modules() if isinstance(module, NormAct)]
+        "true",
+        lambda config: [
+            module.fused for module in tiny_model(config).modules() if isinstance(module, NormAct)
+        ],
     ),
     "model.fused_stem": Row(
-        "true", lambda config: [module.fused for module in tiny_model(config).modules() if isinstance(module, StemConv)]
+        "true",
+        lambda config: [
+            module.fused for module in tiny_model(config).modules() if isinstance(module, StemConv)
+        ],
     ),
     "model.sync_batchnorm": Row(
-        "true", lambda config: [module.sync for module in tiny_model(config).modules() if isinstance(module, NormAct)]
+        "true",
+        lambda config: [
+            module.sync for module in tiny_model(config).modules() if isinstance(module, NormAct)
+        ],
     ),
     "model.weights": Row("{tmp}/weights.pth", lambda config: sums(tiny_trainer(config).state.model)),
     "loss.label_smoothing": Row("0.1", trained_weights),
@@ -272,7 +296,9 @@ KEYS = {
     "schedule.milestones": Row("[1ep, 2ep]", schedule, STEP),
     "schedule.gamma": Row("0.5", schedule, STEP),
     "ema.decay": Row("0.9", lambda config: tiny_trainer(config).state.ema is None),
-    "evaluation.flip_tta": Row("true", lambda config: "accuracy_flip_tta" in fit(tiny_trainer(config)).figures(), ("duration=1st",)),
+    "evaluation.flip_tta": Row(
+        "true", lambda config: "accuracy_flip_tta" in fit(tiny_trainer(config)).figures(), ("duration=1st",)
+    ),
     "precision.mode": Row("bf16", trained_weights),
     "precision.init_scale": Row("128.0", loss_scale, FP16),
     "precision.growth_interval": Row("2", loss_scale, FP16),
@@ -305,7 +331,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two data sets of class folders, one image a class; one of larger images, with lists; one with a bad file; a file of weights."""
     root = tmp_path_factory.mktemp("folders")
     generator = np.random.default_rng(0)
-    for path in (root / name / split / label / "0.png" for name in ("one", "two") for split in ("train", "test") for label in "ab"):
+    for path in (
+        root / name / split / label / "0.png"
+        for name in ("one", "two")
+        for split in ("train", "test")
+        for label in "ab"
+    ):
         path.parent.mkdir(parents=True)
         Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
     for name in ("streamed", "bad"):

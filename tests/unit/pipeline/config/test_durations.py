@@ -20,7 +20,17 @@ def accepts(kind: Any, text: str) -> bool:
 
 @pytest.mark.parametrize(
     ("text", "steps"),
-    [("20ep", 1940), ("0.5ep", 48), ("0ep", 0), ("500st", 500), ("0st", 0), ("10%", 100), ("2.5%", 25), ("100%", 1000), ("0%", 0)],
+    [
+        ("20ep", 1940),
+        ("0.5ep", 48),
+        ("0ep", 0),
+        ("500st", 500),
+        ("0st", 0),
+        ("10%", 100),
+        ("2.5%", 25),
+        ("100%", 1000),
+        ("0%", 0),
+    ],
 )
 def test_to_steps(text: str, steps: int):
     assert to_steps(text, steps_per_epoch=97, total_steps=1000) == steps
@@ -45,21 +55,39 @@ def test_a_larger_share_is_never_fewer_steps(one: float, other: float, total: in
 
 
 @pytest.mark.parametrize(
-    "text", ["", "20", "20 ep", "-1ep", "1e2st", "20epochs", "ep", "1.5st", "101%", "1" * 16 + "st", "5ep\n", "٣ep", "½ep"]
+    "text",
+    [
+        "",
+        "20",
+        "20 ep",
+        "-1ep",
+        "1e2st",
+        "20epochs",
+        "ep",
+        "1.5st",
+        "101%",
+        "1" * 16 + "st",
+        "5ep\n",
+        "٣ep",
+        "½ep",
+    ],
 )
 def test_what_is_no_duration(text: str):
     assert not accepts(Duration, text)
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [(RunLength, "10%"), (RunLength, "0ep"), (RunLength, "0.0ep"), (Interval, "0st"), (Interval, "0%")]
+    ("kind", "text"),
+    [(RunLength, "10%"), (RunLength, "0ep"), (RunLength, "0.0ep"), (Interval, "0st"), (Interval, "0%")],
 )
 def test_a_run_and_an_interval_need_a_length(kind: object, text: str):
     assert accepts(Duration, text)
     assert not accepts(kind, text)
 
 
-@pytest.mark.parametrize(("text", "count"), [("8GiB", 8 * 2**30), ("0.5MiB", 2**19), ("1KiB", 1024), ("2TiB", 2**41), ("0GiB", 0)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("8GiB", 8 * 2**30), ("0.5MiB", 2**19), ("1KiB", 1024), ("2TiB", 2**41), ("0GiB", 0)]
+)
 def test_to_bytes(text: str, count: int):
     assert accepts(Size, text)
     assert to_bytes(text) == count

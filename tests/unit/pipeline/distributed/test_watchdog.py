@@ -31,12 +31,19 @@ print("trained")
     ("silent_s", "code", "told", "said"),
     [
         ("0.5", 0, "", "trained"),
-        ("None", 1, "error: process 1: no answer for 2 s from its launcher, or from the host of the first process.", ""),
+        (
+            "None",
+            1,
+            "error: process 1: no answer for 2 s from its launcher, or from the host of the first process.",
+            "",
+        ),
     ],
 )
 def test_a_store_that_falls_silent(silent_s: str, code: int, told: str, said: str):
     """As where its host has lost power: the connection does not break."""
     script = SCRIPT.replace("SILENT)", f"{silent_s})")
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
     assert (done.returncode, done.stdout.strip()) == (code, said), done.stderr
     assert done.stderr.startswith(told)

@@ -57,7 +57,9 @@ def grad_cam_by_hand(model: TinyNet, images: Tensor, classes: Tensor) -> Tensor:
     activations = functional.relu(model.norm(model.conv(images)))
     weights = model.head.weight[classes] / (activations.shape[2] * activations.shape[3])
     maps = functional.relu(torch.einsum("nc,nchw->nhw", weights, activations))
-    resized = functional.interpolate(unit_range(maps)[:, None], images.shape[2:], mode="bilinear", align_corners=False)
+    resized = functional.interpolate(
+        unit_range(maps)[:, None], images.shape[2:], mode="bilinear", align_corners=False
+    )
     return unit_range(resized[:, 0])
 
 
@@ -87,9 +89,13 @@ def test_maps_of_four_pixels_derived_by_hand(method: str) -> None:
         model[3].weight.copy_(torch.tensor([[1.0, -1], [-1, 1]]))  # pyright: ignore[reportCallIssue]
         model[3].bias.zero_()  # pyright: ignore[reportCallIssue]
     image = torch.tensor([[[4.0, 0], [2, 8]], [[0, 4], [2, 0]], [[9, 9], [9, 9]]])[None]
-    found = explain.explain_images(model, image, channels, method=method, classes=None if method == "eigencam" else [0])
+    found = explain.explain_images(
+        model, image, channels, method=method, classes=None if method == "eigencam" else [0]
+    )
     np.testing.assert_allclose(found.maps[0], BY_HAND[method], atol=1e-3 if method == "eigencam" else 1e-5)
-    np.testing.assert_allclose(found.probabilities[0], [1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))], rtol=1e-5)  # the logits are 2 and -2
+    np.testing.assert_allclose(
+        found.probabilities[0], [1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))], rtol=1e-5
+    )  # the logits are 2 and -2
     assert (found.predicted.tolist(), found.classes.tolist()) == ([0], [0])
 
 
@@ -98,8 +104,12 @@ def test_every_method_gives_maps(method: str, capfd: pytest.CaptureFixture[str])
     model, images = tiny_net().eval(), noise(3)
     found = explain.explain_images(model, images, model.relu, method=method)
     assert found.maps.shape == (3, 12, 12) and found.maps.dtype == np.float32
-    assert np.isfinite(found.maps).all() and found.maps.min() >= 0 and found.maps.max() <= 1 and found.maps.any()
-    other = explain.explain_images(model, images, model.relu, method=method, classes=(found.predicted + 1) % 4)
+    assert (
+        np.isfinite(found.maps).all() and found.maps.min() >= 0 and found.maps.max() <= 1 and found.maps.any()
+    )
+    other = explain.explain_images(
+        model, images, model.relu, method=method, classes=(found.predicted + 1) % 4
+    )
     assert np.array_equal(found.maps, other.maps) is (method in explain.CLASS_AGNOSTIC)
     with torch.no_grad():
         np.testing.assert_allclose(found.probabilities, model(images).softmax(1).numpy(), atol=1e-6)
@@ -107,7 +117,9 @@ def test_every_method_gives_maps(method: str, capfd: pytest.CaptureFixture[str])
 
 
 def test_an_unknown_method_is_named() -> None:
-    with pytest.raises(UserError, match=r"there is no 'grad-cam', did you mean gradcam; methods are gradcam, gradcam\+\+"):
+    with pytest.raises(
+        UserError, match=r"there is no 'grad-cam', did you mean gradcam; methods are gradcam, gradcam\+\+"
+    ):
         explain.explain_images(tiny_net(), noise(), nn.ReLU(), method=explain.check_method("grad-cam"))
 
 
@@ -121,14 +133,18 @@ def test_maps_equal_those_derived_by_hand() -> None:
     np.testing.assert_allclose(found.probabilities, expected.numpy(), atol=1e-6)
     np.testing.assert_array_equal(found.predicted, expected.argmax(dim=1).numpy())
     np.testing.assert_allclose(found.confidence, expected.amax(dim=1).numpy(), atol=1e-6)
-    np.testing.assert_allclose(found.maps, grad_cam_by_hand(model, images, expected.argmax(dim=1)).numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        found.maps, grad_cam_by_hand(model, images, expected.argmax(dim=1)).numpy(), atol=1e-5
+    )
     assert found.maps.max() > 0.9  # the comparison is not one of zeros
 
 
 def test_a_given_class_is_the_one_explained() -> None:
     model, images, classes = tiny_net().eval(), noise(), [0, 1, 2, 3, 0]
     found = explain.explain_images(model, images, model.relu, classes=classes, batch_size=3)
-    np.testing.assert_allclose(found.maps, grad_cam_by_hand(model, images, torch.tensor(classes)).numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        found.maps, grad_cam_by_hand(model, images, torch.tensor(classes)).numpy(), atol=1e-5
+    )
 
 
 def test_an_image_without_evidence_has_a_map_of_zeros() -> None:
@@ -179,7 +195,9 @@ def test_a_diverged_model_is_reported_and_released(weight: float) -> None:
         model.head.weight[0] = weight
     with pytest.raises(UserError, match="not finite") as caught:
         explain.explain_images(model, noise(), model.relu)
-    assert caught.value.__traceback__ is not None  # still holds the library's object, whose end would remove the hooks too
+    assert (
+        caught.value.__traceback__ is not None
+    )  # still holds the library's object, whose end would remove the hooks too
     assert not model.relu._forward_hooks
     assert model.training
 
@@ -221,7 +239,12 @@ def test_a_layer_by_name() -> None:
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.relu, self.spare, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)
+        self.conv, self.relu, self.spare, self.head = (
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.ReLU(),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.relu(self.relu(self.conv(images)) - 1).mean(dim=(2, 3)))
@@ -252,17 +275,23 @@ class Attention(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.patches(images).flatten(2).transpose(1, 2)
-        return self.head(self.heads(tokens.unflatten(2, (2, 4)).transpose(1, 2)).transpose(1, 2).flatten(2).mean(dim=1))
+        return self.head(
+            self.heads(tokens.unflatten(2, (2, 4)).transpose(1, 2)).transpose(1, 2).flatten(2).mean(dim=1)
+        )
 
 
-@pytest.mark.parametrize(("name", "told"), [("zzz", "near: patches$"), ("heads", "heads gives 2 x 9 x 4, which .*, such as patches$")])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("zzz", "near: patches$"), ("heads", "heads gives 2 x 9 x 4, which .*, such as patches$")],
+)
 def test_tokens_of_heads_are_no_map(name: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         explain.find_layer(Attention(), noise(1), name)
 
 
 @pytest.mark.parametrize(
-    ("target", "parsed"), [("predicted", "predicted"), ("true", "true"), ("dog", 1), ("2", 0), ("1", 1), (1, 1), ("frog 2", 2)]
+    ("target", "parsed"),
+    [("predicted", "predicted"), ("true", "true"), ("dog", 1), ("2", 0), ("1", 1), (1, 1), ("frog 2", 2)],
 )
 def test_a_class_by_name_or_index(target: str | int, parsed: str | int) -> None:
     assert explain.parse_target(target, ["2", "dog", "frog 2"]) == parsed
@@ -285,7 +314,14 @@ def test_a_class_that_is_not_there(target: str, told: str) -> None:
 
 
 def draw(
-    path: Path, count: int, side: int, class_names: list[str], title: str = "a run", target: str | int = "predicted", *, labels: bool = True
+    path: Path,
+    count: int,
+    side: int,
+    class_names: list[str],
+    title: str = "a run",
+    target: str | int = "predicted",
+    *,
+    labels: bool = True,
 ) -> tuple[Explained, np.ndarray]:
     """What is drawn, and the sheet of it (height, width, 3); image 0 is a mistake, the last has no evidence."""
     generator = np.random.default_rng(5)
@@ -298,7 +334,9 @@ def draw(
     probabilities[np.arange(count), predicted] = np.linspace(1, 0, count)
     found = Explanations(maps, probabilities, predicted, predicted)
     sources = tuple(f"test {name}" for name in (class_names * count)[:count])
-    shown = Explained(images, found, true if labels else None, sources, tuple(class_names), "stages.2", "gradcam", target)
+    shown = Explained(
+        images, found, true if labels else None, sources, tuple(class_names), "stages.2", "gradcam", target
+    )
     explain.draw_contact_sheet(path, shown, title, "test accuracy 90.00 %")
     with Image.open(path) as picture:
         return shown, np.asarray(picture.convert("RGB"))
@@ -308,7 +346,10 @@ def test_a_sheet_without_a_title_keeps_no_room_for_one(tmp_path: Path) -> None:
     shown, page = draw(tmp_path / "titled.png", 1, 32, ["cat", "dog", "frog"])
     explain.draw_contact_sheet(tmp_path / "plain.png", shown)
     with Image.open(tmp_path / "plain.png") as plain:
-        assert plain.height == len(page) - 72 and (np.asarray(plain.convert("RGB"))[56 : 56 + 128] == page[128 : 128 + 128]).all()
+        assert (
+            plain.height == len(page) - 72
+            and (np.asarray(plain.convert("RGB"))[56 : 56 + 128] == page[128 : 128 + 128]).all()
+        )
 
 
 def test_the_sheet_shows_images_and_overlays_pixel_by_pixel(tmp_path: Path) -> None:
@@ -319,8 +360,13 @@ def test_the_sheet_shows_images_and_overlays_pixel_by_pixel(tmp_path: Path) -> N
     assert overlays.shape == (10, 128, 128, 3)
     column_pitch = (page.shape[1] - 2 * contact_sheet._MARGIN_PX + contact_sheet._GUTTER_PX) // 5
     for i, image in enumerate(shown.images):
-        x, y = contact_sheet._MARGIN_PX + i % 5 * column_pitch, contact_sheet._HEADER_PX + i // 5 * (128 + contact_sheet._CAPTION_PX)
-        np.testing.assert_array_equal(page[y : y + 128, x : x + 128], image.repeat(4, axis=0).repeat(4, axis=1), err_msg=str(i))
+        x, y = (
+            contact_sheet._MARGIN_PX + i % 5 * column_pitch,
+            contact_sheet._HEADER_PX + i // 5 * (128 + contact_sheet._CAPTION_PX),
+        )
+        np.testing.assert_array_equal(
+            page[y : y + 128, x : x + 128], image.repeat(4, axis=0).repeat(4, axis=1), err_msg=str(i)
+        )
         x += 128 + contact_sheet._SEAM_PX
         if i < 9:  # the last says that nothing stands out
             np.testing.assert_array_equal(page[y : y + 128, x : x + 128], overlays[i], err_msg=str(i))
@@ -345,13 +391,24 @@ def test_the_captions_differ_with_what_is_known(tmp_path: Path) -> None:
 
 
 def test_names_of_any_length_and_script(tmp_path: Path) -> None:
-    names = ["x" * 300, "$a$_{b", "größte Kätzchen und andere Tiere", "кошка", "猫", "two\nlines", "undecodable \udcff", ""]
+    names = [
+        "x" * 300,
+        "$a$_{b",
+        "größte Kätzchen und andere Tiere",
+        "кошка",
+        "猫",
+        "two\nlines",
+        "undecodable \udcff",
+        "",
+    ]
     settings = dict(matplotlib.rcParams)
     _, page = draw(tmp_path / "contact_sheet.png", 16, 32, names, title="run " * 200)
     _, of_class = draw(tmp_path / "contact_sheet.png", 16, 32, names, target=0)
     assert dict(matplotlib.rcParams) == settings
     for drawn in (page, of_class):
-        margins = np.concatenate([drawn[:, : contact_sheet._MARGIN_PX - 2], drawn[:, -contact_sheet._MARGIN_PX + 2 :]], axis=1)
+        margins = np.concatenate(
+            [drawn[:, : contact_sheet._MARGIN_PX - 2], drawn[:, -contact_sheet._MARGIN_PX + 2 :]], axis=1
+        )
         assert bool((margins == 255).all()), "text runs into the margin"
 
 
@@ -367,6 +424,8 @@ def test_shortened_text_fits_and_a_short_one_is_kept() -> None:
     assert short.get_text() == "cat"
 
 
-@pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.9996, ">99 %"), (0.931, "93 %"), (0.0, "0 %"), (0.001, "<1 %")])
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "100 %"), (0.9996, ">99 %"), (0.931, "93 %"), (0.0, "0 %"), (0.001, "<1 %")]
+)
 def test_percent_does_not_round_to_certainty(share: float, text: str) -> None:
     assert style.percent(share) == text

@@ -54,8 +54,14 @@ def test_vision_transformers_take_the_size_of_the_images():
     ("name", "told"),
     [
         ("torchvision/resnet81", "torchvision has no network 'resnet81' .*did you mean torchvision/resnet18"),
-        ("torchvision/fasterrcnn_resnet50_fpn", "has no network 'fasterrcnn_resnet50_fpn' that classifies images"),
-        ("torchvision/squeezenet1_1", r"does not take images of 8x8 pixels with 3 channels \(.*another data.image_size"),
+        (
+            "torchvision/fasterrcnn_resnet50_fpn",
+            "has no network 'fasterrcnn_resnet50_fpn' that classifies images",
+        ),
+        (
+            "torchvision/squeezenet1_1",
+            r"does not take images of 8x8 pixels with 3 channels \(.*another data.image_size",
+        ),
         ("timm/rsenet18", "timm has no network 'rsenet18' .*did you mean timm/resnet18"),
     ],
 )
@@ -67,7 +73,12 @@ def test_networks_that_cannot_be_had(name: str, told: str):
 
 
 @pytest.mark.parametrize(
-    ("key", "size"), [("data.eval_image_size=96", 96), ("augment.progressive=[[0st, 32], [1st, 64]]", 32), ("data.image_size=64", None)]
+    ("key", "size"),
+    [
+        ("data.eval_image_size=96", 96),
+        ("augment.progressive=[[0st, 32], [1st, 64]]", 32),
+        ("data.image_size=64", None),
+    ],
 )
 def test_every_size_of_the_run_is_tried_before_training(key: str, size: int | None):
     keys = ["data.dataset=folder", "data.image_size=64", "model.name=torchvision/vit_b_32"]
@@ -75,14 +86,19 @@ def test_every_size_of_the_run_is_tried_before_training(key: str, size: int | No
     if size is None:
         assert isinstance(build_raw_model(config, 3, torch.device("meta")), nn.Module)
         return
-    with pytest.raises(UserError, match=rf"^model.name: .*of {size}x{size} pixels .*, or another {key.partition('=')[0]}$"):
+    with pytest.raises(
+        UserError, match=rf"^model.name: .*of {size}x{size} pixels .*, or another {key.partition('=')[0]}$"
+    ):
         build_raw_model(config, 3, torch.device("meta"))
 
 
 def test_timm_that_is_not_installed():
     with (
         patch.dict("sys.modules", {"timm": None}),
-        pytest.raises(UserError, match=r"model.name: timm/resnet18 needs the package timm, .*; pip install -e '\.\[timm\]'"),
+        pytest.raises(
+            UserError,
+            match=r"model.name: timm/resnet18 needs the package timm, .*; pip install -e '\.\[timm\]'",
+        ),
     ):
         build("timm/resnet18")
 
@@ -92,11 +108,15 @@ def test_timm_that_is_not_installed():
 def test_they_train_like_ours(name: str):
     if name.startswith("timm/"):
         pytest.importorskip("timm")
-    trainer = tiny_trainer(tiny_config(f"model.name={name}", "model.shortcut=B", "data.image_size=32", "optimizer.lr=0.01"))
+    trainer = tiny_trainer(
+        tiny_config(f"model.name={name}", "model.shortcut=B", "data.image_size=32", "optimizer.lr=0.01")
+    )
     before = [parameter.detach().clone() for parameter in trainer.state.model.parameters()]
     losses = train_steps(trainer, 2)
     assert torch.tensor(losses).isfinite().all()
-    changed = [not torch.equal(old, new) for old, new in zip(before, trainer.state.model.parameters(), strict=True)]
+    changed = [
+        not torch.equal(old, new) for old, new in zip(before, trainer.state.model.parameters(), strict=True)
+    ]
     assert all(changed)
 
 
@@ -137,14 +157,22 @@ def test_the_layer_for_grad_cam(name: str, image_size: int, layer: str):
 
 
 def test_the_layer_for_grad_cam_behind_channels_in_the_last_place():
-    size: dict[str, Any] = {"patch_size": [4, 4], "embed_dim": 12, "depths": [1, 1], "num_heads": [1, 1], "window_size": [4, 4]}
+    size: dict[str, Any] = {
+        "patch_size": [4, 4],
+        "embed_dim": 12,
+        "depths": [1, 1],
+        "num_heads": [1, 1],
+        "window_size": [4, 4],
+    }
     model = torchvision.models.SwinTransformer(**size)
     assert cam_target_layer(model, 32) is model.permute
 
 
 def test_transformers_have_no_layer_for_grad_cam():
     told = r"VisionTransformer has none before its head: .* works on tokens; name a layer, or set log.explain=false"
-    vit = torchvision.models.VisionTransformer(32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16)
+    vit = torchvision.models.VisionTransformer(
+        32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16
+    )
     with pytest.raises(UserError, match=told):
         cam_target_layer(vit, 32)
     pytest.importorskip("timm")
@@ -171,7 +199,9 @@ def test_summary_of_another_library_s_network(tmp_path: Path, capsys: pytest.Cap
 
 def test_what_a_network_without_maps_predicts_is_still_told(caplog: pytest.LogCaptureFixture):
     config = tiny_config("data.image_size=32")
-    vit = torchvision.models.VisionTransformer(32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=4)
+    vit = torchvision.models.VisionTransformer(
+        32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=4
+    )
     told = examine(Trained.of(config, vit, tiny_splits(config)), count=3)
     assert len(told.predicted) == 8 and len(told.images) == 3 and len(told.maps) == 0
     assert "no maps: Grad-CAM needs a layer" in caplog.text

@@ -23,7 +23,8 @@ def build(name: str = "resnet20", option: str = "A", num_classes: int = 10, **ar
 
 
 @pytest.mark.parametrize(
-    ("name", "option", "count"), [("resnet18", "B", 11_173_962), ("resnet20", "A", 269_722), ("resnet20", "B", 272_474)]
+    ("name", "option", "count"),
+    [("resnet18", "B", 11_173_962), ("resnet20", "A", 269_722), ("resnet20", "B", 272_474)],
 )
 def test_number_of_parameters(name: str, option: str, count: int):
     assert num_parameters(build(name, option)) == count
@@ -31,7 +32,9 @@ def test_number_of_parameters(name: str, option: str, count: int):
 
 def test_number_of_parameters_by_hand():
     """Convolutions have no bias, a norm has two numbers a channel, the head has weights and biases."""
-    convolutions = 3 * 16 * 9 + 6 * 16 * 16 * 9 + 16 * 32 * 9 + 5 * 32 * 32 * 9 + 32 * 64 * 9 + 5 * 64 * 64 * 9
+    convolutions = (
+        3 * 16 * 9 + 6 * 16 * 16 * 9 + 16 * 32 * 9 + 5 * 32 * 32 * 9 + 32 * 64 * 9 + 5 * 64 * 64 * 9
+    )
     norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
     assert num_parameters(build("resnet20", "A", num_classes=100)) == convolutions + norms + 64 * 100 + 100
 
@@ -70,7 +73,11 @@ def test_zero_init_makes_every_block_start_as_its_shortcut(name: str, option: st
         assert not block.bn2.weight.any() and (block.bn1.weight == 1).all()
         x = torch.randn(2, block.conv1.in_channels, 8, 8)
         assert block.shortcut is not None and torch.equal(block(x), F.relu(block.shortcut(x)))
-    for block in (module for module in build(name, option, zero_init_residual=False).modules() if isinstance(module, BasicBlock)):
+    for block in (
+        module
+        for module in build(name, option, zero_init_residual=False).modules()
+        if isinstance(module, BasicBlock)
+    ):
         assert (block.bn2.weight == 1).all()
 
 
@@ -137,7 +144,9 @@ def test_no_activation_is_changed_after_it_was_made(name: str, option: str, trai
     made: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     for where, module in model.named_modules():
         module.register_forward_hook(
-            lambda _, __, output, where=where: made.extend((where, tensor, tensor.detach().clone()) for tensor in tensors(output))
+            lambda _, __, output, where=where: made.extend(
+                (where, tensor, tensor.detach().clone()) for tensor in tensors(output)
+            )
         )
     model(torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)).sum().backward()
     assert len(made) > 30
@@ -148,9 +157,13 @@ def test_no_activation_is_changed_after_it_was_made(name: str, option: str, trai
 @pytest.mark.parametrize(("name", "option"), NAMES)
 def test_the_fused_norm_is_the_same_network(name: str, option: str):
     """Same keys, so that checkpoints are exchangeable; same values in evaluation, and within rounding in training."""
-    plain, fused = (build(name, option, zero_init_residual=False, fused_norm=fused) for fused in (False, True))
+    plain, fused = (
+        build(name, option, zero_init_residual=False, fused_norm=fused) for fused in (False, True)
+    )
     fused.load_state_dict(plain.state_dict())
-    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)).contiguous(
+        memory_format=torch.channels_last
+    )
     outputs = [model(images) for model in (plain, fused)]
     assert_parity(outputs[1], outputs[0], "network, fused norm", torch.float32)
     for output in outputs:
@@ -170,7 +183,9 @@ def test_a_norm_that_ends_a_branch_has_no_relu_of_its_own():
     x = torch.randn(4, 3, 5, 5)
     norm = NormAct(3, relu=False)
     torch.testing.assert_close(norm(x), F.batch_norm(x, None, None, training=True))
-    torch.testing.assert_close(NormAct(3)(x, residual=x), F.relu(F.batch_norm(x, None, None, training=True) + x))
+    torch.testing.assert_close(
+        NormAct(3)(x, residual=x), F.relu(F.batch_norm(x, None, None, training=True) + x)
+    )
 
 
 def test_channels_last_survives_the_network():

@@ -46,7 +46,9 @@ def test_it_is_batch_norm(compiled: bool):
     wanted.backward(gradient)
     torch.testing.assert_close(x.grad, other.grad, rtol=1e-3, atol=1e-4)
     for name in ("weight", "bias"):
-        torch.testing.assert_close(getattr(found, name).grad, getattr(expected, name).grad, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            getattr(found, name).grad, getattr(expected, name).grad, rtol=1e-4, atol=1e-3
+        )
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.eval()(x), expected.eval()(x), rtol=1e-4, atol=1e-3)
@@ -61,8 +63,14 @@ def test_alone_it_is_torch_s_own():
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        (("model.fused_norm=true",), "model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics"),
-        (("model.name=torchvision/resnet18", "model.shortcut=B"), "model.sync_batchnorm: torchvision/resnet18 is built by torchvision"),
+        (
+            ("model.fused_norm=true",),
+            "model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics",
+        ),
+        (
+            ("model.name=torchvision/resnet18", "model.shortcut=B"),
+            "model.sync_batchnorm: torchvision/resnet18 is built by torchvision",
+        ),
     ],
 )
 def test_what_it_does_not_go_with(keys: tuple[str, ...], told: str):

@@ -106,7 +106,10 @@ def test_every_name_is_built():
             assert build(7, name=name).get_parameter("head.weight").shape[0] == 7
 
 
-@pytest.mark.parametrize(("name", "size", "stem"), [("resnet18", 64, "cifar"), ("resnet18", 65, "imagenet"), ("resnet20", 224, "cifar")])
+@pytest.mark.parametrize(
+    ("name", "size", "stem"),
+    [("resnet18", 64, "cifar"), ("resnet18", 65, "imagenet"), ("resnet20", 224, "cifar")],
+)
 def test_the_stem_follows_the_size_of_the_images(name: str, size: int, stem: str):
     model = build(image_size=size, name=name)
     assert isinstance(model, ResNet)
@@ -148,7 +151,9 @@ def test_zero_init_makes_blocks_identities_that_can_learn(keys: dict):
         assert all(module.weight.all() for module in model.modules() if isinstance(module, NormAct))
         return
     for block in blocks:
-        x = torch.randn(2, next(module for module in block.modules() if isinstance(module, nn.Conv2d)).in_channels, 8, 8)
+        x = torch.randn(
+            2, next(module for module in block.modules() if isinstance(module, nn.Conv2d)).in_channels, 8, 8
+        )
         assert block.shortcut is not None
         if isinstance(block, PreactivationBasicBlock | PreactivationBottleneckBlock):
             expected = block.shortcut(block.bn1(x) if block.projects else x)
@@ -156,7 +161,11 @@ def test_zero_init_makes_blocks_identities_that_can_learn(keys: dict):
             expected = F.relu(block.shortcut(x))
         torch.testing.assert_close(block(x), expected)
     model(torch.randn(4, 3, 16, 16)).square().sum().backward()
-    stopped = [name for name, parameter in model.named_parameters() if not parameter.any() and not name.endswith("bias")]
+    stopped = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.any() and not name.endswith("bias")
+    ]
     assert len(stopped) == len(blocks)
     for name in stopped:
         gradient = model.get_parameter(name).grad
@@ -166,7 +175,10 @@ def test_zero_init_makes_blocks_identities_that_can_learn(keys: dict):
 def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPatch):
     """Same keys, every norm one of ours; and where the operators run (here their references), outputs and gradients within rounding."""
     stem = keys.get("stem") != "imagenet"
-    plain, fused = (build(zero_init_residual=False, **keys, fused_norm=value, fused_stem=value and stem) for value in (False, True))
+    plain, fused = (
+        build(zero_init_residual=False, **keys, fused_norm=value, fused_stem=value and stem)
+        for value in (False, True)
+    )
     assert plain.state_dict().keys() == fused.state_dict().keys()
     norms = [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all(isinstance(norm, NormAct) and norm.fused for norm in norms)
@@ -183,7 +195,9 @@ def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPa
     for parameter, other in zip(plain.parameters(), fused.parameters(), strict=True):
         assert parameter.grad is not None and other.grad is not None
         difference = (other.grad - parameter.grad).norm() / parameter.grad.norm()
-        assert_parity(difference, torch.tensor(0.0), "network, share of a gradient, fused norm", torch.float32)
+        assert_parity(
+            difference, torch.tensor(0.0), "network, share of a gradient, fused norm", torch.float32
+        )
 
 
 def test_the_layer_for_grad_cam_is_what_the_head_reads(keys: dict):

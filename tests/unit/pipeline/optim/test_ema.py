@@ -45,10 +45,15 @@ def test_it_is_the_weighted_mean_of_all_steps_and_of_none_before(decay: float):
         shares = torch.tensor([decay ** (step - i) for i in range(step + 1)], dtype=torch.float64)
         shares /= shares.sum()
         for key, value in tensors(ema.model).items():
-            expected = sum((share * past[key].double() for share, past in zip(shares, history, strict=True)), torch.zeros(()))
+            expected = sum(
+                (share * past[key].double() for share, past in zip(shares, history, strict=True)),
+                torch.zeros(()),
+            )
             torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
     assert not ema.model.training and not any(parameter.requires_grad for parameter in ema.model.parameters())
-    assert all(value.equal(history[-1][key]) for key, value in tensors(model).items()), "the weights themselves were changed"
+    assert all(value.equal(history[-1][key]) for key, value in tensors(model).items()), (
+        "the weights themselves were changed"
+    )
 
 
 def test_a_skipped_step_leaves_it_alone():
@@ -68,7 +73,10 @@ def test_a_skipped_step_leaves_it_alone():
 @pytest.mark.parametrize("mode", ["fp32", "fp16"])
 def test_in_training_it_follows_the_steps(mode: str):
     trainer = tiny_trainer(tiny_config("ema.decay=0.8", *in_precision(mode)))
-    state, oracle = trainer.state, torch.optim.swa_utils.AveragedModel(trainer.state.model, multi_avg_fn=None, avg_fn=_unbiased)
+    state, oracle = (
+        trainer.state,
+        torch.optim.swa_utils.AveragedModel(trainer.state.model, multi_avg_fn=None, avg_fn=_unbiased),
+    )
     assert state.ema is not None
     for seed in range(4):
         trainer.step(random_batch(seed=seed))
@@ -89,7 +97,9 @@ def test_an_overflow_in_training_leaves_it_alone():
     assert ema is not None
     train_steps(trainer, 2)
     before = tensors(ema.model)
-    hook = trainer.state.model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    hook = trainer.state.model.get_parameter("head.bias").register_hook(
+        lambda gradient: torch.full_like(gradient, torch.inf)
+    )
     assert trainer.step(random_batch()).found_inf.item() == 1
     hook.remove()
     assert all(value.equal(before[key]) for key, value in tensors(ema.model).items())

@@ -21,7 +21,13 @@ def matrices(seed: int, shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def muon(parameters: list[torch.Tensor], momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0, lr: float = 0.02) -> Muon:
+def muon(
+    parameters: list[torch.Tensor],
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    lr: float = 0.02,
+) -> Muon:
     return Muon(parameters, [], torch.tensor(lr), momentum, nesterov, weight_decay, 1.0)
 
 
@@ -49,7 +55,13 @@ def test_a_matrix_without_a_gradient_is_left_alone():
     for used in (0, 1):
         moved[used].grad = torch.ones_like(moved[used])
     optimizer.step()
-    assert [not torch.equal(new, old) for new, old in zip(moved, matrices(0, SHAPES), strict=True)] == [True, True, False, False, False]
+    assert [not torch.equal(new, old) for new, old in zip(moved, matrices(0, SHAPES), strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])
@@ -73,7 +85,9 @@ def test_a_convolution_is_a_matrix_of_one_row_per_output_channel(memory_format: 
     flat.grad = gradient.flatten(1)
     for parameter in (conv, flat):
         muon([parameter], weight_decay=0.1).step()
-    torch.testing.assert_close(conv.flatten(1), flat, rtol=0, atol=1e-3)  # columns in another order are summed in another order
+    torch.testing.assert_close(
+        conv.flatten(1), flat, rtol=0, atol=1e-3
+    )  # columns in another order are summed in another order
     assert conv.is_contiguous(memory_format=memory_format)
 
 
@@ -91,14 +105,21 @@ def test_a_skipped_step_leaves_everything_alone():
         optimizer.step()
 
     def everything() -> list[torch.Tensor]:
-        return [value.clone() for parameter in parameters for value in (parameter, optimizer.state[parameter]["momentum_buffer"])]
+        return [
+            value.clone()
+            for parameter in parameters
+            for value in (parameter, optimizer.state[parameter]["momentum_buffer"])
+        ]
 
     step(0.0, 1)
     before = everything()
     step(1.0, 2, poison=True)
     assert all(torch.equal(new, old) for new, old in zip(everything(), before, strict=True))
     step(0.0, 3)
-    assert all(torch.isfinite(value).all() and not torch.equal(value, old) for value, old in zip(everything(), before, strict=True))
+    assert all(
+        torch.isfinite(value).all() and not torch.equal(value, old)
+        for value, old in zip(everything(), before, strict=True)
+    )
 
 
 # --- in a network ---------------------------------------------------------------------------------------------------------------
@@ -110,11 +131,15 @@ def build(**keys: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def test_what_is_muon_s_and_what_is_sgd_s():
-    model, optimizer = build(decay_norm_and_bias=False, weight_decay=0.1, sgd_weight_decay=0.01, sgd_lr_ratio=3.0, lr=0.2)
+    model, optimizer = build(
+        decay_norm_and_bias=False, weight_decay=0.1, sgd_weight_decay=0.01, sgd_lr_ratio=3.0, lr=0.2
+    )
     mine, decayed, others = optimizer.param_groups
     convolutions = [p for name, p in model.named_parameters() if p.ndim == 4 and not name.startswith("stem")]
     assert [id(p) for p in mine["params"]] == [id(p) for p in convolutions]
-    assert {id(p) for p in decayed["params"]} == {id(p) for p in (model.get_parameter("stem.0.weight"), model.get_parameter("head.weight"))}
+    assert {id(p) for p in decayed["params"]} == {
+        id(p) for p in (model.get_parameter("stem.0.weight"), model.get_parameter("head.weight"))
+    }
     assert all(p.ndim == 1 for p in others["params"])
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.01, 0]
@@ -123,7 +148,9 @@ def test_what_is_muon_s_and_what_is_sgd_s():
 
 @pytest.mark.usefixtures("process_state")
 def test_the_others_move_as_with_plain_sgd_at_their_share_of_the_rate():
-    trainer = tiny_trainer(tiny_config("optimizer.name=muon", "optimizer.sgd_lr_ratio=0.5", "optimizer.sgd_weight_decay=0.01"))
+    trainer = tiny_trainer(
+        tiny_config("optimizer.name=muon", "optimizer.sgd_lr_ratio=0.5", "optimizer.sgd_weight_decay=0.01")
+    )
     head = trainer.state.model.get_parameter("head.weight")
     copy = nn.Parameter(head.detach().clone())
     oracle = torch.optim.SGD([copy], lr=1.0, momentum=0.9, nesterov=True, weight_decay=0.01)
@@ -152,7 +179,12 @@ def test_it_learns_in_every_precision(name: str, mode: str):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_an_overflow_skips_exactly_that_update(name: str, clip: str, first: bool):
     """Weights, momenta and, in AdamW, the count of steps that corrects its bias; the very first update included."""
-    keys = (f"optimizer.name={name}", f"optimizer.clip_norm={clip}", "precision.mode=fp16", "precision.init_scale=1024.0")
+    keys = (
+        f"optimizer.name={name}",
+        f"optimizer.clip_norm={clip}",
+        "precision.mode=fp16",
+        "precision.init_scale=1024.0",
+    )
     trainer = tiny_trainer(tiny_config(*keys))
     state = trainer.state
 
@@ -163,11 +195,15 @@ def test_an_overflow_skips_exactly_that_update(name: str, clip: str, first: bool
     if not first:
         train_steps(trainer, 2)
     before = everything()
-    hook = state.model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    hook = state.model.get_parameter("head.bias").register_hook(
+        lambda gradient: torch.full_like(gradient, torch.inf)
+    )
     assert trainer.step(random_batch()).found_inf.item() == 1
     hook.remove()
     after = everything()
-    assert all(torch.equal(new, old) for new, old in zip(after, before, strict=False))  # AdamW makes its state in its first step
+    assert all(
+        torch.equal(new, old) for new, old in zip(after, before, strict=False)
+    )  # AdamW makes its state in its first step
     assert not any(value.any() for value in after[len(before) :])
     assert trainer.step(random_batch()).found_inf.item() == 0
     assert all(torch.isfinite(value).all() for value in everything())
@@ -178,12 +214,20 @@ def test_adamw_is_torch_s_with_one_rate_on_the_device():
     model = nn.Linear(4, 3)
     plain = nn.Linear(4, 3)
     plain.load_state_dict(model.state_dict())
-    keys = {"name": "adamw", "lr": 0.1, "weight_decay": 0.2, "betas": (0.8, 0.95), "decay_norm_and_bias": False}
+    keys = {
+        "name": "adamw",
+        "lr": 0.1,
+        "weight_decay": 0.2,
+        "betas": (0.8, 0.95),
+        "decay_norm_and_bias": False,
+    }
     optimizer = build_optimizer(OptimizerConfig.model_validate(keys), model)
     first, second = optimizer.param_groups
     assert first["lr"] is second["lr"] and first["fused"]
     oracle = torch.optim.AdamW(
-        [{"params": [plain.weight], "weight_decay": 0.2}, {"params": [plain.bias], "weight_decay": 0.0}], lr=0.1, betas=(0.8, 0.95)
+        [{"params": [plain.weight], "weight_decay": 0.2}, {"params": [plain.bias], "weight_decay": 0.0}],
+        lr=0.1,
+        betas=(0.8, 0.95),
     )
     for step in range(5):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
@@ -196,5 +240,7 @@ def test_adamw_is_torch_s_with_one_rate_on_the_device():
 
 
 def test_a_network_without_hidden_matrices_is_refused():
-    with pytest.raises(UserError, match=r"optimizer\.name: muon is for the weights between the first and the last"):
+    with pytest.raises(
+        UserError, match=r"optimizer\.name: muon is for the weights between the first and the last"
+    ):
         build_optimizer(OptimizerConfig(name="muon"), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))

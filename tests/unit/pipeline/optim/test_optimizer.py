@@ -26,7 +26,9 @@ def rates(*steps: int, **keys: Any) -> list[float]:
 
 def test_linear():
     found = rates(0, 10, 25, 50, 99, 100, warmup="25%", start_fraction=0.04, final_fraction=0.1)
-    assert found == pytest.approx([0.04, 0.04 + 0.96 * 10 / 25, 1, 0.1 + 0.9 * 50 / 75, 0.1 + 0.9 * 1 / 75, 0.1])
+    assert found == pytest.approx(
+        [0.04, 0.04 + 0.96 * 10 / 25, 1, 0.1 + 0.9 * 50 / 75, 0.1 + 0.9 * 1 / 75, 0.1]
+    )
 
 
 def test_linear_falls_to_nothing_after_the_last_step():
@@ -35,12 +37,28 @@ def test_linear_falls_to_nothing_after_the_last_step():
 
 def test_cosine():
     found = rates(0, 20, 60, 99, 100, name="cosine", warmup="2ep", start_fraction=0.5, final_fraction=0.2)
-    assert found == pytest.approx([0.5, 1, 0.2 + 0.8 / 2, 0.2 + 0.8 * (1 + math.cos(math.pi * 79 / 80)) / 2, 0.2])
+    assert found == pytest.approx(
+        [0.5, 1, 0.2 + 0.8 / 2, 0.2 + 0.8 * (1 + math.cos(math.pi * 79 / 80)) / 2, 0.2]
+    )
 
 
 def test_steps_fall_at_the_milestones_and_no_step_earlier():
     milestones = ["75%", "5ep"]  # in any order
-    found = rates(0, 3, 5, 49, 50, 74, 75, 99, name="step", warmup="5st", start_fraction=0.0, milestones=milestones, gamma=0.1)
+    found = rates(
+        0,
+        3,
+        5,
+        49,
+        50,
+        74,
+        75,
+        99,
+        name="step",
+        warmup="5st",
+        start_fraction=0.0,
+        milestones=milestones,
+        gamma=0.1,
+    )
     assert found == pytest.approx([0, 3 / 5, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
@@ -111,7 +129,9 @@ def test_the_rate_depends_on_the_step_alone():
 
 
 def build(model: nn.Module | None = None, **keys: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = model or build_model(ModelConfig(name="resnet20", shortcut="B"), 10).to(memory_format=torch.channels_last)
+    model = model or build_model(ModelConfig(name="resnet20", shortcut="B"), 10).to(
+        memory_format=torch.channels_last
+    )
     return model, build_optimizer(OptimizerConfig.model_validate(keys), model)
 
 
@@ -126,7 +146,9 @@ def test_no_penalty_on_norms_and_biases():
     model, optimizer = build(weight_decay=0.01, decay_norm_and_bias=False)
     decayed, others = optimizer.param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0)
-    norms = {id(p) for module in model.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
+    norms = {
+        id(p) for module in model.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()
+    }
     biases = {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
     assert {id(p) for p in others["params"]} == norms | biases
     assert {id(p) for p in decayed["params"]} == {id(p) for p in model.parameters()} - norms - biases
@@ -145,7 +167,12 @@ def test_fused_with_momentum_of_zeros_and_one_shared_rate():
     assert first["lr"] is second["lr"] and isinstance(first["lr"], torch.Tensor)
     assert first["lr"].item() == pytest.approx(0.3)
     for group in optimizer.param_groups:
-        assert (group["fused"], group["momentum"], group["nesterov"], group["dampening"]) == (True, 0.7, False, 0)
+        assert (group["fused"], group["momentum"], group["nesterov"], group["dampening"]) == (
+            True,
+            0.7,
+            False,
+            0,
+        )
         for parameter in group["params"]:
             buffer = optimizer.state[parameter]["momentum_buffer"]
             assert not buffer.any() and buffer.stride() == parameter.stride()
@@ -156,14 +183,21 @@ def test_no_momentum_no_buffers():
     assert not optimizer.state
 
 
-@pytest.mark.parametrize("keys", [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": False}, {"momentum": 0.0, "nesterov": False}])
+@pytest.mark.parametrize(
+    "keys", [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": False}, {"momentum": 0.0, "nesterov": False}]
+)
 def test_updates_are_those_of_plain_sgd(keys: dict[str, Any]):
     torch.manual_seed(0)
     model, plain = nn.Linear(4, 3), nn.Linear(4, 3)
     plain.load_state_dict(model.state_dict())
     _, optimizer = build(model, lr=0.1, weight_decay=0.01, **keys)
     oracle = torch.optim.SGD(
-        plain.parameters(), lr=0.1, weight_decay=0.01, momentum=keys["momentum"], nesterov=keys.get("nesterov", True), fused=False
+        plain.parameters(),
+        lr=0.1,
+        weight_decay=0.01,
+        momentum=keys["momentum"],
+        nesterov=keys.get("nesterov", True),
+        fused=False,
     )
     for step in range(5):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))

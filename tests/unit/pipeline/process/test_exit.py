@@ -61,14 +61,36 @@ with StopSignal(exits=True):
 @pytest.mark.parametrize(
     ("first", "written", "codes", "told"),
     [
-        (signal.SIGTERM, "", (75, 75), "stopped: by signal 15 before the first step; start again with resume=auto\n"),
-        (signal.SIGKILL, "", (1, -9), "error: process 1 is gone before the first step: killed, perhaps for want of memory\n"),
+        (
+            signal.SIGTERM,
+            "",
+            (75, 75),
+            "stopped: by signal 15 before the first step; start again with resume=auto\n",
+        ),
+        (
+            signal.SIGKILL,
+            "",
+            (1, -9),
+            "error: process 1 is gone before the first step: killed, perhaps for want of memory\n",
+        ),
         (signal.SIGKILL, "2", (2, -9), "stopped: another process has failed\n"),
-        (signal.SIGTERM, "starts", (75, -15), "stopped: by signal 15 before the first step; start again with resume=auto\n"),
+        (
+            signal.SIGTERM,
+            "starts",
+            (75, -15),
+            "stopped: by signal 15 before the first step; start again with resume=auto\n",
+        ),
     ],
-    ids=["both are to stop", "one was killed", "one has failed", "both are to stop, and one has just been started"],
+    ids=[
+        "both are to stop",
+        "one was killed",
+        "one has failed",
+        "both are to stop, and one has just been started",
+    ],
 )
-def test_a_launcher_that_ends_the_rest(first: signal.Signals, written: str, codes: tuple[int, int], told: str, tmp_path: Path):
+def test_a_launcher_that_ends_the_rest(
+    first: signal.Signals, written: str, codes: tuple[int, int], told: str, tmp_path: Path
+):
     """This test is the launcher of two processes, of which the second one gets the first signal."""
     code_file = tmp_path / "code"
     own = {"LOCAL_WORLD_SIZE": "2", "QUICKRES_EXIT_CODE_FILE": str(code_file)}

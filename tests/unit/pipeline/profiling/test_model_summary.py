@@ -39,7 +39,11 @@ class Pair(nn.Module):
     [
         (("model.name=resnet18",), 0.555, 11_173_962),
         (("model.name=resnet50", *IMAGENET), 4.09, 25_557_032),
-        (("model.name=resnet50", "model.groups=32", "model.width=2", *IMAGENET), 4.23, 25_028_904),  # ResNeXt-50 32x4d
+        (
+            ("model.name=resnet50", "model.groups=32", "model.width=2", *IMAGENET),
+            4.23,
+            25_028_904,
+        ),  # ResNeXt-50 32x4d
     ],
 )
 def test_published_figures(overrides: tuple[str, ...], gmacs: float, parameters: int):
@@ -86,7 +90,10 @@ def test_classes_are_known_without_the_data(tmp_path: Path):
     for labels, count in ((["cat", "dog"], 2), (["0", "3", "1", "2"], 4)):  # not the three folders
         for part in ("train", "test"):
             (tmp_path / f"{part}.txt").write_text("".join(f"{label}.jpg {label}\n" for label in labels))
-        assert num_classes_of(load_config(overrides=["data.dataset=folder", f"data.root={tmp_path}", *lists])) == count
+        assert (
+            num_classes_of(load_config(overrides=["data.dataset=folder", f"data.root={tmp_path}", *lists]))
+            == count
+        )
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -113,7 +120,9 @@ def test_depth_and_format_of_the_picture(tmp_path: Path):
     model, shape = build_for_summary(tiny_config("model.name=resnet32"))
     assert draw_architecture(model, shape, tmp_path / "sub" / "picture.svg", "a <b> & c", None) == 3
     text = (tmp_path / "sub" / "picture.svg").read_text()
-    assert "a &lt;b&gt; &amp; c" in text and "stages.2.4" in text and "BasicBlock" in text and ">images<" in text
+    assert (
+        "a &lt;b&gt; &amp; c" in text and "stages.2.4" in text and "BasicBlock" in text and ">images<" in text
+    )
     assert "stages.2.4.conv1" not in text
     assert draw_architecture(model, shape, tmp_path / "picture.svg", "", depth=1) == 1
     assert "stages.2.4" not in (tmp_path / "picture.svg").read_text()

@@ -52,7 +52,15 @@ def test_shares_and_idle_time_add_up():
     def event(start: float, duration: float, name: str) -> dict[str, object]:
         return {"cat": "kernel", "ts": start, "dur": duration, "name": name}
 
-    rows = shares([event(0, 40, "dgrad"), event(50, 30, "fprop"), event(90, 10, "wgrad"), {"cat": "cpu_op", "ts": 0, "dur": 900}], steps=2)
+    rows = shares(
+        [
+            event(0, 40, "dgrad"),
+            event(50, 30, "fprop"),
+            event(90, 10, "wgrad"),
+            {"cat": "cpu_op", "ts": 0, "dur": 900},
+        ],
+        steps=2,
+    )
     assert [(row.kind, row.microseconds, row.fraction, row.launches) for row in rows] == [
         (INPUT_GRADIENT, 20, 0.4, 0.5),
         (FORWARD, 15, 0.3, 0.5),
@@ -63,7 +71,9 @@ def test_shares_and_idle_time_add_up():
 
 
 def test_the_table_says_what_was_achieved():
-    text = table([Share(FORWARD, 1000.0, 0.5, 3), Share("other", 5.0, 0.1, 1)], {FORWARD: Work(4e11)}, Work(8e14, 4e12))
+    text = table(
+        [Share(FORWARD, 1000.0, 0.5, 3), Share("other", 5.0, 0.1, 1)], {FORWARD: Work(4e11)}, Work(8e14, 4e12)
+    )
     assert f"| {FORWARD} | 1,000.0 | 50.0% | 3 | 400 TFLOP/s (50%) |" in text
     assert "| other | 5.0 | 10.0% | 1 |  |" in text
     assert "800 TFLOP/s in a large matrix product and 4.00 TB/s" in text
@@ -113,15 +123,30 @@ def test_the_work_of_a_resnet18(fused_stem: bool):
 
 
 def test_the_work_of_another_librarys_network():
-    work = step_work(build_model(ModelConfig(name="torchvision/resnet18"), 10, 3, 64), (3, 64, 64), 8, 4, "adamw", scaled=False)
+    work = step_work(
+        build_model(ModelConfig(name="torchvision/resnet18"), 10, 3, 64),
+        (3, 64, 64),
+        8,
+        4,
+        "adamw",
+        scaled=False,
+    )
     assert work[FORWARD].flops and NORM_FORWARD not in work
     assert work[OPTIMIZER].num_bytes == 28 * 11_181_642
 
 
 @pytest.mark.parametrize(("step", "size"), [(0, 16), (75, 32)])
 def test_the_profiled_steps_are_of_the_size_that_is_trained(step: int, size: int, tmp_path: Path):
-    streamed = ["data.dataset=folder", "data.root=x", "data.image_size=32", "augment.progressive=[[0%,16],[75%,32]]", "duration=100st"]
-    config = load_config(overrides=[*streamed, "model.name=resnet20", "data.batch_size=8", "precision.mode=fp32"])
+    streamed = [
+        "data.dataset=folder",
+        "data.root=x",
+        "data.image_size=32",
+        "augment.progressive=[[0%,16],[75%,32]]",
+        "duration=100st",
+    ]
+    config = load_config(
+        overrides=[*streamed, "model.name=resnet20", "data.batch_size=8", "precision.mode=fp32"]
+    )
     trainer: Any = SimpleNamespace(
         config=config,
         processes=SimpleNamespace(shard=SimpleNamespace(world_size=1), device=torch.device("cpu")),
@@ -134,4 +159,6 @@ def test_the_profiled_steps_are_of_the_size_that_is_trained(step: int, size: int
 
 
 def test_the_work_of_muon_is_not_that_of_sgd():
-    assert OPTIMIZER not in step_work(build_model(ModelConfig(name="resnet20"), 10), (3, 32, 32), 8, 2, "muon", scaled=True)
+    assert OPTIMIZER not in step_work(
+        build_model(ModelConfig(name="resnet20"), 10), (3, 32, 32), 8, 2, "muon", scaled=True
+    )

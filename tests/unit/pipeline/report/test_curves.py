@@ -17,7 +17,13 @@ from pipeline.report import curves
 
 
 def train_record(epoch: float, **values: float | None) -> dict[str, Any]:
-    base = {"kind": "train", "step": int(100 * epoch), "epoch": epoch, "loss": 2.0 / (1 + epoch), "accuracy": 1 - 0.5 / (1 + epoch)}
+    base = {
+        "kind": "train",
+        "step": int(100 * epoch),
+        "epoch": epoch,
+        "loss": 2.0 / (1 + epoch),
+        "accuracy": 1 - 0.5 / (1 + epoch),
+    }
     return {**base, "lr": 0.1, "images_per_sec": 80000.0, "loss_scale": 1.0, "skipped_steps": 0, **values}
 
 
@@ -41,7 +47,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def draw(folder: Path, records: list[dict[str, Any]], end: str = "\n") -> Path:
-    (folder / "metrics.jsonl").write_text("\n".join(json.dumps(record) for record in records) + end, encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(
+        "\n".join(json.dumps(record) for record in records) + end, encoding="utf-8"
+    )
     return curves.draw_curves(folder)
 
 
@@ -58,13 +66,22 @@ def test_a_run_with_a_test_set_only(tmp_path: Path, drawn: list[Figure]) -> None
     folder = tmp_path / "quickstart-20261122-051530"
     folder.mkdir()
     evals = [eval_record(1, 8000), eval_record(2, 9310), eval_record(3, 9205)]
-    path = draw(folder, [train_record(0.5), evals[0], train_record(1.5), evals[1], train_record(2.5), evals[2]])
+    path = draw(
+        folder, [train_record(0.5), evals[0], train_record(1.5), evals[1], train_record(2.5), evals[2]]
+    )
     assert path == folder / "curves.png"
     assert size(path) == (1400, 900)
     assert sorted(p.name for p in folder.iterdir()) == ["curves.png", "metrics.jsonl"]
     found = words(drawn[0])
     assert "quickstart-20261122-051530" in found
-    assert {"test 92.0 %", "train 85.7 %", "test 1.000", "train 0.571", "★ best test 93.1 %", "last 80,000"} <= set(found)
+    assert {
+        "test 92.0 %",
+        "train 85.7 %",
+        "test 1.000",
+        "train 0.571",
+        "★ best test 93.1 %",
+        "last 80,000",
+    } <= set(found)
     assert "Loss scale" not in found
     headline = next(text for text in found if text.startswith("test accuracy"))
     assert "92.05 % (9,205 of 10,000) at the last step" in headline
@@ -72,7 +89,12 @@ def test_a_run_with_a_test_set_only(tmp_path: Path, drawn: list[Figure]) -> None
 
 
 def test_best_is_chosen_on_the_holdout_if_there_is_one(tmp_path: Path, drawn: list[Figure]) -> None:
-    records = [eval_record(1, 9000, "holdout"), eval_record(1, 9500), eval_record(2, 9100, "holdout"), eval_record(2, 9400)]
+    records = [
+        eval_record(1, 9000, "holdout"),
+        eval_record(1, 9500),
+        eval_record(2, 9100, "holdout"),
+        eval_record(2, 9400),
+    ]
     draw(tmp_path, records)
     found = words(drawn[0])
     assert {"★ best holdout 91.0 %", "holdout 91.0 %", "test 94.0 %"} <= set(found)
@@ -84,15 +106,24 @@ def test_the_loss_scale_has_a_panel_if_there_is_one(tmp_path: Path, drawn: list[
     assert {"Loss scale", "last 2¹⁵"} <= set(words(drawn[0]))
 
 
-def test_labels_at_the_ends_do_not_overlap_and_stay_at_their_panel(tmp_path: Path, drawn: list[Figure]) -> None:
-    ends = [eval_record(1, 9990, "holdout", loss=1.001), eval_record(1, 9985, loss=1.0), train_record(1, loss=1.002, accuracy=1.0)]
+def test_labels_at_the_ends_do_not_overlap_and_stay_at_their_panel(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    ends = [
+        eval_record(1, 9990, "holdout", loss=1.001),
+        eval_record(1, 9985, loss=1.0),
+        train_record(1, loss=1.002, accuracy=1.0),
+    ]
     draw(tmp_path, [train_record(0.5, accuracy=0.1), *ends])
     for axes in drawn[0].axes[:2]:
         boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
         assert len(boxes) == 3
         assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
         panel = axes.get_window_extent()
-        assert all(box.x0 > panel.x1 and box.x1 <= 1400 and panel.y0 - 20 < box.y0 and box.y1 < panel.y1 + 12 for box in boxes)
+        assert all(
+            box.x0 > panel.x1 and box.x1 <= 1400 and panel.y0 - 20 < box.y0 and box.y1 < panel.y1 + 12
+            for box in boxes
+        )
 
 
 def test_values_that_are_not_finite_are_left_out_and_named(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -116,7 +147,9 @@ def test_an_excursion_of_the_loss_gets_a_logarithmic_axis(tmp_path: Path, drawn:
 
 
 @pytest.mark.parametrize("records", [[], [eval_record(1, 5000)], [train_record(0.001)], [{"kind": "note"}]])
-def test_little_or_nothing_recorded(tmp_path: Path, drawn: list[Figure], records: list[dict[str, Any]]) -> None:
+def test_little_or_nothing_recorded(
+    tmp_path: Path, drawn: list[Figure], records: list[dict[str, Any]]
+) -> None:
     assert size(draw(tmp_path, records)) == (1400, 900)
     assert ("nothing recorded" in words(drawn[0])) == (records != [train_record(0.001)])
 

@@ -76,14 +76,30 @@ def metrics(epochs: int = 4, scale: float = 1.0, skipped: int = 0) -> list[dict[
     records: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         step = 10 * epoch
-        train = {"loss": 2 / epoch, "accuracy": 1 - 0.5 / epoch, "lr": 0.1 / epoch, "images_per_sec": 900.0 + epoch}
-        records.append({"kind": "train", "step": step, "epoch": epoch, **train, "loss_scale": scale, "skipped_steps": min(epoch, skipped)})
+        train = {
+            "loss": 2 / epoch,
+            "accuracy": 1 - 0.5 / epoch,
+            "lr": 0.1 / epoch,
+            "images_per_sec": 900.0 + epoch,
+        }
+        records.append(
+            {
+                "kind": "train",
+                "step": step,
+                "epoch": epoch,
+                **train,
+                "loss_scale": scale,
+                "skipped_steps": min(epoch, skipped),
+            }
+        )
         counts = {"correct": 5 + epoch, "seen": 12, "loss": 1 / epoch, "accuracy": (5 + epoch) / 12}
         records.append({"kind": "eval", "split": "test", "step": step, "epoch": epoch, **counts})
     return records
 
 
-def predictions(classes: tuple[str, ...] = ("cat", "dog", "cow"), side: int = 8, maps: bool = True) -> Predictions:
+def predictions(
+    classes: tuple[str, ...] = ("cat", "dog", "cow"), side: int = 8, maps: bool = True
+) -> Predictions:
     rng = np.random.default_rng(0)
     labels = np.arange(12) % len(classes)
     logits = rng.normal(size=(12, len(classes))) + 2 * np.eye(len(classes))[labels]
@@ -115,14 +131,23 @@ RESULT = {
     "device": "cpu",
     "first_step_s": 2.0,
 }
-ENVIRONMENT = {"command": ["./launch.sh", "configs/quickstart.yaml", "log.name=a b"], "python": "3.11", "packages": {"torch": "2.15"}}
+ENVIRONMENT = {
+    "command": ["./launch.sh", "configs/quickstart.yaml", "log.name=a b"],
+    "python": "3.11",
+    "packages": {"torch": "2.15"},
+}
 
 
 def make_run(folder: Path, name: str = "one", *, missing: tuple[str, ...] = (), **changes: Any) -> Path:
     """A run folder; CHANGES replace a part's content, MISSING parts are left out."""
     run = folder / name
     run.mkdir(parents=True)
-    parts = {"config": "data: {dataset: digits, num_threads: 2}\n", "env": ENVIRONMENT, "result": RESULT, "metrics": metrics()} | changes
+    parts = {
+        "config": "data: {dataset: digits, num_threads: 2}\n",
+        "env": ENVIRONMENT,
+        "result": RESULT,
+        "metrics": metrics(),
+    } | changes
     for part, suffix in (("config", "yaml"), ("env", "json"), ("result", "json"), ("metrics", "jsonl")):
         value = parts[part]
         if part not in missing:
@@ -153,7 +178,10 @@ def test_one_run(tmp_path: Path):
             "Loss scale 1 throughout: only fp16",
         ),
         *("taken for", "hardest first", "test/1.png", "true cat", "No step was skipped.", "3.11", "2.15"),
-        *("Bottleneck: the loader; the training process waited for its next batch 20 % of the time", "All 4 evaluations"),
+        *(
+            "Bottleneck: the loader; the training process waited for its next batch 20 % of the time",
+            "All 4 evaluations",
+        ),
         "./launch.sh configs/quickstart.yaml 'log.name=a b'",
         "2 of",
     ):
@@ -165,8 +193,12 @@ def test_one_run(tmp_path: Path):
 
 def test_the_same_folder_gives_the_same_bytes_without_torch(tmp_path: Path):
     run = make_run(tmp_path)
-    code = f"import sys, pipeline.__main__ as m; m.main(['report', {str(run)!r}]); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        f"import sys, pipeline.__main__ as m; m.main(['report', {str(run)!r}]); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == [f"{run}/report.html", "False"]
     before = (run / "report.html").read_bytes()
     assert write_report([run], tmp_path / "again.html").read_bytes() == before
@@ -176,7 +208,11 @@ def test_the_same_folder_gives_the_same_bytes_without_torch(tmp_path: Path):
 def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     first = make_run(tmp_path, "first")
     second = make_run(
-        tmp_path, "second", config="data: {dataset: digits}\noptimizer: {lr: 0.3}\n", env={**ENVIRONMENT, "python": "3.12"}, result=RESULT
+        tmp_path,
+        "second",
+        config="data: {dataset: digits}\noptimizer: {lr: 0.3}\n",
+        env={**ENVIRONMENT, "python": "3.12"},
+        result=RESULT,
     )
     third = make_run(tmp_path, "third", missing=("result", "predictions"))
     assert cli.main(["report", *map(str, (first, second, third))]) == 0
@@ -200,7 +236,10 @@ def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_value_that_is_nearly_the_default_is_marked(tmp_path: Path):
-    runs = [make_run(tmp_path, str(lr), config=f"optimizer: {{lr: {lr}, weight_decay: 5e-4}}\n") for lr in (0.10000004, 0.1)]
+    runs = [
+        make_run(tmp_path, str(lr), config=f"optimizer: {{lr: {lr}, weight_decay: 5e-4}}\n")
+        for lr in (0.10000004, 0.1)
+    ]
     (row,) = (row for row in config_rows([read_run(run) for run in runs]) if any(row.changed))
     assert (row.name, row.values, row.default, row.changed, row.differs) == (
         "optimizer.lr",
@@ -215,12 +254,20 @@ def test_nothing_of_a_run_is_markup(tmp_path: Path):
     run = make_run(
         tmp_path,
         "<em>run",
-        predictions=replace(predictions((HOSTILE, "b`c`", "{{ 123 * 321 }}")), shown_names=np.array([HOSTILE, "\x1b[31m\n", "a"])),
+        predictions=replace(
+            predictions((HOSTILE, "b`c`", "{{ 123 * 321 }}")),
+            shown_names=np.array([HOSTILE, "\x1b[31m\n", "a"]),
+        ),
         env={**ENVIRONMENT, "command": ["x", HOSTILE], "platform": HOSTILE},
         config="data: {root: '</style><b>'}\n",
     )
     page = page_of(run, make_run(tmp_path, "other"))
-    assert "<em>" not in page.source and "<em>run" in page.words and page.source.count("</style>") == 1 and "39483" not in page.words
+    assert (
+        "<em>" not in page.source
+        and "<em>run" in page.words
+        and page.source.count("</style>") == 1
+        and "39483" not in page.words
+    )
     assert HOSTILE in page.words and "{{ 123 * 321 }}" in page.words and "\x1b" not in page.source
 
 
@@ -229,26 +276,61 @@ def test_many_classes(tmp_path: Path, classes: int):
     names = tuple(f"class {i}" for i in range(classes))
     logits, labels = np.eye(classes)[np.roll(np.arange(classes), 1)], np.arange(classes)
     given = replace(
-        Predictions.of(logits, labels, names), shown=np.array([3]), shown_names=np.array([""]), images=np.zeros((1, 300, 200, 3), np.uint8)
+        Predictions.of(logits, labels, names),
+        shown=np.array([3]),
+        shown_names=np.array([""]),
+        images=np.zeros((1, 300, 200, 3), np.uint8),
     )
     page = page_of(make_run(tmp_path, predictions=given))
-    assert ('class="matrix"' in page.source) == (classes > 20) and ('class="confusion' in page.source) == (classes <= 20)
-    assert ("among the five most probable" in page.words) == (f"All {classes} classes" in page.words) == (classes > 20)
+    assert ('class="matrix"' in page.source) == (classes > 20) and ('class="confusion' in page.source) == (
+        classes <= 20
+    )
+    assert (
+        ("among the five most probable" in page.words)
+        == (f"All {classes} classes" in page.words)
+        == (classes > 20)
+    )
     assert "pair alone" in page.source  # without a map
 
 
 # Four steps, none of them after warm-up. Shares of mixed labels, added up in float32, make a little more than all of them right.
 VERY_SHORT = [
-    {"kind": "train", "step": 4, "epoch": 0.0, "loss": 0.1, "accuracy": 1.0000001, "lr": 1e-5, "images_per_sec": None, "loss_scale": 1.0},
-    {"kind": "eval", "split": "test", "step": 4, "epoch": 0.0, "loss": 0.1, "accuracy": 1.0, "correct": 12, "seen": 12},
+    {
+        "kind": "train",
+        "step": 4,
+        "epoch": 0.0,
+        "loss": 0.1,
+        "accuracy": 1.0000001,
+        "lr": 1e-5,
+        "images_per_sec": None,
+        "loss_scale": 1.0,
+    },
+    {
+        "kind": "eval",
+        "split": "test",
+        "step": 4,
+        "epoch": 0.0,
+        "loss": 0.1,
+        "accuracy": 1.0,
+        "correct": 12,
+        "seen": 12,
+    },
 ]
-NO_SPEED = {"images_per_sec": {"median": None, "p10": None, "p90": None, "n": 0}, "step_ms": None, "data_wait_fraction": None}
+NO_SPEED = {
+    "images_per_sec": {"median": None, "p10": None, "p90": None, "n": 0},
+    "step_ms": None,
+    "data_wait_fraction": None,
+}
 
 
 @pytest.mark.parametrize(
     ("changes", "missing", "told"),
     [
-        ({}, ("result", "env", "metrics", "predictions"), "This run has not finished: it has logged nothing."),
+        (
+            {},
+            ("result", "env", "metrics", "predictions"),
+            "This run has not finished: it has logged nothing.",
+        ),
         ({}, ("env",), "No env.json is kept in this run's folder."),
         ({}, ("predictions",), "python -m pipeline report RUN --refresh makes them from the last checkpoint"),
         ({"metrics": []}, (), "nothing recorded"),
@@ -258,16 +340,39 @@ NO_SPEED = {"images_per_sec": {"median": None, "p10": None, "p90": None, "n": 0}
         ({"env": {}}, (), "The command is not on record."),
         ({"config": "of: another version\n"}, (), "unknown key of"),
         ({"config": "]"}, (), "config.yaml"),
-        ({"metrics": metrics(scale=1024.0, skipped=2)}, (), "2 of 40 steps (5.00 %) were skipped because fp16 overflowed: 1 in steps 1–10"),
+        (
+            {"metrics": metrics(scale=1024.0, skipped=2)},
+            (),
+            "2 of 40 steps (5.00 %) were skipped because fp16 overflowed: 1 in steps 1–10",
+        ),
         ({"result": {"steps": 1}}, (), "Speed: not measured"),
         ({"metrics": VERY_SHORT, "result": {**RESULT, "steps": 4, **NO_SPEED}}, (), "Speed: not measured"),
-        ({"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}}, (), "Continued at step 20 by b"),
-        ({"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}}, (), "1 min 30 s since it was continued"),
+        (
+            {"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}},
+            (),
+            "Continued at step 20 by b",
+        ),
+        (
+            {"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}},
+            (),
+            "1 min 30 s since it was continued",
+        ),
         ({"predictions": predictions(maps=False)}, (), "got wrong with most confidence. true cat"),
-        ({"metrics": [{"kind": "train"}, {"kind": "eval", "split": "test", "step": 3, "epoch": None, "accuracy": None}]}, (), "step 3"),
+        (
+            {
+                "metrics": [
+                    {"kind": "train"},
+                    {"kind": "eval", "split": "test", "step": 3, "epoch": None, "accuracy": None},
+                ]
+            },
+            (),
+            "step 3",
+        ),
     ],
 )
-def test_what_is_missing_is_a_sentence(tmp_path: Path, changes: dict[str, Any], missing: tuple[str, ...], told: str):
+def test_what_is_missing_is_a_sentence(
+    tmp_path: Path, changes: dict[str, Any], missing: tuple[str, ...], told: str
+):
     page = page_of(make_run(tmp_path, missing=missing, **changes))
     assert told in page.words
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
@@ -275,14 +380,22 @@ def test_what_is_missing_is_a_sentence(tmp_path: Path, changes: dict[str, Any], 
 
 
 def test_a_run_that_has_logged_nothing_is_told_nothing_of(tmp_path: Path):
-    page = page_of(make_run(tmp_path, missing=("result", "metrics", "predictions"), config="precision: {mode: fp16}\n"))
+    page = page_of(
+        make_run(tmp_path, missing=("result", "metrics", "predictions"), config="precision: {mode: fp16}\n")
+    )
     assert "No step is on record." in page.words
     assert "No step was skipped" not in page.words and "1 throughout" not in page.words
 
 
 def test_a_single_skipped_step_is_no_stretch(tmp_path: Path):
-    records = [{"kind": "train", "step": step, "skipped_steps": skipped} for step, skipped in ((10, 0), (11, 1), (14, 3))]
-    assert "were skipped because fp16 overflowed: 1 in step 11, 2 in steps 12–14." in page_of(make_run(tmp_path, metrics=records)).words
+    records = [
+        {"kind": "train", "step": step, "skipped_steps": skipped}
+        for step, skipped in ((10, 0), (11, 1), (14, 3))
+    ]
+    assert (
+        "were skipped because fp16 overflowed: 1 in step 11, 2 in steps 12–14."
+        in page_of(make_run(tmp_path, metrics=records)).words
+    )
 
 
 def test_grad_cam_is_told_of_where_there_is_one(tmp_path: Path):
@@ -323,7 +436,10 @@ def test_predictions_come_back_as_they_were(tmp_path: Path):
     assert ((found.confidence > 0) & (found.confidence <= 1)).all()
 
 
-@pytest.mark.parametrize(("size", "remedy"), [(32, "set data.loader=fused, or raise data.num_threads"), (224, "or try data.decoder=cpu")])
+@pytest.mark.parametrize(
+    ("size", "remedy"),
+    [(32, "set data.loader=fused, or raise data.num_threads"), (224, "or try data.decoder=cpu")],
+)
 def test_the_remedy_of_a_run_suits_its_images(size: int, remedy: str):
     """`fused` keeps images in memory: it is refused for those that are streamed."""
     config = load_config(overrides=["data.dataset=folder", "data.root=images", f"data.image_size={size}"])

@@ -55,11 +55,18 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 def test_contents(saved: Path):
     folder = folder_of(saved, 2)
     assert folder.name == "step-00000002"
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "state.pt", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json",
+        "state.pt",
+        "weights.safetensors",
+    ]
     manifest = verify(folder)
     assert (manifest["format"], manifest["step"], manifest["config_hash"]) == (1, 2, "0123456789ab")
     assert set(manifest["sha256"]) == {"weights.safetensors", "state.pt"}
-    assert load_file(folder / "weights.safetensors").keys() == build_model(tiny_config().model, 4).state_dict().keys()
+    assert (
+        load_file(folder / "weights.safetensors").keys()
+        == build_model(tiny_config().model, 4).state_dict().keys()
+    )
     assert torch.load(folder / "state.pt", weights_only=True)["step"] == 2
 
 
@@ -98,7 +105,9 @@ def write_a_foreign_file(path: Path) -> None:
 
 # not one bit of a manifest, which has no checksum of its own
 DAMAGES = [
-    (name, damage) for name in ("weights.safetensors", "state.pt") for damage in (truncate, flip_a_bit, write_a_foreign_file, Path.unlink)
+    (name, damage)
+    for name in ("weights.safetensors", "state.pt")
+    for damage in (truncate, flip_a_bit, write_a_foreign_file, Path.unlink)
 ]
 DAMAGES += [("manifest.json", damage) for damage in (truncate, write_a_foreign_file, Path.unlink)]
 
@@ -144,10 +153,16 @@ def test_a_foreign_checkpoint_is_named(copy: Path):
     """Whole, but of another run, or of another step."""
     found, told = newest_intact(copy, "another hash")
     assert found is None and len(told) == 2
-    assert told[0] == f"{folder_of(copy, 2)}: saved by a run of another config, or by another version; use an earlier checkpoint"
+    assert (
+        told[0]
+        == f"{folder_of(copy, 2)}: saved by a run of another config, or by another version; use an earlier checkpoint"
+    )
     folder_of(copy, 2).rename(folder_of(copy, 3))
     found, told = newest_intact(copy, "0123456789ab")
-    assert (found, told) == (folder_of(copy, 1), [f"{folder_of(copy, 3)}: holds step 2 of another folder; use an earlier checkpoint"])
+    assert (found, told) == (
+        folder_of(copy, 1),
+        [f"{folder_of(copy, 3)}: holds step 2 of another folder; use an earlier checkpoint"],
+    )
 
 
 def test_without_any_intact_checkpoint(copy: Path, tmp_path: Path):
@@ -174,7 +189,9 @@ class Malicious:
 
 
 @pytest.mark.parametrize(
-    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))], ids=["torch", "pickle"]
+    "save",
+    [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))],
+    ids=["torch", "pickle"],
 )
 def test_code_in_a_checkpoint_is_refused_and_not_run(copy: Path, tmp_path: Path, save: Any):
     """Checksums that fit do not make a file trustworthy: anyone can compute them."""
@@ -185,7 +202,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(copy: Path, tmp_path: Path,
     with pytest.raises(UserError, match=rf"^{folder}/state\.pt: .*code, which is not run; use an earlier"):
         load_checkpoint(folder, start().state)
     assert not witness.exists()
-    torch.load(folder / "state.pt", weights_only=False) if save is torch.save else pickle.loads((folder / "state.pt").read_bytes())
+    torch.load(folder / "state.pt", weights_only=False) if save is torch.save else pickle.loads(
+        (folder / "state.pt").read_bytes()
+    )
     assert witness.exists()  # it would have been run
 
 
@@ -206,9 +225,14 @@ def test_weights_that_are_no_safetensors(copy: Path):
         load_checkpoint(folder, start().state)
 
 
-@pytest.mark.parametrize("other", ["model.shortcut=B", "data.num_classes=5", "precision.mode=fp16", "optimizer.decay_norm_and_bias=false"])
+@pytest.mark.parametrize(
+    "other",
+    ["model.shortcut=B", "data.num_classes=5", "precision.mode=fp16", "optimizer.decay_norm_and_bias=false"],
+)
 def test_a_checkpoint_of_another_config(saved: Path, other: str):
-    with pytest.raises(UserError, match=r"does not fit this config's model and optimizer .*; give the run's own config"):
+    with pytest.raises(
+        UserError, match=r"does not fit this config's model and optimizer .*; give the run's own config"
+    ):
         load_checkpoint(folder_of(saved, 2), start(other).state)
 
 
@@ -246,7 +270,12 @@ def test_what_others_put_beside_the_checkpoints_stays(tmp_path: Path):
     shutil.copytree(folder_of(tmp_path, 1), tmp_path / "step-00000001-good")
     (tmp_path / "step-00000002.tar").write_bytes(b"")
     write(tmp_path, 3, 4, 5, trainer=trainer)
-    assert [path.name for path in steps_in(tmp_path)] == ["step-00000005", "step-00000004", "step-00000002.tar", "step-00000001-good"]
+    assert [path.name for path in steps_in(tmp_path)] == [
+        "step-00000005",
+        "step-00000004",
+        "step-00000002.tar",
+        "step-00000001-good",
+    ]
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path):
@@ -306,4 +335,6 @@ def test_tensors_that_share_no_memory_with_training(tmp_path: Path):
     assert all(value.is_contiguous() for value in weights.values())
     assert trainer.state.model.get_parameter("stem.0.weight").is_contiguous(memory_format=torch.channels_last)
     save_file(weights, tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == (folder_of(tmp_path, 1) / "weights.safetensors").read_bytes()
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        folder_of(tmp_path, 1) / "weights.safetensors"
+    ).read_bytes()

@@ -52,16 +52,30 @@ def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch):
     assert terminal.getvalue() == ""
 
 
-def test_what_is_left_goes_by_the_pace_since_the_line_before(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_what_is_left_goes_by_the_pace_since_the_line_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """Compiling, 60 of the first 70 seconds here, is not to come again."""
     clock = iter((0.0, 70.0, 80.0))
     monkeypatch.setattr("pipeline.run.console.time.perf_counter", lambda: next(clock))
     console = TrainingConsole(total_steps=825)
     for step in (100, 200):
-        evaluation = {"step": step, "epoch": step / 390, "split": "test", "loss": 0.5, "accuracy": 0.8, "correct": 8, "seen": 10}
+        evaluation = {
+            "step": step,
+            "epoch": step / 390,
+            "split": "test",
+            "loss": 0.5,
+            "accuracy": 0.8,
+            "correct": 8,
+            "seen": 10,
+        }
         console.evaluated(RECORD | {"skipped_steps": 0}, evaluation, num_epochs=825 / 390)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith("left 8:27") and second.endswith("left 1:02") and second.startswith("epoch   0.51/2.12  lr 0.05000")
+    assert (
+        first.endswith("left 8:27")
+        and second.endswith("left 1:02")
+        and second.startswith("epoch   0.51/2.12  lr 0.05000")
+    )
 
 
 def test_a_terminal_that_has_hung_up(monkeypatch: pytest.MonkeyPatch):
@@ -79,9 +93,24 @@ def test_a_run_that_is_stopped_after_tee_is_gone_is_saved(tmp_path: Path):
     """Ctrl-C ends `| tee` first. Step 10 is one that is told of before it is saved."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "tests.integration.interrupted", "SIGTERM", "10", str(RECIPE), f"log.dir={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.integration.interrupted",
+        "SIGTERM",
+        "10",
+        str(RECIPE),
+        f"log.dir={tmp_path}",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "log.tensorboard=false"], cwd=ROOT, env=environment, stdout=writer, stderr=writer, check=False)
+    done = subprocess.run(
+        [*command, "log.tensorboard=false"],
+        cwd=ROOT,
+        env=environment,
+        stdout=writer,
+        stderr=writer,
+        check=False,
+    )
     os.close(writer)
     assert done.returncode == 75
     checkpoints = only_run(tmp_path) / "checkpoints"

@@ -34,19 +34,29 @@ def test_a_new_run(tmp_path: Path):
     assert load_config(run.path / "config.yaml") == config
     assert (run.resume_from, run.warnings) == (None, ())
     latest = tmp_path / "runs/latest"
-    assert latest.is_symlink() and latest.resolve() == run.path.resolve() and not os.path.isabs(os.readlink(latest))
+    assert (
+        latest.is_symlink()
+        and latest.resolve() == run.path.resolve()
+        and not os.path.isabs(os.readlink(latest))
+    )
 
 
 def test_two_runs_of_one_second(tmp_path: Path):
-    first, second, named = (open_and_release(config_in(tmp_path, *keys)).path for keys in ((), (), ("log.name=other",)))
+    first, second, named = (
+        open_and_release(config_in(tmp_path, *keys)).path for keys in ((), (), ("log.name=other",))
+    )
     assert first != second and named.name.startswith("other-")
     assert (tmp_path / "latest").resolve() == named.resolve()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["latest", first.name, second.name, named.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["latest", first.name, second.name, named.name]
+    )
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"log.dir: .*file.* cannot be written .*choose another folder with log.dir="):
+    with pytest.raises(
+        UserError, match=r"log.dir: .*file.* cannot be written .*choose another folder with log.dir="
+    ):
         open_and_release(config_in(tmp_path / "file"))
 
 
@@ -74,7 +84,9 @@ class Runs:
         config = config_in(self.folder, *overrides)
         run = open_and_release(config)
         for step in steps:
-            source, target = (folder_of(checkpoints, step) for checkpoints in (self.checkpoint, run.checkpoints))
+            source, target = (
+                folder_of(checkpoints, step) for checkpoints in (self.checkpoint, run.checkpoints)
+            )
             target.mkdir(parents=True)
             for name in ("weights.safetensors", "state.pt"):
                 os.symlink(source / name, target / name)
@@ -118,7 +130,9 @@ def test_a_folder_in_the_place_of_the_link(runs: Runs, value: str):
     run = runs.make()
     (runs.folder / "latest").unlink()
     shutil.copytree(run, runs.folder / "latest")
-    with pytest.raises(UserError, match=r"latest: a folder, where the link to the newest run belongs .*; rename or remove it"):
+    with pytest.raises(
+        UserError, match=r"latest: a folder, where the link to the newest run belongs .*; rename or remove it"
+    ):
         runs.resume(value)
     assert not list(runs.folder.glob(".latest-*"))
 
@@ -153,8 +167,12 @@ def test_auto_says_what_is_wrong_where_it_starts_anew(runs: Runs):
     found = runs.resume()
     assert found.resume_from is None
     *damaged, anew = found.warnings
-    assert [f"step-{step:08d}/state.pt: missing" in text for step, text in zip((2, 1), damaged, strict=True)] == [True, True]
-    assert anew == "resume=auto: no unfinished run of this very config with an intact checkpoint, starting anew"
+    assert [
+        f"step-{step:08d}/state.pt: missing" in text for step, text in zip((2, 1), damaged, strict=True)
+    ] == [True, True]
+    assert (
+        anew == "resume=auto: no unfinished run of this very config with an intact checkpoint, starting anew"
+    )
 
 
 def test_a_path_is_resumed(runs: Runs):
@@ -176,7 +194,9 @@ def test_a_path_is_resumed(runs: Runs):
         ({"steps": ()}, (), r"has no intact checkpoint; start anew with resume=none"),
     ],
 )
-def test_a_path_that_cannot_be_resumed(runs: Runs, make: dict[str, Any], overrides: tuple[str, ...], told: str):
+def test_a_path_that_cannot_be_resumed(
+    runs: Runs, make: dict[str, Any], overrides: tuple[str, ...], told: str
+):
     path = runs.make(**make)
     with pytest.raises(UserError, match=rf"^resume: {path} .*{told}"):
         runs.resume(str(path), *overrides)
@@ -191,9 +211,13 @@ def test_a_run_that_hung_is_resumed_with_more_patience(runs: Runs):
 def test_a_path_that_is_no_run(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(runs.folder)
     known = runs.make()
-    with pytest.raises(UserError, match=rf"nowhere: not a run folder \(no config.yaml in it\). Known: .*{known.name}"):
+    with pytest.raises(
+        UserError, match=rf"nowhere: not a run folder \(no config.yaml in it\). Known: .*{known.name}"
+    ):
         runs.resume(str(runs.folder / "nowhere"))
-    with pytest.raises(UserError, match=rf"Known: .*{known.name}"):  # the folder of the runs, as one that forgets `/latest` gives it
+    with pytest.raises(
+        UserError, match=rf"Known: .*{known.name}"
+    ):  # the folder of the runs, as one that forgets `/latest` gives it
         find_run(runs.folder)
     with pytest.raises(UserError, match="none yet"):
         find_run(runs.folder / "deep/nowhere/at-all")
@@ -214,7 +238,10 @@ def test_damaged_checkpoints_are_passed_over_with_a_warning(runs: Runs):
 
 def records(*steps: int, kind: str = "train") -> list[dict[str, Any]]:
     split = {"split": "test", "correct": 3, "seen": 4} if kind == "eval" else {}
-    return [{"kind": kind, **split, "step": step, "epoch": step / 5, "loss": 1 / step, "images_per_sec": None} for step in steps]
+    return [
+        {"kind": kind, **split, "step": step, "epoch": step / 5, "loss": 1 / step, "images_per_sec": None}
+        for step in steps
+    ]
 
 
 def write(folder: Path, items: list[dict[str, Any]], resume_step: int = 0, tensorboard: bool = True) -> None:
@@ -232,7 +259,10 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard itself reads."""
     accumulator = EventAccumulator(str(folder / "tb"))
     accumulator.Reload()
-    return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
 
 
 def test_metrics_are_written_at_once_to_both(tmp_path: Path):
@@ -266,7 +296,16 @@ def test_both_are_cut_back_to_the_step_that_a_run_continues_from(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "garbage", [b'{"kind": "train", "st', b"5\n", b"[]\n", b'{"kind": "train"}\n', b'{"step": null}\n', b"\0\0\0", b"\xa1\xff\n{"]
+    "garbage",
+    [
+        b'{"kind": "train", "st',
+        b"5\n",
+        b"[]\n",
+        b'{"kind": "train"}\n',
+        b'{"step": null}\n',
+        b"\0\0\0",
+        b"\xa1\xff\n{",
+    ],
 )
 def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, garbage: bytes):
     write(tmp_path, records(2, 4), tensorboard=False)
@@ -280,7 +319,9 @@ def test_a_json_file_that_is_none(tmp_path: Path):
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(UserError, match="is the run finished"):
         read_json(tmp_path / "result.json")
-    with pytest.raises(UserError, match=r"none\.json: cannot be read \(No such file or directory\); is the run finished\?$"):
+    with pytest.raises(
+        UserError, match=r"none\.json: cannot be read \(No such file or directory\); is the run finished\?$"
+    ):
         read_json(tmp_path / "none.json")
 
 

@@ -28,7 +28,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Now:
     return now
 
 
-def window(timer: Clock, now: Now, steps: int, wait_s: float, step_s: float, images: int = 8, steady: bool = True) -> dict | None:
+def window(
+    timer: Clock, now: Now, steps: int, wait_s: float, step_s: float, images: int = 8, steady: bool = True
+) -> dict | None:
     timer.start(steady)
     for _ in range(steps):
         timer.ask()
@@ -42,7 +44,9 @@ def window(timer: Clock, now: Now, steps: int, wait_s: float, step_s: float, ima
 def test_a_window(now: Now):
     timer = Clock(CPU)
     found = window(timer, now, steps=4, wait_s=0.1, step_s=0.4)
-    assert found == pytest.approx({"images_per_sec": 16, "step_s": 0.5, "data_wait_fraction": 0.2, "steps": 4})
+    assert found == pytest.approx(
+        {"images_per_sec": 16, "step_s": 0.5, "data_wait_fraction": 0.2, "steps": 4}
+    )
     assert timer.windows == [found]
 
 

@@ -47,7 +47,9 @@ def test_the_loss_of_mixed_labels_is_the_mean_of_theirs(dtype: torch.dtype, smoo
     labels, shares = torch.randint(10, (64, 3), generator=generator), torch.tensor([0.5, 0.3, 0.2])
     loss = classification_loss(logits, labels, smoothing, shares)
     assert (loss.dtype, loss.shape) == (torch.float32, ())
-    expected = sum(share * by_hand(logits, labels[:, number], smoothing) for number, share in enumerate(shares.double()))
+    expected = sum(
+        share * by_hand(logits, labels[:, number], smoothing) for number, share in enumerate(shares.double())
+    )
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
 
 

@@ -39,7 +39,9 @@ def test_a_loss_that_falls_to_the_end_gives_no_suggestion(
 ):
     falling = found(2 - np.tanh(2 * (np.log10(RATES) + 2)))
     assert falling.suggested is None and falling.steepest == pytest.approx(0.01, rel=0.3)
-    ended = RangeTest(falling.rates, falling.losses, falling.smoothed, diverged=True)  # the next losses were worse
+    ended = RangeTest(
+        falling.rates, falling.losses, falling.smoothed, diverged=True
+    )  # the next losses were worse
     assert ended.suggested == pytest.approx(10)
     monkeypatch.setattr("pipeline.training.lr_finder.lr_find", lambda *_: falling)
     assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}"]) == 0
@@ -52,7 +54,9 @@ def test_smoothing_moves_nothing_along():
     line = np.arange(101.0)
     assert smooth(line)[20:-20] == pytest.approx(line[20:-20])
     assert smooth(np.array([1.0])) == pytest.approx(1)
-    assert smooth(np.ones(30_000)) == pytest.approx(1)  # in memory that grows with the steps, not with their square
+    assert smooth(np.ones(30_000)) == pytest.approx(
+        1
+    )  # in memory that grows with the steps, not with their square
 
 
 def state_of(trainer: Any) -> dict[str, Any]:
@@ -108,19 +112,27 @@ def test_each_step_has_its_rate_and_the_test_ends_where_the_loss_leaves_the_rail
 
 @pytest.mark.usefixtures("process_state")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}", "--steps", "20", "optimizer.momentum=0.8"]) == 0
+    assert (
+        cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}", "--steps", "20", "optimizer.momentum=0.8"])
+        == 0
+    )
     told = capsys.readouterr().out.splitlines()
     picture = tmp_path / "lr-find-tiny.png"
     assert told[1] == f"curve: {picture}"
     if not told[2].startswith("no suggestion: the loss "):
         assert told[2].startswith("suggested maximum: ") and "Smith 2017, arXiv:1506.01186" in told[2]
         rate = told[2].split()[2].rstrip(",")
-        assert told[3] == f"use it: ./launch.sh {RECIPE} log.dir={tmp_path} optimizer.momentum=0.8 optimizer.lr={rate}"
+        assert (
+            told[3]
+            == f"use it: ./launch.sh {RECIPE} log.dir={tmp_path} optimizer.momentum=0.8 optimizer.lr={rate}"
+        )
     with Image.open(picture) as image:
         assert image.size == (1000, 600)
 
 
-def test_the_command_to_go_on_with_names_a_rate_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_command_to_go_on_with_names_a_rate_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     valley = found(1 + (np.log10(RATES) + 1) ** 2)
     monkeypatch.setattr("pipeline.training.lr_finder.lr_find", lambda *_: valley)
     assert cli.main(["lr-find", str(RECIPE), "optimizer.lr=0.5", f"log.dir={tmp_path}"]) == 0
@@ -130,6 +142,8 @@ def test_the_command_to_go_on_with_names_a_rate_once(tmp_path: Path, monkeypatch
 
 @pytest.mark.usefixtures("process_state")
 @pytest.mark.parametrize(("lowest", "highest"), [("1", "0.1"), ("0.1", "inf"), ("nan", "1")])
-def test_an_empty_range_is_refused(lowest: str, highest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_empty_range_is_refused(
+    lowest: str, highest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}", "--min", lowest, "--max", highest]) == 2
     assert f"error: --min {lowest} and --max {highest}" in capsys.readouterr().err

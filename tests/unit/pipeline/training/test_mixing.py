@@ -21,7 +21,9 @@ def config(name: str, **keys: Any) -> AugmentConfig:
     return AugmentConfig.model_validate({"mix": name, **keys})
 
 
-def draw(name: str, steps: int = 400, seed: int = 0, first: int = 0, size: int = SIZE, **keys: Any) -> np.ndarray:
+def draw(
+    name: str, steps: int = 400, seed: int = 0, first: int = 0, size: int = SIZE, **keys: Any
+) -> np.ndarray:
     return draw_mixing(config(name, **keys), seed, first, steps, size)
 
 
@@ -51,7 +53,11 @@ def by_hand(name: str, images: np.ndarray, row: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
 def test_images_are_those_of_the_papers(name: str, dtype: torch.dtype, memory_format: torch.memory_format):
-    images = torch.randn(8, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(dtype).contiguous(memory_format=memory_format)
+    images = (
+        torch.randn(8, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+        .to(dtype)
+        .contiguous(memory_format=memory_format)
+    )
     labels = torch.arange(8) * 10
     before = images.clone()
     for row in draw(name, 12):
@@ -62,7 +68,9 @@ def test_images_are_those_of_the_papers(name: str, dtype: torch.dtype, memory_fo
         assert mixed.dtype == dtype and mixed.is_contiguous(memory_format=memory_format)
         group = MIX_SOURCES[name]
         for i in range(8):
-            assert all_labels[i].tolist() == [10 * (i // group * group + (i % group + k) % group) for k in range(group)]
+            assert all_labels[i].tolist() == [
+                10 * (i // group * group + (i % group + k) % group) for k in range(group)
+            ]
         assert shares.tolist() == row[:group].tolist()
     assert torch.equal(images, before)
 
@@ -103,7 +111,9 @@ def test_shares_add_up_and_boxes_are_inside(name: str):
         assert (rows.astype(np.float16) == rows).all()
     if name == "cutmix":
         top, bottom, left, right = rows[:, 2:].T
-        assert ((top >= 0) & (top <= bottom) & (bottom <= SIZE) & (left >= 0) & (left <= right) & (right <= SIZE)).all()
+        assert (
+            (top >= 0) & (top <= bottom) & (bottom <= SIZE) & (left >= 0) & (left <= right) & (right <= SIZE)
+        ).all()
         assert {*top} >= set(range(SIZE - 1)) and {*right} >= set(range(1, SIZE + 1))
 
 
@@ -111,7 +121,9 @@ def test_shares_add_up_and_boxes_are_inside(name: str):
 def test_nothing_is_drawn_from_the_numbers_of_the_loaders(stream: int):
     """With alpha 1 a share of Mixup is a uniform number: the first of the two blocks of its step."""
     words = philox_blocks(0, 0, stream, 2 * 40)[::2, 0]
-    assert (draw("mixup", 40)[:, 0] != np.rint((words >> np.uint64(11)) * 2.0**-53 * 1024) / 1024).mean() > 0.9
+    assert (
+        draw("mixup", 40)[:, 0] != np.rint((words >> np.uint64(11)) * 2.0**-53 * 1024) / 1024
+    ).mean() > 0.9
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
@@ -155,7 +167,9 @@ def test_steps_that_are_spared_mix_nothing(name: str):
     spared = rows[rows[:, 0] == 1]
     assert 0.65 < len(spared) / len(rows) < 0.76  # a few of the others drew everything too
     images = random_batch().images
-    mixed, _, shares = mix(name, images, torch.arange(8), torch.from_numpy(draw(name, 9, mix_probability=1e-9, size=8)[4]))
+    mixed, _, shares = mix(
+        name, images, torch.arange(8), torch.from_numpy(draw(name, 9, mix_probability=1e-9, size=8)[4])
+    )
     assert torch.equal(mixed, images) and shares[0] == 1
 
 

@@ -16,7 +16,9 @@ def build(mode: str, **keys: object) -> Precision:
     return Precision(PrecisionConfig.model_validate({"mode": mode, **keys}), CPU)
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_autocast_runs_products_in_the_type_of_the_mode(mode: str, dtype: torch.dtype):
     with build(mode).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
@@ -36,8 +38,12 @@ def test_only_fp16_scales_the_loss(mode: str, enabled: bool):
 def calls(name: str) -> list[tuple[str, str]]:
     """File and text of every call of a function of this name in the program."""
     trees = {path.name: ast.parse(path.read_text()) for path in (ROOT / "pipeline").rglob("*.py")}
-    nodes = [(file, node) for file, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [(file, ast.unparse(node)) for file, node in nodes if ast.unparse(node.func).rpartition(".")[2] == name]
+    nodes = [
+        (file, node) for file, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call)
+    ]
+    return [
+        (file, ast.unparse(node)) for file, node in nodes if ast.unparse(node.func).rpartition(".")[2] == name
+    ]
 
 
 def test_there_is_one_scaler_in_the_program():
@@ -45,5 +51,7 @@ def test_there_is_one_scaler_in_the_program():
 
 
 def test_autocast_is_switched_on_in_one_place():
-    elsewhere = [(file, text) for file, text in calls("autocast") if not text.endswith("precision.autocast()")]
+    elsewhere = [
+        (file, text) for file, text in calls("autocast") if not text.endswith("precision.autocast()")
+    ]
     assert {file for file, text in elsewhere if "enabled=False" not in text} == {"precision.py"}

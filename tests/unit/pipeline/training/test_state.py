@@ -52,7 +52,9 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: t
     torch.rand(5)
     load_checkpoint(folder_of(tmp_path, 6), new.state)
     assert_equal(whole(new.state), whole(old.state))
-    shared, expected = ([id(group["lr"]) for group in state.optimizer.param_groups] for state in (new.state, old.state))
+    shared, expected = (
+        [id(group["lr"]) for group in state.optimizer.param_groups] for state in (new.state, old.state)
+    )
     assert [shared.index(lr) for lr in shared] == [expected.index(lr) for lr in expected]
     assert shared[0] == id(new.state.lr)
 

@@ -52,7 +52,9 @@ def test_one_step_is_the_textbook_s():
     for trained, parameter in zip(trainer.state.model.parameters(), by_hand.parameters(), strict=True):
         assert parameter.grad is not None
         gradient = parameter.grad + 0.01 * parameter.detach()
-        torch.testing.assert_close(trained.detach(), parameter.detach() - 0.1 * (gradient + 0.9 * gradient), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            trained.detach(), parameter.detach() - 0.1 * (gradient + 0.9 * gradient), rtol=1e-5, atol=1e-7
+        )
         assert trained.grad is None
 
 
@@ -70,7 +72,9 @@ def test_every_precision_learns_with_weights_in_float32(mode: str):
     losses = train_steps(trainer, 12)
     assert all(torch.isfinite(torch.tensor(losses))) and sum(losses[-3:]) < sum(losses[:3])
     assert {tensor.dtype for tensor in parameters(trainer) + momentum(trainer)} == {torch.float32}
-    assert next(iter(trainer.loaders.train)).images.dtype == (torch.float32 if mode == "fp32" else torch.float16)
+    assert next(iter(trainer.loaders.train)).images.dtype == (
+        torch.float32 if mode == "fp32" else torch.float16
+    )
 
 
 @pytest.mark.parametrize("mode", ["bf16", "fp16"])
@@ -83,7 +87,9 @@ def test_half_precision_stays_near_single(mode: str):
 
 def overflow(trainer: Trainer, batch: Batch) -> torch.Tensor:
     """A step in which one gradient is infinite; the flag that it reports."""
-    hook = trainer.state.model.get_parameter("head.bias").register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    hook = trainer.state.model.get_parameter("head.bias").register_hook(
+        lambda gradient: torch.full_like(gradient, torch.inf)
+    )
     output = trainer.step(batch)
     hook.remove()
     return output.found_inf
@@ -130,12 +136,24 @@ def test_the_scale_grows_after_the_interval():
 @pytest.mark.parametrize("mode", ["fp32", "fp16"])
 def test_the_clipped_gradient_is_the_unscaled_one(mode: str):
     """At rate 1 without momentum the update is the gradient: its norm is the limit, whatever the loss scale."""
-    keys = ["optimizer.momentum=0.0", "optimizer.nesterov=false", "optimizer.weight_decay=0.0", "optimizer.lr=1.0", "schedule.warmup=0st"]
+    keys = [
+        "optimizer.momentum=0.0",
+        "optimizer.nesterov=false",
+        "optimizer.weight_decay=0.0",
+        "optimizer.lr=1.0",
+        "schedule.warmup=0st",
+    ]
     trainer = start(f"precision.mode={mode}", "optimizer.clip_norm=0.05", *keys)
     before = parameters(trainer)
     trainer.step(random_batch())
     moved = torch.sqrt(
-        sum(((new - old).double().square().sum() for new, old in zip(parameters(trainer), before, strict=True)), torch.zeros(()))
+        sum(
+            (
+                (new - old).double().square().sum()
+                for new, old in zip(parameters(trainer), before, strict=True)
+            ),
+            torch.zeros(()),
+        )
     )
     assert moved.item() == pytest.approx(0.05, rel=1e-3)
 
@@ -175,9 +193,15 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(mode: str, count: int
     assert output.correct.item() == correct
     assert trainer.state.totals.values[2:].tolist() == [8, 0, 0]
     rtol, atol = (1e-5, 1e-6) if mode == "fp32" else (1e-3, 1e-4)
-    for (name, trained), parameter in zip(trainer.state.model.named_parameters(), by_hand.parameters(), strict=True):
+    for (name, trained), parameter in zip(
+        trainer.state.model.named_parameters(), by_hand.parameters(), strict=True
+    ):
         torch.testing.assert_close(
-            trained.detach(), parameter.detach(), rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            trained.detach(),
+            parameter.detach(),
+            rtol=rtol,
+            atol=atol,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
     for key, value in by_hand.state_dict().items():
         if "running" in key:
@@ -241,7 +265,9 @@ def test_an_operator_that_is_first_met_deep_in_the_network_compiles_at_once():
             return last(images, images)
 
     add, last = (
-        torch.library.custom_op(f"deep::{name}", lambda x, y: x + y, mutates_args=(), schema="(Tensor x, Tensor y) -> Tensor")
+        torch.library.custom_op(
+            f"deep::{name}", lambda x, y: x + y, mutates_args=(), schema="(Tensor x, Tensor y) -> Tensor"
+        )
         for name in ("add", "last")
     )
     for operator in (add, last):
@@ -290,7 +316,9 @@ def test_a_network_compiled_in_two_is_the_same_and_has_the_gradients_of_its_back
     whole = build_model(ModelConfig.model_validate(keys), 5, image_size=8).train()
     halves = copy.deepcopy(whole)
     assert isinstance(halves, ResNet)
-    compile_in_place(halves, CompileConfig(mode="default", backend="aot_eager"), torch.device("cpu"), divided=True)
+    compile_in_place(
+        halves, CompileConfig(mode="default", backend="aot_eager"), torch.device("cpu"), divided=True
+    )
     arrived: list[torch.Tensor] = []
     for parameter in halves.parameters():
         parameter.register_post_accumulate_grad_hook(arrived.append)

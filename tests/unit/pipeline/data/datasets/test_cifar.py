@@ -41,7 +41,9 @@ def python2_pickle(values: dict[str, Any]) -> bytes:
     return buffer.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
 
 
-def part(seed: int, count: int = 20, num_classes: int = 10, key: str = "labels", **changes: object) -> dict[str, Any]:
+def part(
+    seed: int, count: int = 20, num_classes: int = 10, key: str = "labels", **changes: object
+) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     data = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
     return {"data": data, key: generator.permutation(np.arange(count) % num_classes).tolist(), **changes}
@@ -51,7 +53,8 @@ def standard_files(name: str) -> dict[str, dict[str, Any]]:
     files = CIFAR_FILES[name]
     key, num_classes = files.label_key, 10 if name == "cifar10" else 100
     values = {
-        file: part(seed, 120 if num_classes == 100 else 20, num_classes, key) for seed, (file, _) in enumerate(files.train + files.test)
+        file: part(seed, 120 if num_classes == 100 else 20, num_classes, key)
+        for seed, (file, _) in enumerate(files.train + files.test)
     }
     values[files.meta[0]] = {files.names_key: [f"name {label}" for label in range(num_classes)]}
     return values
@@ -64,14 +67,20 @@ def lay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def write(name: str, values: dict[str, Any] | None = None, archive: bool = False) -> Path:
         files = CIFAR_FILES[name]
         contents = {
-            file: value if isinstance(value, bytes) else python2_pickle(value) for file, value in (values or standard_files(name)).items()
+            file: value if isinstance(value, bytes) else python2_pickle(value)
+            for file, value in (values or standard_files(name)).items()
         }
         hashes = {file: hashlib.md5(content).hexdigest() for file, content in contents.items()}
 
         def hashed(item: tuple[str, str]) -> tuple[str, str]:
             return item[0], hashes[item[0]]
 
-        changed = replace(files, train=tuple(map(hashed, files.train)), test=tuple(map(hashed, files.test)), meta=hashed(files.meta))
+        changed = replace(
+            files,
+            train=tuple(map(hashed, files.train)),
+            test=tuple(map(hashed, files.test)),
+            meta=hashed(files.meta),
+        )
         if archive:
             path = tmp_path / files.archive
             with tarfile.open(path, "w:gz") as tar:
@@ -101,11 +110,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_reads_the_standard_files(lay_out: Any, name: str) -> None:
     root, values, files = lay_out(name), standard_files(name), CIFAR_FILES[name]
-    splits: Any = load_splits(DataConfig.model_validate({"dataset": name, "root": str(root)}), seed=0, is_main=False)
+    splits: Any = load_splits(
+        DataConfig.model_validate({"dataset": name, "root": str(root)}), seed=0, is_main=False
+    )
     for found, expected in ((splits.train, files.train), (splits.test, files.test)):
         data = np.concatenate([values[file]["data"] for file, _ in expected])
         assert (found.images == data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)).all()
-        assert found.labels.tolist() == [label for file, _ in expected for label in values[file][files.label_key]]
+        assert found.labels.tolist() == [
+            label for file, _ in expected for label in values[file][files.label_key]
+        ]
     assert splits.class_names == tuple(values[files.meta[0]][files.names_key])
 
 
@@ -119,19 +132,31 @@ def test_names_and_hashes_are_those_of_torchvision(name: str) -> None:
     assert [list(item) for item in files.test] == theirs.test_list
     assert files.meta == (theirs.meta["filename"], theirs.meta["md5"])
     assert files.names_key == theirs.meta["key"]
-    assert (files.archive, files.archive_md5, files.folder) == (theirs.filename, theirs.tgz_md5, theirs.base_folder)
+    assert (files.archive, files.archive_md5, files.folder) == (
+        theirs.filename,
+        theirs.tgz_md5,
+        theirs.base_folder,
+    )
 
 
 @pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
-def test_a_changed_file_is_named_and_not_opened(lay_out: Any, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_a_changed_file_is_named_and_not_opened(
+    lay_out: Any, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     root = lay_out("cifar10")
     path = root / "cifar-10-batches-py" / file
     changed = path.read_bytes()[:-1] + b"!"
     path.write_bytes(changed)
     opened: list[bytes] = []
     reader = cifar._ArraysOnly
-    monkeypatch.setattr(cifar, "_ArraysOnly", lambda stream, **given: opened.append(stream.getvalue()) or reader(stream, **given))
-    with pytest.raises(UserError, match=rf"data\.root: .*/{file} is not the published file: its MD5 .* Delete .*/{file}"):
+    monkeypatch.setattr(
+        cifar,
+        "_ArraysOnly",
+        lambda stream, **given: opened.append(stream.getvalue()) or reader(stream, **given),
+    )
+    with pytest.raises(
+        UserError, match=rf"data\.root: .*/{file} is not the published file: its MD5 .* Delete .*/{file}"
+    ):
         load_cifar(root, "cifar10")
     assert changed not in opened
     assert bool(opened) == (file != "batches.meta")
@@ -187,7 +212,12 @@ def test_without_network_one_message_says_what_to_do(tmp_path: Path, no_network:
     with pytest.raises(UserError) as caught:
         load_splits(DataConfig.model_validate({"dataset": "cifar10", "root": str(root)}), seed=0)
     message = str(caught.value)
-    for text in ("data.root: CIFAR-10 is not in", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", str(root.resolve())):
+    for text in (
+        "data.root: CIFAR-10 is not in",
+        "cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+        str(root.resolve()),
+    ):
         assert text in message
     assert "data.dataset=folder data.root=DIR" in message
     assert "\n" not in message
@@ -204,14 +234,23 @@ def test_archive_put_there_by_hand_is_unpacked(lay_out: Any, no_network: None) -
     root = lay_out("cifar10", archive=True)
     assert len(load_cifar(root, "cifar10").train) == 100
     folder = root / "cifar-10-batches-py"
-    expected = {file for file, _ in (*CIFAR_FILES["cifar10"].train, *CIFAR_FILES["cifar10"].test, CIFAR_FILES["cifar10"].meta)}
+    expected = {
+        file
+        for file, _ in (
+            *CIFAR_FILES["cifar10"].train,
+            *CIFAR_FILES["cifar10"].test,
+            CIFAR_FILES["cifar10"].meta,
+        )
+    }
     assert {path.name for path in folder.iterdir()} == expected  # and nothing escaped
     assert {path.name for path in root.iterdir()} == {folder.name, "cifar-10-python.tar.gz"}
     assert not (root.parent / "escaped").exists()
 
 
 @pytest.mark.parametrize("kind", ["link out", "hard link", "folder", "absent", "device"])
-def test_an_archive_that_leads_elsewhere(lay_out: Any, no_network: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_an_archive_that_leads_elsewhere(
+    lay_out: Any, no_network: None, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """With the right hash, which no such archive has: nothing but the content of plain files with the wanted names is taken."""
     root = lay_out("cifar10", archive=True)
     files, secret = CIFAR_FILES["cifar10"], root.parent / "secret"
@@ -223,7 +262,11 @@ def test_an_archive_that_leads_elsewhere(lay_out: Any, no_network: None, monkeyp
             for member, content in kept:
                 tar.addfile(member, content)
             evil = tarfile.TarInfo(inside)
-            evil.type = {"link out": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "folder": tarfile.DIRTYPE}.get(kind, tarfile.CHRTYPE)
+            evil.type = {
+                "link out": tarfile.SYMTYPE,
+                "hard link": tarfile.LNKTYPE,
+                "folder": tarfile.DIRTYPE,
+            }.get(kind, tarfile.CHRTYPE)
             evil.linkname = str(secret)
             if kind != "absent":
                 tar.addfile(evil)
@@ -233,11 +276,15 @@ def test_an_archive_that_leads_elsewhere(lay_out: Any, no_network: None, monkeyp
     changed = replace(files, archive_md5=hashlib.md5(path.read_bytes()).hexdigest())
     monkeypatch.setitem(CIFAR_FILES, "cifar10", changed)
     with pytest.raises(
-        UserError, match=r"cifar-10-python\.tar\.gz is not the published file: (its data_batch_1 is not a file|holds no data_b)"
+        UserError,
+        match=r"cifar-10-python\.tar\.gz is not the published file: (its data_batch_1 is not a file|holds no data_b)",
     ):
         load_cifar(root, "cifar10")
     assert secret.read_text() == "not for you"
-    assert not (root / inside).exists() and {item.name for item in root.iterdir()} == {files.archive, files.folder}
+    assert not (root / inside).exists() and {item.name for item in root.iterdir()} == {
+        files.archive,
+        files.folder,
+    }
 
 
 def test_a_deleted_file_is_unpacked_again(lay_out: Any, no_network: None) -> None:
@@ -272,7 +319,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
 
 
 @pytest.mark.parametrize("intact", [True, False])
-def test_download(lay_out: Any, server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, intact: bool) -> None:
+def test_download(
+    lay_out: Any, server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, intact: bool
+) -> None:
     folder, address = server
     root = lay_out("cifar10", archive=True)
     archive = CIFAR_FILES["cifar10"].archive
@@ -292,5 +341,7 @@ def test_download(lay_out: Any, server: tuple[Path, str], monkeypatch: pytest.Mo
 def test_a_root_that_cannot_be_written(lay_out: Any, no_network: None) -> None:
     root = lay_out("cifar10", archive=True)
     (root / "cifar-10-batches-py").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match=r"data\.root: cannot unpack cifar-10-python\.tar\.gz .* a folder you can write to"):
+    with pytest.raises(
+        UserError, match=r"data\.root: cannot unpack cifar-10-python\.tar\.gz .* a folder you can write to"
+    ):
         load_cifar(root, "cifar10")

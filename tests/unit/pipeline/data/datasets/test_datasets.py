@@ -21,7 +21,9 @@ def load(seed: int = 0, **values: object) -> Any:
 
 
 def synthetic(seed: int = 0, **changes: object) -> Any:
-    return load(seed, dataset="synthetic", **{"num_samples": 300, "num_classes": 3, "image_size": 8, **changes})
+    return load(
+        seed, dataset="synthetic", **{"num_samples": 300, "num_classes": 3, "image_size": 8, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,9 @@ def test_digits_parts(digits: Any) -> None:
     assert digits.num_classes == 10
     assert digits.image_size == (32, 32)
     assert digits.train.sample_paths is None
-    assert np.bincount(digits.test.labels).min() >= 34  # stratified: a tenth of 360 each, as far as the classes are equal
+    assert (
+        np.bincount(digits.test.labels).min() >= 34
+    )  # stratified: a tenth of 360 each, as far as the classes are equal
     assert digits.train.images.flags.writeable
 
 
@@ -43,7 +47,10 @@ def test_digits_are_the_bundled_ones(digits: Any) -> None:
     from sklearn.datasets import load_digits
 
     data, labels = load_digits(return_X_y=True)
-    expected = sorted((image.tobytes(), label) for image, label in zip(np.rint(data * 255 / 16).astype(np.uint8), labels, strict=True))
+    expected = sorted(
+        (image.tobytes(), label)
+        for image, label in zip(np.rint(data * 255 / 16).astype(np.uint8), labels, strict=True)
+    )
     small = load(dataset="digits", image_size=8)  # as they are
     found = [
         (image[..., 0].tobytes(), label)
@@ -51,7 +58,10 @@ def test_digits_are_the_bundled_ones(digits: Any) -> None:
         for image, label in zip(part.images, part.labels, strict=True)
     ]
     assert sorted(found) == expected
-    large, reference = digits.test.images[0], Image.fromarray(small.test.images[0]).resize((32, 32), Image.Resampling.BILINEAR)
+    large, reference = (
+        digits.test.images[0],
+        Image.fromarray(small.test.images[0]).resize((32, 32), Image.Resampling.BILINEAR),
+    )
     assert (large == np.asarray(reference)).all()
 
 
@@ -152,7 +162,9 @@ def test_holdout_depends_on_the_seed() -> None:
 
 @pytest.mark.parametrize("holdout", [298, 300, 10**9, 0.999, 0.001])
 def test_impossible_holdout(holdout: float) -> None:
-    with pytest.raises(UserError, match=r"data\.holdout: .* of 300 training images; at least 1 and at most 297"):
+    with pytest.raises(
+        UserError, match=r"data\.holdout: .* of 300 training images; at least 1 and at most 297"
+    ):
         synthetic(holdout=holdout)
 
 
@@ -195,7 +207,10 @@ def test_allocation_never_takes_a_whole_class() -> None:
 
 
 def test_constant_images_have_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.datasets.load.channel_histogram", lambda images: np.eye(1, 256, dtype=np.int64).repeat(3, 0))
+    monkeypatch.setattr(
+        "pipeline.data.datasets.load.channel_histogram",
+        lambda images: np.eye(1, 256, dtype=np.int64).repeat(3, 0),
+    )
     with pytest.raises(UserError, match=r"data\.std: channel 0 has the same value"):
         synthetic()
 
@@ -203,6 +218,11 @@ def test_constant_images_have_no_statistics(monkeypatch: pytest.MonkeyPatch) -> 
 def test_image_set_rejects_other_arrays() -> None:
     images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64)
     ImageSet(images, labels)
-    for bad in ((images.astype(np.float32), labels), (images[..., :1], labels), (images, labels[:1]), (images, labels.astype(np.int32))):
+    for bad in (
+        (images.astype(np.float32), labels),
+        (images[..., :1], labels),
+        (images, labels[:1]),
+        (images, labels.astype(np.int32)),
+    ):
         with pytest.raises(AssertionError):
             ImageSet(*bad)

@@ -21,7 +21,9 @@ def test_reads_class_folders(root: Path) -> None:
     assert splits.class_names == ("a", "b")
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert splits.test.labels.tolist() == [0, 0, 1, 1]
-    assert splits.train.sample_paths == tuple(f"train/{name}/{number}.png" for name in "ab" for number in range(3))
+    assert splits.train.sample_paths == tuple(
+        f"train/{name}/{number}.png" for name in "ab" for number in range(3)
+    )
     assert (splits.train.images == np.stack([pixels(seed) for seed in (0, 1, 2, 10, 11, 12)])).all()
     assert (splits.test.images == np.stack([pixels(seed) for seed in (100, 101, 110, 111)])).all()
     np.testing.assert_allclose(splits.mean, splits.train.images.mean((0, 1, 2)) / 255)
@@ -57,7 +59,11 @@ def test_nested_folders_stray_files_and_odd_names(root: Path) -> None:
     assert splits.class_names == ("a", "b", "été")
     assert splits.train.labels.tolist() == [0] * 3 + [1] * 4 + [2] * 2
     assert splits.train.sample_paths is not None
-    assert splits.train.sample_paths[6:] == ("train/b/deeper/still/9.PNG", "train/été/ß 日本.JPEG", f"train/été/{raw_name}")
+    assert splits.train.sample_paths[6:] == (
+        "train/b/deeper/still/9.PNG",
+        "train/été/ß 日本.JPEG",
+        f"train/été/{raw_name}",
+    )
     assert (splits.train.images[6] == pixels(5)).all()
 
 
@@ -73,7 +79,10 @@ def test_links_are_followed_but_not_in_circles(root: Path) -> None:
 def test_links_to_themselves_are_named_as_other_bad_files(root: Path) -> None:
     for link in ("train/loop", "train/a/loop", "train/a/loop.png"):
         (root / link).symlink_to(Path(link).name)
-    with pytest.raises(UserError, match=r"1 of 11 images cannot be read.*\n.*/train/a/loop\.png: Too many levels of symbolic links$"):
+    with pytest.raises(
+        UserError,
+        match=r"1 of 11 images cannot be read.*\n.*/train/a/loop\.png: Too many levels of symbolic links$",
+    ):
         load(root)
     assert len(load(root, on_bad_image="skip").train) == 6
 

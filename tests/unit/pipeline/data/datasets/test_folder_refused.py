@@ -41,8 +41,18 @@ def test_bad_images_are_listed_together(root: Path) -> None:
     with pytest.raises(UserError) as caught:
         load(root)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "data.root: 6 of 16 images cannot be read; replace or remove them, or set data.on_bad_image=skip:"
-    expected = ["train/a/cut.jpg", "train/a/empty.jpg", "train/b/link.png", "train/b/text.jpg", "test/a/cut.png", "test/a/gif.jpg"]
+    assert (
+        lines[0]
+        == "data.root: 6 of 16 images cannot be read; replace or remove them, or set data.on_bad_image=skip:"
+    )
+    expected = [
+        "train/a/cut.jpg",
+        "train/a/empty.jpg",
+        "train/b/link.png",
+        "train/b/text.jpg",
+        "test/a/cut.png",
+        "test/a/gif.jpg",
+    ]
     assert [line.partition(": ")[0] for line in lines[1:]] == [f"  {root / path}" for path in expected]
     assert "not a JPEG or PNG image" in str(caught.value)
     assert entries(root) == []
@@ -60,7 +70,9 @@ def test_at_most_ten_bad_images_are_named(root: Path) -> None:
 
 @pytest.mark.parametrize("limit", [40, 20])
 def test_decompression_bombs_are_named(root: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # 64 pixels: above the limit a warning, above twice the limit an error
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", limit
+    )  # 64 pixels: above the limit a warning, above twice the limit an error
     with pytest.raises(UserError, match=r"10 of 10 images cannot be read(.*\n)+.*exceeds limit of"):
         load(root)
 
@@ -89,9 +101,18 @@ def empty_class(root: Path) -> None:
         (shutil.rmtree, r"there is no folder .*/root; expected are ROOT/train/CLASS/"),
         (lambda root: shutil.rmtree(root / "train"), r"has no folder train/"),
         (lambda root: shutil.rmtree(root / "test"), r"has no folder test/ or val/"),
-        (lambda root: [shutil.rmtree(root / "train" / name) for name in "ab"], r"/train holds no class folders"),
-        (lambda root: [shutil.rmtree(root / "test" / name) for name in "ab"], r"/test holds no class folders"),
-        (lambda root: [path.unlink() for path in root.glob("test/*/*")], r"no \.jpg, \.jpeg or \.png file in .*/test"),
+        (
+            lambda root: [shutil.rmtree(root / "train" / name) for name in "ab"],
+            r"/train holds no class folders",
+        ),
+        (
+            lambda root: [shutil.rmtree(root / "test" / name) for name in "ab"],
+            r"/test holds no class folders",
+        ),
+        (
+            lambda root: [path.unlink() for path in root.glob("test/*/*")],
+            r"no \.jpg, \.jpeg or \.png file in .*/test",
+        ),
         (empty_class, r"no \.jpg, \.jpeg or \.png file for class c in .*/train"),
         (lambda root: shutil.rmtree(root / "train/b"), r"/train holds one class, class a"),
         (lambda root: save(root / "test/z/0.png", pixels(0)), r"/test has class z, unknown to .*/train"),
@@ -104,7 +125,9 @@ def test_folders_that_are_not_as_described(root: Path, change: Any, message: str
 
 
 @pytest.mark.parametrize("denied", [".", "train", "train/a", "test"])
-def test_a_folder_that_may_not_be_looked_into(root: Path, denied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_looked_into(
+    root: Path, denied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused here as the system refuses it: root may look into everything."""
     hidden, scandir = str(root / denied), os.scandir
 
@@ -123,7 +146,9 @@ def test_a_folder_that_may_not_be_looked_into(root: Path, denied: str, monkeypat
 
 
 @pytest.mark.parametrize("remove_folder", [True, False])
-def test_a_class_without_test_images_is_said(root: Path, remove_folder: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_without_test_images_is_said(
+    root: Path, remove_folder: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.rmtree(root / "test/a")
     if not remove_folder:
         (root / "test/a").mkdir()

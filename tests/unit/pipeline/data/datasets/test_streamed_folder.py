@@ -43,14 +43,18 @@ def size_of(path: Path) -> list[int]:
 def test_what_is_larger_than_the_limit_is_streamed(root: Path):
     splits = load(root)
     assert isinstance(splits.train, FileSet) and isinstance(splits.test, FileSet)
-    assert list(splits.train.sample_paths) == [f"train/{name}/{number}.jpg" for name in "ab" for number in range(3)]
+    assert list(splits.train.sample_paths) == [
+        f"train/{name}/{number}.jpg" for name in "ab" for number in range(3)
+    ]
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and splits.class_names == ("a", "b")
     assert splits.train.sizes.tolist() == [size_of(root / path) for path in splits.train.sample_paths]
     assert splits.image_size == (32, 32)
     assert not isinstance(load(root, cache_below=160).train, FileSet)
 
 
-def test_statistics_are_those_of_the_pixels_that_evaluation_shows(root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_statistics_are_those_of_the_pixels_that_evaluation_shows(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
     splits = load(root)
     pixels = splits.train.pixels(np.arange(len(splits.train))) / 255
     np.testing.assert_allclose(splits.mean, pixels.mean((0, 1, 2)))
@@ -97,8 +101,17 @@ def test_a_huge_image_is_only_measured(root: Path):
 @pytest.mark.parametrize("loader", ["dali", "reference"])
 def test_a_huge_image_is_trained_on(root: Path, loader: str):
     os.link(save(root / "train/a/huge.jpg", Image.new("L", (12_000, 9_000), 90)), root / "val/a/huge.jpg")
-    given = ["data.dataset=folder", f"data.root={root}", "data.image_size=32", "data.batch_size=7", "data.eval_batch_size=5"]
-    plain = ["data.mean=[0.5, 0.5, 0.5]", "data.std=[0.2, 0.2, 0.2]"]  # for which it would be decoded once more
+    given = [
+        "data.dataset=folder",
+        f"data.root={root}",
+        "data.image_size=32",
+        "data.batch_size=7",
+        "data.eval_batch_size=5",
+    ]
+    plain = [
+        "data.mean=[0.5, 0.5, 0.5]",
+        "data.std=[0.2, 0.2, 0.2]",
+    ]  # for which it would be decoded once more
     config = load_config(overrides=[*given, *plain, "data.num_threads=1", f"data.loader={loader}"])
     built = build_loaders(config, load_splits(config.data, 0), torch.device("cpu"))
     (shown,), (seen,) = built.train, built.test
@@ -113,8 +126,18 @@ def test_bad_files_stop_the_run_in_one_message(root: Path):
     with pytest.raises(UserError) as caught:
         load(root)
     first, *lines = str(caught.value).splitlines()
-    assert first == "data.root: 6 of 16 images cannot be read; replace or remove them, or set data.on_bad_image=skip:"
-    names = ["train/a/cut.jpg", "train/a/cut.png", "train/a/empty.jpg", "train/a/text.jpg", "val/b/link.png", "val/b/pipe.jpg"]
+    assert (
+        first
+        == "data.root: 6 of 16 images cannot be read; replace or remove them, or set data.on_bad_image=skip:"
+    )
+    names = [
+        "train/a/cut.jpg",
+        "train/a/cut.png",
+        "train/a/empty.jpg",
+        "train/a/text.jpg",
+        "val/b/link.png",
+        "val/b/pipe.jpg",
+    ]
     assert [line.partition(": ")[0] for line in lines] == [f"  {root / name}" for name in names]
     assert "truncated" in lines[0] and "empty" in lines[2] and "not a JPEG or PNG" in lines[3]
 
@@ -133,7 +156,10 @@ def test_bad_files_are_left_out_and_listed(root: Path, cache_below: int, caplog:
     for part in ("train", "test"):
         wanted = getattr(expected, part)
         for found in (getattr(splits, part), getattr(again, part)):
-            assert tuple(found.sample_paths) == tuple(wanted.sample_paths) and (found.labels == wanted.labels).all()
+            assert (
+                tuple(found.sample_paths) == tuple(wanted.sample_paths)
+                and (found.labels == wanted.labels).all()
+            )
             assert (found.pixels(np.arange(len(found))) == wanted.pixels(np.arange(len(wanted)))).all()
     assert splits.mean == expected.mean
     with pytest.raises(UserError, match="8 of 18 images cannot be read; replace"):
@@ -199,7 +225,13 @@ def test_the_scan_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.M
 def test_a_run_keeps_what_it_reads_when_another_begins(root: Path, loader: str):
     """The copies of odd images in the cache, though the other run sees more files; once it is gone, they go with the next change."""
     (root / "train/b/x.png").write_bytes(odd_pictures()["transparent.png"])
-    given = ["data.dataset=folder", f"data.root={root}", "data.batch_size=7", "data.num_threads=1", f"data.loader={loader}"]
+    given = [
+        "data.dataset=folder",
+        f"data.root={root}",
+        "data.batch_size=7",
+        "data.num_threads=1",
+        f"data.loader={loader}",
+    ]
     config = load_config(overrides=given)
     splits = load_splits(config.data, 0)
     loaders = build_loaders(config, splits, torch.device("cpu"))
@@ -232,13 +264,23 @@ def test_a_damaged_scan_is_made_again(root: Path, damage: str, caplog: pytest.Lo
         next(entry.glob("train-*.png")).unlink()
     splits = load(root)
     assert "is damaged" in caplog.text
-    assert (splits.train.sizes == expected.train.sizes).all() and splits.train.replaced.keys() == expected.train.replaced.keys()
+    assert (
+        splits.train.sizes == expected.train.sizes
+    ).all() and splits.train.replaced.keys() == expected.train.replaced.keys()
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda _: b"", lambda old: old[:300], lambda old: old[:-1000] + bytes(1000), lambda _: b"PK\3\4" + bytes(99)]
+    "damage",
+    [
+        lambda _: b"",
+        lambda old: old[:300],
+        lambda old: old[:-1000] + bytes(1000),
+        lambda _: b"PK\3\4" + bytes(99),
+    ],
 )
-def test_damaged_statistics_are_made_again(root: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture):
+def test_damaged_statistics_are_made_again(
+    root: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+):
     first = load(root).mean
     (path,) = root.glob(".quickres/scan-*/histogram-*.npy")
     intact = path.read_bytes()
@@ -260,12 +302,17 @@ def test_a_cache_that_cannot_be_written(root: Path):
 def test_list_files(root: Path, tmp_path: Path):
     (tmp_path / "train.txt").write_text("train/a/0.jpg dog\n\ntrain/b/1.jpg\tcat\ntrain/a/2.jpg  dog\n")
     (tmp_path / "test.txt").write_text("val/b/0.jpg cat\n")
-    lists: dict[str, Any] = {"train_list": str(tmp_path / "train.txt"), "test_list": str(tmp_path / "test.txt")}
+    lists: dict[str, Any] = {
+        "train_list": str(tmp_path / "train.txt"),
+        "test_list": str(tmp_path / "test.txt"),
+    }
     splits = load(root, **lists)
     assert splits.class_names == ("cat", "dog")
     assert splits.train.labels.tolist() == [1, 0, 1] and splits.test.labels.tolist() == [0]
     assert list(splits.train.sample_paths) == ["train/a/0.jpg", "train/b/1.jpg", "train/a/2.jpg"]
-    (tmp_path / "train.txt").write_text("train/a/0.jpg 1\r\ntrain/b/1.jpg 0\r\nthe file.jpg 2\r\n", "utf-8-sig")  # as Windows writes it
+    (tmp_path / "train.txt").write_text(
+        "train/a/0.jpg 1\r\ntrain/b/1.jpg 0\r\nthe file.jpg 2\r\n", "utf-8-sig"
+    )  # as Windows writes it
     (tmp_path / "test.txt").write_text("val/b/0.jpg 1\n")
     with pytest.raises(UserError, match=r"1 of 4 images .*(.*\n)+.*the file\.jpg: not a file"):
         load(root, **lists)
@@ -287,14 +334,30 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
     for path, colour in zip(files, colours, strict=True):
         save(path, Image.new("RGB", (size, size), colour))
     Path("list.txt").write_text(f"{files[0]} 0\n{files[1]} 1\n")
-    lists = ["data.train_list=list.txt", "data.test_list=list.txt", "data.batch_size=2", "data.eval_batch_size=2", "precision.mode=fp32"]
+    lists = [
+        "data.train_list=list.txt",
+        "data.test_list=list.txt",
+        "data.batch_size=2",
+        "data.eval_batch_size=2",
+        "precision.mode=fp32",
+    ]
     for given in (root, Path("root"), Path("deep/down/link")):
-        config = load_config(overrides=["data.dataset=folder", f"data.root={given}", *lists, "data.mean=[0, 0, 0]", "data.std=[1, 1, 1]"])
+        config = load_config(
+            overrides=[
+                "data.dataset=folder",
+                f"data.root={given}",
+                *lists,
+                "data.mean=[0, 0, 0]",
+                "data.std=[1, 1, 1]",
+            ]
+        )
         splits = load_splits(config.data, 0)
         (batch,) = build_loaders(config, splits, torch.device("cpu")).test
         np.testing.assert_allclose(255 * batch.images.mean((2, 3)), colours, atol=0.01)
         assert splits.train.sample_paths is not None
-        assert [(given / path).read_bytes() for path in splits.train.sample_paths] == [path.read_bytes() for path in files]
+        assert [(given / path).read_bytes() for path in splits.train.sample_paths] == [
+            path.read_bytes() for path in files
+        ]
         assert given.is_symlink() or splits.train.sample_paths[0] == "one.png"
 
 
@@ -302,8 +365,16 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
     ("train", "test", "message"),
     [
         ("a\0.jpg 0", "x 1", r"data\.train_list: .*train\.txt:1: 'a.*\.jpg 0' is no `path label` line"),
-        ("a.jpg 0\nb.jpg 1", "x -1", r"data\.test_list: the label -1 is below 0; number the classes from 0 on"),
-        ("a.jpg 0\nb.jpg -1", "x 0", r"data\.train_list: the label -1 is below 0; number the classes from 0 on"),
+        (
+            "a.jpg 0\nb.jpg 1",
+            "x -1",
+            r"data\.test_list: the label -1 is below 0; number the classes from 0 on",
+        ),
+        (
+            "a.jpg 0\nb.jpg -1",
+            "x 0",
+            r"data\.train_list: the label -1 is below 0; number the classes from 0 on",
+        ),
         (None, "x 1", r"data\.train_list: cannot read .*train\.txt"),
         ("", "x 1", r"data\.train_list: .*train\.txt lists no files"),
         ("a.jpg", "x 1", r"data\.train_list: .*train\.txt:1: 'a\.jpg' is no `path label` line"),
@@ -314,10 +385,16 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
             "c.jpg 1",
             r"data\.train_list: no .* file for class 1 in .*/train\.txt; add lines, or number the classes without a gap$",
         ),
-        ("a.jpg dog\nb.jpg dog", "c.jpg dog", r"data\.train_list: .*/train\.txt holds one class, class dog; .* at least two$"),
+        (
+            "a.jpg dog\nb.jpg dog",
+            "c.jpg dog",
+            r"data\.train_list: .*/train\.txt holds one class, class dog; .* at least two$",
+        ),
     ],
 )
-def test_lists_that_are_not_as_described(root: Path, tmp_path: Path, train: str | None, test: str, message: str):
+def test_lists_that_are_not_as_described(
+    root: Path, tmp_path: Path, train: str | None, test: str, message: str
+):
     for name, text in (("train", train), ("test", test)):
         if text is not None:
             (tmp_path / f"{name}.txt").write_text(text)

@@ -102,7 +102,10 @@ def test_data_sets_share_a_cache_dir(root: Path, tmp_path: Path, monkeypatch: py
     assert (load(root, cache_dir=cache).train.images[0] == pixels(0)).all()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone", "pickle", "manifest", "no manifest", "half a manifest", "histogram"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "flip", "empty", "gone", "pickle", "manifest", "no manifest", "half a manifest", "histogram"],
+)
 def test_a_damaged_cache_is_rebuilt(root: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     expected = load(root)
     entry = root / ".quickres" / entries(root)[0]
@@ -174,7 +177,9 @@ def test_what_a_killed_process_left_is_removed(root: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
     (root / ".quickres").write_text("in the way")
-    with pytest.raises(UserError, match=r"data\.cache_dir: cannot write .*\.quickres/.*; set data\.cache_dir to a folder"):
+    with pytest.raises(
+        UserError, match=r"data\.cache_dir: cannot write .*\.quickres/.*; set data\.cache_dir to a folder"
+    ):
         load(root)
     load(root, cache_dir=str(tmp_path / "cache"))
 

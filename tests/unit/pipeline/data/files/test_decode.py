@@ -48,11 +48,15 @@ def test_transparent_pixels_show_white(tmp_path: Path) -> None:
     palette = Image.fromarray(pixels(1)).quantize(4)
     decoded = saved(tmp_path, "p.png", palette, transparency=bytes([0, 255, 255, 255]))
     assert (decoded[np.asarray(palette) == 0] == 255).all()
-    assert (decoded[np.asarray(palette) != 0] == np.asarray(palette.convert("RGB"))[np.asarray(palette) != 0]).all()
+    assert (
+        decoded[np.asarray(palette) != 0] == np.asarray(palette.convert("RGB"))[np.asarray(palette) != 0]
+    ).all()
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
-    decoded = saved(tmp_path, "cmyk.jpg", Image.new("RGB", (SIZE, SIZE), (200, 40, 90)).convert("CMYK"), quality=100)
+    decoded = saved(
+        tmp_path, "cmyk.jpg", Image.new("RGB", (SIZE, SIZE), (200, 40, 90)).convert("CMYK"), quality=100
+    )
     assert np.abs(decoded.astype(int) - (200, 40, 90)).max() <= 3
 
 

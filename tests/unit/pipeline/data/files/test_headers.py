@@ -45,7 +45,10 @@ def test_size_and_orientation(tmp_path: Path, kind: str, orientation: int, filli
     assert found.plain == (kind == "JPEG" or orientation == 1)
 
 
-@pytest.mark.parametrize("options", [{"progressive": True}, {"icc_profile": bytes(70_000)}, {"comment": bytes(60_000)}, {"quality": 100}])
+@pytest.mark.parametrize(
+    "options",
+    [{"progressive": True}, {"icc_profile": bytes(70_000)}, {"comment": bytes(60_000)}, {"quality": 100}],
+)
 def test_any_jpeg(tmp_path: Path, options: dict[str, Any]):
     found = header(tmp_path, PICTURE, **options)
     assert (found.height, found.width, found.plain, found.complete) == (12, 20, True, True)
@@ -57,10 +60,13 @@ def test_modes_of_jpeg(tmp_path: Path, mode: str, plain: bool):
 
 
 @pytest.mark.parametrize(
-    ("mode", "plain"), [("1", True), ("L", True), ("P", False), ("RGB", True), ("LA", False), ("RGBA", False), ("I;16", True)]
+    ("mode", "plain"),
+    [("1", True), ("L", True), ("P", False), ("RGB", True), ("LA", False), ("RGBA", False), ("I;16", True)],
 )
 def test_modes_of_png(tmp_path: Path, mode: str, plain: bool):
-    found = header(tmp_path, PICTURE.convert("L").convert(mode) if mode == "I;16" else PICTURE.convert(mode), "PNG")
+    found = header(
+        tmp_path, PICTURE.convert("L").convert(mode) if mode == "I;16" else PICTURE.convert(mode), "PNG"
+    )
     assert (found.height, found.width, found.plain, found.complete) == (12, 20, plain, True)
 
 
@@ -119,7 +125,11 @@ def test_a_gigabyte_of_fill_bytes_is_given_up(tmp_path: Path, monkeypatch: pytes
     taken: list[int] = []
     pread = os.pread
     monkeypatch.setattr(
-        os, "pread", lambda descriptor, length, at: taken.append(length) or pread(descriptor, length, at).replace(b"\0", b"\xff")
+        os,
+        "pread",
+        lambda descriptor, length, at: (
+            taken.append(length) or pread(descriptor, length, at).replace(b"\0", b"\xff")
+        ),
     )
     path = tmp_path / "file"
     with path.open("wb") as file:
@@ -135,20 +145,30 @@ def test_a_gigabyte_of_fill_bytes_is_given_up(tmp_path: Path, monkeypatch: pytes
     [
         (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), 6, True),
         (b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0), 6, True),
-        (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 0, 0), 1, True),  # many cameras write 0
+        (
+            b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 0, 0),
+            1,
+            True,
+        ),  # many cameras write 0
         (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x100, 3, 1, 20, 0), 1, True),
         (b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHII", 0x112, 4, 1, 6), 6, False),
         (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIBBH", 0x112, 1, 1, 6, 0, 0), 6, False),
         (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 9, 1, 6, 0), 1, False),
         (b"II+\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), 1, False),
         (b"II*\0\x08\0\0\0\x09\0" + struct.pack("<HHIHH", 0x100, 3, 1, 6, 0), 1, False),
-        (b"MM\0*\0\0\0\x08\0\x23" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0), 6, False),  # 35 entries, it says
+        (
+            b"MM\0*\0\0\0\x08\0\x23" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0),
+            6,
+            False,
+        ),  # 35 entries, it says
         (b"garbage", 1, False),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_exif_that_decoders_read_in_different_ways(tmp_path: Path, kind: str, block: bytes, orientation: int, plain: bool):
+def test_exif_that_decoders_read_in_different_ways(
+    tmp_path: Path, kind: str, block: bytes, orientation: int, plain: bool
+):
     found = header(tmp_path, PICTURE, kind, exif=b"Exif\0\0" + block + bytes(4))
     size = (12, 20) if orientation == 1 else (20, 12)
     assert (found.height, found.width) == size == open_rgb(tmp_path / "file").size[::-1]
@@ -162,7 +182,9 @@ def test_an_orientation_that_claims_a_gigabyte(tmp_path: Path, monkeypatch: pyte
     content = content[: at - 4] + (2**30).to_bytes(4) + content[at:]
     taken: list[int] = []
     pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda descriptor, length, at: taken.append(length) or pread(descriptor, length, at))
+    monkeypatch.setattr(
+        os, "pread", lambda descriptor, length, at: taken.append(length) or pread(descriptor, length, at)
+    )
     with pytest.raises(NotAnImage, match="cut off"):
         header(tmp_path, content)
     assert sum(taken) < 2**20

@@ -16,21 +16,31 @@ AUGMENT = AugmentConfig(crop_padding=2, flip=True, cutout=4)
 WORLD_SIZES = (1, 2, 3)
 
 
-def train_sampler(num_samples: int, batch_size: int, shard: Shard | None = None, seed: int = 0) -> TrainSampler:
+def train_sampler(
+    num_samples: int, batch_size: int, shard: Shard | None = None, seed: int = 0
+) -> TrainSampler:
     return TrainSampler(num_samples, batch_size, shard or Shard(), seed, (8, 8), AUGMENT)
 
 
 def gather(plans: list[BatchPlan]) -> BatchPlan:
     """The global batch of which these are the ranks' shares."""
     draws = [plan.draws for plan in plans if plan.draws is not None]
-    indices, valid = np.concatenate([plan.indices for plan in plans]), np.concatenate([plan.valid for plan in plans])
+    indices, valid = (
+        np.concatenate([plan.indices for plan in plans]),
+        np.concatenate([plan.valid for plan in plans]),
+    )
     return BatchPlan(indices, valid, np.concatenate(draws) if draws else None)
 
 
-def epoch_of(world_size: int, num_samples: int, batch_size: int, epoch: int = 0, train: bool = True) -> list[BatchPlan]:
+def epoch_of(
+    world_size: int, num_samples: int, batch_size: int, epoch: int = 0, train: bool = True
+) -> list[BatchPlan]:
     """The global batches of an epoch."""
     shards = [Shard(rank, world_size) for rank in range(world_size)]
-    samplers = [train_sampler(num_samples, batch_size, s) if train else EvalSampler(num_samples, batch_size, s) for s in shards]
+    samplers = [
+        train_sampler(num_samples, batch_size, s) if train else EvalSampler(num_samples, batch_size, s)
+        for s in shards
+    ]
     (steps,) = {sampler.steps_per_epoch for sampler in samplers}
     return [gather([sampler.plan(epoch, step) for sampler in samplers]) for step in range(steps)]
 
@@ -67,7 +77,10 @@ def test_batches_follow_the_draws():
 
 
 def test_epochs_differ():
-    assert any((one.indices != other.indices).any() for one, other in zip(epoch_of(1, 60, 6), epoch_of(1, 60, 6, epoch=1), strict=True))
+    assert any(
+        (one.indices != other.indices).any()
+        for one, other in zip(epoch_of(1, 60, 6), epoch_of(1, 60, 6, epoch=1), strict=True)
+    )
 
 
 @pytest.mark.parametrize("num_samples", [1, 5, 6, 7, 59, 60, 61])
@@ -75,7 +88,9 @@ def test_epochs_differ():
 def test_evaluation_sees_each_sample_exactly_once(world_size: int, num_samples: int):
     batches = epoch_of(world_size, num_samples, 6, train=False)
     assert all(len(batch.indices) == 6 and batch.draws is None for batch in batches)
-    assert np.concatenate([batch.indices[batch.valid] for batch in batches]).tolist() == list(range(num_samples))
+    assert np.concatenate([batch.indices[batch.valid] for batch in batches]).tolist() == list(
+        range(num_samples)
+    )
     padding = np.concatenate([batch.indices[~batch.valid] for batch in batches])
     assert not padding.any()  # sample 0, which every set has
 
@@ -84,7 +99,9 @@ def test_evaluation_sees_each_sample_exactly_once(world_size: int, num_samples: 
 @given(st.integers(1, 300), st.integers(1, 8), st.integers(1, 6))
 def test_coverage_of_any_size(num_samples: int, local_batch_size: int, world_size: int):
     batch_size = local_batch_size * world_size
-    seen = [batch.indices[batch.valid] for batch in epoch_of(world_size, num_samples, batch_size, train=False)]
+    seen = [
+        batch.indices[batch.valid] for batch in epoch_of(world_size, num_samples, batch_size, train=False)
+    ]
     assert np.concatenate(seen).tolist() == list(range(num_samples))
     if num_samples >= batch_size:
         seen = np.concatenate([batch.indices for batch in epoch_of(world_size, num_samples, batch_size)])
@@ -100,15 +117,22 @@ def test_plans_go_on_over_the_epochs():
     assert (after_the_last.indices == sampler.plan(5, 0).indices).all()
 
 
-@pytest.mark.parametrize(("batch_size", "world_size", "sizes"), [(512, 3, "510 or 513"), (7, 2, "6 or 8"), (2, 3, "3")])
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "sizes"), [(512, 3, "510 or 513"), (7, 2, "6 or 8"), (2, 3, "3")]
+)
 def test_a_batch_that_does_not_divide_names_the_sizes_that_do(batch_size: int, world_size: int, sizes: str):
     with pytest.raises(UserError) as caught:
         share(batch_size, world_size, "data.batch_size")
-    assert str(caught.value) == f"data.batch_size: {batch_size} images do not divide by {world_size} processes; use data.batch_size={sizes}"
+    assert (
+        str(caught.value)
+        == f"data.batch_size: {batch_size} images do not divide by {world_size} processes; use data.batch_size={sizes}"
+    )
     with pytest.raises(UserError, match=r"data\.eval_batch_size: 7 images"):
         EvalSampler(10, 7, Shard(1, 2))
 
 
 def test_fewer_samples_than_a_batch():
-    with pytest.raises(UserError, match=r"data.batch_size: 6 is more than the 5 training images; use 5 or less"):
+    with pytest.raises(
+        UserError, match=r"data.batch_size: 6 is more than the 5 training images; use 5 or less"
+    ):
         train_sampler(5, 6)

@@ -13,7 +13,9 @@ SIZE = (32, 24)
 _MASK = 2**64 - 1
 
 
-def draw(seed: int = 0, epoch: int = 0, num_samples: int = 500, size: tuple[int, int] = SIZE, **changes: object) -> EpochDraws:
+def draw(
+    seed: int = 0, epoch: int = 0, num_samples: int = 500, size: tuple[int, int] = SIZE, **changes: object
+) -> EpochDraws:
     return draw_epoch(seed, epoch, num_samples, size, ALL_ON.model_copy(update=changes))
 
 
@@ -21,7 +23,12 @@ def philox4x64(counter: list[int], key: list[int]) -> list[int]:
     """One block of Philox4x64-10 in Python's integers, after Salmon et al. 2011, section 3.3."""
     for _ in range(10):
         product_0, product_1 = 0xD2E7470EE14C6C93 * counter[0], 0xCA5A826395121157 * counter[2]
-        counter = [(product_1 >> 64) ^ counter[1] ^ key[0], product_1 & _MASK, (product_0 >> 64) ^ counter[3] ^ key[1], product_0 & _MASK]
+        counter = [
+            (product_1 >> 64) ^ counter[1] ^ key[0],
+            product_1 & _MASK,
+            (product_0 >> 64) ^ counter[3] ^ key[1],
+            product_0 & _MASK,
+        ]
         key = [(key[0] + 0x9E3779B97F4A7C15) & _MASK, (key[1] + 0xBB67AE8584CAA73B) & _MASK]
     return counter
 
@@ -42,7 +49,10 @@ def test_sample_i_reads_block_i_of_the_generator(seed: int, epoch: int):
         high, low = [word >> 32 for word in words], [word & 0xFFFFFFFF for word in words]
         assert (draws.crop_y[sample], draws.crop_x[sample]) == (high[0] * 9 >> 32, low[0] * 9 >> 32)
         assert draws.flip[sample] == low[1] % 2
-        assert (draws.cutout_y[sample], draws.cutout_x[sample]) == ((high[2] * 32 >> 32) - 4, (low[2] * 24 >> 32) - 4)
+        assert (draws.cutout_y[sample], draws.cutout_x[sample]) == (
+            (high[2] * 32 >> 32) - 4,
+            (low[2] * 24 >> 32) - 4,
+        )
         keys.append(philox4x64([sample + 1, 0, 0, 0], [seed, epoch])[0])
     assert draws.order.tolist() == sorted(range(20), key=keys.__getitem__)
 
@@ -51,7 +61,14 @@ def test_known_answers():
     """A change here breaks the repeatability of every published run: it is not a matter of taste."""
     draws = draw(seed=1, epoch=2, num_samples=6)
     assert draws.order.tolist() == [1, 4, 0, 2, 3, 5]
-    rows = [[5, 5, 0, 18, 6], [0, 7, 1, 6, 1], [5, 5, 1, 3, 18], [4, 5, 0, 14, 2], [7, 5, 0, 7, 8], [6, 5, 1, 7, -4]]
+    rows = [
+        [5, 5, 0, 18, 6],
+        [0, 7, 1, 6, 1],
+        [5, 5, 1, 3, 18],
+        [4, 5, 0, 14, 2],
+        [7, 5, 0, 7, 8],
+        [6, 5, 1, 7, -4],
+    ]
     assert draws.table().tolist() == rows
 
 
@@ -96,7 +113,9 @@ def test_off_is_neutral():
 def test_types_and_shapes():
     draws = draw(num_samples=7)
     assert (draws.order.dtype, draws.flip.dtype) == (np.int64, bool)
-    assert {getattr(draws, name).dtype for name in ("crop_y", "crop_x", "cutout_y", "cutout_x")} == {np.dtype(np.int32)}
+    assert {getattr(draws, name).dtype for name in ("crop_y", "crop_x", "cutout_y", "cutout_x")} == {
+        np.dtype(np.int32)
+    }
     assert (draws.table().shape, draws.table().dtype) == ((7, 5), np.int32)
 
 
@@ -141,9 +160,13 @@ def chi_square(counts: np.ndarray) -> float:
         (lambda d: d.cutout_x + 4, 24),
     ],
 )
-def test_draws_are_uniform_and_independent_of_their_neighbours(values: Callable[[EpochDraws], np.ndarray], limit: int):
+def test_draws_are_uniform_and_independent_of_their_neighbours(
+    values: Callable[[EpochDraws], np.ndarray], limit: int
+):
     drawn = values(draw(num_samples=50_000)).astype(np.int64)
-    assert chi_square(np.bincount(drawn, minlength=limit)) < limit + 6 * np.sqrt(2 * limit)  # six standard deviations
+    assert chi_square(np.bincount(drawn, minlength=limit)) < limit + 6 * np.sqrt(
+        2 * limit
+    )  # six standard deviations
     pairs = np.bincount(drawn[:-1] * limit + drawn[1:], minlength=limit**2)
     assert chi_square(pairs) < limit**2 + 6 * np.sqrt(2 * limit**2)
 

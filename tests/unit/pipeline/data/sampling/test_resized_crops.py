@@ -17,7 +17,9 @@ from pipeline.data.sampling.resized_crops import CentreView, draw_crops
 from pipeline.errors import UserError
 
 AUGMENT = AugmentConfig()
-SIZES = np.array([[375, 500], [500, 375], [64, 64], [1, 1], [10, 1000], [1000, 10], [9000, 12000], [2, 3]], np.int32)
+SIZES = np.array(
+    [[375, 500], [500, 375], [64, 64], [1, 1], [10, 1000], [1000, 10], [9000, 12000], [2, 3]], np.int32
+)
 MANY = np.tile(SIZES, (1000, 1))
 
 
@@ -63,7 +65,9 @@ def test_draws_depend_on_seed_epoch_and_sample_alone(monkeypatch: pytest.MonkeyP
         assert (draw_crops(seed, epoch, MANY[:900], AUGMENT).boxes != again.boxes).any()
 
 
-def sampler(shard: Shard | None = None, batch_size: int = 6, augment: AugmentConfig = AUGMENT) -> StreamSampler:
+def sampler(
+    shard: Shard | None = None, batch_size: int = 6, augment: AugmentConfig = AUGMENT
+) -> StreamSampler:
     return StreamSampler(MANY[:40], batch_size, shard or Shard(), 5, augment, [(0, 16), (8, 32)])
 
 
@@ -74,8 +78,13 @@ def sequence(world_size: int, epoch: int, augment: AugmentConfig = AUGMENT) -> l
     for step in range(samplers[0].steps_per_epoch):
         for one in samplers:
             plan = one.plan(epoch, step)
-            assert plan.draws is not None and plan.image_size == (32 if epoch * one.steps_per_epoch + step >= 8 else 16)
-            rows += [(index, *draws) for index, draws in zip(plan.indices.tolist(), plan.draws.tolist(), strict=True)]
+            assert plan.draws is not None and plan.image_size == (
+                32 if epoch * one.steps_per_epoch + step >= 8 else 16
+            )
+            rows += [
+                (index, *draws)
+                for index, draws in zip(plan.indices.tolist(), plan.draws.tolist(), strict=True)
+            ]
     return rows
 
 
@@ -123,14 +132,26 @@ def test_the_centre_is_torchvision_s(size: tuple[int, int], share: float):
 def test_resolutions_in_steps():
     def resolutions(progressive: str, *more: str) -> object:
         return training_resolutions(
-            load_config(overrides=["data.dataset=folder", "data.image_size=64", f"augment.progressive={progressive}", *more]), 10
+            load_config(
+                overrides=[
+                    "data.dataset=folder",
+                    "data.image_size=64",
+                    f"augment.progressive={progressive}",
+                    *more,
+                ]
+            ),
+            10,
         )
 
     assert resolutions("[]") == ((0, 64),)
     assert resolutions("[[0%, 32], [75%, 64]]", "duration=4ep") == ((0, 32), (30, 64))
     assert resolutions("[[2ep, 32], [25st, 64]]") == ((0, 64), (20, 32), (25, 64))
-    with pytest.raises(UserError, match=r"^augment\.progressive: 3ep \(step 30\), 2ep \(step 20\) do not follow one another"):
+    with pytest.raises(
+        UserError, match=r"^augment\.progressive: 3ep \(step 30\), 2ep \(step 20\) do not follow one another"
+    ):
         resolutions("[[3ep, 32], [2ep, 64]]")
     for late in ("4ep", "40st", "100%", "5ep"):
-        with pytest.raises(UserError, match=r"^augment\.progressive: .* is not before the end of the run, 4ep \(step 40\)"):
+        with pytest.raises(
+            UserError, match=r"^augment\.progressive: .* is not before the end of the run, 4ep \(step 40\)"
+        ):
             resolutions(f"[[0ep, 32], [{late}, 64]]", "duration=4ep")
