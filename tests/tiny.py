@@ -1,6 +1,7 @@
 """The smallest runs that are still real ones: ResNet-20 on forty 8x8 images, and the parts of such a run without a folder."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,8 @@ def open_and_release(config: Config) -> RunFolder:
 
 def train_steps(trainer: Trainer, count: int) -> list[float]:
     """Run COUNT steps without the loop around them; the loss of each."""
-    losses: list[float] = []
-    while len(losses) < count:
-        for batch in trainer.loaders.train:
-            losses.append(trainer.step(batch).loss.item())
-            if len(losses) == count:
-                break
-    return losses
+    batches = trainer.loaders.train.batches_from(trainer.state.step)
+    return [trainer.step(batch).loss.item() for batch in islice(batches, count)]
 
 
 def random_batch(size: int = 8, image_size: int = 8, num_classes: int = 4, seed: int = 0) -> Batch:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 from itertools import islice
 
 import torch
@@ -11,7 +10,7 @@ from benchmarks.measure.timing import Workload
 from benchmarks.peers.image_folder import ImageFolderLoader
 from benchmarks.publish.records import Spread
 from pipeline.config import Config
-from pipeline.data import Batch, FileSet, Loader, Splits, build_loaders
+from pipeline.data import FileSet, Loader, Splits, build_loaders
 from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError
@@ -42,17 +41,12 @@ def build_train_loader(config: Config, splits: Splits, processes: Processes) -> 
     return build_loaders(config, splits, processes.device, processes.shard).train
 
 
-def _forever(loader: Loader) -> Iterator[Batch]:
-    while True:
-        yield from loader
-
-
 class LoaderWorkload(Workload):
     """A loader alone: every batch is taken, complete on the device, and dropped."""
 
     def __init__(self, name: str, loader: Loader, batch_size: int, lead_in: int):
         super().__init__(name, batch_size, lead_in)
-        self._batches = _forever(loader)
+        self._batches = loader.batches_from(0)
 
     def run(self, steps: int) -> None:
         for _ in islice(self._batches, steps):
@@ -93,7 +87,7 @@ class Rig:
         return build_train_loader(self.config.model_copy(update={"data": data}), self.splits, self.processes)
 
     def _warm_up(self) -> float:
-        batches = _forever(self.synthetic())
+        batches = self.synthetic().batches_from(0)
         started = time.perf_counter()
         while True:
             self.step(next(batches))
@@ -141,7 +135,7 @@ class StepWorkload(Workload):
         super().__init__(name, rig.config.data.batch_size, lead_in)
         self.rig = rig
         self.data_wait: list[float] = []
-        self._batches = _forever(loader)
+        self._batches = loader.batches_from(0)
         self._clock = Clock(rig.processes.device)
         self._refills = isinstance(loader, ReferenceLoader | ImageFolderLoader) and lead_in > 1
 

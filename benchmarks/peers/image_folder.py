@@ -52,8 +52,11 @@ class ImageFolderLoader:
         self._layout: Any = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
         self.steps_per_epoch, self.num_samples = len(self._loader), len(splits.train)
 
-    def seek(self, epoch: int, step: int) -> None:
-        raise NotImplementedError("torch's DataLoader cannot be positioned")
+    def batches_from(self, step: int) -> Iterator[Batch]:
+        """Yield batches without end; torch's DataLoader begins at no other step than 0."""
+        assert step == 0, step
+        while True:
+            yield from self
 
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in self._loader:

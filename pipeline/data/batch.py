@@ -27,10 +27,9 @@ class Batch:
 
 
 class Loader(Protocol):
-    """A stream of batches with a position.
+    """A stream of batches.
 
-    Iterating yields what is left of the current epoch and moves the position to the start of the next. The content
-    of a batch depends on the config and on (epoch, step) alone, not on what was read before.
+    The content of a batch depends on the config and on its step alone, not on what was read before.
 
     Attributes:
         steps_per_epoch: batches in a whole epoch, the same on every process.
@@ -40,8 +39,10 @@ class Loader(Protocol):
     steps_per_epoch: int
     num_samples: int
 
-    def seek(self, epoch: int, step: int) -> None:
-        """Continue at batch STEP (0 ≤ step ≤ steps_per_epoch) of epoch EPOCH."""
+    def batches_from(self, step: int) -> Iterator[Batch]:
+        """Yield batches without end. The first one is that of step STEP, counted from 0 over all epochs."""
         ...
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield one whole epoch: the first one that was not begun yet."""
+        ...

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.config import Config
-from pipeline.data import Batch, Loader, build_loaders, load_splits
+from pipeline.data import Loader, build_loaders, load_splits
 from pipeline.distributed.processes import connect
 from pipeline.errors import UserError
 from pipeline.training.build import build_state, captures, set_backends
@@ -76,9 +76,9 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def restored(state: TrainState, loader: Loader) -> Iterator[None]:
-    """Whatever is trained inside is undone: weights and norm statistics, their moving average, optimizer, scaler, sums, counters,
-    torch's generators, and the position of the loader."""
+def restored(state: TrainState) -> Iterator[None]:
+    """Undo what is trained inside: weights and norm statistics, their moving average, optimizer, scaler, sums, counters,
+    and torch's generators."""
     saved = copy.deepcopy(state.state_dict())
     models = [state.model, *([state.ema.model] if state.ema is not None else [])]
     weights = [copy.deepcopy(model.state_dict()) for model in models]
@@ -91,7 +91,6 @@ def restored(state: TrainState, loader: Loader) -> Iterator[None]:
         state.load_state_dict(saved)
         state.lr.copy_(rate)
         state.optimizer.zero_grad(set_to_none=True)
-        loader.seek(*divmod(state.step, loader.steps_per_epoch))
 
 
 def range_test(
@@ -112,7 +111,7 @@ def range_test(
     Args:
         config: the run's config.
         state: of the run; as before afterwards.
-        loader: of the training images; at the state's position afterwards.
+        loader: of the training images.
         lowest, highest: learning rates of the first and the last step.
         num_steps: steps of the test.
         report: called with the number of steps done.
@@ -121,14 +120,14 @@ def range_test(
     first, factor = state.step, (highest / lowest) ** (1 / (num_steps - 1))
     pending: list[torch.Tensor] = []
     losses: list[float] = []
-    with restored(state, loader):
+    with restored(state):
         step = Step(
             config,
             state,
             lambda number: lowest * factor ** (number - first),
             captures(config.compile, state.lr.device),
         )
-        for number, batch in zip(range(1, num_steps + 1), _forever(loader), strict=False):
+        for number, batch in zip(range(1, num_steps + 1), loader.batches_from(first), strict=False):
             pending.append(step(batch).loss.clone())
             report(number)
             if number % _LOOK_EVERY == 0 or number == num_steps:
@@ -139,11 +138,6 @@ def range_test(
     end = _end(losses)
     kept = np.array(losses[:end], np.float64)
     return RangeTest(lowest * factor ** np.arange(len(kept)), kept, smooth(kept), end is not None)
-
-
-def _forever(loader: Loader) -> Iterator[Batch]:
-    while True:
-        yield from loader
 
 
 def _end(losses: list[float]) -> int | None:

@@ -107,12 +107,11 @@ def fit(t: Trainer) -> EvalResult:
         Preempted: a signal asked to stop; a checkpoint of this very step has been saved.
     """
     state, plan = t.state, t.plan
-    t.loaders.train.seek(*divmod(state.step, plan.steps_per_epoch))
     evaluation = None
     t.clock.start(steady=t.step.settled)
     while state.step < plan.total_steps:
         t.clock.ask()
-        for batch in t.loaders.train:
+        for batch in t.loaders.train.batches_from(state.step):
             t.clock.arrived()
             if t.step.settled and t.step.is_new(batch):
                 t.clock.close()

@@ -147,10 +147,8 @@ def test_batches_do_not_depend_on_processes_threads_or_position(root: Path, load
         f"data.loader={loader}",
         *(["data.num_threads=3", "data.prefetch=1"] if loader == "dali" else []),
     ).train
-    steps = other.steps_per_epoch
     for position in (4, 0, 0, 1):
-        other.seek(*divmod(position, steps))
-        for number, batch in enumerate(islice(other, 2)):
+        for number, batch in enumerate(islice(other.batches_from(position), 2)):
             assert_same(batch, alone[position + number])
 
 
@@ -180,8 +178,7 @@ def test_evaluation_may_be_larger_than_training(root: Path):
 def test_synthetic_images_grow_as_the_others_do(root: Path):
     built = loaders(root, "data.loader=synthetic")
     assert [batch.images.shape[-1] for _ in range(2) for batch in built.train] == [32] * 5 + [48]
-    built.train.seek(1, 2)
-    assert next(iter(built.train)).images.shape[-1] == 48
+    assert next(built.train.batches_from(built.train.steps_per_epoch + 2)).images.shape[-1] == 48
 
 
 def test_synthetic_images_of_a_size_do_not_depend_on_the_sizes_before(root: Path):
@@ -189,8 +186,7 @@ def test_synthetic_images_of_a_size_do_not_depend_on_the_sizes_before(root: Path
         loaders(root, "data.loader=synthetic", "augment.progressive=[[0st, 16], [1st, 32], [2st, 48]]")
         for _ in "ab"
     )
-    continued.train.seek(0, 2)
-    assert_same(list(through.train)[2], next(iter(continued.train)))
+    assert_same(list(through.train)[2], next(continued.train.batches_from(2)))
 
 
 @pytest.mark.parametrize("drawn", ["augment.color_jitter=0.4", "augment.randaugment=2"])
@@ -300,8 +296,7 @@ def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monke
 
     monkeypatch.setattr("pipeline.data.sampling.batch_plan.draw_crops", draw)
     train = loaders(root).train
-    train.seek(7, 0)
-    next(iter(train))
+    next(train.batches_from(7 * train.steps_per_epoch))
     assert drawn and min(drawn) == 7
 
 

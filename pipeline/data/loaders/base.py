@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -49,35 +50,34 @@ class Transform:
 
 
 class PositionedLoader(ABC):
-    """Base of the backends: keeps (epoch, step) and asks the backend for the next batch of an endless stream."""
+    """Base of the backends: knows the step of the next batch, and restarts the backend only where another one is wanted."""
 
     def __init__(self, sampler: Sampler):
         self.steps_per_epoch = sampler.steps_per_epoch
         self.num_samples = sampler.num_samples
         self._sampler = sampler
-        self._position: tuple[int, int] | None = None
+        self._step: int | None = None  # of the next batch; None before the first start
 
-    def seek(self, epoch: int, step: int) -> None:
-        assert 0 <= step <= self.steps_per_epoch, f"step {step} of {self.steps_per_epoch}"
-        if self._position != (epoch, step):
-            self._position = (epoch, step)
-            self._restart(epoch, step)
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._position is None:
-            self.seek(0, 0)
-        assert self._position is not None
-        epoch, step = self._position
-        while step < self.steps_per_epoch:
+    def batches_from(self, step: int) -> Iterator[Batch]:
+        """Yield batches without end, from a step on (counted from 0 over all epochs)."""
+        assert step >= 0, step
+        if self._step != step:
+            self._restart(*divmod(step, self.steps_per_epoch))
+            self._step = step
+        while True:
             batch = self._next()
             step += 1
-            self._position = (epoch, step)
+            self._step = step
             yield batch
-        self._position = (epoch + 1, 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield one whole epoch: the first one that was not begun yet."""
+        first_epoch = -(-(self._step or 0) // self.steps_per_epoch)
+        return islice(self.batches_from(first_epoch * self.steps_per_epoch), self.steps_per_epoch)
 
     @abstractmethod
     def _restart(self, epoch: int, step: int) -> None:
-        """Make `_next` continue at (epoch, step)."""
+        """Make `_next` continue at step STEP of an epoch."""
 
     @abstractmethod
     def _next(self) -> Batch:

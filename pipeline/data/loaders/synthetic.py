@@ -69,7 +69,7 @@ class SyntheticLoader(PositionedLoader):
         return self._batches[image_size]
 
     def _restart(self, epoch: int, step: int) -> None:
-        self._position_of_next = (epoch, step) if step < self.steps_per_epoch else (epoch + 1, 0)
+        self._position_of_next = (epoch, step)
 
     def _next(self) -> Batch:
         epoch, step = self._position_of_next

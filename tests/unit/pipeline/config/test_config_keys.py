@@ -144,10 +144,8 @@ def device_found(config: Config) -> str:
 def memory_layout(config: Config) -> object:
     trainer = tiny_trainer(config)
     batch = next(iter(trainer.loaders.train))
-    return [
-        value.is_contiguous(memory_format=torch.channels_last)
-        for value in (batch.images, trainer.state.model.stem[0].weight)
-    ]  # type: ignore[index]
+    weight = trainer.state.model.stem[0].weight  # type: ignore[index]
+    return [value.is_contiguous(memory_format=torch.channels_last) for value in (batch.images, weight)]
 
 
 def backends(config: Config) -> object:
