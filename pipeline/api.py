@@ -1,21 +1,21 @@
-"""The library, from Python. Nothing is written that is not asked for.
+"""Offers the library to Python programs. Only files that are asked for are written.
 
-    from pipeline.api import Trained, build_loaders, build_model, draw_contact_sheet, explain_mistakes, fit, load_config, load_splits
+    from pipeline import api
 
-    config = load_config("configs/quickstart.yaml", ["duration=3ep"])
-    splits = load_splits(config)  # uint8 images, labels, class names, mean and standard deviation
-    loaders = build_loaders(config, splits)  # batches on the device: augmented, normalised, channels_last
-    model = build_model(config, splits)  # or a torch.nn.Module of your own
-    result = fit(config, model, loaders)  # in place; precision, compiling and schedule as the config says
+    config = api.load_config("configs/quickstart.yaml", ["duration=3ep"])
+    splits = api.load_splits(config)  # uint8 images, labels, class names, mean and standard deviation
+    loaders = api.build_loaders(config, splits)  # batches on the device: augmented, normalised, channels_last
+    model = api.build_model(config, splits)  # or a torch.nn.Module of your own
+    result = api.fit(config, model, loaders)  # in place; precision, compiling and schedule as the config says
     print(f"{result.accuracy:.2%} of {result.seen} test images")
-    explained = explain_mistakes(Trained.of(config, model, splits), count=10)  # images, maps and probabilities, as arrays
-    draw_contact_sheet("mistakes.png", explained)
+    trained = api.Trained.of(config, model, splits)
+    mistakes = api.explain_mistakes(trained, count=10)  # images, maps and probabilities, as arrays
+    api.draw_contact_sheet("mistakes.png", mistakes)
 
-On several processes, each runs the same lines under `accelerate launch`. A whole run with its folder is `train(config)`, and
-`load_trained("runs/latest")` takes the network out of one.
+On several processes, each process runs the same lines under `accelerate launch`. `train(config)` makes a whole run with its
+folder, and `load_trained("runs/latest")` takes the network out of one.
 """
 
-import torch
 from torch import nn
 
 from pipeline import data
@@ -31,15 +31,11 @@ from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.export import export_run
 from pipeline.inference.predict_files import Prediction, predict_files
 from pipeline.inference.trained_model import Trained, load_trained
-from pipeline.process.signals import StopSignal
 from pipeline.run.console import TrainingConsole
 from pipeline.train import train
-from pipeline.training.build import build_initial_model, build_state_of, captures, set_backends
-from pipeline.training.clock import Clock
+from pipeline.training.build import build_initial_model, set_backends
 from pipeline.training.evaluate import EvalResult
-from pipeline.training.step import Step
-from pipeline.training.trainer import Plan, Trainer
-from pipeline.training.trainer import fit as _fit
+from pipeline.training.trainer import Trainer, side_stream
 
 __all__ = [
     "Batch",
@@ -110,7 +106,7 @@ def build_model(config: Config, splits: Splits) -> nn.Module:
 
 
 def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = False) -> EvalResult:
-    """Train a network in place, for `duration`, as the config says: precision, compiling, optimizer, schedule. Writes no files.
+    """Train a network in place, for `duration`, with the precision, optimizer and schedule of a config. Write no files.
 
     Args:
         config: of the run; `model` and `log` matter as far as they say when to evaluate.
@@ -128,40 +124,17 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
     """
     set_backends(config)
     processes = connect(config)
-    device = processes.device
-    if (found := next(model.parameters()).device) != device:
+    if (placed := next(model.parameters()).device) != (device := processes.device):
         raise UserError(
-            f"fit: the model is on {found}, the loaders deliver on {device}; move it with model.to({str(device)!r})"
+            f"fit: the model is on {placed}, the loaders deliver on {device}; move it with model.to({str(device)!r})"
         )
-    plan = Plan.of(config, loaders.train.steps_per_epoch)
-    # as in `train`: a captured step must not run on the default stream
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    if stream is not None:
-        stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream), Watch(processes, config.runtime.hang_timeout_s) as watch:
-        state = build_state_of(model, config, processes)
-        step = Step(config, state, plan.lr_at, captures(config.compile, device))
-        console = TrainingConsole(plan.total_steps, enabled=processes.is_main and not quiet)
-        for warning in plan.warnings:
+    console = TrainingConsole(enabled=processes.is_main and not quiet)
+    with side_stream(device), Watch(processes, config.runtime.hang_timeout_s) as watch:
+        trainer = Trainer.build(config, None, processes, model=model, loaders=loaders, console=console)
+        trainer.watch = watch
+        for warning in trainer.plan.warnings:
             console.say(f"warning: {warning}")
         try:
-            return _fit(
-                Trainer(
-                    config,
-                    processes,
-                    state,
-                    step,
-                    loaders,
-                    plan,
-                    Clock(device),
-                    None,
-                    None,
-                    console,
-                    StopSignal(),
-                    watch,
-                )
-            )
+            return trainer.fit()
         finally:
-            console.close()
-            if stream is not None:
-                torch.cuda.current_stream(device).synchronize()
+            trainer.close()

@@ -1,4 +1,4 @@
-"""Training: `accelerate launch -m pipeline.train CONFIG [key=value…]`."""
+"""Trains one run: `accelerate launch -m pipeline.train CONFIG [key=value…]`."""
 
 import argparse
 import contextlib
@@ -28,15 +28,11 @@ from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.signals import StopSignal
 
 if TYPE_CHECKING:
-    from pipeline.data import Splits
     from pipeline.distributed.processes import Processes
-    from pipeline.distributed.watchdog import Watch
-    from pipeline.profiling.step_profiler import StepProfiler
-    from pipeline.run.console import TrainingConsole
     from pipeline.run.folder import RunFolder
     from pipeline.run.lock import RunLock
     from pipeline.training.evaluate import EvalResult
-    from pipeline.training.trainer import Plan, Trainer
+    from pipeline.training.trainer import Trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,57 +41,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train by `python -m pipeline train`."""
-    options = [
-        option
-        for option, given in (("--profile", arguments.profile), ("--dry-run", arguments.dry_run))
-        if given
-    ]
-    return main([arguments.config, *arguments.overrides, *options])
+    flags = (("--profile", arguments.profile), ("--dry-run", arguments.dry_run))
+    return main([arguments.config, *arguments.overrides, *[flag for flag, given in flags if given]])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped by a signal and saved."""
-    started = _started()
+    """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped and saved."""
+    started = _command_started()
     use_cache_folder()
     parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    code = EXIT_FAILURE
     with StopSignal(exits=True) as stop:
+        code = EXIT_FAILURE
         try:
-            config, recipe = load_config(arguments.config, arguments.overrides), Path(arguments.config).stem
-            if arguments.dry_run:
-                _print_plan(config, recipe)
-            else:
-                train(config, recipe, started, arguments.profile, stop)
-            code = 0
-        except (UserError, TrainingError, Preempted) as error:
-            code = error.exit_code
-            if _speaks(error):
-                with contextlib.suppress(OSError):  # the terminal may have hung up: the exit code tells too
-                    print(
-                        f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr
-                    )
-        except Exception as error:
-            if not _in_process_group():
-                raise
-            sys.excepthook(type(error), error, error.__traceback__)
+            code = _exit_code(arguments, started, stop)
         finally:
-            report_exit_code(code)
-            flush()
-            if _in_process_group():
-                if code not in (0, EXIT_PREEMPTED):
-                    # NCCL would wait until the captured steps that use it are gone, which a traceback holds, or until the others answer
-                    leave_now(code)
-                sys.modules["torch"].distributed.destroy_process_group()
+            _leave_process_group(code)
     return code
 
 
-def _started() -> float:
-    """When the command began, in seconds of `time.perf_counter`, which no change of the clock moves. launch.sh says it in epoch seconds."""
+def _command_started() -> float:
+    """Return the start of the command, in seconds of `time.perf_counter`; launch.sh gives it in seconds since 1970."""
     now = time.time()
-    return time.perf_counter() - max(now - float(os.environ.get("QUICKRES_START_TIME", now)), 0.0)
+    started = float(os.environ.get("QUICKRES_START_TIME", now))
+    return time.perf_counter() - max(now - started, 0.0)
+
+
+def _exit_code(arguments: argparse.Namespace, started: float, stop: StopSignal) -> int:
+    """Train or print the plan; print an error that a person can mend, and return its exit code."""
+    try:
+        config, recipe = load_config(arguments.config, arguments.overrides), Path(arguments.config).stem
+        if arguments.dry_run:
+            _print_plan(config, recipe)
+        else:
+            train(config, recipe, started, arguments.profile, stop)
+        return 0
+    except (UserError, TrainingError, Preempted) as error:
+        if _should_report(error):
+            word = "stopped" if isinstance(error, Preempted) else "error"
+            with contextlib.suppress(OSError):  # the terminal may have hung up; the exit code remains
+                print(f"{word}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        if not _in_process_group():
+            raise
+        sys.excepthook(type(error), error, error.__traceback__)
+        return EXIT_FAILURE
+
+
+def _leave_process_group(code: int) -> None:
+    report_exit_code(code)
+    flush()
+    if not _in_process_group():
+        return
+    if code not in (0, EXIT_PREEMPTED):
+        # NCCL would wait for the captured steps, which a traceback keeps alive, or for answers of the other ranks
+        leave_now(code)
+    sys.modules["torch"].distributed.destroy_process_group()
 
 
 def _print_plan(config: Config, recipe: str) -> None:
@@ -106,10 +110,11 @@ def _print_plan(config: Config, recipe: str) -> None:
         print(plan)
 
 
-def _speaks(error: Exception) -> bool:
-    """Whether this process tells of an error: of those that are connected, the first to fail, from which the others have heard of it.
+def _should_report(error: Exception) -> bool:
+    """True if this rank prints the error.
 
-    Of those that are not, rank 0, whose errors are everybody's; but memory may run out on one alone.
+    Of connected ranks the first one that fails prints it; the others get a `PeerError`. Of ranks that are not connected,
+    rank 0 prints it, since all have the same error; but memory may run out on one rank alone.
     """
     if _in_process_group() and not isinstance(error, Preempted):
         return not isinstance(error, PeerError)
@@ -133,177 +138,133 @@ def train(
     Args:
         config: the run's config.
         recipe: names the run, unless `log.name` does.
-        started: when the command began, in seconds of `time.perf_counter`, from which `wall_s` counts; default: now.
+        started: start of the command, in seconds of `time.perf_counter`, from which `wall_s` counts; default: now.
         profile: profile some steps after warm-up into the run folder.
-        stop: what hears of signals; default: one that does until the run ends.
+        stop: hears of signals; default: one that does so until the run ends.
 
     Returns:
         The run folder: `load_trained(run.path)` takes the network out of it.
     """
     started = time.perf_counter() if started is None else started
     if stop is None:
-        with StopSignal() as own:
-            return train(config, recipe, started, profile, own)
+        with StopSignal() as stop:
+            return train(config, recipe, started, profile, stop)
     make_cache_folder()
     with imports_uncollected():
-        import torch
-
         from pipeline.distributed.processes import connect, pick_device
         from pipeline.distributed.watchdog import Watch
         from pipeline.finalize import finish
         from pipeline.run.lock import RunLock
         from pipeline.training.build import import_compiler, set_backends
         from pipeline.training.faults import explained
+        from pipeline.training.trainer import side_stream
 
         import_compiler(config.compile, pick_device(config))
-
     set_backends(config)
     processes = connect(config)
-    on_gpu = processes.device.type == "cuda"
-    # the captured step must not run on the default stream
-    stream = torch.cuda.Stream(processes.device) if on_gpu else None
     world_size = processes.shard.world_size
-    with torch.cuda.stream(stream), RunLock() as lock, explained(config, world_size):
+    with side_stream(processes.device), RunLock() as lock, explained(config, world_size):
         with Watch(processes, config.runtime.hang_timeout_s) as watch, explained(config, world_size):
-            trainer, run, splits = assemble(config, recipe, processes, lock, stop, watch)
+            trainer = _open_and_build(config, recipe, processes, lock)
+            trainer.stop, trainer.watch = stop, watch
+            stop.agree_through(watch.store, trainer.clock.max_ahead)
             if profile and processes.is_main:
-                trainer.profiler = _build_profiler(trainer, run, splits)
+                _profile_steps(trainer)
             evaluation = _fit(trainer)
         if processes.is_main:
-            finish(trainer, run, evaluation, splits, started)
-    return run
+            finish(trainer, evaluation, started)
+    assert trainer.run is not None
+    return trainer.run
 
 
-def _fit(trainer: "Trainer") -> "EvalResult":
-    from pipeline.training.trainer import fit
+def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "RunLock") -> "Trainer":
+    """Read the data, open the run folder, assemble the run, and record data and environment."""
+    from pipeline.data import build_loaders, load_splits
+    from pipeline.inference.preprocessing import InputSpec
+    from pipeline.run.console import TrainingConsole
+    from pipeline.run.environment import describe_environment
+    from pipeline.run.records import changed_data, record_environment
+    from pipeline.run.resume import open_run
+    from pipeline.training.trainer import Trainer
 
-    try:
-        return fit(trainer)
-    except Preempted:
-        # "stopped and saved" is true only once it is on disk; and as soon as one process leaves, the launcher ends the others
-        trainer.processes.on_main(trainer.close)
-        raise
-    finally:
-        trainer.close()
+    device, shard = processes.device, processes.shard
+    with ThreadPoolExecutor(1) as beside:  # git and nvidia-smi answer while the data set is read
+        describe = (describe_environment, config, device, shard.world_size)
+        environment = beside.submit(*describe) if processes.is_main else None
+        splits = processes.main_first(
+            lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
+        )
+    loaders = build_loaders(
+        config, splits, device, shard
+    )  # before the folder: a bad batch size leaves none behind
+    run = processes.on_main(lambda: open_run(config, recipe, lock))
+    console = TrainingConsole(enabled=processes.is_main)
+    trainer = Trainer.build(config, splits, processes, loaders=loaders, run=run, console=console)
+    _announce(trainer)
+    if environment is not None:  # on rank 0
+        InputSpec.of(config, splits).write(run.inputs)
+        data = splits.fingerprint()
+        if (warning := changed_data(run, data)) is not None:
+            console.say(f"warning: {warning}")
+        record_environment(run, {**environment.result(), "data": data}, trainer.state.step)
+    return trainer
 
 
-def _build_profiler(trainer: "Trainer", run: "RunFolder", splits: "Splits") -> "StepProfiler":
+def _announce(trainer: "Trainer") -> None:
+    """Print what was resolved from the config and the machine, before the first step."""
+    from pipeline.training.build import compile_mode
+    from pipeline.training.precision import SLOW_ON_CPU
+
+    config, plan, run, splits = trainer.config, trainer.plan, trainer.run, trainer.splits
+    assert run is not None and splits is not None
+    processes, say = trainer.processes, trainer.console.say
+    on_gpu = processes.device.type == "cuda"
+    kind = "GPU" if on_gpu else "CPU"
+    backend = f" ({kind} backend)" if config.data.loader == "dali" else ""
+    held_out = f", {len(splits.holdout.labels)} held out" if splits.holdout is not None else ""
+    for warning in run.warnings:
+        say(f"warning: {warning}")
+    say(
+        f"{config.model.name} on {config.data.dataset} ({len(splits.train.labels)} train, {len(splits.test.labels)} "
+        f"test{held_out}), {processes.shard.world_size} x {kind}, loader {config.data.loader}{backend}, "
+        f"{config.precision.mode}, compile {compile_mode(config.compile, processes.device)}, batch "
+        f"{config.data.batch_size}, {plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
+    )
+    if config.precision.mode == "fp16" and not on_gpu:
+        say(f"warning: {SLOW_ON_CPU}")
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
+    if run.resume_from is not None:
+        say(f"continuing {run.path} from step {trainer.state.step}")
+
+
+def _profile_steps(trainer: "Trainer") -> None:
+    """Profile some steps after warm-up, of the image size that the run has then."""
     from pipeline.data.sampling.progressive import training_resolutions
     from pipeline.profiling.roofline import step_work
     from pipeline.profiling.step_profiler import StepProfiler
 
-    config, processes = trainer.config, trainer.processes
+    config, state, splits, run = trainer.config, trainer.state, trainer.splits, trainer.run
+    assert run is not None and splits is not None
     resolutions = training_resolutions(config, trainer.plan.steps_per_epoch)
-    size = next(
-        size for first, size in reversed(resolutions) if first <= trainer.state.step
-    )  # of the steps that it sees
+    size = next(size for first, size in reversed(resolutions) if first <= state.step)
     shape = (splits.num_channels, size, size)
     element_bytes = 4 if config.precision.mode == "fp32" else 2
-    batch_size, scaled = config.data.batch_size // processes.shard.world_size, config.precision.mode == "fp16"
-    work = step_work(trainer.state.model, shape, batch_size, element_bytes, config.optimizer.name, scaled)
-    return StepProfiler(run.path / "profile", processes.device, work)
+    batch_size = config.data.batch_size // trainer.processes.shard.world_size
+    scaled = config.precision.mode == "fp16"
+    work = step_work(state.model, shape, batch_size, element_bytes, config.optimizer.name, scaled)
+    trainer.profiler = StepProfiler(run.profile, trainer.processes.device, work)
 
 
-def assemble(
-    config: Config, recipe: str, processes: "Processes", lock: "RunLock", stop: StopSignal, watch: "Watch"
-) -> "tuple[Trainer, RunFolder, Splits]":
-    """Open the run folder and build or restore everything that `fit` works with."""
-    from pipeline.config import config_hash
-    from pipeline.data import build_loaders, load_splits
-    from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
-    from pipeline.run.checkpoint import CheckpointWriter
-    from pipeline.run.console import TrainingConsole
-    from pipeline.run.environment import describe_environment
-    from pipeline.run.folder import open_run
-    from pipeline.run.records import MetricsLog, changed_data, record_environment
-    from pipeline.training.build import build_state, captures
-    from pipeline.training.clock import Clock
-    from pipeline.training.state import load_checkpoint
-    from pipeline.training.step import Step
-    from pipeline.training.trainer import Plan, Trainer
-
-    device, shard = processes.device, processes.shard
-    with ThreadPoolExecutor(1) as aside:  # git and nvidia-smi answer while the data set is read
-        environment = (
-            aside.submit(describe_environment, config, device, shard.world_size)
-            if processes.is_main
-            else None
-        )
-        splits = processes.main_first(
-            lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
-        )
-    loaders = build_loaders(config, splits, device, shard)
-    plan = Plan.of(config, loaders.train.steps_per_epoch)
-    run = processes.on_main(lambda: open_run(config, recipe, lock))
-    state = build_state(config, splits, processes, pretrained=run.resume_from is None)
-    if run.resume_from is not None:
-        folder = run.resume_from
-        processes.main_first(
-            lambda: load_checkpoint(folder, state)
-        )  # a host that does not see the folder stops all
-        if not processes.is_main:  # the sums of the open log window were saved for all processes together
-            state.totals.start_window()
-    console = TrainingConsole(plan.total_steps, state.step, processes.is_main)
-    for warning in run.warnings:
-        console.say(f"warning: {warning}")
-    _announce(console, config, splits, plan, processes, run, state.step)
-    if environment is not None:
-        InputSpec.of(config, splits).write(run.path / INPUT_FILE)
-        data = splits.fingerprint()
-        if (changed := changed_data(run, data)) is not None:
-            console.say(f"warning: {changed}")
-        record_environment(run, {**environment.result(), "data": data}, state.step)
-    clock = Clock(device, state.clock)
-    stop.agree_through(watch.store, clock.max_ahead)
-    trainer = Trainer(
-        config=config,
-        processes=processes,
-        state=state,
-        step=Step(config, state, plan.lr_at, captures(config.compile, device)),
-        loaders=loaders,
-        plan=plan,
-        clock=clock,
-        checkpoints=CheckpointWriter(run.checkpoints, config_hash(config)) if processes.is_main else None,
-        metrics=MetricsLog(run, config.log.tensorboard, state.step) if processes.is_main else None,
-        console=console,
-        stop=stop,
-        watch=watch,
-    )
-    return trainer, run, splits
-
-
-def _announce(
-    console: "TrainingConsole",
-    config: Config,
-    splits: "Splits",
-    plan: "Plan",
-    processes: "Processes",
-    run: "RunFolder",
-    step: int,
-) -> None:
-    """What was resolved from the config and the machine, before the first step."""
-    from pipeline.training.build import compile_mode
-    from pipeline.training.precision import SLOW_ON_CPU
-
-    device, shard = processes.device, processes.shard
-    where = f"{shard.world_size} x {'GPU' if device.type == 'cuda' else 'CPU'}"
-    loader = (
-        f"{config.data.loader} ({'GPU' if device.type == 'cuda' else 'CPU'} backend)"
-        if config.data.loader == "dali"
-        else config.data.loader
-    )
-    held_out = f", {len(splits.holdout.labels)} held out" if splits.holdout is not None else ""
-    console.say(
-        f"{config.model.name} on {config.data.dataset} ({len(splits.train.labels)} train, {len(splits.test.labels)} test{held_out}), "
-        f"{where}, loader {loader}, {config.precision.mode}, compile {compile_mode(config.compile, device)}, "
-        f"batch {config.data.batch_size}, {plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
-    )
-    if config.precision.mode == "fp16" and device.type == "cpu":
-        console.say(f"warning: {SLOW_ON_CPU}")
-    for warning in plan.warnings:
-        console.say(f"warning: {warning}")
-    if run.resume_from is not None:
-        console.say(f"continuing {run.path} from step {step}")
+def _fit(trainer: "Trainer") -> "EvalResult":
+    try:
+        return trainer.fit()
+    except Preempted:
+        # "saved" must be true when it is said; and as soon as one process leaves, the launcher ends the others
+        trainer.processes.on_main(trainer.close)
+        raise
+    finally:
+        trainer.close()
 
 
 if __name__ == "__main__":

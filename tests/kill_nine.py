@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.run.checkpoint import CheckpointWriter, newest_intact
+from pipeline.run.records import BestEvaluation
 from pipeline.training.state import load_checkpoint
 from tests.tiny import tiny_config, tiny_trainer
 
@@ -35,7 +36,9 @@ def save_without_end(checkpoints: Path, ready: int) -> None:
     while True:
         trainer.state.step += 1
         if trainer.state.step % 7 == 0:
-            trainer.state.best = {"accuracy": 0.5, "step": trainer.state.step}
+            trainer.state.best = BestEvaluation(
+                accuracy=0.5, step=trainer.state.step, selected_on="test", test_accuracy=0.5
+            )
         writer.save(trainer.state.snapshot())
 
 

@@ -8,18 +8,15 @@ from typing import Any
 import torch
 
 from pipeline.config import Config, load_config
-from pipeline.data import Batch, Splits, build_loaders, load_splits
+from pipeline.data import Batch, Splits, load_splits
 from pipeline.distributed.processes import connect
-from pipeline.distributed.watchdog import Watch
-from pipeline.process.signals import StopSignal
 from pipeline.run.checkpoint import EMA, load_weights, newest_intact
-from pipeline.run.console import TrainingConsole
-from pipeline.run.folder import RunFolder, open_run
+from pipeline.run.folder import RunFolder
 from pipeline.run.lock import RunLock
-from pipeline.training.build import build_state, captures, set_backends
-from pipeline.training.clock import Clock
-from pipeline.training.step import Step
-from pipeline.training.trainer import Plan, Trainer
+from pipeline.run.records import EvalRecord, TrainRecord
+from pipeline.run.resume import open_run
+from pipeline.training.build import set_backends
+from pipeline.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).with_name("tiny.yaml")
@@ -44,19 +41,9 @@ def tiny_splits(config: Config) -> Splits:
 
 
 def tiny_trainer(config: Config) -> Trainer:
-    """What `fit` works with, on one process and without a run folder: nothing is written, printed or saved."""
+    """A trainer on one process and without a run folder: nothing is written, printed or saved."""
     set_backends(config)
-    processes = connect(config)
-    splits = tiny_splits(config)
-    loaders = build_loaders(config, splits, processes.device, processes.shard)
-    plan = Plan.of(config, loaders.train.steps_per_epoch)
-    state = build_state(config, splits, processes)
-    step = Step(config, state, plan.lr_at, captures(config.compile, processes.device))
-    clock, console = Clock(processes.device), TrainingConsole(plan.total_steps, enabled=False)
-    watch = Watch(processes, config.runtime.hang_timeout_s)
-    return Trainer(
-        config, processes, state, step, loaders, plan, clock, None, None, console, StopSignal(), watch
-    )
+    return Trainer.build(config, tiny_splits(config), connect(config))
 
 
 def open_and_release(config: Config) -> RunFolder:
@@ -69,6 +56,25 @@ def train_steps(trainer: Trainer, count: int) -> list[float]:
     """Run COUNT steps without the loop around them; the loss of each."""
     batches = trainer.loaders.train.batches_from(trainer.state.step)
     return [trainer.step(batch).loss.item() for batch in islice(batches, count)]
+
+
+def a_train_record(step: int, loss: float | None = 0.5, **changes: Any) -> TrainRecord:
+    """A record of training as a run writes it."""
+    figures: dict[str, Any] = {
+        "epoch": step / 5,
+        "accuracy": 0.875,
+        "lr": 0.05,
+        "images_per_sec": None,
+        "steps_per_sec": None,
+        "loss_scale": 1.0,
+        "skipped_steps": 0,
+    }
+    return TrainRecord(step=step, loss=loss, **(figures | changes))
+
+
+def an_eval_record(step: int, loss: float = 0.5) -> EvalRecord:
+    """A record of an evaluation as a run writes it."""
+    return EvalRecord(split="test", step=step, epoch=step / 5, loss=loss, accuracy=0.75, correct=3, seen=4)
 
 
 def random_batch(size: int = 8, image_size: int = 8, num_classes: int = 4, seed: int = 0) -> Batch:

@@ -15,10 +15,9 @@ from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError
 from pipeline.finalize import peak_memory_bytes
-from pipeline.training.build import build_state, captures, set_backends
+from pipeline.training.build import set_backends
 from pipeline.training.clock import Clock
-from pipeline.training.step import Step
-from pipeline.training.trainer import Plan
+from pipeline.training.trainer import Trainer
 
 _IMAGES_AHEAD = 8192  # that a loader may hold ready, beside the batches it was asked to prefetch
 _LONGEST_PAUSE_S = 3.0
@@ -74,17 +73,19 @@ class Rig:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         set_backends(config)
-        self.state = build_state(config, splits, processes)
-        plan = Plan.of(config, max(len(splits.train.labels) // config.data.batch_size, 1))
-        self.step = Step(config, self.state, plan.lr_at, captures(config.compile, device))
+        trainer = Trainer.build(self._synthetic_config(), splits, processes)
+        self.state, self.step = trainer.state, trainer.step
         self.compile_s = self._warm_up()
         self.peak_memory_bytes = peak_memory_bytes(device) - before
         self._recompilations = self.step.recompilations
 
     def synthetic(self) -> Loader:
         """One fixed batch as the loaders deliver it."""
+        return build_train_loader(self._synthetic_config(), self.splits, self.processes)
+
+    def _synthetic_config(self) -> Config:
         data = self.config.data.model_copy(update={"loader": "synthetic"})
-        return build_train_loader(self.config.model_copy(update={"data": data}), self.splits, self.processes)
+        return self.config.model_copy(update={"data": data})
 
     def _warm_up(self) -> float:
         batches = self.synthetic().batches_from(0)
@@ -141,23 +142,19 @@ class StepWorkload(Workload):
 
     def prepare(self) -> None:
         set_backends(self.rig.config)  # switches of the whole process, which others may have set otherwise
-        self._clock.start(steady=True)
+        self._clock.open()
 
     def run(self, steps: int) -> None:
-        clock = self._clock
-        for _ in range(steps):
-            clock.ask()
-            batch = next(self._batches)
-            clock.arrived()
+        for batch in self._clock.timed(islice(self._batches, steps)):
             self.rig.step(batch)
-            clock.step(self.images_per_step)
+            self._clock.step(self.images_per_step)
 
     def finish(self, step_s: float) -> None:
         window = self._clock.close()
         if not self.data_wait:  # the round that is not counted: from here on a recompilation is a fault
             self.rig.mark()
         if window is not None:
-            self.data_wait.append(window["data_wait_fraction"])
+            self.data_wait.append(window.data_wait_fraction)
         if self._refills:  # workers go on until they have filled their queues: not in somebody else's window
             time.sleep(min(self.lead_in * step_s, _LONGEST_PAUSE_S))
 

@@ -14,10 +14,10 @@ from pipeline.errors import UserError
 from pipeline.process.cache_dirs import cache_folder
 from pipeline.profiling.memory_estimate import MemoryEstimate, estimate_memory, what_fits
 from pipeline.run.environment import output_of
-from pipeline.run.folder import find_resumable
+from pipeline.run.resume import find_resumable
 from pipeline.training.build import build_initial_model, compile_mode
+from pipeline.training.plan import Plan
 from pipeline.training.precision import SLOW_ON_CPU
-from pipeline.training.trainer import Plan
 
 _MIB = 2**20
 

@@ -58,7 +58,7 @@ def explain_run(
         logits, labels = trained.test_logits(), trained.splits.test.labels
         explained = explain_samples(trained, select_images(logits, labels, count).tolist(), **how)
         about.append(f"test accuracy {(logits.argmax(1) == labels).mean():.2%} in float32")
-    picture = Path(output) if output is not None else trained.run.path / "explained.png"
+    picture = Path(output) if output is not None else trained.run.explained
     try:
         draw_contact_sheet(
             picture,

@@ -98,7 +98,7 @@ def export_run(
     """
     trained = load_trained(path, which, overrides, torch.device("cpu"), ema=ema)
     assert trained.run is not None
-    folder = Path(output) if output is not None else trained.run.path / "export" / format
+    folder = Path(output) if output is not None else trained.run.exports / format
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return export(trained, format, folder, input)

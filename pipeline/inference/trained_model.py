@@ -16,7 +16,7 @@ from pipeline.config import Config, load_config
 from pipeline.data import Splits, build_loaders, load_splits
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError
-from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
+from pipeline.inference.preprocessing import InputSpec
 from pipeline.run.checkpoint import EMA, WEIGHTS, folder_of, load_weights, newest_intact, verify
 from pipeline.run.folder import RunFolder, find_run
 from pipeline.training.build import build_raw_model, set_backends
@@ -122,7 +122,7 @@ def load_trained(
         UserError: no such run or checkpoint, a damaged one, or one without a moving average.
     """
     run = find_run(Path(path))
-    config = load_config(run.path / "config.yaml", overrides)
+    config = load_config(run.config, overrides)
     set_backends(config)
     device = device or pick_device(config)
     checkpoint = _checkpoint(run, which)
@@ -130,8 +130,8 @@ def load_trained(
         raise UserError(
             f"{checkpoint}: holds no moving average of the weights; train with ema.decay, or leave --ema out"
         )
-    if (run.path / INPUT_FILE).is_file():
-        recorded = InputSpec.read(run.path / INPUT_FILE)
+    if (run.inputs).is_file():
+        recorded = InputSpec.read(run.inputs)
         if (
             config.data.mean is None
         ):  # not computed anew: the data set, or the share held out of it, may have changed
@@ -172,7 +172,7 @@ def _checkpoint(run: RunFolder, which: str) -> Path:
             _log.warning("%s; %s is used", message, newest.name)
         return newest
     if which == "best":
-        which = str(read_json(run.checkpoints / "best.json")["step"])
+        which = str(read_json(run.best)["step"])
     if not which.isdecimal():
         raise UserError(f"--checkpoint: {which!r} is neither last, best nor a step")
     folder = folder_of(run.checkpoints, int(which))

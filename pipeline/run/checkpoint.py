@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.atomic_io import flush_to_disk, sha256, write_json
 from pipeline.errors import TrainingError, UserError
+from pipeline.run.records import BestEvaluation
 
 WEIGHTS, EMA, STATE, MANIFEST = "weights.safetensors", "ema.safetensors", "state.pt", "manifest.json"
+BEST = "best.json"
 FORMAT = 1
 _NAME = re.compile(r"step-\d{8,}")
 
@@ -42,14 +44,14 @@ class Snapshot:
         step: optimizer steps done.
         weights: state dicts by file name: `WEIGHTS`, and `EMA` if there is a moving average.
         rest: all other state; tensors, numbers and strings only.
-        best: accuracy, step and split of the best evaluation so far; empty before the first one.
+        best: the best evaluation so far; None before the first one.
         copied: on a GPU, the event after which the copies are complete.
     """
 
     step: int
     weights: dict[str, dict[str, torch.Tensor]]
     rest: dict[str, Any]
-    best: dict[str, Any]
+    best: BestEvaluation | None
     copied: torch.cuda.Event | None = None
 
     def to_cpu(self, stream: torch.cuda.Stream | None) -> None:
@@ -147,9 +149,11 @@ class CheckpointWriter:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if best:  # always: a run that went back to an earlier checkpoint goes back to the best one of then
-            write_json(self._folder / "best.json", best)
-        self._prune(final, best.get("step", -1))
+        if (
+            best is not None
+        ):  # always: a run that went back to an earlier checkpoint goes back to the best one of then
+            write_json(self._folder / BEST, best.to_json())
+        self._prune(final, best.step if best is not None else -1)
 
     def _prune(self, newest: Path, best_step: int) -> None:
         """Delete old ones, and those that lie ahead: the run went back past them, because they were damaged. Others' files stay."""
@@ -241,7 +245,8 @@ def read_checkpoint(folder: Path, *, with_ema: bool) -> Snapshot:
     weights = {name: load_weights(folder, name) for name in (WEIGHTS, *([EMA] if with_ema else []))}
     try:
         rest = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        return Snapshot(rest["step"], weights, rest, rest["best"])
+        best = BestEvaluation(**rest["best"]) if rest["best"] else None
+        return Snapshot(rest["step"], weights, rest, best)
     except pickle.UnpicklingError:  # torch's message advises to run the code that it refused
         raise UserError(
             f"{folder / STATE}: not a training state, and may hold code, which is not run; use an earlier checkpoint"

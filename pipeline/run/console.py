@@ -1,10 +1,9 @@
-"""What a run says on the terminal: one line an epoch, a progress bar where there is a terminal, plain lines where there is none."""
+"""Shows a run on the terminal: a line an epoch, and a progress bar if the output is a terminal."""
 
 import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,107 +16,99 @@ from rich.progress import (
 )
 
 from pipeline.process.exit import silence
-
-# Accuracies that are not of the raw weights with one view per image, and what they are called wherever they are printed.
-OTHER_ACCURACIES = {
-    "accuracy_flip_tta": "with flip",
-    "ema_accuracy": "ema",
-    "ema_accuracy_flip_tta": "ema with flip",
-}
+from pipeline.run.records import EvalRecord, TrainRecord
 
 
 class TrainingConsole:
-    """Progress of a run. A disabled one (any process but rank 0) says nothing.
+    """Shows the progress of a run. A disabled console (on any rank but 0) prints nothing.
 
-    Where nobody reads any more, because the terminal has hung up or `| tee` is gone, it falls silent, and the run goes on.
+    If the terminal has hung up, or `| tee` has ended, the console falls silent and the run goes on.
 
     Args:
-        total_steps: length of the run.
-        start_step: where it begins.
-        enabled: rank 0.
+        enabled: True on rank 0.
     """
 
-    def __init__(self, total_steps: int, start_step: int = 0, enabled: bool = True):
+    def __init__(self, enabled: bool = True):
+        self._enabled = enabled
         self._console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
-        self._total, self._last_step, self._last_time = (
-            total_steps,
-            start_step,
-            time.perf_counter(),
-        )  # of the last line
+        self._total = self._last_step = 0
+        self._last_time = time.perf_counter()  # of the last line
         self._progress: Progress | None = None
-        if enabled and sys.stdout.isatty():
-            columns = (
-                SpinnerColumn(),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns, console=self._console, transient=True)
-            self._task = self._progress.add_task(
-                "compiling and warming up", total=total_steps, completed=start_step
-            )
-            self._progress.start()
+
+    def begin(self, total_steps: int, start_step: int = 0) -> None:
+        """Show a progress bar from now on, if the output is a terminal."""
+        self._total, self._last_step, self._last_time = total_steps, start_step, time.perf_counter()
+        if not self._enabled or not sys.stdout.isatty():
+            return
+        columns = (
+            SpinnerColumn(),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._task = self._progress.add_task(
+            "compiling and warming up", total=total_steps, completed=start_step
+        )
+        self._progress.start()
 
     def say(self, text: str) -> None:
-        with self._silent_where_unheard():
+        with self._mute_on_broken_pipe():
             self._console.print(text, markup=False)
 
     @contextlib.contextmanager
-    def _silent_where_unheard(self) -> Iterator[None]:
+    def _mute_on_broken_pipe(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, SystemExit):  # rich ends the program where a pipe is broken
+        except (OSError, SystemExit):  # rich ends the program when a pipe is broken
             self._console.quiet = True
             silence(sys.stdout)
 
     def step(self, step: int) -> None:
+        """Move the progress bar."""
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
 
-    def train(self, record: dict[str, Any]) -> None:
+    def train(self, record: TrainRecord) -> None:
+        """Show the figures of a window beside the progress bar."""
         if self._progress is not None:
-            speed = record["images_per_sec"]
-            rate = f"{speed:,.0f} img/s  {record['steps_per_sec']:.1f} it/s" if speed else "warming up"
-            fit = (
-                "all skipped"
-                if record["loss"] is None
-                else f"loss {record['loss']:.3f}  acc {record['accuracy']:.2%}"
-            )
-            self._progress.update(self._task, description=f"{fit}  lr {record['lr']:.4f}  {rate}")
+            speed = _speed(record, "{:,.0f} img/s  {:.1f} it/s", "warming up")
+            fit = _fit(record, "loss {:.3f}  acc {:.2%}")
+            self._progress.update(self._task, description=f"{fit}  lr {record.lr:.4f}  {speed}")
 
-    def evaluated(self, train: dict[str, Any] | None, evaluation: dict[str, Any], num_epochs: float) -> None:
-        """The line of an epoch."""
-        step = evaluation["step"]
-        parts = [f"epoch {evaluation['epoch']:6.2f}/{round(num_epochs, 2):g}"]
+    def evaluated(self, train: TrainRecord | None, evaluation: EvalRecord, num_epochs: float) -> None:
+        """Print the line of an evaluation, with the training before it and the time that is left."""
+        parts = [f"epoch {evaluation.epoch:6.2f}/{round(num_epochs, 2):g}"]
         if train is not None:
-            speed = (
-                f"{train['images_per_sec']:9,.0f} img/s {train['steps_per_sec']:6.1f} it/s"
-                if train["images_per_sec"]
-                else "warm-up"
-            )
-            fit = (
-                "all skipped"
-                if train["loss"] is None
-                else f"loss {train['loss']:.4f} acc {train['accuracy']:7.2%}"
-            )
-            parts.append(f"lr {train['lr']:.5f}  train {fit}  {speed}")
-            if train["skipped_steps"]:
-                parts.append(f"scale {train['loss_scale']:g} skipped {train['skipped_steps']}")
-        split, correct, seen = evaluation["split"], evaluation["correct"], evaluation["seen"]
-        parts.append(
-            f"{split} loss {evaluation['loss']:.4f} acc {evaluation['accuracy']:7.2%} ({correct}/{seen})"
-        )
-        parts += [
-            f"{name} {evaluation[key]:.2%}" for key, name in OTHER_ACCURACIES.items() if key in evaluation
-        ]
-        now = time.perf_counter()
-        left = (now - self._last_time) / max(step - self._last_step, 1) * (self._total - step)
-        self._last_step, self._last_time = step, now
+            speed = _speed(train, "{:9,.0f} img/s {:6.1f} it/s", "warm-up")
+            parts.append(f"lr {train.lr:.5f}  train {_fit(train, 'loss {:.4f} acc {:7.2%}')}  {speed}")
+            if train.skipped_steps:
+                parts.append(f"scale {train.loss_scale:g} skipped {train.skipped_steps}")
+        counts = f"({evaluation.correct}/{evaluation.seen})"
+        parts.append(f"{evaluation.split} loss {evaluation.loss:.4f} acc {evaluation.accuracy:7.2%} {counts}")
+        parts += [f"{label} {accuracy:.2%}" for label, accuracy in evaluation.other_accuracies().items()]
+        left = self._seconds_left(evaluation.step)
         parts.append(f"left {int(left // 60)}:{int(left % 60):02d}")
         self.say("  ".join(parts))
 
+    def _seconds_left(self, step: int) -> float:
+        """Estimate the time left by the pace since the last line."""
+        now = time.perf_counter()
+        left = (now - self._last_time) / max(step - self._last_step, 1) * (self._total - step)
+        self._last_step, self._last_time = step, now
+        return left
+
     def close(self) -> None:
         if self._progress is not None:
-            with self._silent_where_unheard():
+            with self._mute_on_broken_pipe():
                 self._progress.stop()
+
+
+def _speed(record: TrainRecord, pattern: str, otherwise: str) -> str:
+    """Format images and steps per second; OTHERWISE stands for a window with warm-up steps."""
+    return pattern.format(record.images_per_sec, record.steps_per_sec) if record.images_per_sec else otherwise
+
+
+def _fit(record: TrainRecord, pattern: str) -> str:
+    return "all skipped" if record.loss is None else pattern.format(record.loss, record.accuracy)

@@ -1,20 +1,225 @@
-"""Writes and reads the figures of a run: metrics.jsonl, result.json and env.json."""
+"""Holds the figures of a run as typed records, and writes and reads `metrics.jsonl`, `result.json` and `env.json`."""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
-from pipeline.atomic_io import read_json, write_json
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.atomic_io import read_json, write_json, write_whole
+from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder
+
+# Accuracies other than that of the raw weights with one view per image, and their labels wherever they are printed.
+OTHER_ACCURACIES = {
+    "accuracy_flip_tta": "with flip",
+    "ema_accuracy": "ema",
+    "ema_accuracy_flip_tta": "ema with flip",
+}
+
+Split = Literal["test", "holdout"]
+
+
+class Record(BaseModel):
+    """Base of the records: values never change, and a key of a newer version is passed over."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values: null for NaN and infinity, and no key for a figure that was not asked for."""
+        optional = {name for name, field in type(self).model_fields.items() if not field.is_required()}
+        values = self.model_dump()
+        return {
+            key: _finite(value) for key, value in values.items() if value is not None or key not in optional
+        }
+
+    @classmethod
+    def of(cls, values: Any, source: Path) -> Self:
+        """Check JSON values.
+
+        Args:
+            values: as read from a file.
+            source: the file, for the message.
+
+        Raises:
+            UserError: the values are not such a record.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            keys = ", ".join(
+                dict.fromkeys(".".join(map(str, item["loc"])) or "the whole" for item in error.errors())
+            )
+            raise UserError(
+                f"{source}: not a {cls.__name__} of this version (see {keys}); was another version's run given? Train it again"
+            ) from None
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class TrainRecord(Record):
+    """The training steps since the record before.
+
+    Attributes:
+        step, epoch: optimizer steps and epochs done.
+        loss, accuracy: means over the window; None if every update in it was skipped.
+        lr: learning rate of the last step.
+        images_per_sec, steps_per_sec: throughput; None while the window holds warm-up steps.
+        loss_scale: of fp16; 1 without scaling.
+        skipped_steps: updates skipped for overflow since the start of the run.
+    """
+
+    kind: Literal["train"] = "train"
+    step: int
+    epoch: float
+    loss: float | None
+    accuracy: float | None
+    lr: float
+    images_per_sec: float | None
+    steps_per_sec: float | None
+    loss_scale: float
+    skipped_steps: int
+
+
+class EvalFigures(Record):
+    """The figures of one evaluation. Accuracies are fractions of 1.
+
+    Attributes:
+        loss: mean cross-entropy, without label smoothing, of one view per image.
+        accuracy, correct, seen: of the raw weights with one view per image.
+        accuracy_flip_tta: of the mean logits of an image and its mirror image; None if not asked for.
+        ema_loss, ema_accuracy, ema_accuracy_flip_tta: the same of the averaged weights; None if there are none.
+    """
+
+    loss: float | None
+    accuracy: float
+    correct: int
+    seen: int
+    accuracy_flip_tta: float | None = None
+    ema_loss: float | None = None
+    ema_accuracy: float | None = None
+    ema_accuracy_flip_tta: float | None = None
+
+    def other_accuracies(self) -> dict[str, float]:
+        """Return the accuracies besides that of the raw weights with one view, by label."""
+        values = {label: getattr(self, name) for name, label in OTHER_ACCURACIES.items()}
+        return {label: value for label, value in values.items() if value is not None}
+
+
+class EvalRecord(EvalFigures):
+    """One evaluation of a run on the `test` or the `holdout` split."""
+
+    kind: Literal["eval"] = "eval"
+    split: Split
+    step: int
+    epoch: float
+
+    def to_json(self) -> dict[str, Any]:
+        values = super().to_json()
+        first = {key: values[key] for key in ("kind", "split", "step", "epoch")}
+        return first | values
+
+
+class BestEvaluation(Record):
+    """The best evaluation so far, of the raw weights.
+
+    Attributes:
+        accuracy: on the split `selected_on`.
+        test_accuracy: on the test set at the same step; None until that is known.
+    """
+
+    accuracy: float
+    step: int
+    selected_on: Split
+    test_accuracy: float | None
+
+
+class Throughput(Record):
+    """Images per second over the steady windows: median, 10th and 90th percentile, number of windows."""
+
+    median: float | None
+    p10: float | None
+    p90: float | None
+    n: int
+
+
+class RunResult(Record):
+    """The contents of result.json. Accuracies are fractions of 1, of the raw weights with one view unless the name says otherwise.
+
+    Attributes:
+        test_loss … test_ema_accuracy_flip_tta: as in `EvalFigures`, on the test set at the last step.
+        best_test_accuracy, best_step, best_selected_on: the best evaluation.
+        train_loss: of the last window.
+        images_per_sec, step_ms, data_wait_fraction: over the steady windows.
+        first_step_s: from the command to the end of the first step, in seconds.
+        compile_s: warm-up: compiling, choosing algorithms, capturing.
+        train_s: all training steps, warm-up included.
+        wall_s: from the command to this record.
+        peak_memory_bytes: on a GPU of torch's allocator, on the CPU of the process.
+        skipped_steps: updates skipped for overflow.
+        recompilations: graphs compiled after warm-up.
+    """
+
+    test_loss: float | None
+    test_accuracy: float
+    test_correct: int
+    test_seen: int
+    test_accuracy_flip_tta: float | None = None
+    test_ema_loss: float | None = None
+    test_ema_accuracy: float | None = None
+    test_ema_accuracy_flip_tta: float | None = None
+    best_test_accuracy: float | None
+    best_step: int
+    best_selected_on: Split
+    train_loss: float | None
+    num_parameters: int
+    steps: int
+    epochs: float
+    images_per_sec: Throughput
+    step_ms: float | None
+    data_wait_fraction: float | None
+    first_step_s: float | None
+    compile_s: float
+    train_s: float
+    wall_s: float
+    peak_memory_bytes: int
+    skipped_steps: int
+    recompilations: int
+    loader: str
+    device: str
+    world_size: int
+    precision: str
+    batch_size: int
+    seed: int
+
+    @property
+    def evaluation(self) -> EvalFigures:
+        """The figures of the last evaluation on the test set."""
+        return EvalFigures(**{name: getattr(self, f"test_{name}") for name in EvalFigures.model_fields})
+
+    def write(self, run: RunFolder) -> None:
+        """Write result.json; the run is finished then."""
+        write_json(run.result, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> "RunResult":
+        """Read a result.json.
+
+        Raises:
+            UserError: the file is missing, is not JSON, or is not the result of a run.
+        """
+        return cls.of(read_json(path), path)
 
 
 class MetricsLog:
-    """Scalars of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard.
+    """Writes the records of a run: to `metrics.jsonl`, one JSON object a line, and to TensorBoard.
 
-    Continuing a run cuts both back to the step that it continues from.
+    A continued run cuts both back to the step that it continues from.
 
     Args:
         run: the run folder.
@@ -27,44 +232,39 @@ class MetricsLog:
         if run.metrics.exists():
             _cut_back(run.metrics, resume_step)
         self._file = run.metrics.open("a", encoding="utf-8")
-        self._tensorboard = (
-            {"log_dir": str(run.path / "tb"), "purge_step": resume_step + 1 if resume_step else None}
-            if tensorboard
-            else None
-        )
+        options = {"log_dir": str(run.tensorboard), "purge_step": resume_step + 1 if resume_step else None}
+        self._tensorboard = options if tensorboard else None
         self._writer: Any = None
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: TrainRecord | EvalRecord) -> None:
         """Add a record."""
+        values = record.to_json()
         with self._named():
-            self._write(record)
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+            if self._tensorboard is not None:
+                self._add_scalars(record.split if isinstance(record, EvalRecord) else record.kind, values)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """An OSError has the path of the file: a full disk is noticed in writing, which knows no names."""
+        """Give an OSError the path of the file: a full disk is noticed by a write, whose error names no file."""
         try:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, error.filename or str(self._path)) from None
 
-    def _write(self, record: dict[str, Any]) -> None:
-        record = without_nan(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        if self._tensorboard is not None:
-            if (
-                self._writer is None
-            ):  # its import takes a second or two, which the first step does not wait for
-                from torch.utils.tensorboard import SummaryWriter
+    def _add_scalars(self, group: str, values: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            # the import takes a second or two: the first step does not wait for it
+            from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(**self._tensorboard)
-            group = record.get("split", record["kind"])
-            for key, value in record.items():
-                if isinstance(value, int | float) and key not in ("step", "epoch", "correct", "seen"):
-                    self._writer.add_scalar(f"{group}/{key}", value, record["step"])
+            self._writer = SummaryWriter(**self._tensorboard or {})
+        for key, value in values.items():
+            if isinstance(value, int | float) and key not in ("step", "epoch", "correct", "seen"):
+                self._writer.add_scalar(f"{group}/{key}", value, values["step"])
 
     def flush(self) -> None:
-        """What was written is in the files from now on, though the process be killed."""
+        """Bring what was written into the files, so that it survives a kill."""
         if self._writer is not None:
             with self._named():
                 self._writer.flush()
@@ -77,57 +277,40 @@ class MetricsLog:
 
 
 def _cut_back(path: Path, step: int) -> None:
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # the last line of a killed run may be half a line, and after a power cut anything
-            continue
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    write_whole(path, "".join(f"{line}\n" for line in lines if _is_until(line, step)))
 
 
-def without_nan(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with null for NaN and infinity, which JSON has no word for.
-
-    >>> without_nan({"loss": float("nan"), "step": 3})
-    {'loss': None, 'step': 3}
-    """
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
+def _is_until(line: str, step: int) -> bool:
+    """True if a line is a record of a step up to STEP; the last line of a killed run may be cut off."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
-def write_result(run: RunFolder, result: dict[str, Any]) -> None:
-    write_json(run.result, without_nan(result))
-
-
-def record_environment(run: RunFolder, environment: dict[str, Any], step: int) -> None:
-    """Write env.json; where the run is continued, the new process's environment goes under `continued`, beside the step."""
-    path = run.path / "env.json"
-    if run.resume_from is not None and path.is_file():
-        first = read_json(path)
+def record_environment(run: RunFolder, environment: Mapping[str, Any], step: int) -> None:
+    """Write env.json. A continued run adds its environment under `continued`, with the step."""
+    if run.resume_from is not None and run.environment.is_file():
+        first = read_json(run.environment)
         environment = {**first, "continued": [*first.get("continued", []), {"step": step, **environment}]}
-    write_json(path, environment)
+    write_json(run.environment, environment)
 
 
-def changed_data(run: RunFolder, data: dict[str, Any]) -> str | None:
-    """What to tell where a run is continued on other images than it had before; DATA is what is recorded of them in env.json."""
-    path = run.path / "env.json"
-    if run.resume_from is None or not path.is_file():
+def changed_data(run: RunFolder, data: Mapping[str, Any]) -> str | None:
+    """Return a warning if a run is continued on other images than before.
+
+    Args:
+        run: the run folder.
+        data: the fingerprint of the images, as env.json holds it.
+    """
+    if run.resume_from is None or not run.environment.is_file():
         return None
-    first = read_json(path)
+    first = read_json(run.environment)
     before = [first, *first.get("continued", [])][-1].get("data")
-    if before in (None, data):  # it was not recorded in older versions
+    if before in (None, data):  # older versions did not record it
         return None
     return (
-        f"continuing on other images: {before['train']} train and {before['test']} test before, {data['train']} and {data['test']} now, or "
-        "of other names or classes; the result is not that of an uninterrupted run"
+        f"the images have changed: {before['train']} train and {before['test']} test before, {data['train']} and "
+        f"{data['test']} now, or their names or classes; the result is not that of an uninterrupted run"
     )

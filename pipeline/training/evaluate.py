@@ -1,26 +1,27 @@
-"""Evaluation: exact counts over a data set, on any number of processes."""
+"""Evaluates a network: exact counts over a data set, on any number of processes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pipeline.data.batch import Loader
+from pipeline.run.records import EvalFigures
 from pipeline.training.precision import Precision
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation counted.
+    """The counts of an evaluation.
 
     Attributes:
         correct: correct predictions, from one view per image.
         seen: samples, each counted once.
         loss: mean cross-entropy, without label smoothing, of one view per image.
-        correct_flip_tta: correct predictions from the mean of the logits of the image and its mirror image; None where not asked for.
-        ema: what the moving average of the weights got, beside; None where there is none.
+        correct_flip_tta: correct predictions from the mean of the logits of the image and its mirror image; None if not
+            asked for.
+        ema: the result of the moving average of the weights; None if there is none.
     """
 
     correct: int
@@ -34,18 +35,24 @@ class EvalResult:
         """Fraction of 1."""
         return self.correct / self.seen
 
-    def figures(self) -> dict[str, Any]:
-        """`loss`, `accuracy`, `correct` and `seen`; where they are asked for, `accuracy_flip_tta`, and `ema_` and each figure's name."""
-        figures = {"loss": self.loss, "accuracy": self.accuracy, "correct": self.correct, "seen": self.seen}
-        if self.correct_flip_tta is not None:
-            figures["accuracy_flip_tta"] = self.correct_flip_tta / self.seen
-        if self.ema is not None:
-            figures |= {
-                f"ema_{key}": value
-                for key, value in self.ema.figures().items()
-                if key not in ("correct", "seen")
-            }
-        return figures
+    @property
+    def accuracy_flip_tta(self) -> float | None:
+        """Fraction of 1; None if not asked for."""
+        return None if self.correct_flip_tta is None else self.correct_flip_tta / self.seen
+
+    def figures(self) -> EvalFigures:
+        """Return the figures as they are recorded, those of the moving average among them."""
+        average = self.ema
+        return EvalFigures(
+            loss=self.loss,
+            accuracy=self.accuracy,
+            correct=self.correct,
+            seen=self.seen,
+            accuracy_flip_tta=self.accuracy_flip_tta,
+            ema_loss=average.loss if average is not None else None,
+            ema_accuracy=average.accuracy if average is not None else None,
+            ema_accuracy_flip_tta=average.accuracy_flip_tta if average is not None else None,
+        )
 
 
 @torch.no_grad()

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.config import Config
-from pipeline.data import Loader, build_loaders, load_splits
+from pipeline.data import Loader, load_splits
 from pipeline.distributed.processes import connect
 from pipeline.errors import UserError
-from pipeline.training.build import build_state, captures, set_backends
+from pipeline.training.build import captures, set_backends
 from pipeline.training.state import TrainState
 from pipeline.training.step import Step
+from pipeline.training.trainer import Trainer, side_stream
 
 RULE = "where the smoothed loss stops falling (Smith 2017, arXiv:1506.01186, section 3.3)"
 _WINDOW, _WORSE = 5, 1.25  # the test ends where so many losses are on average so many times the first ones
@@ -163,21 +164,16 @@ def lr_find(config: Config, lowest: float, highest: float, num_steps: int) -> Ra
         )
     set_backends(config)
     processes = connect(config)
-    stream = torch.cuda.Stream(processes.device) if processes.device.type == "cuda" else None
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     console = Console()
-    with (
-        torch.cuda.stream(stream),
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        splits = load_splits(config.data, config.seed)
-        loader = build_loaders(config, splits, processes.device).train
-        state = build_state(config, splits, processes)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with side_stream(processes.device), bar as progress:
+        trainer = Trainer.build(config, load_splits(config.data, config.seed), processes)
         task = progress.add_task("learning rates", total=num_steps)
         found = range_test(
             config,
-            state,
-            loader,
+            trainer.state,
+            trainer.loaders.train,
             lowest,
             highest,
             num_steps,

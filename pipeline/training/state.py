@@ -12,6 +12,7 @@ from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.errors import UserError
 from pipeline.optim.ema import Ema
 from pipeline.run.checkpoint import EMA, WEIGHTS, Snapshot, first_line, map_tensors, read_checkpoint
+from pipeline.run.records import BestEvaluation, TrainRecord
 from pipeline.training.precision import Precision
 
 
@@ -53,8 +54,8 @@ class TrainState:
         ema: moving average of the weights, or None.
         gradient_mean: over the processes; None where there is one.
         step: optimizer steps done.
-        best: accuracy, step and split of the best evaluation so far.
-        last_train: the newest logged record of training.
+        best: the best evaluation so far; None before the first one.
+        last_train: the newest record of training; None before the first one.
         clock: seconds and windows of throughput so far (`Clock.state_dict`).
     """
 
@@ -65,8 +66,8 @@ class TrainState:
     ema: Ema | None = None
     gradient_mean: GradientMean | None = None
     step: int = 0
-    best: dict[str, Any] = field(default_factory=dict)
-    last_train: dict[str, Any] = field(default_factory=dict)
+    best: BestEvaluation | None = None
+    last_train: TrainRecord | None = None
     clock: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,8 +100,8 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "totals": self.totals.values,
-            "best": self.best,
-            "last_train": self.last_train,
+            "best": self.best.to_json() if self.best is not None else {},
+            "last_train": self.last_train.to_json() if self.last_train is not None else {},
             "clock": self.clock,
             "rng": torch.get_rng_state(),
             # what dropout draws from on a GPU; where the step is captured, every replay moves it on
@@ -108,12 +109,9 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.step, self.best, self.last_train, self.clock = (
-            saved["step"],
-            saved["best"],
-            saved["last_train"],
-            saved["clock"],
-        )
+        self.step, self.clock = saved["step"], saved["clock"]
+        self.best = BestEvaluation(**saved["best"]) if saved["best"] else None
+        self.last_train = TrainRecord(**saved["last_train"]) if saved["last_train"] else None
         # loading replaces all entries of a group: the tensors that hold its rate, which are shared, and what this device needs are put back
         own = [
             {key: group[key] for key in ("lr", "capturable") if key in group}
@@ -154,7 +152,7 @@ class TrainState:
         copied = torch.cuda.Event() if self.totals.values.is_cuda else None
         if copied is not None:
             copied.record()
-        return Snapshot(self.step, copy["weights"], copy["rest"], dict(self.best), copied)
+        return Snapshot(self.step, copy["weights"], copy["rest"], self.best, copied)
 
     def restore(self, saved: Snapshot) -> None:
         """Take over a snapshot, on any device and number of processes."""

@@ -1,276 +1,340 @@
-"""The training loop: it orchestrates and does no tensor maths."""
+"""Assembles a run and trains it: the loop takes steps, then does what is due, and computes no tensors itself.
+
+`Trainer.build` is the only place that assembles the parts; `Trainer.fit` is the loop.
+"""
 
 import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
-from pipeline.config import Config, to_steps
-from pipeline.data import Loader, Loaders
+import torch
+from torch import nn
+
+from pipeline.config import Config, config_hash
+from pipeline.data import Batch, Loader, Loaders, Splits, build_loaders
 from pipeline.distributed.processes import Processes, average_batch_norm
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import Preempted, TrainingError
-from pipeline.optim.schedule import build_schedule, parts_after_the_end
 from pipeline.process.signals import StopSignal
 from pipeline.profiling.step_profiler import StepProfiler
 from pipeline.run.checkpoint import CheckpointWriter
 from pipeline.run.console import TrainingConsole
-from pipeline.run.records import MetricsLog
-from pipeline.training.clock import Clock
+from pipeline.run.folder import RunFolder
+from pipeline.run.records import BestEvaluation, EvalRecord, MetricsLog, Split, TrainRecord
+from pipeline.training.build import build_state, build_state_of, captures
+from pipeline.training.clock import Clock, Window
 from pipeline.training.evaluate import EvalResult, evaluate
-from pipeline.training.state import TrainState
+from pipeline.training.plan import Due, Plan
+from pipeline.training.state import TrainState, load_checkpoint
 from pipeline.training.step import Step
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every duration of a run, in optimizer steps.
-
-    Attributes:
-        lr_at: learning rate of an optimizer step.
-        warnings: what of the schedule the run is too short for.
-    """
-
-    steps_per_epoch: int
-    total_steps: int
-    log_every: int
-    eval_every: int
-    checkpoint_every: int
-    lr_at: Callable[[int], float]
-    warnings: tuple[str, ...]
-
-    @classmethod
-    def of(cls, config: Config, steps_per_epoch: int) -> "Plan":
-        total = to_steps(config.duration, steps_per_epoch)
-
-        def steps(duration: str) -> int:
-            return max(to_steps(duration, steps_per_epoch, total), 1)
-
-        lr_at = build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total)
-        warnings = tuple(parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total))
-        log = config.log
-        return cls(
-            steps_per_epoch,
-            total,
-            steps(log.log_every),
-            steps(log.eval_every),
-            steps(log.checkpoint_every),
-            lr_at,
-            warnings,
-        )
-
-    def due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.total_steps
-
-    def epoch(self, step: int) -> float:
-        return step / self.steps_per_epoch
 
 
 @dataclass
 class Trainer:
-    """What `fit` works with."""
+    """One run on this process: its parts, and the loop over them.
+
+    Attributes:
+        config: of the run.
+        processes: this process among the others.
+        splits: the data set; None if the loaders are the caller's.
+        loaders: of the data set.
+        plan: durations in steps.
+        state: all that a checkpoint holds.
+        step: takes one training step.
+        clock: measures the throughput.
+        console: shows the progress.
+        run: the run folder; None if nothing is written.
+        checkpoints, metrics: write into the run folder; None without one, and on every rank but 0.
+        profiler: records some steps; None if not asked for.
+        stop: hears of signals.
+        watch: names a rank that hangs; None while nobody watches.
+    """
 
     config: Config
     processes: Processes
-    state: TrainState
-    step: Step
+    splits: Splits | None
     loaders: Loaders
     plan: Plan
+    state: TrainState
+    step: Step
     clock: Clock
-    checkpoints: CheckpointWriter | None
-    metrics: MetricsLog | None
     console: TrainingConsole
-    stop: StopSignal
-    watch: Watch
+    run: RunFolder | None = None
+    checkpoints: CheckpointWriter | None = None
+    metrics: MetricsLog | None = None
     profiler: StepProfiler | None = None
+    stop: StopSignal = field(default_factory=StopSignal)
+    watch: Watch | None = None
+
+    @classmethod
+    def build(
+        cls,
+        config: Config,
+        splits: Splits | None,
+        processes: Processes,
+        *,
+        model: nn.Module | None = None,
+        loaders: Loaders | None = None,
+        run: RunFolder | None = None,
+        console: TrainingConsole | None = None,
+    ) -> "Trainer":
+        """Assemble a run. On a GPU, call this and all training inside `side_stream`.
+
+        Args:
+            config: of the run.
+            splits: the data set; None if both a model and loaders are given.
+            processes: this process among the others.
+            model: float32, on the device of this process, trained in place; default: the config's.
+            loaders: default: the config's.
+            run: the folder to write to, and to continue from; default: nothing is written.
+            console: default: nothing is printed.
+
+        Raises:
+            UserError: the config does not fit the data set, the device or the checkpoint.
+        """
+        loaders = loaders or build_loaders(config, _given(splits), processes.device, processes.shard)
+        plan = Plan.of(config, loaders.train.steps_per_epoch)
+        if model is None:
+            fresh = run is None or run.resume_from is None
+            state = build_state(config, _given(splits), processes, pretrained=fresh)
+        else:
+            state = build_state_of(model, config, processes)
+        if run is not None:
+            _resume(state, run, processes)
+        step = Step(config, state, plan.lr_at, captures(config.compile, processes.device))
+        clock = Clock(processes.device, state.clock, is_steady=lambda: step.settled)
+        console = console or TrainingConsole(enabled=False)
+        console.begin(plan.total_steps, state.step)
+        trainer = cls(config, processes, splits, loaders, plan, state, step, clock, console, run)
+        if run is not None and processes.is_main:
+            trainer.checkpoints = CheckpointWriter(run.checkpoints, config_hash(config))
+            trainer.metrics = MetricsLog(run, config.log.tensorboard, state.step)
+        return trainer
+
+    # --- the loop -------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> EvalResult:
+        """Train from `state.step` to the end of the plan.
+
+        Returns:
+            The evaluation on the test set at the last step.
+
+        Raises:
+            TrainingError: the loss is not finite, or too many updates in a row were skipped.
+            Preempted: a signal asked to stop; a checkpoint of this very step has been saved.
+        """
+        evaluation = None
+        self.clock.open()
+        for batch in self.clock.timed(self._batches_left()):
+            self._before_step(batch)
+            self.step(batch)
+            due, stops = self._after_step()
+            if due.any or stops or self.clock.warming_up:
+                with self.clock.pause() as window:
+                    evaluation = self._do(due, stops, window)
+            self._watch_at(f"waiting for the batch of step {self.state.step + 1}")
+        # a run that is continued from its last step has no step left; its evaluation is on record
+        return evaluation or self.evaluate_weights(self.loaders.test)
+
+    def _batches_left(self) -> Iterator[Batch]:
+        first = self.state.step
+        return islice(self.loaders.train.batches_from(first), self.plan.total_steps - first)
+
+    def _before_step(self, batch: Batch) -> None:
+        """Expect compiling if the images have a new size."""
+        step = self.state.step
+        if self.step.settled and self.step.is_new(batch):
+            self.clock.begin_warmup()
+            height, width = batch.images.shape[2:]
+            self.console.say(f"step {step}: images of {height}x{width} pixels from here on")
+        self._watch_at(f"in step {step + 1}")
+
+    def _after_step(self) -> tuple[Due, bool]:
+        """Count the step. Return what is due now, and True if the run stops here."""
+        self.clock.step(self.config.data.batch_size)
+        if self.profiler is not None and self.profiler.after_step(self.step.settled):
+            self.clock.exclude_window()
+        self.console.step(self.state.step)
+        return self.plan.due(self.state.step), self.stop.due(self.state.step)
+
+    def _do(self, due: Due, stops: bool, window: Window | None) -> EvalResult | None:
+        """Do what is due, between two windows: log, evaluate, save, stop."""
+        evaluation, step = None, self.state.step
+        if due.log:
+            self.log_window(window)
+        if due.evaluate:
+            evaluation = self.evaluate_all()
+        if due.save or stops or (due.evaluate and self._is_best(step)):
+            self.save()
+        if stops and step < self.plan.total_steps:
+            cause = f"signal {self.stop.number}" if self.stop.requested else "a signal to another process"
+            raise Preempted(f"by {cause}, saved at step {step}; continue with resume=auto")
+        return evaluation
+
+    def _is_best(self, step: int) -> bool:
+        return self.state.best is not None and self.state.best.step == step
+
+    def _watch_at(self, place: str) -> None:
+        if self.watch is not None:
+            self.watch.at(place)
+
+    # --- logging --------------------------------------------------------------------------------------------------------
+
+    def log_window(self, window: Window | None) -> None:
+        """Read the sums of the open window off the device, check and record them."""
+        state = self.state
+        loss, correct, images = self.processes.sum(state.totals.values[:3].clone()).tolist()
+        skipped, skipped_in_a_row = (int(value) for value in state.totals.values[3:].tolist())
+        state.totals.start_window()
+        self._check_window(loss, skipped_in_a_row)
+        state.last_train = TrainRecord(
+            step=state.step,
+            epoch=round(self.plan.epoch(state.step), 4),
+            loss=loss / images if images else None,
+            accuracy=correct / images if images else None,
+            lr=self._last_lr(),
+            images_per_sec=window.images_per_sec if window else None,
+            steps_per_sec=1 / window.step_s if window else None,
+            loss_scale=state.precision.loss_scale(),
+            skipped_steps=skipped,
+        )
+        self.console.train(state.last_train)
+        if self.metrics is not None:
+            self.metrics.write(state.last_train)
+        if self.checkpoints is not None:
+            self.checkpoints.check()
+
+    def _check_window(self, loss: float, skipped_in_a_row: int) -> None:
+        where, lr = f"step {self.state.step}", f"learning rate {self._last_lr():g}"
+        if skipped_in_a_row >= self.config.precision.max_consecutive_skips:
+            raise TrainingError(
+                f"{where}: {skipped_in_a_row} updates in a row overflowed in fp16 at loss scale "
+                f"{self.state.precision.loss_scale():g} and {lr}; {_remedies(self.config)}. The last checkpoint is kept"
+            )
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"{where}: the training loss is {loss} at {lr}; {_remedies(self.config)}. The last checkpoint is kept"
+            )
+
+    def _last_lr(self) -> float:
+        return self.plan.lr_at(self.state.step - 1)
+
+    # --- evaluation -----------------------------------------------------------------------------------------------------
+
+    def evaluate_all(self) -> EvalResult:
+        """Evaluate on the holdout and the test set, record both, and remember the best; return the test set's result."""
+        self._watch_at(f"in the evaluation after step {self.state.step}")
+        self.average_norms()
+        if self.loaders.holdout is not None:
+            self._record("holdout", self.evaluate_weights(self.loaders.holdout))
+        result = self.evaluate_weights(self.loaders.test)
+        self._record("test", result)
+        return result
+
+    def evaluate_weights(self, loader: Loader) -> EvalResult:
+        """Evaluate the weights and, if there is a moving average of them, the average too."""
+        state = self.state
+        given = (loader, state.precision, self.processes.device, self.config.evaluation.flip_tta)
+        result = evaluate(state.model, *given)
+        return result if state.ema is None else replace(result, ema=evaluate(state.ema.model, *given))
+
+    def _record(self, split: Split, result: EvalResult) -> None:
+        step, is_test = self.state.step, split == "test"
+        self._remember_best(split, result.accuracy)
+        record = EvalRecord(
+            split=split, step=step, epoch=round(self.plan.epoch(step), 4), **result.figures().model_dump()
+        )
+        self.console.evaluated(self.state.last_train if is_test else None, record, self.plan.num_epochs)
+        if self.metrics is not None:
+            self.metrics.write(record)
+
+    def _remember_best(self, split: Split, accuracy: float) -> None:
+        """Select on the holdout, or on the test set if there is none; by the raw weights."""
+        best, step = self.state.best, self.state.step
+        selects = split == ("test" if self.loaders.holdout is None else "holdout")
+        if selects and (best is None or accuracy > best.accuracy):
+            best = BestEvaluation(accuracy=accuracy, step=step, selected_on=split, test_accuracy=None)
+        if split == "test" and best is not None and best.step == step:
+            best = best.model_copy(update={"test_accuracy": accuracy})
+        self.state.best = best
+
+    def average_norms(self) -> None:
+        """Average the statistics of batch norm over the processes, those of the moving average too."""
+        average_batch_norm(self.state.model)
+        if self.state.ema is not None:
+            average_batch_norm(self.state.ema.model)
+
+    # --- saving ---------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Checkpoint this step: every process takes part in averaging and summing, rank 0 writes.
+
+        Raises:
+            TrainingError: the state holds numbers that are not finite, or the checkpoint before could not be written.
+        """
+        state = self.state
+        self._watch_at(f"saving step {state.step}")
+        self.average_norms()
+        self.processes.sum(state.totals.values[:3])
+        if not self.processes.is_main:  # rank 0 holds the sums of all now
+            state.totals.start_window()
+        if not state.is_finite():  # between two log points the loss does not show it yet
+            raise TrainingError(
+                f"step {state.step}: weights or norm statistics are no longer finite, at learning rate "
+                f"{self._last_lr():g}; {_remedies(self.config)}. The last checkpoint is kept"
+            )
+        state.clock = self.clock.state_dict()
+        if self.metrics is not None:
+            self.metrics.flush()
+        if self.checkpoints is not None:
+            self.checkpoints.wait()  # before the copy, so that a GPU never holds two
+            self.checkpoints.save(state.snapshot())
 
     def close(self) -> None:
-        """End what is shown and written, each whatever becomes of the others; what was saved is on disk then."""
+        """End what is shown and written, each part even if another one fails; what was saved is on disk then."""
         with contextlib.ExitStack() as closing:
-            closing.callback(self.console.close)
-            if self.profiler is not None:
-                closing.callback(self.profiler.close)
-            if self.metrics is not None:
-                closing.callback(self.metrics.close)
-            if self.checkpoints is not None:
-                closing.callback(self.checkpoints.close)
+            for part in (self.console, self.profiler, self.metrics, self.checkpoints):
+                if part is not None:
+                    closing.callback(part.close)
 
 
-def fit(t: Trainer) -> EvalResult:
-    """Train from `state.step` to the end of the plan.
-
-    Returns:
-        The evaluation on the test set at the last step.
-
-    Raises:
-        TrainingError: the loss is not finite, or too many updates in a row were skipped.
-        Preempted: a signal asked to stop; a checkpoint of this very step has been saved.
-    """
-    state, plan = t.state, t.plan
-    evaluation = None
-    t.clock.start(steady=t.step.settled)
-    while state.step < plan.total_steps:
-        t.clock.ask()
-        for batch in t.loaders.train.batches_from(state.step):
-            t.clock.arrived()
-            if t.step.settled and t.step.is_new(batch):
-                t.clock.close()
-                t.clock.start(steady=False)
-                t.console.say(
-                    f"step {state.step}: images of {batch.images.shape[2]}x{batch.images.shape[3]} pixels from here on"
-                )
-            t.watch.at(f"in step {state.step + 1}")
-            t.step(batch)
-            t.clock.step(t.config.data.batch_size)
-            if t.profiler is not None and t.profiler.after_step(t.step.settled):
-                t.clock.spoil()
-            t.console.step(state.step)
-            evaluates, saves = (
-                plan.due(state.step, plan.eval_every),
-                plan.due(state.step, plan.checkpoint_every),
-            )
-            # counted from the last evaluation, so that no sliver of a window follows one
-            logs = evaluates or state.step % plan.eval_every % plan.log_every == 0
-            stops = t.stop.due(state.step)
-            if logs or saves or stops or t.clock.warming_up:
-                window = t.clock.close()
-                with t.clock.pause():
-                    if logs:
-                        log_window(t, window)
-                    if evaluates:
-                        evaluation = evaluate_all(t)
-                    if saves or stops or (evaluates and state.best.get("step") == state.step):
-                        save(t)
-                    if stops and state.step < plan.total_steps:
-                        cause = (
-                            f"signal {t.stop.number}" if t.stop.requested else "a signal to another process"
-                        )
-                        raise Preempted(f"by {cause}, saved at step {state.step}; continue with resume=auto")
-                t.clock.start(steady=t.step.settled)
-            t.watch.at(f"waiting for the batch of step {state.step + 1}")
-            if state.step == plan.total_steps:
-                break
-            t.clock.ask()
-    if evaluation is None:  # continued from its last step, whose evaluation is on record
-        evaluation = evaluate_weights(t, t.loaders.test)
-    return evaluation
+@contextlib.contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Work on a stream of its own on a GPU: a captured step must not run on the default stream. Nothing on the CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    outer, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(outer)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outer.wait_stream(stream)
 
 
-def log_window(t: Trainer, window: dict[str, float] | None) -> None:
-    """Read the sums of the open window off the device, check and record them."""
-    state = t.state
-    loss, correct, images = t.processes.sum(state.totals.values[:3].clone()).tolist()
-    skipped, in_a_row = (int(value) for value in state.totals.values[3:].tolist())
-    state.totals.start_window()
-    lr = t.plan.lr_at(state.step - 1)
-    if in_a_row >= t.config.precision.max_consecutive_skips:
-        raise TrainingError(
-            f"step {state.step}: {in_a_row} updates in a row overflowed in fp16 at loss scale {state.precision.loss_scale():g} and "
-            f"learning rate {lr:g}; {_remedies(t.config)}. The last checkpoint is kept"
-        )
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"step {state.step}: the training loss is {loss} at learning rate {lr:g}; {_remedies(t.config)}. The last checkpoint is kept"
-        )
-    state.last_train = {
-        "kind": "train",
-        "step": state.step,
-        "epoch": round(t.plan.epoch(state.step), 4),
-        # no images: every update of the window was skipped
-        "loss": loss / images if images else None,
-        "accuracy": correct / images if images else None,
-        "lr": lr,
-        "images_per_sec": window["images_per_sec"] if window else None,
-        "steps_per_sec": 1 / window["step_s"] if window else None,
-        "loss_scale": state.precision.loss_scale(),
-        "skipped_steps": skipped,
-    }
-    t.console.train(state.last_train)
-    if t.metrics is not None:
-        t.metrics.write(state.last_train)
-    if t.checkpoints is not None:
-        t.checkpoints.check()
+def _given(splits: Splits | None) -> Splits:
+    assert splits is not None, "splits may be left out only with a model and loaders"
+    return splits
+
+
+def _resume(state: TrainState, run: RunFolder, processes: Processes) -> None:
+    """Restore the checkpoint that the run continues from, if there is one."""
+    folder = run.resume_from
+    if folder is None:
+        return
+    processes.main_first(lambda: load_checkpoint(folder, state))  # a host without that folder stops all
+    if not processes.is_main:  # the sums of the open log window were saved for all processes together
+        state.totals.start_window()
 
 
 def _remedies(config: Config) -> str:
-    """What keeps the numbers of a run finite, but for what it does already."""
+    """What keeps the numbers of a run finite, except what the config does already."""
     remedies = ["lower optimizer.lr", "lengthen schedule.warmup"]
     if config.optimizer.clip_norm is None:
         remedies.append("set optimizer.clip_norm=1")
     if config.precision.mode == "fp16":
         remedies.append("use precision.mode=bf16")
     return f"{', '.join(remedies[:-1])}, or {remedies[-1]}"
-
-
-def average_norms(state: TrainState) -> None:
-    """Average the statistics of batch norm over the processes, those of the moving average too."""
-    average_batch_norm(state.model)
-    if state.ema is not None:
-        average_batch_norm(state.ema.model)
-
-
-def evaluate_weights(t: Trainer, loader: Loader) -> EvalResult:
-    """What the weights get, and beside it what their moving average gets, if there is one."""
-    state, given = t.state, (loader, t.state.precision, t.processes.device, t.config.evaluation.flip_tta)
-    result = evaluate(state.model, *given)
-    return result if state.ema is None else replace(result, ema=evaluate(state.ema.model, *given))
-
-
-def evaluate_all(t: Trainer) -> EvalResult:
-    """Evaluate on the test set and the holdout, record both, and remember the best (of the raw weights); the test set's result."""
-    state = t.state
-    t.watch.at(f"in the evaluation after step {state.step}")
-    average_norms(state)
-    result = None
-    for split, loader in (("holdout", t.loaders.holdout), ("test", t.loaders.test)):
-        if loader is None:
-            continue
-        result = evaluate_weights(t, loader)
-        record = {
-            "kind": "eval",
-            "split": split,
-            "step": state.step,
-            "epoch": round(t.plan.epoch(state.step), 4),
-            **result.figures(),
-        }
-        selects = split == ("test" if t.loaders.holdout is None else "holdout")
-        if selects and result.accuracy > state.best.get("accuracy", -1.0):
-            state.best = {
-                "accuracy": result.accuracy,
-                "step": state.step,
-                "selected_on": split,
-                "test_accuracy": None,
-            }
-        if split == "test" and state.best.get("step") == state.step:
-            state.best["test_accuracy"] = result.accuracy
-        t.console.evaluated(
-            state.last_train if split == "test" else None, record, t.plan.total_steps / t.plan.steps_per_epoch
-        )
-        if t.metrics is not None:
-            t.metrics.write(record)
-    assert result is not None
-    return result
-
-
-def save(t: Trainer) -> None:
-    """Checkpoint this step; every process takes part in averaging and summing, rank 0 writes.
-
-    Raises:
-        TrainingError: there are numbers in it that are not finite, or the checkpoint before could not be written.
-    """
-    t.watch.at(f"saving step {t.state.step}")
-    average_norms(t.state)
-    t.processes.sum(t.state.totals.values[:3])
-    if not t.processes.is_main:  # rank 0 has it all now
-        t.state.totals.start_window()
-    if not t.state.is_finite():  # between two log points the loss tells nothing yet
-        raise TrainingError(
-            f"step {t.state.step}: weights or norm statistics are no longer finite, at learning rate {t.plan.lr_at(t.state.step - 1):g}; "
-            f"{_remedies(t.config)}. The last checkpoint is kept"
-        )
-    t.state.clock = t.clock.state_dict()
-    if t.metrics is not None:
-        t.metrics.flush()
-    if t.checkpoints is not None:
-        t.checkpoints.wait()  # before the snapshot, so that the GPU never holds two
-        t.checkpoints.save(t.state.snapshot())

@@ -297,7 +297,7 @@ def test_the_result_survives_a_full_disk(
         raise OSError(28, "No space left on device", f"{only_run(tmp_path)}/result.json")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.run.records.write_result", full)
+        patch.setattr("pipeline.run.records.RunResult.write", full)
         assert train.main(arguments) == 1
     assert told(capsys).startswith(f"{only_run(tmp_path)}/result.json: No space left on device")
     assert train.main([*arguments, "resume=auto"]) == 0

@@ -15,7 +15,6 @@ from pipeline import train
 from pipeline.errors import UserError
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.run.checkpoint import EMA, folder_of, load_weights, verify
-from pipeline.training.trainer import fit
 from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer
 
 
@@ -134,6 +133,7 @@ def test_a_damaged_average_is_found(averaged: tuple[Path, str], tmp_path: Path):
 def test_a_window_whose_updates_were_all_skipped_has_no_loss():
     keys = ("precision.mode=fp16", "precision.init_scale=1.0e+12", "duration=2st", "log.log_every=1st")
     trainer = tiny_trainer(tiny_config(*keys))
-    fit(trainer)
+    trainer.fit()
     last = trainer.state.last_train
-    assert (last["step"], last["skipped_steps"], last["loss"], last["accuracy"]) == (2, 2, None, None)
+    assert last is not None
+    assert (last.step, last.skipped_steps, last.loss, last.accuracy) == (2, 2, None, None)

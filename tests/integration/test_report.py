@@ -20,6 +20,7 @@ from pipeline.data.datasets import load as datasets
 from pipeline.finalize import describe_result
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.predictions import Predictions
+from pipeline.run.records import RunResult
 from tests.tiny import RECIPE, only_run
 from tests.unit.pipeline.report.test_page import SECTIONS, Page
 
@@ -139,7 +140,7 @@ def test_what_fails_after_training_is_told_and_no_more(broken: str, tmp_path: Pa
 
 @pytest.mark.usefixtures("process_state")
 def test_the_advice_of_a_run_that_is_stopped_after_training(tmp_path: Path):
-    def stopped(*given: Any) -> dict[str, Any]:
+    def stopped(*given: Any) -> RunResult:
         os.kill(os.getpid(), signal.SIGTERM)
         return describe_result(*given)
 

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.config import load_config
-from pipeline.finalize import what_next
+from pipeline.finalize import next_commands
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.run.checkpoint import folder_of, newest_intact, steps_in, verify
 from pipeline.training.precision import SLOW_ON_CPU
@@ -216,7 +216,7 @@ def test_what_to_do_next_is_this_very_run_with_another_rate(
     monkeypatch.delenv("NUM_PROCESSES", raising=False)
     if front_door:
         monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "1")
-    told = what_next(Path("runs/a-1"), load_config(RECIPE, ["optimizer.lr=0.3"]))
+    told = next_commands(Path("runs/a-1"), load_config(RECIPE, ["optimizer.lr=0.3"]))
     evaluate, again = (
         ("./launch.sh", "./launch.sh") if front_door else ("python -m pipeline", "python -m pipeline.train")
     )

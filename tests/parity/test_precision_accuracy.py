@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pipeline.config import load_config
-from pipeline.training.trainer import fit
 from tests.tiny import ROOT, tiny_trainer
 
 SEEDS = range(5)
@@ -27,7 +26,7 @@ def accuracies(mode: str, device: str) -> list[float]:
         overrides = (*SMALL, f"precision.mode={mode}", f"runtime.device={device}", f"seed={seed}")
         trainer = tiny_trainer(load_config(ROOT / "configs/quickstart.yaml", overrides))
         with torch.cuda.stream(torch.cuda.Stream() if device == "gpu" else None):
-            found.append(fit(trainer).accuracy)
+            found.append(trainer.fit().accuracy)
     return found
 
 

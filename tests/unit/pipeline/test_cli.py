@@ -204,7 +204,7 @@ def test_out_of_memory_says_what_to_change(
     def fit(_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB\nand a long story")
 
-    monkeypatch.setattr("pipeline.training.trainer.fit", fit)
+    monkeypatch.setattr("pipeline.training.trainer.Trainer.fit", fit)
     keys = ["data.batch_size=64", "data.num_samples=64", "optimizer.lr=0.2"]
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *keys]) == 1
     told = capsys.readouterr().err

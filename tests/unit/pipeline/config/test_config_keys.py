@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pipeline import api
 from pipeline import finalize as finish
 from pipeline.config import Config, leaf_fields
 from pipeline.data import build_loaders, load_splits
@@ -27,9 +28,9 @@ from pipeline.models import build_model
 from pipeline.models.layers import NormAct, StemConv
 from pipeline.run.records import MetricsLog
 from pipeline.training.build import compile_in_place, compile_mode
-from pipeline.training.trainer import Plan, fit
+from pipeline.training.plan import Plan
 from tests.pictures import make_folder
-from tests.tiny import open_and_release, tiny_config, tiny_splits, tiny_trainer, train_steps
+from tests.tiny import a_train_record, open_and_release, tiny_config, tiny_splits, tiny_trainer, train_steps
 
 CPU = torch.device("cpu")
 
@@ -120,7 +121,7 @@ def loss_scale(config: Config) -> float:
 def end_of_run(config: Config) -> str:
     trainer = tiny_trainer(config)
     try:
-        fit(trainer)
+        trainer.fit()
     except TrainingError as error:
         return str(error).split(":")[0]
     return "done"
@@ -165,10 +166,18 @@ def run_folder(config: Config) -> object:
         return str(error)
 
 
+def hang_timeout(config: Config) -> object:
+    """The seconds that a run is watched with."""
+    splits = tiny_splits(config)
+    with patch("pipeline.api.Watch") as watch:
+        api.fit(config, api.build_model(config, splits), api.build_loaders(config, splits), quiet=True)
+    return watch.call_args.args[1]
+
+
 def event_files(config: Config) -> int:
     run = open_and_release(config)
     log = MetricsLog(run, config.log.tensorboard, 0)
-    log.write({"kind": "train", "step": 1, "loss": 1.0})
+    log.write(a_train_record(1))
     log.close()
     return len(list(run.path.glob("tb/*")))
 
@@ -176,12 +185,13 @@ def event_files(config: Config) -> int:
 def left_at_the_end(config: Config) -> list[int]:
     """How often the contact sheet and the report are made."""
     trainer = tiny_trainer(config)
-    evaluation = fit(trainer)
-    names = ("_draw_curves", "_load", "_examine", "_write_tensorboard", "draw_sheet", "_write_report")
+    evaluation = trainer.fit()
+    trainer.run = open_and_release(config)
+    names = ("_draw_curves", "_load", "_examine", "_write_tensorboard", "_draw_sheet", "_write_report")
     with patch.multiple(finish, **dict.fromkeys(names, DEFAULT)) as made:
         made["_examine"].return_value.maps = ["a map"]
-        finish.finish(trainer, open_and_release(config), evaluation, tiny_splits(config), 0.0)
-    return [made[name].call_count for name in ("draw_sheet", "_write_report")]
+        finish.finish(trainer, evaluation, 0.0)
+    return [made[name].call_count for name in ("_draw_sheet", "_write_report")]
 
 
 @dataclasses.dataclass
@@ -295,7 +305,9 @@ KEYS = {
     "schedule.gamma": Row("0.5", schedule, STEP),
     "ema.decay": Row("0.9", lambda config: tiny_trainer(config).state.ema is None),
     "evaluation.flip_tta": Row(
-        "true", lambda config: "accuracy_flip_tta" in fit(tiny_trainer(config)).figures(), ("duration=1st",)
+        "true",
+        lambda config: "accuracy_flip_tta" in tiny_trainer(config).fit().figures().to_json(),
+        ("duration=1st",),
     ),
     "precision.mode": Row("bf16", trained_weights),
     "precision.init_scale": Row("128.0", loss_scale, FP16),
@@ -308,7 +320,7 @@ KEYS = {
     "runtime.deterministic": Row("true", backends),
     "runtime.tf32": Row("false", backends),
     "runtime.cudnn_benchmark": Row("false", backends),
-    "runtime.hang_timeout_s": Row("60.0", lambda config: tiny_trainer(config).watch._timeout_s),
+    "runtime.hang_timeout_s": Row("60.0", hang_timeout),
     "log.dir": Row("{tmp}/elsewhere", run_folder),
     "log.name": Row("other", run_folder),
     "log.log_every": Row("7st", lambda config: plan_of(config).log_every),

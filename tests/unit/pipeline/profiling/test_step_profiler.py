@@ -23,7 +23,8 @@ from pipeline.profiling.roofline import (
     step_work,
 )
 from pipeline.profiling.step_profiler import Share, StepProfiler, kind_of, shares, table
-from pipeline.train import _build_profiler
+from pipeline.run.folder import RunFolder
+from pipeline.train import _profile_steps
 
 BATCH = 1024
 PIXELS = 32 * 32
@@ -151,9 +152,12 @@ def test_the_profiled_steps_are_of_the_size_that_is_trained(step: int, size: int
         config=config,
         processes=SimpleNamespace(shard=SimpleNamespace(world_size=1), device=torch.device("cpu")),
         plan=SimpleNamespace(steps_per_epoch=10),
+        run=RunFolder(tmp_path),
+        splits=SimpleNamespace(num_channels=3),
         state=SimpleNamespace(step=step, model=build_model(config.model, 10, 3, 32)),
     )
-    profiler = _build_profiler(trainer, SimpleNamespace(path=tmp_path), SimpleNamespace(num_channels=3))  # pyright: ignore[reportArgumentType]
+    _profile_steps(trainer)
+    profiler = trainer.profiler
     expected = step_work(trainer.state.model, (3, size, size), 8, 4, "sgd", scaled=False)
     assert profiler._work[FORWARD] == expected[FORWARD]
 

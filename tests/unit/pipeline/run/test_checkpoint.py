@@ -15,6 +15,7 @@ from pipeline.errors import TrainingError, UserError
 from pipeline.models import build_model
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in, verify
+from pipeline.run.records import BestEvaluation
 from pipeline.training.state import load_checkpoint
 from pipeline.training.trainer import Trainer
 from tests.tiny import assert_equal, tiny_config, tiny_trainer, train_steps
@@ -33,7 +34,9 @@ def write(folder: Path, *steps: int, best: int | None = None, trainer: Trainer |
     for step in steps:
         trainer.state.step = step
         if step == best:
-            trainer.state.best = {"accuracy": 0.5, "step": step, "selected_on": "test", "test_accuracy": 0.5}
+            trainer.state.best = BestEvaluation(
+                accuracy=0.5, step=step, selected_on="test", test_accuracy=0.5
+            )
         writer.save(trainer.state.snapshot())
     writer.close()
     return trainer
@@ -258,7 +261,7 @@ def test_what_lies_ahead_of_a_run_that_went_back_is_no_newer(tmp_path: Path):
     trainer = write(tmp_path, 6, 8, 10, best=6)
     for step in (8, 10):
         truncate(folder_of(tmp_path, step) / "state.pt")
-    trainer.state.best = {}
+    trainer.state.best = None
     write(tmp_path, 7, trainer=trainer)
     assert kept(tmp_path) == [7, 6]
     assert newest_intact(tmp_path)[0] == folder_of(tmp_path, 7)
@@ -295,7 +298,7 @@ def test_a_step_reached_again_replaces_its_checkpoint(copy: Path):
 def test_after_going_back_the_best_is_the_one_of_then(tmp_path: Path):
     write(tmp_path, 1, 2, best=2)
     trainer = start()
-    trainer.state.best = {"accuracy": 0.25, "step": 1}
+    trainer.state.best = BestEvaluation(accuracy=0.25, step=1, selected_on="test", test_accuracy=0.25)
     write(tmp_path, 3, trainer=trainer)
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 1
 

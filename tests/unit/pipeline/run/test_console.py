@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.run.checkpoint import folder_of, newest_intact
 from pipeline.run.console import TrainingConsole
-from tests.tiny import RECIPE, ROOT, only_run
+from tests.tiny import RECIPE, ROOT, a_train_record, an_eval_record, only_run
 
-RECORD = {"loss": 0.5432, "accuracy": 0.875, "lr": 0.05, "images_per_sec": 12345.6, "steps_per_sec": 24.11}
+RECORD = a_train_record(20, loss=0.5432, images_per_sec=12345.6, steps_per_sec=24.11)
 
 
 class Terminal(io.StringIO):
@@ -35,9 +35,10 @@ def test_the_bar(changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stdout", terminal)
     for name, value in (("TERM", "xterm"), ("COLUMNS", "200")):
         monkeypatch.setenv(name, value)
-    console = TrainingConsole(total_steps=40, start_step=10)
+    console = TrainingConsole()
+    console.begin(total_steps=40, start_step=10)
     console.step(20)
-    console.train(RECORD | changes)
+    console.train(RECORD.model_copy(update=changes))
     console.close()
     assert "20/40" in terminal.getvalue() and told in terminal.getvalue()
 
@@ -45,7 +46,8 @@ def test_the_bar(changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyP
 def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    console = TrainingConsole(total_steps=40, enabled=False)
+    console = TrainingConsole(enabled=False)
+    console.begin(total_steps=40)
     console.train(RECORD)
     console.say("nothing")
     console.close()
@@ -56,20 +58,13 @@ def test_what_is_left_goes_by_the_pace_since_the_line_before(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Compiling, 60 of the first 70 seconds here, is not to come again."""
-    clock = iter((0.0, 70.0, 80.0))
+    clock = iter((0.0, 0.0, 70.0, 80.0))
     monkeypatch.setattr("pipeline.run.console.time.perf_counter", lambda: next(clock))
-    console = TrainingConsole(total_steps=825)
+    console = TrainingConsole()
+    console.begin(total_steps=825)
     for step in (100, 200):
-        evaluation = {
-            "step": step,
-            "epoch": step / 390,
-            "split": "test",
-            "loss": 0.5,
-            "accuracy": 0.8,
-            "correct": 8,
-            "seen": 10,
-        }
-        console.evaluated(RECORD | {"skipped_steps": 0}, evaluation, num_epochs=825 / 390)
+        evaluation = an_eval_record(step).model_copy(update={"epoch": step / 390})
+        console.evaluated(RECORD, evaluation, num_epochs=825 / 390)
     first, second = capsys.readouterr().out.splitlines()
     assert (
         first.endswith("left 8:27")
@@ -82,7 +77,8 @@ def test_a_terminal_that_has_hung_up(monkeypatch: pytest.MonkeyPatch):
     """Of a disk that is full, which fails in writing too."""
     with open("/dev/full", "w") as nobody:
         monkeypatch.setattr(sys, "stdout", nobody)
-        console = TrainingConsole(10)
+        console = TrainingConsole()
+        console.begin(10)
         for _ in range(3):
             console.say("a line")
         console.close()

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,19 @@ import pytest
 import torch
 
 from pipeline.run.checkpoint import CheckpointWriter, folder_of
+from pipeline.run.records import BestEvaluation
+from pipeline.training.clock import Window
 from pipeline.training.state import Totals, TrainState, load_checkpoint
 from pipeline.training.trainer import Trainer
-from tests.tiny import assert_equal, in_precision, random_batch, tiny_config, tiny_trainer, train_steps
+from tests.tiny import (
+    a_train_record,
+    assert_equal,
+    in_precision,
+    random_batch,
+    tiny_config,
+    tiny_trainer,
+    train_steps,
+)
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -41,9 +52,9 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: t
     overrides = [*in_precision(mode, "precision.init_scale=64.0", "precision.growth_interval=4"), *keys]
     old = start(*overrides)
     train_steps(old, 6)
-    old.state.best = {"accuracy": 0.5, "step": 5, "selected_on": "test", "test_accuracy": 0.5}
-    old.state.last_train = {"loss": 1.25, "skipped_steps": 0}
-    old.state.clock = {"windows": [{"images_per_sec": 10.0, "steps": 2}], "train_s": 1.5}
+    old.state.best = BestEvaluation(accuracy=0.5, step=5, selected_on="test", test_accuracy=0.5)
+    old.state.last_train = a_train_record(6, loss=1.25)
+    old.state.clock = {"windows": [asdict(Window(10.0, 0.8, 0.0, 2))], "train_s": 1.5}
     writer = CheckpointWriter(tmp_path, "hash")
     writer.save(old.state.snapshot())
     writer.close()
