@@ -32,7 +32,7 @@ COMMANDS = {
     "config-reference": (config_reference, "print every key with type, default and meaning"),
     "check-data": (
         check_data,
-        "decode every image of a folder; list bad files, count classes, draw sizes; exit code 1: some are bad",
+        "decode every image of a folder; list bad files, count classes, draw sizes; exit code 1 if any is bad",
     ),
     "evaluate": (evaluate, "accuracy on the test set of a run's checkpoint"),
     "explain": (

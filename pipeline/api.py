@@ -12,8 +12,8 @@
     mistakes = api.explain_mistakes(trained, count=10)  # images, maps and probabilities, as arrays
     api.draw_contact_sheet("mistakes.png", mistakes)
 
-On several processes, each process runs the same lines under `accelerate launch`. `train(config)` makes a whole run with its
-folder, and `load_trained("runs/latest")` takes the network out of one.
+On several processes, each process runs the same lines under `accelerate launch`. `train(config)` makes a
+whole run with its folder, and `load_trained("runs/latest")` takes the network out of one.
 """
 
 from torch import nn
@@ -69,7 +69,8 @@ __all__ = [
 
 
 def load_splits(config: Config) -> Splits:
-    """The data set of a config: uint8 images, labels, class names, statistics. Several processes: the first one reads it first.
+    """The data set of a config: uint8 images, labels, class names, statistics. Several processes: the first
+    one reads it first.
 
     Raises:
         UserError: data that is missing or bad.
@@ -106,17 +107,20 @@ def build_model(config: Config, splits: Splits) -> nn.Module:
 
 
 def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = False) -> EvalResult:
-    """Train a network in place, for `duration`, with the precision, optimizer and schedule of a config. Write no files.
+    """Train a network in place, for `duration`, with the precision, optimizer and schedule of a config. Write
+    no files.
 
     Args:
         config: of the run; `model` and `log` matter as far as they say when to evaluate.
-        model: float32, on the device of the loaders, from (B, 3, H, W) images to (B, K) logits. Compiled in place; its keys stay.
-            Modules in it that you put in eval mode stay in it, unless the whole is: then all of it is put in training mode.
+        model: float32, on the device of the loaders, from (B, 3, H, W) images to (B, K) logits. Compiled in
+            place; its keys stay. Modules in it that you put in eval mode stay in it, unless the whole is:
+            then all of it is put in training mode.
         loaders: from `build_loaders`, or your own with the same protocol (`Loader`).
         quiet: print nothing.
 
     Returns:
-        The evaluation on the test set at the last step. The moving average that `ema.decay` asks for is evaluated, but not kept.
+        The evaluation on the test set at the last step. The moving average that `ema.decay` asks for is
+        evaluated, but not kept.
 
     Raises:
         UserError: the model is not on the device of the loaders.
@@ -126,7 +130,8 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
     processes = connect(config)
     if (placed := next(model.parameters()).device) != (device := processes.device):
         raise UserError(
-            f"fit: the model is on {placed}, the loaders deliver on {device}; move it with model.to({str(device)!r})"
+            f"fit: the model is on {placed}, the loaders deliver on {device}; "
+            f"move the model with model.to({str(device)!r})"
         )
     console = TrainingConsole(enabled=processes.is_main and not quiet)
     with side_stream(device), Watch(processes, config.runtime.hang_timeout_s) as watch:

@@ -84,7 +84,8 @@ def describe_result(trainer: "Trainer", evaluation: "EvalResult", started: float
 
 
 def peak_memory_bytes(device: "torch.device") -> int:
-    """Return the most bytes that torch held on the GPU at once; on the CPU the largest resident size of the process."""
+    """Return the most bytes that torch held on the GPU at once; on the CPU the largest resident size of the
+    process."""
     import resource
 
     import torch
@@ -95,7 +96,8 @@ def peak_memory_bytes(device: "torch.device") -> int:
 
 
 def _describe_for_people(result: RunResult) -> str:
-    best = f"best {result.best_test_accuracy:.2%} (step {result.best_step}, selected on the {result.best_selected_on} set)"
+    selected = f"step {result.best_step}, selected on the {result.best_selected_on} set"
+    best = f"best {result.best_test_accuracy:.2%} ({selected})"
     others = [f"{label} {value:.2%}" for label, value in result.evaluation.other_accuracies().items()]
     speed = f"{result.images_per_sec.median:,.0f} img/s, " if result.images_per_sec.median else ""
     accuracy = f"test accuracy {result.test_accuracy:.2%} at the last step"
@@ -114,7 +116,7 @@ def _print_profile(trainer: "Trainer", run: RunFolder) -> None:
         say(f"no profile: it takes {STEPS} steps after warm-up, and the run ended before; raise duration")
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
 
 
 def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> None:
@@ -135,7 +137,8 @@ def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> Non
 
 
 def _attempt(say: Say, title: str, work: Callable[[], Made]) -> Made | None:
-    """Return the result of the work, printed behind the title if there is one; None, with a warning, if it failed."""
+    """Return the result of the work, printed behind the title if there is one; None, with a warning, if it
+    failed."""
     try:
         made = work()
     except Exception as error:

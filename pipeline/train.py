@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped and saved."""
+    """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped and
+    saved."""
     started = _command_started()
     use_cache_folder()
     parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command_started() -> float:
-    """Return the start of the command, in seconds of `time.perf_counter`; launch.sh gives it in seconds since 1970."""
+    """Return the start of the command, in seconds of `time.perf_counter`; launch.sh gives it in seconds since
+    1970."""
     now = time.time()
     started = float(os.environ.get("QUICKRES_START_TIME", now))
     return time.perf_counter() - max(now - started, 0.0)
@@ -97,7 +99,8 @@ def _leave_process_group(code: int) -> None:
     if not _in_process_group():
         return
     if code not in (0, EXIT_PREEMPTED):
-        # NCCL would wait for the captured steps, which a traceback keeps alive, or for answers of the other ranks
+        # NCCL would wait for the captured steps, which a traceback keeps alive, or for answers of the other
+        # ranks
         leave_now(code)
     sys.modules["torch"].distributed.destroy_process_group()
 
@@ -113,8 +116,8 @@ def _print_plan(config: Config, recipe: str) -> None:
 def _should_report(error: Exception) -> bool:
     """True if this rank prints the error.
 
-    Of connected ranks the first one that fails prints it; the others get a `PeerError`. Of ranks that are not connected,
-    rank 0 prints it, since all have the same error; but memory may run out on one rank alone.
+    Of connected ranks the first one that fails prints it; the others get a `PeerError`. Of ranks that are not
+    connected, rank 0 prints it, since all have the same error; but memory may run out on one rank alone.
     """
     if _in_process_group() and not isinstance(error, Preempted):
         return not isinstance(error, PeerError)
@@ -138,7 +141,8 @@ def train(
     Args:
         config: the run's config.
         recipe: names the run, unless `log.name` does.
-        started: start of the command, in seconds of `time.perf_counter`, from which `wall_s` counts; default: now.
+        started: start of the command, in seconds of `time.perf_counter`, from which `wall_s` counts; default:
+            now.
         profile: profile some steps after warm-up into the run folder.
         stop: hears of signals; default: one that does so until the run ends.
 
@@ -225,8 +229,9 @@ def _announce(trainer: "Trainer") -> None:
     for warning in run.warnings:
         say(f"warning: {warning}")
     say(
-        f"{config.model.name} on {config.data.dataset} ({len(splits.train.labels)} train, {len(splits.test.labels)} "
-        f"test{held_out}), {processes.shard.world_size} x {kind}, loader {config.data.loader}{backend}, "
+        f"{config.model.name} on {config.data.dataset} ({len(splits.train.labels)} train, "
+        f"{len(splits.test.labels)} test{held_out}), {processes.shard.world_size} x {kind}, "
+        f"loader {config.data.loader}{backend}, "
         f"{config.precision.mode}, compile {compile_mode(config.compile, processes.device)}, batch "
         f"{config.data.batch_size}, {plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
     )
@@ -260,7 +265,8 @@ def _fit(trainer: "Trainer") -> "EvalResult":
     try:
         return trainer.fit()
     except Preempted:
-        # "saved" must be true when it is said; and as soon as one process leaves, the launcher ends the others
+        # "saved" must be true when it is said; and as soon as one process leaves, the launcher ends the
+        # others
         trainer.processes.on_main(trainer.close)
         raise
     finally:

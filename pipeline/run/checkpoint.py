@@ -1,4 +1,9 @@
-"""Checkpoints: raw weights in safetensors, the rest loadable with `weights_only`, a manifest with checksums; whole or not there."""
+"""Writes, verifies and reads checkpoints, each of them whole or not there at all.
+
+A checkpoint is a folder: weights in safetensors, all other state in a file that
+    `torch.load(weights_only=True)` reads, and a
+manifest with checksums.
+"""
 
 import io
 import json
@@ -55,7 +60,7 @@ class Snapshot:
     copied: torch.cuda.Event | None = None
 
     def to_cpu(self, stream: torch.cuda.Stream | None) -> None:
-        """Bring all tensors to the CPU, the weights contiguous; from a GPU, on this stream, beside training."""
+        """Copy all tensors to the CPU, the weights contiguous; from a GPU on STREAM, beside training."""
         with torch.cuda.stream(stream):
             if stream is not None and self.copied is not None:
                 stream.wait_event(self.copied)
@@ -68,9 +73,9 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 class CheckpointWriter:
-    """Saves snapshots of a state beside training: copied at once, read off the device and written by a thread.
+    """Writes snapshots in a thread, beside training.
 
-    Keeps the newest `keep` checkpoints and the best one; `best.json` names the latter.
+    The newest `keep` checkpoints and the best one are kept; `best.json` names the best.
 
     Args:
         checkpoints: the folder to write in.
@@ -82,27 +87,26 @@ class CheckpointWriter:
         self._folder, self._config_hash, self._keep = checkpoints, config_hash, keep
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._stream: torch.cuda.Stream | None = (
-            None  # one for all: torch has 32, and would soon hand out that of training itself
-        )
+        # one stream for all saves: torch has 32, and would soon hand out the one of training itself
+        self._stream: torch.cuda.Stream | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write the snapshot soon. Waits for the write before; raises what went wrong in that."""
+        """Write the snapshot in the thread. Waits for the write before, and raises its error."""
         self.wait()
         if self._stream is None and snapshot.copied is not None:
             self._stream = torch.cuda.Stream()
         self._pending = self._executor.submit(self._write, snapshot)
 
     def check(self) -> None:
-        """Raise what went wrong in a write that has ended, as `wait` does; wait for none."""
+        """Raise the error of a write that has ended, without waiting for one that has not."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk.
+        """Wait until the last snapshot is on disk.
 
         Raises:
-            TrainingError: it could not be written (disk full, folder gone); names the folder.
+            TrainingError: the snapshot could not be written (disk full, folder gone); names the folder.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -112,7 +116,7 @@ class CheckpointWriter:
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"{self._folder}: the checkpoint could not be written ({error}); free space or mend the folder, "
-                "and start again with resume=auto: earlier checkpoints are untouched"
+                "then start again with resume=auto; earlier checkpoints are untouched"
             ) from None
 
     def close(self) -> None:
@@ -121,42 +125,55 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot) -> None:
         snapshot.to_cpu(self._stream)
-        step, best, weights, rest = snapshot.step, snapshot.best, snapshot.weights, snapshot.rest
-        final = folder_of(self._folder, step)
-        temporary, aside = (self._folder / f".{final.name}.{suffix}" for suffix in ("tmp", "old.tmp"))
-        for abandoned in self._folder.glob(".step-*.tmp"):  # by a run that was killed while it wrote
+        for abandoned in self._folder.glob(".step-*.tmp"):  # of a run that was killed while it wrote
             shutil.rmtree(abandoned, ignore_errors=True)
-        self._folder.mkdir(
-            exist_ok=True
-        )  # not its parents: a run folder that has gone is not to come back in parts
+        # without parents: a run folder that was deleted must not come back in parts
+        self._folder.mkdir(exist_ok=True)
+        final = folder_of(self._folder, snapshot.step)
+        temporary = self._folder / f".{final.name}.tmp"
         temporary.mkdir()
         try:
-            for name, tensors in weights.items():
-                save_file(tensors, temporary / name)
-            state = io.BytesIO()  # given a path, torch tells of a full disk in words of its own
-            torch.save(rest, state)
-            (temporary / STATE).write_bytes(state.getbuffer())
-            files = {name: sha256(temporary / name) for name in (*weights, STATE)}
-            manifest = {"format": FORMAT, "step": step, "config_hash": self._config_hash, "sha256": files}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            for path in [*temporary.iterdir(), temporary]:
-                flush_to_disk(path)
-            if final.exists():  # reached again after going back to an earlier one
-                final.rename(aside)
-            temporary.rename(final)
-            flush_to_disk(self._folder)
-            shutil.rmtree(aside, ignore_errors=True)
+            self._write_files(temporary, snapshot)
+            self._replace(final, temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if (
-            best is not None
-        ):  # always: a run that went back to an earlier checkpoint goes back to the best one of then
+        best = snapshot.best
+        if best is not None:  # always: a run that went back to an earlier checkpoint has the best one of then
             write_json(self._folder / BEST, best.to_json())
         self._prune(final, best.step if best is not None else -1)
 
+    def _write_files(self, folder: Path, snapshot: Snapshot) -> None:
+        """Write all files of a checkpoint, and bring them to the disk."""
+        for name, tensors in snapshot.weights.items():
+            save_file(tensors, folder / name)
+        state = io.BytesIO()  # torch.save to a path hides the OSError of a full disk
+        torch.save(snapshot.rest, state)
+        (folder / STATE).write_bytes(state.getbuffer())
+        checksums = {name: sha256(folder / name) for name in (*snapshot.weights, STATE)}
+        manifest = {
+            "format": FORMAT,
+            "step": snapshot.step,
+            "config_hash": self._config_hash,
+            "sha256": checksums,
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in [*folder.iterdir(), folder]:
+            flush_to_disk(path)
+
+    def _replace(self, final: Path, temporary: Path) -> None:
+        """Give the checkpoint its name. The step may have been saved before, if the run went back to an
+        earlier one."""
+        aside = self._folder / f".{final.name}.old.tmp"
+        if final.exists():
+            final.rename(aside)
+        temporary.rename(final)
+        flush_to_disk(self._folder)
+        shutil.rmtree(aside, ignore_errors=True)
+
     def _prune(self, newest: Path, best_step: int) -> None:
-        """Delete old ones, and those that lie ahead: the run went back past them, because they were damaged. Others' files stay."""
+        """Delete old checkpoints, and later ones that the run went back past because they were damaged. Other
+        files stay."""
         saved = [path for path in steps_in(self._folder) if _NAME.fullmatch(path.name) and path.is_dir()]
         kept = [newest, *(path for path in saved if path < newest)][: self._keep]
         for path in saved:
@@ -165,33 +182,24 @@ class CheckpointWriter:
 
 
 def steps_in(checkpoints: Path) -> list[Path]:
-    """Checkpoint folders, the newest first."""
+    """Return the checkpoint folders, the newest first."""
     return sorted(checkpoints.glob("step-*"), reverse=True) if checkpoints.is_dir() else []
 
 
 def verify(folder: Path, config_hash: str | None = None) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files match it.
+    """Return the manifest of a checkpoint, after comparing all files with their checksums.
 
     Args:
         folder: of the checkpoint.
-        config_hash: of the run; where given, a checkpoint of another one is foreign.
+        config_hash: of the run; a checkpoint of another config is refused. None: not compared.
 
     Raises:
         UserError: names the file that is missing, foreign or damaged.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        _check_manifest(folder, manifest, config_hash)
         expected = dict(manifest["sha256"])
-        if manifest["format"] != FORMAT:
-            raise UserError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
-        if folder_of(folder.parent, manifest["step"]) != folder:
-            raise UserError(
-                f"{folder}: holds step {manifest['step']} of another folder; use an earlier checkpoint"
-            )
-        if config_hash is not None and manifest["config_hash"] != config_hash:
-            raise UserError(
-                f"{folder}: saved by a run of another config, or by another version; use an earlier checkpoint"
-            )
         for name in dict.fromkeys((WEIGHTS, STATE, *expected)):
             if sha256(folder / name) != expected[name]:
                 raise UserError(
@@ -202,14 +210,28 @@ def verify(folder: Path, config_hash: str | None = None) -> dict[str, Any]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{folder / MANIFEST}: not a manifest of ours ({type(error).__name__}: {error}); use an earlier checkpoint"
+            f"{folder / MANIFEST}: not a checkpoint's manifest ({reason}); use an earlier checkpoint"
         ) from None
     return manifest
 
 
+def _check_manifest(folder: Path, manifest: dict[str, Any], config_hash: str | None) -> None:
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
+    if folder_of(folder.parent, manifest["step"]) != folder:
+        raise UserError(
+            f"{folder}: holds step {manifest['step']} of another folder; use an earlier checkpoint"
+        )
+    if config_hash is not None and manifest["config_hash"] != config_hash:
+        raise UserError(
+            f"{folder}: saved by a run of another config, or by another version; use an earlier checkpoint"
+        )
+
+
 def newest_intact(checkpoints: Path, config_hash: str | None = None) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and a message for each newer one that does not."""
+    """Return the newest checkpoint that verifies, and a message for each newer one that does not."""
     damaged = []
     for folder in steps_in(checkpoints):
         try:
@@ -221,10 +243,10 @@ def newest_intact(checkpoints: Path, config_hash: str | None = None) -> tuple[Pa
 
 
 def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
-    """The raw module's weights, or with NAME `ema.safetensors` their moving average, on the CPU. Verify first.
+    """Read the weights, or with NAME `ema.safetensors` their moving average, to the CPU. Verify first.
 
     Raises:
-        UserError: the file is no safetensors file.
+        UserError: the file is not a safetensors file.
     """
     try:
         return load_file(folder / name)
@@ -249,14 +271,16 @@ def read_checkpoint(folder: Path, *, with_ema: bool) -> Snapshot:
         return Snapshot(rest["step"], weights, rest, best)
     except pickle.UnpicklingError:  # torch's message advises to run the code that it refused
         raise UserError(
-            f"{folder / STATE}: not a training state, and may hold code, which is not run; use an earlier checkpoint"
+            f"{folder / STATE}: not a training state, and may hold code, which is not run; "
+            "use an earlier checkpoint"
         ) from None
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError) as error:
         raise UserError(
-            f"{folder / STATE}: does not hold a training state ({first_line(error)}); use an earlier checkpoint"
+            f"{folder / STATE}: does not hold a training state ({first_line(error)}); "
+            "use an earlier checkpoint"
         ) from None
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type if it has none."""
+    """Return the first line of an error's message, or the name of its type if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -13,7 +13,8 @@ class RunFolder:
     Attributes:
         path: `runs/<name>-<time>/`.
         resume_from: the checkpoint to continue from, or None.
-        warnings: what the user should know: checkpoints passed over as damaged, or that there was nothing to continue.
+        warnings: what the user should know: checkpoints passed over as damaged, or that there was nothing to
+            continue.
     """
 
     path: Path

@@ -1,4 +1,5 @@
-"""Holds the figures of a run as typed records, and writes and reads `metrics.jsonl`, `result.json` and `env.json`."""
+"""Holds the figures of a run as typed records, and writes and reads `metrics.jsonl`, `result.json` and
+`env.json`."""
 
 import json
 import math
@@ -13,7 +14,8 @@ from pipeline.atomic_io import read_json, write_json, write_whole
 from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder
 
-# Accuracies other than that of the raw weights with one view per image, and their labels wherever they are printed.
+# Accuracies other than that of the raw weights with one view per image, and their labels wherever they are
+# printed.
 OTHER_ACCURACIES = {
     "accuracy_flip_tta": "with flip",
     "ema_accuracy": "ema",
@@ -29,7 +31,8 @@ class Record(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON values: null for NaN and infinity, and no key for a figure that was not asked for."""
+        """Return the record as JSON values: null for NaN and infinity, and no key for a figure that was not
+        asked for."""
         optional = {name for name, field in type(self).model_fields.items() if not field.is_required()}
         values = self.model_dump()
         return {
@@ -50,11 +53,10 @@ class Record(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            keys = ", ".join(
-                dict.fromkeys(".".join(map(str, item["loc"])) or "the whole" for item in error.errors())
-            )
+            places = (".".join(map(str, item["loc"])) or "the whole file" for item in error.errors())
             raise UserError(
-                f"{source}: not a {cls.__name__} of this version (see {keys}); was another version's run given? Train it again"
+                f"{source}: not the file of a run of this version (see {', '.join(dict.fromkeys(places))}); "
+                "give another run, or train it again"
             ) from None
 
 
@@ -93,7 +95,8 @@ class EvalFigures(Record):
         loss: mean cross-entropy, without label smoothing, of one view per image.
         accuracy, correct, seen: of the raw weights with one view per image.
         accuracy_flip_tta: of the mean logits of an image and its mirror image; None if not asked for.
-        ema_loss, ema_accuracy, ema_accuracy_flip_tta: the same of the averaged weights; None if there are none.
+        ema_loss, ema_accuracy, ema_accuracy_flip_tta: the same of the averaged weights; None if there are
+            none.
     """
 
     loss: float | None
@@ -149,7 +152,8 @@ class Throughput(Record):
 
 
 class RunResult(Record):
-    """The contents of result.json. Accuracies are fractions of 1, of the raw weights with one view unless the name says otherwise.
+    """The contents of result.json. Accuracies are fractions of 1, of the raw weights with one view unless the
+    name says otherwise.
 
     Attributes:
         test_loss … test_ema_accuracy_flip_tta: as in `EvalFigures`, on the test set at the last step.
@@ -247,7 +251,8 @@ class MetricsLog:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Give an OSError the path of the file: a full disk is noticed by a write, whose error names no file."""
+        """Give an OSError the path of the file: a full disk is noticed by a write, whose error names no
+        file."""
         try:
             yield
         except OSError as error:
@@ -311,6 +316,7 @@ def changed_data(run: RunFolder, data: Mapping[str, Any]) -> str | None:
     if before in (None, data):  # older versions did not record it
         return None
     return (
-        f"the images have changed: {before['train']} train and {before['test']} test before, {data['train']} and "
-        f"{data['test']} now, or their names or classes; the result is not that of an uninterrupted run"
+        f"the images have changed: {before['train']} train and {before['test']} test before, "
+        f"{data['train']} and {data['test']} now, or their names or classes; "
+        "the result is not that of an uninterrupted run"
     )

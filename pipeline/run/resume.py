@@ -16,7 +16,8 @@ _MOST_IN_ONE_SECOND = 1000
 
 
 def open_run(config: Config, recipe: str, lock: RunLock) -> RunFolder:
-    """Make a new run folder, or find the one that `resume` means. Rank 0 calls this and sends the result to the others.
+    """Make a new run folder, or find the one that `resume` means. Rank 0 calls this and sends the result to
+    the others.
 
     Args:
         config: of the run.
@@ -24,8 +25,8 @@ def open_run(config: Config, recipe: str, lock: RunLock) -> RunFolder:
         lock: taken for the folder.
 
     Raises:
-        UserError: the run to resume does not exist, is finished, has another config, is being trained, or has no
-            intact checkpoint.
+        UserError: the run to resume does not exist, is finished, has another config, is being trained, or has
+            no intact checkpoint.
     """
     resumed, damaged = find_resumable(config, lock)
     if resumed is not None:
@@ -46,8 +47,8 @@ def find_resumable(config: Config, lock: RunLock | None = None) -> tuple[RunFold
         lock: taken for the folder; without one nothing is written.
 
     Returns:
-        The folder, or None if a new run is to be made; and a message for each damaged checkpoint of the runs that have
-        no intact one.
+        The folder, or None if a new run is to be made; and a message for each damaged checkpoint of the runs
+        that have no intact one.
 
     Raises:
         UserError: as for `open_run`.
@@ -67,7 +68,8 @@ def _make_folder(config: Config, recipe: str, lock: RunLock) -> Path:
         _point_latest(runs, path)
     except OSError as error:
         raise UserError(
-            f"log.dir: {error.filename or runs} cannot be written ({error.strerror}); choose another folder with log.dir="
+            f"log.dir: {error.filename or runs} cannot be written ({error.strerror}); "
+            "choose another folder with log.dir="
         ) from None
     return path
 
@@ -91,8 +93,8 @@ def _point_latest(runs: Path, path: Path) -> None:
     except IsADirectoryError:
         link.unlink()
         raise UserError(
-            f"{runs / 'latest'}: is a folder, but the link to the newest run belongs there (`scp -r` copies the run "
-            "instead of the link); rename or remove it"
+            f"{runs / 'latest'}: is a folder, but the link to the newest run belongs there "
+            "(`scp -r` copies the run instead of the link); rename or remove it"
         ) from None
 
 
@@ -137,7 +139,8 @@ def _named_run(config: Config, path: Path, lock: RunLock | None) -> RunFolder:
     if config_hash(saved) != config_hash(config):
         changed = ", ".join(_differences(saved, config))
         raise UserError(
-            f"resume: {path} was started with another config (different: {changed}); give the same keys, or resume=none"
+            f"resume: {path} was started with another config (different: {changed}); "
+            "give the same keys, or resume=none"
         )
     checkpoint, damaged = newest_intact(run.checkpoints, config_hash(config))
     if checkpoint is None:

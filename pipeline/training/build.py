@@ -1,4 +1,4 @@
-"""From a config to the parts of a run. Training, benchmarks and tests all build through here."""
+"""Builds the parts of a run from its config: torch's switches, the compiled network, the training state."""
 
 import copy
 import importlib
@@ -23,13 +23,13 @@ from pipeline.training.precision import Precision
 from pipeline.training.state import Totals, TrainState
 from pipeline.training.torch_workarounds import keep_headers_in_the_cache, name_operators_briefly
 
-_COMPILATIONS = (
-    256  # of one function in one process, in place of 8: each size of the images and each network is one
-)
+# Compilations of one function in one process; torch's default is 8. Each image size and each network needs
+# one.
+_COMPILATIONS = 256
 
 
 def set_backends(config: Config) -> None:
-    """Set torch's process-wide switches (and no others are set anywhere), and make the cache folder.
+    """Set torch's process-wide switches, and make the cache folder. No other code sets such switches.
 
     Raises:
         UserError: the cache folder cannot be written.
@@ -47,19 +47,19 @@ def set_backends(config: Config) -> None:
 
 
 def compile_mode(config: CompileConfig, device: torch.device) -> str:
-    """`compile.mode` with `auto` resolved: `reduce-overhead` on a GPU, `none` on the CPU."""
+    """Resolve `compile.mode: auto`: `reduce-overhead` on a GPU, `none` on the CPU."""
     if config.mode == "auto":
         return "reduce-overhead" if device.type == "cuda" else "none"
     return config.mode
 
 
 def captures(config: CompileConfig, device: torch.device) -> bool:
-    """Whether the step is captured in a CUDA graph."""
+    """True if the step is captured in a CUDA graph."""
     return compile_mode(config, device) in ("reduce-overhead", "max-autotune")
 
 
 def import_compiler(config: CompileConfig, device: torch.device) -> None:
-    """Import what the first call of a network that is compiled imports otherwise."""
+    """Import the compiler now; otherwise the first call of a compiled network does it."""
     if compile_mode(config, device) != "none" and config.backend == "inductor":
         importlib.import_module("torch._inductor.compile_fx")
 
@@ -67,34 +67,27 @@ def import_compiler(config: CompileConfig, device: torch.device) -> None:
 def compile_in_place(
     model: nn.Module, config: CompileConfig, device: torch.device, *, divided: bool = False
 ) -> None:
-    """Compile the module's call, leaving its state-dict keys alone. CUDA graphs are the step's business, not inductor's.
+    """Compile a module's call. Its state-dict keys stay as they are.
 
-    DIVIDED makes two graphs of a ResNet, so that the gradients of its last stage are there before those of the others are computed.
+    CUDA graphs are captured by `training.step.Step`, not by inductor.
+
+    Args:
+        model: compiled in place.
+        config: the section `compile`.
+        device: of the model.
+        divided: compile a ResNet as two graphs, so that the gradients of its last stage are ready, and can be
+            averaged over the processes, while those of the other stages are still computed.
     """
     mode = compile_mode(config, device)
     if mode == "none":
         return
-    from torch._dynamo import config as dynamo  # with torch's compiler, whose import takes seconds
-    from torch._functorch import config as functorch
-    from torch._inductor import list_mode_options
-
-    dynamo.recompile_limit = _COMPILATIONS  # unexpected ones are counted by the step
-    warnings.filterwarnings(
-        "ignore", "TensorFloat32 tensor cores", UserWarning
-    )  # runtime.tf32 says what is wanted
-    # our batch norm is an autograd.Function, whose traced graphs are in the cache's key; without this each start traces anew
-    functorch.autograd_cache_allow_custom_autograd_functions = True
+    _set_compiler_switches()
     arguments: dict[str, Any] = {"backend": config.backend, "dynamic": False, "fullgraph": True}
     if config.backend == "inductor":
-        inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
-        # combo kernels: one launch for many small independent kernels, such as the casts of the weights
-        arguments["options"] = {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
-        name_operators_briefly()
-        if device.type == "cpu":
-            keep_headers_in_the_cache()
+        arguments["options"] = _inductor_options(mode, device)
     if divided and isinstance(model, ResNet):
         model.divide()
-        # dynamo asks what goes into a graph for its gradient, and what goes into the second has none of its own
+        # dynamo reads the gradient of a graph's input, and the input of the second graph has none of its own
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         front, back = torch.compile(model.front, **arguments), torch.compile(model.back, **arguments)
         model._compiled_call_impl = lambda images: back(front(images))  # what `Module.compile` sets
@@ -102,8 +95,34 @@ def compile_in_place(
         model.compile(**arguments)
 
 
+def _set_compiler_switches() -> None:
+    from torch._dynamo import config as dynamo  # these imports take seconds
+    from torch._functorch import config as functorch
+
+    dynamo.recompile_limit = _COMPILATIONS  # the step counts unexpected ones
+    # runtime.tf32 is the user's choice
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+    # our batch norm is an autograd.Function; without this switch its graphs are not cached, and every start
+    # traces again
+    functorch.autograd_cache_allow_custom_autograd_functions = True
+
+
+def _inductor_options(mode: str, device: torch.device) -> dict[str, Any]:
+    from torch._inductor import list_mode_options
+
+    name_operators_briefly()
+    if device.type == "cpu":
+        keep_headers_in_the_cache()
+    inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
+    # combo kernels: one launch for many small independent kernels, such as the casts of the weights
+    return {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
+
+
 def build_raw_model(config: Config, num_classes: int, device: torch.device) -> nn.Module:
-    """The network, float32, on the device, in the config's memory format. Initialised on the CPU: the same weights on every device."""
+    """Build the network, float32, on the device, in the config's memory format.
+
+    The weights are drawn on the CPU, so that they are the same on every device.
+    """
     model = build_model(config.model, num_classes, NUM_CHANNELS, config.image_size, config.other_image_sizes)
     memory_format = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
@@ -112,9 +131,15 @@ def build_raw_model(config: Config, num_classes: int, device: torch.device) -> n
 def build_initial_model(
     config: Config, num_classes: int, device: torch.device, *, pretrained: bool = True, is_main: bool = True
 ) -> nn.Module:
-    """The network that a run starts from: initialised from `seed`, with the weights of the file that `model.weights` names over that.
+    """Build the network that a run starts from: initialised from `seed`, then loaded from `model.weights` if
+    that is set.
 
-    IS_MAIN says whether this process is the one that warns.
+    Args:
+        config: of the run.
+        num_classes: outputs of the network.
+        device: where the network is put.
+        pretrained: False leaves the file that `model.weights` names unread.
+        is_main: True on rank 0, which prints the warnings.
     """
     torch.manual_seed(config.seed)
     model = build_raw_model(config, num_classes, device)
@@ -126,9 +151,13 @@ def build_initial_model(
 def build_state(
     config: Config, splits: Splits, processes: Processes, *, pretrained: bool = True
 ) -> TrainState:
-    """Model (compiled and wrapped as the config and the launcher say), optimizer, precision, counters, average of a fresh run.
+    """Build the state of a fresh run: network, optimizer, precision, counters and moving average.
 
-    Without PRETRAINED, as where a checkpoint comes over it, the file that `model.weights` names is not needed.
+    Args:
+        config: of the run.
+        splits: the data set, for its number of classes.
+        processes: this process among the others.
+        pretrained: False leaves `model.weights` unread, as before a checkpoint is restored.
     """
     num_classes, device = splits.num_classes, processes.device
     model = build_initial_model(config, num_classes, device, pretrained=pretrained, is_main=processes.is_main)
@@ -136,19 +165,17 @@ def build_state(
 
 
 def build_state_of(model: nn.Module, config: Config, processes: Processes) -> TrainState:
-    """As `build_state`, around a network that is there: float32, on the device of this process. It is trained in place."""
+    """Build the state around a given network: float32, on the device of this process, trained in place."""
     device = processes.device
     uncompiled = copy.deepcopy(model) if config.ema.decay is not None else None
     several = processes.shard.world_size > 1
     compile_in_place(model, config.compile, device, divided=several)
     processes.share_weights(model)
-    if not model.training:  # else as they are: parts of it may have been put in eval mode to stay there
+    if not model.training:  # a caller may have put some modules in eval mode, to stay there
         model.train()
-    ema = (
-        Ema(model, uncompiled, config.ema.decay)
-        if uncompiled is not None and config.ema.decay is not None
-        else None
-    )
+    ema = None
+    if uncompiled is not None and config.ema.decay is not None:
+        ema = Ema(model, uncompiled, config.ema.decay)
     optimizer = build_optimizer(config.optimizer, model)
     first = model.back_parameters() if isinstance(model, ResNet) else []
     mean = GradientMean(model.parameters(), first) if several else None

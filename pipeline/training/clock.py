@@ -34,15 +34,16 @@ class Window:
 class Clock:
     """Times windows of steps between log points, and the time that the device waits for data.
 
-    A window counts only if every step of it ran after warm-up. On a GPU the wait is read from events: one after each step,
-    and one at the moment at which the next batch is ready. On the CPU it is the host's time in the loader.
+    A window counts only if every step of it ran after warm-up. On a GPU the wait is read from events: one
+    after each step, and one at the moment at which the next batch is ready. On the CPU it is the host's time
+    in the loader.
 
     Args:
         device: of the steps.
         saved: `state_dict` of an earlier run to continue.
         is_steady: True if warm-up is over; asked whenever a window opens. Default: always.
-        max_ahead: steps that the host may enqueue before the device has done them, which bounds the memory of batches in
-            flight; on the CPU there are none.
+        max_ahead: steps that the host may enqueue before the device has done them, which bounds the memory of
+            batches in flight; on the CPU there are none.
 
     Attributes:
         windows: the steady windows so far.
@@ -72,7 +73,7 @@ class Clock:
         self._steps = self._images = 0
         self._steady = self._excluded = False
 
-    # --- in the loop ------------------------------------------------------------------------------------------------
+    # --- in the loop ----------------------------------------------------------------------------------------
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches, and measure the wait for each one."""
@@ -86,7 +87,8 @@ class Clock:
             yield batch
 
     def _data_ready(self, requested_at: float) -> None:
-        """Count the wait for a batch. On the device's stream the batch is ready when the work enqueued so far is done."""
+        """Count the wait for a batch. On the device's stream the batch is ready when the work enqueued so far
+        is done."""
         self._host_wait_s += time.perf_counter() - requested_at
         if self._cuda and self._ahead:
             self._waits.append((self._ahead[-1], self._record_event()))
@@ -105,7 +107,8 @@ class Clock:
 
     @contextmanager
     def pause(self) -> Iterator[Window | None]:
-        """Close the window, and open the next one at the end of the block: time in the block is not training."""
+        """Close the window, and open the next one at the end of the block: time in the block is not
+        training."""
         yield self.close()
         self._synchronize()
         self.open()
@@ -125,7 +128,7 @@ class Clock:
         """True if the open window holds warm-up steps: it is closed as soon as warm-up is over."""
         return not self._steady
 
-    # --- windows ----------------------------------------------------------------------------------------------------
+    # --- windows --------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open a window now, while the device is idle."""
@@ -172,7 +175,7 @@ class Clock:
         if self._cuda:
             torch.cuda.synchronize(self._device)
 
-    # --- results ----------------------------------------------------------------------------------------------------
+    # --- results --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {"windows": [asdict(window) for window in self.windows], "train_s": self.train_s}
@@ -193,6 +196,7 @@ class Clock:
         return self._quantiles([w.data_wait_fraction for w in self.windows])[0] if self.windows else None
 
     def _quantiles(self, values: list[float]) -> list[float]:
-        """Median, 10th and 90th percentile, weighted by steps: the window before an evaluation is often a short one."""
+        """Median, 10th and 90th percentile, weighted by steps: the window before an evaluation is often a
+        short one."""
         weights = [int(window.steps) for window in self.windows]
         return np.quantile(np.repeat(values, weights), [0.5, 0.1, 0.9]).tolist()

@@ -19,8 +19,8 @@ class EvalResult:
         correct: correct predictions, from one view per image.
         seen: samples, each counted once.
         loss: mean cross-entropy, without label smoothing, of one view per image.
-        correct_flip_tta: correct predictions from the mean of the logits of the image and its mirror image; None if not
-            asked for.
+        correct_flip_tta: correct predictions from the mean of the logits of the image and its mirror image;
+            None if not asked for.
         ema: the result of the moving average of the weights; None if there is none.
     """
 
@@ -61,16 +61,18 @@ def evaluate(
 ) -> EvalResult:
     """Count over the whole data set with the model's weights as they are, one view per image.
 
-    The model runs eagerly: calling `forward` leaves the compiled training graph alone, which would be compiled again
-    for evaluation. The mode (train or eval) of every module in it is restored afterwards. Waits for the device once, at the end.
+    The model runs eagerly: calling `forward` leaves the compiled training graph alone, which would be
+        compiled again
+    for evaluation. The mode (train or eval) of every module in it is restored afterwards. Waits for the
+    device once, at the end.
 
     Args:
         model: the network that is trained, or another one.
         loader: this process's share; sums are reduced over all processes.
         precision: autocast as in training.
         device: of the sums.
-        flip_tta: count with test-time augmentation too: the mean of the logits of the image and its mirror image (two of the ten views
-            of Krizhevsky et al. 2012, section 4.1).
+        flip_tta: count with test-time augmentation too: the mean of the logits of the image and its mirror
+            image (two of the ten views of Krizhevsky et al. 2012, section 4.1).
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -47,7 +47,8 @@ class Plan:
         return self.total_steps / self.steps_per_epoch
 
     def due(self, step: int) -> "Due":
-        """What is due after a step. Logging is counted from the last evaluation, so that no short window follows one."""
+        """What is due after a step. Logging is counted from the last evaluation, so that no short window
+        follows one."""
         evaluate = self._comes(step, self.eval_every)
         return Due(
             log=evaluate or step % self.eval_every % self.log_every == 0,

@@ -1,4 +1,4 @@
-"""The one owner of mixed precision: the autocast context and the program's only GradScaler."""
+"""Owns mixed precision: the autocast context and the only GradScaler of the program."""
 
 import torch
 
@@ -6,8 +6,8 @@ from pipeline.config import PrecisionConfig
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
-
-# oneDNN has kernels for it on the few CPUs with AVX512-FP16 alone; ResNet-20 took 7 to 40 times as long as in fp32 elsewhere.
+# oneDNN has fp16 kernels only for CPUs with AVX512-FP16; elsewhere ResNet-20 took 7 to 40 times as long as in
+# fp32.
 SLOW_ON_CPU = (
     "fp16 on the CPU is many times slower than fp32 and bf16; without a GPU give precision.mode=bf16"
 )
@@ -16,7 +16,7 @@ SLOW_ON_CPU = (
 class Precision:
     """Autocast and loss scaling for one device (Micikevicius et al. 2018, arXiv:1710.03740).
 
-    In bf16 and fp32 the scaler is disabled and does nothing, so that the step needs no case distinction.
+    In bf16 and fp32 the scaler is disabled: it does nothing, so that the step needs no `if`.
     """
 
     def __init__(self, config: PrecisionConfig, device: torch.device):
@@ -33,5 +33,5 @@ class Precision:
         return torch.autocast(self._device_type, _DTYPES.get(self.mode), enabled=self.mode in _DTYPES)
 
     def loss_scale(self) -> float:
-        """The current loss scale; waits for the device. 1 where nothing is scaled."""
+        """Return the current loss scale, after waiting for the device; 1 in bf16 and fp32."""
         return self.scaler.get_scale()

@@ -1,4 +1,4 @@
-"""All that must survive a restart, in one object."""
+"""Holds all that must survive a restart in one object, and restores it."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,10 +17,12 @@ from pipeline.training.precision import Precision
 
 
 class Totals:
-    """Sums over steps, kept on the device so that no step waits for the host; read at log points.
+    """Sums over steps. They stay on the device, so that no step waits for the host; they are read at log
+    points.
 
     Attributes:
-        values: (5,) float64: loss, correct, images, skipped updates since the start of the run, skipped updates in a row until now.
+        values: (5,) float64: loss, correct, images; skipped updates since the start of the run; skipped
+            updates in a row.
     """
 
     def __init__(self, device: torch.device):
@@ -29,8 +31,9 @@ class Totals:
     def add(
         self, loss: torch.Tensor, correct: torch.Tensor, num_images: int, found_inf: torch.Tensor
     ) -> None:
-        """Add one step: mean loss, number of correct predictions, images, and 1 where the update was skipped (device scalars)."""
-        # a loss that overflowed belongs to a skipped update: keep it out of the mean, where it would hide everything else
+        """Add one step: mean loss, correct predictions, images, and 1 if the update was skipped (device
+        scalars)."""
+        # the loss of a skipped update may be infinite: in the mean it would hide all others
         skipped = found_inf > 0
         sums = torch.stack([loss * num_images, correct.to(loss.dtype), torch.full_like(loss, num_images)])
         self.values[:3] += sums.masked_fill(skipped, 0)
@@ -38,21 +41,21 @@ class Totals:
         self.values[4:].mul_(found_inf)
 
     def start_window(self) -> None:
-        """Zero the sums of the window; the counts of skipped updates run on."""
+        """Zero the sums of the window. The counts of skipped updates go on."""
         self.values[:3] = 0
 
 
 @dataclass
 class TrainState:
-    """Model, optimizer, precision and position of a run.
+    """The model, the optimizer, the precision and the position of a run.
 
     Attributes:
-        model: the network, the same on every process, whose keys are saved.
-        optimizer: heeds the scaler's found_inf on the device; `lr` is the tensor that sets its learning rate.
+        model: the network, the same on every process. Its state-dict keys are saved.
+        optimizer: reads the scaler's found_inf on the device; the tensor `lr` sets its learning rate.
         precision: autocast and GradScaler.
         totals: sums of the open log window.
         ema: moving average of the weights, or None.
-        gradient_mean: over the processes; None where there is one.
+        gradient_mean: averages the gradients over the processes; None on one process.
         step: optimizer steps done.
         best: the best evaluation so far; None before the first one.
         last_train: the newest record of training; None before the first one.
@@ -75,26 +78,21 @@ class TrainState:
         return self.optimizer.param_groups[0]["lr"]
 
     def is_finite(self) -> bool:
-        """Whether weights, norm statistics, their average and the optimizer's state hold no NaN and no infinity; waits for the device."""
+        """True if weights, norm statistics, moving average and optimizer state are finite; waits for the
+        device."""
         models = [self.model, *([self.ema.model] if self.ema is not None else [])]
-        tensors = [tensor for model in models for tensor in model.state_dict().values()]
-        tensors += [
-            value
-            for entry in self.optimizer.state.values()
-            for value in entry.values()
-            if isinstance(value, torch.Tensor)
-        ]
-        floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-        by_device: dict[torch.device, list[torch.Tensor]] = {}  # AdamW keeps its step counts where it likes
-        for tensor in floating:
-            by_device.setdefault(tensor.device, []).append(tensor)
-        return all(
-            math.isfinite(torch.nn.utils.get_total_norm(group, math.inf).item())
-            for group in by_device.values()
-        )
+        values = [value for model in models for value in model.state_dict().values()]
+        values += [value for entry in self.optimizer.state.values() for value in entry.values()]
+        by_device: dict[torch.device, list[torch.Tensor]] = {}  # AdamW may keep its step counts on the CPU
+        for value in values:
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                by_device.setdefault(value.device, []).append(value)
+        largest = [torch.nn.utils.get_total_norm(group, math.inf) for group in by_device.values()]
+        return all(math.isfinite(value.item()) for value in largest)
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the weights; tensors, numbers and strings only, so that it loads with `weights_only=True`."""
+        """Return all but the weights: tensors, numbers and strings, so that it loads with
+        `weights_only=True`."""
         return {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
@@ -104,44 +102,43 @@ class TrainState:
             "last_train": self.last_train.to_json() if self.last_train is not None else {},
             "clock": self.clock,
             "rng": torch.get_rng_state(),
-            # what dropout draws from on a GPU; where the step is captured, every replay moves it on
+            # dropout draws from this generator on a GPU; each replay of a captured step advances it
             **({"cuda_rng": torch.cuda.get_rng_state(self.lr.device)} if self.lr.is_cuda else {}),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned, on any device."""
         self.step, self.clock = saved["step"], saved["clock"]
         self.best = BestEvaluation(**saved["best"]) if saved["best"] else None
         self.last_train = TrainRecord(**saved["last_train"]) if saved["last_train"] else None
-        # loading replaces all entries of a group: the tensors that hold its rate, which are shared, and what this device needs are put back
-        own = [
-            {key: group[key] for key in ("lr", "capturable") if key in group}
-            for group in self.optimizer.param_groups
-        ]
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
-            kept["lr"].copy_(group["lr"])
-            group.update(kept)
-        for (
-            parameter,
-            state,
-        ) in (
-            self.optimizer.state.items()
-        ):  # fused optimizers read memory in order: its layout must be the weight's
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    state[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(
-                        value
-                    )
+        self._load_optimizer(saved["optimizer"])
         self.precision.scaler.load_state_dict(saved["scaler"])
         self.totals.values.copy_(saved["totals"])
         torch.set_rng_state(saved["rng"].cpu())
-        if self.lr.is_cuda and "cuda_rng" in saved:  # not where the CPU has saved
+        if self.lr.is_cuda and "cuda_rng" in saved:  # a checkpoint of a CPU has none
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.lr.device)
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        """Load the optimizer's state, but keep the tensors that hold the learning rates, which the groups
+        share."""
+        groups = self.optimizer.param_groups
+        kept = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in groups]
+        self.optimizer.load_state_dict(saved)  # replaces all entries of a group
+        for group, entries in zip(self.optimizer.param_groups, kept, strict=True):
+            entries["lr"].copy_(group["lr"])
+            group.update(entries)
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    # fused optimizers read memory in order: the layout must be that of the weight
+                    same_layout = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                    state[key] = same_layout.copy_(value)
 
     def snapshot(self) -> Snapshot:
         """Copy the state, so that later training steps leave the copy alone.
 
-        The copy is made on the state's own device. On a GPU that costs training next to nothing, and the memory of the copy for a moment.
+        The copy is made on the state's device. On a GPU it takes training almost no time, and the memory of a
+        copy for a moment.
         """
         models = {WEIGHTS: self.model} | ({EMA: self.ema.model} if self.ema is not None else {})
         everything = {
@@ -173,5 +170,6 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         state.restore(saved)
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder}: does not fit this config's model and optimizer ({first_line(error)}); give the run's own config"
+            f"{folder}: does not fit this config's model and optimizer ({first_line(error)}); "
+            "give the run's own config"
         ) from None

@@ -1,4 +1,4 @@
-"""The training step: forward, loss, scaled backward, unscale, clip, update. It computes and does no logging."""
+"""Computes the training step: forward, loss, scaled backward, unscale, clip, update. It logs nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ _WARMUP = 3  # eager steps before a capture
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Device scalars of one step; nothing here has waited for the host.
+    """Device scalars of one step. The host has waited for none of them.
 
     Attributes:
         loss: float32, mean over the process's share of the batch, before scaling.
-        correct: int64, correct predictions; where images are mixed, float32 (`count_correct`).
-        found_inf: float32, 1 where the gradient overflowed and the update was skipped.
+        correct: int64, correct predictions; float32 if images are mixed (`count_correct`).
+        found_inf: float32, 1 if the gradient overflowed and the update was skipped.
     """
 
     loss: torch.Tensor
@@ -32,12 +32,12 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What a step does beside forward, backward and update.
+    """The options of a step.
 
     Attributes:
         label_smoothing: as `loss.label_smoothing`.
         clip_norm: largest global L2 norm of the unscaled gradient, or None.
-        accumulate: micro-batches of equal size that a batch falls into.
+        accumulate: number of equal micro-batches that a batch is cut into.
         mix: as `augment.mix`.
     """
 
@@ -63,29 +63,20 @@ def train_step(
     labels: torch.Tensor,
     mix_draws: torch.Tensor | None = None,
 ) -> StepOutput:
-    """One optimizer step with the learning rate that `state.lr` holds.
+    """Take one optimizer step with the learning rate in `state.lr`.
 
     Args:
         state: updated in place (all but `state.step`).
-        options: what else to do.
+        options: of the step.
         images: (B, C, H, W) as the loader delivers them.
         labels: (B,) int64.
-        mix_draws: what to mix (`mixing.draw_mixing`), where `options.mix` says so.
+        mix_draws: the draws of `mixing.draw_mixing`, if `options.mix` is not `none`.
     """
-    scaler, optimizer, shares = state.precision.scaler, state.optimizer, None
+    shares = None
     if mix_draws is not None:
         images, labels, shares = mix(options.mix, images, labels, mix_draws)
     loss, correct = _backward(state, options, images, labels, shares)
-    if options.clip_norm is not None or isinstance(optimizer, Muon):
-        scaler.unscale_(optimizer)
-    if options.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_norm)
-    scaler.step(optimizer)
-    # torch has no public name for the flag; the public way, comparing scales, waits for the host
-    flags = list(scaler._found_inf_per_device(optimizer).values()) if scaler.is_enabled() else []
-    found_inf = flags[0].clone() if flags else torch.zeros((), device=images.device)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    found_inf = _update_weights(state, options)
     if state.ema is not None:
         state.ema.update(found_inf)
     state.totals.add(loss, correct, len(images), found_inf)
@@ -99,28 +90,51 @@ def _backward(
     labels: torch.Tensor,
     shares: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward and scaled backward, one micro-batch after another; mean loss and correct predictions.
+    """Run forward and scaled backward, one micro-batch after another.
 
-    The gradients are those of the mean over the whole batch. Processes add up theirs once, with the last micro-batch.
+    The gradients are those of the mean over the whole batch. They are averaged over the processes once, with
+    the last micro-batch.
+
+    Returns:
+        The mean loss and the number of correct predictions.
     """
     losses, correct = [], []
-    count, model = options.accumulate, state.model
-    for number, (part, wanted) in enumerate(
-        zip(images.chunk(count), labels.chunk(count), strict=True), start=1
-    ):
+    count = options.accumulate
+    micro_batches = zip(images.chunk(count), labels.chunk(count), strict=True)
+    for number, (some_images, targets) in enumerate(micro_batches, start=1):
         with state.precision.autocast():
-            logits = model(part)
-            loss = classification_loss(logits, wanted, options.label_smoothing, shares)
+            logits = state.model(some_images)
+            loss = classification_loss(logits, targets, options.label_smoothing, shares)
         if number == count and state.gradient_mean is not None:
             state.gradient_mean.start()
         state.precision.scaler.scale(loss / count if count > 1 else loss).backward()
         losses.append(loss.detach())
-        correct.append(count_correct(logits.detach(), wanted, shares))
+        correct.append(count_correct(logits.detach(), targets, shares))
     if state.gradient_mean is not None:
         state.gradient_mean.finish()
     if count == 1:
         return losses[0], correct[0]
     return torch.stack(losses).mean(), torch.stack(correct).sum()
+
+
+def _update_weights(state: TrainState, options: StepOptions) -> torch.Tensor:
+    """Unscale and clip the gradients, update the weights, then the loss scale.
+
+    Returns:
+        Device scalar, float32: 1 if the gradient overflowed and the update was skipped.
+    """
+    scaler, optimizer = state.precision.scaler, state.optimizer
+    if options.clip_norm is not None or isinstance(optimizer, Muon):
+        scaler.unscale_(optimizer)
+    if options.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_norm)
+    scaler.step(optimizer)
+    # torch has no public name for this flag; comparing two scales, the public way, waits for the device
+    flags = list(scaler._found_inf_per_device(optimizer).values()) if scaler.is_enabled() else []
+    found_inf = flags[0].clone() if flags else torch.zeros((), device=state.lr.device)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return found_inf
 
 
 def _compiled_graphs() -> int:
@@ -129,11 +143,11 @@ def _compiled_graphs() -> int:
 
 @dataclass
 class _Shape:
-    """How far the steps on images of one height and width have come.
+    """The progress of the steps on images of one height and width.
 
     Attributes:
         eager_left: eager steps before the capture.
-        graph, static, output: the captured step, the tensors that it reads, and what it gives.
+        graph, static, output: the captured step, the tensors that it reads, and its result.
     """
 
     eager_left: int
@@ -143,12 +157,13 @@ class _Shape:
 
 
 class Step:
-    """`train_step` for a run: sets the learning rate, counts, and on a GPU replays the whole step as one CUDA graph.
+    """Takes the steps of a run: sets the learning rate, counts, and on a GPU replays the whole step as one
+    CUDA graph.
 
-    The first steps run eagerly (torch.compile and cuDNN's choice of algorithms settle), then one step is captured, forward
-    to update, and every later one is a copy into the static input and a replay: the host has nothing left to do. The eager steps
-    are training steps like any other, so capturing changes no result. Images of another height and width begin anew: they are compiled and
-    captured once too, in the same memory.
+    The first steps run eagerly, until torch.compile and cuDNN's choice of algorithms have settled. Then one
+    step is captured, from forward to update. Every later step is a copy into the static input and a replay,
+    so that the host has little to do. The eager steps are training steps too, so capturing changes no result.
+    Images of another height and width are compiled and captured once too; all graphs share their memory.
 
     Args:
         config: the run's config.
@@ -170,22 +185,22 @@ class Step:
 
     @property
     def settled(self) -> bool:
-        """Whether warm-up, compiling and capturing are over, for images as large as the last ones."""
+        """True if warm-up, compiling and capturing are over for images of the last size."""
         return self._shape.eager_left <= 0 and (self._shape.graph is not None or not self._capture)
 
     def is_new(self, batch: Batch) -> bool:
-        """Whether the step has not seen images of this height and width yet."""
+        """True if the step has not seen images of this height and width yet."""
         return batch.images.shape[2:] not in self._shapes
 
     @property
     def recompilations(self) -> int:
-        """Graphs that torch.compile has made after warm-up was over; anything but 0 means that batch sizes or types changed."""
+        """Number of graphs compiled after warm-up. It is 0 unless batch sizes or types changed."""
         since = _compiled_graphs() - self._graphs_when_settled if self._graphs_when_settled is not None else 0
         return self._unexpected_graphs + since
 
     def __call__(self, batch: Batch) -> StepOutput:
         state = self._state
-        self._turn_to(batch)
+        self._select_shape(batch)
         state.lr.fill_(self._lr_at(state.step))
         if state.ema is not None:
             state.ema.set_step(state.step)
@@ -202,8 +217,9 @@ class Step:
         state.step += 1
         return output
 
-    def _turn_to(self, batch: Batch) -> None:
-        """Go on with the images of a batch: where their height and width are new, what is compiled next is expected."""
+    def _select_shape(self, batch: Batch) -> None:
+        """Select the graph of the batch's image size. If the size is new, the next compilation is
+        expected."""
         if self.is_new(batch):
             self._unexpected_graphs, self._graphs_when_settled = self.recompilations, None
             self._shapes[batch.images.shape[2:]] = _Shape(_WARMUP)
@@ -212,20 +228,20 @@ class Step:
     def _replay(self, inputs: list[torch.Tensor]) -> StepOutput:
         shape = self._shape
         if shape.graph is None:
-            # the graphs of all sizes take turns, so that they can share memory
-            pool = next(
-                (other.graph.pool() for other in self._shapes.values() if other.graph is not None), None
-            )
-            shape.static = [tensor.clone() for tensor in inputs]
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: DALI's threads allocate and synchronise on their own while this one captures
-            with torch.cuda.graph(
-                graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-            ):
-                shape.output = train_step(self._state, self._options, *shape.static)
-            shape.graph = graph
+            self._capture_step(shape, inputs)
+        assert shape.graph is not None
         assert shape.output is not None
         for static, tensor in zip(shape.static, inputs, strict=True):
             static.copy_(tensor, non_blocking=True)
         shape.graph.replay()
         return shape.output
+
+    def _capture_step(self, shape: _Shape, inputs: list[torch.Tensor]) -> None:
+        graphs = [other.graph for other in self._shapes.values() if other.graph is not None]
+        pool = graphs[0].pool() if graphs else None  # one graph runs at a time, so all can share memory
+        shape.static = [tensor.clone() for tensor in inputs]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # thread_local: DALI's threads allocate and synchronise while this thread captures
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            shape.output = train_step(self._state, self._options, *shape.static)
+        shape.graph = graph

@@ -113,7 +113,7 @@ class Trainer:
             trainer.metrics = MetricsLog(run, config.log.tensorboard, state.step)
         return trainer
 
-    # --- the loop -------------------------------------------------------------------------------------------------------
+    # --- the loop -------------------------------------------------------------------------------------------
 
     def fit(self) -> EvalResult:
         """Train from `state.step` to the end of the plan.
@@ -180,7 +180,7 @@ class Trainer:
         if self.watch is not None:
             self.watch.at(place)
 
-    # --- logging --------------------------------------------------------------------------------------------------------
+    # --- logging --------------------------------------------------------------------------------------------
 
     def log_window(self, window: Window | None) -> None:
         """Read the sums of the open window off the device, check and record them."""
@@ -208,23 +208,22 @@ class Trainer:
 
     def _check_window(self, loss: float, skipped_in_a_row: int) -> None:
         where, lr = f"step {self.state.step}", f"learning rate {self._last_lr():g}"
+        advice = f"{_remedies(self.config)}. The last checkpoint is kept"
         if skipped_in_a_row >= self.config.precision.max_consecutive_skips:
-            raise TrainingError(
-                f"{where}: {skipped_in_a_row} updates in a row overflowed in fp16 at loss scale "
-                f"{self.state.precision.loss_scale():g} and {lr}; {_remedies(self.config)}. The last checkpoint is kept"
-            )
+            scale = f"loss scale {self.state.precision.loss_scale():g}"
+            overflow = f"{skipped_in_a_row} updates in a row overflowed in fp16"
+            raise TrainingError(f"{where}: {overflow} at {scale} and {lr}; {advice}")
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"{where}: the training loss is {loss} at {lr}; {_remedies(self.config)}. The last checkpoint is kept"
-            )
+            raise TrainingError(f"{where}: the training loss is {loss} at {lr}; {advice}")
 
     def _last_lr(self) -> float:
         return self.plan.lr_at(self.state.step - 1)
 
-    # --- evaluation -----------------------------------------------------------------------------------------------------
+    # --- evaluation -----------------------------------------------------------------------------------------
 
     def evaluate_all(self) -> EvalResult:
-        """Evaluate on the holdout and the test set, record both, and remember the best; return the test set's result."""
+        """Evaluate on the holdout and the test set, record both, and remember the best; return the test set's
+        result."""
         self._watch_at(f"in the evaluation after step {self.state.step}")
         self.average_norms()
         if self.loaders.holdout is not None:
@@ -266,13 +265,14 @@ class Trainer:
         if self.state.ema is not None:
             average_batch_norm(self.state.ema.model)
 
-    # --- saving ---------------------------------------------------------------------------------------------------------
+    # --- saving ---------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Checkpoint this step: every process takes part in averaging and summing, rank 0 writes.
 
         Raises:
-            TrainingError: the state holds numbers that are not finite, or the checkpoint before could not be written.
+            TrainingError: the state holds numbers that are not finite, or the checkpoint before could not be
+                written.
         """
         state = self.state
         self._watch_at(f"saving step {state.step}")
@@ -293,7 +293,8 @@ class Trainer:
             self.checkpoints.save(state.snapshot())
 
     def close(self) -> None:
-        """End what is shown and written, each part even if another one fails; what was saved is on disk then."""
+        """End what is shown and written, each part even if another one fails; what was saved is on disk
+        then."""
         with contextlib.ExitStack() as closing:
             for part in (self.console, self.profiler, self.metrics, self.checkpoints):
                 if part is not None:
@@ -302,7 +303,8 @@ class Trainer:
 
 @contextlib.contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Work on a stream of its own on a GPU: a captured step must not run on the default stream. Nothing on the CPU."""
+    """Work on a stream of its own on a GPU: a captured step must not run on the default stream. Nothing on
+    the CPU."""
     if device.type != "cuda":
         yield
         return

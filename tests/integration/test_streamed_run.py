@@ -139,7 +139,9 @@ def test_a_run_that_is_continued_on_other_images_says_so(
         steps.clear()
         capsys.readouterr()
         assert run_streamed(own, tmp_path / "runs", "duration=4ep", "resume=auto") == 75
-        told.append([line for line in capsys.readouterr().out.splitlines() if "on other images" in line])
+        told.append(
+            [line for line in capsys.readouterr().out.splitlines() if "the images have changed" in line]
+        )
     assert [len(lines) for lines in told] == [0, 1, 1, 0]
     assert "32 train and 10 test before, 31 and 10 now" in told[1][0]
 
