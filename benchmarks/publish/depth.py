@@ -85,7 +85,7 @@ def _others(recipes: Sequence[Record]) -> dict[str, list[_Point]]:
     for figure in published.read().figures:
         network = _parse(figure.network)
         if network is not None and figure.recipe in names:
-            lines.setdefault(figure.source.partition(",")[0], []).append(
+            lines.setdefault(figure.label or figure.source.partition(",")[0], []).append(
                 _Point(network[1], 100 - figure.accuracy)
             )
     return lines

@@ -29,6 +29,7 @@ class Figure(_Strict):
         data: data set.
         how: what one must know to compare it.
         source: where it stands.
+        label: short name of the source, for a figure; default: the source up to its first comma.
         recipe: ours of the same network; None where there is none.
     """
 
@@ -37,6 +38,7 @@ class Figure(_Strict):
     data: str
     how: str
     source: str
+    label: str | None = None
     recipe: str | None = None
 
 

@@ -1,20 +1,28 @@
-"""Bring the tables and figures of the README files, and the prices in the recipes, up to date with the records.
+"""Bring the tables and figures of the README files, and the prices in the recipes, up to date.
 
     python -m benchmarks readme [--check]
 
-A README says where a table goes by a pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`; what stands between
-them is written by this command. NAME is a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`,
-`scaling`, `peer`, `recipe`), a figure (`streamed`, `throughput`, `waterfall`), `scaling_model`, which is made from the records of
-`scaling`, or `published`, the accuracies of others beside ours. A recipe in configs/ says its price at the end of its header (`prices.py`).
+A pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`, marks the place of a table or a
+figure in a README. This command writes the lines between the pair from the records. NAME is one of these:
+
+- a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`, `scaling`, `peer`,
+  `recipe`);
+- a figure (`streamed`, `throughput`, `waterfall`, `depth`);
+- `scaling_model`, a table made from the records of `scaling`;
+- `published`, the accuracies that others published beside those of the recipes;
+- `results`, the small table of the front page.
+
+A recipe in configs/ states its price at the end of its header (`prices.py`).
 """
 
 import argparse
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from benchmarks.publish import figures, prices, published
+from benchmarks.publish import figures, prices, published, results
 from benchmarks.publish.records import FOLDER, RESULTS, Record, newest, read
 from benchmarks.publish.tables import MAKERS, Table, to_markdown
 from benchmarks.scaling import scaling_model
@@ -25,9 +33,10 @@ _BLOCK = re.compile(
     r"<!-- benchmarks:(?P<name>\w+) -->\n(?P<content>.*?)<!-- /benchmarks:(?P=name) -->", re.DOTALL
 )
 _MARKER = re.compile(r"<!-- /?benchmarks:\w+ -->")
-_NO_RECORDS = "No records yet."
+_NO_RECORDS = "No records yet.\n"
 _PUBLISHED = "published"
-# tables by their names in a marker, each with the benchmark whose records it is made from
+_WIDTH = 110  # characters of a line of prose
+# Tables by the name in their marker, each with the benchmark whose records the table shows.
 _TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], Table]]] = {
     **{name: (name, make) for name, make in MAKERS.items()},
     "scaling_model": ("scaling", scaling_model.table),
@@ -35,27 +44,24 @@ _TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], Table]]] = {
 
 
 def machines(records: Sequence[Record]) -> str:
-    """What records were measured on, in one line of Markdown; commits of one machine and day stand side by side."""
+    """Return the machines that records were measured on, in one line of Markdown.
+
+    Commits of the same machine and day stand side by side.
+    """
     commits: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
-        commit = (
-            f"{record.commit[:10] if record.commit else 'unknown'}{' with changes' if record.dirty else ''}"
-        )
+        commit = (record.commit or "unknown")[:10] + (" with changes" if record.dirty else "")
         commits.setdefault((_machine(record), record.utc[:10]), {})[commit] = None
     return "; ".join(
-        f"{machine}, commit{'s' if len(found) > 1 else ''} {', '.join(found)}, {day}"
-        for (machine, day), found in commits.items()
+        f"{machine}, commit{'s' if len(names) > 1 else ''} {', '.join(names)}, {day}"
+        for (machine, day), names in commits.items()
     )
 
 
 def _machine(record: Record) -> str:
-    gpu = (
-        f"{record.gpu}" + (f", {record.power_limit_w:.0f} W" if record.power_limit_w else "")
-        if record.gpu
-        else f"CPU, {record.cpu_cores} cores"
-    )
+    power = f", {record.power_limit_w:.0f} W" if record.power_limit_w else ""
     parts = [
-        gpu,
+        f"{record.gpu}{power}" if record.gpu else f"CPU, {record.cpu_cores} cores",
         f"driver {record.driver}" if record.driver else "",
         f"CUDA {record.cuda}" if record.gpu else "",
         f"torch {record.torch}",
@@ -66,41 +72,50 @@ def _machine(record: Record) -> str:
 
 
 def block(name: str, records: Sequence[Record], readme: Path) -> str:
-    """What stands between the markers NAME, for a README at this path. Ends with a line break."""
+    """Return the text between the markers NAME of the README at this path; it ends with a line break."""
     if name in figures.FIGURES:
         return _figure(name, records, readme)
     if name == _PUBLISHED:
         table = published.table(records)
-        return f"{table.title}.\n\n{to_markdown(table)}\n"
+        return _wrap(f"{table.title}.\n\n{to_markdown(table)}\n")
+    if name == results.NAME:
+        shown = results.chosen(records)
+        return _wrap(f"{results.markdown(shown)}{machines(shown)}.\n") if shown else _NO_RECORDS
     benchmark, make = _TABLES[name]
     chosen = [record for record in newest(records) if record.benchmark == benchmark]
     parts = []
     for folder in dict.fromkeys(record.folder for record in chosen):
         group = [record for record in chosen if record.folder == folder]
         table = make(group)
-        if not table.rows:  # the model knows the links of some GPUs only
-            continue
-        parts.append(f"{table.title}. {machines(group)}\n\n{to_markdown(table)}\n")
-    return "\n".join(parts) or f"{_NO_RECORDS}\n"
+        if table.rows:  # `scaling_model` knows the links of some GPUs only
+            parts.append(_wrap(f"{table.title}. {machines(group)}\n\n{to_markdown(table)}\n"))
+    return "\n".join(parts) or _NO_RECORDS
+
+
+def _wrap(text: str) -> str:
+    """Return Markdown with paragraphs in lines of at most `_WIDTH` characters; tables stay as they are."""
+    lines = [
+        line if line.startswith("|") else textwrap.fill(line, _WIDTH, break_on_hyphens=False)
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _figure(name: str, records: Sequence[Record], readme: Path) -> str:
-    lines = [
-        f"![{figures.FIGURES[name].alt}]({relpath(path, readme.parent)})\n"
-        for path in figures.paths(name, records)
-    ]
-    return "\n".join(lines) or f"{_NO_RECORDS}\n"
+    alt = figures.FIGURES[name].alt
+    lines = [f"![{alt}]({relpath(path, readme.parent)})\n" for path in figures.paths(name, records)]
+    return "\n".join(lines) or _NO_RECORDS
 
 
 def render(text: str, records: Sequence[Record], path: Path) -> str:
-    """The text of a README with all blocks made anew, or of a recipe with its price.
+    """Return the text of a README with all blocks made anew, or the text of a recipe with its price.
 
     Raises:
-        UserError: a marker that is unknown, or has no counterpart; a recipe without the line of its price.
+        UserError: a marker is unknown or has no counterpart, or a recipe has no line for its price.
     """
     if path.suffix == ".yaml":
         return prices.render(text, records, path)
-    known = [*_TABLES, _PUBLISHED, *figures.FIGURES]
+    known = [*_TABLES, _PUBLISHED, results.NAME, *figures.FIGURES]
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
@@ -110,25 +125,27 @@ def render(text: str, records: Sequence[Record], path: Path) -> str:
 
     rendered = _BLOCK.sub(fill, text)
     if len(_MARKER.findall(text)) != 2 * len(_BLOCK.findall(text)):
-        raise UserError(f"{path}: a benchmarks marker without its counterpart; see benchmarks/README.md")
+        raise UserError(f"{path}: a benchmarks marker has no counterpart; write both lines of the pair")
     return rendered
 
 
-def outdated(files: Sequence[Path] = (), results: Path = RESULTS) -> list[Path]:
-    """Files that disagree with the records; of all README files and recipes, where none are given."""
-    records = read(results)
-    existing = [path for path in files or (*FILES, *prices.recipe_paths()) if path.exists()]
-    return [
-        path for path in existing if render(path.read_text("utf-8"), records, path) != path.read_text("utf-8")
-    ]
+def outdated(files: Sequence[Path] = (), records: Path = RESULTS) -> list[Path]:
+    """Return the files that disagree with the records; without `files`, of all README files and recipes."""
+    known = read(records)
+    stale = []
+    for path in files or (*FILES, *prices.recipe_paths()):
+        if path.exists() and (text := path.read_text("utf-8")) != render(text, known, path):
+            stale.append(path)
+    return stale
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Draw all figures and rewrite what disagrees with the records, or, with `--check`, list it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__)
     parser.add_argument(
         "--check",
         action="store_true",
-        help="change nothing; exit with 1 where a README or a recipe disagrees with the records",
+        help="change nothing; exit with 1 if a README or a recipe disagrees with the records",
     )
     arguments = parser.parse_args(argv)
     if arguments.check:

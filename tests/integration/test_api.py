@@ -46,7 +46,7 @@ def test_the_example_works(
 
 def test_the_readme_shows_the_same_lines():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert all(block.strip() == example().strip() for block in blocks)
+    assert [block.strip() for block in blocks] == [example().strip()]
 
 
 def test_a_run_and_fit_name_milestones_that_they_do_not_come_to(

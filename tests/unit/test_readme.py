@@ -1,4 +1,4 @@
-"""Every command that the READMEs show is one that works: its recipe loads, its keys exist, its name is known."""
+"""The documents show only commands, recipes, keys, files and links that exist; the front page is short."""
 
 import re
 import shlex
@@ -7,31 +7,45 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS, OTHERS
+from benchmarks.publish.readme import FILES
 from pipeline.__main__ import _parser
 from pipeline.config import load_config
 
 ROOT = Path(__file__).parents[2]
-STARTS = ("./launch.sh", "python -m pipeline", "accelerate launch", "python -m benchmarks")
-OWN = {"test", "lock", "bench", "sweep", "-h"}  # what launch.sh does itself
+FRONT_PAGE = ROOT / "README.md"
+STARTS = ("./launch.sh", "python -m pipeline", "accelerate launch", "python -m benchmarks", "sbatch")
+LAUNCH_VERBS = {"test", "lock", "bench", "sweep", "-h"}  # the verbs of launch.sh itself
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|…|\.\.\.|yours")
+MAX_LINES, MAX_WIDTH = 150, 110
 
 
-def commands() -> list[str]:
+def documents() -> list[Path]:
+    """All Markdown files of the project."""
+    paths = [*ROOT.glob("*.md"), *ROOT.glob("*/**/README.md")]
+    hidden_or_written_by_runs = re.compile(r"\..*|runs|data|build")
+    return sorted(
+        path for path in paths if not hidden_or_written_by_runs.fullmatch(path.relative_to(ROOT).parts[0])
+    )
+
+
+def commands(*paths: Path) -> list[str]:
     found = []
-    for readme in sorted(
-        path
-        for path in ROOT.glob("**/README.md")
-        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-    ):
-        text = readme.read_text().replace("\\\n", " ")  # a command may go on in the next line
-        lines = [
-            line.split("#")[0].strip()
-            for block in re.findall(r"```\n(.*?)```", text, re.S)
-            for line in block.splitlines()
-        ]
+    for path in paths or documents():
+        text = path.read_text().replace("\\\n", " ")  # a command may continue in the next line
+        blocks = re.findall(r"^```\n(.*?)^```", text, re.S | re.M)
+        lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
         spans = [span for line in text.splitlines() for span in re.findall(r"`([^`]+)`", line)]
         found += [command for command in lines + spans if command.startswith(STARTS)]
     return sorted(set(found))
+
+
+def verb(command: str) -> str:
+    """The verb of launch.sh or of a module; empty if the command trains a recipe."""
+    words = command.split()
+    of_python = words[1:3] in (["-m", "pipeline"], ["-m", "benchmarks"])
+    rest = words[1:] if words[0] == "./launch.sh" else words[3:] if of_python else []
+    first = rest[0] if rest else ""
+    return "" if PLACEHOLDER.search(first) or "/" in first or "=" in first else first
 
 
 def pipeline_commands() -> set[str]:
@@ -40,18 +54,18 @@ def pipeline_commands() -> set[str]:
 
 
 def test_there_are_commands_to_test() -> None:
-    assert "./launch.sh" in commands() and "./launch.sh test" in commands()
+    assert {"./launch.sh", "./launch.sh test"} <= set(commands(FRONT_PAGE))
 
 
 def test_every_command_is_shown() -> None:
-    """In the README and by `./launch.sh -h`, where `train` goes without its name; those of the benchmarks in theirs."""
-    readme, launch = ((ROOT / name).read_text() for name in ("README.md", "launch.sh"))
+    """The front page and `./launch.sh -h` show all commands; benchmarks/README.md shows the benchmarks."""
+    launch = (ROOT / "launch.sh").read_text()
     listed = re.findall(
         r"[\w-]+", launch.partition("`python -m pipeline COMMAND`:")[2].partition("./launch.sh")[0]
     )
     assert set(listed) == pipeline_commands() - {"train"}
-    assert [name for name in listed if f"`python -m pipeline {name}" not in readme] == []
-    shown = re.findall(r"^\| `(?:bench )?([\w-]+)", (ROOT / "benchmarks/README.md").read_text(), re.M)
+    assert {verb(command) for command in commands(FRONT_PAGE)} >= {*listed, "test", "bench", "sweep"}
+    shown = re.findall(r"^\| `(?:bench )?([\w-]+)[ `]", (ROOT / "benchmarks/README.md").read_text(), re.M)
     assert set(shown) == {*BENCHMARKS, *OTHERS}
 
 
@@ -71,13 +85,43 @@ def test_a_shown_command_exists(command: str) -> None:
             assert (ROOT / word).is_file(), f"{word} does not exist"
     if recipes and not PLACEHOLDER.search(recipes[0]) and "sweeps/" not in recipes[0]:
         load_config(ROOT / recipes[0], overrides)
-    after = (
-        words[1:]
-        if words[0] == "./launch.sh"
-        else words[3:]
-        if words[:3] == ["python", "-m", "pipeline"]
-        else []
-    )
-    first = after[0] if after else ""
-    if first and not PLACEHOLDER.search(first) and "/" not in first and "=" not in first:
-        assert first in pipeline_commands() | OWN, f"{first} is no command"
+    if verb(command):
+        of_benchmarks = command.startswith("python -m benchmarks")
+        known = {*BENCHMARKS, *OTHERS} if of_benchmarks else pipeline_commands() | LAUNCH_VERBS
+        assert verb(command) in known, f"{verb(command)} is no command"
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        if not name.startswith("https://"):
+            linked = path.parent / name if name else path
+            assert linked.exists(), f"{path}: {target} does not exist"
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.M) if anchor else []
+            slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert not anchor or anchor in slugs, f"{path}: {target} has no such heading"
+    rooms = "|".join(("pipeline", "kernels", "benchmarks", "configs", "tests"))
+    for name in re.findall(rf"`((?:{rooms})/[\w./-]+)`", text):
+        assert PLACEHOLDER.search(name) or (ROOT / name).exists(), f"{path}: {name} does not exist"
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(FRONT_PAGE.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in documents() if path.parent.name not in ("kernels", "tests")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_prose_fits_the_width_of_the_code(path: Path) -> None:
+    lines = enumerate(path.read_text().splitlines(), 1)
+    wide = [number for number, line in lines if len(line) > MAX_WIDTH and not line.startswith(("|", "!["))]
+    assert not wide, f"{path}: lines {wide} have more than {MAX_WIDTH} characters"
+
+
+def test_every_table_of_records_stands_once() -> None:
+    places = [name for path in FILES for name in re.findall(r"<!-- benchmarks:(\w+) -->", path.read_text())]
+    assert len(places) == len(set(places))

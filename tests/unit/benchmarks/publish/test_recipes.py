@@ -10,6 +10,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.measure.options import merge
 from benchmarks.publish import depth, figures, prices, published, readme, recipes
+from benchmarks.publish import results as results_table
 from benchmarks.publish.records import RESULTS, Record, append, read
 from benchmarks.publish.tables import MAKERS, to_markdown
 from pipeline.config import dump_config, load_config
@@ -303,7 +304,7 @@ def test_the_error_by_depth_of_ours_beside_the_papers(
     assert path.name == "nvidia-h200-depth.png" and path.stat().st_size > 10_000
     assert drawn == {
         "He et al. 2015, CIFAR-10": [(20, 8.75, 0)],
-        "document E, CIFAR-10": [(20, 10.52, 0)],
+        "re-implemented, CIFAR-10": [(20, 10.52, 0)],
         "ours, CIFAR-10 re-encoded as JPEG": [(20, 8.8, 0.2)],
         "ours without shortcuts, CIFAR-10 re-encoded as JPEG": [],
     }
@@ -315,8 +316,23 @@ def test_published_figures_stand_beside_ours(record: Record):
     assert [row[4:] for row in rows] == [
         ("91.25 %", NAME, "91.20 ± 0.20 % (3) on CIFAR-10 re-encoded as JPEG")
     ]
-    assert "comparable one to one" in published.table([]).title
+    assert "re-encoded" in published.table([]).title
     assert not any(row[-1] for row in published.table([]).rows)
+
+
+def test_the_front_page_prefers_a_record_on_the_data_of_the_published_figure(record: Record):
+    published_cell = f"| `{NAME}` | 91.25 % (He et al. 2015"
+    assert results_table.chosen([record]) == [record]
+    text = results_table.markdown([record]).replace("\N{NO-BREAK SPACE}", " ")
+    assert "seconds on one H200" in text and published_cell in text
+    assert "| 91.20 ± 0.20 % (3) ¹ | 201.0 |" in text and "¹ On CIFAR-10 re-encoded as JPEG. " in text
+    original = record.model_copy(update={"data": "CIFAR-10", "train_s": None})
+    changed = record.model_copy(update={"config": record.config | {"duration": "80ep"}})
+    others = [record.model_copy(update=update) for update in ({"gpu": None}, {"world_size": 2})]
+    assert results_table.chosen([original, record]) == [original]
+    assert results_table.chosen([changed, *others]) == []
+    text = results_table.markdown([original]).replace("\N{NO-BREAK SPACE}", " ")
+    assert "| 91.20 ± 0.20 % (3) | not measured |" in text and "¹" not in text
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_every_table_and_figure_has_its_place():
         for path in readme.FILES
         for name in re.findall(r"<!-- benchmarks:(\w+) -->", path.read_text("utf-8"))
     }
-    assert places == {*MAKERS, *figures.FIGURES, "scaling_model", "published"}
+    assert places == {*MAKERS, *figures.FIGURES, "scaling_model", "published", "results"}
 
 
 def test_every_figure_that_a_readme_may_show_is_there():
