@@ -1,30 +1,64 @@
-"""A run folder as its report reads it: whatever is there, and a sentence for each part that is not."""
+"""Reads a run folder for its report: all that is there, and one sentence for each part that is not.
+
+This module is the only one of the report that reads metrics.jsonl, result.json and env.json.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.config import Config, leaf_fields, load_config
 from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 from pipeline.inference.predictions import Predictions
-from pipeline.report.curves import Record, read_metrics
+
+Record = dict[str, Any]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The records of metrics.jsonl.
+
+    Attributes:
+        train: one for each log window.
+        evals: one for each evaluation, by split (`holdout`, `test`).
+    """
+
+    train: list[Record] = field(default_factory=list)
+    evals: dict[str, list[Record]] = field(default_factory=lambda: {"holdout": [], "test": []})
+
+    @property
+    def selected_on(self) -> str:
+        """The split that selects the best step."""
+        return "holdout" if self.evals["holdout"] else "test"
+
+    @property
+    def last(self) -> Record:
+        """The newest record; empty if there is none."""
+        newest = [records[-1] for records in (self.train, *self.evals.values()) if records]
+        return max(newest, key=lambda record: record.get("step") or 0, default={})
+
+    @property
+    def last_test(self) -> Record:
+        """The last evaluation on the test set; empty if there is none."""
+        return self.evals["test"][-1] if self.evals["test"] else {}
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """What one run left behind.
+    """The content of one run folder.
 
     Attributes:
         name: of its folder.
         values: every key of its config, dotted.
-        config: the same, checked; None where it is of another version.
-        environment, result: env.json and result.json; empty where missing.
-        train, evals: the records of metrics.jsonl, evaluations by split (`holdout`, `test`).
-        predictions: on the test set; None where missing.
-        problems: sentences on what is missing or cannot be read.
+        config: the same, checked; None if it is of another version.
+        environment, result: env.json and result.json; empty if missing.
+        metrics: metrics.jsonl; empty if missing.
+        predictions: on the test set; None if missing.
+        problems: one sentence for each part that cannot be read.
     """
 
     name: str
@@ -32,8 +66,7 @@ class RunRecord:
     config: Config | None
     environment: Mapping[str, Any]
     result: Mapping[str, Any]
-    train: list[Record]
-    evals: dict[str, list[Record]]
+    metrics: Metrics
     predictions: Predictions | None
     problems: list[str] = field(default_factory=list)
 
@@ -41,25 +74,19 @@ class RunRecord:
     def finished(self) -> bool:
         return bool(self.result)
 
-    @property
-    def last(self) -> Record:
-        """The newest record of metrics.jsonl; empty where there is none."""
-        records = [*self.train[-1:], *(records[-1] for records in self.evals.values() if records)]
-        return max(records, key=lambda record: record.get("step") or 0, default={})
-
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run folder; parts that are missing or damaged become sentences in `problems`.
+    """Read a run folder; parts that are damaged become sentences in `problems`.
 
     Raises:
-        UserError: it holds no `config.yaml`, so it is no run folder.
+        UserError: it holds no `config.yaml`, so it is not a run folder.
     """
     recipe = folder / "config.yaml"
     if not recipe.is_file():
         raise UserError(f"{folder}: not a run folder (no config.yaml in it)")
     problems: list[str] = []
 
-    def attempt(read: Any, otherwise: Any) -> Any:
+    def attempt(read: Callable[[], _T], otherwise: _T) -> _T:
         try:
             return read()
         except UserError as error:
@@ -69,20 +96,39 @@ def read_run(folder: Path) -> RunRecord:
     values = {key: field.get_default() for key, field in leaf_fields()}
     values |= attempt(lambda: flatten(read_recipe(recipe).values), {})
     config = attempt(lambda: load_config(recipe), None)
-    result, environment = (
-        attempt(lambda: _read_json(folder / "result.json"), {}),
-        attempt(lambda: _read_json(folder / "env.json"), {}),
-    )
-    metrics = attempt(lambda: read_metrics(folder / "metrics.jsonl"), [])
+    result = attempt(lambda: _read_json(folder / "result.json"), {})
+    environment = attempt(lambda: _read_json(folder / "env.json"), {})
+    metrics = attempt(lambda: read_metrics(folder / "metrics.jsonl"), Metrics())
     predictions = attempt(lambda: Predictions.load(folder), None)
-    train = [record for record in metrics if record.get("kind") == "train"]
-    evals = {
-        split: [record for record in metrics if record.get("kind") == "eval" and record.get("split") == split]
-        for split in ("holdout", "test")
-    }
-    return RunRecord(
-        folder.resolve().name, values, config, environment, result, train, evals, predictions, problems
-    )
+    name = folder.resolve().name
+    return RunRecord(name, values, config, environment, result, metrics, predictions, problems)
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read the metrics.jsonl of a run.
+
+    Raises:
+        UserError: the file is missing, or a line other than an unfinished last one is not a JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the folder of a run that has logged something") from None
+    metrics = Metrics()
+    for line_number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            if line_number == len(lines):
+                break  # the run was killed while it wrote this line
+            raise UserError(f"{path}: line {line_number}: {error}; restore or remove that line") from None
+        if record.get("kind") == "train":
+            metrics.train.append(record)
+        elif record.get("kind") == "eval" and record.get("split") in metrics.evals:
+            metrics.evals[record["split"]].append(record)
+    return metrics
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -98,7 +144,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key.
+    """Return nested values by dotted key.
 
     >>> flatten({"seed": 1, "data": {"root": "x"}})
     {'seed': 1, 'data.root': 'x'}

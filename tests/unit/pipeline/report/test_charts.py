@@ -1,12 +1,14 @@
-"""The report's charts: where lines, ticks and names stand."""
+"""Checks the layout of charts: the places of lines, ticks and labels."""
 
 import re
 
 import numpy as np
 import pytest
 
-from pipeline.report.charts import HEIGHT, WIDTH, Axis, draw
-from pipeline.report.curves import series_of
+from pipeline.report.charts import HEIGHT, WIDTH, Axis, lay_out
+from pipeline.report.panels import charts_of_one
+from pipeline.report.run_record import Metrics
+from pipeline.report.series import series_of
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,7 @@ from pipeline.report.curves import series_of
 @pytest.mark.parametrize("scale", ["linear", "log10", "log2"])
 def test_lines_stay_inside_their_panel(values: list[float], scale: str):
     records = [{"epoch": i / 10, "v": value} for i, value in enumerate(values)]
-    chart = draw(
+    chart = lay_out(
         "Title",
         [series_of("a", "c1", records, "v"), series_of("b", "c2", records, "v")],
         Axis(scale, high=1.0),
@@ -36,22 +38,36 @@ def test_lines_stay_inside_their_panel(values: list[float], scale: str):
             chart.top <= y <= chart.bottom for y in places[1::2]
         )
         assert len(line.path) < 10_000 and 0 < line.end[1] < HEIGHT
-    assert (
-        len(chart.lines) < 2 or abs(chart.lines[0].end[1] - chart.lines[1].end[1]) >= 13
-    )  # names do not overlap
+    # labels do not overlap
+    assert len(chart.lines) < 2 or abs(chart.lines[0].end[1] - chart.lines[1].end[1]) >= 13
     assert 2 <= len(chart.y_ticks) <= 10 or not chart.lines
     assert chart.width == WIDTH
 
 
-def test_what_a_logarithmic_axis_has_no_place_for_shortens_no_axis():
-    """An error of 0 is left out of the line; the epochs go on, and the name stands at the foot."""
+def test_an_error_of_0_does_not_shorten_a_logarithmic_axis():
+    """It is left out of the line; the epochs go on, and the label stands at the foot."""
     records = [{"epoch": i, "v": value} for i, value in enumerate([0.5, 0.1, 0.01, 0.0, 0.0], 1)]
-    chart = draw("Error", [series_of("test", "c1", records, "v")], Axis("log10"))
+    chart = lay_out("Error", [series_of("test", "c1", records, "v")], Axis("log10"))
     assert chart.x_ticks[-1] == (chart.right, "5")
     (line,) = chart.lines
     assert line.path.count("L") == 2 and line.end[1:] == (chart.bottom, "test 0")
     assert chart.description == "Error over 5 epochs: test from 0.5 to 0."
-    assert (
-        draw("Error", [series_of("test", "c1", records[3:], "v")], Axis("log10")).empty == "nothing above 0"
-    )
-    assert draw("Error", [], Axis("log10")).empty == "nothing recorded"
+    nothing = lay_out("Error", [series_of("test", "c1", records[3:], "v")], Axis("log10"))
+    assert nothing.empty == ("nothing above 0",)
+    assert lay_out("Error", [], Axis("log10")).empty == ("nothing recorded",)
+
+
+def test_a_peak_of_the_loss_gets_a_logarithmic_axis():
+    records = [{"kind": "train", "epoch": epoch, "loss": 2.0 / (1 + epoch)} for epoch in range(1, 6)]
+    assert charts_of_one(Metrics(records))[0].y_ticks[0][1] == "0"
+    records.append({"kind": "train", "epoch": 6, "loss": 1e6})
+    assert [label for _, label in charts_of_one(Metrics(records))[0].y_ticks][-1] == "1,000,000"
+    assert charts_of_one(Metrics(records))[0].y_ticks[0][1] != "0"
+
+
+def test_a_star_marks_the_best_accuracy():
+    tests = [
+        {"kind": "eval", "epoch": epoch, "accuracy": value} for epoch, value in enumerate([0.5, 0.9, 0.7])
+    ]
+    (line,) = charts_of_one(Metrics([], {"holdout": [], "test": tests}))[1].lines
+    assert line.star == line.points[1]

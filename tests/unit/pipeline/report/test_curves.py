@@ -1,4 +1,4 @@
-"""`curves.png`: what stands in it, and that no odd log breaks it."""
+"""Checks the words of `curves.png`, and that no unusual log breaks it."""
 
 import json
 import math
@@ -77,12 +77,12 @@ def test_a_run_with_a_test_set_only(tmp_path: Path, drawn: list[Figure]) -> None
     assert {
         "test 92.0 %",
         "train 85.7 %",
-        "test 1.000",
-        "train 0.571",
+        "test 1",
+        "train 0.5714",
         "★ best test 93.1 %",
-        "last 80,000",
+        "80,000",
     } <= set(found)
-    assert "Loss scale" not in found
+    assert any(text.startswith("1 throughout: only fp16") for text in found)
     headline = next(text for text in found if text.startswith("test accuracy"))
     assert "92.05 % (9,205 of 10,000) at the last step" in headline
     assert "best 93.10 % at epoch 2, selected on the test set" in headline
@@ -103,12 +103,10 @@ def test_best_is_chosen_on_the_holdout_if_there_is_one(tmp_path: Path, drawn: li
 
 def test_the_loss_scale_has_a_panel_if_there_is_one(tmp_path: Path, drawn: list[Figure]) -> None:
     draw(tmp_path, [train_record(1, loss_scale=65536.0), train_record(2, loss_scale=32768.0)])
-    assert {"Loss scale", "last 2¹⁵"} <= set(words(drawn[0]))
+    assert {"Loss scale", "2¹⁵"} <= set(words(drawn[0]))
 
 
-def test_labels_at_the_ends_do_not_overlap_and_stay_at_their_panel(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_labels_do_not_overlap_and_stay_in_their_chart(tmp_path: Path, drawn: list[Figure]) -> None:
     ends = [
         eval_record(1, 9990, "holdout", loss=1.001),
         eval_record(1, 9985, loss=1.0),
@@ -116,14 +114,14 @@ def test_labels_at_the_ends_do_not_overlap_and_stay_at_their_panel(
     ]
     draw(tmp_path, [train_record(0.5, accuracy=0.1), *ends])
     for axes in drawn[0].axes[:2]:
-        boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+        labels = [text for text in axes.texts if text.get_text().startswith(("train ", "holdout ", "test "))]
+        boxes = sorted((text.get_window_extent() for text in labels), key=lambda box: box.y0)
         assert len(boxes) == 3
-        assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
+        # text boxes include the space below letters, which may overlap
+        assert all(below.y1 <= above.y0 + 4 for below, above in pairwise(boxes))
         panel = axes.get_window_extent()
-        assert all(
-            box.x0 > panel.x1 and box.x1 <= 1400 and panel.y0 - 20 < box.y0 and box.y1 < panel.y1 + 12
-            for box in boxes
-        )
+        assert all(panel.x0 < box.x0 and box.x1 < panel.x1 + 24 for box in boxes)
+        assert all(panel.y0 < box.y0 and box.y1 < panel.y1 for box in boxes)
 
 
 def test_values_that_are_not_finite_are_left_out_and_named(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -137,13 +135,7 @@ def test_values_that_are_not_finite_are_left_out_and_named(tmp_path: Path, drawn
 
 def test_a_window_of_skipped_updates_is_no_nan(tmp_path: Path, drawn: list[Figure]) -> None:
     draw(tmp_path, [train_record(1, loss=0.25), train_record(2, loss=None, accuracy=None)])
-    assert "train 0.250" in words(drawn[0])
-
-
-def test_an_excursion_of_the_loss_gets_a_logarithmic_axis(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw(tmp_path, [train_record(epoch) for epoch in range(1, 6)])
-    draw(tmp_path, [*(train_record(epoch) for epoch in range(1, 6)), train_record(6, loss=1e6)])
-    assert [figure.axes[0].get_yscale() for figure in drawn] == ["linear", "log"]
+    assert "train 0.25" in words(drawn[0])
 
 
 @pytest.mark.parametrize("records", [[], [eval_record(1, 5000)], [train_record(0.001)], [{"kind": "note"}]])
@@ -151,7 +143,7 @@ def test_little_or_nothing_recorded(
     tmp_path: Path, drawn: list[Figure], records: list[dict[str, Any]]
 ) -> None:
     assert size(draw(tmp_path, records)) == (1400, 900)
-    assert ("nothing recorded" in words(drawn[0])) == (records != [train_record(0.001)])
+    assert "nothing recorded" in words(drawn[0])
 
 
 def test_a_line_cut_short_at_the_end_is_ignored(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -1,4 +1,4 @@
-"""The report's page: all of its sections, from whatever a run folder holds; nothing in it is taken for markup."""
+"""Checks the page of a report: all sections, whatever a run folder holds; no text of a run becomes markup."""
 
 import json
 import re
@@ -166,7 +166,7 @@ def page_of(*runs: Path) -> Page:
 def test_one_run(tmp_path: Path):
     page = page_of(make_run(tmp_path, "quickstart-1"))
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
-    assert page.tags.count("svg") == 5  # loss, accuracy, error, learning rate, images per second
+    assert page.tags.count("svg") == 6  # loss, accuracy, error, learning rate, images per second, loss scale
     for words in (
         *(
             "quickstart-1",
@@ -177,7 +177,7 @@ def test_one_run(tmp_path: Path):
             "1 min 01 s",
             "Loss scale 1 throughout: only fp16",
         ),
-        *("taken for", "hardest first", "test/1.png", "true cat", "No step was skipped.", "3.11", "2.15"),
+        *("predicted as", "hardest first", "test/1.png", "true cat", "No step was skipped.", "3.11", "2.15"),
         *(
             "Bottleneck: the loader; the training process waited for its next batch 20 % of the time",
             "All 4 evaluations",
@@ -224,11 +224,11 @@ def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "A first",
         "B second",
         "C third",
-        "What the runs were told differently",
+        "Keys with different values",
         "python ≠ 3.11 3.12 3.11",
     ):
         assert words in page.words, words
-    told = page.words.partition("What the runs were told differently")[2].partition("Curves")[0]
+    told = page.words.partition("Keys with different values")[2].partition("Curves")[0]
     assert "optimizer.lr" in told and "data.num_threads" in told and "data.dataset" not in told
     assert "C This run has not finished: its last record is of step 40, epoch 4" in page.words
     assert cli.main(["report", str(first), "--output", str(tmp_path / "other.html")]) == 0
@@ -331,13 +331,13 @@ NO_SPEED = {
             ("result", "env", "metrics", "predictions"),
             "This run has not finished: it has logged nothing.",
         ),
-        ({}, ("env",), "No env.json is kept in this run's folder."),
+        ({}, ("env",), "This run's folder holds no env.json."),
         ({}, ("predictions",), "python -m pipeline report RUN --refresh makes them from the last checkpoint"),
         ({"metrics": []}, (), "nothing recorded"),
         ({"metrics": "{\nnonsense\n{}\n"}, (), "metrics.jsonl: line 1"),
         ({"result": "{"}, (), "result.json: cannot be read"),
         ({"env": "[]"}, (), "env.json: holds no JSON object"),
-        ({"env": {}}, (), "The command is not on record."),
+        ({"env": {}}, (), "The command was not recorded."),
         ({"config": "of: another version\n"}, (), "unknown key of"),
         ({"config": "]"}, (), "config.yaml"),
         (
@@ -350,14 +350,14 @@ NO_SPEED = {
         (
             {"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}},
             (),
-            "Continued at step 20 by b",
+            "Continued at step 20 by: b",
         ),
         (
             {"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}},
             (),
             "1 min 30 s since it was continued",
         ),
-        ({"predictions": predictions(maps=False)}, (), "got wrong with most confidence. true cat"),
+        ({"predictions": predictions(maps=False)}, (), "with the highest confidence. true cat"),
         (
             {
                 "metrics": [
@@ -383,7 +383,7 @@ def test_a_run_that_has_logged_nothing_is_told_nothing_of(tmp_path: Path):
     page = page_of(
         make_run(tmp_path, missing=("result", "metrics", "predictions"), config="precision: {mode: fp16}\n")
     )
-    assert "No step is on record." in page.words
+    assert "No step was recorded." in page.words
     assert "No step was skipped" not in page.words and "1 throughout" not in page.words
 
 
@@ -399,7 +399,10 @@ def test_a_single_skipped_step_is_no_stretch(tmp_path: Path):
 
 
 def test_grad_cam_is_told_of_where_there_is_one(tmp_path: Path):
-    assert "each with its Grad-CAM: red marks" in page_of(make_run(tmp_path)).words
+    assert (
+        "its Grad-CAM map: the predicted class depends most on the red regions"
+        in page_of(make_run(tmp_path)).words
+    )
 
 
 def test_predictions_that_are_damaged(tmp_path: Path):

@@ -1,0 +1,63 @@
+"""Takes one line of a chart out of the records of a run, and writes its values as text."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.report.run_record import Record
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        name: stands at the end of the line.
+        color: a class of the style sheet, `c1` to `c6`.
+        epochs, values: (N,) float64, finite, in the order of the run.
+        last: the last value measured, which may not be finite.
+        starred: mark the largest value with a star.
+    """
+
+    name: str
+    color: str
+    epochs: np.ndarray
+    values: np.ndarray
+    last: float
+    starred: bool = False
+
+    def where(self, selected: np.ndarray | list[int]) -> "Series":
+        """Return the series with the selected points only, by a mask or by indices."""
+        return replace(self, epochs=self.epochs[selected], values=self.values[selected])
+
+
+def series_of(name: str, color: str, records: Sequence[Record], key: str) -> Series:
+    """Collect the values of one key over the epochs; values that are missing or not finite are left out."""
+    # null in a training record is not NaN, which ends the run: all updates of the window were skipped
+    measured = [r for r in records if key in r and not (r[key] is None and r.get("kind") == "train")]
+    points = [(finite(r.get("epoch")), finite(r[key])) for r in measured]
+    pairs = np.array([p for p in points if None not in p], dtype=np.float64).reshape(-1, 2)
+    last = points[-1][1] if points else None
+    return Series(name, color, pairs[:, 0], pairs[:, 1], math.nan if last is None else last)
+
+
+def finite(value: object) -> float | None:
+    """Return the value if it is a finite number, otherwise None."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def power_of_two(value: float) -> str:
+    exponent = math.log2(value)
+    return "2" + str(round(exponent)).translate(_SUPERSCRIPTS) if exponent.is_integer() else number(value)
