@@ -1,7 +1,7 @@
-"""Where in an image the evidence for a class lies: maps by the grad-cam library, and a sheet of them to hand around.
+"""Makes saliency maps with the grad-cam library, and draws them as a contact sheet.
 
-Maps are made after training, on a fresh float32 eager model built from the checkpoint. The compiled, bf16 or DDP model crashes,
-hangs or gives a wrong map.
+Maps are made after training, on a fresh float32 eager model built from the checkpoint. A compiled, bf16 or
+DDP model crashes, hangs or gives a wrong map.
 """
 
 from pipeline.explain.cam import CLASS_AGNOSTIC, METHODS, Explanations, check_method, explain_images

@@ -1,4 +1,4 @@
-"""What a trained network says of the test set, and where it looks in the images that it gets most wrong."""
+"""Predicts the whole test set, and explains the images that a reader should look at first."""
 
 import logging
 from dataclasses import replace
@@ -19,12 +19,13 @@ SHOWN_IMAGES = 20
 
 
 def examine(trained: Trained, *, count: int = SHOWN_IMAGES, explain: bool = True) -> Predictions:
-    """Predict every test image, choose those worth a look, and map the evidence in them.
+    """Predict every test image, select those that a reader should look at, and make their saliency maps.
 
     Args:
         trained: the network and the data set.
-        count: images to choose: confident mistakes, then the least sure of the right ones.
-        explain: make Grad-CAM maps, which takes some seconds to import. A network that has no layer for them gets none, with a warning.
+        count: images to select: confident mistakes, then the right predictions of the lowest confidence.
+        explain: make Grad-CAM maps, which takes some seconds to import. A network without a layer for them
+            gets a warning.
     """
     logits, test = trained.test_logits(), trained.splits.test
     shown = select_images(logits, test.labels, count)
@@ -33,15 +34,16 @@ def examine(trained: Trained, *, count: int = SHOWN_IMAGES, explain: bool = True
     if explain:
         try:
             maps = np.round(255 * explain_samples(trained, shown.tolist()).found.maps).astype(np.uint8)
-        except UserError as error:  # as of a vision transformer: what it predicts is no less worth knowing
+        except UserError as error:  # such as for a vision transformer, whose predictions are still wanted
             _log.warning("no maps: %s", error)
     names = ["" if test.sample_paths is None else one_line(test.sample_paths[i]) for i in shown]
-    whole = Predictions.of(logits, test.labels, trained.splits.class_names)
-    return replace(whole, shown=shown, shown_names=np.array(names, np.str_), images=images, maps=maps)
+    predictions = Predictions.of(logits, test.labels, trained.splits.class_names)
+    return replace(predictions, shown=shown, shown_names=np.array(names, np.str_), images=images, maps=maps)
 
 
 def refresh(path: Path) -> None:
-    """Predict and explain again by a run's last checkpoint, as at the end of a run, and save the predictions.
+    """Predict and explain again with a run's last checkpoint, as at the end of a run, and save the
+    predictions.
 
     Raises:
         UserError: no such run, no intact checkpoint, or no data set.

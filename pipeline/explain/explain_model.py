@@ -1,6 +1,7 @@
-"""What a trained network looks at: maps for test images, for files, and for any pixels."""
+"""Explains a trained network: saliency maps for test images, for files, and for any pixels."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -24,22 +25,80 @@ from pipeline.models import cam_target_layer
 EXPLAINED_IMAGES = 10
 
 
-class How(TypedDict, total=False):
-    """How to explain: the keyword arguments of `explain_pixels`."""
+@dataclass(frozen=True)
+class ExplainOptions:
+    """What to explain, and by which method.
+
+    Attributes:
+        layer: name of the layer to explain; default: that of `cam_target_layer`, the last before pooling.
+        method: a key of `METHODS`.
+        target: the class to explain: `predicted`, `true`, a class's name, or its index.
+    """
+
+    layer: str | None = None
+    method: str = "gradcam"
+    target: str | int = "predicted"
+
+    def resolve(self, trained: Trained) -> tuple[str, nn.Module, str | int]:
+        """Return the layer's name, the layer, and the class as `parse_target` returns it.
+
+        Raises:
+            UserError: an unknown layer, method or class, or a class for a method that shows none.
+        """
+        target = parse_target(self.target, trained.inputs.class_names)
+        if check_method(self.method) in CLASS_AGNOSTIC and target != "predicted":
+            raise UserError(
+                f"class: {self.method} shows the same map for every class; leave the class out, "
+                "or choose another method"
+            )
+        size = trained.inputs.image_size
+        if self.layer is not None:
+            image = torch.zeros(1, 3, size, size, device=trained.device)
+            return self.layer, find_layer(trained.model, image, self.layer), target
+        module = cam_target_layer(trained.model, size)
+        name = next(name for name, candidate in trained.model.named_modules() if candidate is module)
+        return name, module, target
+
+
+class ExplainKeywords(TypedDict, total=False):
+    """The fields of `ExplainOptions` as keyword arguments."""
 
     layer: str | None
     method: str
     target: str | int
 
 
-def explain_mistakes(trained: Trained, count: int = EXPLAINED_IMAGES, **how: Unpack[How]) -> Explained:
-    """Explain the most confident mistakes on the test set and, where there are fewer than COUNT, the least sure of the right ones."""
-    resolve(trained, **how)  # a name that is wrong is told before the whole test set is predicted
-    chosen = select_images(trained.test_logits(), trained.splits.test.labels, count)
-    return explain_samples(trained, chosen.tolist(), **how)
+DEFAULT = ExplainOptions()
 
 
-def explain_samples(trained: Trained, indices: Sequence[int], **how: Unpack[How]) -> Explained:
+def explain_mistakes(
+    trained: Trained,
+    count: int = EXPLAINED_IMAGES,
+    options: ExplainOptions = DEFAULT,
+    **keywords: Unpack[ExplainKeywords],
+) -> Explained:
+    """Explain the most confident mistakes on the test set.
+
+    Where there are fewer than COUNT, right predictions with the lowest confidence follow.
+    """
+    return predict_and_explain(trained, count, replace(options, **keywords))[0]
+
+
+def predict_and_explain(trained: Trained, count: int, options: ExplainOptions) -> tuple[Explained, float]:
+    """Explain as `explain_mistakes`, and return the accuracy on the test set as well."""
+    options.resolve(trained)  # reports a wrong name before the whole test set is predicted
+    logits, labels = trained.test_logits(), trained.splits.test.labels
+    selected = select_images(logits, labels, count)
+    accuracy = float((logits.argmax(1) == labels).mean())
+    return explain_samples(trained, selected.tolist(), options), accuracy
+
+
+def explain_samples(
+    trained: Trained,
+    indices: Sequence[int],
+    options: ExplainOptions = DEFAULT,
+    **keywords: Unpack[ExplainKeywords],
+) -> Explained:
     """Explain test images by their indices.
 
     Raises:
@@ -48,16 +107,21 @@ def explain_samples(trained: Trained, indices: Sequence[int], **how: Unpack[How]
     test = trained.splits.test
     wrong = [index for index in indices if not 0 <= index < len(test)]
     if wrong:
-        raise UserError(
-            f"indices: {', '.join(map(str, wrong[:10]))}: the test set has the indices 0 to {len(test) - 1}"
-        )
-    chosen = np.array(indices, np.int64)
+        listed = ", ".join(map(str, wrong[:10]))
+        raise UserError(f"indices: {listed}: the test set has the indices 0 to {len(test) - 1}")
+    selected = np.array(indices, np.int64)
+    pixels, labels = test.pixels(selected), test.labels[selected]
     sources = [f"test {index}" for index in indices]
-    return explain_pixels(trained, test.pixels(chosen), test.labels[chosen], sources, **how)
+    return explain_pixels(trained, pixels, labels, sources, options, **keywords)
 
 
-def explain_files(trained: Trained, files: Sequence[str | Path], **how: Unpack[How]) -> Explained:
-    """Explain image files of any size, which are resized and cropped as the run's evaluation images are.
+def explain_files(
+    trained: Trained,
+    files: Sequence[str | Path],
+    options: ExplainOptions = DEFAULT,
+    **keywords: Unpack[ExplainKeywords],
+) -> Explained:
+    """Explain image files of any size. They are resized and cropped as the run's evaluation images are.
 
     Raises:
         UserError: names the files that cannot be read.
@@ -66,7 +130,7 @@ def explain_files(trained: Trained, files: Sequence[str | Path], **how: Unpack[H
     pixels, bad = trained.inputs.read_images(paths, trained.config.data.num_threads)
     if bad:
         raise UserError("\n".join(f"{path}: {reason}" for path, reason in bad))
-    return explain_pixels(trained, pixels, None, _short_names(paths), **how)
+    return explain_pixels(trained, pixels, None, _short_names(paths), options, **keywords)
 
 
 def explain_pixels(
@@ -74,10 +138,8 @@ def explain_pixels(
     images: np.ndarray,
     labels: np.ndarray | None = None,
     sources: Sequence[str] = (),
-    *,
-    layer: str | None = None,
-    method: str = "gradcam",
-    target: str | int = "predicted",
+    options: ExplainOptions = DEFAULT,
+    **keywords: Unpack[ExplainKeywords],
 ) -> Explained:
     """Explain images.
 
@@ -85,55 +147,27 @@ def explain_pixels(
         trained: the network.
         images: (N, H, W, 3) uint8, in the size that the network takes.
         labels: (N,) integer, the true classes, where they are known.
-        sources: what each image is; default: its number.
-        layer: name of the layer to explain; default: that of `cam_target_layer`, the last before pooling.
-        method: a key of `METHODS`.
-        target: the class to explain: `predicted`, `true`, a class's name, or its index.
+        sources: names of the images; default: their numbers.
+        options: layer, method and class.
+        keywords: single fields of the options.
 
     Raises:
         UserError: an unknown layer, method or class.
     """
-    class_names = trained.inputs.class_names
-    layer, module, target = resolve(trained, layer=layer, method=method, target=target)
+    options = replace(options, **keywords)
+    layer, module, target = options.resolve(trained)
     if target == "true" and labels is None:
         raise UserError("class: the true classes are not known; choose predicted, a name or an index")
-    normalised = trained.inputs.normalise(images).to(trained.device)
     classes = labels if target == "true" else [target] * len(images) if isinstance(target, int) else None
-    found = explain_images(trained.model, normalised, module, method=method, classes=classes)
+    normalised = trained.inputs.normalise(images).to(trained.device)
+    found = explain_images(trained.model, normalised, module, method=options.method, classes=classes)
     names = tuple(sources) or tuple(str(number) for number in range(len(images)))
-    return Explained(images, found, labels, names, class_names, layer, method, target)
-
-
-def resolve(
-    trained: Trained, *, layer: str | None = None, method: str = "gradcam", target: str | int = "predicted"
-) -> tuple[str, nn.Module, str | int]:
-    """The layer's name, the layer itself, and the class as `parse_target` gives it.
-
-    Raises:
-        UserError: an unknown layer, method or class, or a class for a method that knows none.
-    """
-    target = parse_target(target, trained.inputs.class_names)
-    if check_method(method) in CLASS_AGNOSTIC and target != "predicted":
-        raise UserError(
-            f"class: {method} shows the same map for every class; leave the class out, or choose another method"
-        )
-    size = trained.inputs.image_size
-    if layer is not None:
-        return (
-            layer,
-            find_layer(trained.model, torch.zeros(1, 3, size, size, device=trained.device), layer),
-            target,
-        )
-    module = cam_target_layer(trained.model, size)
-    return (
-        next(name for name, candidate in trained.model.named_modules() if candidate is module),
-        module,
-        target,
-    )
+    class_names = trained.inputs.class_names
+    return Explained(images, found, labels, names, class_names, layer, options.method, target)
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The files' names, with that of their folder where two of them are called the same, as `cat/0001.jpg` and `dog/0001.jpg`."""
+    """Return the files' names, with the folder for files of one name: `cat/0001.jpg`, `dog/0001.jpg`."""
     names = [path.name for path in paths]
     return [
         path.name if names.count(path.name) == 1 else str(Path(path.parent.name, path.name)) for path in paths

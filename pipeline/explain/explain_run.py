@@ -1,14 +1,50 @@
-"""Explains what a finished run got wrong."""
+"""Explains the predictions of a run's checkpoint and draws them as a contact sheet."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from pipeline.errors import UserError
-from pipeline.explain import METHODS, draw_contact_sheet, select_images
-from pipeline.explain.explain_model import EXPLAINED_IMAGES, How, explain_files, explain_samples, resolve
-from pipeline.inference.trained_model import load_trained
+from pipeline.explain import METHODS, Explained, draw_contact_sheet
+from pipeline.explain.explain_model import (
+    EXPLAINED_IMAGES,
+    ExplainKeywords,
+    ExplainOptions,
+    explain_files,
+    explain_samples,
+    predict_and_explain,
+)
+from pipeline.inference.trained_model import Trained, load_trained
+
+
+@dataclass(frozen=True)
+class ExplainRunOptions(ExplainOptions):
+    """The options of `explain_run`.
+
+    Attributes:
+        files: image files of any size.
+        indices: of test images.
+        output: the picture; default: `explained.png` in the run folder, so that the training's
+            `contact_sheet.png` stays.
+        ema: explain the moving average of the weights.
+    """
+
+    files: Sequence[str | Path] = ()
+    indices: Sequence[int] = ()
+    output: str | Path | None = None
+    ema: bool = False
+
+
+class ExplainRunKeywords(ExplainKeywords, total=False):
+    """The fields of `ExplainRunOptions` as keyword arguments."""
+
+    files: Sequence[str | Path]
+    indices: Sequence[int]
+    output: str | Path | None
+    ema: bool
 
 
 def explain_run(
@@ -17,57 +53,49 @@ def explain_run(
     count: int = EXPLAINED_IMAGES,
     overrides: Sequence[str] = (),
     device: torch.device | None = None,
-    *,
-    files: Sequence[str | Path] = (),
-    indices: Sequence[int] = (),
-    layer: str | None = None,
-    method: str = "gradcam",
-    target: str | int = "predicted",
-    output: str | Path | None = None,
-    ema: bool = False,
+    **keywords: Unpack[ExplainRunKeywords],
 ) -> Path:
-    """Draw maps of misclassified test images, of given ones, or of files, as a contact sheet.
+    """Draw saliency maps of misclassified test images, of given ones, or of files, as a contact sheet.
 
     The network is a fresh one, float32 and eager, built from the checkpoint: never the live, compiled one.
 
     Args:
-        path, which, overrides, device, ema: as for `load_trained`.
-        count: how many mistakes (or, where there are fewer, least sure ones), unless files or indices are given.
-        files: image files of any size.
-        indices: of test images.
-        layer, method, target: as for `explain_pixels`.
-        output: the picture; default: `explained.png` in the run folder, which leaves the `contact_sheet.png` of the training alone.
+        path, which, overrides, device: as for `load_trained`.
+        count: how many mistakes (or, where there are fewer, right predictions of the lowest confidence),
+            unless files or indices are given.
+        keywords: the fields of `ExplainRunOptions`: layer, method, target, files, indices, output, ema.
 
     Returns:
         The picture's path.
     """
-    trained = load_trained(path, which, overrides, device, ema=ema)
-    how = How(layer=layer, method=method, target=target)
+    options = ExplainRunOptions(**keywords)
+    trained = load_trained(path, which, overrides, device, ema=options.ema)
     assert trained.run is not None and trained.checkpoint is not None
-    about = [
-        f"{trained.config.model.name} on {trained.config.data.dataset}",
-        f"step {int(trained.checkpoint.name.removeprefix('step-')):,}",
-        *["moving average of the weights"] * ema,
-    ]
-    if files:
-        explained = explain_files(trained, files, **how)
-    elif indices:
-        explained = explain_samples(trained, indices, **how)
+    accuracy = None
+    if options.files:
+        explained = explain_files(trained, options.files, options)
+    elif options.indices:
+        explained = explain_samples(trained, options.indices, options)
     else:
-        resolve(trained, **how)  # a name that is wrong is told before the whole test set is predicted
-        logits, labels = trained.test_logits(), trained.splits.test.labels
-        explained = explain_samples(trained, select_images(logits, labels, count).tolist(), **how)
-        about.append(f"test accuracy {(logits.argmax(1) == labels).mean():.2%} in float32")
-    picture = Path(output) if output is not None else trained.run.explained
+        explained, accuracy = predict_and_explain(trained, count, options)
+    picture = Path(options.output) if options.output is not None else trained.run.explained
     try:
-        draw_contact_sheet(
-            picture,
-            explained,
-            trained.run.path.name,
-            f"{', '.join(about)}; {METHODS[method].title} of {explained.layer}",
-        )
+        draw_contact_sheet(picture, explained, trained.run.path.name, _subtitle(trained, explained, accuracy))
     except OSError as error:
+        reason = error.strerror or error
         raise UserError(
-            f"{picture}: cannot be written ({error.strerror or error}); choose another place with --output"
+            f"{picture}: cannot be written ({reason}); choose another place with --output"
         ) from None
     return picture
+
+
+def _subtitle(trained: Trained, explained: Explained, accuracy: float | None) -> str:
+    assert trained.checkpoint is not None
+    parts = [
+        f"{trained.config.model.name} on {trained.config.data.dataset}",
+        f"step {int(trained.checkpoint.name.removeprefix('step-')):,}",
+        *["moving average of the weights"] * trained.ema,
+    ]
+    if accuracy is not None:
+        parts.append(f"test accuracy {accuracy:.2%} in float32")
+    return f"{', '.join(parts)}; {METHODS[explained.method].title} of {explained.layer}"

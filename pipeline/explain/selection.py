@@ -1,4 +1,4 @@
-"""Which images to explain, and which class of them."""
+"""Selects the images to explain, and the class of each to explain."""
 
 import difflib
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ from pipeline.errors import UserError
 
 
 def select_images(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Choose the images most worth looking at: confident mistakes, then the least sure of the right ones.
+    """Select the most telling images: confident mistakes, then right predictions of the lowest confidence.
 
     Args:
         logits: (N, K) floating point; log-probabilities give the same choice.
         labels: (N,) integer, the true classes.
-        count: how many to choose.
+        count: number of images to select.
 
     Returns:
         (min(count, N),) int64 indices in order of interest; equals are in order of index.
 
     >>> logits = np.array([[4.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
-    >>> select_images(logits, labels=np.array([0, 0, 0]), count=3)  # 2 and 1 are mistakes, 2 the surer one
+    >>> labels = np.array([0, 0, 0])  # 2 and 1 are mistakes, 2 the more confident one
+    >>> select_images(logits, labels, count=3)
     array([2, 1, 0])
     """
-    assert logits.ndim == 2 and labels.shape == (len(logits),), (
-        f"{logits.shape} logits, {labels.shape} labels"
-    )
-    surprise = -log_softmax(logits.astype(np.float64), axis=1).max(axis=1)  # of the prediction
+    shapes = f"{logits.shape} logits, {labels.shape} labels"
+    assert logits.ndim == 2 and labels.shape == (len(logits),), shapes
+    log_confidence = log_softmax(logits.astype(np.float64), axis=1).max(axis=1)
     wrong = logits.argmax(axis=1) != labels
-    order = np.lexsort((np.where(wrong, surprise, -surprise), ~wrong))
+    order = np.lexsort((np.where(wrong, -log_confidence, log_confidence), ~wrong))
     return order[:count]
 
 
 def parse_target(target: str | int, class_names: Sequence[str]) -> str | int:
-    """The class to explain, from what a person writes.
+    """Parse the class to explain, as a user writes it.
 
     Args:
         target: `predicted`, `true`, the name of a class, or its index (a name wins over an index).
@@ -46,8 +46,8 @@ def parse_target(target: str | int, class_names: Sequence[str]) -> str | int:
     Raises:
         UserError: no such class; names the nearest.
 
-    >>> parse_target("dog", ["cat", "dog"]), parse_target("0", ["cat", "dog"]), parse_target("true", ["cat", "dog"])
-    (1, 0, 'true')
+    >>> [parse_target(target, ["cat", "dog"]) for target in ("dog", "0", "true")]
+    [1, 0, 'true']
     """
     names = list(class_names)
     if target in ("predicted", "true"):

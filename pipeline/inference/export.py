@@ -1,4 +1,5 @@
-"""A trained network as a file for other programs: written, read back, and compared with the network before it is kept.
+"""A trained network as a file for other programs: written, read back, and compared with the network before it
+is kept.
 
 Everything happens on the CPU in float32, where no faster arithmetic (TF32) blurs the comparison.
 """
@@ -23,8 +24,9 @@ from pipeline.training.build import build_raw_model
 
 _CHECKED_IMAGES = 16
 _FILES = {"safetensors": "model.safetensors", "torch-export": "model.pt2", "onnx": "model.onnx"}
-# Largest difference between a logit of the file and of the network, as a share of the largest logit. safetensors: the same weights in the
-# same code. torch-export: the same operators of torch, which may take another order of summation. onnx: another library's kernels.
+# Largest difference between a logit of the file and of the network, as a share of the largest logit.
+# safetensors: the same weights in the same code. torch-export: the same operators of torch, which may take
+# another order of summation. onnx: another library's kernels.
 TOLERANCE = {"safetensors": 0.0, "torch-export": 1e-5, "onnx": 1e-4}
 
 
@@ -85,16 +87,18 @@ def export_run(
 
     Args:
         path, which, overrides, ema: as for `load_trained`.
-        format: `safetensors` (weights, for this library), `torch-export` (a program for torch, in Python or C++) or `onnx` (for ONNX
-            Runtime and others).
+        format: `safetensors` (weights, for this library), `torch-export` (a program for torch, in Python or
+            C++) or `onnx` (for ONNX Runtime and others).
         output: the folder to write in; default: `export/FORMAT` in the run folder.
-        input: what the exported program takes: `unit`, RGB images from 0 to 1 (it normalises them), or `normalised` ones.
+        input: what the exported program takes: `unit`, RGB images from 0 to 1 (it normalises them), or
+            `normalised` ones.
 
     Returns:
         What was written, and how far its logits are from the network's.
 
     Raises:
-        UserError: a missing package, a folder that cannot be written, or a file whose logits are not the network's.
+        UserError: a missing package, a folder that cannot be written, or a file whose logits are not the
+            network's.
     """
     trained = load_trained(path, which, overrides, torch.device("cpu"), ema=ema)
     assert trained.run is not None

@@ -32,7 +32,8 @@ class Prediction:
 def predict_files(
     trained: Trained, files: Sequence[str | Path], top: int = 5
 ) -> tuple[list[Prediction], list[tuple[Path, str]]]:
-    """Predict the classes of image files of any size, resized and cropped as the run's evaluation images are, in float32.
+    """Predict the classes of image files of any size, resized and cropped as the run's evaluation images are,
+    in float32.
 
     Args:
         trained: the network.

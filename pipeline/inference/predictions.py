@@ -21,10 +21,13 @@ class Predictions:
         labels, predicted: (N,) int32, the true and the most probable class.
         confidence: (N,) float32, probability of the predicted class.
         rank: (N,) int32, number of classes that are more probable than the true one; 0: right.
-        shown: (M,) int64, positions in the test set: confident mistakes first, then the least sure of the right ones.
-        shown_names: (M,) text, file of each shown image relative to `data.root`; empty where the images have no files.
+        shown: (M,) int64, positions in the test set: confident mistakes first, then the least sure of the
+            right ones.
+        shown_names: (M,) text, file of each shown image relative to `data.root`; empty where the images have
+            no files.
         images: (M, H, W, 3) uint8, as they look.
-        maps: (M, H, W) uint8, Grad-CAM evidence for the predicted class in 255ths; M is 0 where none was made.
+        maps: (M, H, W) uint8, Grad-CAM map of the predicted class in 255ths; M is 0 where none was
+            made.
     """
 
     class_names: np.ndarray

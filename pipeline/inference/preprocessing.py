@@ -27,7 +27,8 @@ class InputSpec:
         class_names: in the order of the logits.
         mean, std: per channel, fractions of 1, with which pixels / 255 are normalised.
         image_size: height and width in evaluation, in pixels.
-        crop: share of the resized shorter side that the centre crop of evaluation keeps, where images are streamed from their files;
+        crop: share of the resized shorter side that the centre crop of evaluation keeps, where images are
+            streamed from their files;
             None: images are kept decoded, and the crop keeps all of it.
     """
 
@@ -112,7 +113,8 @@ class InputSpec:
         """Image files of any size, decoded, resized and cropped as the run's own evaluation images are.
 
         Returns:
-            (N, image_size, image_size, 3) uint8, and the files that cannot be read, with the reason; their rows are zero.
+            (N, image_size, image_size, 3) uint8, and the files that cannot be read, with the reason; their
+            rows are zero.
         """
         pixels = np.zeros((len(files), self.image_size, self.image_size, 3), np.uint8)
         view = None if self.crop is None else CentreView(self.image_size, self.crop)

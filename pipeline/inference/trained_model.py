@@ -108,7 +108,8 @@ def load_trained(
 ) -> Trained:
     """Load the network of one of a run's checkpoints.
 
-    The data set is not needed for that, and read only if `splits` is asked for. Statistics for normalising are those of the run.
+    The data set is not needed for that, and read only if `splits` is asked for. Statistics for normalising
+    are those of the run.
 
     Args:
         path: the run folder.

@@ -1,6 +1,7 @@
-"""One look for every picture of a run: palette, type, and PNGs drawn without pyplot's global state.
+"""Holds the look of every picture: palette, type, and PNGs drawn without pyplot's global state.
 
-Sizes are pixels: a figure of `new_figure` has 100 pixels per inch, and `PX` turns pixels into matplotlib's points.
+Sizes are pixels: a figure of `new_figure` has 100 pixels per inch, and `PX` turns pixels into matplotlib's
+points.
 """
 
 import os
@@ -30,10 +31,14 @@ MUTED = "#66717E"
 GRID = "#E4E7EB"
 PAPER = "#FFFFFF"
 
-# Evidence on a grey picture, from none (transparent) to the most (red): more opaque and darker all the way, to be read without colour.
-EVIDENCE = ((1.0, 0.93, 0.6, 0.0), (1.0, 0.8, 0.3, 0.45), (0.96, 0.45, 0.1, 0.7), (0.7, 0.02, 0.1, 0.85))
+# A saliency map on a grey picture, from 0 (transparent) to 1 (red). Its colours grow darker and more opaque,
+# so that readers need not see the hue.
+SALIENCY = ((1.0, 0.93, 0.6, 0.0), (1.0, 0.8, 0.3, 0.45), (0.96, 0.45, 0.1, 0.7), (0.7, 0.02, 0.1, 0.85))
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R BT.601
-GREY_RANGE = (-60, 275)  # drawn black and white: under the evidence a picture is a little flatter than it is
+GREY_RANGE = (
+    -60,
+    275,
+)  # values drawn black and white: the grey picture has a little less contrast than the image
 
 DPI = 100
 PX = 72 / DPI  # points in one pixel
@@ -81,11 +86,11 @@ _RC: dict[Any, object] = {
 
 @contextmanager
 def drawing(texts: Iterable[str] = ()) -> Iterator[None]:
-    """Draw inside this: matplotlib's settings are the project's, and come back as they were.
+    """Set the project's style for what is drawn inside, and restore matplotlib's settings afterwards.
 
     Args:
-        texts: what will be written; characters that the usual font lacks are looked for in the installed fonts. One found in
-            none is drawn as a box.
+        texts: the texts to write. The installed fonts are searched for characters that the usual font lacks;
+            a character that no font has is drawn as a box.
     """
     with matplotlib.rc_context({**_RC, "font.family": _families(texts)}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
@@ -93,14 +98,14 @@ def drawing(texts: Iterable[str] = ()) -> Iterator[None]:
 
 
 def new_figure(width_px: int, height_px: int) -> Figure:
-    """An empty figure on the Agg canvas, known to no global registry."""
+    """Return an empty figure on the Agg canvas, which no global registry knows."""
     figure = Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure beside `path`, then rename it into place: readers never see half a picture."""
+    """Write a figure as PNG, whole or not at all: it is written beside `path`, then renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         figure.savefig(beside, format="png")
@@ -109,12 +114,12 @@ def save_png(figure: Figure, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def overlay(image: np.ndarray, evidence: np.ndarray, side_px: int) -> np.ndarray:
-    """The evidence over the grey image, enlarged or reduced so that the longer side has about SIDE_PX pixels.
+def overlay(image: np.ndarray, saliency: np.ndarray, side_px: int) -> np.ndarray:
+    """Return a saliency map over its image in grey; the longer side has about SIDE_PX pixels.
 
     Args:
         image: (H, W, 3) uint8.
-        evidence: (H, W) in [0, 1].
+        saliency: (H, W) in [0, 1].
 
     Returns:
         (h, w, 3) uint8.
@@ -123,18 +128,17 @@ def overlay(image: np.ndarray, evidence: np.ndarray, side_px: int) -> np.ndarray
     size = (max(round(image.shape[1] * zoom), 1), max(round(image.shape[0] * zoom), 1))
     low, high = GREY_RANGE
     luma = np.clip((image @ np.array(LUMA) - low) / (high - low), 0, 1)
-    filter_of_image = (
-        Image.Resampling.NEAREST if zoom >= 3 else Image.Resampling.BICUBIC
-    )  # small pixels are shown whole
+    # the pixels of a small image stay visible as squares
+    filter_of_image = Image.Resampling.NEAREST if zoom >= 3 else Image.Resampling.BICUBIC
     grey = np.asarray(Image.fromarray((255 * luma).astype(np.uint8)).resize(size, filter_of_image)) / 255.0
-    scaled = Image.fromarray(evidence.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    colours = LinearSegmentedColormap.from_list("evidence", EVIDENCE)(np.asarray(scaled))
+    scaled = Image.fromarray(saliency.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    colours = LinearSegmentedColormap.from_list("saliency", SALIENCY)(np.asarray(scaled))
     mixed = colours[..., 3:] * colours[..., :3] + (1 - colours[..., 3:]) * grey[..., None]
     return np.round(255 * mixed).astype(np.uint8)
 
 
 def one_line(text: str) -> str:
-    """`text` without control characters, line breaks and the undecodable bytes of file names."""
+    """Return text without control characters, line breaks and the undecodable bytes of file names."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
 
@@ -142,25 +146,29 @@ def one_line(text: str) -> str:
 def shorten(text: Text, width_px: float) -> None:
     """Cut the end of a one-line text, marked by an ellipsis, until it is at most `width_px` pixels wide."""
     whole = text.get_text()
-    fits, too_long = 0, len(whole) + 1  # bisection over the number of characters kept
-    while too_long - fits > 1:
-        kept = (fits + too_long) // 2
-        text.set_text(whole if kept == len(whole) else whole[:kept].rstrip() + "…")
-        fits, too_long = (kept, too_long) if text.get_window_extent().width <= width_px else (fits, kept)
-    text.set_text(whole if fits == len(whole) else whole[:fits].rstrip() + "…")
+
+    def cut(length: int) -> str:
+        return whole if length == len(whole) else whole[:length].rstrip() + "…"
+
+    fits, too_long = 0, len(whole) + 1
+    while too_long - fits > 1:  # bisection over the number of characters
+        length = (fits + too_long) // 2
+        text.set_text(cut(length))
+        fits, too_long = (length, too_long) if text.get_window_extent().width <= width_px else (fits, length)
+    text.set_text(cut(fits))
 
 
-def percent(share: float) -> str:
-    """A share of 1 as whole per cent; a share that is nearly all or nearly none is not rounded to it."""
-    if 0.995 < share < 1:
+def percent(fraction: float) -> str:
+    """Write a fraction as whole per cent; one near 0 or 1 is not rounded to 0 % or 100 %."""
+    if 0.995 < fraction < 1:
         return ">99 %"
-    if 0 < share < 0.005:
+    if 0 < fraction < 0.005:
         return "<1 %"
-    return f"{share:.0%}".replace("%", " %")
+    return f"{fraction:.0%}".replace("%", " %")
 
 
 def _families(texts: Iterable[str]) -> list[str]:
-    """The usual font and, if it lacks some of the characters, the first installed font that has all of those."""
+    """Return the usual font and, if it lacks characters, the first installed font that has them all."""
     characters = {ord(c) for text in texts for c in text if not c.isspace()}
     missing = characters - _charmap(font_manager.findfont(_FONT))
     if not missing:

@@ -20,8 +20,8 @@ class MemoryEstimate:
     Measured on an H200, ResNet-18 takes 5 % less, the copy of a checkpoint aside.
 
     Attributes:
-        weights: the network, its gradients, the optimizer's state, the moving average, the half-precision copy that autocast makes, and
-            the copy of what a checkpoint holds.
+        weights: the network, its gradients, the optimizer's state, the moving average, the half-precision
+            copy that autocast makes, and the copy of what a checkpoint holds.
         images: the data set, where it is kept on the device.
         per_image: activations that autograd keeps for an image of a micro-batch.
         per_queued_image: batches ahead of the step, for an image of the process's share of the batch.
@@ -53,13 +53,15 @@ class MemoryEstimate:
 def estimate_memory(
     config: Config, num_processes: int, num_classes: int, num_resident: int
 ) -> MemoryEstimate:
-    """Estimate the memory of one process of a run. The network is built on the meta device: nothing is computed or allocated.
+    """Estimate the memory of one process of a run. The network is built on the meta device: nothing is
+    computed or allocated.
 
     Args:
         config: of the run.
         num_processes: that share the batch.
         num_classes: of the data set.
-        num_resident: images of the data set that the loader would keep on the device, if `data.resident_limit` allows it.
+        num_resident: images of the data set that the loader would keep on the device, if
+            `data.resident_limit` allows it.
     """
     model = on_meta(build_model(config.model, num_classes, NUM_CHANNELS, config.image_size))
     summary = summarise(model, (NUM_CHANNELS, config.image_size, config.image_size), 1, config.precision.mode)

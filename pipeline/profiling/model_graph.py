@@ -1,7 +1,7 @@
 """The graph of a network as a picture: torchview traces it, Graphviz draws it.
 
-Graphviz comes inside pygraphviz's wheels (2.0 and newer), so that no program named `dot` is needed, and writes in the font that
-comes with matplotlib, so that none needs to be installed.
+Graphviz comes inside pygraphviz's wheels (2.0 and newer), so that no program named `dot` is needed, and
+writes in the font that comes with matplotlib, so that none needs to be installed.
 """
 
 import html
@@ -41,7 +41,8 @@ def draw_architecture(
         input_shape: (C, H, W).
         path: of the picture; its suffix says which format, PNG, SVG or PDF.
         title: stands above.
-        depth: levels of modules that are opened, 1 being the network's own children; by default as many as leave at most 64 boxes.
+        depth: levels of modules that are opened, 1 being the network's own children; by default as many as
+            leave at most 64 boxes.
 
     Returns:
         The depth that was drawn.

@@ -1,6 +1,8 @@
-"""What a network is made of: its layers with shapes, parameters, memory and arithmetic, and its graph as a picture.
+"""What a network is made of: its layers with shapes, parameters, memory and arithmetic, and its graph as a
+picture.
 
-Nothing is computed: the network runs on the meta device, which knows shapes alone, so that any batch fits on any machine.
+Nothing is computed: the network runs on the meta device, which knows shapes alone, so that any batch fits on
+any machine.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ class Layer:
     Attributes:
         name: dotted path, "" for the whole.
         kind: its class.
-        output: shape for one image, of the first output where there are several; None where that is no tensor.
+        output: shape for one image, of the first output where there are several; None where that is no
+            tensor.
         parameters: trainable ones, inner modules included.
         output_bytes: of the output for the batch of the config, in the precision of the config.
         flops: forward for one image, a multiply-add being two.
@@ -50,7 +53,8 @@ class Summary:
     input_shape: (C, H, W).
     batch_size: images in a step, over all processes.
     precision: of the activations.
-    saved_bytes: activations that autograd keeps for backward, for the batch, where nothing is compiled or fused.
+    saved_bytes: activations that autograd keeps for backward, for the batch, where nothing is compiled or
+        fused.
     training_flops: forward and backward for one image.
     """
 
@@ -63,7 +67,8 @@ class Summary:
 
 
 def build_for_summary(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The network of a config on the meta device, and the shape of its images. No data set is read, and no weights.
+    """The network of a config on the meta device, and the shape of its images. No data set is read, and no
+    weights.
 
     Raises:
         UserError: as for `num_classes_of`.

@@ -20,8 +20,8 @@ NORM_FORWARD, NORM_BACKWARD = (f"batch norm (+ ReLU, add): {way}" for way in ("f
 STEM = "stem: convolution, batch norm, ReLU"
 OPTIMIZER = "optimizer and scaler"
 
-# float32 values of a weight that a fused optimizer reads and writes: weight and gradient, and what it remembers (SGD: momentum). Muon's
-# work is matrix products.
+# float32 values of a weight that a fused optimizer reads and writes: weight and gradient, and what it
+# remembers (SGD: momentum). Muon's work is matrix products.
 _OPTIMIZER_VALUES = {"sgd": 5, "adamw": 7}
 
 
@@ -46,7 +46,8 @@ def step_work(
     optimizer: str,
     scaled: bool,
 ) -> dict[str, Work]:
-    """Arithmetic of the convolutions, and traffic of SGD or AdamW and, where our kernels do it, of batch norm and stem.
+    """Arithmetic of the convolutions, and traffic of SGD or AdamW and, where our kernels do it, of batch norm
+    and stem.
 
     Args:
         model: as it is trained by one process.
@@ -56,9 +57,9 @@ def step_work(
         optimizer: as `optimizer.name`.
         scaled: whether a loss scaler reads the gradients before.
 
-    The passes over an activation are those of the kernels (`kernels/batch_norm_act/op.py`, `dual_batch_norm_act.py`,
-    `stem_conv_norm_act.py`): 3 forward and 5 backward, one more each with a residual, and with a projection shortcut 5 and 9 for the two
-    norms together; the fused stem 1 and 2.
+    The passes over an activation are those of the kernels (`kernels/batch_norm_act/op.py`,
+    `dual_batch_norm_act.py`, `stem_conv_norm_act.py`): 3 forward and 5 backward, one more each with a
+    residual, and with a projection shortcut 5 and 9 for the two norms together; the fused stem 1 and 2.
     """
     flops = {name: batch_size * count for name, count in count_flops(model, input_shape).items()}
     convolutions = {
@@ -111,9 +112,11 @@ def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Coun
 
 
 def matmul_flops_per_s(device: torch.device) -> float:
-    """Rate of a large square matrix product, the median of ten: 8192³ in bfloat16 on a GPU; on the CPU 1024³ in float32 or bfloat16.
+    """Rate of a large square matrix product, the median of ten: 8192³ in bfloat16 on a GPU; on the CPU 1024³
+    in float32 or bfloat16.
 
-    The faster of the two: a CPU with instructions for bfloat16 multiplies in it at several times its rate in float32, one without slower.
+    The faster of the two: a CPU with instructions for bfloat16 multiplies in it at several times its rate in
+    float32, one without slower.
     """
     if device.type == "cuda":
         return _product_flops_per_s(8192, torch.bfloat16, device)

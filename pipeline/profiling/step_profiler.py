@@ -26,7 +26,8 @@ from pipeline.profiling.roofline import (
 
 STEPS = 10
 
-# The first pattern that a kernel's name matches says what it is. Inductor names its kernels after the operators that it has fused.
+# The first pattern that a kernel's name matches says what it is. Inductor names its kernels after the
+# operators that it has fused.
 _KINDS = (
     (STEM, r"_stem_"),
     (NORM_BACKWARD, r"batch_norm_backward|_norm_gradient"),

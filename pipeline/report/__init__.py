@@ -1,1 +1,1 @@
-"""Draws `report.html`, one self-contained page of a run or of several side by side, from run folders alone. Imports no torch."""
+"""Draws the page of a run, or of several side by side, from run folders alone; the page needs no torch."""

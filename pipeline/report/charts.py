@@ -1,6 +1,7 @@
 """Lays out line charts: each place is computed once, in pixels.
 
-The template of the page paints a chart as SVG, in the page's own colours and type; `curves.py` paints it into a PNG.
+The template of the page paints a chart as SVG, in the page's own colours and type; `curves.py` paints it into
+a PNG.
 """
 
 import math
@@ -129,8 +130,8 @@ class Axis:
 def lay_out(title: str, series: Sequence[Series], axis: Axis, note: str = "") -> Chart:
     """Lay out one chart over the epochs.
 
-    A logarithmic axis has no place for 0 and less. Such values are left out of their line; the line's label then stands at the
-    foot of the chart.
+    A logarithmic axis has no place for 0 and less. Such values are left out of their line; the line's label
+    then stands at the foot of the chart.
 
     Args:
         title: of the chart.
@@ -210,7 +211,7 @@ def _epoch_ticks(num_epochs: float) -> list[float]:
 
 
 def _thinned(line: Series) -> Series:
-    """Return at most some hundred points: of each stretch the first, the lowest and the highest, so no peak is lost."""
+    """Keep of each stretch of a long line the first, the lowest and the highest point, so no peak is lost."""
     if len(line.values) <= _MAX_POINTS:
         return line
     selected: set[int] = {len(line.values) - 1}

@@ -1,4 +1,4 @@
-"""Which class is taken for which: confusion matrix, accuracy of each class, and the pairs most often confused."""
+"""Computes confusion matrices, the accuracy of each class, and the pairs most often confused."""
 
 import base64
 import io
@@ -12,24 +12,28 @@ from PIL import Image
 from pipeline.inference.predictions import Predictions
 from pipeline.plotting import style
 
-MOST_CELLS = 20  # classes up to which the matrix is a table of numbers; beyond, a picture
-_MOST_PAIRS = 8
+_MAX_TABLE = 20  # classes up to which the matrix is a table of numbers; with more it is a picture
+_MAX_PAIRS = 8
 _Z = 1.96  # standard normal quantile of a 95 % interval
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`shade` in [0, 1] is how strong the cell is coloured."""
+    """One cell of the table; `shade` in [0, 1] is the depth of its colour."""
 
     count: int
     shade: float
     right: bool
-    words: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """The matrix of one run: a table of few classes, or a picture of many; and its most frequent mistakes."""
+    """The matrix of one run: a table of few classes, or a picture of many.
+
+    Attributes:
+        pairs: the most frequent mistakes: true class, predicted class, count, fraction of the true class.
+    """
 
     names: list[str]
     rows: list[list[Cell]]
@@ -39,7 +43,11 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Share:
-    """One class in one run. `low` and `high` are the Wilson (1927) 95 % interval; all are fractions, `text` and `counts` for reading."""
+    """One class in one run: fractions, and `text` and `counts` to show.
+
+    Attributes:
+        low, high: the 95 % interval, from `wilson`.
+    """
 
     accuracy: float
     low: float
@@ -50,7 +58,7 @@ class Share:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class in every run; None where a run does not know it."""
+    """One class in every run; None if a run does not have the class."""
 
     name: str
     shares: list[Share | None]
@@ -59,28 +67,15 @@ class ClassRow:
 def confusion_of(predictions: Predictions) -> Confusion:
     names = [style.one_line(name) for name in predictions.class_names.tolist()]
     matrix = predictions.confusion
-    sizes = np.maximum(matrix.sum(axis=1), 1)
-    shares = matrix / sizes[:, None]
-    wrong = matrix * (1 - np.eye(len(names), dtype=np.int64))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
-    pairs = []
-    for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True):
-        if wrong[row, column]:
-            pairs.append(
-                (
-                    names[row],
-                    names[column],
-                    int(wrong[row, column]),
-                    style.percent(float(shares[row, column])),
-                )
-            )
-    if len(names) > MOST_CELLS:
-        return Confusion(names, [], _picture(shares), pairs)
+    fractions = matrix / np.maximum(matrix.sum(axis=1), 1)[:, None]
+    pairs = _pairs(names, matrix, fractions)
+    if len(names) > _MAX_TABLE:
+        return Confusion(names, [], _picture(fractions), pairs)
     rows = [
         [
             Cell(
                 int(matrix[i, j]),
-                round(_shade(float(shares[i, j])), 3),
+                round(math.sqrt(fractions[i, j]), 3),  # so that 1 % of mistakes is visible beside 99 %
                 i == j,
                 f"true {names[i]}, predicted {names[j]}: {matrix[i, j]}",
             )
@@ -91,18 +86,32 @@ def confusion_of(predictions: Predictions) -> Confusion:
     return Confusion(names, rows, "", pairs)
 
 
-def _shade(share: float) -> float:
-    """The square root: a mistake of 1 % is to be seen beside 99 % that are right."""
-    return math.sqrt(share)
+def _pairs(names: list[str], matrix: np.ndarray, fractions: np.ndarray) -> list[tuple[str, str, int, str]]:
+    wrong = matrix * (1 - np.eye(len(names), dtype=np.int64))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MAX_PAIRS]
+    return [
+        (
+            names[true],
+            names[predicted],
+            int(wrong[true, predicted]),
+            style.percent(float(fractions[true, predicted])),
+        )
+        for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[true, predicted]
+    ]
 
 
-def _picture(shares: np.ndarray) -> str:
-    """A transparent PNG, one pixel a cell, blue where right and red where wrong, as a data URL; it suits a light and a dark page."""
-    size = len(shares)
+def _picture(fractions: np.ndarray) -> str:
+    """Draw a transparent PNG for light and dark pages, one pixel a cell, blue if right and red if wrong.
+
+    Returns:
+        A data URL.
+    """
+    size = len(fractions)
     pixels = np.zeros((size, size, 4), np.uint8)
     right = np.eye(size, dtype=bool)
     pixels[right, :3], pixels[~right, :3] = (0x2A, 0x86, 0xC4), (0xE0, 0x6A, 0x1B)
-    pixels[..., 3] = np.round(255 * np.sqrt(shares))
+    pixels[..., 3] = np.round(255 * np.sqrt(fractions))
     return data_url(Image.fromarray(pixels), "PNG", optimize=True)
 
 
@@ -113,7 +122,7 @@ def data_url(image: Image.Image, kind: str, **options: object) -> str:
 
 
 def class_rows(runs: Sequence[Predictions | None]) -> tuple[list[ClassRow], int]:
-    """Every class with its accuracy in each run, hardest first (mean over the runs), and the number of classes."""
+    """Return all classes with their accuracy in each run, hardest first (by the mean), and their number."""
     names = list(dict.fromkeys(name for run in runs if run is not None for name in run.class_names.tolist()))
     columns = [_shares(run) if run is not None else {} for run in runs]
     rows = [ClassRow(style.one_line(name), [column.get(name) for column in columns]) for name in names]
@@ -126,19 +135,21 @@ def class_rows(runs: Sequence[Predictions | None]) -> tuple[list[ClassRow], int]
 
 
 def _shares(run: Predictions) -> dict[str, Share]:
-    matrix, found = run.confusion, {}
+    matrix, shares = run.confusion, {}
     for i, name in enumerate(run.class_names.tolist()):
         right, total = int(matrix[i, i]), int(matrix[i].sum())
         if total:
             low, high = wilson(right, total)
-            found[name] = Share(
+            shares[name] = Share(
                 right / total, low, high, f"{100 * right / total:.1f} %", f"{right:,} of {total:,}"
             )
-    return found
+    return shares
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """Return the 95 % interval of a proportion.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
 
     >>> [round(bound, 3) for bound in wilson(9, 10)]
     [0.596, 0.982]

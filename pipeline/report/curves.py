@@ -31,7 +31,8 @@ def draw_curves(run_folder: Path) -> Path:
         The path of `curves.png` in that folder, 1400 x 900 pixels, replaced if it was there.
 
     Raises:
-        UserError: `metrics.jsonl` is missing, or a line other than an unfinished last one is not a JSON object.
+        UserError: `metrics.jsonl` is missing, or a line other than an unfinished last one is not a JSON
+            object.
     """
     metrics = read_metrics(run_folder / "metrics.jsonl")
     title = style.one_line(run_folder.resolve().name)

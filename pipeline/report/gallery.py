@@ -1,4 +1,4 @@
-"""The images worth a look: each with its Grad-CAM, true and predicted class."""
+"""Prepares the images of the page: each with its saliency map, true and predicted class."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ _SMALL_PX = 64  # images up to this size are kept pixel by pixel and enlarged by
 
 @dataclass(frozen=True)
 class Shown:
-    """One test image. `picture` and `evidence` are data URLs; `evidence` is empty where no map was made."""
+    """One test image. `picture` and `saliency` are data URLs; `saliency` is empty if no map was made."""
 
     where: str
     true: str
@@ -23,25 +23,22 @@ class Shown:
     confidence: str
     right: bool
     picture: str
-    evidence: str
+    saliency: str
     small: bool
 
 
 def gallery(predictions: Predictions) -> list[Shown]:
-    """The shown images in their order."""
+    """Return the shown images in their order."""
     names = [style.one_line(name) for name in predictions.class_names.tolist()]
     items = []
     for i, sample in enumerate(predictions.shown.tolist()):
-        image, true, predicted = (
-            predictions.images[i],
-            predictions.labels[sample],
-            predictions.predicted[sample],
-        )
+        image = predictions.images[i]
+        true, predicted = predictions.labels[sample], predictions.predicted[sample]
         file = style.one_line(str(predictions.shown_names[i]))
-        evidence = ""
+        saliency = ""
         if i < len(predictions.maps):
             drawn = style.overlay(image, predictions.maps[i].astype(np.float32) / 255, _SIDE_PX)
-            evidence = data_url(Image.fromarray(drawn), "WEBP", quality=82, method=4)
+            saliency = data_url(Image.fromarray(drawn), "WEBP", quality=82, method=4)
         small = max(image.shape[:2]) <= _SMALL_PX
         items.append(
             Shown(
@@ -51,7 +48,7 @@ def gallery(predictions: Predictions) -> list[Shown]:
                 confidence=style.percent(float(predictions.confidence[sample])),
                 right=bool(true == predicted),
                 picture=_encode(image, small),
-                evidence=evidence,
+                saliency=saliency,
                 small=small,
             )
         )

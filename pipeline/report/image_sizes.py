@@ -8,37 +8,31 @@ from matplotlib.ticker import FuncFormatter
 
 from pipeline.data.files.check import Checked
 from pipeline.plotting import style
+from pipeline.plotting.page import Page
 
 _WIDTH_PX, _HEIGHT_PX = 1200, 560
 _BINS = 40
 
 
 def draw_sizes(checked: Checked, path: Path) -> Path:
-    """Draw histograms of the shorter side and of the ratio of width to height, and the images of each class, sorted."""
+    """Draw histograms of the shorter side and of width by height, and the number of images of each class."""
     sizes = checked.good_sizes.astype(np.float64)
     shorter, ratio = sizes.min(axis=1), sizes[:, 1] / sizes[:, 0]
     root = style.one_line(checked.listing.root.resolve().name)
     with style.drawing([root]):
-        figure = style.new_figure(_WIDTH_PX, _HEIGHT_PX)
+        page = Page(_WIDTH_PX, _HEIGHT_PX)
         bad = f", {len(checked.bad):,} files cannot be used" if checked.bad else ""
-        figure.text(
-            0.06,
-            0.93,
-            f"{root}: {len(sizes):,} images{bad}",
-            fontsize=19 * style.PX,
-            fontweight="bold",
-            va="center",
-        )
-        panels = [figure.add_axes((left, 0.14, 0.25, 0.6)) for left in (0.06, 0.385, 0.71)]
+        page.write(72, 46, f"{root}: {len(sizes):,} images{bad}", 19, weight="bold")
+        panels = [page.axes(left, 146, 300, 336) for left in (72, 462, 852)]
         _histogram(panels[0], shorter, "Shorter side", "pixels")
         _histogram(panels[1], ratio, "Width by height", "ratio")
         _classes(panels[2], checked)
-        style.save_png(figure, path)
+        style.save_png(page.figure, path)
     return path
 
 
 def _histogram(axes: Axes, values: np.ndarray, title: str, unit: str) -> None:
-    """Logarithmic bins, from the smallest to the largest value; equal ones stand in the middle."""
+    """Draw logarithmic bins from the smallest to the largest value; equal values stand in the middle."""
     low, high = values.min(), values.max()
     if low == high:
         low, high = low / 1.5, high * 1.5

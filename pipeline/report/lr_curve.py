@@ -3,66 +3,55 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from pipeline.plotting import style
+from pipeline.plotting.page import Page
 from pipeline.training.lr_finder import RangeTest
 
+_WIDTH_PX, _HEIGHT_PX = 1000, 600
+_LEFT_PX, _TOP_PX, _RIGHT_PX, _BOTTOM_PX = 84, 128, 40, 76
 
-def draw(found: RangeTest, path: Path, title: str, subtitle: str) -> None:
+
+def draw(result: RangeTest, path: Path, title: str, subtitle: str) -> None:
     """Draw loss over learning rate, 1000 x 600 pixels, with the suggested rate."""
-    width, height = 1000, 600
-    left, bottom, right, top = 84, 76, 40, 128
+    width, height = _WIDTH_PX - _LEFT_PX - _RIGHT_PX, _HEIGHT_PX - _TOP_PX - _BOTTOM_PX
     with style.drawing([title, subtitle]):
-        figure = style.new_figure(width, height)
-        room = width - left - right
-        heading = figure.text(
-            left / width, 1 - 48 / height, style.one_line(title), fontsize=22 * style.PX, fontweight="bold"
-        )
-        style.shorten(heading, room)
-        note = figure.text(
-            left / width, 1 - 78 / height, style.one_line(subtitle), fontsize=14 * style.PX, color=style.MUTED
-        )
-        style.shorten(note, room)
-        axes = figure.add_axes(
-            (left / width, bottom / height, room / width, (height - top - bottom) / height)
-        )
-        axes.set_xscale("log")
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("training loss")
-        axes.plot(found.rates, found.losses, color=style.BLUE, alpha=0.35, linewidth=1.2)
-        axes.plot(found.rates, found.smoothed, color=style.BLUE, linewidth=2.2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.margins(y=0.12)
-        for rate, name, color in (
-            (found.steepest, "falls fastest", style.GREEN),
-            (found.suggested, "suggested maximum", style.VERMILLION),
-        ):
-            if rate is not None:
-                at = float(np.interp(np.log(rate), np.log(found.rates), found.smoothed))
-                axes.plot(
-                    [rate, rate],
-                    [0, 1],
-                    transform=axes.get_xaxis_transform(),
-                    color=color,
-                    linewidth=1.2,
-                    linestyle="--",
-                )
-                axes.plot(
-                    rate,
-                    at,
-                    marker="o",
-                    markersize=8,
-                    color=color,
-                    markeredgecolor=style.PAPER,
-                    label=f"{name} {rate:.2g}",
-                )
-        if found.fell:
-            figure.legend(
-                *axes.get_legend_handles_labels(),
-                loc="upper right",
-                bbox_to_anchor=(1 - right / width, 1 - 24 / height),
+        page = Page(_WIDTH_PX, _HEIGHT_PX)
+        page.heading(_LEFT_PX, title, subtitle, _RIGHT_PX)
+        axes = page.axes(_LEFT_PX, _TOP_PX, width, height)
+        _draw_loss(axes, result)
+        _mark(axes, result, result.steepest, "falls fastest", style.GREEN)
+        _mark(axes, result, result.suggested, "suggested maximum", style.VERMILLION)
+        if result.fell:
+            corner = (1 - _RIGHT_PX / _WIDTH_PX, 1 - (_TOP_PX - 8) / _HEIGHT_PX)
+            axes.legend(
+                loc="lower right",
+                bbox_to_anchor=corner,
+                bbox_transform=page.figure.transFigure,
                 frameon=False,
+                ncols=2,
+                borderaxespad=0,
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        style.save_png(figure, path)
+        style.save_png(page.figure, path)
+
+
+def _draw_loss(axes: Axes, result: RangeTest) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.plot(result.rates, result.losses, color=style.BLUE, alpha=0.35, linewidth=1.2)
+    axes.plot(result.rates, result.smoothed, color=style.BLUE, linewidth=2.2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.margins(y=0.12)
+
+
+def _mark(axes: Axes, result: RangeTest, rate: float | None, name: str, color: str) -> None:
+    if rate is None:
+        return
+    loss = float(np.interp(np.log(rate), np.log(result.rates), result.smoothed))
+    axes.axvline(rate, color=color, linewidth=1.2, linestyle="--")
+    label = f"{name} {rate:.2g}"
+    axes.plot(rate, loss, "o", markersize=8, color=color, markeredgecolor=style.PAPER, label=label)

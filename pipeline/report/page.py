@@ -105,7 +105,7 @@ def page_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
         "title": runs[0].name if single else f"{len(runs)} runs side by side",
         "single": single,
         "runs": views,
-        "mapped": any(item.evidence for view in views for item in [*view.mistakes, *view.unsure]),
+        "mapped": any(item.saliency for view in views for item in [*view.mistakes, *view.unsure]),
         "figures": figures(runs),
         "tiles": tiles(runs[0]) if single else [],
         "charts": charts_of_one(metrics[0]) if single else charts_of_many(metrics),
@@ -216,8 +216,9 @@ def _tested(run: RunRecord) -> str:
     predictions = run.predictions
     if predictions is None:
         return (
-            "This run's folder holds no predictions: the run was stopped before its end, or had log.report=false. "
-            "`python -m pipeline report RUN --refresh` makes them from the last checkpoint; it needs the data set."
+            "This run's folder holds no predictions: the run was stopped before its end, or had "
+            "log.report=false. `python -m pipeline report RUN --refresh` makes them from the last checkpoint "
+            "and the data set."
         )
     right, total = int((predictions.rank == 0).sum()), len(predictions.rank)
     parts = [percent(right / total, 2)]

@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides the scalars: the network's graph, misclassified images with their Grad-CAM, and hparams."""
+"""Writes graph, hparams and misclassified images with Grad-CAM to TensorBoard at the end of a run."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from pipeline.inference.predictions import Predictions
 from pipeline.plotting.style import one_line, overlay
 
 _SIDE_PX = 160
-_MOST_IMAGES = 10
+_MAX_IMAGES = 10
 
 
 def write_end_of_run(
@@ -36,40 +36,44 @@ def write_end_of_run(
         image_size: height and width of its input.
         step: of the images.
         hparams: every config key with its value.
-        metrics: what the runs are compared by; None is left out.
+        metrics: the figures to compare runs by; None is left out.
         predictions: whose shown images are written; None: no images.
     """
     from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams as summaries_of
 
     with SummaryWriter(str(run_folder / "tb")) as writer:
-        known = {
-            f"hparam/{name}": float(value)
-            for name, value in metrics.items()
-            if value is not None and math.isfinite(value)
-        }
-        plain = {
-            key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in hparams.items()
-        }
-        assert writer.file_writer is not None
-        for summary in summaries_of(plain, known):
-            writer.file_writer.add_summary(summary)
-        for name, value in known.items():
-            writer.add_scalar(name, value, step)
+        _write_hparams(writer, hparams, metrics, step)
         if predictions is not None:
             _write_images(writer, predictions, step)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "`torch.jit"
-            )  # which TensorBoard's graph of a network is made by
+            warnings.filterwarnings("ignore", "`torch.jit")  # which makes TensorBoard's graph of a network
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             writer.add_graph(copy.deepcopy(model).cpu().eval(), torch.zeros(1, 3, *image_size))
 
 
+def _write_hparams(
+    writer: Any, hparams: Mapping[str, Any], metrics: Mapping[str, float | None], step: int
+) -> None:
+    from torch.utils.tensorboard.summary import hparams as summaries_of
+
+    plain = {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in hparams.items()
+    }
+    finite = {
+        f"hparam/{name}": float(value)
+        for name, value in metrics.items()
+        if value is not None and math.isfinite(value)
+    }
+    for summary in summaries_of(plain, finite):
+        writer.file_writer.add_summary(summary)
+    for name, value in finite.items():
+        writer.add_scalar(name, value, step)
+
+
 def _write_images(writer: Any, predictions: Predictions, step: int) -> None:
     mistakes = [i for i, sample in enumerate(predictions.shown) if predictions.rank[sample]]
-    for number, i in enumerate(mistakes[:_MOST_IMAGES], 1):
+    for number, i in enumerate(mistakes[:_MAX_IMAGES], 1):
         sample = predictions.shown[i]
         true, predicted = (
             re.sub(r"[^\w.+-]+", "_", one_line(str(predictions.class_names[label[sample]])))

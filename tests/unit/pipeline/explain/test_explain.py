@@ -210,7 +210,7 @@ def test_models_that_would_give_wrong_maps_are_refused() -> None:
     compiled.compile(backend="eager")
     with pytest.raises(AssertionError, match="eager"):
         explain.explain_images(compiled, noise(), compiled.relu)
-    with pytest.raises(AssertionError, match="no part"):
+    with pytest.raises(AssertionError, match="target layer"):
         explain.explain_images(tiny_net(), noise(), nn.ReLU())
 
 
@@ -256,9 +256,9 @@ class Twice(nn.Module):
         ("cnov", "the network has no layer 'cnov'; near: conv"),
         ("zzz", "the network has no layer 'zzz'; near: conv"),
         ("", "the network has no layer ''"),
-        ("head", "head gives 2, which has no height and width; choose another, such as conv"),
-        ("spare", "spare is not used, or gives no tensor; choose another, such as conv"),
-        ("relu", "relu is used 2 times in one pass"),
+        ("head", "head .* 2, which has no height and width; choose another, such as conv"),
+        ("spare", "spare is not used.*; choose another, such as conv"),
+        ("relu", "relu .* 2 times"),
     ],
 )
 def test_a_layer_that_gives_no_map_is_named(name: str, told: str) -> None:
@@ -282,7 +282,7 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("zzz", "near: patches$"), ("heads", "heads gives 2 x 9 x 4, which .*, such as patches$")],
+    [("zzz", "near: patches$"), ("heads", "heads .* 2 x 9 x 4.*, such as patches$")],
 )
 def test_tokens_of_heads_are_no_map(name: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
