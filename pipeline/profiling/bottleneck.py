@@ -1,20 +1,20 @@
-"""One sentence that says what held a run back, and which key of the config to change."""
+"""Names the bottleneck of a run in one sentence, with the key of the config to change."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import Config
 
-NOTICEABLE = 0.03  # share of the time, or of throughput, below which two figures count as the same
+NOTICEABLE = 0.03  # fraction of the time, or of throughput; smaller differences count as none
 
 
 def loader_remedy(config: Config, on_gpu: bool, streamed: bool | None = None) -> str:
-    """What to change where the loader is too slow.
+    """Return what to change if the loader is too slow.
 
     Args:
         config: of the run.
-        on_gpu: where it ran.
-        streamed: whether its images stay in their files; None: not known, but to be guessed.
+        on_gpu: True if it ran on a GPU.
+        streamed: True if its images stay in their files; None: not known, so it is guessed.
     """
     data = config.data
     if streamed is None:
@@ -30,7 +30,7 @@ def loader_remedy(config: Config, on_gpu: bool, streamed: bool | None = None) ->
 
 
 def bottleneck_of_run(result: Mapping[str, Any], config: Config) -> str:
-    """The sentence, from what a run has measured in passing.
+    """Return the sentence, from the figures that every run measures.
 
     Args:
         result: the run's result.json.
@@ -38,7 +38,10 @@ def bottleneck_of_run(result: Mapping[str, Any], config: Config) -> str:
     """
     waited, on_gpu = result.get("data_wait_fraction"), result.get("device") == "cuda"
     if waited is None:
-        return "Speed: not measured; no window between two log points held steady steps only. Train longer, or lower log.log_every."
+        return (
+            "Speed: not measured; every window between two log points held other work than steady steps. "
+            "Train longer, or lower log.log_every."
+        )
     waiter = "the GPU" if on_gpu else "the training process"
     if waited >= NOTICEABLE:
         wait = f"{waiter} waited for its next batch {100 * waited:.0f} % of the time"
@@ -48,4 +51,4 @@ def bottleneck_of_run(result: Mapping[str, Any], config: Config) -> str:
         return f"{step}: set precision.mode=fp16 or bf16."
     if on_gpu and config.compile.mode == "none":
         return f"{step}: set compile.mode=reduce-overhead."
-    return f"{step}. `./launch.sh bench` with the same recipe tells arithmetic, memory traffic and the host apart."
+    return f"{step}. `./launch.sh bench` with the same recipe separates arithmetic, memory traffic and host."

@@ -1,4 +1,4 @@
-"""How much memory training takes, by estimate, and the largest batch that fits."""
+"""Estimates the memory that training takes, and the largest batch that fits."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,24 @@ from pipeline.models.flops import on_meta
 from pipeline.profiling.model_summary import summarise
 
 _FLOAT32 = 4  # bytes
-_ROOM = 0.95  # share of the memory to fill: the allocator leaves gaps
+_USABLE = 0.95  # fraction of the memory to fill: the allocator leaves gaps
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What one process keeps in the memory of its device, in bytes.
+    """The memory of one process on its device, in bytes.
 
-    Measured on an H200, ResNet-18 takes 5 % less, the copy of a checkpoint aside.
+    Measured on an H200, ResNet-18 takes 5 % less, without the copy of a checkpoint.
 
     Attributes:
         weights: the network, its gradients, the optimizer's state, the moving average, the half-precision
-            copy that autocast makes, and the copy of what a checkpoint holds.
-        images: the data set, where it is kept on the device.
-        per_image: activations that autograd keeps for an image of a micro-batch.
-        per_queued_image: batches ahead of the step, for an image of the process's share of the batch.
-        num_images: of that share.
-        accumulate: micro-batches that it goes through the network in.
+            copy that autocast makes, and the copy of a checkpoint's content.
+        images: the data set, if it is kept on the device.
+        per_image: activations that autograd keeps for one image of a micro-batch.
+        per_queued_image: batches ahead of the step, for one image of the process's share of the batch.
+        num_images: images in that share.
+        accumulate: micro-batches that the share is split into.
     """
 
     weights: int
@@ -45,20 +45,21 @@ class MemoryEstimate:
         return self.weights + self.images + self.activations + self.per_queued_image * self.num_images
 
     def largest(self, available: int) -> int:
-        """Images of a process's share of the batch that fit into so many bytes, as many micro-batches as now; 0 if none."""
-        room = int(available * _ROOM) - self.weights - self.images
+        """Return the largest share of the batch that fits in as many micro-batches as now; 0 if none fits."""
+        room = int(available * _USABLE) - self.weights - self.images
         return max(int(room / (self.per_queued_image + self.per_image / self.accumulate)), 0)
 
 
 def estimate_memory(
     config: Config, num_processes: int, num_classes: int, num_resident: int
 ) -> MemoryEstimate:
-    """Estimate the memory of one process of a run. The network is built on the meta device: nothing is
-    computed or allocated.
+    """Estimate the memory of one process of a run.
+
+    The network is built on the meta device: nothing is computed or allocated.
 
     Args:
         config: of the run.
-        num_processes: that share the batch.
+        num_processes: processes that share the batch.
         num_classes: of the data set.
         num_resident: images of the data set that the loader would keep on the device, if
             `data.resident_limit` allows it.
@@ -70,10 +71,10 @@ def estimate_memory(
     saved = 1 + optimizer + (config.ema.decay is not None)
     copies = saved + 1 + (0.5 if half else 0) + saved  # gradients; half precision; a checkpoint
     pixels = NUM_CHANNELS * config.image_size**2
-    kept = num_resident * pixels
+    resident = num_resident * pixels
     return MemoryEstimate(
         weights=int(copies * parameters * _FLOAT32),
-        images=kept if kept <= to_bytes(config.data.resident_limit) else 0,
+        images=resident if resident <= to_bytes(config.data.resident_limit) else 0,
         per_image=summary.saved_bytes,
         per_queued_image=config.data.prefetch * pixels * (2 if half else _FLOAT32),
         num_images=config.data.batch_size // num_processes,
@@ -82,28 +83,23 @@ def estimate_memory(
 
 
 def what_fits(config: Config, num_processes: int, memory: MemoryEstimate, available: int) -> str:
-    """What to change where a batch did not fit into so many bytes: keys and values."""
+    """Return the keys and values to change if a batch did not fit into AVAILABLE bytes."""
     size = config.data.batch_size
     unit = num_processes * config.optimizer.accumulate * MIX_SOURCES[config.augment.mix]
-    images = min(
-        memory.largest(available) * num_processes, size // 2
-    )  # it did not fit, whatever the estimate says
+    # at most half: the batch did not fit, even if the estimate says so
+    images = min(memory.largest(available) * num_processes, size // 2)
     rounded = images // unit * unit
     if rounded >= 64 * unit:
         rounded = images // (64 * unit) * (64 * unit)
     if not rounded:
         return "no batch fits by estimate: use a smaller model.name, or a smaller data.resident_limit"
-    parts = (
-        next(count for count in range(2, size + 1) if size % (unit * count) == 0 and size // count <= rounded)
-        if size > unit
-        else 1
-    )
-    accumulate = (
-        f"optimizer.accumulate={config.optimizer.accumulate * parts} (the same batch in smaller parts), or "
-        if parts > 1
-        else ""
-    )
+    accumulate = ""
+    if size > unit:
+        counts = range(2, size + 1)
+        parts = next(count for count in counts if size % (unit * count) == 0 and size // count <= rounded)
+        parts *= config.optimizer.accumulate
+        accumulate = f"optimizer.accumulate={parts} (the same batch in smaller parts), or "
     return (
-        f"by estimate about {rounded} images fit into the {available / _MIB:,.0f} MiB that there are; use {accumulate}"
-        f"data.batch_size={rounded} with optimizer.lr={config.optimizer.lr * rounded / size:.3g}"
+        f"by estimate about {rounded} images fit into the available {available / _MIB:,.0f} MiB; use "
+        f"{accumulate}data.batch_size={rounded} with optimizer.lr={config.optimizer.lr * rounded / size:.3g}"
     )

@@ -1,7 +1,6 @@
-"""What a network is made of: its layers with shapes, parameters, memory and arithmetic, and its graph as a
-picture.
+"""Describes a network: its layers with shapes, parameters, memory and arithmetic.
 
-Nothing is computed: the network runs on the meta device, which knows shapes alone, so that any batch fits on
+Nothing is computed: the network runs on the meta device, which holds shapes only, so that any batch fits on
 any machine.
 """
 
@@ -22,13 +21,12 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Layer:
-    """One row: a module of the network, after the modules that it is in.
+    """One row of the table: a module of the network, after the modules that contain it.
 
     Attributes:
-        name: dotted path, "" for the whole.
+        name: dotted path, "" for the whole network.
         kind: its class.
-        output: shape for one image, of the first output where there are several; None where that is no
-            tensor.
+        output: shape for one image, of the first output if there are several; None if that is not a tensor.
         parameters: trainable ones, inner modules included.
         output_bytes: of the output for the batch of the config, in the precision of the config.
         flops: forward for one image, a multiply-add being two.
@@ -48,14 +46,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """Attributes:
-    layers: every module that ran, in the order in which they are written; the whole first.
-    input_shape: (C, H, W).
-    batch_size: images in a step, over all processes.
-    precision: of the activations.
-    saved_bytes: activations that autograd keeps for backward, for the batch, where nothing is compiled or
-        fused.
-    training_flops: forward and backward for one image.
+    """The description of a network.
+
+    Attributes:
+        layers: every module that ran, in the order of their definition; the whole network first.
+        input_shape: (C, H, W).
+        batch_size: images in a step, over all processes.
+        precision: of the activations.
+        saved_bytes: activations that autograd keeps for the backward pass, for the batch, if nothing is
+            compiled or fused.
+        training_flops: forward and backward for one image.
     """
 
     layers: tuple[Layer, ...]
@@ -67,18 +67,16 @@ class Summary:
 
 
 def build_for_summary(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The network of a config on the meta device, and the shape of its images. No data set is read, and no
-    weights.
+    """Return the network of a config on the meta device, and the shape of its images.
+
+    No data set and no weights are read.
 
     Raises:
         UserError: as for `num_classes_of`.
     """
     shape = (3, config.image_size, config.image_size)
-    return on_meta(
-        build_model(
-            config.model, num_classes_of(config), shape[0], config.image_size, config.other_image_sizes
-        )
-    ), shape
+    sizes = config.image_size, config.other_image_sizes
+    return on_meta(build_model(config.model, num_classes_of(config), shape[0], *sizes)), shape
 
 
 def summarise(
@@ -116,16 +114,16 @@ def summarise(
 
 
 def _outputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...] | None]:
-    """Shape of the first output of every module that runs, without the batch."""
+    """Return the shape of the first output of every module that runs, without the batch."""
     shapes: dict[str, tuple[int, ...] | None] = {}
     handles = []
     for name, module in model.named_modules():
 
-        def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+        def record(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
             first = output[0] if isinstance(output, tuple) and output else output
             shapes[name] = tuple(first.shape[1:]) if isinstance(first, Tensor) else None
 
-        handles.append(module.register_forward_hook(keep))
+        handles.append(module.register_forward_hook(record))
     try:
         with torch.no_grad():
             model.eval()(torch.empty(1, *input_shape, device="meta"))
@@ -136,24 +134,26 @@ def _outputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, t
 
 
 def _saved_bytes(model: nn.Module, input_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
-    """Bytes per image that autograd keeps between forward and backward, parameters and buffers apart, all in one precision."""
+    """Return the bytes per image that autograd keeps from forward to backward.
+
+    Parameters and buffers do not count. All tensors have one precision.
+    """
     network = on_meta(model).to(dtype).train()
-    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    kept: dict[int, int] = {}
+    weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()  # a view and what it is a view of are kept once
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
+        storage = tensor.untyped_storage()  # a view and its base count once
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    batch = 2  # what a norm keeps for a channel does not grow with the batch, and is nothing beside the rest
+    batch = 2  # the statistics of a norm do not grow with the batch, and are negligible
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = network(
-            torch.empty(batch, *input_shape, dtype=dtype, device="meta")
-        )  # held: what it keeps must live until all is counted
+        images = torch.empty(batch, *input_shape, dtype=dtype, device="meta")
+        logits = network(images)  # its graph holds the saved tensors: it must live until all are counted
     del logits
-    return sum(kept.values()) // batch
+    return sum(saved.values()) // batch
 
 
 def print_summary(summary: Summary, title: str, depth: int) -> None:
@@ -183,13 +183,13 @@ def print_summary(summary: Summary, title: str, depth: int) -> None:
 
 
 def totals(summary: Summary) -> list[str]:
-    """The sums below the table."""
+    """Return the lines below the table."""
     whole = summary.layers[0]
     return [
         f"parameters   {whole.parameters:,}",
-        f"arithmetic   {whole.flops / 1e9:,.3f} GFLOP an image forward ({whole.flops / 2e9:,.3f} G multiply-adds, each counted as two); "
-        f"{summary.training_flops / 1e9:,.3f} GFLOP with backward",
+        f"arithmetic   {whole.flops / 1e9:,.3f} GFLOP an image forward ({whole.flops / 2e9:,.3f} G "
+        f"multiply-adds, each counted as two); {summary.training_flops / 1e9:,.3f} GFLOP with backward",
         f"weights      {4 * whole.parameters / _MIB:,.1f} MiB in float32, and as much for gradients",
-        f"activations  about {summary.saved_bytes / _MIB:,.0f} MiB kept for backward, for a batch of {summary.batch_size:,} in "
-        f"{summary.precision}: an estimate, with nothing compiled or fused",
+        f"activations  about {summary.saved_bytes / _MIB:,.0f} MiB kept for backward, for a batch of "
+        f"{summary.batch_size:,} in {summary.precision}: an estimate, with nothing compiled or fused",
     ]

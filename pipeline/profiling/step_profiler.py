@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace for Perfetto, and a table of GPU kernels by share."""
+"""Profiles steps of a run: a trace for Perfetto, and a table of GPU time by kind of kernel."""
 
 import gzip
 import json
@@ -26,8 +26,8 @@ from pipeline.profiling.roofline import (
 
 STEPS = 10
 
-# The first pattern that a kernel's name matches says what it is. Inductor names its kernels after the
-# operators that it has fused.
+# The first pattern that matches a kernel's name determines its kind. Inductor names its kernels after the
+# fused operators.
 _KINDS = (
     (STEM, r"_stem_"),
     (NORM_BACKWARD, r"batch_norm_backward|_norm_gradient"),
@@ -47,7 +47,7 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Share:
-    """One row of the table: a kind of kernel, its time and its launches, per step."""
+    """One row of the table: time and launches of one kind of kernel, per step."""
 
     kind: str
     microseconds: float
@@ -56,16 +56,16 @@ class Share:
 
 
 def kind_of(kernel: str) -> str:
-    """What a GPU kernel of this name does."""
+    """Return the kind of a GPU kernel by its name."""
     return next((kind for kind, pattern in _KINDS if re.search(pattern, kernel)), "other")
 
 
 def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
-    """The GPU's time by kind of kernel, largest first, and what is left: idle.
+    """Return the GPU's time by kind of kernel, largest first, and the idle time last.
 
     Args:
-        events: of a Chrome trace; those that ran on the GPU count.
-        steps: how many steps they cover.
+        events: of a Chrome trace; only those on the GPU count.
+        steps: number of steps that they cover.
     """
     kernels = sorted(
         (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"]
@@ -88,32 +88,31 @@ def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
 
 
 def table(rows: list[Share], work: Mapping[str, Work], best: Work) -> str:
-    """The rows as a Markdown table.
+    """Write the rows as a Markdown table.
 
     Args:
         rows: from `shares`.
         work: of each kind, in a step.
-        best: what this device reaches in a second at best.
+        best: the most that this device reaches in a second.
     """
     lines = ["| kind | µs a step | share | launches a step | achieved |", "|---|---:|---:|---:|---:|"]
     for row in rows:
-        done = work.get(row.kind, Work())
+        done, seconds = work.get(row.kind, Work()), row.microseconds / 1e6
         achieved = [
-            f"{amount / row.microseconds / 1e6:,.{digits}f} {unit} ({amount / row.microseconds * 1e6 / most:.0%})"
+            f"{amount / seconds / 1e12:,.{digits}f} {unit} ({amount / seconds / most:.0%})"
             for amount, most, unit, digits in (
                 (done.flops, best.flops, "TFLOP/s", 0),
                 (done.num_bytes, best.num_bytes, "TB/s", 2),
             )
-            if amount and most and row.microseconds
+            if amount and most and seconds
         ]
-        lines.append(
-            f"| {row.kind} | {row.microseconds:,.1f} | {row.fraction:.1%} | {row.launches:.0f} | {', '.join(achieved)} |"
-        )
+        numbers = f"{row.microseconds:,.1f} | {row.fraction:.1%} | {row.launches:.0f}"
+        lines.append(f"| {row.kind} | {numbers} | {', '.join(achieved)} |")
     if best.flops and best.num_bytes:
         lines += [
             "",
-            f"In brackets: of what this device does at best, {best.flops / 1e12:,.0f} TFLOP/s in a large matrix product and "
-            f"{best.num_bytes / 1e12:.2f} TB/s in a large copy.",
+            f"In brackets: fraction of this device's best rate, {best.flops / 1e12:,.0f} TFLOP/s in a large "
+            f"matrix product and {best.num_bytes / 1e12:.2f} TB/s in a large copy.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -124,8 +123,8 @@ class StepProfiler:
     Args:
         folder: `trace.json.gz` (for Perfetto) and `kernels.md` are written here.
         device: of the steps.
-        work: what a step of this process has to do, by kind of kernel.
-        steps: how many to profile.
+        work: of a step of this process, by kind of kernel.
+        steps: number of steps to profile.
     """
 
     def __init__(self, folder: Path, device: torch.device, work: Mapping[str, Work], steps: int = STEPS):
@@ -135,7 +134,14 @@ class StepProfiler:
         self.table: str | None = None
 
     def after_step(self, settled: bool) -> bool:
-        """To be called after every step; SETTLED once warm-up is over. Whether the step was profiled, which makes it slow."""
+        """Start, continue or end the profile; called after every step.
+
+        Args:
+            settled: True once warm-up is over.
+
+        Returns:
+            True if the step was profiled, which makes it slow.
+        """
         if self._profiler is None and settled and self._left:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
@@ -150,7 +156,7 @@ class StepProfiler:
         return False
 
     def close(self) -> None:
-        """Stop without a table, where the run has ended before the steps were over."""
+        """Stop without a table if the run ends before all steps are profiled."""
         if self._profiler is not None and self._left:
             self._left = 0
             self._profiler.stop()

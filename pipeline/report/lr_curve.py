@@ -25,15 +25,7 @@ def draw(result: RangeTest, path: Path, title: str, subtitle: str) -> None:
         _mark(axes, result, result.steepest, "falls fastest", style.GREEN)
         _mark(axes, result, result.suggested, "suggested maximum", style.VERMILLION)
         if result.fell:
-            corner = (1 - _RIGHT_PX / _WIDTH_PX, 1 - (_TOP_PX - 8) / _HEIGHT_PX)
-            axes.legend(
-                loc="lower right",
-                bbox_to_anchor=corner,
-                bbox_transform=page.figure.transFigure,
-                frameon=False,
-                ncols=2,
-                borderaxespad=0,
-            )
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
         path.parent.mkdir(parents=True, exist_ok=True)
         style.save_png(page.figure, path)
 

@@ -139,7 +139,7 @@ def test_a_batch_that_does_not_fit(
     )
     (warning,) = (line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line)
     assert warning.startswith(
-        "warning: that is too much; by estimate about 3200 images fit into the 8,192 MiB that there are; "
+        "warning: that is too much; by estimate about 3200 images fit into the available 8,192 MiB; "
     )
     assert (
         "use optimizer.accumulate=4 (the same batch in smaller parts), or data.batch_size=3200 with optimizer.lr=0.156"
