@@ -12,18 +12,17 @@ from pipeline.training.precision import Precision
 
 
 def evaluate_run(path: str | Path, which: str = "last", overrides: Sequence[str] = ()) -> EvalResult:
-    """Accuracy on the test set of a run's checkpoint, and of the moving average in it, in the precision that it was trained in."""
+    """Evaluate a run's checkpoint on the test set, and the moving average if it holds one.
+
+    The precision is that of the training.
+    """
     trained = load_trained(path, which, overrides)
     assert trained.checkpoint is not None
     loader = build_loaders(trained.config, trained.splits, trained.device).test
-    given = (
-        loader,
-        Precision(trained.config.precision, trained.device),
-        trained.device,
-        trained.config.evaluation.flip_tta,
-    )
-    result = evaluate(trained.model, *given)
+    precision = Precision(trained.config.precision, trained.device)
+    settings = (loader, precision, trained.device, trained.config.evaluation.flip_tta)
+    result = evaluate(trained.model, *settings)
     if not (trained.checkpoint / EMA).is_file():
         return result
     trained.model.load_state_dict(load_weights(trained.checkpoint, EMA))
-    return replace(result, ema=evaluate(trained.model, *given))
+    return replace(result, ema=evaluate(trained.model, *settings))

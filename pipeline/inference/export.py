@@ -1,7 +1,6 @@
-"""A trained network as a file for other programs: written, read back, and compared with the network before it
-is kept.
+"""Exports a trained network to a file for other programs, which is read back and compared before it counts.
 
-Everything happens on the CPU in float32, where no faster arithmetic (TF32) blurs the comparison.
+All work is done on the CPU in float32, where no faster arithmetic (TF32) blurs the comparison.
 """
 
 import copy
@@ -24,8 +23,8 @@ from pipeline.training.build import build_raw_model
 
 _CHECKED_IMAGES = 16
 _FILES = {"safetensors": "model.safetensors", "torch-export": "model.pt2", "onnx": "model.onnx"}
-# Largest difference between a logit of the file and of the network, as a share of the largest logit.
-# safetensors: the same weights in the same code. torch-export: the same operators of torch, which may take
+# Largest difference between a logit of the file and of the network, as a fraction of the largest logit.
+# safetensors: the same weights in the same code. torch-export: the same operators of torch, perhaps with
 # another order of summation. onnx: another library's kernels.
 TOLERANCE = {"safetensors": 0.0, "torch-export": 1e-5, "onnx": 1e-4}
 
@@ -35,10 +34,10 @@ class Exported:
     """A file that holds a network.
 
     Attributes:
-        file: what was written; a README.md beside it says how to use it.
+        file: the file; a README.md beside it shows its use.
         difference: largest difference between a logit of the file and of the network, over random images.
-        largest: the largest absolute logit of the network on them.
-        tolerance: the difference that is accepted, as a share of `largest`.
+        largest: the largest absolute logit of the network for these images.
+        tolerance: the accepted difference, as a fraction of `largest`.
     """
 
     file: Path
@@ -49,8 +48,8 @@ class Exported:
     @property
     def summary(self) -> str:
         return (
-            f"the logits of {_CHECKED_IMAGES} random images differ by {self.difference:.1e} at most, "
-            f"where the largest is {self.largest:.1f} (accepted: {self.tolerance:g} of it)"
+            f"the logits of {_CHECKED_IMAGES} random images differ by at most {self.difference:.1e}, and the "
+            f"largest is {self.largest:.1f} (accepted: {self.tolerance:g} of the largest)"
         )
 
 
@@ -90,11 +89,11 @@ def export_run(
         format: `safetensors` (weights, for this library), `torch-export` (a program for torch, in Python or
             C++) or `onnx` (for ONNX Runtime and others).
         output: the folder to write in; default: `export/FORMAT` in the run folder.
-        input: what the exported program takes: `unit`, RGB images from 0 to 1 (it normalises them), or
-            `normalised` ones.
+        input: the input of the exported program: `unit`, RGB images from 0 to 1, which it normalises, or
+            `normalised` images.
 
     Returns:
-        What was written, and how far its logits are from the network's.
+        The file, and the difference between its logits and the network's.
 
     Raises:
         UserError: a missing package, a folder that cannot be written, or a file whose logits are not the
@@ -107,55 +106,62 @@ def export_run(
         folder.mkdir(parents=True, exist_ok=True)
         return export(trained, format, folder, input)
     except OSError as error:
+        file, reason = error.filename or folder, error.strerror or error
         raise UserError(
-            f"{error.filename or folder}: cannot be written ({error.strerror or error}); choose another folder with --output"
+            f"{file}: cannot be written ({reason}); choose another folder with --output"
         ) from None
 
 
 def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> Exported:
-    """Export a network that is on the CPU into a folder that is there. Otherwise as `export_run`."""
+    """Export a network on the CPU into an existing folder. Otherwise as `export_run`."""
     assert format in _FILES and input in ("unit", "normalised"), (format, input)
     assert trained.device.type == "cpu", trained.device
     if format == "safetensors":
         input = "normalised"
-    network = copy.deepcopy(trained.model).to(
-        memory_format=torch.contiguous_format
-    )  # exporters warn of other layouts
-    module = (
-        WithNormalisation(network, trained.inputs.mean, trained.inputs.std) if input == "unit" else network
-    )
+    # exporters warn of other memory layouts
+    module = copy.deepcopy(trained.model).to(memory_format=torch.contiguous_format)
+    if input == "unit":
+        module = WithNormalisation(module, trained.inputs.mean, trained.inputs.std)
     module.eval()
-    images = torch.rand(
-        _CHECKED_IMAGES, 3, *[trained.inputs.image_size] * 2, generator=torch.Generator().manual_seed(0)
-    )
     final = folder / _FILES[format]
     temporary = folder / f".new-{final.name}"
-    write = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}[
-        format
-    ]
-    about = describe(trained, input)
+    description = describe(trained, input)
     try:
-        run = write(trained, module, temporary, about)
-        with torch.no_grad():
-            expected, found = module(images), run(images)
-        exported = Exported(
-            final, (found - expected).abs().max().item(), expected.abs().max().item(), TOLERANCE[format]
-        )
-        if not exported.difference <= exported.tolerance * exported.largest:
-            raise UserError(
-                f"export: {exported.summary}; nothing is kept; choose another --format, or another version of its package"
-            )
+        run = _WRITERS[format](trained, module, temporary, description)
+        exported = _compare(module, run, trained.inputs.image_size, final, TOLERANCE[format])
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
-    (folder / "README.md").write_text(_readme(trained, format, about, exported), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(trained, format, description, exported), encoding="utf-8")
     if format == "safetensors":
         (folder / "config.yaml").write_text(dump_config(trained.config), encoding="utf-8")
     return exported
 
 
+def _compare(
+    module: nn.Module, run: Callable[[Tensor], Tensor], image_size: int, file: Path, tolerance: float
+) -> Exported:
+    """Compare the logits of the exported program with the network's.
+
+    Raises:
+        UserError: they differ by more than the tolerance.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(_CHECKED_IMAGES, 3, image_size, image_size, generator=generator)
+    with torch.no_grad():
+        expected, logits = module(images), run(images)
+    difference, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
+    exported = Exported(file, difference, largest, tolerance)
+    if not difference <= tolerance * largest:  # also if the difference is NaN
+        raise UserError(
+            f"export: {exported.summary}; nothing was saved; choose another --format, or another version of "
+            "its package"
+        )
+    return exported
+
+
 def describe(trained: Trained, input: str) -> dict[str, str]:
-    """What goes into the file beside the network: texts, lists as JSON."""
+    """Return the metadata of the file: texts, and lists as JSON."""
     inputs, size = trained.inputs, trained.inputs.image_size
     run = "" if trained.run is None else trained.run.path.name
     values = (
@@ -169,7 +175,8 @@ def describe(trained: Trained, input: str) -> dict[str, str]:
         "weights": "moving average" if trained.ema else "raw",
         "model": trained.config.model.name,
         "input": f"images: float32 (N, 3, {size}, {size}), RGB, {values}",
-        "resize": f"shorter side to {inputs.resized} pixels, bilinear with antialiasing, then the central {size} x {size} pixels",
+        "resize": f"shorter side to {inputs.resized} pixels, bilinear with antialiasing, then the central "
+        f"{size} x {size} pixels",
         "output": f"logits: float32 (N, {inputs.num_classes}); softmax gives probabilities",
         "image_size": str(size),
         "resized": str(inputs.resized),
@@ -180,11 +187,13 @@ def describe(trained: Trained, input: str) -> dict[str, str]:
 
 
 def _write_safetensors(
-    trained: Trained, module: nn.Module, file: Path, about: dict[str, str]
+    trained: Trained, module: nn.Module, file: Path, description: dict[str, str]
 ) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file, save_file
 
-    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, file, metadata=about)
+    save_file(
+        {key: value.contiguous() for key, value in module.state_dict().items()}, file, metadata=description
+    )
     fresh = build_raw_model(trained.config, trained.inputs.num_classes, torch.device("cpu"))
     fresh = fresh.to(memory_format=torch.contiguous_format).eval()
     fresh.load_state_dict(load_file(file))
@@ -192,25 +201,25 @@ def _write_safetensors(
 
 
 def _write_torch_export(
-    trained: Trained, module: nn.Module, file: Path, about: dict[str, str]
+    trained: Trained, module: nn.Module, file: Path, description: dict[str, str]
 ) -> Callable[[Tensor], Tensor]:
     example, batch = _example(trained)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about torch's own workings
+        warnings.simplefilter("ignore")  # of torch's internals
         program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-        torch.export.save(program, file, extra_files=about)
+        torch.export.save(program, file, extra_files=description)
         return torch.export.load(file).module()
 
 
 def _write_onnx(
-    trained: Trained, module: nn.Module, file: Path, about: dict[str, str]
+    trained: Trained, module: nn.Module, file: Path, description: dict[str, str]
 ) -> Callable[[Tensor], Tensor]:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"export: --format onnx needs the package {package}; pip install -e '.[onnx]'")
     example, batch = _example(trained)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about torch's own workings
+        warnings.simplefilter("ignore")  # of torch's internals
         program = torch.onnx.export(
             module,
             (example,),
@@ -222,7 +231,7 @@ def _write_onnx(
             verbose=False,
         )
     assert program is not None
-    program.model.metadata_props.update(about)
+    program.model.metadata_props.update(description)
     program.save(file)
     onnxruntime: Any = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
@@ -230,10 +239,12 @@ def _write_onnx(
 
 
 def _example(trained: Trained) -> tuple[Tensor, torch.export.Dim]:
-    """An input of two images, of which any number is allowed."""
+    """Return an input of two images, and the dimension that says that any number of images is allowed."""
     size = trained.inputs.image_size
     return torch.zeros(2, 3, size, size), torch.export.Dim("batch", min=1)
 
+
+_WRITERS = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}
 
 _USE = {
     "safetensors": """import torch
@@ -242,7 +253,8 @@ from safetensors.torch import load_file
 from pipeline.training.build import build_raw_model
 from pipeline.config import load_config
 
-network = build_raw_model(load_config("config.yaml"), num_classes=$num_classes, device=torch.device("cpu")).eval()
+config = load_config("config.yaml")
+network = build_raw_model(config, num_classes=$num_classes, device=torch.device("cpu")).eval()
 network.load_state_dict(load_file("model.safetensors"))
 logits = network(torch.zeros(1, 3, $size, $size))""",
     "torch-export": """import torch
@@ -257,15 +269,11 @@ session = onnxruntime.InferenceSession("model.onnx")
 }
 
 
-def _readme(trained: Trained, format: str, about: dict[str, str], exported: Exported) -> str:
-    use = Template(_USE[format]).substitute(
-        num_classes=trained.inputs.num_classes, size=trained.inputs.image_size
-    )
-    origin = (
-        f"{about['model']}, {about['checkpoint']} of the run {about['run']}"
-        if about["run"]
-        else about["model"]
-    )
+def _readme(trained: Trained, format: str, description: dict[str, str], exported: Exported) -> str:
+    inputs, origin = trained.inputs, description["model"]
+    use = Template(_USE[format]).substitute(num_classes=inputs.num_classes, size=inputs.image_size)
+    if description["run"]:
+        origin += f", {description['checkpoint']} of the run {description['run']}"
     if trained.ema:
         origin += ", moving average of its weights"
     names = "\n".join(f"{index}. {name}" for index, name in enumerate(trained.inputs.class_names))
@@ -273,10 +281,10 @@ def _readme(trained: Trained, format: str, about: dict[str, str], exported: Expo
 
 {origin}. The file holds this description too, as its metadata.
 
-- Input: {about["input"]}
-- Size: {about["resize"]}
-- Mean and standard deviation per channel: {about["mean"]}, {about["std"]}
-- Output: {about["output"]}
+- Input: {description["input"]}
+- Size: {description["resize"]}
+- Mean and standard deviation per channel: {description["mean"]}, {description["std"]}
+- Output: {description["output"]}
 - Checked after writing: {exported.summary}
 
 ```python

@@ -1,30 +1,30 @@
-"""`predictions.npz`: what a trained network said of every test image, and the images worth a look, so that a report needs no data set."""
+"""Writes and reads `predictions.npz`: predictions for the test set, so that a report needs no data set."""
 
-import os
+import io
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from scipy.special import log_softmax
 
+from pipeline.atomic_io import write_whole
 from pipeline.errors import UserError
-
-FILE = "predictions.npz"
+from pipeline.run.folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """N test images of K classes in the order of the test set, and M of them in order of interest.
+    """The predictions for N test images of K classes in the order of the test set, and M images to show.
 
     Attributes:
         class_names: (K,) text, in label order.
         labels, predicted: (N,) int32, the true and the most probable class.
         confidence: (N,) float32, probability of the predicted class.
-        rank: (N,) int32, number of classes that are more probable than the true one; 0: right.
-        shown: (M,) int64, positions in the test set: confident mistakes first, then the least sure of the
-            right ones.
-        shown_names: (M,) text, file of each shown image relative to `data.root`; empty where the images have
-            no files.
+        rank: (N,) int32, number of classes that are more probable than the true one; 0 is right.
+        shown: (M,) int64, indices in the test set: confident mistakes first, then the right predictions of
+            the lowest confidence.
+        shown_names: (M,) text, file of each shown image relative to `data.root`; empty if the images have no
+            files.
         images: (M, H, W, 3) uint8, as they look.
         maps: (M, H, W) uint8, Grad-CAM map of the predicted class in 255ths; M is 0 where none was
             made.
@@ -42,16 +42,15 @@ class Predictions:
 
     @classmethod
     def of(cls, logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> "Predictions":
-        """From the (N, K) float logits and the (N,) integer labels; no images yet.
+        """Make predictions from (N, K) float logits and (N,) integer labels, without images to show.
 
         >>> Predictions.of(np.log([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ("cat", "dog")).rank.tolist()
         [0, 1]
         """
         predicted = logits.argmax(axis=1)
-        own = np.take_along_axis(logits, labels[:, None], axis=1)
-        rank = np.where(
-            predicted == labels, 0, np.maximum((logits > own).sum(axis=1), 1)
-        )  # a tie is lost by the later class
+        true = np.take_along_axis(logits, labels[:, None], axis=1)
+        # of two equal logits, the earlier class is predicted
+        rank = np.where(predicted == labels, 0, np.maximum((logits > true).sum(axis=1), 1))
         return cls(
             class_names=np.array(class_names, dtype=np.str_),
             labels=labels.astype(np.int32),
@@ -72,30 +71,26 @@ class Predictions:
         return np.bincount(pairs, minlength=size * size).reshape(size, size)
 
     def save(self, folder: Path) -> Path:
-        """Write into a run folder, whole or not at all."""
-        path, beside = folder / FILE, folder / f".{FILE}.{os.getpid()}"
-        try:
-            with beside.open("wb") as file:
-                np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        """Write `predictions.npz` of a run folder, whole or not at all."""
+        path, content = RunFolder(folder).predictions, io.BytesIO()
+        np.savez_compressed(content, **{field.name: getattr(self, field.name) for field in fields(self)})
+        write_whole(path, content.getvalue())
         return path
 
     @classmethod
     def load(cls, folder: Path) -> "Predictions | None":
-        """From a run folder; None where there are none.
+        """Read `predictions.npz` of a run folder; None if there is none.
 
         Raises:
             UserError: the file is damaged, or of another version.
         """
-        path = folder / FILE
+        path = RunFolder(folder).predictions
         if not path.exists():
             return None
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in fields(cls)})
-        except Exception as error:  # zip, zlib, numpy and key errors: all mean the same
+        except Exception as error:  # zip, zlib, numpy and key errors all mean a damaged file
             raise UserError(
-                f"{path}: cannot be read ({error}); make it anew with `python -m pipeline report --refresh`"
+                f"{path}: cannot be read ({error}); make it again with `python -m pipeline report --refresh`"
             ) from None

@@ -1,4 +1,4 @@
-"""What a network takes and what its outputs mean: all that a prediction needs besides the weights, and so kept in the run folder."""
+"""Describes the inputs and outputs of a network, so that a prediction needs only the run folder."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from pipeline.atomic_io import write_json
 from pipeline.config import Config
 from pipeline.data import FileSet, Splits
 from pipeline.data.datasets.file_set import read_centre
@@ -16,20 +17,17 @@ from pipeline.data.files.decode import decode_image, images_of_any_size, try_all
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError
 
-INPUT_FILE = "input.json"
-
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The images that a network was trained on, and the names of its outputs.
+    """The preprocessing of a network's images, and the names of its outputs.
 
     Attributes:
         class_names: in the order of the logits.
-        mean, std: per channel, fractions of 1, with which pixels / 255 are normalised.
+        mean, std: per channel, fractions of 1; pixels / 255 are normalised with them.
         image_size: height and width in evaluation, in pixels.
-        crop: share of the resized shorter side that the centre crop of evaluation keeps, where images are
-            streamed from their files;
-            None: images are kept decoded, and the crop keeps all of it.
+        crop: fraction of the resized shorter side that the centre crop of evaluation keeps, for images that
+            are streamed from their files; None: images are kept decoded, and nothing is cropped off.
     """
 
     class_names: tuple[str, ...]
@@ -40,18 +38,13 @@ class InputSpec:
 
     @classmethod
     def of(cls, config: Config, splits: Splits) -> "InputSpec":
-        streamed = isinstance(splits.test, FileSet)
-        recorded = cls(
-            tuple(splits.class_names),
-            tuple(splits.mean),
-            tuple(splits.std),
-            config.image_size,
-            1.0 if streamed else None,
-        )
-        return recorded.under(config)
+        """Describe the network of a config on its data set."""
+        crop = 1.0 if isinstance(splits.test, FileSet) else None  # `under` sets the fraction
+        names, mean, std = tuple(splits.class_names), tuple(splits.mean), tuple(splits.std)
+        return cls(names, mean, std, config.image_size, crop).under(config)
 
     def under(self, config: Config) -> "InputSpec":
-        """The same network's, with the sizes and, where it gives them, the statistics of a config."""
+        """Return the description with the sizes and, if the config gives them, the statistics of a config."""
         data = config.data
         statistics = (
             {"mean": data.mean, "std": data.std} if data.mean is not None and data.std is not None else {}
@@ -64,14 +57,14 @@ class InputSpec:
 
     @classmethod
     def read(cls, path: Path) -> "InputSpec":
-        """Read what `write` wrote.
+        """Read input.json.
 
         Raises:
             UserError: the file is damaged.
         """
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            crop = saved.get("crop")  # unknown to runs of before folders were streamed
+            crop = saved.get("crop")  # older runs have no crop
             return cls(
                 tuple(saved["class_names"]),
                 tuple(saved["mean"]),
@@ -81,11 +74,13 @@ class InputSpec:
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path}: cannot be read ({type(error).__name__}: {error}); remove it, and the data set is read instead"
+                f"{path}: cannot be read ({type(error).__name__}: {error}); remove it, "
+                "and the data set is read instead"
             ) from None
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Write input.json."""
+        write_json(path, asdict(self))
 
     @property
     def num_classes(self) -> int:
@@ -93,11 +88,11 @@ class InputSpec:
 
     @property
     def resized(self) -> int:
-        """The shorter side, in pixels, that images are resized to before their centre is cropped."""
+        """The shorter side in pixels to which images are resized before their centre is cropped."""
         return self.image_size if self.crop is None else CentreView(self.image_size, self.crop).resized
 
     def normalise(self, pixels: np.ndarray) -> torch.Tensor:
-        """The network's input, as the loaders make it: (N, H, W, C) uint8 → (N, C, H, W) float32 on the CPU.
+        """Return the network's input as the loaders make it: (N, H, W, C) uint8 → (N, C, H, W) float32, CPU.
 
         >>> spec = InputSpec(("cat", "dog"), mean=(0.5,) * 3, std=(0.25,) * 3, image_size=1)
         >>> spec.normalise(np.full((1, 1, 1, 3), 255, np.uint8)).flatten()
@@ -110,19 +105,18 @@ class InputSpec:
     def read_images(
         self, files: Sequence[Path], num_threads: int = 1
     ) -> tuple[np.ndarray, list[tuple[Path, str]]]:
-        """Image files of any size, decoded, resized and cropped as the run's own evaluation images are.
+        """Read image files of any size, resized and cropped as the run's evaluation images are.
 
         Returns:
-            (N, image_size, image_size, 3) uint8, and the files that cannot be read, with the reason; their
-            rows are zero.
+            (N, image_size, image_size, 3) uint8, and the files that cannot be read with their reasons; the
+            rows of those files are zero.
         """
         pixels = np.zeros((len(files), self.image_size, self.image_size, 3), np.uint8)
         view = None if self.crop is None else CentreView(self.image_size, self.crop)
 
         def show(row: int) -> None:
-            pixels[row] = (
-                decode_image(files[row], self.image_size) if view is None else read_centre(files[row], view)
-            )
+            file = files[row]
+            pixels[row] = decode_image(file, self.image_size) if view is None else read_centre(file, view)
 
         with images_of_any_size():
             bad = try_all(range(len(files)), show, num_threads, "reading images")

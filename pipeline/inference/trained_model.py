@@ -1,4 +1,4 @@
-"""A trained network, out of its run folder or straight from `fit`: fresh, eager, float32, with what its inputs and outputs mean."""
+"""Loads a trained network from its run folder, or copies one from `fit`: fresh, eager, float32."""
 
 import copy
 import logging
@@ -24,7 +24,7 @@ from pipeline.training.evaluate import predict
 
 _log = logging.getLogger(__name__)
 
-_BATCH_SIZE = 256  # images that are given to the network at once
+_BATCH_SIZE = 256  # images in one forward pass
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Trained:
     Attributes:
         config: of the run.
         model: from normalised (N, 3, H, W) images to (N, K) logits.
-        inputs: what the network takes and what its outputs mean.
-        device: where the network is.
-        run: its run folder; None where there is none.
-        checkpoint: the folder that the weights were read from; None likewise.
-        ema: whether the weights are their moving average.
+        inputs: the preprocessing of its images, and its class names.
+        device: of the network.
+        run: its run folder; None if it has none.
+        checkpoint: the folder that the weights were read from; None if there is none.
+        ema: True if the weights are the moving average.
     """
 
     config: Config
@@ -51,20 +51,23 @@ class Trained:
 
     @classmethod
     def of(cls, config: Config, model: nn.Module, splits: Splits) -> "Trained":
-        """A copy of a network as `fit` leaves it, compiled or not; later training leaves the copy alone."""
-        fresh = copy.deepcopy(model).float().eval()  # a copy has no compiled call
-        trained = cls(
-            config, fresh.requires_grad_(False), InputSpec.of(config, splits), next(fresh.parameters()).device
-        )
-        trained.__dict__["splits"] = splits  # what the property would read
-        return trained
+        """Copy a network after `fit`, compiled or not; later training does not change the copy."""
+        fresh = copy.deepcopy(model).float().eval().requires_grad_(False)  # a copy has no compiled call
+        device = next(fresh.parameters()).device
+        return cls(config, fresh, InputSpec.of(config, splits), device)._with_splits(splits)
+
+    def _with_splits(self, splits: Splits | None) -> "Trained":
+        """Set the data set that the property `splits` would read."""
+        if splits is not None:
+            self.__dict__["splits"] = splits
+        return self
 
     @cached_property
     def splits(self) -> Splits:
-        """The run's data set, read when it is first asked for.
+        """The run's data set, read at the first access.
 
         Raises:
-            UserError: it is not there, or has other classes than the network.
+            UserError: the data set is missing, or has other classes than the network.
         """
         splits = load_splits(self.config.data, self.config.seed)
         if splits.class_names != self.inputs.class_names:
@@ -75,22 +78,17 @@ class Trained:
         return splits
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, H, W, 3) uint8 → (N, K) float32, on the CPU, in float32."""
+        """Return logits, (N, K) float32 on the CPU, of images, (N, H, W, 3) uint8."""
+        starts = range(0, len(pixels), _BATCH_SIZE)
         with torch.no_grad():
-            batches = (
-                self.inputs.normalise(pixels[i : i + _BATCH_SIZE]) for i in range(0, len(pixels), _BATCH_SIZE)
-            )
-            return np.concatenate(
-                [self.model(batch.to(self.device)).float().cpu().numpy() for batch in batches]
-            )
+            batches = (self.inputs.normalise(pixels[i : i + _BATCH_SIZE]).to(self.device) for i in starts)
+            return np.concatenate([self.model(batch).float().cpu().numpy() for batch in batches])
 
     def test_logits(self) -> np.ndarray:
-        """(N, K) float32 on the CPU: the whole test set, in order, by the run's loader, in float32."""
+        """Return logits of the whole test set in order, (N, K) float32 on the CPU, with the run's loader."""
         precision = self.config.precision.model_copy(update={"mode": "fp32"})
-        loader = build_loaders(
-            self.config.model_copy(update={"precision": precision}), self.splits, self.device
-        ).test
-        return predict(self.model, loader).numpy()
+        config = self.config.model_copy(update={"precision": precision})
+        return predict(self.model, build_loaders(config, self.splits, self.device).test).numpy()
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:
@@ -108,19 +106,19 @@ def load_trained(
 ) -> Trained:
     """Load the network of one of a run's checkpoints.
 
-    The data set is not needed for that, and read only if `splits` is asked for. Statistics for normalising
-    are those of the run.
+    The data set is not needed for that: it is read only if `splits` is accessed. Mean and standard deviation
+    are the run's.
 
     Args:
         path: the run folder.
         which: `last`, `best` or a step number.
-        overrides: keys put over the run's config, such as `data.root=DIR` where the data has moved.
+        overrides: keys that replace the run's, such as `data.root=DIR` if the data has moved.
         device: default: as `runtime.device` says.
-        splits: the run's data where it is in memory already.
+        splits: the run's data, if it is in memory already.
         ema: take the moving average of the weights.
 
     Raises:
-        UserError: no such run or checkpoint, a damaged one, or one without a moving average.
+        UserError: no such run or checkpoint, a damaged checkpoint, or one without a moving average.
     """
     run = find_run(Path(path))
     config = load_config(run.config, overrides)
@@ -131,44 +129,47 @@ def load_trained(
         raise UserError(
             f"{checkpoint}: holds no moving average of the weights; train with ema.decay, or leave --ema out"
         )
-    if (run.inputs).is_file():
+    if run.inputs.is_file():
         recorded = InputSpec.read(run.inputs)
-        if (
-            config.data.mean is None
-        ):  # not computed anew: the data set, or the share held out of it, may have changed
-            config = config.model_copy(
-                update={"data": config.data.model_copy(update={"mean": recorded.mean, "std": recorded.std})}
-            )
+        config = _with_statistics(config, recorded)
         inputs = recorded.under(config)
     else:
         splits = splits or load_splits(config.data, config.seed)
         inputs = InputSpec.of(config, splits)
+    model = _build(config, inputs, device, checkpoint, EMA if ema else WEIGHTS)
+    return Trained(config, model, inputs, device, run, checkpoint, ema)._with_splits(splits)
+
+
+def _with_statistics(config: Config, recorded: InputSpec) -> Config:
+    """Set the run's mean and standard deviation, unless the config gives them.
+
+    They are not computed again: the data set, or the part held out of it, may have changed.
+    """
+    if config.data.mean is not None:
+        return config
+    data = config.data.model_copy(update={"mean": recorded.mean, "std": recorded.std})
+    return config.model_copy(update={"data": data})
+
+
+def _build(config: Config, inputs: InputSpec, device: torch.device, checkpoint: Path, file: str) -> nn.Module:
+    """Build the network, and load its weights from a file of the checkpoint."""
     model = build_raw_model(config, inputs.num_classes, device)
     try:
-        model.load_state_dict(load_weights(checkpoint, EMA if ema else WEIGHTS))
-    except RuntimeError:  # torch's words name every tensor
+        model.load_state_dict(load_weights(checkpoint, file))
+    except RuntimeError:  # torch's message names every tensor
         raise UserError(
-            f"{checkpoint}: holds the weights of another network than {config.model.name} with these model keys; leave those out that you "
-            "gave, and the run's own hold"
+            f"{checkpoint}: holds the weights of another network than {config.model.name} with these model "
+            "keys; leave out the model keys that you gave, so that the run's are used"
         ) from None
-    trained = Trained(config, model.eval(), inputs, device, run, checkpoint, ema)
-    if splits is not None:
-        trained.__dict__["splits"] = splits
-    return trained
+    return model.eval()
 
 
 def _checkpoint(run: RunFolder, which: str) -> Path:
     if which == "last":
         newest, damaged = newest_intact(run.checkpoints)
         if newest is None:
-            raise UserError(
-                "\n".join(
-                    [
-                        f"{run.checkpoints}: no intact checkpoint; train again, or evaluate another run",
-                        *damaged,
-                    ]
-                )
-            )
+            message = f"{run.checkpoints}: no intact checkpoint; train again, or evaluate another run"
+            raise UserError("\n".join([message, *damaged]))
         for message in damaged:
             _log.warning("%s; %s is used", message, newest.name)
         return newest
@@ -178,9 +179,9 @@ def _checkpoint(run: RunFolder, which: str) -> Path:
         raise UserError(f"--checkpoint: {which!r} is neither last, best nor a step")
     folder = folder_of(run.checkpoints, int(which))
     if not folder.is_dir():
-        kept = ", ".join(
-            str(int(p.name.removeprefix("step-"))) for p in sorted(run.checkpoints.glob("step-*"))
+        steps = [str(int(p.name.removeprefix("step-"))) for p in sorted(run.checkpoints.glob("step-*"))]
+        raise UserError(
+            f"--checkpoint: {run.path} holds no step {which}; it holds {', '.join(steps) or 'none'}"
         )
-        raise UserError(f"--checkpoint: {run.path} keeps no step {which}; it keeps {kept or 'none'}")
     verify(folder)
     return folder

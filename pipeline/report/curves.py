@@ -11,6 +11,7 @@ from pipeline.report.panels import charts_of_one
 from pipeline.report.run_record import Metrics, read_metrics
 from pipeline.report.series import finite, number, percent, series_of
 from pipeline.report.tables import counts_of
+from pipeline.run.folder import RunFolder
 
 _WIDTH_PX, _HEIGHT_PX = 1400, 900
 _MARGIN_PX, _TOP_PX = 32, 172
@@ -34,9 +35,9 @@ def draw_curves(run_folder: Path) -> Path:
         UserError: `metrics.jsonl` is missing, or a line other than an unfinished last one is not a JSON
             object.
     """
-    metrics = read_metrics(run_folder / "metrics.jsonl")
+    run = RunFolder(run_folder)
+    metrics = read_metrics(run.metrics)
     title = style.one_line(run_folder.resolve().name)
-    path = run_folder / "curves.png"
     with style.drawing([title]):
         page = Page(_WIDTH_PX, _HEIGHT_PX)
         page.heading(_MARGIN_PX, title, _summary(metrics))
@@ -44,8 +45,8 @@ def draw_curves(run_folder: Path) -> Path:
             row, column = divmod(i, _COLUMNS)
             x, y = _MARGIN_PX + column * _COLUMN_PX, _TOP_PX + row * _ROW_PX
             _paint(page.axes(x, y, _ZOOM * chart.width, _ZOOM * chart.height), chart)
-        style.save_png(page.figure, path)
-    return path
+        style.save_png(page.figure, run.curves)
+    return run.curves
 
 
 def _summary(metrics: Metrics) -> str:

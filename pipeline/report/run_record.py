@@ -13,6 +13,7 @@ from pipeline.config import Config, leaf_fields, load_config
 from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 from pipeline.inference.predictions import Predictions
+from pipeline.run.folder import RunFolder
 
 Record = dict[str, Any]
 _T = TypeVar("_T")
@@ -81,8 +82,8 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         UserError: it holds no `config.yaml`, so it is not a run folder.
     """
-    recipe = folder / "config.yaml"
-    if not recipe.is_file():
+    run = RunFolder(folder)
+    if not run.config.is_file():
         raise UserError(f"{folder}: not a run folder (no config.yaml in it)")
     problems: list[str] = []
 
@@ -94,11 +95,11 @@ def read_run(folder: Path) -> RunRecord:
             return otherwise
 
     values = {key: field.get_default() for key, field in leaf_fields()}
-    values |= attempt(lambda: flatten(read_recipe(recipe).values), {})
-    config = attempt(lambda: load_config(recipe), None)
-    result = attempt(lambda: _read_json(folder / "result.json"), {})
-    environment = attempt(lambda: _read_json(folder / "env.json"), {})
-    metrics = attempt(lambda: read_metrics(folder / "metrics.jsonl"), Metrics())
+    values |= attempt(lambda: flatten(read_recipe(run.config).values), {})
+    config = attempt(lambda: load_config(run.config), None)
+    result = attempt(lambda: _read_json(run.result), {})
+    environment = attempt(lambda: _read_json(run.environment), {})
+    metrics = attempt(lambda: read_metrics(run.metrics), Metrics())
     predictions = attempt(lambda: Predictions.load(folder), None)
     name = folder.resolve().name
     return RunRecord(name, values, config, environment, result, metrics, predictions, problems)

@@ -1,4 +1,4 @@
-"""The end of a run on the digits: its report, what TensorBoard reads, and that nothing there can make a failure of a finished run."""
+"""Checks the end of a run on the digits: report, TensorBoard, and that no failure there fails the run."""
 
 import contextlib
 import io

@@ -25,7 +25,7 @@ from pipeline.inference import export
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.predict_files import predict_files
 from pipeline.inference.predictions import Predictions
-from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
+from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.step import Step, StepOutput
 from tests.pictures import picture, save
@@ -243,10 +243,10 @@ def test_the_run_says_how_images_are_shown(runs: dict[str, Path], monkeypatch: p
     )
     config = load_config(run / "config.yaml")
     assert config.data.mean is not None and config.data.std is not None
-    assert InputSpec.read(run / INPUT_FILE) == InputSpec(
+    assert InputSpec.read(run / "input.json") == InputSpec(
         ("a", "b"), config.data.mean, config.data.std, 32, 0.8
     )
-    assert load_trained(run).inputs == InputSpec.read(run / INPUT_FILE)
+    assert load_trained(run).inputs == InputSpec.read(run / "input.json")
     other = load_trained(run, overrides=["data.eval_image_size=40", "data.eval_crop=1.0"]).inputs
     assert (other.image_size, other.crop, other.resized) == (40, 1.0, 40)
 

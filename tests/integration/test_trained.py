@@ -1,4 +1,4 @@
-"""What can be done with a run afterwards: explain, predict and export its network, without the data set where it is not needed."""
+"""Explains, predicts with and exports the network of a run, without the data set where it is not needed."""
 
 import json
 import re
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from benchmarks.publish import prices
@@ -24,7 +25,7 @@ from pipeline.explain.explain_model import explain_files, explain_mistakes, expl
 from pipeline.explain.explain_run import explain_run
 from pipeline.inference import export
 from pipeline.inference.predict_files import predict_files
-from pipeline.inference.preprocessing import INPUT_FILE, InputSpec
+from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.build import build_raw_model
 from tests.tiny import RECIPE, last_ema, last_weights, only_run
@@ -70,14 +71,14 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.inference.trained_model.load_splits", gone)
 
 
-# --- the network ----------------------------------------------------------------------------------------------------------------
+# --- the network --------------------------------------------------------------------------------------------
 
 
 def test_the_run_says_what_its_network_takes(run: Path):
     config = load_config(run / "config.yaml")
     assert config.data.mean is not None and config.data.std is not None
     expected = InputSpec(("class 0", "class 1", "class 2", "class 3"), config.data.mean, config.data.std, 8)
-    assert InputSpec.read(run / INPUT_FILE) == expected
+    assert InputSpec.read(run / "input.json") == expected
     assert load_trained(run, overrides=["data.mean=[0.1,0.2,0.3]", "data.std=[1.0,1.0,1.0]"]).inputs.mean == (
         0.1,
         0.2,
@@ -94,9 +95,9 @@ def test_normalising_is_the_loader_s(trained: Trained):
 
 def test_a_run_of_before_there_was_an_input_json_reads_the_data(run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / INPUT_FILE).unlink()
+    (tmp_path / "run" / "input.json").unlink()
     assert load_trained(tmp_path / "run").inputs == load_trained(run).inputs
-    (tmp_path / "run" / INPUT_FILE).write_text("{}")
+    (tmp_path / "run" / "input.json").write_text("{}")
     with pytest.raises(UserError, match=r"input\.json: cannot be read .*; remove it"):
         load_trained(tmp_path / "run")
 
@@ -105,7 +106,7 @@ def test_another_data_set_is_refused(run: Path):
     trained = load_trained(run, overrides=["data.num_classes=3"])
     with pytest.raises(
         UserError,
-        match=r"classes are class 0, class 1, class 2, but the network was trained on class 0, .*class 3; give",
+        match=r"^data\.root: .*class 2, .* trained on class 0, .*class 3; give the data set",
     ):
         _ = trained.splits
 
@@ -113,17 +114,13 @@ def test_another_data_set_is_refused(run: Path):
 def test_another_network_is_refused(run: Path):
     with pytest.raises(
         UserError,
-        match="holds the weights of another network than resnet32 with these model keys; leave those out that",
+        match=r"another network than resnet32 .*; leave out the model keys that you gave",
     ):
         load_trained(run, overrides=["model.name=resnet32"])
 
 
-def test_the_moving_average_of_the_weights(
-    run: Path,
-    trained: Trained,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_moving_average_predicts_and_is_exported(
+    run: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     average = load_trained(run, ema=True)
     expected = last_ema(run)
@@ -132,39 +129,39 @@ def test_the_moving_average_of_the_weights(
     Image.fromarray(images_of(trained)[0]).save(image)
     assert cli.main(["predict", str(run), image, "--json", "--ema"]) == 0
     shares = torch.from_numpy(average.logits(images_of(trained)[:1])).softmax(1)
-    told = json.loads(capsys.readouterr().out)
-    assert (
-        told["predictions"][0]["top"][0]["probability"] == pytest.approx(shares.max().item(), rel=1e-5)
-        and told["ema"] is True
-    )
+    printed = json.loads(capsys.readouterr().out)
+    (prediction,) = printed["predictions"]
+    assert prediction["top"][0]["probability"] == pytest.approx(shares.max().item(), rel=1e-5)
+    assert printed["ema"] is True
     assert cli.main(["export", str(run), "--format", "safetensors", "--ema", "--output", str(tmp_path)]) == 0
-    assert all(
-        torch.equal(value, expected[key]) for key, value in load_file(tmp_path / "model.safetensors").items()
-    )
-    assert (
-        "of the run " + run.name + ", moving average of its weights." in (tmp_path / "README.md").read_text()
-    )
+    exported = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(value, expected[key]) for key, value in exported.items())
+    origin = f"of the run {run.name}, moving average of its weights."
+    assert origin in (tmp_path / "README.md").read_text()
+
+
+def test_the_moving_average_is_explained(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     drawn: list[str] = []
     monkeypatch.setattr(
         "pipeline.explain.explain_run.draw_contact_sheet",
         lambda path, explained, title, subtitle: drawn.append(subtitle),
     )
-    assert (
-        cli.main(["explain", str(run), "--indices", "1", "--ema", "--output", str(tmp_path / "sheet.png")])
-        == 0
-    )
+    explain_run(run, indices=[1], ema=True, output=tmp_path / "sheet.png")
     assert drawn == ["resnet20 on synthetic, step 10, moving average of the weights; Grad-CAM of stages.2"]
+
+
+def test_a_checkpoint_without_a_moving_average_is_named(run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
         (checkpoint / "ema.safetensors").unlink()
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         del manifest["sha256"]["ema.safetensors"]
         (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="holds no moving average of the weights; train with ema"):
+    with pytest.raises(UserError, match=r"no moving average .*; train with ema"):
         load_trained(tmp_path / "run", ema=True)
 
 
-# --- explain --------------------------------------------------------------------------------------------------------------------
+# --- explain ------------------------------------------------------------------------------------------------
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(
@@ -214,7 +211,7 @@ def test_mistakes_come_first(trained: Trained):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--layer", "stages.4"], "layer: the network has no layer 'stages.4'; near: stages.2"),
         (["--class", "class 9"], "class: there is no class 'class 9'; near: class 3"),
@@ -229,7 +226,7 @@ def test_mistakes_come_first(trained: Trained):
 )
 def test_what_cannot_be_explained_is_named(
     options: list[str],
-    told: str,
+    message: str,
     run: Path,
     files: list[Path],
     tmp_path: Path,
@@ -237,17 +234,24 @@ def test_what_cannot_be_explained_is_named(
 ):
     options = [option.replace("FILE", str(files[0])).replace("FOLDER", str(tmp_path)) for option in options]
     assert cli.main(["explain", str(run), *options]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", [{"layer": "nowhere"}, {"method": "nothing"}, {"target": "nobody"}])
-def test_what_is_wrong_is_told_before_the_test_set_is_predicted(
-    how: Any, run: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("option", [{"layer": "nowhere"}, {"method": "nothing"}, {"target": "nobody"}])
+def test_a_wrong_name_is_reported_before_the_test_set_is_predicted(
+    option: Any, run: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ):
     """Which takes minutes on ImageNet."""
     monkeypatch.delattr(Trained, "test_logits")
-    for explain in (lambda: explain_run(run, **how), lambda: explain_mistakes(trained, **how)):
+    for explain in (lambda: explain_run(run, **option), lambda: explain_mistakes(trained, **option)):
         with pytest.raises(UserError, match=r"there is no|has no layer"):
+            explain()
+
+
+def test_an_unknown_option_is_an_error(run: Path, trained: Trained):
+    wrong: Any = {"methd": "gradcam"}
+    for explain in (lambda: explain_run(run, **wrong), lambda: explain_mistakes(trained, **wrong)):
+        with pytest.raises(TypeError, match="methd"):
             explain()
 
 
@@ -271,7 +275,7 @@ def test_explain_from_the_command_line(
     )
 
 
-# --- predict --------------------------------------------------------------------------------------------------------------------
+# --- predict ------------------------------------------------------------------------------------------------
 
 
 def test_predictions_are_those_of_the_test_set(trained: Trained, files: list[Path], no_data: None):
@@ -296,8 +300,8 @@ def test_predict_prints_json_and_names_bad_files(
     (tmp_path / "empty").mkdir()
     given = [str(tmp_path / "folder"), "nowhere.png", str(files[0]), str(tmp_path / "empty")]
     assert cli.main(["predict", str(run), *given, "--json", "--top", "9", "--device", "cpu"]) == 2
-    told = capsys.readouterr()
-    found = json.loads(told.out)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
     assert [item["file"] for item in found["predictions"]] == [str(nested / "B.PNG"), str(files[0])]
     first = found["predictions"][0]["top"]
     assert [set(entry) for entry in first] == [{"class", "index", "probability"}] * 4
@@ -309,9 +313,8 @@ def test_predict_prints_json_and_names_bad_files(
         str(tmp_path / "empty"): "no .jpg, .jpeg or .png file in this folder",
     }
     assert {error["file"]: error["reason"] for error in found["errors"]} == reasons
-    assert sorted(told.err.splitlines()) == sorted(
-        f"error: {file}: {reason}" for file, reason in reasons.items()
-    )
+    errors = [f"error: {file}: {reason}" for file, reason in reasons.items()]
+    assert sorted(printed.err.splitlines()) == sorted(errors)
 
 
 def test_predict_prints_a_table(
@@ -320,14 +323,14 @@ def test_predict_prints_a_table(
     odd = tmp_path / f"[bold]{'long' * 40}.png"
     shutil.copy(files[0], odd)
     assert cli.main(["predict", str(run), str(odd), str(files[1]), "--top", "2"]) == 0
-    told = capsys.readouterr()
-    header, first, second = told.out.splitlines()
-    assert (header.split(), told.err) == (["file", "class", "2"], "")
+    printed = capsys.readouterr()
+    header, first, second = printed.out.splitlines()
+    assert (header.split(), printed.err) == (["file", "class", "2"], "")
     assert re.fullmatch(rf"{re.escape(str(odd))}  class \d +[<>]?\d+ %  class \d +[<>]?\d+ %", first)
     assert second.startswith(str(files[1]))
 
 
-# --- export ---------------------------------------------------------------------------------------------------------------------
+# --- export -------------------------------------------------------------------------------------------------
 
 
 def python_block(readme: Path) -> str:
@@ -341,8 +344,8 @@ def test_export(
     run: Path,
     tmp_path: Path,
     no_data: None,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: Any,
 ):
     if format == "onnx":
         pytest.importorskip("onnxruntime")
@@ -350,37 +353,39 @@ def test_export(
     *_, summary, file = capsys.readouterr().out.splitlines()
     assert summary.startswith("the logits of 16 random images differ by ") and Path(file).parent == tmp_path
     trained = load_trained(run)
-    about = export.describe(trained, "normalised" if format == "safetensors" else "unit")
-    assert json.loads(about["class_names"]) == ["class 0", "class 1", "class 2", "class 3"]
-    assert {path.name for path in tmp_path.iterdir()} == {Path(file).name, "README.md"} | (
-        {"config.yaml"} if format == "safetensors" else set()
-    )
-    for text in (about["input"], about["resize"], about["mean"], "3. class 3"):
+    description = export.describe(trained, "normalised" if format == "safetensors" else "unit")
+    assert json.loads(description["class_names"]) == ["class 0", "class 1", "class 2", "class 3"]
+    more = {"config.yaml"} if format == "safetensors" else set()
+    assert {path.name for path in tmp_path.iterdir()} == {Path(file).name, "README.md"} | more
+    for text in (*(description[key] for key in ("input", "resize", "mean")), "3. class 3"):
         assert text in (tmp_path / "README.md").read_text()
-    # what the README says works, and takes what it says, in any number
+    # the code in the README runs, and takes the input that it names, any number of images
     monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
     with torch.no_grad():
-        names: dict[str, Any] = {}
         exec(python_block(tmp_path / "README.md"), names)
+    assert tuple(names["logits"].shape) == (1, 4)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-    unit = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    match format:
-        case "safetensors":
-            found = names["network"](trained.inputs.normalise(pixels)).detach().numpy()
-            from safetensors import safe_open
+    logits, metadata = run_exported(format, Path(file), names, trained, pixels)
+    assert metadata == description
+    np.testing.assert_allclose(logits, trained.logits(pixels), atol=1e-5)
 
-            with safe_open(file, "pt") as opened:
-                assert opened.metadata() == about
-        case "torch-export":
-            found = names["network"](unit).detach().numpy()
-            kept = dict.fromkeys(about, "")
-            torch.export.load(file, extra_files=kept)
-            assert kept == about
-        case _:
-            (found,) = names["session"].run(None, {"images": unit.numpy()})
-            assert names["session"].get_modelmeta().custom_metadata_map == about
-    assert np.asarray(names["logits"].detach() if format != "onnx" else names["logits"]).shape == (1, 4)
-    np.testing.assert_allclose(found, trained.logits(pixels), atol=1e-5)
+
+def run_exported(
+    format: str, file: Path, names: dict[str, Any], trained: Trained, pixels: np.ndarray
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Return the logits of the exported program, and the metadata of the file."""
+    unit = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    if format == "safetensors":
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        return names["network"](trained.inputs.normalise(pixels)).detach().numpy(), metadata
+    if format == "torch-export":
+        metadata = dict.fromkeys(export.describe(trained, "unit"), "")
+        torch.export.load(file, extra_files=metadata)
+        return names["network"](unit).detach().numpy(), metadata
+    (logits,) = names["session"].run(None, {"images": unit.numpy()})
+    return logits, names["session"].get_modelmeta().custom_metadata_map
 
 
 def test_an_export_can_take_normalised_images(trained: Trained, tmp_path: Path):
@@ -397,10 +402,8 @@ def test_a_file_with_other_logits_is_not_kept(
     def other_weights(*arguments: Any) -> Any:
         return build_raw_model(load_config(RECIPE), 4, torch.device("cpu")).eval()
 
-    monkeypatch.setattr(export, "_write_torch_export", other_weights)
-    with pytest.raises(
-        UserError, match=r"export: the logits of 16 random images differ by .*; nothing is kept"
-    ):
+    monkeypatch.setitem(export._WRITERS, "torch-export", other_weights)
+    with pytest.raises(UserError, match=r"export: .*16 random images differ .*; choose another --format"):
         export.export(trained, "torch-export", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

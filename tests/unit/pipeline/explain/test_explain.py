@@ -1,4 +1,4 @@
-"""Grad-CAM against maps derived by hand, the choice of images, classes and layers, and the contact sheet's pixels."""
+"""Checks Grad-CAM against maps derived by hand, the selection of images, and the contact sheet's pixels."""
 
 from pathlib import Path
 
@@ -20,7 +20,10 @@ pytestmark = pytest.mark.timeout(120)  # the first import of the grad-cam librar
 
 
 class TinyNet(nn.Module):
-    """Convolution, batch norm, ReLU, global average, linear: Grad-CAM's weights are those of the linear layer over the area."""
+    """Convolution, batch norm, ReLU, global average, linear.
+
+    Grad-CAM's weights are those of the linear layer over the area.
+    """
 
     def __init__(self, *, inplace: bool = False) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ def unit_range(maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def grad_cam_by_hand(model: TinyNet, images: Tensor, classes: Tensor) -> Tensor:
-    """Equations 1 and 2 of Selvaraju et al. for `TinyNet`, whose gradient at each position is head.weight / area."""
+    """Compute equations 1 and 2 of Selvaraju et al.; the gradient at each position is head.weight / area."""
     activations = functional.relu(model.norm(model.conv(images)))
     weights = model.head.weight[classes] / (activations.shape[2] * activations.shape[3])
     maps = functional.relu(torch.einsum("nc,nchw->nhw", weights, activations))
@@ -63,14 +66,16 @@ def grad_cam_by_hand(model: TinyNet, images: Tensor, classes: Tensor) -> Tensor:
     return unit_range(resized[:, 0])
 
 
-# Two channels, the image's red and green, averaged; the logit of class 0 is red less green. Derived with pencil and paper:
-#   red = 4 0 / 2 8, green = 0 4 / 2 0; the gradient of logit 0 is 1/4 at each place of red, -1/4 of green, so these are Grad-CAM's weights
+# Two channels, the image's red and green, averaged; the logit of class 0 is red less green. Derived by hand:
+#   red = 4 0 / 2 8, green = 0 4 / 2 0; the gradient of logit 0 is 1/4 at each place of red, -1/4 of green:
+# these     are Grad-CAM's weights
 #   Grad-CAM: (red - green) / 4 = 1 -1 / 0 2, its positive part over its maximum: 1/2 0 / 0 1
-#   LayerCAM: the positive gradients times the activations, red / 4 = 1 0 / 1/2 2, over its maximum: 1/2 0 / 1/4 1
-#   Grad-CAM++: the weight of green is 0, for its gradients are negative: red over its maximum, too
-#   Eigen-CAM: less their means 3.5 and 1.5 the places are (.5, -1.5), (-3.5, 2.5), (-1.5, .5), (4.5, -1.5); their scatter matrix is
-#     35 -17 / -17 11, its larger eigenvalue 23 + sqrt(433) = 43.81, its eigenvector (17, 35 - 43.81) = (17, -8.81); of the projections
-#     21.7 -81.5 / -29.9 89.7 the largest is positive; less the smallest of the positive parts, over the largest: .242 0 / 0 1
+#   LayerCAM: the positive gradients times the activations, red / 4 = 1 0 / 1/2 2, over its maximum: 1/2 0 /
+# 1/4 1   Grad-CAM++: the weight of green is 0, for its gradients are negative: red over its maximum, too
+#   Eigen-CAM: less their means 3.5 and 1.5 the places are (.5, -1.5), (-3.5, 2.5), (-1.5, .5), (4.5, -1.5);
+# their     scatter matrix is 35 -17 / -17 11, its larger eigenvalue 23 + sqrt(433) = 43.81, its eigenvector
+#     (17, 35 - 43.81) = (17, -8.81); of the projections 21.7 -81.5 / -29.9 89.7 the largest is positive; less
+# the     smallest of the positive parts, over the largest: .242 0 / 0 1
 BY_HAND = {
     "gradcam": [[0.5, 0], [0, 1]],
     "hirescam": [[0.5, 0], [0, 1]],
@@ -93,9 +98,8 @@ def test_maps_of_four_pixels_derived_by_hand(method: str) -> None:
         model, image, channels, method=method, classes=None if method == "eigencam" else [0]
     )
     np.testing.assert_allclose(found.maps[0], BY_HAND[method], atol=1e-3 if method == "eigencam" else 1e-5)
-    np.testing.assert_allclose(
-        found.probabilities[0], [1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))], rtol=1e-5
-    )  # the logits are 2 and -2
+    expected = [1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))]  # the logits are 2 and -2
+    np.testing.assert_allclose(found.probabilities[0], expected, rtol=1e-5)
     assert (found.predicted.tolist(), found.classes.tolist()) == ([0], [0])
 
 
@@ -195,9 +199,8 @@ def test_a_diverged_model_is_reported_and_released(weight: float) -> None:
         model.head.weight[0] = weight
     with pytest.raises(UserError, match="not finite") as caught:
         explain.explain_images(model, noise(), model.relu)
-    assert (
-        caught.value.__traceback__ is not None
-    )  # still holds the library's object, whose end would remove the hooks too
+    # the traceback still holds the library's object, whose end would remove the hooks too
+    assert caught.value.__traceback__ is not None
     assert not model.relu._forward_hooks
     assert model.training
 
@@ -214,7 +217,7 @@ def test_models_that_would_give_wrong_maps_are_refused() -> None:
         explain.explain_images(tiny_net(), noise(), nn.ReLU())
 
 
-def test_mistakes_come_first_by_confidence_then_the_least_sure() -> None:
+def test_mistakes_come_first_by_confidence_then_the_least_confident() -> None:
     probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45], [0.3, 0.7]])
     labels = np.array([0, 1, 0, 0, 1])  # 1 and 2 are mistakes
     chosen = [explain.select_images(np.log(probabilities), labels, count).tolist() for count in (1, 2, 4, 9)]
@@ -227,7 +230,7 @@ def test_confidence_that_rounds_to_one_is_still_ordered() -> None:
     assert explain.select_images(logits, np.zeros(4, np.int64), 4).tolist() == [2, 0, 3, 1]
 
 
-# --- layers and classes ---------------------------------------------------------------------------------------------------------
+# --- layers and classes -------------------------------------------------------------------------------------
 
 
 def test_a_layer_by_name() -> None:
@@ -239,19 +242,15 @@ def test_a_layer_by_name() -> None:
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.relu, self.spare, self.head = (
-            nn.Conv2d(3, 4, 3),
-            nn.ReLU(),
-            nn.ReLU(),
-            nn.Linear(4, 2),
-        )
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.relu, self.spare = nn.ReLU(), nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.relu(self.relu(self.conv(images)) - 1).mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("cnov", "the network has no layer 'cnov'; near: conv"),
         ("zzz", "the network has no layer 'zzz'; near: conv"),
@@ -261,8 +260,8 @@ class Twice(nn.Module):
         ("relu", "relu .* 2 times"),
     ],
 )
-def test_a_layer_that_gives_no_map_is_named(name: str, told: str) -> None:
-    with pytest.raises(UserError, match="^layer: " + told):
+def test_a_layer_that_gives_no_map_is_named(name: str, message: str) -> None:
+    with pytest.raises(UserError, match="^layer: " + message):
         explain.find_layer(Twice(), noise(1), name)
 
 
@@ -281,11 +280,11 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [("zzz", "near: patches$"), ("heads", "heads .* 2 x 9 x 4.*, such as patches$")],
 )
-def test_tokens_of_heads_are_no_map(name: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_tokens_of_heads_are_no_map(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         explain.find_layer(Attention(), noise(1), name)
 
 
@@ -298,19 +297,19 @@ def test_a_class_by_name_or_index(target: str | int, parsed: str | int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         ("3", "3 is none of the indices 0 to 2"),
         ("-1", "there is no class '-1'"),
         ("dgo", "there is no class 'dgo'; near: dog; or an index"),
     ],
 )
-def test_a_class_that_is_not_there(target: str, told: str) -> None:
-    with pytest.raises(UserError, match="^class: " + told):
+def test_a_class_that_is_not_there(target: str, message: str) -> None:
+    with pytest.raises(UserError, match="^class: " + message):
         explain.parse_target(target, ["2", "dog", "frog"])
 
 
-# --- the sheet ------------------------------------------------------------------------------------------------------------------
+# --- the sheet ----------------------------------------------------------------------------------------------
 
 
 def draw(
@@ -323,7 +322,7 @@ def draw(
     *,
     labels: bool = True,
 ) -> tuple[Explained, np.ndarray]:
-    """What is drawn, and the sheet of it (height, width, 3); image 0 is a mistake, the last has no evidence."""
+    """Return images and their sheet (height, width, 3); image 0 is a mistake, the last has an empty map."""
     generator = np.random.default_rng(5)
     images = generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     maps = generator.random((count, side, side), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""`python -m pipeline summary`: figures that are published or counted by hand, and a picture without a program to install."""
+"""Checks `python -m pipeline summary`: published figures, figures counted by hand, and the picture."""
 
 from pathlib import Path
 
@@ -39,11 +39,8 @@ class Pair(nn.Module):
     [
         (("model.name=resnet18",), 0.555, 11_173_962),
         (("model.name=resnet50", *IMAGENET), 4.09, 25_557_032),
-        (
-            ("model.name=resnet50", "model.groups=32", "model.width=2", *IMAGENET),
-            4.23,
-            25_028_904,
-        ),  # ResNeXt-50 32x4d
+        # ResNeXt-50 32x4d
+        (("model.name=resnet50", "model.groups=32", "model.width=2", *IMAGENET), 4.23, 25_028_904),
     ],
 )
 def test_published_figures(overrides: tuple[str, ...], gmacs: float, parameters: int):
@@ -65,7 +62,8 @@ def test_a_network_counted_by_hand():
     assert [layer.flops for layer in summary.layers] == [2 * (216 * 24 + 40), 2 * 216 * 24, 0, 2 * 40]
     assert [layer.output_bytes for layer in summary.layers] == [10 * 2 * n for n in (5, 192, 192, 5)]
     assert summary.training_flops == 2 * (2 * 216 * 24 + 3 * 40)
-    # kept: the images, the convolution's output, the norm's after the ReLU, the head's input; for two images, two float32 a channel
+    # kept: the images, the convolution's output, the norm's after the ReLU, the head's input; for two images,
+    # two float32 a channel
     assert summary.saved_bytes == 10 * (2 * (72 + 192 + 192 + 8) + 2 * 8 * 4 // 2)
 
 
@@ -99,9 +97,9 @@ def test_classes_are_known_without_the_data(tmp_path: Path):
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")  # no `dot`
     assert cli.main(["summary", str(RECIPE), f"log.dir={tmp_path}", "model.shortcut=B"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     picture = tmp_path / "architecture-tiny.png"
-    assert told.splitlines()[-1] == str(picture)
+    assert printed.splitlines()[-1] == str(picture)
     for part in (
         "stages.1.0.shortcut.0",
         "32×4×4",
@@ -110,7 +108,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         "G multiply-adds, each counted as two",
         "an estimate",
     ):
-        assert part in told
+        assert part in printed
     with Image.open(picture) as image:
         assert image.height > 1000 and image.width > 300
         assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 50  # letters, with smoothed edges

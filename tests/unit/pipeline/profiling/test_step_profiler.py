@@ -1,4 +1,4 @@
-"""The profile's table: what a kernel is, shares of the time, and what a step has to do at least."""
+"""Checks the profile's table: kinds of kernels, fractions of the time, and the least work of a step."""
 
 import gzip
 import json
@@ -99,7 +99,7 @@ def test_some_steps_after_warm_up_are_profiled(tmp_path: Path, steps: int):
 
 @pytest.mark.parametrize("fused_stem", [False, True])
 def test_the_work_of_a_resnet18(fused_stem: bool):
-    """By hand: one 3x3 stem, four stages of four convolutions, three projections; a norm after each of them."""
+    """By hand: one 3x3 stem, four stages of four convolutions, three projections; a norm after each."""
     config = ModelConfig(name="resnet18", fused_norm=True, fused_stem=fused_stem)
     work = step_work(build_model(config, 10), (3, 32, 32), BATCH, 2, "sgd", scaled=True)
     stem = 2 * PIXELS * 27 * 64

@@ -15,11 +15,12 @@ import pytest
 from pipeline import __main__ as cli
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.inference.predictions import FILE, Predictions
+from pipeline.inference.predictions import Predictions
 from pipeline.profiling.bottleneck import bottleneck_of_run
 from pipeline.report.page import write_report
 from pipeline.report.run_record import read_run
 from pipeline.report.tables import config_rows
+from pipeline.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[4]
 SECTIONS = ["curves", "classes", "mistakes", "speed", "config", "environment", "command"]
@@ -28,7 +29,7 @@ HOSTILE = "<script>alert('x')</script> & \"cat\""
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: every element closed in its turn, every link to be found, nothing from outside, every picture described."""
+    """Reads a page strictly: elements close in order, links lead somewhere, nothing is loaded from outside."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -228,8 +229,8 @@ def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "python ≠ 3.11 3.12 3.11",
     ):
         assert words in page.words, words
-    told = page.words.partition("Keys with different values")[2].partition("Curves")[0]
-    assert "optimizer.lr" in told and "data.num_threads" in told and "data.dataset" not in told
+    section = page.words.partition("Keys with different values")[2].partition("Curves")[0]
+    assert "optimizer.lr" in section and "data.num_threads" in section and "data.dataset" not in section
     assert "C This run has not finished: its last record is of step 40, epoch 4" in page.words
     assert cli.main(["report", str(first), "--output", str(tmp_path / "other.html")]) == 0
     assert (tmp_path / "other.html").is_file()
@@ -293,7 +294,8 @@ def test_many_classes(tmp_path: Path, classes: int):
     assert "pair alone" in page.source  # without a map
 
 
-# Four steps, none of them after warm-up. Shares of mixed labels, added up in float32, make a little more than all of them right.
+# Four steps, none of them after warm-up. Shares of mixed labels, added up in float32, make a little more than
+# all of them right.
 VERY_SHORT = [
     {
         "kind": "train",
@@ -324,7 +326,7 @@ NO_SPEED = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "missing", "told"),
+    ("changes", "missing", "sentence"),
     [
         (
             {},
@@ -371,10 +373,10 @@ NO_SPEED = {
     ],
 )
 def test_what_is_missing_is_a_sentence(
-    tmp_path: Path, changes: dict[str, Any], missing: tuple[str, ...], told: str
+    tmp_path: Path, changes: dict[str, Any], missing: tuple[str, ...], sentence: str
 ):
     page = page_of(make_run(tmp_path, missing=missing, **changes))
-    assert told in page.words
+    assert sentence in page.words
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
     page_of(tmp_path / "one", make_run(tmp_path, "two"))
 
@@ -407,8 +409,9 @@ def test_grad_cam_is_told_of_where_there_is_one(tmp_path: Path):
 
 def test_predictions_that_are_damaged(tmp_path: Path):
     run = make_run(tmp_path)
-    (run / FILE).write_bytes((run / FILE).read_bytes()[:200])
-    assert f"{FILE}: cannot be read" in page_of(run).words
+    file = RunFolder(run).predictions
+    file.write_bytes(file.read_bytes()[:200])
+    assert "predictions.npz: cannot be read" in page_of(run).words
 
 
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
