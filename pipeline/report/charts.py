@@ -33,7 +33,7 @@ class Line:
         points: (x, y) of the line.
         dots: (x, y, tooltip), for lines of few points.
         end: (x, y, text) of the label beside the line's end.
-        star: (x, y) of the best value, where it is marked.
+        star: (x, y) of the best value, if it is marked.
     """
 
     color: str
@@ -80,7 +80,7 @@ class Axis:
 
     Attributes:
         scale: `linear`, `log10` or `log2`.
-        low, high: bounds of a linear axis, where the values do not reach beyond `low`.
+        low, high: bounds of a linear axis; values below `low` extend it.
         format: writes a value.
         tick_format: writes a tick; by default as `format`.
     """

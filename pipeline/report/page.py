@@ -74,7 +74,7 @@ class RunView:
         continued: step and command of each process that continued the run.
         times: (name, duration, fraction of the whole) of the parts of the run's time.
         tested: a sentence on the predictions of the test set.
-        unsure: images that are right but least sure, where there are few mistakes.
+        unsure: right predictions of the lowest confidence, if there are few mistakes.
     """
 
     letter: str

@@ -29,7 +29,7 @@ HOSTILE = "<script>alert('x')</script> & \"cat\""
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: elements close in order, links lead somewhere, nothing is loaded from outside."""
+    """Reads a page strictly: elements close in order, links lead somewhere, nothing comes from outside."""
 
     def __init__(self, path: Path):
         super().__init__()
