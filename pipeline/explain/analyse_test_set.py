@@ -42,8 +42,7 @@ def examine(trained: Trained, *, count: int = SHOWN_IMAGES, explain: bool = True
 
 
 def refresh(path: Path) -> None:
-    """Predict and explain again with a run's last checkpoint, as at the end of a run, and save the
-    predictions.
+    """Predict and explain again with a run's last checkpoint, and save the predictions.
 
     Raises:
         UserError: no such run, no intact checkpoint, or no data set.

@@ -123,7 +123,8 @@ def counts_of(evaluation: Record) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """
+    """Write a time for readers.
+
     >>> duration(4.21), duration(754), duration(None)
     ('4.2 s', '12 min 34 s', '–')
     """
