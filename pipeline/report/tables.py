@@ -104,12 +104,12 @@ def evaluations(run: RunRecord) -> list[dict[str, str]]:
             accuracy, loss = record.get("accuracy"), record.get("loss")
             rows.append(
                 {
-                    "split": split,
+                    "set": split,
                     "epoch": number(record.get("epoch") or 0),
                     "step": f"{record.get('step') or 0:,}",
                     "loss": _UNKNOWN if loss is None else f"{loss:.4f}",
                     "accuracy": _UNKNOWN if accuracy is None else percent(accuracy, 2),
-                    "counts": f"{record.get('correct', _UNKNOWN)}/{record.get('seen', _UNKNOWN)}",
+                    "right": f"{record.get('correct', _UNKNOWN)}/{record.get('seen', _UNKNOWN)}",
                 }
             )
     return rows
