@@ -1,9 +1,7 @@
 """Names the bottleneck of a run in one sentence, with the key of the config to change."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from pipeline.config import Config
+from pipeline.run.records import RunResult
 
 NOTICEABLE = 0.03  # fraction of the time, or of throughput; smaller differences count as none
 
@@ -29,14 +27,14 @@ def loader_remedy(config: Config, on_gpu: bool, streamed: bool | None = None) ->
     return f"set data.loader=fused, or {threads}"
 
 
-def bottleneck_of_run(result: Mapping[str, Any], config: Config) -> str:
+def bottleneck_of_run(result: RunResult, config: Config) -> str:
     """Return the sentence, from the figures that every run measures.
 
     Args:
         result: the run's result.json.
         config: the run's config.
     """
-    waited, on_gpu = result.get("data_wait_fraction"), result.get("device") == "cuda"
+    waited, on_gpu = result.data_wait_fraction, result.device == "cuda"
     if waited is None:
         return (
             "Speed: not measured; every window between two log points held other work than steady steps. "

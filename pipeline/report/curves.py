@@ -9,7 +9,7 @@ from pipeline.plotting.page import Page
 from pipeline.report.charts import Chart
 from pipeline.report.panels import charts_of_one
 from pipeline.report.run_record import Metrics, read_metrics
-from pipeline.report.series import finite, number, percent, series_of
+from pipeline.report.series import number, percent, series_of
 from pipeline.report.tables import counts_of
 from pipeline.run.folder import RunFolder
 
@@ -52,9 +52,7 @@ def draw_curves(run_folder: Path) -> Path:
 def _summary(metrics: Metrics) -> str:
     parts = []
     if last := metrics.last_test:
-        counts, accuracy = counts_of(last), finite(last.get("accuracy"))
-        value = "unknown" if accuracy is None else percent(accuracy, 2)
-        parts.append(f"test accuracy {value} {f'({counts}) ' if counts else ''}at the last step")
+        parts.append(f"test accuracy {percent(last.accuracy, 2)} ({counts_of(last)}) at the last step")
     best = series_of("", "", metrics.evals[metrics.selected_on], "accuracy")
     if len(best.values):
         at = int(best.values.argmax())

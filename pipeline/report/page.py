@@ -135,7 +135,7 @@ def _view(run: RunRecord, position: int, single: bool) -> RunView:
         continued=[
             (int(item.get("step") or 0), _command(item)) for item in run.environment.get("continued") or []
         ],
-        bottleneck=bottleneck_of_run(run.result, run.config) if run.finished and run.config else "",
+        bottleneck=bottleneck_of_run(run.result, run.config) if run.result and run.config else "",
         skipped=_skipped(run),
         times=_times(run),
         tested=_tested(run),
@@ -172,37 +172,38 @@ def _status(run: RunRecord) -> str:
         return ""
     last = run.metrics.last
     progress = "it has logged nothing"
-    if last:
-        epoch = number(last.get("epoch") or 0)
-        progress = f"its last record is of step {last.get('step')}, epoch {epoch}"
+    if last is not None:
+        progress = f"its last record is of step {last.step}, epoch {number(last.epoch)}"
     return f"This run has not finished: {progress}. `resume=auto` continues it from its last checkpoint."
 
 
 def _skipped(run: RunRecord) -> str:
     train = run.metrics.train
-    steps = run.result.get("steps") or run.metrics.last.get("step") or 0
-    if not steps:
+    newest = run.result.steps if run.result is not None else getattr(run.metrics.last, "step", 0)
+    if not newest:
         return "No step was recorded."
-    total = int((train[-1].get("skipped_steps") if train else run.result.get("skipped_steps")) or 0)
+    total = train[-1].skipped_steps if train else getattr(run.result, "skipped_steps", 0)
     if not total:
         return "No step was skipped."
     stretches, before, since = [], 0, 0
     for record in train:
-        now, step = int(record.get("skipped_steps") or 0), int(record.get("step") or 0)
+        now, step = record.skipped_steps, record.step
         if now > before:
             place = f"step {step}" if step == since + 1 else f"steps {since + 1}–{step}"
             stretches.append(f"{now - before} in {place}")
         before, since = now, step
     more = len(stretches) - _MAX_STRETCHES
     listed = ", ".join(stretches[:_MAX_STRETCHES]) + (f" and {more} more stretches" if more > 0 else "")
-    fraction = percent(total / max(steps, 1), 2)
-    return f"{total:,} of {steps:,} steps ({fraction}) were skipped because fp16 overflowed: {listed}."
+    fraction = percent(total / newest, 2)
+    return f"{total:,} of {newest:,} steps ({fraction}) were skipped because fp16 overflowed: {listed}."
 
 
 def _times(run: RunRecord) -> list[tuple[str, str, float]]:
     """Return the parts of the run's time; nothing for a continued run, whose times are of two processes."""
-    wall, train, warmup = (run.result.get(key) for key in ("wall_s", "train_s", "compile_s"))
-    if not wall or train is None or warmup is None or train > wall or run.environment.get("continued"):
+    if run.result is None or run.environment.get("continued"):
+        return []
+    wall, train, warmup = run.result.wall_s, run.result.train_s, run.result.compile_s
+    if train > wall:
         return []
     parts = (
         ("warm-up: compilation, cuDNN trials, graph capture", warmup),
@@ -226,8 +227,7 @@ def _tested(run: RunRecord) -> str:
         top5 = percent(float((predictions.rank < 5).mean()), 2)
         parts.append(f"{top5} among the five most probable classes")
     sentence = f"{right:,} of {total:,} test images are right ({', '.join(parts)}) in float32, one view each"
-    accuracy = run.result.get("test_accuracy")
-    if accuracy is not None:
+    if run.result is not None:
         mode = run.values["precision.mode"]
-        sentence += f"; the run's own evaluation, in {mode}, gives {percent(accuracy, 2)}"
+        sentence += f"; the run's own evaluation, in {mode}, gives {percent(run.result.test_accuracy, 2)}"
     return f"{sentence}."

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.report.charts import Axis, Chart, lay_out
-from pipeline.report.run_record import Metrics, Record
-from pipeline.report.series import Series, number, percent, power_of_two, series_of
+from pipeline.report.run_record import Metrics
+from pipeline.report.series import Records, Series, number, percent, power_of_two, series_of
 
 _NUM_COLORS = 6
 _ACCURACY = Axis(high=1.0, format=percent, tick_format=lambda fraction: f"{100 * fraction:g} %")
@@ -55,10 +55,10 @@ def charts_of_one(metrics: Metrics) -> list[Chart]:
 def charts_of_many(runs: Sequence[Metrics]) -> list[Chart]:
     """Lay out the charts of several runs, with a line for each run."""
 
-    def lines(records: Callable[[Metrics], list[Record]], key: str) -> list[Series]:
+    def lines(records: Callable[[Metrics], Records], key: str) -> list[Series]:
         return [series_of(letter(i), color(i), records(metrics), key) for i, metrics in enumerate(runs)]
 
-    def test(metrics: Metrics) -> list[Record]:
+    def test(metrics: Metrics) -> Records:
         return metrics.evals["test"]
 
     train_losses, test_losses = lines(lambda metrics: metrics.train, "loss"), lines(test, "loss")
@@ -72,7 +72,7 @@ def charts_of_many(runs: Sequence[Metrics]) -> list[Chart]:
     ]
 
 
-def _step_charts(sources: Sequence[tuple[str, str, list[Record]]]) -> list[Chart]:
+def _step_charts(sources: Sequence[tuple[str, str, Records]]) -> list[Chart]:
     """Lay out learning rate, images per second and, where it was recorded, loss scale."""
     rates, speeds, scales = (
         [series_of(*source, key) for source in sources] for key in ("lr", "images_per_sec", "loss_scale")

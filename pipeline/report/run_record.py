@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from pipeline.config import Config, leaf_fields, load_config
 from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 from pipeline.inference.predictions import Predictions
 from pipeline.run.folder import RunFolder
+from pipeline.run.records import EvalRecord, RunResult, Split, TrainRecord
 
-Record = dict[str, Any]
 _T = TypeVar("_T")
 
 
@@ -28,24 +30,24 @@ class Metrics:
         evals: one for each evaluation, by split (`holdout`, `test`).
     """
 
-    train: list[Record] = field(default_factory=list)
-    evals: dict[str, list[Record]] = field(default_factory=lambda: {"holdout": [], "test": []})
+    train: list[TrainRecord] = field(default_factory=list)
+    evals: dict[Split, list[EvalRecord]] = field(default_factory=lambda: {"holdout": [], "test": []})
 
     @property
-    def selected_on(self) -> str:
+    def selected_on(self) -> Split:
         """The split that selects the best step."""
         return "holdout" if self.evals["holdout"] else "test"
 
     @property
-    def last(self) -> Record:
-        """The newest record; empty if there is none."""
+    def last(self) -> TrainRecord | EvalRecord | None:
+        """The newest record; None if there is none."""
         newest = [records[-1] for records in (self.train, *self.evals.values()) if records]
-        return max(newest, key=lambda record: record.get("step") or 0, default={})
+        return max(newest, key=lambda record: record.step, default=None)
 
     @property
-    def last_test(self) -> Record:
-        """The last evaluation on the test set; empty if there is none."""
-        return self.evals["test"][-1] if self.evals["test"] else {}
+    def last_test(self) -> EvalRecord | None:
+        """The last evaluation on the test set; None if there is none."""
+        return self.evals["test"][-1] if self.evals["test"] else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,8 @@ class RunRecord:
         name: of its folder.
         values: every key of its config, dotted.
         config: the same, checked; None if it is of another version.
-        environment, result: env.json and result.json; empty if missing.
+        environment: env.json; empty if missing.
+        result: result.json; None if the run has not finished.
         metrics: metrics.jsonl; empty if missing.
         predictions: on the test set; None if missing.
         problems: one sentence for each part that cannot be read.
@@ -66,14 +69,14 @@ class RunRecord:
     values: dict[str, Any]
     config: Config | None
     environment: Mapping[str, Any]
-    result: Mapping[str, Any]
+    result: RunResult | None
     metrics: Metrics
     predictions: Predictions | None
     problems: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
-        return bool(self.result)
+        return self.result is not None
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -97,7 +100,7 @@ def read_run(folder: Path) -> RunRecord:
     values = {key: field.get_default() for key, field in leaf_fields()}
     values |= attempt(lambda: flatten(read_recipe(run.config).values), {})
     config = attempt(lambda: load_config(run.config), None)
-    result = attempt(lambda: _read_json(run.result), {})
+    result = attempt(lambda: RunResult.read(run.result) if run.result.exists() else None, None)
     environment = attempt(lambda: _read_json(run.environment), {})
     metrics = attempt(lambda: read_metrics(run.metrics), Metrics())
     predictions = attempt(lambda: Predictions.load(folder), None)
@@ -118,17 +121,19 @@ def read_metrics(path: Path) -> Metrics:
     metrics = Metrics()
     for line_number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
+            values = json.loads(line)
+            if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
+            if values.get("kind") == "train":
+                metrics.train.append(TrainRecord.model_validate(values))
+            elif values.get("kind") == "eval":
+                record = EvalRecord.model_validate(values)
+                metrics.evals[record.split].append(record)
         except ValueError as error:
             if line_number == len(lines):
                 break  # the run was killed while it wrote this line
-            raise UserError(f"{path}: line {line_number}: {error}; restore or remove that line") from None
-        if record.get("kind") == "train":
-            metrics.train.append(record)
-        elif record.get("kind") == "eval" and record.get("split") in metrics.evals:
-            metrics.evals[record["split"]].append(record)
+            reason = "not a record of a run" if isinstance(error, ValidationError) else error
+            raise UserError(f"{path}: line {line_number}: {reason}; restore or remove that line") from None
     return metrics
 
 

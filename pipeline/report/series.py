@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.report.run_record import Record
+from pipeline.run.records import EvalRecord, TrainRecord
 
+Records = Sequence[TrainRecord] | Sequence[EvalRecord]
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -35,11 +36,12 @@ class Series:
         return replace(self, epochs=self.epochs[selected], values=self.values[selected])
 
 
-def series_of(name: str, color: str, records: Sequence[Record], key: str) -> Series:
+def series_of(name: str, color: str, records: Records, key: str) -> Series:
     """Collect the values of one key over the epochs; values that are missing or not finite are left out."""
-    # null in a training record is not NaN, which ends the run: all updates of the window were skipped
-    measured = [r for r in records if key in r and not (r[key] is None and r.get("kind") == "train")]
-    points = [(finite(r.get("epoch")), finite(r[key])) for r in measured]
+    values = [(record, getattr(record, key, None)) for record in records]
+    # None is NaN only as the loss of an evaluation: a training window had no update, or a figure was not asked for
+    measured = [(r, v) for r, v in values if v is not None or (key == "loss" and isinstance(r, EvalRecord))]
+    points = [(finite(record.epoch), finite(value)) for record, value in measured]
     pairs = np.array([p for p in points if None not in p], dtype=np.float64).reshape(-1, 2)
     last = points[-1][1] if points else None
     return Series(name, color, pairs[:, 0], pairs[:, 1], math.nan if last is None else last)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import leaf_fields
-from pipeline.report.run_record import Record, RunRecord, flatten
+from pipeline.report.run_record import RunRecord, flatten
 from pipeline.report.series import number, percent
+from pipeline.run.records import EvalRecord
 
 _UNKNOWN = "–"
 _NOT_IN_ENVIRONMENT = ("command", "continued")
@@ -42,24 +43,22 @@ def figures(runs: Sequence[RunRecord]) -> list[Row]:
 
 def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return (name, value, remark) of the figures at the top of the page."""
-    result, test = run.result, run.metrics.last_test
-    speed, rows = result.get("images_per_sec") or {}, []
-    if test.get("accuracy") is not None:
-        rows.append(("test accuracy", percent(test["accuracy"], 2), counts_of(test)))
-    if result.get("best_test_accuracy") is not None:
-        remark = f"step {result['best_step']:,}, by {result['best_selected_on']} accuracy"
-        rows.append(("best", percent(result["best_test_accuracy"], 2), remark))
-    if speed.get("median"):
-        remark = f"{speed['p10']:,.0f} – {speed['p90']:,.0f}"
-        rows.append(("images per second", f"{speed['median']:,.0f}", remark))
-    if result.get("train_s") is not None:
-        since = "since it was continued" if run.environment.get("continued") else "total"
-        remark = f"{duration(result.get('wall_s'))} {since}"
-        rows.append(("training time", duration(result["train_s"]), remark))
-    if result.get("num_parameters"):
-        count = result["num_parameters"]
-        short = f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
-        rows.append(("parameters", short, f"{count:,}"))
+    result, test, rows = run.result, run.metrics.last_test, []
+    if test is not None:
+        rows.append(("test accuracy", percent(test.accuracy, 2), counts_of(test)))
+    if result is None:
+        return rows
+    speed = result.images_per_sec
+    if result.best_test_accuracy is not None:
+        remark = f"step {result.best_step:,}, by {result.best_selected_on} accuracy"
+        rows.append(("best", percent(result.best_test_accuracy, 2), remark))
+    if speed.median:
+        rows.append(("images per second", f"{speed.median:,.0f}", f"{speed.p10:,.0f} – {speed.p90:,.0f}"))
+    since = "since it was continued" if run.environment.get("continued") else "total"
+    rows.append(("training time", duration(result.train_s), f"{duration(result.wall_s)} {since}"))
+    count = result.num_parameters
+    short = f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
+    rows.append(("parameters", short, f"{count:,}"))
     return rows
 
 
@@ -101,25 +100,22 @@ def evaluations(run: RunRecord) -> list[dict[str, str]]:
     rows = []
     for split, records in run.metrics.evals.items():
         for record in records:
-            accuracy, loss = record.get("accuracy"), record.get("loss")
             rows.append(
                 {
                     "set": split,
-                    "epoch": number(record.get("epoch") or 0),
-                    "step": f"{record.get('step') or 0:,}",
-                    "loss": _UNKNOWN if loss is None else f"{loss:.4f}",
-                    "accuracy": _UNKNOWN if accuracy is None else percent(accuracy, 2),
-                    "right": f"{record.get('correct', _UNKNOWN)}/{record.get('seen', _UNKNOWN)}",
+                    "epoch": number(record.epoch),
+                    "step": f"{record.step:,}",
+                    "loss": _UNKNOWN if record.loss is None else f"{record.loss:.4f}",
+                    "accuracy": percent(record.accuracy, 2),
+                    "right": f"{record.correct}/{record.seen}",
                 }
             )
     return rows
 
 
-def counts_of(evaluation: Record) -> str:
-    """Return the right images among all images, or nothing if they were not counted."""
-    if "correct" not in evaluation or "seen" not in evaluation:
-        return ""
-    return f"{evaluation['correct']:,} of {evaluation['seen']:,}"
+def counts_of(evaluation: EvalRecord) -> str:
+    """Return the right images among all images."""
+    return f"{evaluation.correct:,} of {evaluation.seen:,}"
 
 
 def duration(seconds: float | None) -> str:
@@ -151,7 +147,7 @@ def _gibibytes(count: int) -> str:
 
 def _result(key: str, form: Callable[[Any], str]) -> _Get:
     def get(run: RunRecord) -> str:
-        value = run.result.get(key)
+        value = getattr(run.result, key, None)  # None too if the run has not finished
         return _UNKNOWN if value is None else form(value)
 
     return get
@@ -162,25 +158,22 @@ def _accuracy(key: str) -> _Get:
 
 
 def _speed(run: RunRecord) -> str:
-    speed = run.result.get("images_per_sec") or {}
-    if not speed.get("median"):
+    if run.result is None or not (speed := run.result.images_per_sec).median:
         return _UNKNOWN
-    return f"{speed['median']:,.0f} ({speed['p10']:,.0f} – {speed['p90']:,.0f}, n = {speed['n']})"
+    return f"{speed.median:,.0f} ({speed.p10:,.0f} – {speed.p90:,.0f}, n = {speed.n})"
 
 
 def _test_accuracy(run: RunRecord) -> str:
     record = run.metrics.last_test
-    if record.get("accuracy") is None:
-        return _UNKNOWN
-    counts = counts_of(record)
-    return percent(record["accuracy"], 2) + (f" ({counts})" if counts else "")
+    return _UNKNOWN if record is None else f"{percent(record.accuracy, 2)} ({counts_of(record)})"
 
 
 def _best(run: RunRecord) -> str:
-    result, best = run.result, run.result.get("best_test_accuracy")
-    if best is None:
+    result = run.result
+    if result is None or result.best_test_accuracy is None:
         return _UNKNOWN
-    return f"{percent(best, 2)} (step {result['best_step']:,}, by {result['best_selected_on']} accuracy)"
+    place = f"step {result.best_step:,}, by {result.best_selected_on} accuracy"
+    return f"{percent(result.best_test_accuracy, 2)} ({place})"
 
 
 _FIGURES: tuple[tuple[str, _Get, str], ...] = (

@@ -9,6 +9,7 @@ from pipeline.report.charts import HEIGHT, WIDTH, Axis, lay_out
 from pipeline.report.panels import charts_of_one
 from pipeline.report.run_record import Metrics
 from pipeline.report.series import series_of
+from tests.tiny import a_train_record, an_eval_record
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,10 @@ from pipeline.report.series import series_of
 )
 @pytest.mark.parametrize("scale", ["linear", "log10", "log2"])
 def test_lines_stay_inside_their_panel(values: list[float], scale: str):
-    records = [{"epoch": i / 10, "v": value} for i, value in enumerate(values)]
+    records = [a_train_record(i, loss=value, epoch=i / 10) for i, value in enumerate(values)]
     chart = lay_out(
         "Title",
-        [series_of("a", "c1", records, "v"), series_of("b", "c2", records, "v")],
+        [series_of("a", "c1", records, "loss"), series_of("b", "c2", records, "loss")],
         Axis(scale, high=1.0),
     )
     for line in chart.lines:
@@ -46,28 +47,27 @@ def test_lines_stay_inside_their_panel(values: list[float], scale: str):
 
 def test_an_error_of_0_does_not_shorten_a_logarithmic_axis():
     """It is left out of the line; the epochs go on, and the label stands at the foot."""
-    records = [{"epoch": i, "v": value} for i, value in enumerate([0.5, 0.1, 0.01, 0.0, 0.0], 1)]
-    chart = lay_out("Error", [series_of("test", "c1", records, "v")], Axis("log10"))
+    records = [a_train_record(i, loss=v, epoch=i) for i, v in enumerate([0.5, 0.1, 0.01, 0.0, 0.0], 1)]
+    chart = lay_out("Error", [series_of("test", "c1", records, "loss")], Axis("log10"))
     assert chart.x_ticks[-1] == (chart.right, "5")
     (line,) = chart.lines
     assert line.path.count("L") == 2 and line.end[1:] == (chart.bottom, "test 0")
     assert chart.description == "Error over 5 epochs: test from 0.5 to 0."
-    nothing = lay_out("Error", [series_of("test", "c1", records[3:], "v")], Axis("log10"))
+    nothing = lay_out("Error", [series_of("test", "c1", records[3:], "loss")], Axis("log10"))
     assert nothing.empty == ("nothing above 0",)
     assert lay_out("Error", [], Axis("log10")).empty == ("nothing recorded",)
 
 
 def test_a_peak_of_the_loss_gets_a_logarithmic_axis():
-    records = [{"kind": "train", "epoch": epoch, "loss": 2.0 / (1 + epoch)} for epoch in range(1, 6)]
+    records = [a_train_record(i, loss=2.0 / (1 + i), epoch=i) for i in range(1, 6)]
     assert charts_of_one(Metrics(records))[0].y_ticks[0][1] == "0"
-    records.append({"kind": "train", "epoch": 6, "loss": 1e6})
+    records.append(a_train_record(6, loss=1e6, epoch=6))
     assert [label for _, label in charts_of_one(Metrics(records))[0].y_ticks][-1] == "1,000,000"
     assert charts_of_one(Metrics(records))[0].y_ticks[0][1] != "0"
 
 
 def test_a_star_marks_the_best_accuracy():
-    tests = [
-        {"kind": "eval", "epoch": epoch, "accuracy": value} for epoch, value in enumerate([0.5, 0.9, 0.7])
-    ]
+    accuracies = enumerate([0.5, 0.9, 0.7])
+    tests = [an_eval_record(5 * i).model_copy(update={"accuracy": value}) for i, value in accuracies]
     (line,) = charts_of_one(Metrics([], {"holdout": [], "test": tests}))[1].lines
     assert line.star == line.points[1]

@@ -24,7 +24,8 @@ def train_record(epoch: float, **values: float | None) -> dict[str, Any]:
         "loss": 2.0 / (1 + epoch),
         "accuracy": 1 - 0.5 / (1 + epoch),
     }
-    return {**base, "lr": 0.1, "images_per_sec": 80000.0, "loss_scale": 1.0, "skipped_steps": 0, **values}
+    speeds = {"images_per_sec": 80000.0, "steps_per_sec": 80.0}
+    return {**base, **speeds, "lr": 0.1, "loss_scale": 1.0, "skipped_steps": 0, **values}
 
 
 def eval_record(epoch: float, correct: int, split: str = "test", loss: float = 1.0) -> dict[str, Any]:

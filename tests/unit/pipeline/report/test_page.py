@@ -21,6 +21,8 @@ from pipeline.report.page import write_report
 from pipeline.report.run_record import read_run
 from pipeline.report.tables import config_rows
 from pipeline.run.folder import RunFolder
+from pipeline.run.records import RunResult
+from tests.tiny import a_train_record, an_eval_record
 
 ROOT = Path(__file__).parents[4]
 SECTIONS = ["curves", "classes", "mistakes", "speed", "config", "environment", "command"]
@@ -82,6 +84,7 @@ def metrics(epochs: int = 4, scale: float = 1.0, skipped: int = 0) -> list[dict[
             "accuracy": 1 - 0.5 / epoch,
             "lr": 0.1 / epoch,
             "images_per_sec": 900.0 + epoch,
+            "steps_per_sec": 100.0,
         }
         records.append(
             {
@@ -113,6 +116,8 @@ def predictions(
 
 RESULT = {
     "test_accuracy": 0.75,
+    "test_correct": 9,
+    "test_seen": 12,
     "best_test_accuracy": 0.75,
     "best_step": 40,
     "best_selected_on": "test",
@@ -131,6 +136,12 @@ RESULT = {
     "recompilations": 0,
     "device": "cpu",
     "first_step_s": 2.0,
+    "epochs": 4.0,
+    "loader": "dali",
+    "world_size": 1,
+    "precision": "fp32",
+    "batch_size": 8,
+    "seed": 0,
 }
 ENVIRONMENT = {
     "command": ["./launch.sh", "configs/quickstart.yaml", "log.name=a b"],
@@ -297,26 +308,8 @@ def test_many_classes(tmp_path: Path, classes: int):
 # Four steps, none of them after warm-up. Shares of mixed labels, added up in float32, make a little more than
 # all of them right.
 VERY_SHORT = [
-    {
-        "kind": "train",
-        "step": 4,
-        "epoch": 0.0,
-        "loss": 0.1,
-        "accuracy": 1.0000001,
-        "lr": 1e-5,
-        "images_per_sec": None,
-        "loss_scale": 1.0,
-    },
-    {
-        "kind": "eval",
-        "split": "test",
-        "step": 4,
-        "epoch": 0.0,
-        "loss": 0.1,
-        "accuracy": 1.0,
-        "correct": 12,
-        "seen": 12,
-    },
+    a_train_record(4, loss=0.1, epoch=0.0, accuracy=1.0000001, lr=1e-5).to_json(),
+    an_eval_record(4, loss=0.1).model_copy(update={"epoch": 0.0}).to_json(),
 ]
 NO_SPEED = {
     "images_per_sec": {"median": None, "p10": None, "p90": None, "n": 0},
@@ -347,7 +340,7 @@ NO_SPEED = {
             (),
             "2 of 40 steps (5.00 %) were skipped because fp16 overflowed: 1 in steps 1–10",
         ),
-        ({"result": {"steps": 1}}, (), "Speed: not measured"),
+        ({"result": {"steps": 1}}, (), "result.json: not the file of a run of this version"),
         ({"metrics": VERY_SHORT, "result": {**RESULT, "steps": 4, **NO_SPEED}}, (), "Speed: not measured"),
         (
             {"env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]}},
@@ -361,14 +354,9 @@ NO_SPEED = {
         ),
         ({"predictions": predictions(maps=False)}, (), "with the highest confidence. true cat"),
         (
-            {
-                "metrics": [
-                    {"kind": "train"},
-                    {"kind": "eval", "split": "test", "step": 3, "epoch": None, "accuracy": None},
-                ]
-            },
+            {"metrics": [{"kind": "train"}, *metrics()]},
             (),
-            "step 3",
+            "metrics.jsonl: line 1: not a record of a run",
         ),
     ],
 )
@@ -390,10 +378,8 @@ def test_a_run_that_has_logged_nothing_is_told_nothing_of(tmp_path: Path):
 
 
 def test_a_single_skipped_step_is_no_stretch(tmp_path: Path):
-    records = [
-        {"kind": "train", "step": step, "skipped_steps": skipped}
-        for step, skipped in ((10, 0), (11, 1), (14, 3))
-    ]
+    windows = ((10, 0), (11, 1), (14, 3))
+    records = [a_train_record(step, skipped_steps=skipped).to_json() for step, skipped in windows]
     assert (
         "were skipped because fp16 overflowed: 1 in step 11, 2 in steps 12–14."
         in page_of(make_run(tmp_path, metrics=records)).words
@@ -449,5 +435,5 @@ def test_predictions_come_back_as_they_were(tmp_path: Path):
 def test_the_remedy_of_a_run_suits_its_images(size: int, remedy: str):
     """`fused` keeps images in memory: it is refused for those that are streamed."""
     config = load_config(overrides=["data.dataset=folder", "data.root=images", f"data.image_size={size}"])
-    sentence = bottleneck_of_run({"data_wait_fraction": 0.3, "device": "cuda"}, config)
+    sentence = bottleneck_of_run(RunResult(**RESULT | {"data_wait_fraction": 0.3, "device": "cuda"}), config)
     assert remedy in sentence and ("fused" in sentence) == (size == 32)
