@@ -8,7 +8,7 @@ from benchmarks.kernels.case import Case
 from kernels.augment.op import augment
 from kernels.augment.reference import augment_reference
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.draws import draw_epoch
+from pipeline.data.sampling.padded_crops import draw_padded_crops
 
 _SIZE, _PADDING, _CUTOUT = 32, 4, 16
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -20,7 +20,9 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     images = torch.randint(0, 256, (num_images, _SIZE, _SIZE, 3), dtype=torch.uint8, generator=generator).to(
         device
     )
-    epoch = draw_epoch(0, 0, num_images, (_SIZE, _SIZE), AugmentConfig(crop_padding=_PADDING, cutout=_CUTOUT))
+    epoch = draw_padded_crops(
+        0, 0, num_images, (_SIZE, _SIZE), AugmentConfig(crop_padding=_PADDING, cutout=_CUTOUT)
+    )
     draws, order = torch.from_numpy(epoch.table()).to(device), torch.from_numpy(epoch.order).to(device)
     made = []
     for batch_size in batch_sizes:

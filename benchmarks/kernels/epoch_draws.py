@@ -5,7 +5,7 @@ import torch
 from benchmarks.kernels.case import Case
 from kernels.epoch_draws.op import epoch_draws
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.draws import draw_epoch
+from pipeline.data.sampling.padded_crops import draw_padded_crops
 
 _SIZE, _PADDING, _CUTOUT = 32, 4, 16
 _EPOCHS = 16
@@ -20,7 +20,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         return epoch_draws(0, epoch, num_samples, (_SIZE, _SIZE), **settings, device=device)
 
     def numpy_and_copy(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        draws = draw_epoch(0, epoch, num_samples, (_SIZE, _SIZE), augment)
+        draws = draw_padded_crops(0, epoch, num_samples, (_SIZE, _SIZE), augment)
         return torch.from_numpy(draws.order).to(device), torch.from_numpy(draws.table()).to(device)
 
     return [

@@ -78,7 +78,7 @@ def arguments_of(draws: np.ndarray, transform: Transform, width: int) -> dict[st
     """The graph's arguments for each sample: `x`, `y` (crop, as shares of the slack), `mirror`, and `anchors` where there is a box.
 
     Args:
-        draws: (B, 5) int32, as `EpochDraws.table`.
+        draws: (B, 5) int32, as `PaddedCropDraws.table`.
         width: of the output, in pixels.
     """
     crop_y, crop_x, flip, box_y, box_x = draws.T

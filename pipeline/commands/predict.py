@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from pipeline.data.files.listing import printable
+    from pipeline.data.files.paths import printable
     from pipeline.inference.predict_files import predict_files
     from pipeline.inference.trained_model import load_trained
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _describe(
     trained: "Trained", predictions: "list[Prediction]", bad: list[tuple[Path, str]]
 ) -> dict[str, Any]:
-    from pipeline.data.files.listing import printable
+    from pipeline.data.files.paths import printable
 
     assert trained.run is not None and trained.checkpoint is not None
     names = trained.inputs.class_names
@@ -88,7 +88,7 @@ def _table(class_names: Sequence[str], predictions: "list[Prediction]") -> "Tabl
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.data.files.listing import printable
+    from pipeline.data.files.paths import printable
     from pipeline.plotting import style
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -1,4 +1,4 @@
-"""Reads data sets and loads batches: everything between files and device tensors that are ready for the model."""
+"""Reads data sets and loads batches: from files to device tensors that are ready for the model."""
 
 from pipeline.data.batch import Batch, Loader
 from pipeline.data.build import Loaders, build_loaders

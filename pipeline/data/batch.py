@@ -1,4 +1,4 @@
-"""What every loader delivers, and the protocol that every loader keeps."""
+"""Defines `Batch`, which every loader delivers, and `Loader`, the protocol of all loaders."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ NUM_CHANNELS = 3  # of every image: RGB
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of one step, on the device, ready for the model.
+    """One process's share of the batch of one step, on the device, ready for the model.
 
     Attributes:
         images: (B, 3, H, W) float16 or float32, normalised, channels_last.
         labels: (B,) int64, class indices.
-        valid: (B,) bool; False marks the padding of a last evaluation batch.
+        valid: (B,) bool; False marks the padding of the last evaluation batch.
         indices: (B,) int64, sample ids in the data set.
     """
 
@@ -29,7 +29,7 @@ class Batch:
 class Loader(Protocol):
     """A stream of batches.
 
-    The content of a batch depends on the config and on its step alone, not on what was read before.
+    The content of a batch depends only on the config and on its step, not on the batches read before.
 
     Attributes:
         steps_per_epoch: batches in a whole epoch, the same on every process.
@@ -44,5 +44,5 @@ class Loader(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield one whole epoch: the first one that was not begun yet."""
+        """Yield one whole epoch: the first one of which no batch was taken yet."""
         ...

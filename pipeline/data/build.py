@@ -14,7 +14,7 @@ from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.splits import Samples, Splits
 from pipeline.data.loaders.base import Transform
 from pipeline.data.loaders.dali_arrays import DaliLoader
-from pipeline.data.loaders.dali_files import Decoder, Photometric, StreamLoader
+from pipeline.data.loaders.dali_files import Decoding, Photometric, StreamLoader
 from pipeline.data.loaders.fused import FusedLoader
 from pipeline.data.loaders.synthetic import SyntheticLoader
 from pipeline.data.sampling.batch_plan import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
@@ -29,14 +29,24 @@ class Loaders:
     """The loaders of a run.
 
     Attributes:
-        train: shuffled and augmented, position set by `seek`.
+        train: shuffled and augmented batches, without end from a given step.
         test: every test image once per iteration.
-        holdout: likewise for the held-out training images; None without `data.holdout`.
+        holdout: every held-out training image once per iteration; None without `data.holdout`.
     """
 
     train: Loader
     test: Loader
     holdout: Loader | None
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The arguments of `build_loaders`, for the functions that build one loader."""
+
+    config: Config
+    splits: Splits
+    device: torch.device
+    shard: Shard
 
 
 def build_loaders(
@@ -47,161 +57,142 @@ def build_loaders(
     Args:
         config: the run's config.
         splits: the data set, from `load_splits`.
-        device: where batches are delivered.
-        shard: this process among the processes of the run; default: the only one.
+        device: device of the batches.
+        shard: this process among the processes of the run; default: a run of one process.
 
     Raises:
-        UserError: a batch size that the processes do not divide, or that is more than the training set.
+        UserError: the processes do not divide a batch size, or it is more than the training set.
     """
-    data, augment = config.data, config.augment
-    shard = shard or Shard()
-    check_batches(config, shard.world_size)
-    _check_labels(splits)
-    dtype = (
-        torch.float32 if config.precision.mode == "fp32" else torch.float16
-    )  # DALI has no bfloat16: autocast casts
-    plain = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last)
-    augmented = Transform(
-        splits.mean, splits.std, dtype, config.runtime.channels_last, augment.crop_padding, augment.cutout
-    )
-
-    def evaluation(samples: Samples) -> Loader:
-        sampler = EvalSampler(
-            len(samples), _eval_batch_size(data.eval_batch_size, len(samples), shard), shard
-        )
-        return backend(samples, sampler, plain)
-
-    if (
-        isinstance(splits.train, FileSet)
-        and (augment.color_jitter or augment.randaugment)
-        and shard.rank == 0
-    ):
-        _log.warning(
-            "augment.color_jitter and augment.randaugment are drawn by DALI: a resumed run, or one on another number of processes, sees "
-            "other colours; order, crops and flips stay the same"
-        )
-    backend = _backend(config, splits, device, shard)
+    context = _Context(config, splits, device, shard or Shard())
+    check_batches(config, context.shard.world_size)
+    splits.check_labels()
+    _check_photometric(context)
+    train = _build_loader(context, splits.train, _train_sampler(context), _transform(context, augmented=True))
     return Loaders(
-        train=backend(splits.train, _train_sampler(config, splits.train, shard), augmented),
-        test=evaluation(splits.test),
-        holdout=evaluation(splits.holdout) if splits.holdout is not None else None,
+        train=train,
+        test=_build_eval_loader(context, splits.test),
+        holdout=None if splits.holdout is None else _build_eval_loader(context, splits.holdout),
     )
 
 
-def _check_labels(splits: Splits) -> None:
-    """A GPU does not notice a label beyond the classes: the loss is NaN, or what lies beside the logits."""
-    for name, part in (("training", splits.train), ("held-out", splits.holdout), ("test", splits.test)):
-        if part is None or not len(part.labels):
-            continue
-        wrong = np.flatnonzero((part.labels < 0) | (part.labels >= splits.num_classes))
-        if len(wrong):
-            raise UserError(
-                f"data.root: {len(wrong)} {name} labels are not in 0..{splits.num_classes - 1}, the first is {part.labels[wrong[0]]} of "
-                f"image {wrong[0]}; give one class name for each label, or mend the labels"
-            )
+def _check_photometric(context: _Context) -> None:
+    """Refuse the augmentation that DALI draws for other loaders, and warn that it does not repeat."""
+    augment, loader = context.config.augment, context.config.data.loader
+    if not (augment.color_jitter or augment.randaugment):
+        return
+    if loader != "dali":
+        raise UserError(
+            f"augment.color_jitter and augment.randaugment: only DALI has them, not data.loader={loader}; "
+            "use data.loader=dali, or set both to 0"
+        )
+    if isinstance(context.splits.train, FileSet) and context.shard.rank == 0:
+        _log.warning(
+            "augment.color_jitter and augment.randaugment are drawn by DALI: a resumed run, or one on "
+            "another number of processes, sees other colours; order, crops and flips stay the same"
+        )
 
 
-def _eval_batch_size(batch_size: int, num_samples: int, shard: Shard) -> int:
-    """`data.eval_batch_size`, or less where the set is smaller than that."""
-    return min(batch_size, -(-num_samples // shard.world_size) * shard.world_size)
+def _transform(context: _Context, augmented: bool) -> Transform:
+    config, splits = context.config, context.splits
+    # DALI has no bfloat16: autocast converts float16
+    dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16
+    padding, cutout = (config.augment.crop_padding, config.augment.cutout) if augmented else (0, 0)
+    return Transform(splits.mean, splits.std, dtype, config.runtime.channels_last, padding, cutout)
 
 
-def _train_sampler(config: Config, train: Samples, shard: Shard) -> TrainSampler:
+def _train_sampler(context: _Context) -> TrainSampler:
+    config, train, shard = context.config, context.splits.train, context.shard
     augment, batch_size = config.augment, config.data.batch_size
     if isinstance(train, FileSet):
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
         return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
-    # a synthetic data set may stand in for a recipe's folder, and have keys of how files are shown
-    for key, _ in changed_keys(
-        config, DRAWN_FROM_FILES + (SHOWN_FROM_FILES if config.data.dataset == "folder" else ())
-    ):
+    # a synthetic data set can replace the folder of a recipe, whose keys of evaluation then have no effect
+    streamed_keys = DRAWN_FROM_FILES + (SHOWN_FROM_FILES if config.data.dataset == "folder" else ())
+    for key, _ in changed_keys(config, streamed_keys):
         raise UserError(
-            f"{key}: is for streamed folders, but these images are kept decoded; leave it out (see data.cache_below)"
+            f"{key}: is for streamed folders, but these images are decoded and kept in memory; "
+            "remove the key (see data.cache_below)"
         )
     return TrainSampler(len(train), batch_size, shard, config.seed, train.image_size, augment)
 
 
-Backend = Callable[[Samples, Sampler, Transform], Loader]
+def _build_eval_loader(context: _Context, samples: Samples) -> Loader:
+    count, world_size = len(samples), context.shard.world_size
+    batch_size = min(context.config.data.eval_batch_size, -(-count // world_size) * world_size)
+    sampler = EvalSampler(count, batch_size, context.shard)
+    return _build_loader(context, samples, sampler, _transform(context, augmented=False))
 
 
-def _backend(config: Config, splits: Splits, device: torch.device, shard: Shard) -> Backend:
-    data, augment = config.data, config.augment
-    workers = data.num_threads if data.num_threads > 1 else 0
-    if data.loader != "dali" and (augment.color_jitter or augment.randaugment):
+def _build_loader(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+    return _BUILDERS[context.config.data.loader](context, samples, sampler, transform)
+
+
+def _build_dali(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+    data, augment, device = context.config.data, context.config.augment, context.device
+    labels = _as_tensor(samples.labels).to(device)
+    if isinstance(samples, FileSet):
+        decoding = Decoding(data.num_threads, data.prefetch, data.decoder == "gpu", data.hw_decoder_load)
+        photometric = Photometric(
+            augment.color_jitter,
+            augment.randaugment,
+            augment.randaugment_magnitude,
+            seed=context.config.seed + context.shard.rank,
+        )
+        return StreamLoader(samples, labels, sampler, transform, device, decoding, photometric)
+    images = _as_tensor(samples.images)
+    if images.nbytes <= to_bytes(data.resident_limit):
+        images = images.to(device)
+    return DaliLoader(images, labels, sampler, transform, device, data.num_threads, data.prefetch)
+
+
+def _build_fused(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+    config, device = context.config, context.device
+    data = config.data
+    if device.type != "cuda":
         raise UserError(
-            f"augment.color_jitter and augment.randaugment: are DALI's, not of data.loader={data.loader}; use dali, or set both to 0"
+            "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
         )
-
-    def dali(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-        labels = _as_tensor(samples.labels).to(device)
-        if isinstance(samples, FileSet):
-            photometric = Photometric(
-                augment.color_jitter,
-                augment.randaugment,
-                augment.randaugment_magnitude,
-                config.seed + shard.rank,
-            )
-            decoder = Decoder(data.decoder == "gpu", data.hw_decoder_load)
-            return StreamLoader(
-                samples,
-                labels,
-                sampler,
-                transform,
-                device,
-                data.num_threads,
-                data.prefetch,
-                decoder,
-                photometric,
-            )
-        images = _as_tensor(samples.images)
-        if images.nbytes <= to_bytes(data.resident_limit):
-            images = images.to(device)
-        return DaliLoader(images, labels, sampler, transform, device, data.num_threads, data.prefetch)
-
-    def reference(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-        from pipeline.data.loaders.reference import (
-            ArraySource,
-            FileSource,
-            ReferenceLoader,
-        )  # with torchvision, whose import takes seconds
-
-        source = (
-            FileSource(samples) if isinstance(samples, FileSet) else ArraySource(_as_tensor(samples.images))
+    if isinstance(samples, FileSet):
+        raise UserError(
+            f"data.loader: fused keeps all images on the GPU, but those of {data.root} are larger than "
+            f"data.cache_below={data.cache_below} and streamed from their files; use data.loader=dali"
         )
-        return ReferenceLoader(
-            source, _as_tensor(samples.labels), sampler, transform, device, workers, data.prefetch
+    images, labels = _as_tensor(samples.images), _as_tensor(samples.labels)
+    if images.nbytes > to_bytes(data.resident_limit):
+        raise UserError(
+            f"data.loader: fused keeps all images on the GPU, but {images.nbytes} bytes are more than "
+            f"data.resident_limit={data.resident_limit}; raise data.resident_limit, or use data.loader=dali"
         )
+    augment = config.augment if isinstance(sampler, TrainSampler) else None
+    return FusedLoader(
+        images.to(device), labels.to(device), sampler, transform, config.seed, augment, context.shard
+    )
 
-    def synthetic(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-        size = (samples.view.size, samples.view.size) if isinstance(samples, FileSet) else samples.image_size
-        return SyntheticLoader(
-            (*size, splits.num_channels), splits.num_classes, sampler, transform, device, config.seed
-        )
 
-    def fused(samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-        if device.type != "cuda":
-            raise UserError(
-                "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
-            )
-        if isinstance(samples, FileSet):
-            raise UserError(
-                f"data.loader: fused keeps all images on the GPU, but those of {data.root} are larger than data.cache_below="
-                f"{data.cache_below} and streamed from their files; use data.loader=dali"
-            )
-        images, labels = _as_tensor(samples.images), _as_tensor(samples.labels)
-        if images.nbytes > to_bytes(data.resident_limit):
-            raise UserError(
-                f"data.loader: fused keeps all images on the GPU, but {images.nbytes} bytes are more than data.resident_limit="
-                f"{data.resident_limit}; raise that, or use data.loader=dali"
-            )
-        drawn = augment if isinstance(sampler, TrainSampler) else None
-        return FusedLoader(
-            images.to(device), labels.to(device), sampler, transform, config.seed, drawn, shard
-        )
+def _build_reference(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+    # imported here, because it imports torchvision, which takes seconds
+    from pipeline.data.loaders.reference import ArraySource, FileSource, ReferenceLoader
 
-    return {"dali": dali, "fused": fused, "reference": reference, "synthetic": synthetic}[data.loader]
+    data, labels = context.config.data, _as_tensor(samples.labels)
+    source = FileSource(samples) if isinstance(samples, FileSet) else ArraySource(_as_tensor(samples.images))
+    num_workers = data.num_threads if data.num_threads > 1 else 0
+    return ReferenceLoader(source, labels, sampler, transform, context.device, num_workers, data.prefetch)
+
+
+def _build_synthetic(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+    size = (samples.view.size, samples.view.size) if isinstance(samples, FileSet) else samples.image_size
+    shape, num_classes = (*size, context.splits.num_channels), context.splits.num_classes
+    return SyntheticLoader(shape, num_classes, sampler, transform, context.device, context.config.seed)
+
+
+_BUILDERS: dict[str, Callable[[_Context, Samples, Sampler, Transform], Loader]] = {
+    "dali": _build_dali,
+    "fused": _build_fused,
+    "reference": _build_reference,
+    "synthetic": _build_synthetic,
+}
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor over the array's memory (copied only where it is read-only, which torch has no word for)."""
+    """Return a tensor that shares the array's memory. Read-only memory is copied: torch cannot share it."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -11,7 +11,7 @@ from pipeline.__main__ import main
 from pipeline.config import DataConfig
 from pipeline.data.datasets.load import load_splits
 from pipeline.data.files.check import Checked, write_report
-from pipeline.data.files.listing import list_files
+from pipeline.data.files.list_files import list_files
 from pipeline.errors import UserError
 from tests.pictures import bad_pictures, make_folder, odd_pictures
 

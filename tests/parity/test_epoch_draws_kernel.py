@@ -6,7 +6,7 @@ import torch
 from kernels.epoch_draws.op import epoch_draws
 from kernels.epoch_draws.reference import epoch_draws_reference
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.draws import draw_epoch
+from pipeline.data.sampling.padded_crops import draw_padded_crops
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -45,7 +45,7 @@ def test_kernel_definition_and_numpy_agree(
     augment = AugmentConfig.model_validate(
         {"crop_padding": padding, "flip": flip, "cutout": cutout, "cutout_mode": mode}
     )
-    numpy = draw_epoch(seed, epoch, num_samples, image_size, augment)
+    numpy = draw_padded_crops(seed, epoch, num_samples, image_size, augment)
     for ours, expected, other in zip(kernel, reference, (numpy.order, numpy.table()), strict=True):
         assert torch.equal(ours.cpu(), expected)
         assert torch.equal(ours.cpu(), torch.from_numpy(other))

@@ -20,7 +20,7 @@ from pipeline.data.loaders.fused import FusedLoader
 from pipeline.data.loaders.reference import ArraySource, ReferenceLoader
 from pipeline.data.loaders.synthetic import SyntheticLoader
 from pipeline.data.sampling.batch_plan import BatchPlan, EvalSampler, Sampler, Shard, TrainSampler
-from pipeline.data.sampling.draws import draw_epoch
+from pipeline.data.sampling.padded_crops import draw_padded_crops
 from tests.parity.tolerances import assert_parity
 from tests.tiny import tiny_config, tiny_splits
 
@@ -207,7 +207,7 @@ def check_against_the_oracle(epochs: list[list[Batch]], augment: AugmentConfig) 
     images, labels = make_images(NUM_SAMPLES)
     transform = Transform(MEAN, STD, torch.float32, True, augment.crop_padding, augment.cutout)
     for epoch, batches in enumerate(epochs):
-        draws = draw_epoch(5, epoch, NUM_SAMPLES, (HEIGHT, WIDTH), augment)
+        draws = draw_padded_crops(5, epoch, NUM_SAMPLES, (HEIGHT, WIDTH), augment)
         assert len(batches) == STEPS
         for step, batch in enumerate(batches):
             indices = draws.order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]

@@ -18,7 +18,7 @@ from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
 from pipeline.data.files.decode import open_rgb
 from pipeline.data.loaders.dali_files import StreamLoader
 from pipeline.data.loaders.reference import FileSource, ReferenceLoader
-from pipeline.data.sampling.resized_crops import draw_crops
+from pipeline.data.sampling.resized_crops import draw_resized_crops
 from pipeline.errors import TrainingError, UserError
 from tests.parity.tolerances import GREY_LEVELS
 from tests.pictures import make_folder, odd_pictures, picture, save
@@ -206,7 +206,7 @@ def test_what_dali_draws_changes_the_colours_and_nothing_else(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.loader=reference", "augment.randaugment=2"], r"are DALI's, not of data\.loader=reference"),
+        (["data.loader=reference", "augment.randaugment=2"], r"augment\.randaugment: .*data\.loader=reference; use data\.loader=dali"),
         (["data.cache_below=1024"], r"augment\.progressive: is for streamed folders"),
         (
             ["data.cache_below=1024", "augment.progressive=[]", "augment.color_jitter=0.1"],
@@ -271,7 +271,7 @@ def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pyt
     train = loaders(root, "data.batch_size=4").train
     victim = root / "train/a/1.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
-    monkeypatch.setattr(StreamLoader, "_try", lambda *_: None)
+    monkeypatch.setattr(StreamLoader, "_check_file", lambda *_: None)
     with pytest.raises(
         TrainingError, match=rf"are damaged[^\n]*\n  {victim}: Pillow can decode it, DALI cannot$"
     ):
@@ -292,9 +292,9 @@ def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monke
 
     def draw(seed: int, epoch: int, *others: Any) -> Any:
         drawn.append(epoch)
-        return draw_crops(seed, epoch, *others)
+        return draw_resized_crops(seed, epoch, *others)
 
-    monkeypatch.setattr("pipeline.data.sampling.batch_plan.draw_crops", draw)
+    monkeypatch.setattr("pipeline.data.sampling.batch_plan.draw_resized_crops", draw)
     train = loaders(root).train
     next(train.batches_from(7 * train.steps_per_epoch))
     assert drawn and min(drawn) == 7

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard files.
+"""Loads CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard files.
 
-The files are pickles, which can run code when opened: each is read once, its hash compared, and those very bytes unpickled by a
-reader that knows nothing but arrays.
+The files are pickles, which can run code when they are loaded. So each file is read once, the hash of its
+bytes is compared, and the same bytes are unpickled by a reader that accepts only arrays and plain values.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
+from pipeline.atomic_io import write_whole
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.splits import ImageSet, RawSplits
 from pipeline.errors import UserError
@@ -33,16 +34,16 @@ _TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """The standard files of one data set. Hashes are MD5, as published with the files and as torchvision has them.
+    """The standard files of one data set. Hashes are MD5, as published with the files and as in torchvision.
 
     Attributes:
-        title: what people call it.
-        torchvision_name: class in `torchvision.datasets` that knows where to download it.
+        title: name of the data set for messages.
+        torchvision_name: class in `torchvision.datasets` that has the address of the download.
         archive, archive_md5: the archive to download.
-        folder: where it unpacks to, inside `data.root`.
+        folder: folder of the unpacked files, inside `data.root`.
         train, test: (file, MD5) of the parts.
         meta: (file, MD5) of the class names.
-        label_key, names_key: where the parts hold the labels and `meta` the class names.
+        label_key, names_key: key of the labels in the parts, and of the class names in `meta`.
     """
 
     title: str
@@ -92,12 +93,12 @@ CIFAR_FILES = {
 
 
 def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
-    """Read CIFAR from `root`, which the main process first fills by unpacking or downloading the archive, if files are missing.
+    """Read CIFAR from `root`. If files are missing, the main process unpacks or downloads the archive first.
 
     Args:
         root: `data.root`.
         name: a key of `CIFAR_FILES`.
-        is_main: whether this process may download and unpack.
+        is_main: True if this process may download and unpack.
 
     Raises:
         UserError: no files and no download, or a file that is not the published one.
@@ -110,91 +111,90 @@ def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
             _unpack(_fetch_archive(root, files), folder, missing)
         except OSError as error:
             raise UserError(
-                f"data.root: cannot unpack {files.archive} in {root} ({error}); set data.root to a folder you can write to"
+                f"data.root: cannot unpack {files.archive} in {root} ({error}); "
+                "set data.root to a folder you can write to"
             ) from None
     names = _read_pickle(folder, files.meta).get(files.names_key)
     if not isinstance(names, list) or not all(isinstance(item, bytes) for item in names):
         raise _damaged(folder / files.meta[0], f"has no list {files.names_key}")
     class_names = tuple(item.decode() for item in names)
-    with ThreadPoolExecutor(
-        len(files.train) + len(files.test)
-    ) as readers:  # hashing and copying hold no lock of the interpreter
-        parts = list(
-            readers.map(
-                lambda item: _read_part(folder, item, files.label_key, len(class_names)),
-                (*files.train, *files.test),
-            )
-        )
-    return RawSplits(_join(parts[: len(files.train)]), _join(parts[len(files.train) :]), class_names)
+
+    def read_part(item: tuple[str, str]) -> tuple[np.ndarray, list[int]]:
+        return _read_part(folder, item, files.label_key, len(class_names))
+
+    # threads: hashing and copying release the lock of the interpreter
+    with ThreadPoolExecutor(len(files.train) + len(files.test)) as pool:
+        parts = list(pool.map(read_part, (*files.train, *files.test)))
+    train, test = parts[: len(files.train)], parts[len(files.train) :]
+    return RawSplits(_concatenate(train), _concatenate(test), class_names)
 
 
 def missing_files(root: Path, name: str) -> list[tuple[str, str]]:
-    """(file, MD5) of the files that are not in `root` yet."""
+    """Return (file, MD5) of the files that are not in `root` yet."""
     files = CIFAR_FILES[name]
-    return [
-        item
-        for item in (*files.train, *files.test, files.meta)
-        if not (root / files.folder / item[0]).exists()
-    ]
+    folder = root / files.folder
+    return [item for item in (*files.train, *files.test, files.meta) if not (folder / item[0]).exists()]
 
 
 def _read_part(
     folder: Path, item: tuple[str, str], label_key: str, num_classes: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Images and labels of one file."""
-    content = _read_pickle(folder, item)
-    data, numbers = content.get("data"), content.get(label_key)
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype != np.uint8
-        or data.ndim != 2
-        or data.shape[1] != NUM_CHANNELS * _SIDE**2
-    ):
-        raise _damaged(folder / item[0], f"its data is not uint8 of shape (N, {NUM_CHANNELS * _SIDE**2})")
-    if not isinstance(numbers, list) or len(numbers) != len(data):
-        raise _damaged(folder / item[0], f"it has not one of {label_key} per image")
-    if not all(isinstance(number, int) and 0 <= number < num_classes for number in numbers):
-        raise _damaged(folder / item[0], f"its {label_key} are not all in 0..{num_classes - 1}")
-    return np.ascontiguousarray(rearrange(data, "n (c h w) -> n h w c", c=NUM_CHANNELS, h=_SIDE)), numbers
+    """Return images and labels of one file."""
+    path, content = folder / item[0], _read_pickle(folder, item)
+    data, labels, size = content.get("data"), content.get(label_key), NUM_CHANNELS * _SIDE**2
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (size,):
+        raise _damaged(path, f"its data is not uint8 of shape (N, {size})")
+    images = np.ascontiguousarray(rearrange(data, "n (c h w) -> n h w c", c=NUM_CHANNELS, h=_SIDE))
+    return images, _check_labels(path, label_key, labels, len(data), num_classes)
 
 
-def _join(parts: list[tuple[np.ndarray, list[int]]]) -> ImageSet:
+def _check_labels(path: Path, label_key: str, labels: Any, num_images: int, num_classes: int) -> list[int]:
+    if not isinstance(labels, list) or len(labels) != num_images:
+        raise _damaged(path, f"it does not have one of {label_key} per image")
+    if not all(isinstance(label, int) and 0 <= label < num_classes for label in labels):
+        raise _damaged(path, f"its {label_key} are not all in 0..{num_classes - 1}")
+    return labels
+
+
+def _concatenate(parts: list[tuple[np.ndarray, list[int]]]) -> ImageSet:
     images = np.concatenate([images for images, _ in parts]) if len(parts) > 1 else parts[0][0]
-    return ImageSet(images, np.array([number for _, numbers in parts for number in numbers], np.int64))
+    return ImageSet(images, np.array([label for _, labels in parts for label in labels], np.int64))
 
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"data.root: {path} is not the published file: {reason}. Delete {path}: the next start unpacks or downloads it again"
+        f"data.root: {path} is not the published file: {reason}. "
+        f"Delete {path}: the next start unpacks or downloads it again"
     )
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles plain values and numpy arrays, and refuses to look up anything else."""
+    """An unpickler of plain values and numpy arrays, which refuses everything else."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module_name, global_name) == ("numpy", "dtype"):
             return np.dtype
-        if (
-            module_name in ("numpy.core.multiarray", "numpy._core.multiarray")
-            and global_name == "_reconstruct"
-        ):
+        is_multiarray = module_name in ("numpy.core.multiarray", "numpy._core.multiarray")
+        if is_multiarray and global_name == "_reconstruct":
             return np.empty(0).__reduce__()[0]
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no data needs")
 
 
 def _read_pickle(folder: Path, item: tuple[str, str]) -> dict[str, Any]:
-    """The dictionary in a file (FILE, MD5): strings in it stay bytes, as Python 2 wrote them, but for the keys."""
+    """Read the dictionary in a file (FILE, MD5).
+
+    Its strings stay bytes, as Python 2 wrote them; only the keys are decoded.
+    """
     path = folder / item[0]
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"data.root: cannot read {path} ({error.strerror})") from None
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != item[1]:
-        raise _damaged(path, f"its MD5 is {found} and should be {item[1]}")
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 != item[1]:
+        raise _damaged(path, f"its MD5 is {md5} and should be {item[1]}")
     try:
         values = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError) as error:
@@ -205,7 +205,7 @@ def _read_pickle(folder: Path, item: tuple[str, str]) -> dict[str, Any]:
 
 
 def _fetch_archive(root: Path, files: CifarFiles) -> Path:
-    """The archive in `root`, downloaded by torchvision if it is not there or is another file."""
+    """Return the archive in `root`. If it is missing or is another file, torchvision downloads it."""
     archive = root / files.archive
     if _has_md5(archive, files.archive_md5):
         return archive
@@ -213,24 +213,23 @@ def _fetch_archive(root: Path, files: CifarFiles) -> Path:
     from torchvision.datasets.utils import download_url
 
     url = getattr(datasets, files.torchvision_name).url
-    patience = socket.getdefaulttimeout()
+    old_timeout = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(
-            _TIMEOUT_S
-        )  # torchvision sets none: a firewall that drops packets would hold us for ever
+        # torchvision sets no timeout: with a firewall that drops packets it would wait for ever
+        socket.setdefaulttimeout(_TIMEOUT_S)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
             download_url(url, folder, files.archive, files.archive_md5)
             os.replace(Path(folder) / files.archive, archive)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        found = f"the {files.archive} there is another file, by its MD5, and " if archive.exists() else ""
+        other = f"the {files.archive} there is another file, by its MD5, and " if archive.exists() else ""
         raise UserError(
-            f"data.root: {files.title} is not in {root}; {found}downloading failed ({error}). "
-            f"Put {files.archive} (MD5 {files.archive_md5}) into {root.resolve()} and start again, "
-            "or train on class folders: data.dataset=folder data.root=DIR, with DIR/train/CLASS/* and DIR/test/CLASS/*"
+            f"data.root: {files.title} is not in {root}; {other}downloading failed ({error}). "
+            f"Put {files.archive} (MD5 {files.archive_md5}) into {root.resolve()} and start again, or train "
+            "on class folders: data.dataset=folder data.root=DIR, with DIR/train/CLASS/* and DIR/test/CLASS/*"
         ) from None
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(old_timeout)
     return archive
 
 
@@ -242,13 +241,10 @@ def _has_md5(path: Path, md5: str) -> bool:
 
 
 def _unpack(archive: Path, folder: Path, wanted: list[tuple[str, str]]) -> None:
-    """Write the wanted files, and no others, into FOLDER. Only their content comes from the archive, never a path."""
+    """Write the wanted files, and no others, into FOLDER. Paths in the archive are never used."""
     _log.info("unpacking %s", archive)
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        tarfile.open(archive, "r:gz") as tar,
-        tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch,
-    ):
+    with tarfile.open(archive, "r:gz") as tar:
         for name, _ in wanted:
             try:
                 info = tar.getmember(f"{folder.name}/{name}")
@@ -257,6 +253,4 @@ def _unpack(archive: Path, folder: Path, wanted: list[tuple[str, str]]) -> None:
             member = tar.extractfile(info) if info.isreg() else None  # a link would lead elsewhere
             if member is None:
                 raise _damaged(archive, f"its {name} is not a file")
-            part = Path(scratch) / name
-            part.write_bytes(member.read())
-            os.replace(part, folder / name)
+            write_whole(folder / name, member.read())

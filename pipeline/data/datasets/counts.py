@@ -1,4 +1,4 @@
-"""How many images a data set has, without reading, downloading or writing any of it."""
+"""Counts the images of a data set, without reading, downloading or writing any of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +8,22 @@ import numpy as np
 from pipeline.config import Config, DataConfig
 from pipeline.data.datasets.cifar import CIFAR_FILES, missing_files
 from pipeline.data.datasets.load import draw_holdout
-from pipeline.data.files.listing import list_files, read_list_classes
+from pipeline.data.files.list_files import list_files
+from pipeline.data.files.path_lists import read_list_classes
 from pipeline.errors import UserError
 
 _DIGITS, _CIFAR = (1437, 360), (50_000, 10_000)  # images for training and for testing
+_NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Attributes:
-    train, held_out, test: images.
-    num_classes: of the data set.
-    note: what there is to know about the files.
+    """The size of a data set.
+
+    Attributes:
+        train, held_out, test: numbers of images.
+        num_classes: number of classes.
+        note: a remark about the files.
     """
 
     train: int
@@ -30,43 +34,39 @@ class Counts:
 
 
 def count_images(config: DataConfig, seed: int) -> Counts:
-    """Count the images of the data set that `data.dataset` names; of a folder, those that are listed: none is opened.
+    """Count the images of the data set that `data.dataset` names. A folder's files are listed, not opened.
 
     Raises:
-        UserError: folders that are not there or not as described, or a `data.holdout` that does not fit.
+        UserError: folders that do not exist or are not as described, or a `data.holdout` that does not fit.
     """
     root, note = Path(config.root).expanduser(), "needs no files"
     if config.dataset == "folder":
         listing = list_files(root, config)
-        labels, test, num_classes = (
-            listing.parts["train"].labels,
-            len(listing.parts["test"]),
-            len(listing.classes),
-        )
-        note = f"as listed in {root}, no image opened"
+        labels, test = listing.parts["train"].labels, len(listing.parts["test"])
+        num_classes, note = len(listing.classes), f"as listed in {root}, no image opened"
     else:
-        (train, test), num_classes = {
-            "digits": (_DIGITS, 10),
-            "cifar10": (_CIFAR, 10),
-            "cifar100": (_CIFAR, 100),
-            "synthetic": ((config.num_samples, max(1, config.num_samples // 5)), config.num_classes),
-        }[config.dataset]
+        if config.dataset == "synthetic":
+            train, test, num_classes = config.num_samples, max(1, config.num_samples // 5), config.num_classes
+        else:
+            train, test = _DIGITS if config.dataset == "digits" else _CIFAR
+            num_classes = _NUM_CLASSES[config.dataset]
         labels = np.arange(train) % num_classes
     if config.dataset in CIFAR_FILES:
         files, missing = CIFAR_FILES[config.dataset], missing_files(root, config.dataset)
-        there = (root / files.archive).exists()
         note = f"in {root}"
         if missing:
-            note = f"not in {root} yet: a run {'unpacks ' + files.archive if there else 'downloads it first'}"
+            has_archive = (root / files.archive).exists()
+            action = f"unpacks {files.archive}" if has_archive else "downloads it first"
+            note = f"not in {root} yet: a run {action}"
     held_out = len(draw_holdout(labels, config.holdout, seed))
     return Counts(len(labels) - held_out, held_out, test, num_classes, note)
 
 
 def num_classes_of(config: Config) -> int:
-    """Classes of the config's data set. Of files, names alone are read.
+    """Count the classes of the config's data set. Only the names of files are read.
 
     Raises:
-        UserError: the folder is not there, or a list file is not as it should be.
+        UserError: the folder does not exist, or a list file is not as described.
     """
     data = config.data
     if data.dataset == "synthetic":
@@ -78,9 +78,7 @@ def num_classes_of(config: Config) -> int:
     folder = Path(data.root).expanduser() / "train"
     if not folder.is_dir():
         raise UserError(
-            f"data.root: no folder {folder} to count the classes in; set data.root, or data.dataset=synthetic data.num_classes=N"
+            f"data.root: no folder {folder} to count the classes in; "
+            "set data.root, or data.dataset=synthetic data.num_classes=N"
         )
     return sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
-
-
-_NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}

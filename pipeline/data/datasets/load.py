@@ -1,4 +1,4 @@
-"""Data sets by name, cut into training, holdout and test, with the statistics that normalisation needs."""
+"""Loads a data set by name: training, holdout and test part, with the statistics for normalisation."""
 
 import logging
 from pathlib import Path
@@ -9,14 +9,12 @@ from pipeline.config import DataConfig
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.builtin import load_digits, make_synthetic
 from pipeline.data.datasets.cifar import load_cifar
-from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.folder import load_folder
 from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples, Splits
 from pipeline.data.datasets.statistics import channel_histogram, mean_and_std
-from pipeline.data.sampling.stratified import allocate, draw_stratified, philox
+from pipeline.data.sampling.philox import named_generator
+from pipeline.data.sampling.stratified import allocate, draw_stratified
 from pipeline.errors import UserError
-
-__all__ = ["FileSet", "ImageSet", "Samples", "Splits", "load_splits"]
 
 _log = logging.getLogger(__name__)
 
@@ -24,20 +22,23 @@ _log = logging.getLogger(__name__)
 def load_splits(config: DataConfig, seed: int, *, is_main: bool = True) -> Splits:
     """Read the data set that `data.dataset` names.
 
-    What has to be downloaded or decoded first, the main process does: the others call this after it has returned there.
+    The main process downloads or decodes if necessary. The other processes call this function after it has
+    returned on the main process.
 
     Args:
         config: the section `data`.
         seed: the run's seed, for the draw of the holdout and for `synthetic`.
-        is_main: whether this process may write (download, unpack, cache).
+        is_main: True if this process may write (download, unpack, cache).
 
     Raises:
-        UserError: data that is missing or bad, or a `data.holdout`, `data.mean` or `data.std` that does not fit it.
+        UserError: data that is missing or bad, or a `data.holdout`, `data.mean` or `data.std` that does not
+        fit.
     """
     for key, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != NUM_CHANNELS:
             raise UserError(
-                f"data.{key}: {len(values)} numbers for images of {NUM_CHANNELS} channels; give {NUM_CHANNELS}"
+                f"data.{key}: {len(values)} numbers for images of {NUM_CHANNELS} channels; "
+                f"give {NUM_CHANNELS}"
             )
     raw = _read(config, seed, is_main)
     held_out = draw_holdout(raw.train.labels, config.holdout, seed)
@@ -50,7 +51,7 @@ def load_splits(config: DataConfig, seed: int, *, is_main: bool = True) -> Split
 
 
 def _read(config: DataConfig, seed: int, is_main: bool) -> RawSplits:
-    root = Path(config.root).expanduser()  # the shell expands no ~ in `data.root=~/images`
+    root = Path(config.root).expanduser()  # the shell does not expand ~ in `data.root=~/images`
     match config.dataset:
         case "digits":
             return load_digits(config.image_size)
@@ -63,7 +64,19 @@ def _read(config: DataConfig, seed: int, is_main: bool) -> RawSplits:
 
 
 def draw_holdout(labels: np.ndarray, holdout: float, seed: int) -> np.ndarray:
-    """Ids of the training samples to hold out, ascending. An int is a count, a float a fraction, to the nearest whole number of images."""
+    """Draw the training samples to hold out, with each class in proportion to its size.
+
+    Args:
+        labels: (N,) int64, of the training set.
+        holdout: `data.holdout`: an int is a number of images; a float is a fraction, rounded to whole images.
+        seed: the run's seed.
+
+    Returns:
+        Sample ids in ascending order.
+
+    Raises:
+        UserError: so many images cannot be held out.
+    """
     if not holdout:
         return np.empty(0, np.int64)
     class_sizes = np.bincount(labels)
@@ -71,8 +84,8 @@ def draw_holdout(labels: np.ndarray, holdout: float, seed: int) -> np.ndarray:
     most = len(labels) - np.count_nonzero(class_sizes)
     if not 0 < total <= most:
         raise UserError(
-            f"data.holdout: {holdout} means {total} of {len(labels)} training images; at least 1 and at most {most} can be held out, "
-            "so that every class keeps one"
+            f"data.holdout: {holdout} means {total} of {len(labels)} training images; "
+            f"at least 1 and at most {most} can be held out, so that every class keeps one"
         )
     without = np.count_nonzero((class_sizes > 0) & (allocate(class_sizes, total) == 0))
     if without:
@@ -82,11 +95,14 @@ def draw_holdout(labels: np.ndarray, holdout: float, seed: int) -> np.ndarray:
             without,
             len(class_sizes),
         )
-    return draw_stratified(labels, total, philox(seed, "holdout"))
+    return draw_stratified(labels, total, named_generator(seed, "holdout"))
 
 
 def _statistics(raw: RawSplits, holdout: Samples | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the training images that are left without the holdout; of streamed ones, of a sample of all."""
+    """Compute mean and standard deviation of the training images without the holdout.
+
+    For streamed images, they are those of a sample of all training images.
+    """
     histogram = raw.train_histogram
     if histogram is None:
         assert isinstance(raw.train, ImageSet), "files come with a histogram"
@@ -96,7 +112,7 @@ def _statistics(raw: RawSplits, holdout: Samples | None) -> tuple[tuple[float, .
     mean, std = mean_and_std(histogram)
     if min(std) == 0:
         raise UserError(
-            f"data.std: channel {std.index(0)} has the same value in every training pixel, so its deviation is 0; "
-            "look at the images, or give data.mean and data.std"
+            f"data.std: channel {std.index(0)} has the same value in every training pixel, so its standard "
+            "deviation is 0; look at the images, or give data.mean and data.std"
         )
     return mean, std

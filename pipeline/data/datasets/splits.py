@@ -1,4 +1,4 @@
-"""What a data set is once it has been read: uint8 images with labels, or files of images, split into parts."""
+"""Describes a data set after reading: uint8 images with labels, or files of images, split into parts."""
 
 import hashlib
 import os
@@ -9,16 +9,18 @@ import numpy as np
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.files.paths import Paths
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """One part of a data set, in sample-id order.
+    """One part of a data set, with all images in memory, in the order of the sample ids.
 
     Attributes:
-        images: (N, H, W, 3) uint8, RGB, C-contiguous. May be a private (copy-on-write) memory map of a cache file.
+        images: (N, H, W, 3) uint8, RGB, C-contiguous. May be a private (copy-on-write) memory map of a cache
+            file.
         labels: (N,) int64.
-        sample_paths: file of each image, relative to `data.root`; None where the images have no files.
+        sample_paths: file of each image, relative to `data.root`; None if the images have no files.
     """
 
     images: np.ndarray
@@ -26,13 +28,12 @@ class ImageSet:
     sample_paths: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        shape = self.images.shape
-        assert self.images.dtype == np.uint8 and len(shape) == 4 and shape[3] == NUM_CHANNELS, (
-            f"images: {self.images.dtype} {shape}"
-        )
-        assert self.images.flags.c_contiguous, "images are not C-contiguous"
-        assert self.labels.dtype == np.int64 and self.labels.shape == shape[:1], (
-            f"labels: {self.labels.dtype} {self.labels.shape}"
+        images, labels, shape = self.images, self.labels, self.images.shape
+        is_rgb = len(shape) == 4 and shape[3] == NUM_CHANNELS
+        assert images.dtype == np.uint8 and is_rgb, f"images: {images.dtype} {shape}"
+        assert images.flags.c_contiguous, "images are not C-contiguous"
+        assert labels.dtype == np.int64 and labels.shape == shape[:1], (
+            f"labels: {labels.dtype} {labels.shape}"
         )
         assert self.sample_paths is None or len(self.sample_paths) == len(self), "one path per image"
 
@@ -41,16 +42,16 @@ class ImageSet:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
         height, width = self.images.shape[1:3]
         return height, width
 
     def pixels(self, samples: np.ndarray) -> np.ndarray:
-        """(M, H, W, 3) uint8: the images with these ids, copied."""
+        """Copy the images with these ids: (M, H, W, 3) uint8."""
         return self.images[samples]
 
     def take(self, samples: np.ndarray) -> "ImageSet":
-        """The samples with these (M,) int64 ids, copied."""
+        """Copy the samples with these (M,) int64 ids."""
         paths = None if self.sample_paths is None else tuple(self.sample_paths[i] for i in samples)
         return ImageSet(self.images[samples], self.labels[samples], paths)
 
@@ -60,13 +61,13 @@ Samples = ImageSet | FileSet
 
 @dataclass(frozen=True, eq=False)
 class RawSplits:
-    """A data set as its reader delivers it.
+    """A data set as its reader returns it, before the holdout is drawn.
 
     Attributes:
         train, test: the two parts; not empty, and with images of one size.
         class_names: in label order.
-        train_histogram: (3, 256) int64 as `channel_histogram(train.images)`, where the reader has it at hand; of streamed files, from
-            a sample of them.
+        train_histogram: (3, 256) int64, `channel_histogram(train.images)`, or None if the reader does not
+            have it. For streamed files, that of a sample of them.
     """
 
     train: Samples
@@ -77,8 +78,9 @@ class RawSplits:
     def __post_init__(self) -> None:
         assert self.train.image_size == self.test.image_size, "train and test images differ in size"
         for part in (self.train, self.test):
-            assert len(part) and part.labels.min() >= 0 and part.labels.max() < len(self.class_names), (
-                "empty, or a label out of range"
+            assert len(part), "a part is empty"
+            assert part.labels.min() >= 0 and part.labels.max() < len(self.class_names), (
+                "a label is out of range"
             )
 
 
@@ -87,11 +89,12 @@ class Splits:
     """A data set, ready for the loaders.
 
     Attributes:
-        train: training images, without those held out.
+        train: training images, without the held-out ones.
         test: test images.
-        holdout: training images held out for choosing among checkpoints; None without `data.holdout`.
+        holdout: training images held out to choose among checkpoints; None without `data.holdout`.
         class_names: in label order.
-        mean, std: per channel, fractions of 1 (pixel / 255), over the pixels of `train` (streamed: of a sample), or as the config says.
+        mean, std: per channel, as fractions of 1 (pixel / 255): over the pixels of `train` (for streamed
+            files, of a sample), or as in the config.
     """
 
     train: Samples
@@ -101,8 +104,31 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def check_labels(self) -> None:
+        """Check that all labels are in [0, num_classes).
+
+        A GPU does not detect a label outside of this range: it reads other memory as logits, or the loss is
+        NaN.
+
+        Raises:
+            UserError: a label is outside.
+        """
+        for name, part in (("training", self.train), ("held-out", self.holdout), ("test", self.test)):
+            if part is None or not len(part.labels):
+                continue
+            wrong = np.flatnonzero((part.labels < 0) | (part.labels >= self.num_classes))
+            if len(wrong):
+                raise UserError(
+                    f"data.root: {len(wrong)} {name} labels are not in 0..{self.num_classes - 1}, "
+                    f"the first is {part.labels[wrong[0]]} of image {wrong[0]}; "
+                    "give one class name for each label, or correct the labels"
+                )
+
     def fingerprint(self) -> dict[str, int | str]:
-        """Images in each part, and 16 hex digits over the classes, and the labels and file names in order."""
+        """Return the number of images in each part, and 16 hex digits that identify the data.
+
+        The digits are a hash of the classes, and of the labels and file names in order.
+        """
         parts = {"train": self.train, "held_out": self.holdout, "test": self.test}
         digest = hashlib.sha256("\0".join(self.class_names).encode(errors="surrogateescape"))
         for part in parts.values():
@@ -117,13 +143,15 @@ class Splits:
 
     @property
     def num_classes(self) -> int:
+        """Return the number of classes."""
         return len(self.class_names)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of training images in pixels; of those at the end, where they grow."""
+        """Return height and width of training images at the end of the run, in pixels."""
         return self.train.image_size
 
     @property
     def num_channels(self) -> int:
+        """Return the number of channels of the images."""
         return NUM_CHANNELS

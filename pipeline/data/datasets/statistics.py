@@ -1,4 +1,7 @@
-"""Channel statistics of uint8 images, exact: integer histograms, from which mean and deviation follow without rounding."""
+"""Computes exact channel statistics of uint8 images.
+
+Pixels are counted in integer histograms, from which mean and standard deviation follow without rounding.
+"""
 
 import math
 
@@ -7,7 +10,7 @@ from einops import rearrange
 
 from pipeline.data.batch import NUM_CHANNELS
 
-_CHUNK_PIXELS = 2**18  # bincount widens its input to int64: a chunk takes 2 MiB and stays in the cache
+_CHUNK_PIXELS = 2**18  # bincount widens its input to int64: a chunk takes 2 MiB and fits in the CPU's cache
 
 
 def channel_histogram(images: np.ndarray) -> np.ndarray:
@@ -17,7 +20,7 @@ def channel_histogram(images: np.ndarray) -> np.ndarray:
         images: (N, H, W, 3) uint8.
 
     Returns:
-        (3, 256) int64. Histograms of parts of a set add up to that of the set.
+        (3, 256) int64. The histograms of the parts of a set add up to the histogram of the set.
     """
     pixels = rearrange(images, "n h w c -> (n h w) c")
     histogram = np.zeros((NUM_CHANNELS, 256), np.int64)
@@ -29,7 +32,11 @@ def channel_histogram(images: np.ndarray) -> np.ndarray:
 
 
 def mean_and_std(histogram: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation per channel, as fractions of 1 (pixel / 255), from a (C, 256) histogram."""
+    """Compute mean and population standard deviation per channel, as fractions of 1 (pixel / 255).
+
+    Args:
+        histogram: (C, 256) int64.
+    """
     mean, std = [], []
     for counts in histogram.tolist():  # Python's integers do not overflow
         count = sum(counts)

@@ -1,25 +1,29 @@
-"""`python -m pipeline check-data ROOT`: every image of a folder decoded, what is bad listed, sizes and classes counted and drawn."""
+"""Implements `python -m pipeline check-data ROOT`: decodes every image of a folder and lists bad ones."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.atomic_io import write_whole
 from pipeline.config import DataConfig
 from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
-from pipeline.data.files.listing import Listing, list_files, on_one_line, printable
+from pipeline.data.files.list_files import list_files
+from pipeline.data.files.listing import Listing
+from pipeline.data.files.paths import on_one_line, printable
 from pipeline.data.files.scan import MAX_PIXELS
 
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """What a folder holds.
+    """The result of checking a folder.
 
     Attributes:
         listing: the files.
-        sizes: (N, 2) int32 by part, height and width in pixels, upright; 0 where a file is bad.
+        sizes: (N, 2) int32 by part, height and width in pixels, upright; 0 if a file is bad.
         bad: (path, reason) of the files that cannot be trained on.
     """
 
@@ -28,13 +32,13 @@ class Checked:
     bad: list[tuple[str, str]]
 
     def class_counts(self, part: str) -> np.ndarray:
-        """(C,) int64, good files of each class."""
+        """Count the good files of each class: (C,) int64."""
         good = self.sizes[part][:, 0] > 0
         return np.bincount(self.listing.parts[part].labels[good], minlength=len(self.listing.classes))
 
     @property
     def good_sizes(self) -> np.ndarray:
-        """(M, 2) int32, of all parts."""
+        """Return the sizes of the good files of all parts: (M, 2) int32."""
         sizes = np.concatenate(list(self.sizes.values()))
         return sizes[sizes[:, 0] > 0]
 
@@ -49,54 +53,55 @@ def check_folder(config: DataConfig) -> Checked:
     sizes, bad = {}, []
     with images_of_any_size():
         for part, files in listing.parts.items():
-            found = np.zeros((len(files), 2), np.int32)
-
-            def decode(index: int, part: str = part, found: np.ndarray = found) -> None:
-                image = open_rgb(listing.root / listing.parts[part].paths[index])
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-                found[index] = image.height, image.width
-
-            failed = try_all(range(len(files)), decode, config.num_threads, f"decoding {part} images")
-            bad += [(str(listing.root / files.paths[index]), reason) for index, reason in failed.items()]
-            sizes[part] = found
+            sizes[part], reasons = _decode_part(listing, part, config.num_threads)
+            bad += [(str(listing.root / files.paths[index]), reason) for index, reason in reasons.items()]
     return Checked(listing, sizes, bad)
 
 
+def _decode_part(listing: Listing, part: str, num_threads: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the sizes of one part, and the reason for each bad file."""
+    files = listing.parts[part]
+    sizes = np.zeros((len(files), 2), np.int32)
+
+    def decode(index: int) -> None:
+        image = open_rgb(listing.root / files.paths[index])
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+        sizes[index] = image.height, image.width
+
+    return sizes, try_all(range(len(files)), decode, num_threads, f"decoding {part} images")
+
+
 def write_report(checked: Checked, folder: Path) -> list[Path]:
-    """Write `bad_images.txt` (path, with control characters as escapes, and reason, with a tab between), and `class_counts.csv` (class,
-    train, test).
+    """Write the two tables of a check.
+
+    `bad_images.txt` has a line for each bad file: the path, with control characters as escapes, a tab, and
+    the reason. `class_counts.csv` has the columns class, train and test.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     bad = folder / "bad_images.txt"
-    bad.write_bytes(
-        "".join(f"{on_one_line(path)}\t{reason}\n" for path, reason in checked.bad).encode(
-            "utf-8", "surrogateescape"
-        )
-    )
-    counts = folder / "class_counts.csv"
-    rows = zip(
-        checked.listing.classes, checked.class_counts("train"), checked.class_counts("test"), strict=True
-    )
-    with counts.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", "train", "test"])
-        writer.writerows((printable(name), train, test) for name, train, test in rows)
+    lines = "".join(f"{on_one_line(path)}\t{reason}\n" for path, reason in checked.bad)
+    write_whole(bad, lines.encode("utf-8", "surrogateescape"))
+    counts, table = folder / "class_counts.csv", io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["class", "train", "test"])
+    names = map(printable, checked.listing.classes)
+    writer.writerows(zip(names, checked.class_counts("train"), checked.class_counts("test"), strict=True))
+    write_whole(counts, table.getvalue())
     return [bad, counts]
 
 
 def describe(checked: Checked) -> Sequence[str]:
-    """What was found, in a few lines."""
+    """Describe the result in a few lines: images in each class, sizes, bad files."""
     sizes, classes = checked.good_sizes, len(checked.listing.classes)
     lines = []
     for part in checked.listing.parts:
         counts = checked.class_counts(part)
-        each = (
-            f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
-        )
+        low, high = counts.min(), counts.max()
+        each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         lines.append(f"{part}: {counts.sum():,} images, {each} in each of {classes:,} classes")
     if len(sizes):
         (low, middle, high) = np.quantile(sizes, [0, 0.5, 1], axis=0).astype(int)[:, ::-1].tolist()

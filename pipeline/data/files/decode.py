@@ -1,4 +1,4 @@
-"""JPEG and PNG files to RGB arrays of one size, many at a time, by Pillow."""
+"""Decodes JPEG and PNG files with Pillow: one to an RGB image, or many to arrays of one size, in threads."""
 
 import os
 import stat
@@ -25,20 +25,21 @@ _TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_CHUNK = 64  # images per task: the work of a task outweighs handing it over, and the last tasks end together
+_CHUNK = (
+    64  # images per task: large enough to hide the overhead of a task, small enough to balance the threads
+)
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Decode one JPEG or PNG file.
+    """Decode one JPEG or PNG file to RGB.
 
-    The image is turned as its EXIF orientation says. 16-bit samples lose their low byte, transparent pixels show white behind them.
-
-    Returns:
-        The image, RGB.
+    The image is rotated to its EXIF orientation. 16-bit samples lose their low byte. Transparent pixels are
+    blended with white.
 
     Raises:
-        Exception: whatever a damaged file leads Pillow into; mostly OSError. An image that Pillow takes for a decompression bomb gives
-            a warning or, above twice that size, an error.
+        Exception: any error of Pillow for a damaged file, in most cases OSError. For an image that Pillow
+        takes
+            for a decompression bomb, a warning or, above twice that size, an error.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("not a file")  # opening a pipe would wait for ever
@@ -49,13 +50,18 @@ def open_rgb(path: str | Path) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """What EXIF says of a loaded image: not `getexif`, which looks into XMP and other text too, as neither DALI does nor the scan."""
+    """Return the EXIF orientation of a loaded image.
+
+    Pillow's `getexif` is not used: it also reads XMP and other text, which DALI and the scan do not read.
+    """
     return exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
 
 
 def decode_image(path: str | Path, image_size: int) -> np.ndarray:
-    """Decode one file, as `open_rgb` does. An image of another size is resized, bilinearly with antialiasing, until its shorter side
-    fits, and cropped at the centre.
+    """Decode one file with `open_rgb` and bring it to one size.
+
+    An image of another size is resized, bilinearly with antialiasing, until its shorter side fits, and its
+    centre is cropped.
 
     Returns:
         (image_size, image_size, 3) uint8, RGB.
@@ -65,10 +71,10 @@ def decode_image(path: str | Path, image_size: int) -> np.ndarray:
     if (width, height) != (image_size, image_size):
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        # the filter sees the pixels around the box too: the same as resizing all and cropping then
-        rgb = rgb.resize(
-            (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-        )
+        box = (left, top, left + side, top + side)
+        # the filter also reads the pixels around the box: the result is that of resizing first and cropping
+        # then
+        rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(rgb)
 
 
@@ -76,9 +82,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        return Image.fromarray(
-            np.clip(np.asarray(image).astype(np.int32) >> 8, 0, 255).astype(np.uint8)
-        ).convert("RGB")
+        high_bytes = np.clip(np.asarray(image).astype(np.int32) >> 8, 0, 255)
+        return Image.fromarray(high_bytes.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -96,10 +101,11 @@ def decode_files(
         paths: N files.
         out: (N, image_size, image_size, 3) uint8, filled in place.
         num_threads: threads to decode in.
-        description: what the progress bar says.
+        description: text of the progress bar.
 
     Returns:
-        Why a file could not be decoded, by its number, for those that could not. Their rows are undefined.
+        The reason for each file that could not be decoded, by its index. The rows of these files are
+        undefined.
     """
 
     def decode(row: int) -> None:
@@ -112,7 +118,10 @@ def decode_files(
 
 @contextmanager
 def images_of_any_size() -> Iterator[None]:
-    """Within, Pillow does not warn of large images, whose limit is ours; what it refuses altogether it still refuses. For all threads."""
+    """Silence Pillow's warning of large images, in all threads: the scan has a limit of its own.
+
+    Pillow still refuses images above twice the size of its warning.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
@@ -123,29 +132,30 @@ def try_all(
 ) -> dict[int, str]:
     """Do some work for every item, in threads, with a progress bar on a terminal.
 
-    Threads, not processes: on 2 busy cores 60,000 files of 32x32 took 6.6 to 9.8 s in four threads, 7.5 to 10.4 s in two or four
-    processes, and larger images are decoded without Python's lock.
+    Threads are used, not processes: on 2 busy cores 60,000 files of 32x32 took 6.6 to 9.8 s in four threads,
+    and 7.5 to 10.4 s in two or four processes; and Pillow decodes larger images without Python's lock.
 
     Returns:
-        Why the work failed, in ascending order of the items, for those where it raised an exception.
+        The reason for each item whose work raised an exception, in ascending order of the items.
     """
 
-    def chunk(start: int) -> tuple[int, dict[int, str]]:
-        failed, part = {}, items[start : start + _CHUNK]
-        for item in part:
+    def try_chunk(start: int) -> tuple[int, dict[int, str]]:
+        failed, chunk = {}, items[start : start + _CHUNK]
+        for item in chunk:
             try:
                 work(item)
             except Exception as error:
                 failed[item] = reason_of(error)
-        return len(part), failed
+        return len(chunk), failed
 
     failed: dict[int, str] = {}
     with ThreadPoolExecutor(num_threads) as pool, _progress_bar() as progress:
         task = progress.add_task(description, total=len(items))
         try:
-            for done in as_completed([pool.submit(chunk, start) for start in range(0, len(items), _CHUNK)]):
-                count, bad = done.result()
-                failed |= bad
+            chunks = [pool.submit(try_chunk, start) for start in range(0, len(items), _CHUNK)]
+            for done in as_completed(chunks):
+                count, failed_in_chunk = done.result()
+                failed |= failed_in_chunk
                 progress.advance(task, count)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
@@ -154,7 +164,7 @@ def try_all(
 
 
 def reason_of(error: Exception) -> str:
-    """Why a file could not be decoded, in a few words."""
+    """Return in a few words why a file could not be decoded."""
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG or PNG image"
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""Size, orientation and completeness of JPEG and PNG files from their first and last bytes, without decoding them."""
+"""Reads size, orientation and completeness of JPEG and PNG files from their first and last bytes."""
 
 import os
 import struct
@@ -7,32 +7,31 @@ from dataclasses import dataclass
 _HEAD, _TAIL = (
     4096,
     64,
-)  # bytes read from either end: enough but for files with a picture inside their metadata
-_MAX_PARTS = 100_000  # markers, fill bytes and chunks before the image: a file of fill bytes alone is not followed to its end
-_MAX_EXIF = 65536  # bytes, as a JPEG marker has at most
+)  # bytes read from either end: enough, except for files with a picture in their metadata
+_MAX_PARTS = 100_000  # markers, fill bytes and chunks before the image: a limit for files of fill bytes alone
+_MAX_EXIF = 65536  # bytes, the limit of a JPEG marker
 _ORIENTATION = 0x0112  # EXIF tag
-_SHORT, _INTEGERS = (
-    3,
-    {1: "B", 3: "H", 4: "I"},
-)  # EXIF types: the one that an orientation has, and others that it is seen with
-_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
+_SHORT = 3  # EXIF type of an orientation in the standard
+_INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types that occur for it in practice
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 
 
 class NotAnImage(OSError):
-    """The file is no JPEG or PNG image, or its header is damaged."""
+    """The file is not a JPEG or PNG image, or its header is damaged."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its image.
+    """The information that a file gives about its image.
 
     Attributes:
-        height, width: in pixels, upright, as the EXIF orientation says.
-        plain: whether every decoder shows the same: RGB or grey, nothing transparent; a JPEG of 8 bits with Huffman coding, whose EXIF is
-            in order; a PNG without a palette and not turned by EXIF.
-        complete: whether the file ends as its format does. One that does not may be whole all the same: decode it to find out.
+        height, width: in pixels, upright, after the EXIF orientation is applied.
+        plain: True if every decoder shows the same image: RGB or grey, without transparency. A plain JPEG has
+            8 bits, Huffman coding and valid EXIF; a plain PNG has no palette and no EXIF rotation.
+        complete: True if the file ends as its format requires. Other files can still be complete: decode them
+            to find out.
     """
 
     height: int
@@ -46,10 +45,11 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
 
     Args:
         path: of the file.
-        num_bytes: its size.
+        num_bytes: size of the file.
 
     Raises:
-        OSError: the file cannot be read, or is not what it should be (`NotAnImage`).
+        OSError: the file cannot be read.
+        NotAnImage: the file is not a JPEG or PNG image, or its header is damaged.
     """
     if num_bytes == 0:
         raise NotAnImage("the file is empty")
@@ -58,10 +58,10 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
         head = os.pread(descriptor, _HEAD, 0)
         tail = head if num_bytes <= _HEAD else os.pread(descriptor, _TAIL, num_bytes - _TAIL)
         if head.startswith(b"\xff\xd8\xff"):
-            height, width, plain, orientation = _jpeg(descriptor, head)
+            height, width, plain, orientation = _read_jpeg(descriptor, head)
             complete = tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
         elif head.startswith(_PNG):
-            height, width, simple, orientation = _png(descriptor, head)
+            height, width, simple, orientation = _read_png(descriptor, head)
             complete = tail.endswith(_PNG_END)
             plain = simple and orientation == 1
         else:
@@ -72,22 +72,25 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
         os.close(descriptor)
     if not height or not width:
         raise NotAnImage("its header gives no size")
-    return Header(*((width, height) if orientation in _TURNED else (height, width)), plain, complete)
+    return Header(*((width, height) if orientation in _TRANSPOSED else (height, width)), plain, complete)
 
 
-def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
-    """Height, width, whether it is grey or RGB as any decoder decodes it, orientation. Follows the markers of ITU-T T.81, annex B, up to
-    the start of the frame."""
+def _read_jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
+    """Follow the markers (ITU-T T.81, annex B) up to the start of the frame.
+
+    Returns:
+        Height, width, True if any decoder decodes it to the same grey or RGB pixels, and the orientation.
+    """
     block, start, at = (
         head,
         0,
         2,
-    )  # `block` holds the file from byte `start` on, `at` is the next marker in the file
-    orientation, clear, seen = 1, True, False
+    )  # `block` holds the file from byte `start` on; `at` is the next marker's byte
+    orientation, exif_valid, exif_seen = 1, True, False
     for _ in range(_MAX_PARTS):
         if (
             at + 20 > start + len(block) and len(block) > 1
-        ):  # near the end of what has been read: read on from the marker
+        ):  # near the end of the block: read on from the marker
             block, start = os.pread(descriptor, _HEAD, at), at
         here = at - start
         if block[here] != 0xFF:
@@ -101,27 +104,28 @@ def _jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
         (length,) = struct.unpack_from(">H", block, here + 2)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height, width, components = struct.unpack_from(">BHHB", block, here + 4)
-            usual = (
-                clear and marker in (0xC0, 0xC1, 0xC2) and bits == 8
-            )  # not lossless, arithmetic or hierarchical
-            return height, width, usual and components in (1, 3), orientation
+            common = marker in (0xC0, 0xC1, 0xC2) and bits == 8  # not lossless, arithmetic or hierarchical
+            return height, width, exif_valid and common and components in (1, 3), orientation
         if marker == 0xE1 and block[here + 4 : here + 10] == b"Exif\0\0":
-            exif = block[here + 10 : here + 2 + length]
-            if len(exif) < length - 8:
-                exif = os.pread(descriptor, length - 8, at + 10)
-            # of several, Pillow takes the first
-            (orientation, clear), seen = (orientation, False) if seen else _orientation(exif), True
+            if exif_seen:  # Pillow takes the first of several EXIF blocks
+                exif_valid = False
+            else:
+                exif = block[here + 10 : here + 2 + length]
+                if len(exif) < length - 8:
+                    exif = os.pread(descriptor, length - 8, at + 10)
+                orientation, exif_valid = _parse_orientation(exif)
+            exif_seen = True
         at += 2 + length
     raise NotAnImage("its header does not end")
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation out of an EXIF block (a TIFF header and its first directory), 1 where it has none or is damaged."""
-    return _orientation(exif)[0]
+    """Return the orientation in an EXIF block (a TIFF header and its first directory); 1 if there is none."""
+    return _parse_orientation(exif)[0]
 
 
-def _orientation(exif: bytes) -> tuple[int, bool]:
-    """The orientation, and whether it stands there as the standard wants it: of others, each decoder makes something else."""
+def _parse_orientation(exif: bytes) -> tuple[int, bool]:
+    """Return the orientation, and True if it is stored as the standard requires; if not, decoders differ."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return 1, False
@@ -135,15 +139,19 @@ def _orientation(exif: bytes) -> tuple[int, bool]:
                 if kind not in _INTEGERS:
                     return 1, False
                 (value,) = struct.unpack_from(f"{order}{_INTEGERS[kind]}", exif, at + 8)
-                whole = offset + 2 + 12 * entries <= len(exif)
-                return value if 1 <= value <= 8 else 1, kind == _SHORT and count == 1 and whole
+                complete = offset + 2 + 12 * entries <= len(exif)
+                return value if 1 <= value <= 8 else 1, kind == _SHORT and count == 1 and complete
     except struct.error:
         return 1, False
     return 1, True
 
 
-def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
-    """Height, width, whether all pixels are grey or RGB and opaque, orientation. Follows the chunks up to the first of the image."""
+def _read_png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
+    """Follow the chunks up to the first one of the image.
+
+    Returns:
+        Height, width, True if all pixels are grey or RGB and opaque, and the orientation.
+    """
     width, height, _, colour = struct.unpack_from(">IIBB", head, 16)
     simple, orientation, at = colour in (0, 2), 1, 8
     block, start = head, 0
@@ -156,7 +164,8 @@ def _png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
         if kind == b"tRNS":
             simple = False
         elif kind == b"eXIf":
-            orientation, clear = _orientation(os.pread(descriptor, min(length, _MAX_EXIF), at + 8))
-            simple = simple and clear
+            exif = os.pread(descriptor, min(length, _MAX_EXIF), at + 8)
+            orientation, exif_valid = _parse_orientation(exif)
+            simple = simple and exif_valid
         at += 12 + length
     raise NotAnImage("its header does not end")

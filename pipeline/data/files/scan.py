@@ -1,10 +1,12 @@
-"""Sizes of all images of a data set, and which files cannot be read: found once from the headers, kept in the cache, never decoded
-unless a file looks suspicious."""
+"""Reads the sizes of all images of a data set, and finds the files that cannot be read.
+
+The headers are read once and the results are kept in the cache. A file is decoded only if its header is
+unusual.
+"""
 
 import json
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,51 +14,52 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.files.cache import MANIFEST, BadImages, new_entry
+from pipeline.atomic_io import write_json
+from pipeline.data.files.cache import MANIFEST, BadImages, mark_used, new_entry, report_damaged
 from pipeline.data.files.decode import images_of_any_size, open_rgb, orientation_of, try_all
 from pipeline.data.files.headers import NotAnImage, read_header
-from pipeline.data.files.in_use import InUse
-from pipeline.data.files.listing import Files, Listing, printable
+from pipeline.data.files.listing import Files, Listing
+from pipeline.data.files.paths import printable
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-MAX_PIXELS = 178_956_970  # of one image, where Pillow begins to refuse: more is an accident or an attack
+MAX_PIXELS = 178_956_970  # of one image. Above this limit Pillow refuses an image: a mistake, or an attack
 _SIZES = "sizes.npz"
 _MAX_NAMED = 10
-_SCAN_THREADS = 16  # they wait for the file system, which may be a network away
+_SCAN_THREADS = 16  # the threads wait for the file system, which may be on a network
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What the headers say, by part (`train`, `test`) and by number of the file in its part.
+    """The content of the headers, by part (`train`, `test`) and by index of the file in its part.
 
     Attributes:
-        entry: the folder of the cache that holds it.
-        sizes: (N, 2) int32 each, height and width in pixels, upright; 0 for bad files.
-        bad: why a file cannot be used.
-        replaced: name in `entry` of the copy that is to be read in place of a file, because decoders disagree about it.
-        in_use: keeps `entry`.
+        entry: folder of the cache with these results.
+        sizes: (N, 2) int32 for each part, height and width in pixels, upright; 0 for bad files.
+        bad: the reason why a file cannot be used.
+        replaced: name in `entry` of the copy to read in place of a file that decoders show in different ways.
     """
 
     entry: Path
     sizes: dict[str, np.ndarray]
     bad: BadImages
     replaced: dict[str, dict[int, str]]
-    in_use: InUse
 
     @property
     def longest_side(self) -> int:
-        """Of all images, in pixels."""
+        """Return the longest side of all images, in pixels."""
         return max(int(sizes.max()) for sizes in self.sizes.values())
 
 
 def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int) -> Scan:
-    """Read all headers and keep what they say in a new entry of the cache.
+    """Read all headers and store the results in a new entry of the cache.
 
-    If the images are to be streamed, a file that does not end as its format does is decoded in full, to know if it is whole; and images
-    with transparency, CMYK images and turned PNGs, which decoders show in different ways, are decoded by Pillow and copied into the
-    entry as RGB.
+    If the images are to be streamed, two kinds of files are also decoded:
+
+    - a file that does not end as its format requires, to learn if it is complete;
+    - images with transparency, CMYK images and rotated PNGs, which decoders show in different ways: Pillow
+      decodes them, and a copy in RGB is stored in the entry.
 
     Args:
         listing: the files.
@@ -67,26 +70,28 @@ def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int
     Raises:
         OSError: the entry cannot be written.
     """
-    sizes, bad, odd = {}, {}, {}
+    sizes, bad, unusual = {}, {}, {}
     replaced: dict[str, dict[int, str]] = {part: {} for part in listing.parts}
     with new_entry(entry) as building:
         for part, files in listing.parts.items():
-            sizes[part], bad[part], odd[part] = _read_headers(listing, part, files)
+            sizes[part], bad[part], unusual[part] = _read_headers(listing, part, files)
         if max(part.max() for part in sizes.values()) > cache_below:
             for part in listing.parts:
-                worse, replaced[part] = _examine(listing, part, odd[part], building, num_threads)
-                bad[part] = dict(sorted((bad[part] | worse).items()))
-                sizes[part][list(worse)] = 0
+                also_bad, replaced[part] = _decode_unusual(
+                    listing, part, unusual[part], building, num_threads
+                )
+                bad[part] = dict(sorted((bad[part] | also_bad).items()))
+                sizes[part][list(also_bad)] = 0
         np.savez(building / _SIZES, allow_pickle=False, **sizes)
-        (building / MANIFEST).write_text(json.dumps({"bad": bad, "replaced": replaced}))
-    return Scan(entry, sizes, bad, replaced, InUse(entry / MANIFEST))
+        write_json(building / MANIFEST, {"bad": bad, "replaced": replaced})
+    return Scan(entry, sizes, bad, replaced)
 
 
 def _read_headers(
     listing: Listing, part: str, files: Files
 ) -> tuple[np.ndarray, dict[int, str], dict[int, bool]]:
-    """Sizes, bad files, and files to look into: whether each is plain and only its end is suspicious."""
-    sizes, odd = np.zeros((len(files), 2), np.int32), {}
+    """Return the sizes, the bad files, and the unusual files: True if only the end of the file is unusual."""
+    sizes, unusual = np.zeros((len(files), 2), np.int32), {}
     root = bytes(listing.root) + b"/"
 
     def read(index: int) -> None:
@@ -97,34 +102,39 @@ def _read_headers(
             raise NotAnImage(f"{header.width}x{header.height} pixels are more than {MAX_PIXELS}")
         sizes[index] = header.height, header.width
         if not (header.plain and header.complete):
-            odd[index] = header.plain
+            unusual[index] = header.plain
 
     bad = try_all(range(len(files)), read, _SCAN_THREADS, f"reading sizes of {part} images")
-    return sizes, bad, odd
+    return sizes, bad, unusual
 
 
-def _examine(
-    listing: Listing, part: str, odd: dict[int, bool], folder: Path, num_threads: int
+def _decode_unusual(
+    listing: Listing, part: str, unusual: dict[int, bool], folder: Path, num_threads: int
 ) -> tuple[dict[int, str], dict[int, str]]:
-    """Decode suspicious files, and copy those that decoders disagree about: bad files, and names of copies."""
+    """Decode unusual files, and copy those that decoders show in different ways.
+
+    Returns:
+        The bad files with their reasons, and the names of the copies.
+    """
     names = {}
 
-    def look_at(index: int) -> None:
+    def decode(index: int) -> None:
         path = listing.root / listing.parts[part].paths[index]
         rgb = open_rgb(path)
-        if not odd[index] and _is_shown_differently(path):
+        if not unusual[index] and _decoders_differ(path):
             names[index] = f"{part}-{index}.png"
             rgb.save(folder / names[index], compress_level=1)
 
     with images_of_any_size():
-        bad = try_all(sorted(odd), look_at, num_threads, f"decoding unusual {part} images")
+        bad = try_all(sorted(unusual), decode, num_threads, f"decoding unusual {part} images")
     return bad, dict(sorted(names.items()))
 
 
-def _is_shown_differently(path: Path) -> bool:
-    """Whether a decoder that knows neither transparency nor CMYK nor palettes nor turned PNGs would show other pixels.
+def _decoders_differ(path: Path) -> bool:
+    """Return True if a simple decoder shows other pixels than Pillow.
 
-    DALI's shows whole images with a palette wrongly where it decodes for a GPU (2.4). Opaque images have no need.
+    A simple decoder knows neither transparency nor CMYK nor palettes nor rotated PNGs.
+    DALI 2.4 shows whole images with a palette wrongly if it decodes for a GPU. Opaque images need no copy.
     """
     with Image.open(path) as image:
         if image.mode == "P" or not image.has_transparency_data:
@@ -133,60 +143,61 @@ def _is_shown_differently(path: Path) -> bool:
 
 
 def read_scan(entry: Path, listing: Listing, *, discard_damaged: bool) -> Scan | None:
-    """Open what `scan_files` has kept; None where there is none that can be used: with a warning, if there is a damaged one."""
+    """Open the results of `scan_files`. Return None if there are none, or (with a warning) damaged ones."""
     if not entry.exists():
         return None
+    mark_used(entry)
     try:
-        in_use = InUse(entry / MANIFEST)
-        manifest = json.loads((entry / MANIFEST).read_text())
-        with (entry / _SIZES).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            sizes = {part: kept[part] for part in listing.parts}
-        by_number: dict[str, Any] = {
-            key: {
-                part: {int(index): value for index, value in manifest[key][part].items()}
-                for part in listing.parts
-            }
-            for key in ("bad", "replaced")
-        }
-        for part, files in listing.parts.items():
-            if sizes[part].shape != (len(files), 2):
-                raise ValueError(f"{part} is incomplete")
-            for index, name in by_number["replaced"][part].items():
-                copy = read_header(os.fsencode(entry / name), (entry / name).stat().st_size)
-                if not copy.complete or [copy.height, copy.width] != sizes[part][index].tolist():
-                    raise ValueError(f"{name} is incomplete")
-    except Exception as error:  # a damaged zip file has many ways to fail
-        _log.warning("the cache %s is damaged (%s)", entry, error)
-        if discard_damaged:
-            shutil.rmtree(entry, ignore_errors=True)
+        return _read_scan(entry, listing)
+    except Exception as error:  # a damaged zip file raises many kinds of errors
+        report_damaged(entry, error, discard=discard_damaged)
         return None
-    return Scan(entry, sizes, **by_number, in_use=in_use)
+
+
+def _read_scan(entry: Path, listing: Listing) -> Scan:
+    manifest = json.loads((entry / MANIFEST).read_text())
+    with (entry / _SIZES).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        sizes = {part: arrays[part] for part in listing.parts}
+    by_index: dict[str, Any] = {
+        key: {
+            part: {int(index): value for index, value in manifest[key][part].items()}
+            for part in listing.parts
+        }
+        for key in ("bad", "replaced")
+    }
+    for part, files in listing.parts.items():
+        if sizes[part].shape != (len(files), 2):
+            raise ValueError(f"{part} is incomplete")
+        for index, name in by_index["replaced"][part].items():
+            copy = read_header(os.fsencode(entry / name), (entry / name).stat().st_size)
+            if not copy.complete or [copy.height, copy.width] != sizes[part][index].tolist():
+                raise ValueError(f"{name} is incomplete")
+    return Scan(entry, sizes, **by_index)
 
 
 def report_bad(listing: Listing, bad: BadImages, stop: bool) -> None:
-    """Name the files that cannot be read: in a warning, with the whole list in `bad`'s place, or, to STOP, in the error.
+    """Name the files that cannot be read: with STOP the first ones in an error, otherwise all in a warning.
 
     Raises:
-        UserError: there are bad files, and they are to stop the run.
+        UserError: there are bad files, and STOP is True.
     """
     count = sum(map(len, bad.values()))
     if not count:
         return
-    paths = [
+    lines = [
         f"\n  {printable(str(listing.root / listing.parts[part].paths[index]))}: {reason}"
         for part, reasons in bad.items()
         for index, reason in reasons.items()
     ]
     if stop:
-        listed = "".join(paths[:_MAX_NAMED]) + (
-            f"\n  and {count - _MAX_NAMED} more" if count > _MAX_NAMED else ""
-        )
+        more = f"\n  and {count - _MAX_NAMED} more" if count > _MAX_NAMED else ""
         raise UserError(
-            f"data.root: {count} of {len(listing)} images cannot be read; replace or remove them, or set data.on_bad_image=skip:{listed}"
+            f"data.root: {count} of {len(listing)} images cannot be read; replace or remove them, or set "
+            f"data.on_bad_image=skip:{''.join(lines[:_MAX_NAMED])}{more}"
         )
     _log.warning(
         "data.on_bad_image: %d of %d images cannot be read and are left out:%s",
         count,
         len(listing),
-        "".join(paths),
+        "".join(lines),
     )

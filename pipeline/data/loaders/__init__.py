@@ -1,1 +1,1 @@
-"""Loads batches: one backend a file, all with the same draws."""
+"""Loads batches: one loader per file. All loaders apply the same draws."""

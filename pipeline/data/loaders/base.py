@@ -1,4 +1,4 @@
-"""What the loader backends share: the position in the stream of batches, and the constants of normalisation."""
+"""Holds the parts that all loaders share: the position in the stream of batches, and `Transform`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from pipeline.data.sampling.batch_plan import Sampler
 
 @dataclass(frozen=True)
 class Transform:
-    """How pixels become the model's input: y = (x - 255 mean) / (255 std), in the given type and layout.
+    """The last step from pixels to the model's input: y = (x - 255 mean) / (255 std), with type and layout.
 
     Attributes:
         mean, std: per channel, fractions of 1.
@@ -41,7 +41,7 @@ class Transform:
 
     @property
     def cutout_fill(self) -> list[int]:
-        """The uint8 colour nearest to the mean, the same in every loader (the paper fills with 0 after normalisation)."""
+        """Return the uint8 colour nearest to the mean. (The paper fills with 0 after normalisation.)"""
         return [int(np.rint(m)) for m in self.mean_255]
 
     @property
@@ -50,7 +50,7 @@ class Transform:
 
 
 class PositionedLoader(ABC):
-    """Base of the backends: knows the step of the next batch, and restarts the backend only where another one is wanted."""
+    """Base of all loaders. It knows the step of the next batch, and restarts only for another step."""
 
     def __init__(self, sampler: Sampler):
         self.steps_per_epoch = sampler.steps_per_epoch
@@ -71,7 +71,7 @@ class PositionedLoader(ABC):
             yield batch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield one whole epoch: the first one that was not begun yet."""
+        """Yield one whole epoch: the first one of which no batch was taken yet."""
         first_epoch = -(-(self._step or 0) // self.steps_per_epoch)
         return islice(self.batches_from(first_epoch * self.steps_per_epoch), self.steps_per_epoch)
 
@@ -81,4 +81,4 @@ class PositionedLoader(ABC):
 
     @abstractmethod
     def _next(self) -> Batch:
-        """The next batch; after the last of an epoch comes the first of the next."""
+        """Return the next batch. After the last batch of an epoch comes the first of the next."""

@@ -1,10 +1,13 @@
-"""The DALI loader: crop, flip, Cutout and normalisation on the GPU, or on DALI's CPU backend where there is none.
+"""Loads images in memory with DALI: crop, flip, Cutout, normalisation, on the GPU or DALI's CPU backend.
 
-The graph is linear in the batch. `crop_mirror_normalize`, `crop` and `flip` with an argument per sample take time quadratic in the
-batch (DALI 2.4), so crop and flip ride in one `warp_affine` (nearest neighbour, integer offsets: an exact copy of pixels), Cutout
-in `erase`, and `crop_mirror_normalize` has fixed arguments. It emits HWC, which read as NCHW *is* channels_last.
+The time of the DALI graph is linear in the batch. In DALI 2.4 `crop_mirror_normalize`, `crop` and `flip` take
+quadratic time if an argument differs per sample. So one `warp_affine` does crop and flip (nearest neighbour,
+integer offsets: an exact copy of pixels), `erase` does Cutout, and `crop_mirror_normalize` has fixed
+    arguments. It returns HWC, which is
+channels_last if read as NCHW.
 
-A run of a DALI pipeline costs about half a millisecond of host time whatever the batch, so small batches are made several at a time.
+A run of a DALI pipeline costs about half a millisecond of host time for any batch size. So one run makes
+several small batches.
 """
 
 from collections.abc import Sequence
@@ -17,17 +20,21 @@ from pipeline.data.loaders.base import Transform
 from pipeline.data.loaders.dali_base import PipelinedLoader
 from pipeline.data.sampling.batch_plan import BatchPlan, Sampler
 
-# One run of the pipeline makes about this many images, if they are no larger in all than this.
+# One run of the pipeline makes about this many images, but no more bytes of images than this.
 _GROUP_IMAGES, _GROUP_BYTES = 1024, 16 * 2**20
 
 
 def crop_flip_matrices(draws: np.ndarray, padding: int, width: int) -> np.ndarray:
-    """(B, 2, 3) float32 maps from output to input pixel centres, for `warp_affine(inverse_map=True)`.
+    """Compute the matrices that apply crop and flip, for `warp_affine(inverse_map=True)`.
 
     Args:
-        draws: (B, 5) int32, as `EpochDraws.table`.
-        padding: pixels of padding that the crop offsets count from.
-        width: output width in pixels; a flip maps x to width - x in DALI's coordinates, where pixel i spans [i, i + 1].
+        draws: (B, 5) int32, as in `PaddedCropDraws.table`.
+        padding: pixels of padding, which the crop offsets include.
+        width: output width in pixels. A flip maps x to width - x in DALI's coordinates, where pixel i spans
+            [i, i + 1].
+
+    Returns:
+        (B, 2, 3) float32 maps from output to input pixel centres.
     """
     crop_y, crop_x, flip = draws[:, 0], draws[:, 1], draws[:, 2]
     matrices = np.zeros((len(draws), 2, 3), np.float32)
@@ -39,9 +46,9 @@ def crop_flip_matrices(draws: np.ndarray, padding: int, width: int) -> np.ndarra
 
 
 class DaliLoader(PipelinedLoader):
-    """Batches of a uint8 image set, through a DALI pipeline.
+    """Loads batches of a uint8 image set through a DALI pipeline.
 
-    On the GPU the images are gathered by index on a stream of the loader's own.
+    On the GPU, the images are gathered by index on the loader's own stream.
 
     Args:
         images: (N, H, W, C) uint8, on `device` or, for a set that does not fit there, in host memory.
@@ -65,27 +72,31 @@ class DaliLoader(PipelinedLoader):
         self._images = images
 
     def _define(self, fn: Any, types: Any) -> Any:
-        transform = self._transform
-        height, width = self._images.shape[1:3]
         images = self._pixels(fn)
         if self._augmented:
-            matrices = fn.external_source(name="matrices", no_copy=True)
-            # left out, fill_value means "repeat the border"; torchvision's RandomCrop pads with black
-            images = fn.warp_affine(
-                images,
-                matrix=matrices,
-                size=(height, width),
-                interp_type=types.INTERP_NN,
-                fill_value=0,
-                inverse_map=True,
-            )
-            if transform.cutout:
-                anchors = fn.external_source(name="anchors", no_copy=True)
-                box = [float(transform.cutout)] * 2
-                images = fn.erase(
-                    images, anchor=anchors, shape=box, axis_names="HW", fill_value=transform.cutout_fill
-                )
+            images = self._apply_crop_and_flip(images, fn, types)
+            if self._transform.cutout:
+                images = self._apply_cutout(images, fn)
         return self._normalise(images, fn, types)
+
+    def _apply_crop_and_flip(self, images: Any, fn: Any, types: Any) -> Any:
+        return fn.warp_affine(
+            images,
+            matrix=fn.external_source(name="matrices", no_copy=True),
+            size=tuple(self._images.shape[1:3]),
+            interp_type=types.INTERP_NN,
+            fill_value=0,  # black, as in torchvision's RandomCrop. DALI's default repeats the border
+            inverse_map=True,
+        )
+
+    def _apply_cutout(self, images: Any, fn: Any) -> Any:
+        return fn.erase(
+            images,
+            anchor=fn.external_source(name="anchors", no_copy=True),
+            shape=[float(self._transform.cutout)] * 2,
+            axis_names="HW",
+            fill_value=self._transform.cutout_fill,
+        )
 
     def _feed_inputs(
         self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor
@@ -94,15 +105,15 @@ class DaliLoader(PipelinedLoader):
             images = self._images.index_select(0, on_device)
         else:
             images = self._to_device(self._images.index_select(0, torch.from_numpy(indices)))
-        keep: list[Any] = [images]
+        keep_alive: list[Any] = [images]
         self._feed_pixels(images)
         if self._augmented:
             draws = np.concatenate([plan.draws for plan in plans if plan.draws is not None])
             matrices = crop_flip_matrices(draws, self._transform.crop_padding, self._images.shape[2])
             self._pipe.feed_input("matrices", matrices)
-            keep.append(matrices)
+            keep_alive.append(matrices)
             if self._transform.cutout:
                 anchors = draws[:, 3:5].astype(np.float32)
                 self._pipe.feed_input("anchors", anchors)
-                keep.append(anchors)
-        return keep
+                keep_alive.append(anchors)
+        return keep_alive

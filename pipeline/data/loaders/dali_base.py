@@ -1,4 +1,4 @@
-"""What the loaders on DALI share: feeding a pipeline ahead of the step, and taking its batches without a copy or a wait."""
+"""Holds the parts that the DALI loaders share: feeding a pipeline, and taking its batches without a copy."""
 
 import os
 from abc import abstractmethod
@@ -17,18 +17,19 @@ from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, plans_from
 
 
 class PipelinedLoader(PositionedLoader):
-    """Base of the loaders on DALI.
+    """Base of the DALI loaders.
 
-    On the GPU everything is enqueued: what is prepared by torch on a stream of the loader's own, DALI on its own, and the
-    outputs are handed to torch's current stream without a copy and without the host waiting for them.
+    On the GPU, the host only enqueues work. torch prepares the inputs on the loader's own stream, DALI works
+    on its own stream, and the outputs go to torch's current stream without a copy. The host does not wait for
+    them.
 
     Args:
         labels: (N,) int64, on `device`.
-        sampler: which samples stand in which batch.
+        sampler: the samples of each batch.
         transform: type and layout, among others.
         device: a CUDA device, or the CPU for DALI's CPU backend.
         num_threads: DALI's CPU threads.
-        prefetch: batches prepared ahead.
+        prefetch: batches prepared in advance.
         group: batches made by one run of the pipeline.
     """
 
@@ -44,27 +45,25 @@ class PipelinedLoader(PositionedLoader):
     ):
         super().__init__(sampler)
         self._labels, self._transform, self._device = labels, transform, device
-        self._augmented = (
-            sampler.augmented
-        )  # not asked of a plan: drawing an epoch takes a while, and a resumed run begins at another one
+        # `sampler.plan` could tell the same, but would draw an epoch, which takes time; a resumed run needs
+        # another one
+        self._augmented = sampler.augmented
         self._num_threads = num_threads
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._batch_size, self._group = sampler.local_batch_size, group
         self._prefetch = max(-(-prefetch // group), min(prefetch, 2))
-        self._seed, self._conditional = (
-            0,
-            False,
-        )  # of the pipeline: of what DALI draws, and whether the graph branches
+        self._seed = 0  # of the random operators of DALI
+        self._conditional = False  # True if the graph has branches
         self._pipe: Any = None
         self._plans: Iterator[BatchPlan] = iter(())
         self._in_flight: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
         self._ready: deque[Batch] = deque()
-        # DALI reads a fed buffer until its batch has been delivered: keep the newest ones alive
+        # DALI reads an input buffer until its batch was delivered: keep the newest buffers alive
         self._fed: deque[list[Any]] = deque(maxlen=self._prefetch + 2)
 
     @abstractmethod
     def _define(self, fn: Any, types: Any) -> Any:
-        """Define the graph inside a pipeline, with an external source named `images` among others, and return its output (HWC)."""
+        """Define the graph of the pipeline and return its output (HWC). `images` is an external source."""
 
     @abstractmethod
     def _feed_inputs(
@@ -74,11 +73,11 @@ class PipelinedLoader(PositionedLoader):
 
         Args:
             plans: of the batches.
-            indices: of their samples.
-            on_device: the same, on `device`.
+            indices: sample ids of all batches.
+            on_device: the same ids, on `device`.
 
         Returns:
-            What DALI reads from and must be kept alive.
+            The buffers that DALI reads later: they must be kept alive.
         """
 
     def _build(self) -> Any:
@@ -94,14 +93,12 @@ class PipelinedLoader(PositionedLoader):
     def _pipeline(
         self, define: Callable[[Any, Any], Any], enable_conditionals: bool = False, **options: Any
     ) -> Any:
-        """A built pipeline on the loader's device, of the graph that DEFINE defines as `_define` does."""
+        """Build a pipeline on the loader's device from a graph; DEFINE is a function like `_define`."""
         os.environ.setdefault("DALI_DISABLE_NVML", "1")  # no thread affinity by NVML: it warns in containers
         from nvidia import dali
         from nvidia.dali import fn, types
 
-        define_pipeline: Any = (
-            dali.pipeline_def
-        )  # what it makes of a function also takes the pipeline's arguments
+        define_pipeline: Any = dali.pipeline_def  # the decorated function also takes the pipeline's arguments
 
         @define_pipeline(enable_conditionals=enable_conditionals, exec_dynamic=True)
         def graph() -> Any:
@@ -112,9 +109,10 @@ class PipelinedLoader(PositionedLoader):
         return pipe
 
     def _pixels(self, fn: Any) -> Any:
-        """The external source named `images`, of gathered images that `_feed_pixels` feeds.
+        """Define the external source `images` for the gathered images of `_feed_pixels`.
 
-        On the GPU with a copy, which DALI makes on the stream that it is given: without one it does not wait for that stream.
+        On the GPU, DALI copies the images on the stream that it is given. Without the copy it does not wait
+        for that stream.
         """
         on_gpu = self._stream is not None
         return fn.external_source(
@@ -122,13 +120,18 @@ class PipelinedLoader(PositionedLoader):
         )
 
     def _feed_pixels(self, images: torch.Tensor) -> None:
-        # DALI asks CUDA for the stream of any torch tensor: on the CPU backend it gets numpy
-        self._pipe.feed_input(
-            "images", images if self._stream else images.numpy(), layout="HWC", cuda_stream=self._stream
-        )
+        # DALI asks CUDA for the stream of every torch tensor, so the CPU backend is given a numpy array
+        pixels = images if self._stream else images.numpy()
+        self._pipe.feed_input("images", pixels, layout="HWC", cuda_stream=self._stream)
 
     def _normalise(self, images: Any, fn: Any, types: Any, **crop: Any) -> Any:
-        """The last operator: its HWC output read as NCHW *is* channels_last. CROP: what else it is to do."""
+        """Define the last operator, which normalises. Its HWC output, read as NCHW, is channels_last.
+
+        Args:
+            images: its input.
+            fn, types: DALI's modules.
+            crop: more arguments of the operator.
+        """
         transform = self._transform
         return fn.crop_mirror_normalize(
             images,
@@ -140,7 +143,7 @@ class PipelinedLoader(PositionedLoader):
         )
 
     def _restart(self, epoch: int, step: int) -> None:
-        # an external source cannot be rewound; a new pipeline takes tens of milliseconds
+        # an external source cannot be rewound, so a new pipeline is built, which takes tens of milliseconds
         self._pipe = None
         self._in_flight.clear()
         self._ready.clear()
@@ -151,7 +154,7 @@ class PipelinedLoader(PositionedLoader):
         self._pipe.schedule_run()
 
     def _feed(self) -> None:
-        """Give DALI all inputs of the next plans, in one place, so that they cannot get out of step."""
+        """Feed all inputs of the next plans, in one place, so that all are of the same batches."""
         plans = list(islice(self._plans, self._group))
         with torch.cuda.stream(self._stream):
             host_indices = np.concatenate([plan.indices for plan in plans])

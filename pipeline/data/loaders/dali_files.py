@@ -1,9 +1,9 @@
-"""The DALI loader of images that stay in their files: read, decode, crop, resize, mirror, Cutout and normalise, on the GPU or on the CPU.
+"""Streams images from files with DALI: read, decode, crop, resize, flip, Cutout, normalise, on GPU or CPU.
 
-What is ours is fed, one array for a whole batch each: the paths in the order of the epoch, the boxes, the sizes. DALI reads the files in
-its own threads, outside Python's lock. Everything is linear in the batch: the decoder cuts the box out (on a GPU it decodes no more than
-that), `resize` mirrors where the width that it is asked for is negative, Cutout is `erase`, and `crop_mirror_normalize` has fixed
-arguments.
+The inputs are one array each for a whole batch: paths in the order of the epoch, crops, sizes. DALI reads the
+files in its own threads, without Python's lock. The time of every operator is linear in the batch: the
+decoder cuts out the crop (on a GPU it decodes only this part), `resize` flips if the requested width is
+negative, `erase` does Cutout, and `crop_mirror_normalize` has fixed arguments.
 """
 
 import os
@@ -28,7 +28,7 @@ _RANDAUGMENT_LEVELS = 31  # of magnitude, as in the paper
 
 @dataclass(frozen=True)
 class Photometric:
-    """Augmentation that DALI draws itself: not the same after a resume, or on another number of processes.
+    """Augmentation that DALI draws itself: different after a resume, or on another number of processes.
 
     Attributes:
         color_jitter: as `augment.color_jitter`.
@@ -43,29 +43,35 @@ class Photometric:
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Who decodes the files.
+class Decoding:
+    """Options of reading and decoding the files.
 
     Attributes:
-        on_gpu: on a GPU, the GPU itself, for which it competes with the training step; else DALI's CPU threads, and the boxes are copied.
+        num_threads: DALI's CPU threads.
+        prefetch: batches prepared in advance.
+        on_gpu: on a GPU, decode on the GPU itself, which slows the training step down. False: DALI's CPU
+            threads decode, and the crops are copied to the GPU.
         hw_load: as `data.hw_decoder_load`.
     """
 
+    num_threads: int = 4
+    prefetch: int = 3
     on_gpu: bool = True
     hw_load: float = 1.0
 
 
 class StreamLoader(PipelinedLoader):
-    """Batches of images that stay in their files.
+    """Loads batches of images that stay in their files.
 
-    Training shows a box of each image, evaluation what `FileSet.view` says. Batches may differ in their images' size.
+    Training shows a random crop of each image, evaluation the centre (`FileSet.view`). Batches may differ in
+    image size.
 
     Args:
         files: the data set.
-        labels, sampler, device, num_threads, prefetch: as for `PipelinedLoader`.
+        labels, sampler, device: as for `PipelinedLoader`.
         transform: normalisation, Cutout, type and layout.
-        decoder: of the files.
-        photometric: what DALI draws, in training.
+        decoding: threads, prefetch and decoder.
+        photometric: augmentation that DALI draws in training.
     """
 
     def __init__(
@@ -75,122 +81,121 @@ class StreamLoader(PipelinedLoader):
         sampler: Sampler,
         transform: Transform,
         device: torch.device,
-        num_threads: int = 4,
-        prefetch: int = 3,
-        decoder: Decoder | None = None,
-        photometric: Photometric | None = None,
+        decoding: Decoding = Decoding(),
+        photometric: Photometric = Photometric(),
     ):
-        super().__init__(labels, sampler, transform, device, num_threads, prefetch)
-        self._files, self._decoder = files, decoder or Decoder()
-        self._decodes_on_gpu = self._decoder.on_gpu and self._stream is not None
-        self._photometric = photometric or Photometric()
+        super().__init__(labels, sampler, transform, device, decoding.num_threads, decoding.prefetch)
+        self._files, self._decoding, self._photometric = files, decoding, photometric
+        self._decodes_on_gpu = decoding.on_gpu and self._stream is not None
         self._root = os.fsencode(files.root) + b"/"
-        self._conditional = self._augmented and self._photometric.randaugment > 0
+        self._conditional = self._augmented and photometric.randaugment > 0
 
     def _restart(self, epoch: int, step: int) -> None:
-        # DALI begins to draw anew: not with the numbers that it has drawn elsewhere
+        # DALI's draws start again here: with another seed at every step, so that no numbers are repeated
         self._seed = (self._photometric.seed + epoch * self.steps_per_epoch + step) % 2**31
         super()._restart(epoch, step)
 
     def _define(self, fn: Any, types: Any) -> Any:
-        def source(name: str) -> Any:
-            return fn.external_source(name=name, no_copy=True)
-
-        encoded = fn.io.file.read(source("images"))
-        options = self._decoder_options()
-        size = source("size")
+        encoded = fn.io.file.read(_source("images", fn))
+        size = _source("size", fn)
         if not self._augmented:
-            images = self._to_gpu(fn.decoders.image(encoded, **options))
-            images = fn.resize(images, size=size, roi_start=source("start"), roi_end=source("end"))
-            return self._normalise(images, fn, types)
-        images = fn.decoders.image_slice(
-            encoded, source("anchor"), source("shape"), axis_names="HW", **options
-        )
-        images = self._draw(fn.resize(self._to_gpu(images), size=size), fn)
+            return self._normalise(self._apply_centre_crop(encoded, size, fn), fn, types)
+        images = self._apply_photometric(self._apply_crop_and_flip(encoded, size, fn), fn)
         if self._transform.cutout:
-            fill = self._transform.cutout_fill
-            images = fn.erase(
-                images,
-                anchor=source("cutout"),
-                shape=source("cutout_shape"),
-                axis_names="HW",
-                fill_value=fill,
-            )
+            images = self._apply_cutout(images, fn)
         return self._normalise(images, fn, types)
+
+    def _apply_centre_crop(self, encoded: Any, size: Any, fn: Any) -> Any:
+        images = self._to_gpu(fn.decoders.image(encoded, **self._decoder_options()))
+        return fn.resize(images, size=size, roi_start=_source("start", fn), roi_end=_source("end", fn))
+
+    def _apply_crop_and_flip(self, encoded: Any, size: Any, fn: Any) -> Any:
+        """Decode the crop and resize it. A negative width in SIZE flips the image horizontally."""
+        images = fn.decoders.image_slice(
+            encoded, _source("anchor", fn), _source("shape", fn), axis_names="HW", **self._decoder_options()
+        )
+        return fn.resize(self._to_gpu(images), size=size)
+
+    def _apply_cutout(self, images: Any, fn: Any) -> Any:
+        anchor, shape = _source("cutout", fn), _source("cutout_shape", fn)
+        fill = self._transform.cutout_fill
+        return fn.erase(images, anchor=anchor, shape=shape, axis_names="HW", fill_value=fill)
+
+    def _apply_photometric(self, images: Any, fn: Any) -> Any:
+        """Apply the augmentation that DALI draws."""
+        options = self._photometric
+        if options.color_jitter:
+            change = (1 - options.color_jitter, 1 + options.color_jitter)
+            names = ("brightness", "contrast", "saturation")
+            images = fn.color_twist(images, **{name: fn.random.uniform(range=change) for name in names})
+        if options.randaugment:
+            from nvidia.dali.auto_aug.rand_augment import rand_augment
+
+            # DALI uses deprecated names of its own, and its warning ignores the filters
+            with warnings.catch_warnings(record=True):
+                images = rand_augment(
+                    images,
+                    n=options.randaugment,
+                    m=options.magnitude,
+                    num_magnitude_bins=_RANDAUGMENT_LEVELS,
+                )
+        return images
 
     def _decoder_options(self) -> dict[str, Any]:
         if not self._decodes_on_gpu:
             return {"device": "cpu"}
-        # Loader alone on one H200 with 16 cores, at 224 and batch 512: 26,000 images/sec with all of them on the decoder unit, 24,000 with
-        # nine tenths, 9,868 on the CPU; twice the prefetch added 3,000 to the 24,000, and memory for as many batches.
-        # Not tied to cores (`affine`): the processes of a host would all take the same ones.
+        # Measured with the loader alone on one H200 with 16 cores, at 224 pixels and batch 512: 26,000
+        # images/sec with all images on the decoder unit, 24,000 with nine tenths of them, 9,868 on the CPU.
+        # Twice the prefetch added 3,000 to the 24,000, and needs memory for as many more batches.
+        # The threads are not tied to cores (`affine`): all processes of a host would take the same cores.
         return {
             "device": "mixed",
-            "hw_decoder_load": self._decoder.hw_load,
+            "hw_decoder_load": self._decoding.hw_load,
             "affine": False,
             **_preallocation(self._files.sizes),
         }
 
     def _to_gpu(self, images: Any) -> Any:
-        """What the CPU has decoded, where the rest is done."""
+        """Move images that the CPU has decoded to the device of the other operators."""
         return images.gpu() if self._stream is not None and not self._decodes_on_gpu else images
-
-    def _draw(self, images: Any, fn: Any) -> Any:
-        """What DALI draws itself."""
-        drawn = self._photometric
-        if drawn.color_jitter:
-            change = (1 - drawn.color_jitter, 1 + drawn.color_jitter)
-            factors = {
-                name: fn.random.uniform(range=change) for name in ("brightness", "contrast", "saturation")
-            }
-            images = fn.color_twist(images, **factors)
-        if drawn.randaugment:
-            from nvidia.dali.auto_aug.rand_augment import rand_augment
-
-            with warnings.catch_warnings(
-                record=True
-            ):  # DALI warns of its own use of older names, whatever the filters say
-                images = rand_augment(
-                    images, n=drawn.randaugment, m=drawn.magnitude, num_magnitude_bins=_RANDAUGMENT_LEVELS
-                )
-        return images
 
     def _feed_inputs(
         self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor
     ) -> list[Any]:
         (plan,) = plans
         size = np.full((len(indices), 2), plan.image_size or self._files.view.size, np.float32)
-        fed = {"images": self._paths(indices), "size": size}
+        inputs = {"images": self._paths(indices), "size": size}
         if plan.draws is None:
             boxes = self._files.view.boxes(self._files.sizes[indices])
-            fed |= {"start": boxes[:, :2], "end": boxes[:, 2:]}
+            inputs |= {"start": boxes[:, :2], "end": boxes[:, 2:]}
         else:
-            fed |= {"anchor": plan.draws[:, :2], "shape": plan.draws[:, 2:4]}
+            inputs |= {"anchor": plan.draws[:, :2], "shape": plan.draws[:, 2:4]}
             size[:, 1] *= np.where(plan.draws[:, 4], -1, 1)
             if self._transform.cutout:
                 assert plan.image_size is not None
                 side = cutout_side(self._transform.cutout, plan.image_size, self._files.size)
-                fed |= {
-                    "cutout": plan.draws[:, 5:7].astype(np.float32),
-                    "cutout_shape": np.full((len(indices), 2), side, np.float32),
-                }
-        fed = {name: np.ascontiguousarray(values) for name, values in fed.items()}
-        for name, values in fed.items():
+                inputs["cutout"] = plan.draws[:, 5:7].astype(np.float32)
+                inputs["cutout_shape"] = np.full((len(indices), 2), side, np.float32)
+        inputs = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
+        for name, values in inputs.items():
             self._pipe.feed_input(name, values)
-        return [plan, fed]
+        return [plan, inputs]
 
     def _paths(self, indices: np.ndarray) -> np.ndarray:
-        """(B, L) uint8: the files' paths, filled up with zeros, where a path ends for the system. One array feeds faster than B."""
-        names = [self._root + self._files.sample_paths.raw(index) for index in indices.tolist()]
-        if self._files.replaced:
-            names = [
-                os.fsencode(self._files.replaced[index]) if index in self._files.replaced else name
-                for index, name in zip(indices.tolist(), names, strict=True)
-            ]
+        """Return the files' paths as (B, L) uint8, padded with zeros, at which the system ends a path.
+
+        Feeding one array is faster than feeding B arrays.
+        """
+        files = self._files
+        names = [
+            os.fsencode(files.replaced[index])
+            if index in files.replaced
+            else self._root + files.sample_paths.raw(index)
+            for index in indices.tolist()
+        ]
         longest = max(map(len, names)) + 1
-        return np.frombuffer(b"".join(name.ljust(longest, b"\0") for name in names), np.uint8).reshape(
-            len(names), longest
-        )
+        padded = b"".join(name.ljust(longest, b"\0") for name in names)
+        return np.frombuffer(padded, np.uint8).reshape(len(names), longest)
 
     def _next(self) -> Batch:
         try:
@@ -201,25 +206,34 @@ class StreamLoader(PipelinedLoader):
             raise TrainingError(self._explain(error)) from error
 
     def _explain(self, error: RuntimeError) -> str:
-        """What DALI could not read: files can change after the scan, and Pillow is more lenient."""
+        """Find the files that DALI could not read: changed after the scan, or not accepted by DALI."""
         samples = np.unique(np.concatenate([plan.indices for plan, *_ in self._fed])).tolist()
         with images_of_any_size():
-            bad = try_all(samples, self._try, self._num_threads, "looking for the cause")
-        told = "images have changed or become unreadable since the run began; check the disk, or replace them, and resume"
-        if not bad:
-            bad = dict.fromkeys(self._refused(samples), "Pillow can decode it, DALI cannot")
-            told = "images are damaged; replace or remove them, and start again"
-        if not bad:
-            return f"DALI failed: {error}"
-        return f"{told}:{self._files.listed(bad)}"
+            bad = try_all(samples, self._check_file, self._num_threads, "looking for the cause")
+        if bad:
+            return (
+                "images have changed or become unreadable since the run began; check the disk, "
+                f"or replace them, and resume:{self._files.list_bad(bad)}"
+            )
+        bad = dict.fromkeys(self._refused_by_dali(samples), "Pillow can decode it, DALI cannot")
+        if bad:
+            listed = self._files.list_bad(bad)
+            return f"images are damaged; replace or remove them, and start again:{listed}"
+        return f"DALI failed: {error}"
 
-    def _refused(self, samples: list[int]) -> list[int]:
-        """Those whose files DALI does not decode, each by itself."""
+    def _check_file(self, sample: int) -> None:
+        """Decode a file with Pillow, and compare its size with that of the scan."""
+        image = open_rgb(self._files.file(sample))
+        height, width = self._files.sizes[sample].tolist()
+        if image.size != (width, height):
+            raise ValueError(f"{image.width}x{image.height} pixels, and no longer {width}x{height}")
+
+    def _refused_by_dali(self, samples: list[int]) -> list[int]:
+        """Decode each file alone with DALI, and return the samples for which it fails."""
 
         def decode(fn: Any, types: Any) -> Any:
-            return fn.decoders.image(
-                fn.io.file.read(fn.external_source(name="images")), **self._decoder_options()
-            )
+            encoded = fn.io.file.read(fn.external_source(name="images"))
+            return fn.decoders.image(encoded, **self._decoder_options())
 
         def build() -> Any:
             return self._pipeline(decode, batch_size=1, num_threads=1, prefetch_queue_depth=1)
@@ -231,18 +245,19 @@ class StreamLoader(PipelinedLoader):
                 pipe.run()
             except RuntimeError:
                 refused.append(sample)
-                pipe = build()  # one that has failed is of no more use
+                pipe = build()  # a pipeline cannot be used after an error
         return refused
 
-    def _try(self, sample: int) -> None:
-        """Decode a file, which is to be of the size that the scan has read."""
-        image = open_rgb(self._files.file(sample))
-        height, width = self._files.sizes[sample].tolist()
-        if image.size != (width, height):
-            raise ValueError(f"{image.width}x{image.height} pixels, and no longer {width}x{height}")
+
+def _source(name: str, fn: Any) -> Any:
+    return fn.external_source(name=name, no_copy=True)
 
 
 def _preallocation(sizes: np.ndarray) -> dict[str, int]:
-    """Sizes that the decoder unit makes room for at once: all but the largest thousandth, so that one huge image costs nothing."""
+    """Return the image size for which the decoder unit reserves memory at once.
+
+    It is that of all images but the largest thousandth, so that one huge image does not take memory for every
+    image.
+    """
     height, width = np.quantile(sizes, 0.999, axis=0, method="higher").tolist()
     return {"preallocate_height_hint": int(height), "preallocate_width_hint": int(width)}

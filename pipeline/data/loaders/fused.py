@@ -1,4 +1,4 @@
-"""The fused loader: order, draws, gather, crop, flip, Cutout and normalisation by our own Triton kernels. GPU only."""
+"""Loads images in GPU memory with our Triton kernels: order, draws, crop, flip, Cutout, normalisation."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -12,15 +12,16 @@ from pipeline.data.batch import Batch
 from pipeline.data.loaders.base import PositionedLoader, Transform
 from pipeline.data.sampling.batch_plan import Sampler, Shard
 
-# One launch makes about this many images: enough that the launch costs nothing, few enough to stay in the L2 cache of a big GPU.
+# One launch makes about this many images: enough to hide the overhead of the launch, few enough for the L2
+# cache of a large GPU.
 _GROUP_IMAGES = 8192
 
 
 class FusedLoader(PositionedLoader):
-    """Batches of a uint8 image set that lives on the GPU, several to a kernel launch.
+    """Loads batches of a uint8 image set in GPU memory, several batches per kernel launch.
 
-    The draws are made on the device too: those of an epoch cost one small kernel and a sort. They are the same numbers, and the
-    images the same pixels, as with every other loader.
+    The draws are made on the device too: one small kernel and a sort for an epoch. The numbers, and so the
+    pixels, are the same as with every other loader.
 
     Args:
         images: (N, H, W, C) uint8 on the GPU.
@@ -28,7 +29,7 @@ class FusedLoader(PositionedLoader):
         sampler: batch size and steps per epoch.
         transform: normalisation, padding, Cutout, type and layout.
         seed: of the draws.
-        augment: what is drawn; None for evaluation, in the sampler's own order.
+        augment: what to draw; None for evaluation, in the order of the sampler.
         shard: this process among the processes of the run.
     """
 
@@ -49,7 +50,7 @@ class FusedLoader(PositionedLoader):
         self._valid = torch.ones(
             self.steps_per_epoch * self._batch_size, dtype=torch.bool, device=images.device
         )
-        self._fixed = self._without_draws(sampler) if augment is None else None
+        self._fixed = self._plan_without_draws(sampler) if augment is None else None
         self._group = max(_GROUP_IMAGES // self._batch_size, 1)
         self._ready: deque[Batch] = deque()
         self._groups: Iterator[list[Batch]] = iter(())
@@ -72,7 +73,8 @@ class FusedLoader(PositionedLoader):
                 step += count
             epoch, step = epoch + 1, 0
 
-    def _without_draws(self, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+    def _plan_without_draws(self, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sample ids of an evaluation, and draws that change nothing. Sets `_valid`."""
         plans = [sampler.plan(0, step) for step in range(sampler.steps_per_epoch)]
         device = self._images.device
         self._valid = torch.from_numpy(np.concatenate([plan.valid for plan in plans])).to(device)
@@ -80,7 +82,7 @@ class FusedLoader(PositionedLoader):
         return order, torch.zeros(len(self._images), 5, dtype=torch.int32, device=device)
 
     def _draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This process's sample ids of an epoch, batch after batch, and the draws of all samples."""
+        """Draw an epoch. Return this process's sample ids, batch after batch, and all samples' draws."""
         from kernels.epoch_draws.op import epoch_draws
 
         augment = self._augment
@@ -98,33 +100,35 @@ class FusedLoader(PositionedLoader):
             device=self._images.device,
         )
         world, batch = self._shard.world_size, self._batch_size
-        order = rearrange(
-            order[: self.steps_per_epoch * world * batch],
-            "(step rank image) -> rank (step image)",
-            rank=world,
-            image=batch,
-        )
-        return order[self._shard.rank].contiguous(), draws
+        order = order[: self.steps_per_epoch * world * batch]
+        by_rank = rearrange(order, "(step rank image) -> rank (step image)", rank=world, image=batch)
+        return by_rank[self._shard.rank].contiguous(), draws
 
     def _make_batches(self, order: torch.Tensor, draws: torch.Tensor, step: int, count: int) -> list[Batch]:
+        """Make COUNT batches from step STEP on."""
+        batch = self._batch_size
+        images = self._apply_crop_flip_cutout(order, draws, step * batch, count * batch)
+        rows = slice(step * batch, (step + count) * batch)
+        samples = order[rows]
+        tensors = (images, self._labels[samples], self._valid[rows], samples)
+        return [Batch(*parts) for parts in zip(*(tensor.split(batch) for tensor in tensors), strict=True)]
+
+    def _apply_crop_flip_cutout(
+        self, order: torch.Tensor, draws: torch.Tensor, start: int, count: int
+    ) -> torch.Tensor:
+        """Gather COUNT images of ORDER from START on, apply their draws and normalise, in one kernel."""
         from kernels.augment.op import augment
 
-        transform, batch = self._transform, self._batch_size
-        images = augment(
+        transform = self._transform
+        return augment(
             self._images,
             order,
             draws,
-            start=step * batch,
-            count=count * batch,
+            start=start,
+            count=count,
             mean=transform.mean,
             std=transform.std,
             padding=transform.crop_padding,
             cutout=transform.cutout,
             dtype=transform.dtype,
         ).contiguous(memory_format=transform.memory_format)
-        taken = slice(step * batch, (step + count) * batch)
-        parts = (
-            tensor.split(batch)
-            for tensor in (images, self._labels[order[taken]], self._valid[taken], order[taken])
-        )
-        return [Batch(*part) for part in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""The readable oracle: one image at a time with torchvision's functions, batched by torch's DataLoader."""
+"""Loads images one by one with torchvision and torch's DataLoader: the reference for all other loaders."""
 
 import multiprocessing
 import os
@@ -21,30 +21,17 @@ from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side, p
 from pipeline.errors import TrainingError
 
 
-def transform_image(image: torch.Tensor, draws: np.ndarray | None, transform: Transform) -> torch.Tensor:
-    """Pad, crop, flip, fill the Cutout box, normalise.
-
-    Args:
-        image: (C, H, W) uint8.
-        draws: (5,) int32 crop_y, crop_x, flip, cutout_y, cutout_x; None for evaluation.
-        transform: padding, box, mean, standard deviation and type.
-
-    Returns:
-        (C, H, W) of `transform.dtype`.
-    """
+def _apply_crop_and_flip(
+    image: torch.Tensor, crop_y: int, crop_x: int, flip: int, padding: int
+) -> torch.Tensor:
+    """Pad a (C, H, W) image with black, crop its old size at (crop_y, crop_x), and flip it horizontally."""
     _, height, width = image.shape
-    if draws is not None:
-        crop_y, crop_x, flip, cutout_y, cutout_x = draws.tolist()
-        padded = F.pad(image, [transform.crop_padding] * 4, fill=0)
-        image = F.crop(padded, crop_y, crop_x, height, width)
-        if flip:
-            image = F.horizontal_flip(image)
-        image = _fill_box(image, cutout_y, cutout_x, transform.cutout, transform)
-    return _normalise(image, transform)
+    image = F.crop(F.pad(image, [padding] * 4, fill=0), crop_y, crop_x, height, width)
+    return F.horizontal_flip(image) if flip else image
 
 
-def _fill_box(image: torch.Tensor, y: int, x: int, side: int, transform: Transform) -> torch.Tensor:
-    """Cutout: fill a square, as far as it is inside the (C, H, W) image; nothing where its side is 0."""
+def _apply_cutout(image: torch.Tensor, y: int, x: int, side: int, transform: Transform) -> torch.Tensor:
+    """Fill the part of a square that is inside the (C, H, W) image; nothing if its side is 0."""
     if not side:
         return image
     top, left = max(y, 0), max(x, 0)
@@ -58,12 +45,22 @@ def _normalise(image: torch.Tensor, transform: Transform) -> torch.Tensor:
 
 
 class Source(Protocol):
-    """Where images come from: one at a time, ready for the model."""
+    """A source of images: one at a time, ready for the model."""
 
     def __call__(
         self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform
     ) -> torch.Tensor:
-        """(C, H, W) of `transform.dtype`: a sample as the draws (a row of `plan.draws`, or None for evaluation) want it."""
+        """Load one sample and apply its draws.
+
+        Args:
+            index: sample id.
+            draws: the sample's row of `plan.draws`; None in evaluation.
+            plan: of the batch.
+            transform: normalisation, padding, Cutout and type.
+
+        Returns:
+            (C, H, W) of `transform.dtype`.
+        """
         ...
 
 
@@ -76,12 +73,17 @@ class ArraySource:
     def __call__(
         self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform
     ) -> torch.Tensor:
-        return transform_image(rearrange(self.images[index], "h w c -> c h w"), draws, transform)
+        image = rearrange(self.images[index], "h w c -> c h w")
+        if draws is not None:
+            crop_y, crop_x, flip, cutout_y, cutout_x = draws.tolist()
+            image = _apply_crop_and_flip(image, crop_y, crop_x, flip, transform.crop_padding)
+            image = _apply_cutout(image, cutout_y, cutout_x, transform.cutout, transform)
+        return _normalise(image, transform)
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Images in files, by Pillow."""
+    """Images in files, read with Pillow."""
 
     files: FileSet
 
@@ -90,37 +92,41 @@ class FileSource:
     ) -> torch.Tensor:
         with images_of_any_size():
             if draws is None or plan.image_size is None:
-                return _normalise(_channels_first(self.files.centre(index)), transform)
-            image = _channels_first(self.files.crop(index, draws[:4], plan.image_size))
-        if draws[4]:
+                return _normalise(_channels_first(self.files.read_centre(index)), transform)
+            image = _channels_first(self.files.read_crop(index, draws[:4], plan.image_size))
+        flip, cutout_y, cutout_x = draws[4:].tolist()
+        if flip:
             image = F.horizontal_flip(image)
         side = cutout_side(transform.cutout, plan.image_size, self.files.size)
-        return _normalise(_fill_box(image, int(draws[5]), int(draws[6]), side, transform), transform)
+        return _normalise(_apply_cutout(image, cutout_y, cutout_x, side, transform), transform)
 
 
 def _channels_first(image: np.ndarray) -> torch.Tensor:
     return rearrange(torch.from_numpy(image.copy()), "h w c -> c h w")
 
 
-def _depend_on_the_trainer(worker: int) -> None:
-    """A signal to the trainer's process group is the trainer's: it saves, and then ends its workers by a signal of its own.
+def _end_with_trainer(worker: int) -> None:
+    """Make a worker independent of signals to the trainer, but end it when the trainer's process ends.
 
-    Where it has gone without one, its workers go too. torch's own watch over a worker's parent sees the fork server, which goes on for as
-    long as there are workers.
+    The worker gets a process group of its own, so that a signal to the trainer's group reaches the trainer
+    only: it saves, and then ends its workers. If the trainer was killed, a thread ends the worker. torch's
+        own check of a
+    worker's parent does not work here: the parent is the fork server, which lives as long as there are
+    workers.
     """
     os.setpgrp()
     trainer = multiprocessing.parent_process()
     assert trainer is not None
 
-    def follow() -> None:
+    def exit_after_trainer() -> None:
         trainer.join()
         os._exit(1)
 
-    threading.Thread(target=follow, name="follow", daemon=True).start()
+    threading.Thread(target=exit_after_trainer, name="exit_after_trainer", daemon=True).start()
 
 
 class _Batches(IterableDataset):
-    """The endless stream of batches from (epoch, step); of W workers, worker w makes every W-th."""
+    """The endless stream of batches from (epoch, step). Of W workers, each makes every W-th batch."""
 
     def __init__(
         self,
@@ -142,7 +148,10 @@ class _Batches(IterableDataset):
                 yield self._attempt(plan)
 
     def _attempt(self, plan: BatchPlan) -> tuple[torch.Tensor, ...] | TrainingError:
-        """A file that cannot be read is given back as an error: raised here, torch would put the worker's traceback before its message."""
+        """Load a batch. Return the error if a file cannot be read.
+
+        torch would put the worker's traceback before the message of an error that is raised here.
+        """
         try:
             return self._load(plan)
         except TrainingError as error:
@@ -159,14 +168,14 @@ class _Batches(IterableDataset):
 
 
 class ReferenceLoader(PositionedLoader):
-    """Same draws and same pixels as every other loader, by other means.
+    """Loads the same draws and the same pixels as every other loader, with independent code.
 
     Args:
         source: of the images.
         labels: (N,) int64 in host memory.
         sampler, transform, device: as for `DaliLoader`.
-        num_workers: processes that load beside this one; 0 loads in this one.
-        prefetch: batches prepared ahead by each worker.
+        num_workers: processes that load; 0: this process loads.
+        prefetch: batches prepared in advance by each worker.
     """
 
     def __init__(
@@ -189,7 +198,7 @@ class ReferenceLoader(PositionedLoader):
         context = None
         if self._num_workers:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])  # takes seconds: once, and not once a worker
+            context.set_forkserver_preload([__name__])  # the import takes seconds: do it once, not per worker
         self._batches = iter(
             DataLoader(
                 _Batches(*self._arguments, epoch, step),
@@ -197,9 +206,10 @@ class ReferenceLoader(PositionedLoader):
                 num_workers=self._num_workers,
                 prefetch_factor=self._prefetch if self._num_workers else None,
                 pin_memory=self._device.type == "cuda",
-                worker_init_fn=_depend_on_the_trainer,
+                worker_init_fn=_end_with_trainer,
                 multiprocessing_context=context,
-                generator=torch.Generator(),  # not torch's own, which dropout draws from: a run that is continued restarts its loader
+                # not torch's default generator, which dropout uses too: a resumed run restarts its loader
+                generator=torch.Generator(),
             )
         )
 

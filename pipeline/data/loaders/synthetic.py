@@ -1,4 +1,4 @@
-"""The synthetic loader: one fixed random batch on the device (one for each size of the images), to time a step without a loader."""
+"""Delivers one fixed random batch per image size, already on the device: to time a step without loading."""
 
 from dataclasses import replace
 
@@ -11,14 +11,14 @@ from pipeline.data.sampling.batch_plan import Sampler, StreamSampler
 
 
 class SyntheticLoader(PositionedLoader):
-    """Delivers the same normally distributed images and uniform labels at every step, at no cost.
+    """Delivers the same normally distributed images and uniform labels at every step, without work.
 
     Args:
         image_shape: (H, W, C).
         num_classes: labels are in [0, num_classes).
         sampler: gives batch size and steps per epoch; the indices are those of its first batch.
         transform: type and layout.
-        device: where the batch lives.
+        device: of the batch.
         seed: of the images and labels.
     """
 
@@ -32,34 +32,29 @@ class SyntheticLoader(PositionedLoader):
         seed: int = 0,
     ):
         super().__init__(sampler)
-        self._seed = seed
-        self._image_shape, self._num_classes, self._transform, self._device = (
-            image_shape,
-            num_classes,
-            transform,
-            device,
-        )
+        self._seed, self._image_shape, self._num_classes = seed, image_shape, num_classes
+        self._transform, self._device = transform, device
         self._first, self._end = (sampler.plan(0, step) for step in (0, self.steps_per_epoch - 1))
         self._batches: dict[int | None, tuple[Batch, Batch]] = {}
         self._position_of_next = (0, 0)
         self._batch_of(self._first.image_size)
 
     def _batch_of(self, image_size: int | None) -> tuple[Batch, Batch]:
-        """The batch of an image size (None: the only one), and the same with what is valid of an epoch's last."""
+        """Return the batch of an image size (None: the only size), and the last batch of an epoch.
+
+        They differ in `valid`.
+        """
         if image_size not in self._batches:
-            height, width, channels = (
-                self._image_shape if image_size is None else (image_size, image_size, self._image_shape[2])
-            )
-            indices, generator = (
-                self._first.indices,
-                torch.Generator().manual_seed(self._seed),
-            )  # whatever sizes came before
-            images = rearrange(
-                torch.randn(len(indices), height, width, channels, generator=generator), "b h w c -> b c h w"
-            )
-            images = images.to(self._device, self._transform.dtype).contiguous(
-                memory_format=self._transform.memory_format
-            )
+            height, width, channels = self._image_shape
+            if image_size is not None:
+                height = width = image_size
+            indices = self._first.indices
+            generator = torch.Generator().manual_seed(
+                self._seed
+            )  # the same images whatever sizes came before
+            noise = torch.randn(len(indices), height, width, channels, generator=generator)
+            images = rearrange(noise, "b h w c -> b c h w").to(self._device, self._transform.dtype)
+            images = images.contiguous(memory_format=self._transform.memory_format)
             labels = torch.randint(self._num_classes, (len(indices),), generator=generator).to(self._device)
             valid, last_valid = (
                 torch.from_numpy(plan.valid.copy()).to(self._device) for plan in (self._first, self._end)

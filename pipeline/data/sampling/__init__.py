@@ -1,1 +1,1 @@
-"""Draws what happens to each sample: order, crop, flip, Cutout box. Applies nothing."""
+"""Draws order, crop, flip and Cutout box of each sample, and plans the batches; applies nothing."""

@@ -1,4 +1,4 @@
-"""Which samples stand in which batch, on which process, with which draws. Numpy only; every loader backend follows it."""
+"""Plans the batches of each process: samples and draws. All loaders follow these plans. Numpy only."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.config import AugmentConfig, share
-from pipeline.data.sampling.draws import EpochDraws, below, draw_epoch
-from pipeline.data.sampling.resized_crops import CropDraws, draw_crops
+from pipeline.data.sampling.padded_crops import PaddedCropDraws, draw_padded_crops
+from pipeline.data.sampling.philox import below
+from pipeline.data.sampling.resized_crops import ResizedCropDraws, draw_resized_crops
 from pipeline.errors import UserError
 
 
@@ -29,9 +30,10 @@ class BatchPlan:
     Attributes:
         indices: (B,) int64 sample ids.
         valid: (B,) bool, False for padding.
-        draws: (B, 5) int32 as `EpochDraws.table`; where files are streamed (B, 7) int32: the box's top, left, height and width, flip,
-            and the top left corner of Cutout's box in the output; None where nothing is drawn (evaluation).
-        image_size: height and width of a streamed training batch, in pixels; None: always the same.
+        draws: (B, 5) int32 as in `PaddedCropDraws.table`. For streamed files (B, 7) int32: top, left, height
+            and width of the crop, flip, and the top left corner of the Cutout box in the output. None in
+            evaluation.
+        image_size: height and width of a streamed training batch, in pixels; None if the size never changes.
     """
 
     indices: np.ndarray
@@ -41,24 +43,26 @@ class BatchPlan:
 
 
 class Sampler(Protocol):
-    """The plan of a data set's batches. See `TrainSampler` and `EvalSampler`."""
+    """The plans of all batches of a data set. See `TrainSampler`, `StreamSampler` and `EvalSampler`."""
 
     steps_per_epoch: int
     num_samples: int
     local_batch_size: int
-    augmented: bool  # whether its plans have draws
+    augmented: bool  # True if the plans have draws
 
-    def plan(self, epoch: int, step: int) -> BatchPlan: ...
+    def plan(self, epoch: int, step: int) -> BatchPlan:
+        """Return the plan of one batch; STEP is counted from 0 in each epoch."""
+        ...
 
 
 class TrainSampler:
-    """Shuffled global batches of equal size; the ragged rest of an epoch is dropped.
+    """Plans shuffled batches of equal size. The incomplete batch at the end of an epoch is dropped.
 
-    Global batch `step` holds `order[step * batch_size : (step + 1) * batch_size]`, whatever the number of processes; rank r
-    takes the r-th contiguous part of it.
+    Global batch `step` holds `order[step * batch_size : (step + 1) * batch_size]` for any number of
+    processes. Rank r takes the r-th contiguous part of it.
 
     Raises:
-        UserError: fewer samples than one batch, or a batch that the processes do not divide.
+        UserError: fewer samples than one batch, or a batch size that the processes do not divide.
     """
 
     augmented = True
@@ -77,40 +81,42 @@ class TrainSampler:
         self.steps_per_epoch = num_samples // batch_size
         if not self.steps_per_epoch:
             raise UserError(
-                f"data.batch_size: {batch_size} is more than the {num_samples} training images; use {num_samples} or less"
+                f"data.batch_size: {batch_size} is more than the {num_samples} training images; "
+                f"use {num_samples} or less"
             )
         self._batch_size = batch_size
         self._start = shard.rank * self.local_batch_size
         self._valid = np.ones(self.local_batch_size, bool)
         self._arguments = (seed, image_size, augment)
-        self._drawn: dict[int, tuple[EpochDraws, np.ndarray]] = {}
+        self._drawn: dict[int, tuple[PaddedCropDraws, np.ndarray]] = {}
 
-    def _draw(self, epoch: int) -> tuple[EpochDraws, np.ndarray]:
-        """Draws of an epoch and their table; those of the last two epochs are kept."""
+    def _draws_of(self, epoch: int) -> tuple[PaddedCropDraws, np.ndarray]:
+        """Return the draws of an epoch and their table. Those of the last two epochs are kept."""
         if epoch not in self._drawn:
             seed, image_size, augment = self._arguments
-            draws = draw_epoch(seed, epoch, self.num_samples, image_size, augment)
+            draws = draw_padded_crops(seed, epoch, self.num_samples, image_size, augment)
             self._drawn = {**dict(list(self._drawn.items())[-1:]), epoch: (draws, draws.table())}
         return self._drawn[epoch]
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
-        draws, table = self._draw(epoch)
+        draws, table = self._draws_of(epoch)
         indices = self._share_of(draws.order, step)
         return BatchPlan(indices, self._valid, table[indices])
 
     def _share_of(self, order: np.ndarray, step: int) -> np.ndarray:
-        """This process's part of a global batch."""
+        """Return this process's part of a global batch."""
         first = step * self._batch_size + self._start
         return order[first : first + self.local_batch_size]
 
 
 class StreamSampler(TrainSampler):
-    """Likewise for streamed files: random resized crops, in batches whose images may change their size as the run goes on.
+    """Plans batches of streamed files, with random resized crops. The image size can change during the run.
 
     Args:
         sizes: (N, 2) int32, height and width of each file's image.
         batch_size, shard, seed, augment: as for `TrainSampler`.
-        resolutions: (first step of the run, height and width of the images from then on), ascending, the first at step 0.
+        resolutions: pairs (first step of the run, height and width of the images from then on), ascending,
+            the first at step 0.
     """
 
     def __init__(
@@ -126,25 +132,24 @@ class StreamSampler(TrainSampler):
         assert resolutions[0][0] == 0 and sorted(resolutions) == list(resolutions), f"{resolutions}"
         self.resolutions = tuple(resolutions)
         self._sizes, self._seed, self._augment = sizes, seed, augment
-        self._given = (sizes, batch_size, shard, seed, augment, resolutions)
-        self._crops: dict[int, Future[CropDraws]] = {}
+        self._init_arguments = (sizes, batch_size, shard, seed, augment, resolutions)
+        self._crops: dict[int, Future[ResizedCropDraws]] = {}
         self._thread = ThreadPoolExecutor(1, "draws")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return StreamSampler, self._given  # to a worker process, without the thread
+        return StreamSampler, self._init_arguments  # to a worker process, without the thread
 
     def image_size(self, epoch: int, step: int) -> int:
-        """Height and width of a batch, in pixels."""
-        return self.resolutions[
-            bisect_right(self.resolutions, epoch * self.steps_per_epoch + step, key=lambda item: item[0]) - 1
-        ][1]
+        """Return height and width of the images of a batch, in pixels."""
+        run_step = epoch * self.steps_per_epoch + step
+        return self.resolutions[bisect_right(self.resolutions, run_step, key=lambda item: item[0]) - 1][1]
 
-    def _crops_of(self, epoch: int) -> CropDraws:
-        """Draws of an epoch; those of the next are begun, which for a million images take half a second."""
+    def _crops_of(self, epoch: int) -> ResizedCropDraws:
+        """Return the draws of an epoch, and begin those of the next: a million images take half a second."""
         for number in (epoch, epoch + 1):
             if number not in self._crops:
                 self._crops[number] = self._thread.submit(
-                    draw_crops, self._seed, number, self._sizes, self._augment
+                    draw_resized_crops, self._seed, number, self._sizes, self._augment
                 )
         self._crops = {
             number: draws for number, draws in self._crops.items() if epoch - 1 <= number <= epoch + 1
@@ -155,9 +160,9 @@ class StreamSampler(TrainSampler):
         crops, size = self._crops_of(epoch), self.image_size(epoch, step)
         indices = self._share_of(crops.order, step)
         box = cutout_side(self._augment.cutout, size, self.resolutions[-1][1])
-        places = crops.cutout[indices].astype(np.uint64)
+        positions = crops.cutout[indices].astype(np.uint64)
         inside = self._augment.cutout_mode == "inside"
-        corners = below(places, size - box + 1) if inside else below(places, size) - np.int32(box // 2)
+        corners = below(positions, size - box + 1) if inside else below(positions, size) - np.int32(box // 2)
         draws = np.concatenate(
             [crops.boxes[indices], crops.flip[indices, None], corners], axis=1, dtype=np.int32
         )
@@ -165,12 +170,15 @@ class StreamSampler(TrainSampler):
 
 
 def cutout_side(cutout: int, size: int, final_size: int) -> int:
-    """Side of Cutout's box in an image of SIZE pixels, where `augment.cutout` is meant for images of FINAL_SIZE."""
+    """Return the side of the Cutout box for images of SIZE pixels; CUTOUT is that for FINAL_SIZE pixels."""
     return round(cutout * size / final_size)
 
 
 class EvalSampler:
-    """Every sample once, in order of its id; the last global batch is filled up with sample 0, marked not valid."""
+    """Plans batches with every sample once, in the order of the ids.
+
+    The last global batch is filled up with sample 0, marked as not valid.
+    """
 
     augmented = False
 
@@ -189,7 +197,7 @@ class EvalSampler:
 
 
 def plans_from(sampler: Sampler, epoch: int, step: int) -> Iterator[BatchPlan]:
-    """The plans from (epoch, step) on, over epoch after epoch, without end."""
+    """Yield the plans from (epoch, step) on, epoch after epoch, without end."""
     while True:
         while step < sampler.steps_per_epoch:
             yield sampler.plan(epoch, step)

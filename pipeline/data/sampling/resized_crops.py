@@ -1,4 +1,4 @@
-"""Which part of a streamed image is shown: random resized crops in training, the centre in evaluation. Numpy only."""
+"""Draws the crops of streamed images: random resized crops in training, the centre in evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +7,26 @@ import numpy as np
 from einops import rearrange
 
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.draws import CROPS, below, epoch_order, philox_blocks
+from pipeline.data.sampling.philox import RESIZED_CROPS, below, draw_order, philox_blocks
 
 _TRIES = 10
-_BLOCKS = 3  # Philox blocks of a sample: 24 draws of 32 bits, of which 20 for the tries
-_CHUNK = 2**16  # samples at a time: the temporaries stay small
+_BLOCKS = 3  # Philox blocks of a sample: 24 draws of 32 bits, 20 of them for the tries
+_CHUNK = 2**16  # samples at a time, so that temporary arrays stay small
 
 
 @dataclass(frozen=True)
-class CropDraws:
-    """Draws of one epoch for N streamed images; all but `order` are indexed by sample id.
+class ResizedCropDraws:
+    """The draws of one epoch for N streamed images, all but `order` indexed by sample id.
 
-    The box is cut out of the image, resized to the size of the batch, mirrored where `flip`, and then Cutout's box is filled.
+    The crop is cut out of the image, resized to the size of the batch, flipped horizontally if `flip`, and
+    then the Cutout box is filled.
 
     Attributes:
         order: (N,) int64, a permutation: the sample ids in the order of the epoch.
-        boxes: (N, 4) int32 top, left, height, width in pixels of the upright image.
+        boxes: (N, 4) int32, the crop: top, left, height, width in pixels of the upright image.
         flip: (N,) bool.
-        cutout: (N, 2) uint32, where Cutout's box is, as shares of 2**32: the size of the output is not known here.
+        cutout: (N, 2) uint32, position of the Cutout box as a fraction of 2**32: the output size is not known
+            here.
     """
 
     order: np.ndarray
@@ -33,12 +35,13 @@ class CropDraws:
     cutout: np.ndarray
 
 
-def draw_crops(seed: int, epoch: int, sizes: np.ndarray, augment: AugmentConfig) -> CropDraws:
-    """Draw order, boxes, flips and Cutout's places of one epoch.
+def draw_resized_crops(seed: int, epoch: int, sizes: np.ndarray, augment: AugmentConfig) -> ResizedCropDraws:
+    """Draw order, crops, flips and positions of the Cutout boxes of one epoch.
 
-    A box follows torchvision's `RandomResizedCrop` (Szegedy et al. 2014, arXiv:1409.4842, section 6): area uniform in
-    `augment.crop_scale`, ratio of width to height log-uniform in `augment.crop_ratio`, ten tries to find one inside the image, then the
-    largest centred box whose ratio is in range.
+    A crop follows torchvision's `RandomResizedCrop` (Szegedy et al. 2014, arXiv:1409.4842, section 6). Its
+    area is uniform in `augment.crop_scale`, its ratio of width to height log-uniform in `augment.crop_ratio`.
+    Ten tries are made to find a crop inside the image. If none fits, the crop is the largest centred one
+    whose ratio is in range.
 
     Args:
         seed: the run's seed.
@@ -46,31 +49,30 @@ def draw_crops(seed: int, epoch: int, sizes: np.ndarray, augment: AugmentConfig)
         sizes: (N, 2) int32, height and width of each image.
         augment: what is switched on.
     """
-    boxes, flips, places = [], [], []
+    boxes, flips, positions = [], [], []
     for start in range(0, len(sizes), _CHUNK):
-        part = sizes[start : start + _CHUNK]
-        words = philox_blocks(seed, epoch, CROPS, len(part) * _BLOCKS, start * _BLOCKS)
-        halves = rearrange(words.view(np.uint32), "(n blocks) halves -> n (blocks halves)", blocks=_BLOCKS)
-        tries, place = halves[:, : 2 * _TRIES], halves[:, 2 * _TRIES :].astype(np.uint64)
-        extents = _extents(tries, part, augment)
+        chunk = sizes[start : start + _CHUNK]
+        words = philox_blocks(seed, epoch, RESIZED_CROPS, len(chunk) * _BLOCKS, start * _BLOCKS)
+        draws = rearrange(words.view(np.uint32), "(n blocks) halves -> n (blocks halves)", blocks=_BLOCKS)
+        tries, corner_bits = draws[:, : 2 * _TRIES], draws[:, 2 * _TRIES :].astype(np.uint64)
+        extents = _draw_extents(tries, chunk, augment)
         corners = np.stack(
-            [below(place[:, axis], part[:, axis] - extents[:, axis] + 1) for axis in (0, 1)], axis=1
+            [below(corner_bits[:, axis], chunk[:, axis] - extents[:, axis] + 1) for axis in (0, 1)], axis=1
         )
-        # a box that no try has found is centred, with extents marked by their sign
+        # negative extents mark the images in which no try fits: the largest centred crop
         centred = extents[:, 0] < 0
         extents[centred] *= -1
-        corners[centred] = (part[centred] - extents[centred]) // 2
+        corners[centred] = (chunk[centred] - extents[centred]) // 2
         boxes.append(np.concatenate([corners, extents], axis=1))
-        # `below` has looked at the high bits of this number, the flip is its lowest
-        flips.append((halves[:, 2 * _TRIES] & 1).astype(bool) & augment.flip)
-        places.append(halves[:, 2 * _TRIES + 2 :])
-    return CropDraws(
-        epoch_order(seed, epoch, len(sizes)), *(np.concatenate(drawn) for drawn in (boxes, flips, places))
-    )
+        # `below` uses the high bits of this number, the flip its lowest bit
+        flips.append((draws[:, 2 * _TRIES] & 1).astype(bool) & augment.flip)
+        positions.append(draws[:, 2 * _TRIES + 2 :])
+    order = draw_order(seed, epoch, len(sizes))
+    return ResizedCropDraws(order, *(np.concatenate(parts) for parts in (boxes, flips, positions)))
 
 
-def _extents(tries: np.ndarray, sizes: np.ndarray, augment: AugmentConfig) -> np.ndarray:
-    """(N, 2) int32 height and width of the boxes; negative where no try fits.
+def _draw_extents(tries: np.ndarray, sizes: np.ndarray, augment: AugmentConfig) -> np.ndarray:
+    """Draw height and width of the crops: (N, 2) int32, negative if no try fits.
 
     Args:
         tries: (N, 20) uint32, pairs of draws: of the area, and of the ratio.
@@ -79,23 +81,23 @@ def _extents(tries: np.ndarray, sizes: np.ndarray, augment: AugmentConfig) -> np
     (low, high), ratios = augment.crop_scale, augment.crop_ratio
     log_low, log_high = np.log(ratios)
     extents = -_largest_centred(sizes, ratios)
-    left = np.arange(len(sizes))
+    open_rows = np.arange(len(sizes))
     for number in range(_TRIES):
-        uniform = tries[left, 2 * number : 2 * number + 2] / 2.0**32
-        height, width = sizes[left].T.astype(np.float64)
+        uniform = tries[open_rows, 2 * number : 2 * number + 2] / 2.0**32
+        height, width = sizes[open_rows].T.astype(np.float64)
         area = height * width * (low + (high - low) * uniform[:, 0])
         ratio = np.exp(log_low + (log_high - log_low) * uniform[:, 1])
         box = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], axis=1))).astype(np.int32)
-        fits = (box > 0).all(axis=1) & (box <= sizes[left]).all(axis=1)
-        extents[left[fits]] = box[fits]
-        left = left[~fits]
-        if not len(left):
+        fits = (box > 0).all(axis=1) & (box <= sizes[open_rows]).all(axis=1)
+        extents[open_rows[fits]] = box[fits]
+        open_rows = open_rows[~fits]
+        if not len(open_rows):
             break
     return extents
 
 
 def _largest_centred(sizes: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
-    """(N, 2) int32: the whole image, cut where its ratio of width to height is out of range."""
+    """Return height and width of the whole image, reduced if its ratio is out of range: (N, 2) int32."""
     height, width = sizes[:, 0], sizes[:, 1]
     box_height = np.minimum(height, np.rint(width / ratios[0]).astype(np.int32))
     box_width = np.minimum(width, np.rint(height * ratios[1]).astype(np.int32))
@@ -104,12 +106,11 @@ def _largest_centred(sizes: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CentreView:
-    """How an image is shown in evaluation: its shorter side resized, then the centre of that cropped, as by torchvision's
-    `Resize` and `CenterCrop`.
+    """The resize and crop of evaluation: torchvision's `Resize` of the shorter side, then `CenterCrop`.
 
     Attributes:
         size: height and width of the result, in pixels.
-        share: of the resized shorter side that the crop keeps (224 of 256: 0.875).
+        share: fraction of the resized shorter side that the crop keeps (224 of 256: 0.875).
     """
 
     size: int
@@ -117,14 +118,17 @@ class CentreView:
 
     @property
     def resized(self) -> int:
-        """The shorter side of the resized image, in pixels."""
+        """Return the shorter side of the resized image, in pixels."""
         return max(round(self.size / self.share), self.size)
 
     def boxes(self, sizes: np.ndarray) -> np.ndarray:
-        """(N, 4) float32 top, left, bottom, right in pixels of the image: what resizing and cropping at once has to read.
+        """Return the part of each image to resize, so that resize and crop are one operation.
 
         Args:
             sizes: (N, 2) int32, height and width of each image.
+
+        Returns:
+            (N, 4) float32 top, left, bottom, right in pixels of the image.
         """
         wide = sizes.astype(np.int64)
         shorter = wide.min(axis=1, keepdims=True)

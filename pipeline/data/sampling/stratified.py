@@ -1,21 +1,13 @@
-"""Stratified draws of samples: a number of them, spread over the classes as the classes are spread over the set."""
+"""Draws a number of samples in which every class has the same fraction as in the whole set."""
 
 import numpy as np
 
 
-def philox(seed: int, stream: str) -> np.random.Generator:
-    """A generator of its own for each (seed, stream); STREAM is a name of at most 8 ASCII letters.
-
-    The name fills the key's second word, where the draws of an epoch have the epoch: no run lasts that many.
-    """
-    word = int.from_bytes(stream.encode("ascii"), "big")
-    return np.random.Generator(np.random.Philox(key=np.array([seed, word], np.uint64)))
-
-
 def allocate(class_sizes: np.ndarray, total: int) -> np.ndarray:
-    """How many of TOTAL samples each class gives, in proportion to its size, by largest remainders (ties: the lower class first).
+    """Divide TOTAL samples among the classes in proportion to their sizes, by largest remainders.
 
-    Every class keeps at least one sample, so `total` is at most the number of samples less the number of classes that have any.
+    Of equal remainders, the lower class is first. Every class keeps at least one sample, so `total` is at
+    most the number of samples minus the number of classes that have samples.
 
     Args:
         class_sizes: (C,) int64, samples per class.
@@ -35,10 +27,12 @@ def allocate(class_sizes: np.ndarray, total: int) -> np.ndarray:
 
 
 def draw_stratified(labels: np.ndarray, total: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw TOTAL samples without replacement, allocated to the classes by `allocate`.
+    """Draw TOTAL samples without replacement, as many of each class as `allocate` says.
 
     Args:
         labels: (N,) int64, not negative.
+        total: samples to draw.
+        generator: of the random numbers.
 
     Returns:
         (total,) int64, sample ids in ascending order.

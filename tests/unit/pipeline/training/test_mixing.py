@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from pipeline.config import MIX_SOURCES, AugmentConfig
-from pipeline.data.sampling.draws import CROPS, philox_blocks
+from pipeline.data.sampling.philox import RESIZED_CROPS, philox_blocks
 from pipeline.training.losses import count_correct
 from pipeline.training.mixing import MixDraws, draw_mixing, mix
 from tests.tiny import random_batch, tiny_config, tiny_trainer
@@ -117,7 +117,7 @@ def test_shares_add_up_and_boxes_are_inside(name: str):
         assert {*top} >= set(range(SIZE - 1)) and {*right} >= set(range(1, SIZE + 1))
 
 
-@pytest.mark.parametrize("stream", [0, 1, CROPS])
+@pytest.mark.parametrize("stream", [0, 1, RESIZED_CROPS])
 def test_nothing_is_drawn_from_the_numbers_of_the_loaders(stream: int):
     """With alpha 1 a share of Mixup is a uniform number: the first of the two blocks of its step."""
     words = philox_blocks(0, 0, stream, 2 * 40)[::2, 0]

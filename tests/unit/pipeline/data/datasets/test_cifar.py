@@ -191,7 +191,7 @@ def test_no_pickle_runs_code(lay_out: Any, tmp_path: Path, hash_is_right: bool) 
     [
         ("data_batch_1", part(0, labels=[10] * 20), r"its labels are not all in 0\.\.9"),
         ("data_batch_1", part(0, labels=[-1] * 20), r"its labels are not all in 0\.\.9"),
-        ("data_batch_1", part(0, labels=[0] * 19), "not one of labels per image"),
+        ("data_batch_1", part(0, labels=[0] * 19), "not have one of labels per image"),
         ("test_batch", part(0, data=np.zeros((20, 3071), np.uint8)), "not uint8 of shape"),
         ("test_batch", part(0, data=np.zeros((20, 3072), np.float32)), "not uint8 of shape"),
         ("test_batch", {}, "not uint8 of shape"),

@@ -98,7 +98,7 @@ def empty_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shutil.rmtree, r"there is no folder .*/root; expected are ROOT/train/CLASS/"),
+        (shutil.rmtree, r"there is no folder .*/root; expected: ROOT/train/CLASS/"),
         (lambda root: shutil.rmtree(root / "train"), r"has no folder train/"),
         (lambda root: shutil.rmtree(root / "test"), r"has no folder test/ or val/"),
         (

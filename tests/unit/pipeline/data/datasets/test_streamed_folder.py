@@ -22,6 +22,7 @@ from pipeline.data.files import scan
 from pipeline.data.files.decode import open_rgb
 from pipeline.data.files.paths import Paths
 from pipeline.errors import UserError
+from tests.class_folders import set_age
 from tests.pictures import bad_pictures, encoded, make_folder, odd_pictures, picture, save
 
 
@@ -211,19 +212,18 @@ def test_a_file_that_may_not_be_read(root: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_scan_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch):
     load(root)
-    kept = list((root / ".quickres").iterdir())
+    (entry,) = (root / ".quickres").iterdir()
     with monkeypatch.context() as patched:
         patched.setattr(scan, "read_header", lambda *args: pytest.fail("scanned again"))
         load(root)
     save(root / "train/a/0.jpg", picture(50, 70))
     assert load(root).train.sizes[0].tolist() == [50, 70]
-    assert len(kept) == len(list((root / ".quickres").iterdir())) == 1
-    assert kept != list((root / ".quickres").iterdir())
+    assert entry.exists() and len(list((root / ".quickres").iterdir())) == 2
 
 
 @pytest.mark.parametrize("loader", ["dali", "reference"])
-def test_a_run_keeps_what_it_reads_when_another_begins(root: Path, loader: str):
-    """The copies of odd images in the cache, though the other run sees more files; once it is gone, they go with the next change."""
+def test_a_run_can_read_its_cache_entry_after_the_files_have_changed(root: Path, loader: str):
+    """Other runs on newer states of the files keep the copies of odd images, until no run has opened them for 30 days."""
     (root / "train/b/x.png").write_bytes(odd_pictures()["transparent.png"])
     given = [
         "data.dataset=folder",
@@ -235,15 +235,16 @@ def test_a_run_keeps_what_it_reads_when_another_begins(root: Path, loader: str):
     config = load_config(overrides=given)
     splits = load_splits(config.data, 0)
     loaders = build_loaders(config, splits, torch.device("cpu"))
+    (entry,) = (root / ".quickres").iterdir()
     for number in range(2):
         save(root / f"train/a/new{number}.jpg", picture(90, 90))
         load(root)
-        assert len(list((root / ".quickres").iterdir())) == 2
+        assert len(list((root / ".quickres").iterdir())) == 2 + number
     assert len(list(loaders.train)) == 1
-    del splits, loaders
+    set_age(entry, days=31)
     save(root / "train/a/new.jpg", picture(90, 90))
     load(root)
-    assert len(list((root / ".quickres").iterdir())) == 1
+    assert not entry.exists() and len(list((root / ".quickres").iterdir())) == 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "copy", "emptied"])
@@ -364,7 +365,7 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ("a\0.jpg 0", "x 1", r"data\.train_list: .*train\.txt:1: 'a.*\.jpg 0' is no `path label` line"),
+        ("a\0.jpg 0", "x 1", r"data\.train_list: .*train\.txt:1: 'a.*\.jpg 0' is not a `path label` line"),
         (
             "a.jpg 0\nb.jpg 1",
             "x -1",
@@ -377,7 +378,7 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
         ),
         (None, "x 1", r"data\.train_list: cannot read .*train\.txt"),
         ("", "x 1", r"data\.train_list: .*train\.txt lists no files"),
-        ("a.jpg", "x 1", r"data\.train_list: .*train\.txt:1: 'a\.jpg' is no `path label` line"),
+        ("a.jpg", "x 1", r"data\.train_list: .*train\.txt:1: 'a\.jpg' is not a `path label` line"),
         ("a.jpg 0\nb.jpg 300000000000", "c.jpg 0", r"data\.train_list: the label 300000000000 means"),
         ("a.jpg dog\nb.jpg cat", "c.jpg cow", r"data\.test_list: has class cow, unknown to data\.train_list"),
         (

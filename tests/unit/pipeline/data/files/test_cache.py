@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from pipeline.data.datasets import folder
 from pipeline.errors import UserError
-from tests.class_folders import entries, load, make_class_folders, pixels, save
+from tests.class_folders import entries, load, make_class_folders, pixels, save, set_age
 
 
 @pytest.fixture
@@ -63,7 +64,6 @@ def test_a_changed_folder_is_noticed(root: Path) -> None:
         splits = load(root)
         after = entries(root)
         assert after != before
-        assert len(after) == 1  # the old one is gone
         before = after
         assert splits.test.sample_paths is not None
         for image, path in zip(splits.test.images, splits.test.sample_paths, strict=True):
@@ -71,6 +71,29 @@ def test_a_changed_folder_is_noticed(root: Path) -> None:
     splits = load(root)
     assert len(splits.train) == 7
     assert (splits.train.images[0] == pixels(77)).all()
+
+
+def test_an_older_entry_is_removed_when_no_run_has_opened_it_for_30_days(root: Path) -> None:
+    load(root)
+    (oldest,) = entries(root)
+    save(root / "train/a/0.png", pixels(77))
+    load(root)
+    newer = [name for name in entries(root) if name != oldest]
+    assert len(entries(root)) == 2  # a run may still read the older entry
+    set_age(root / ".quickres" / oldest, days=31)
+    set_age(root / ".quickres" / newer[0], days=29)
+    save(root / "train/a/0.png", pixels(78))
+    load(root)
+    assert oldest not in entries(root) and newer[0] in entries(root) and len(entries(root)) == 2
+
+
+def test_reading_an_entry_marks_it_as_used(root: Path) -> None:
+    load(root)
+    manifests = list(root.glob(".quickres/*/manifest.json"))
+    for manifest in manifests:
+        set_age(manifest.parent, days=31)
+    load(root, is_main=False)
+    assert len(manifests) == 2 and all(time.time() - path.stat().st_mtime < 3600 for path in manifests)
 
 
 def test_a_change_of_time_or_content_alone_is_noticed(root: Path) -> None:
@@ -129,7 +152,7 @@ def test_a_damaged_cache_is_rebuilt(root: Path, damage: str, caplog: pytest.LogC
     elif damage == "no manifest":
         manifest.unlink()
     elif damage == "histogram":
-        manifest.write_text(manifest.read_text().replace('"histogram": [[', '"histogram": [[0, '))
+        manifest.write_text(manifest.read_text().replace('"histogram": [', '"histogram": [0, '))
     with caplog.at_level(logging.WARNING):
         splits = load(root)
     assert "is damaged" in caplog.text

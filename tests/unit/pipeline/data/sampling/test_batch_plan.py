@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import AugmentConfig, share
 from pipeline.data.sampling.batch_plan import BatchPlan, EvalSampler, Shard, TrainSampler, plans_from
-from pipeline.data.sampling.draws import draw_epoch
+from pipeline.data.sampling.padded_crops import draw_padded_crops
 from pipeline.errors import UserError
 
 AUGMENT = AugmentConfig(crop_padding=2, flip=True, cutout=4)
@@ -67,7 +67,7 @@ def test_global_batches_are_the_same_whatever_the_world_size(num_samples: int):
 
 
 def test_batches_follow_the_draws():
-    draws = draw_epoch(5, 3, 20, (8, 8), AUGMENT)
+    draws = draw_padded_crops(5, 3, 20, (8, 8), AUGMENT)
     sampler = train_sampler(20, 6, seed=5)
     for step in range(3):
         plan = sampler.plan(3, step)

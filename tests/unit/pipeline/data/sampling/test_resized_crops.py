@@ -13,7 +13,7 @@ from pipeline.config import AugmentConfig, load_config
 from pipeline.data.sampling import resized_crops as crops
 from pipeline.data.sampling.batch_plan import Shard, StreamSampler
 from pipeline.data.sampling.progressive import training_resolutions
-from pipeline.data.sampling.resized_crops import CentreView, draw_crops
+from pipeline.data.sampling.resized_crops import CentreView, draw_resized_crops
 from pipeline.errors import UserError
 
 AUGMENT = AugmentConfig()
@@ -24,7 +24,7 @@ MANY = np.tile(SIZES, (1000, 1))
 
 
 def test_boxes_lie_inside_and_keep_to_scale_and_ratio():
-    drawn = draw_crops(3, 0, MANY, AUGMENT)
+    drawn = draw_resized_crops(3, 0, MANY, AUGMENT)
     assert sorted(drawn.order.tolist()) == list(range(len(MANY)))
     top, left, height, width = drawn.boxes.T
     assert (drawn.boxes[:, :2] >= 0).all() and (drawn.boxes[:, 2:] >= 1).all()
@@ -34,12 +34,12 @@ def test_boxes_lie_inside_and_keep_to_scale_and_ratio():
     assert 0.07 < share.min() < 0.1 and 0.99 < share.max() <= 1.0
     assert 0.72 < ratio.min() < 0.76 and 1.32 < ratio.max() < 1.37
     assert 0.48 < drawn.flip.mean() < 0.52
-    assert not draw_crops(3, 0, SIZES, AugmentConfig(flip=False)).flip.any()
+    assert not draw_resized_crops(3, 0, SIZES, AugmentConfig(flip=False)).flip.any()
 
 
 @pytest.mark.parametrize("size", [(375, 500), (333, 250), (40, 120)])
 def test_boxes_are_distributed_as_torchvision_s(size: tuple[int, int]):
-    ours = draw_crops(1, 0, np.tile(np.array(size, np.int32), (4000, 1)), AUGMENT).boxes
+    ours = draw_resized_crops(1, 0, np.tile(np.array(size, np.int32), (4000, 1)), AUGMENT).boxes
     torch.manual_seed(0)
     image = torch.empty(3, *size)
     draw = v2.RandomResizedCrop(8)
@@ -51,18 +51,18 @@ def test_boxes_are_distributed_as_torchvision_s(size: tuple[int, int]):
 
 
 def test_where_no_try_fits_the_box_is_the_largest_centred_one():
-    boxes = draw_crops(0, 0, np.array([[10, 1000], [1000, 10], [1, 1]], np.int32), AUGMENT).boxes
+    boxes = draw_resized_crops(0, 0, np.array([[10, 1000], [1000, 10], [1, 1]], np.int32), AUGMENT).boxes
     assert boxes.tolist() == [[0, 493, 10, 13], [493, 0, 13, 10], [0, 0, 1, 1]]
 
 
 def test_draws_depend_on_seed_epoch_and_sample_alone(monkeypatch: pytest.MonkeyPatch):
-    drawn = draw_crops(3, 1, MANY, AUGMENT)
+    drawn = draw_resized_crops(3, 1, MANY, AUGMENT)
     monkeypatch.setattr(crops, "_CHUNK", 7)
-    again = draw_crops(3, 1, MANY[:900], AUGMENT)
+    again = draw_resized_crops(3, 1, MANY[:900], AUGMENT)
     for name in ("boxes", "flip", "cutout"):
         assert (getattr(again, name) == getattr(drawn, name)[:900]).all()
     for seed, epoch in ((3, 0), (4, 1)):
-        assert (draw_crops(seed, epoch, MANY[:900], AUGMENT).boxes != again.boxes).any()
+        assert (draw_resized_crops(seed, epoch, MANY[:900], AUGMENT).boxes != again.boxes).any()
 
 
 def sampler(
@@ -147,7 +147,8 @@ def test_resolutions_in_steps():
     assert resolutions("[[0%, 32], [75%, 64]]", "duration=4ep") == ((0, 32), (30, 64))
     assert resolutions("[[2ep, 32], [25st, 64]]") == ((0, 64), (20, 32), (25, 64))
     with pytest.raises(
-        UserError, match=r"^augment\.progressive: 3ep \(step 30\), 2ep \(step 20\) do not follow one another"
+        UserError,
+        match=r"^augment\.progressive: 3ep \(step 30\), 2ep \(step 20\) .*; give the earliest first",
     ):
         resolutions("[[3ep, 32], [2ep, 64]]")
     for late in ("4ep", "40st", "100%", "5ep"):

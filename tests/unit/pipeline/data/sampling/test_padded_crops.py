@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.draws import EpochDraws, draw_epoch, epoch_order
+from pipeline.data.sampling.padded_crops import PaddedCropDraws, draw_padded_crops
+from pipeline.data.sampling.philox import draw_order
 
 ALL_ON = AugmentConfig(crop_padding=4, flip=True, cutout=8)
 SIZE = (32, 24)
@@ -15,8 +16,8 @@ _MASK = 2**64 - 1
 
 def draw(
     seed: int = 0, epoch: int = 0, num_samples: int = 500, size: tuple[int, int] = SIZE, **changes: object
-) -> EpochDraws:
-    return draw_epoch(seed, epoch, num_samples, size, ALL_ON.model_copy(update=changes))
+) -> PaddedCropDraws:
+    return draw_padded_crops(seed, epoch, num_samples, size, ALL_ON.model_copy(update=changes))
 
 
 def philox4x64(counter: list[int], key: list[int]) -> list[int]:
@@ -121,7 +122,7 @@ def test_types_and_shapes():
 
 @pytest.mark.parametrize("num_samples", [1, 2, 1437])
 def test_order_is_a_permutation(num_samples: int):
-    order = epoch_order(0, 0, num_samples)
+    order = draw_order(0, 0, num_samples)
     assert sorted(order.tolist()) == list(range(num_samples))
 
 
@@ -161,7 +162,7 @@ def chi_square(counts: np.ndarray) -> float:
     ],
 )
 def test_draws_are_uniform_and_independent_of_their_neighbours(
-    values: Callable[[EpochDraws], np.ndarray], limit: int
+    values: Callable[[PaddedCropDraws], np.ndarray], limit: int
 ):
     drawn = values(draw(num_samples=50_000)).astype(np.int64)
     assert chi_square(np.bincount(drawn, minlength=limit)) < limit + 6 * np.sqrt(

@@ -1,0 +1,79 @@
+"""Draws crop, flip and Cutout box of images in memory, for a whole epoch at once.
+
+A crop has the size of the image, and is taken from the image with a black border. Drawing is separate from
+applying: every loader applies the same draws.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import AugmentConfig
+from pipeline.data.sampling.philox import PADDED_CROPS, below, draw_order, philox_blocks
+
+
+@dataclass(frozen=True)
+class PaddedCropDraws:
+    """The draws of one epoch for N samples, all but `order` indexed by sample id.
+
+    A crop is taken from the padded image at (crop_y, crop_x), then flipped horizontally if `flip`, then the
+    Cutout box is filled.
+
+    Attributes:
+        order: (N,) int64, a permutation: the sample ids in the order of the epoch.
+        crop_y, crop_x: (N,) int32 in [0, 2 * padding].
+        flip: (N,) bool.
+        cutout_y, cutout_x: (N,) int32, the top left corner of the box in the output. With
+            `augment.cutout_mode: clipped`, part of the box can be outside of the image.
+    """
+
+    order: np.ndarray
+    crop_y: np.ndarray
+    crop_x: np.ndarray
+    flip: np.ndarray
+    cutout_y: np.ndarray
+    cutout_x: np.ndarray
+
+    def table(self) -> np.ndarray:
+        """Return crop_y, crop_x, flip, cutout_y, cutout_x of each sample id: (N, 5) int32."""
+        return np.stack(
+            [self.crop_y, self.crop_x, self.flip.astype(np.int32), self.cutout_y, self.cutout_x], axis=1
+        )
+
+
+def draw_padded_crops(
+    seed: int, epoch: int, num_samples: int, image_size: tuple[int, int], augment: AugmentConfig
+) -> PaddedCropDraws:
+    """Draw order, crops, flips and Cutout boxes of one epoch.
+
+    Cutout follows DeVries & Taylor 2017 (arXiv:1708.04552), section 3.1: the centre is uniform over the
+    pixels, and the box is clipped by the border (`clipped`). `inside` draws the corner so that the whole box
+    is in the image.
+
+    Args:
+        seed: the run's seed.
+        epoch: 0 for the first.
+        num_samples: N, samples in the training set.
+        image_size: height and width of the output, in pixels.
+        augment: what is switched on. What is off gets its neutral value (centre crop, no flip, box at 0).
+    """
+    words = philox_blocks(seed, epoch, PADDED_CROPS, num_samples)
+    high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
+    num_offsets = 2 * augment.crop_padding + 1
+    box, (height, width) = augment.cutout, image_size
+
+    def corner(bits: np.ndarray, extent: int) -> np.ndarray:
+        if not box:
+            return np.zeros(num_samples, np.int32)
+        if augment.cutout_mode == "inside":
+            return below(bits, extent - box + 1)
+        return below(bits, extent) - np.int32(box // 2)
+
+    return PaddedCropDraws(
+        order=draw_order(seed, epoch, num_samples),
+        crop_y=below(high[:, 0], num_offsets),
+        crop_x=below(low[:, 0], num_offsets),
+        flip=(low[:, 1] & np.uint64(1)).astype(bool) & augment.flip,
+        cutout_y=corner(high[:, 2], height),
+        cutout_x=corner(low[:, 2], width),
+    )

@@ -1,0 +1,48 @@
+"""Gives random bits as a pure function of (seed, epoch, sample id): the Philox generator of the data path.
+
+Sample i reads block i of a counter-based generator (Philox4x64-10; Salmon et al. 2011, "Parallel random
+numbers: as easy as 1, 2, 3") whose key is (seed, epoch). So the draws do not depend on the loader, on the
+    number of processes or
+threads, or on the step at which a run was interrupted.
+"""
+
+import numpy as np
+from einops import rearrange
+
+# Streams of one (seed, epoch): the highest word of the Philox counter. Stream 3 is that of
+# `training/mixing.py`.
+ORDER, PADDED_CROPS, RESIZED_CROPS = 0, 1, 2
+_WORDS = 4  # 64-bit words in a Philox block
+
+
+def philox_blocks(seed: int, epoch: int, stream: int, count: int, first: int = 0) -> np.ndarray:
+    """Return Philox blocks of a stream, from block FIRST on: (count, 4) uint64."""
+    generator = np.random.Philox(
+        key=np.array([seed, epoch], np.uint64), counter=np.array([first, 0, 0, stream], np.uint64)
+    )
+    return rearrange(generator.random_raw(count * _WORDS), "(n w) -> n w", w=_WORDS)
+
+
+def below(bits: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
+    """Return uniform int32 in [0, limit) from 32 random bits in uint64.
+
+    The method is multiply and shift, with a bias below limit / 2**32.
+    """
+    return ((bits * np.asarray(limit, np.uint64)) >> np.uint64(32)).astype(np.int32)
+
+
+def draw_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """Draw the order of an epoch: (N,) int64 sample ids, sorted by a random 64-bit key each."""
+    return np.argsort(philox_blocks(seed, epoch, ORDER, num_samples)[:, 0], kind="stable")
+
+
+def named_generator(seed: int, name: str) -> np.random.Generator:
+    """Return an independent generator for each (seed, name).
+
+    Args:
+        seed: the run's seed.
+        name: at most 8 ASCII letters. They fill the second word of the key, which is the epoch in the draws
+            of an epoch: no run lasts so many epochs.
+    """
+    word = int.from_bytes(name.encode("ascii"), "big")
+    return np.random.Generator(np.random.Philox(key=np.array([seed, word], np.uint64)))
