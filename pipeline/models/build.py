@@ -21,14 +21,15 @@ def build_model(
     """Build the network, float32, on the current default device, initialised from torch's global generator.
 
     Args:
-        config: the model section; `weights` is not read here, but by `load_pretrained`.
+        config: the model section. `weights` is not read here, but by `load_pretrained`.
         num_classes: outputs.
         in_channels: channels of the images.
-        image_size: height and width of the images in pixels, which decide what `stem: auto` is.
-        other_sizes: heights and widths that images have besides, in pixels, each with the key that says so; ours take any.
+        image_size: height and width of the images in pixels. The meaning of `stem: auto` depends on it.
+        other_sizes: other heights and widths of images in the run, in pixels, each with the key that sets it.
+            They matter only for networks of libraries: ours accept any size.
 
     Raises:
-        UserError: a network of torchvision or timm that is not there, or does not take such images.
+        UserError: a network of torchvision or timm that does not exist, or does not accept such images.
 
     >>> model = build_model(ModelConfig(name="resnet20", shortcut="A"), num_classes=10)
     >>> num_parameters(model)
@@ -44,5 +45,5 @@ def build_model(
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
+    """Count the trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

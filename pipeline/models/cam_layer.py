@@ -1,4 +1,4 @@
-"""Which layer Grad-CAM explains."""
+"""Finds the layer that Grad-CAM explains by default."""
 
 from typing import Any
 
@@ -14,61 +14,65 @@ _POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
 
 
 def cam_target_layer(model: nn.Module, image_size: int = 224) -> nn.Module:
-    """The layer that Grad-CAM explains by default: the one whose output is the last with a spatial extent, before pooling.
+    """Return the last layer before pooling whose output has a spatial extent.
 
-    It is found by sending an image through a copy on the meta device. In our networks it is the last stage, with pre-activation the norm
-    behind it; for images so small that the last stage has one position, an earlier stage.
+    An image is sent through a copy of the network on the meta device. In our networks the result is the last
+    stage or, with pre-activation, the norm after it. If the images are so small that the last stage has one
+    position, it is an earlier stage.
 
     Args:
-        model: as `build_model` returns it; it is left alone.
+        model: as `build_model` returns it; it is not changed.
         image_size: height and width of its images in pixels.
 
     Raises:
-        UserError: no layer has such an output, as in a vision transformer, whose blocks pass tokens on.
+        UserError: no layer has such an output, as in a vision transformer, whose blocks return tokens.
     """
-    found = model.get_submodule(_last_feature_map(model, image_size))
-    if isinstance(model, ResNet | DavidNet) and found is model.stages:
-        return model.stages[-1]  # gives the same, and its name says more
-    return found
+    layer = model.get_submodule(_last_feature_map(model, image_size))
+    if isinstance(model, ResNet | DavidNet) and layer is model.stages:
+        return model.stages[-1]  # the same output, with a clearer name
+    return layer
 
 
 def _last_feature_map(model: nn.Module, image_size: int) -> str:
-    """Name of the module that is the last to return (B, C, H, W) with H = W > 1 for a square image, if only the head comes after it."""
-    copy = on_meta(model).eval()
-    found, tokens_by = "", ""
+    """Return the name of the last module with an output (B, C, H, W), H = W > 1, for a square image.
 
-    def look(name: str, module: nn.Module, output: Any) -> None:
-        nonlocal found, tokens_by
+    Only the head may come after it.
+    """
+    copy = on_meta(model).eval()
+    feature_map, token_layer = "", ""
+
+    def note_output(name: str, module: nn.Module, output: Any) -> None:
+        nonlocal feature_map, token_layer
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             return
         _, *sizes = output.shape
         if output.ndim == 4 and sizes[1] == sizes[2]:
-            if sizes[1] > 1 and not isinstance(module, _POOLS) and _all_pass(copy, name):
-                found, tokens_by = name, ""
-        elif (
-            next(module.parameters(recurse=False), None) is not None
-        ):  # weights applied to tokens, or to channels in the last place
-            tokens_by = name
+            if sizes[1] > 1 and not isinstance(module, _POOLS) and _is_on_main_path(copy, name):
+                feature_map, token_layer = name, ""
+        elif next(module.parameters(recurse=False), None) is not None:
+            token_layer = name  # its weights are applied to tokens, or to channels in the last dimension
 
     for name, module in copy.named_modules():
         if name:
-            module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output))
+            module.register_forward_hook(
+                lambda module, _, output, name=name: note_output(name, module, output)
+            )
     channels = next(module.in_channels for module in copy.modules() if isinstance(module, nn.Conv2d))
     with torch.no_grad():
         copy(torch.empty(1, channels, image_size, image_size, device="meta"))
-    if not found or tokens_by:
+    if not feature_map or token_layer:
+        reason = f": {token_layer} works on tokens" if token_layer else ""
         raise UserError(
-            f"Grad-CAM needs a layer whose output is (batch, channels, height, width), and {type(model).__name__} has none before its head"
-            + (f": {tokens_by} works on tokens" if tokens_by else "")
-            + "; name a layer, or set log.explain=false"
+            "Grad-CAM needs a layer whose output is (batch, channels, height, width), and "
+            f"{type(model).__name__} has none before its head{reason}; name a layer, or set log.explain=false"
         )
-    return found
+    return feature_map
 
 
-def _all_pass(model: nn.Module, name: str) -> bool:
-    """Whether all that goes through the network goes through this module, as far as its place tells: not a branch inside a block."""
-    *around, _ = name.split(".")
-    containers = [model.get_submodule(".".join(around[: depth + 1])) for depth in range(len(around))]
+def _is_on_main_path(model: nn.Module, name: str) -> bool:
+    """Return True if all data passes through a module, as far as its position tells: no branch of a block."""
+    *parents, _ = name.split(".")
+    containers = [model.get_submodule(".".join(parents[: depth + 1])) for depth in range(len(parents))]
     return all(
         isinstance(module, nn.Sequential) or (depth == 0 and isinstance(module, nn.ModuleList))
         for depth, module in enumerate(containers)

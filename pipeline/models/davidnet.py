@@ -1,4 +1,4 @@
-"""David Page's ResNet-9 for CIFAR-10, known as DavidNet."""
+"""Defines David Page's ResNet-9 for CIFAR-10, known as DavidNet."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class ResidualBranch(nn.Module):
-    """y = x + f(x), f ending in a ReLU. Shape: (B, channels, H, W) → the same."""
+    """y = x + f(x), where f ends with a ReLU. Shape: (B, channels, H, W) → the same."""
 
     def __init__(self, channels: int, fused_norm: bool):
         super().__init__()
@@ -28,17 +28,19 @@ class ResidualBranch(nn.Module):
 
 
 class DavidNet(nn.Module):
-    """The network of Page's entry to DAWNBench (https://github.com/davidcpage/cifar10-fast; "How to train your ResNet", parts 3 and 4).
+    """The network of Page's entry to DAWNBench.
 
-    A 3x3 convolution with 64 channels, three stages that double the channels and halve the height and width by a 2x2 max-pool after
-    the ReLU, residual branches in the first and the last, a max-pool over what is left, and a head without bias whose logits are
-    multiplied by 0.125. Convolutions start as in torch, batch-norm scales at 1, as there.
+    See https://github.com/davidcpage/cifar10-fast and "How to train your ResNet", parts 3 and 4. It has a 3x3
+    convolution with 64 channels, then three stages. Each doubles the channels, and halves height and width by
+    a 2x2 max-pool after the ReLU; the first and the last have residual branches. A max-pool over all
+    positions and a head without bias follow; the logits are multiplied by 0.125. As in the original,
+    convolutions are initialised by torch's default, and batch-norm scales start at 1.
 
     Args:
         num_classes: outputs.
         in_channels: channels of the images.
-        fused_norm: batch norm and ReLU by our own kernels in training.
-        fused_stem: the first convolution by our own kernels in training.
+        fused_norm: use our own kernels for batch norm and ReLU in training.
+        fused_stem: use our own kernels for the first convolution in training.
 
     Shape: (B, in_channels, H, W) → (B, num_classes) logits; H and W at least 8.
     """
@@ -59,5 +61,6 @@ class DavidNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.stages(self.stem(images))
-        # torch's adaptive max-pool has no deterministic backward; where several places share the maximum, amax shares the gradient
+        # torch's adaptive max-pool has no deterministic backward. If several positions have the maximum, amax
+        # divides the gradient among them.
         return self.head(features.amax((2, 3))) * _LOGIT_SCALE

@@ -1,4 +1,4 @@
-"""torchvision's and timm's networks by name, with random weights: nothing is downloaded."""
+"""Builds networks of torchvision and timm by name, with random weights: nothing is downloaded."""
 
 import contextlib
 import difflib
@@ -20,39 +20,40 @@ def build_library_network(
     image_size: int,
     other_sizes: Mapping[int, str] | None = None,
 ) -> nn.Module:
-    """Build `torchvision/NAME` or `timm/NAME`, initialised as the library does it.
+    """Build `torchvision/NAME` or `timm/NAME`, initialised by the library.
 
     Args:
         name: of a network that classifies images.
         num_classes: outputs.
-        in_channels: channels of the images; for others than 3 torchvision's first convolution is replaced.
-        image_size: height and width of the images in pixels, which some networks are built for.
-        other_sizes: heights and widths that images have besides, in pixels, each with the key that says so.
+        in_channels: channels of the images. If there are not 3, torchvision's first convolution is replaced.
+        image_size: height and width of the images in pixels. Some networks are built for one size.
+        other_sizes: other heights and widths of images in the run, in pixels, each with the key that sets it.
 
     Raises:
-        UserError: the library is not installed, knows no such network, or the network does not take images of one of the sizes.
+        UserError: the library is not installed or has no such network, or the network does not accept images
+        of one of
+            the sizes.
     """
-    build = _torchvision if library_of(name) == "torchvision" else _timm
-    with _refused(name, image_size, in_channels, "data.image_size"):
+    build = _build_torchvision if library_of(name) == "torchvision" else _build_timm
+    with _refused_images(name, image_size, in_channels, "data.image_size"):
         model = build(name.partition("/")[2], num_classes, in_channels, image_size)
     copy = on_meta(model).eval()
     for size, key in {image_size: "data.image_size", **(other_sizes or {})}.items():
         logits = None
-        with (
-            _refused(name, size, in_channels, key),
-            contextlib.suppress(NotImplementedError),
-        ):  # an operator that the meta device lacks
+        # NotImplementedError: the meta device does not have the operator
+        with _refused_images(name, size, in_channels, key), contextlib.suppress(NotImplementedError):
             logits = copy(torch.empty(2, in_channels, size, size, device="meta"))
         if logits is not None and (not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes)):
             raise UserError(
-                f"model.name: {name} does not return logits for {num_classes} classes; choose a network that classifies images"
+                f"model.name: {name} does not return logits for {num_classes} classes; "
+                "choose a network that classifies images"
             )
     return model
 
 
 @contextlib.contextmanager
-def _refused(name: str, size: int, in_channels: int, key: str) -> Iterator[None]:
-    """What a network raises on images that it does not take, as a UserError."""
+def _refused_images(name: str, size: int, in_channels: int, key: str) -> Iterator[None]:
+    """Turn the errors of a network that does not accept the images into a UserError."""
     try:
         yield
     except UserError:
@@ -60,12 +61,12 @@ def _refused(name: str, size: int, in_channels: int, key: str) -> Iterator[None]
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(
-            f"model.name: {name} does not take images of {size}x{size} pixels with {in_channels} channels ({reason}); choose another "
-            f"network, or another {key}"
+            f"model.name: {name} does not take images of {size}x{size} pixels with {in_channels} channels "
+            f"({reason}); choose another network, or another {key}"
         ) from None
 
 
-def _torchvision(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def _build_torchvision(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -78,34 +79,31 @@ def _torchvision(name: str, num_classes: int, in_channels: int, image_size: int)
         arguments.update(image_size=image_size)
     model = models.get_model(name, **arguments)
     if in_channels != 3:
-        _replace_stem(model, in_channels)
+        _replace_first_convolution(model, in_channels)
     return model
 
 
-def _replace_stem(model: nn.Module, in_channels: int) -> None:
-    """Put a convolution for other channels where the first one is."""
+def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution by one for another number of channels."""
     path, stem = next(
         (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and module.in_channels == 3
     )
-    keep: dict[str, Any] = {
-        key: getattr(stem, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")
-    }
+    same_keys = ("kernel_size", "stride", "padding", "dilation", "groups")
+    options: dict[str, Any] = {key: getattr(stem, key) for key in same_keys}
+    convolution = nn.Conv2d(in_channels, stem.out_channels, bias=stem.bias is not None, **options)
     parent, _, child = path.rpartition(".")
-    setattr(
-        model.get_submodule(parent),
-        child,
-        nn.Conv2d(in_channels, stem.out_channels, bias=stem.bias is not None, **keep),
-    )
+    setattr(model.get_submodule(parent), child, convolution)
 
 
-def _timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def _build_timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     try:
         import timm
     except ImportError:
         raise UserError(
-            f"model.name: timm/{name} needs the package timm, which is not installed; pip install -e '.[timm]'"
+            f"model.name: timm/{name} needs the package timm, which is not installed; "
+            "pip install -e '.[timm]'"
         ) from None
     create: Callable[..., nn.Module] = timm.create_model
     if not timm.is_model(name):
@@ -118,9 +116,7 @@ def _timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.
 def _unknown(library: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, list(known), n=3)
     module = {"torchvision": "torchvision.models"}.get(library, library)
-    hint = (
-        f"did you mean {' or '.join(f'{library}/{item}' for item in near)}?"
-        if near
-        else f"{module}.list_models() names them"
-    )
+    hint = f"{module}.list_models() lists them"
+    if near:
+        hint = f"did you mean {' or '.join(f'{library}/{item}' for item in near)}?"
     return UserError(f"model.name: {library} has no network {name!r} that classifies images; {hint}")

@@ -1,4 +1,4 @@
-"""Our networks by name: depths and widths of each family, and what the config makes of them."""
+"""Builds our own networks by name, from the depths and widths of each family and the config."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from pipeline.models.blocks import (
     PreactivationBottleneckBlock,
 )
 from pipeline.models.davidnet import DavidNet
-from pipeline.models.resnet import BlockType, ResNet
+from pipeline.models.resnet import BlockType, ResNet, StageOptions, StemOptions
 
 _PREACTIVATION: dict[BlockType, BlockType] = {
     BasicBlock: PreactivationBasicBlock,
@@ -24,11 +24,13 @@ _PREACTIVATION: dict[BlockType, BlockType] = {
 
 @dataclass(frozen=True)
 class Family:
-    """Attributes:
-    depths: blocks in each stage.
-    channels: of each stage before a bottleneck's expansion; the first is the stem's too.
-    block: basic or bottleneck.
-    preactivation: unless the config says otherwise.
+    """A family of networks.
+
+    Attributes:
+        depths: number of blocks in each stage.
+        channels: of each stage, before a bottleneck's expansion. The first is also the stem's.
+        block: basic or bottleneck.
+        preactivation: the default, if the config does not set it.
     """
 
     depths: tuple[int, ...]
@@ -38,7 +40,7 @@ class Family:
 
 
 def _cifar(depth: int, layers_outside: int, preactivation: bool = False) -> Family:
-    """Three stages of n blocks of two layers; depth = 6 n + layers_outside."""
+    """Return three stages of n blocks of two layers; depth = 6 n + layers_outside."""
     assert (depth - layers_outside) % 6 == 0, depth
     return Family(((depth - layers_outside) // 6,) * 3, (16, 32, 64), preactivation=preactivation)
 
@@ -71,17 +73,10 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
         squeeze_excitation=config.squeeze_excitation,
         fused_norm=config.fused_norm,
     )
-    # a bottleneck is widened inside, a stage of basic blocks as a whole
+    # `model.width` widens the inner convolutions of a bottleneck, but all channels of basic blocks
     factor = family.block.expansion if family.block is BottleneckBlock else config.width
-    return ResNet(
-        _PREACTIVATION[family.block] if preactivation else family.block,
-        family.depths,
-        [factor * channels for channels in family.channels],
-        num_classes,
-        in_channels,
-        default_stem(config.name, image_size) if config.stem == "auto" else config.stem,
-        family.channels[0],
-        options,
-        config.fused_stem,
-        config.zero_init_residual,
-    )
+    block = _PREACTIVATION[family.block] if preactivation else family.block
+    stages = StageOptions(block, family.depths, [factor * channels for channels in family.channels])
+    stem_kind = default_stem(config.name, image_size) if config.stem == "auto" else config.stem
+    stem = StemOptions(stem_kind, family.channels[0], config.fused_stem)
+    return ResNet(stages, num_classes, in_channels, stem, options, config.zero_init_residual)

@@ -1,4 +1,4 @@
-"""The layers that blocks are made of."""
+"""Defines the layers of the blocks: norms with activation, stems, convolutions and shortcuts."""
 
 from typing import Literal
 
@@ -8,13 +8,14 @@ from torch import nn
 
 from pipeline.models.sync_batch_norm import sync_batch_norm
 
-# The output of a block feeds two consumers, the next block's convolution and its shortcut. Our kernels hand it out twice, so that
-# backward adds the two gradients while it reads them; otherwise both are one tensor.
+# Two layers read the output of a block: the next block's convolution and its shortcut. Our kernels return the
+# output twice, so that the backward kernel adds the two gradients while it reads them. Otherwise it is one
+# tensor.
 Activation = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
-def both(x: Activation) -> tuple[torch.Tensor, torch.Tensor]:
-    """An activation for its two consumers."""
+def as_pair(x: Activation) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an activation once for each of the two layers that read it."""
     return x if isinstance(x, tuple) else (x, x)
 
 
@@ -23,15 +24,17 @@ class NormAct(nn.BatchNorm2d):
 
     Args:
         channels: C.
-        fused: in training on a GPU, do all three in our Triton kernels (`kernels/batch_norm_act/op.py`), which move fewer bytes than the
-            compiler's; the count of batches, which nothing reads, then stays 0. On the CPU torch's own batch norm is the faster one.
+        fused: in training on a GPU, do all three in our Triton kernels (`kernels/batch_norm_act/op.py`),
+            which move fewer bytes than the compiler's. The count of batches, which nothing reads, then stays
+            0. On the CPU torch's own batch norm is faster and is used.
         relu: end with a ReLU.
-        branches: the output feeds two consumers; fused, it is handed out twice.
+        branches: True if two layers read the output. The fused kernel then returns it twice.
 
     Attributes:
-        sync: in training on several processes, take the statistics of all their batches together (`model.sync_batchnorm`).
+        sync: in training on several processes, compute the statistics over all their batches
+            (`model.sync_batchnorm`).
 
-    Shape: (B, C, H, W) → the same; the residual likewise.
+    Shape: (B, C, H, W) → the same. The residual has the same shape.
     """
 
     sync = False
@@ -53,17 +56,17 @@ class NormAct(nn.BatchNorm2d):
             y = y + residual
         return F.relu(y) if self.relu else y
 
-    def join(self, input: torch.Tensor, past: torch.Tensor, projection: "Projection") -> Activation:
-        """relu(norm(input) + projection(past))."""
+    def join(self, input: torch.Tensor, x: torch.Tensor, projection: "Projection") -> Activation:
+        """Return relu(norm(input) + projection(x))."""
         convolution, other = projection
         assert isinstance(other, NormAct) and self.relu and not other.relu
         if not self._uses_kernels(input):
-            return self(input, residual=projection(past))
+            return self(input, residual=projection(x))
         from kernels.dual_batch_norm_act.op import dual_batch_norm_act, dual_batch_norm_act_twice
 
         op = dual_batch_norm_act_twice if self.branches else dual_batch_norm_act
         assert self.momentum is not None
-        return op(input, self._vectors(), convolution(past), other._vectors(), self.momentum, self.eps)
+        return op(input, self._vectors(), convolution(x), other._vectors(), self.momentum, self.eps)
 
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         assert self.running_mean is not None and self.running_var is not None
@@ -74,11 +77,13 @@ class NormAct(nn.BatchNorm2d):
 
 
 class SqueezeExcitation(nn.Module):
-    """A gate in (0, 1) for each channel, from the means of all channels (Hu et al. 2018, arXiv:1709.01507, section 3).
+    """A gate in (0, 1) per channel, from the means of all channels.
+
+    See Hu et al. 2018 (arXiv:1709.01507), section 3.
 
     Args:
         channels: C.
-        reduction: the gate is made from C / reduction numbers, at least one.
+        reduction: the gate is computed from C / reduction numbers, at least one.
 
     Shape: (B, C, H, W) → the same.
     """
@@ -94,11 +99,12 @@ class SqueezeExcitation(nn.Module):
 
 
 class StemConv(nn.Conv2d):
-    """3x3 convolution with a border of zeros, of images, which want no gradient.
+    """3x3 convolution of images, with a border of zeros. Images need no gradient.
 
     Args:
         in_channels, out_channels: of the images and of the output.
-        fused: in training on a GPU, by our Triton kernels (`kernels/stem_conv/op.py`), which are made for three input channels.
+        fused: in training on a GPU, use our Triton kernels (`kernels/stem_conv/op.py`), which are for three
+            input channels.
 
     Shape: (B, in_channels, H, W) → (B, out_channels, H, W).
     """
@@ -123,9 +129,9 @@ class Stem(nn.Sequential):
 
     Args:
         in_channels, channels: of the images and of the output.
-        fused_stem, fused_norm: as for the two layers; both, and the stem is one op, which never writes what the convolution returns
-            (`kernels/stem_conv_norm_act/op.py`).
-        branches: the output feeds two consumers.
+        fused_stem, fused_norm: as for the two layers. With both, the stem is one op, which never writes the
+            output of the convolution to memory (`kernels/stem_conv_norm_act/op.py`).
+        branches: True if two layers read the output.
 
     Shape: (B, in_channels, H, W) → (B, channels, H, W).
     """
@@ -139,7 +145,7 @@ class Stem(nn.Sequential):
 
     @property
     def fused(self) -> bool:
-        """Whether both layers are by our kernels, and so one op."""
+        """Return True if both layers use our kernels, and so are one op."""
         convolution, norm = self
         return bool(convolution.fused and norm.fused)
 
@@ -163,9 +169,11 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. 2015 (arXiv:1512.03385, section 3.3): every stride-th pixel, new channels zero. No parameters.
+    """Option A of He et al. 2015 (arXiv:1512.03385, section 3.3): every stride-th pixel, channels of zeros.
 
-    Shape: (B, C, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉). Half of the zero channels come before the copied ones.
+    It has no parameters. Half of the zero channels come before the copied channels.
+
+    Shape: (B, C, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -188,10 +196,10 @@ class Projection(nn.Sequential):
         super().__init__(conv1x1(in_channels, out_channels, stride), NormAct(out_channels, fused, relu=False))
 
 
-def shortcut(
+def make_shortcut(
     option: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, fused: bool
 ) -> nn.Module:
-    """The way past a block: the identity, or option A or B where the shape changes."""
+    """Make the shortcut of a block: the identity, or option A or B if the shape changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     if option == "A":

@@ -1,6 +1,7 @@
-"""Residual networks: a stem, stages of blocks, global average pooling, a linear head."""
+"""Defines residual networks: a stem, stages of blocks, global average pooling, a linear head."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,59 +27,73 @@ BlockType = (
 )
 
 
+@dataclass(frozen=True)
+class StageOptions:
+    """The stages of a ResNet.
+
+    Attributes:
+        block: type of all blocks.
+        depths: number of blocks in each stage.
+        widths: channels of each stage. Every stage but the first halves height and width.
+    """
+
+    block: BlockType
+    depths: Sequence[int]
+    widths: Sequence[int]
+
+
+@dataclass(frozen=True)
+class StemOptions:
+    """The stem of a ResNet.
+
+    Attributes:
+        kind: `cifar`, a 3x3 convolution (He et al. 2015, arXiv:1512.03385, section 4.2), or `imagenet`, a 7x7
+            convolution with stride 2 and a 3x3 max-pool with stride 2 (table 1).
+        width: channels.
+        fused: use our own kernels for a 3x3 stem in training.
+    """
+
+    kind: Literal["cifar", "imagenet"] = "cifar"
+    width: int = 64
+    fused: bool = False
+
+
 class ResNet(nn.Module):
-    """A ResNet, or with `options.shortcut` None the plain network that it is compared with.
+    """A ResNet or, if `options.shortcut` is None, the plain network for comparison.
 
     Args:
-        block: of which the network is made.
-        depths: blocks in each stage.
-        widths: channels of each stage; every stage but the first halves height and width.
+        stages: blocks, depths and widths.
         num_classes: outputs.
         in_channels: channels of the images.
-        stem: `cifar`, a 3x3 convolution (He et al. 2015, arXiv:1512.03385, section 4.2), or `imagenet`, a 7x7 convolution with stride 2
-            and a 3x3 max-pool with stride 2 (table 1).
-        stem_width: channels of the stem.
+        stem: kind and width.
         options: of the blocks.
-        fused_stem: a 3x3 stem by our own kernels in training.
-        zero_init_residual: start the last batch-norm scale of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1); in
-            blocks with pre-activation, which end in a convolution, its weights. Plain blocks, which would return 0, are left alone.
+        zero_init_residual: start the last batch-norm scale of each block at 0 (Goyal et al. 2017,
+            arXiv:1706.02677, section 5.1). Blocks with pre-activation end in a convolution: its weights start
+            at 0. Plain blocks would return 0, so they are not changed.
 
     Shape: (B, in_channels, H, W) → (B, num_classes) logits.
     """
 
     def __init__(
         self,
-        block: BlockType,
-        depths: Sequence[int],
-        widths: Sequence[int],
+        stages: StageOptions,
         num_classes: int,
         in_channels: int = 3,
-        stem: Literal["cifar", "imagenet"] = "cifar",
-        stem_width: int = 64,
+        stem: StemOptions = StemOptions(),
         options: BlockOptions = BlockOptions(),  # noqa: B008  # frozen
-        fused_stem: bool = False,
         zero_init_residual: bool = True,
     ):
         super().__init__()
-        preactivation = issubclass(block, PreactivationBlock)
-        self.stem = _stem(stem, in_channels, stem_width, options, fused_stem, preactivation)
-        stages: list[nn.Module] = []
-        channels = stem_width
-        for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-            blocks: list[nn.Module] = []
-            for position in range(depth):
-                stride = 2 if number > 0 and position == 0 else 1
-                last = number == len(depths) - 1 and position == depth - 1
-                blocks.append(block(channels, width, stride, options, branches=not last))
-                channels = width
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
+        preactivation = issubclass(stages.block, PreactivationBlock)
+        self.stem = _make_stem(stem, in_channels, options, preactivation)
+        self.stages = _make_stages(stages, stem.width, options)
+        channels = stages.widths[-1]
         self.norm = NormAct(channels, options.fused_norm) if preactivation else None
         self.head = nn.Linear(channels, num_classes)
         self._initialise(zero_init_residual and options.shortcut is not None)
 
     def _initialise(self, zero_init_residual: bool) -> None:
-        """He et al. 2015 (arXiv:1502.01852) for convolutions, by fan-out; torch's default for linear layers."""
+        """Initialise convolutions as in He et al. 2015 (arXiv:1502.01852), fan-out; the head as in torch."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -91,11 +106,11 @@ class ResNet(nn.Module):
         return self._logits(self.stages(self.stem(images)))
 
     def front(self, images: torch.Tensor) -> Activation:
-        """All but the last stage: (B, in_channels, H, W) → features."""
+        """Compute all but the last stage: (B, in_channels, H, W) → features."""
         return self.stages[:-1](self.stem(images))
 
     def back(self, features: Activation) -> torch.Tensor:
-        """The last stage, which holds most of the parameters, and the head: features → (B, num_classes) logits."""
+        """Compute the last stage, with most parameters, and the head: features → (B, num_classes) logits."""
         return self._logits(self.stages[-1](features))
 
     def _logits(self, features: torch.Tensor) -> torch.Tensor:
@@ -104,33 +119,41 @@ class ResNet(nn.Module):
         return self.head(F.adaptive_avg_pool2d(features, 1).flatten(1))
 
     def back_parameters(self) -> list[nn.Parameter]:
-        """Of `back`: the first to have their gradients in a backward pass."""
-        own = {
-            id(parameter) for module in (self.stem, *self.stages[:-1]) for parameter in module.parameters()
-        }
-        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+        """Return the parameters of `back`, whose gradients are ready first in a backward pass."""
+        front = nn.ModuleList([self.stem, *self.stages[:-1]])
+        in_front = {id(parameter) for parameter in front.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in in_front]
 
     def divide(self) -> None:
-        """Prepare `front` and `back` for being compiled each for itself: what goes from one to the other is handed out once, not twice."""
+        """Prepare `front` and `back` for separate compilation: `front` then returns its features once."""
         before = self.stages[-2][-1] if len(self.stages) > 1 else self.stem  # type: ignore[index]
         norms = [module for module in before.children() if isinstance(module, NormAct)]
         if norms:
             norms[-1].branches = False
 
 
-def _stem(
-    kind: Literal["cifar", "imagenet"],
-    in_channels: int,
-    channels: int,
-    options: BlockOptions,
-    fused: bool,
-    preactivation: bool,
+def _make_stem(
+    stem: StemOptions, in_channels: int, options: BlockOptions, preactivation: bool
 ) -> nn.Sequential:
-    """The first convolution, and its norm unless the first block begins with one."""
-    if kind == "imagenet":
-        convolution = nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False)
-        norm = [] if preactivation else [NormAct(channels, options.fused_norm)]
+    """Make the first convolution, and its norm unless the first block begins with a norm."""
+    if stem.kind == "imagenet":
+        convolution = nn.Conv2d(in_channels, stem.width, 7, 2, padding=3, bias=False)
+        norm = [] if preactivation else [NormAct(stem.width, options.fused_norm)]
         return nn.Sequential(convolution, *norm, nn.MaxPool2d(3, 2, padding=1))
     if preactivation:
-        return nn.Sequential(StemConv(in_channels, channels, fused))
-    return Stem(in_channels, channels, fused, options.fused_norm, branches=options.shortcut is not None)
+        return nn.Sequential(StemConv(in_channels, stem.width, stem.fused))
+    branches = options.shortcut is not None
+    return Stem(in_channels, stem.width, stem.fused, options.fused_norm, branches)
+
+
+def _make_stages(stages: StageOptions, in_channels: int, options: BlockOptions) -> nn.Sequential:
+    sequences: list[nn.Module] = []
+    for number, (depth, width) in enumerate(zip(stages.depths, stages.widths, strict=True)):
+        blocks: list[nn.Module] = []
+        for position in range(depth):
+            stride = 2 if number > 0 and position == 0 else 1
+            last = number == len(stages.depths) - 1 and position == depth - 1
+            blocks.append(stages.block(in_channels, width, stride, options, branches=not last))
+            in_channels = width
+        sequences.append(nn.Sequential(*blocks))
+    return nn.Sequential(*sequences)

@@ -1,7 +1,7 @@
-"""Batch norm by the statistics of all processes' batches, on GPU and CPU (torch's SyncBatchNorm runs on GPUs alone).
+"""Computes batch norm with the statistics of all processes' batches, on GPU and CPU.
 
-Zhang et al. 2018 (arXiv:1803.08904, section 3.2): the moments are added up over the processes in the forward pass, and so are their
-gradients in the backward pass.
+torch's SyncBatchNorm runs on GPUs only. The method is that of Zhang et al. 2018 (arXiv:1803.08904, section
+3.2): the moments are summed over the processes in the forward pass, and their gradients in the backward pass.
 """
 
 from typing import Any
@@ -12,7 +12,10 @@ from torch import nn
 
 @torch.library.custom_op("quickres::sum_over_processes", mutates_args=())
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over the processes; its gradient is the sum of theirs. One op, so that torch.compile takes it whole."""
+    """Sum a tensor over the processes. Its gradient is the sum of their gradients.
+
+    It is one op, so that torch.compile does not look into it.
+    """
     total = values.clone()
     torch.distributed.all_reduce(total)
     return total
@@ -31,10 +34,12 @@ sum_over_processes.register_autograd(_sum_gradients)
 
 
 def sync_batch_norm(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-    """What `norm` does in training, with the batches of all processes, which are of one size, as one.
+    """Apply `norm` as in training, with the batches of all processes, which have one size, as one batch.
 
-    Shape: (B, C, H, W) → the same, in the same dtype. Moments are computed in float32 and added up in float64, where the difference of
-    the mean square and the squared mean keeps its digits.
+    Moments are computed in float32 and summed in float64, so that the difference of the mean square and the
+    squared mean keeps its digits.
+
+    Shape: (B, C, H, W) → the same, in the same dtype.
     """
     world_size = torch.distributed.get_world_size()
     wide = x.float()

@@ -8,7 +8,7 @@ from torch import nn
 from pipeline.config import ModelConfig
 from pipeline.models import ResNet, build_model, cam_target_layer, num_parameters
 from pipeline.models.blocks import BasicBlock, BlockOptions
-from pipeline.models.layers import NormAct, PadShortcut, Projection, shortcut
+from pipeline.models.layers import NormAct, PadShortcut, Projection, make_shortcut
 from tests.parity.tolerances import assert_parity
 
 NAMES = [("resnet18", "B"), ("resnet20", "A"), ("resnet20", "B")]
@@ -105,9 +105,9 @@ def test_option_a_copies_every_second_pixel_between_zero_channels():
 
 
 def test_shortcuts():
-    assert isinstance(shortcut("A", 16, 16, 1, False), nn.Identity)
-    assert isinstance(shortcut("A", 16, 32, 2, False), PadShortcut)
-    projection = shortcut("B", 16, 32, 2, False)
+    assert isinstance(make_shortcut("A", 16, 16, 1, False), nn.Identity)
+    assert isinstance(make_shortcut("A", 16, 32, 2, False), PadShortcut)
+    projection = make_shortcut("B", 16, 32, 2, False)
     assert isinstance(projection, Projection)
     assert projection(torch.randn(1, 16, 9, 9)).shape == (1, 32, 5, 5)
     assert projection(torch.randn(1, 16, 9, 9)).min() < 0  # no ReLU on the way past
