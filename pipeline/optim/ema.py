@@ -1,25 +1,32 @@
-"""An exponential moving average of a network's weights, kept on the device inside the training step."""
+"""Averages a network's weights over the steps, on the device, inside the training step.
+
+torch's `AveragedModel` reads a counter back to the host at every update, has no bias correction, does not
+skip a step whose gradients overflowed, and turns a mask of infinities into NaN.
+"""
 
 import torch
 from torch import nn
 
 
 class Ema:
-    """The average of the weights after each step, newer ones counting more (Polyak & Juditsky 1992; Tarvainen & Valpola 2017,
-    arXiv:1703.01780, section 2).
+    """The exponential moving average of the weights after each step.
 
-    After step t it is the mean of the weights w_1 … w_t, weighted by decay^(t - i): the initial weights have no part in it. As a
-    recursion that is average += (1 - decay) / (1 - decay^t) * (w_t - average), which is Adam's bias correction (Kingma & Ba 2015,
-    arXiv:1412.6980, section 3) applied as it goes, so that the average can be evaluated and saved as it is.
+    See Polyak & Juditsky 1992, and Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2.
 
-    The running statistics of batch norm are averaged likewise, as timm and torch's `AveragedModel(use_buffers=True)` do: they belong to
-    weights of the same age. Counts (integer buffers, which nothing reads) and masks of infinities stay as they were. A step that was
-    skipped for overflow leaves the average alone.
+    After step t it is the mean of the weights w_1 … w_t, weighted by decay^(t - i): the initial weights are
+    not part of it. The update is average += (1 - decay) / (1 - decay^t) * (w_t - average). This is Adam's
+    bias correction (Kingma & Ba 2015, arXiv:1412.6980, section 3), applied at every step, so that the average
+    can be evaluated and saved at any time.
+
+    The running statistics of batch norm are averaged in the same way, as in timm and in torch's
+    `AveragedModel(use_buffers=True)`: they belong to weights of the same age. Counts (integer buffers, which
+    nothing reads) and masks of infinities keep their values. A step that was skipped for overflow does not
+    change the average.
 
     Args:
-        model: the raw module, as it is trained: its tensors must stay where they are from now on.
-        copy: a copy of it that was made before it was compiled, to hold the averages.
-        decay: in [0, 1); 0 follows the weights at once.
+        model: the raw module in training. Its tensors must keep their memory from now on.
+        copy: a copy of it, made before it was compiled, that will hold the averages.
+        decay: in [0, 1). With 0 the average equals the newest weights.
 
     Attributes:
         model: the copy, in evaluation mode.
@@ -32,19 +39,20 @@ class Ema:
         for average, newest in zip(_floating(self.model), _floating(model), strict=True):
             if not newest.isfinite().all():
                 continue  # the mask of an attention: the difference of two infinities is NaN
-            average.grad = newest.detach()  # the very memory of the weight, for good
+            average.grad = newest.detach()  # shares the weight's memory, so it always is the newest weight
             averages.append(average)
         self._weight = torch.ones((), device=averages[0].device)
-        # p + lr * (newest - p) is what SGD with decay 1 does as it ascends along `newest`: one fused launch that heeds found_inf
+        # SGD with weight decay 1 that ascends along `newest` computes p + lr * (newest - p). It is one fused
+        # launch, and it does nothing if `found_inf` is 1.
         self._mover = torch.optim.SGD(averages, lr=self._weight, weight_decay=1.0, maximize=True, fused=True)
 
     def set_step(self, step: int) -> None:
-        """Set what the newest weights count in the coming update, which is that of STEP (0 for the first)."""
+        """Set the share of the newest weights in the next update, that of STEP (0 for the first)."""
         self._weight.fill_((1 - self._decay) / (1 - self._decay ** (step + 1)))
 
     @torch.no_grad()
     def update(self, found_inf: torch.Tensor) -> None:
-        """Take in the weights as they are now, unless FOUND_INF, a float32 device scalar, is 1. Nothing waits for the host."""
+        """Include the current weights, unless the float32 device scalar FOUND_INF is 1. Never waits."""
         self._mover.found_inf = found_inf  # type: ignore[attr-defined]
         self._mover.step()
 

@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate as a pure function of the optimizer step."""
+"""Builds the optimizer that the config names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,52 +12,75 @@ from pipeline.optim.muon import Muon
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Fused SGD, fused AdamW or Muon, whose learning rate is one device tensor: that of its first group, and of all its groups or, with
-    Muon, what the others follow.
+    """Build fused SGD, fused AdamW or Muon.
 
-    Fused, they take the GradScaler's found-inf flag on the device, so that no step waits for the host. The momentum of SGD starts as
-    zeros: torch leaves the buffers of a fused SGD uninitialised where the very first update is skipped for overflow.
+    The learning rate is one device tensor, that of the first group. All groups share it; with Muon, the other
+    groups follow it. Fused optimizers read the GradScaler's found-inf flag on the device, so that no step
+    waits for the host.
 
     Raises:
         UserError: Muon, and the network has no weight between the first and the last.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     lr = torch.tensor(config.lr, device=trained[0].device)
-    if config.name == "adamw":
-        capturable = lr.is_cuda
-        optimizer = torch.optim.AdamW(
-            _groups(config, trained, config.weight_decay),
-            lr=lr,
-            betas=config.betas,
-            weight_decay=0.0,
-            fused=True,
-            capturable=capturable,
-        )
-        optimizer._warned_capturable_if_run_uncaptured = True  # the steps before the capture are meant
-        return optimizer
-    if config.name == "muon":
-        matrices = hidden_matrices(trained)
-        mine = {id(p) for p in matrices}
-        others = _groups(config, [p for p in trained if id(p) not in mine], config.sgd_weight_decay)
-        optimizer = Muon(
-            matrices, others, lr, config.momentum, config.nesterov, config.weight_decay, config.sgd_lr_ratio
-        )
-    else:
-        groups = _groups(config, trained, config.weight_decay)
-        optimizer = torch.optim.SGD(
-            groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
-        )
+    builders = {"adamw": _build_adamw, "muon": _build_muon, "sgd": _build_sgd}
+    return builders[config.name](config, trained, lr)
+
+
+def _build_adamw(
+    config: OptimizerConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor
+) -> torch.optim.Optimizer:
+    groups = _groups(config, trained, config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups, lr=lr, betas=config.betas, weight_decay=0.0, fused=True, capturable=lr.is_cuda
+    )
+    optimizer._warned_capturable_if_run_uncaptured = True  # some steps run before the capture on purpose
+    return optimizer
+
+
+def _build_sgd(
+    config: OptimizerConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor
+) -> torch.optim.Optimizer:
+    groups = _groups(config, trained, config.weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    _zero_momentum(optimizer)
+    return optimizer
+
+
+def _build_muon(
+    config: OptimizerConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor
+) -> torch.optim.Optimizer:
+    matrices = hidden_matrices(trained)
+    matrix_ids = {id(p) for p in matrices}
+    others = [p for p in trained if id(p) not in matrix_ids]
+    optimizer = Muon(
+        matrices,
+        _groups(config, others, config.sgd_weight_decay),
+        lr,
+        config.momentum,
+        config.nesterov,
+        config.weight_decay,
+        config.sgd_lr_ratio,
+    )
+    _zero_momentum(optimizer)
+    return optimizer
+
+
+def _zero_momentum(optimizer: torch.optim.SGD) -> None:
+    """Start the momentum as zeros.
+
+    torch does not initialise the buffers of a fused SGD if the very first update is skipped for overflow.
+    """
     for group in optimizer.param_groups:
         if group["momentum"]:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
 
 
 def _groups(
     config: OptimizerConfig, parameters: Sequence[nn.Parameter], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """One group with weight decay and one without, or the one of them that is not empty."""
+    """Return one group with weight decay and one without; an empty group is left out."""
     decayed = [p for p in parameters if config.decay_norm_and_bias or p.ndim > 1]
     others = [p for p in parameters if not (config.decay_norm_and_bias or p.ndim > 1)]
     groups: list[dict[str, Any]] = [
@@ -68,14 +91,17 @@ def _groups(
 
 
 def hidden_matrices(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """The weights of two or more dimensions but the first, which sees images, and the last, which names classes (Jordan 2024).
+    """Return the weights of two or more dimensions, except the first (for images) and the last (for classes).
+
+    See Jordan 2024.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     matrices = [p for p in parameters if p.ndim > 1][1:-1]
     if not matrices:
         raise UserError(
-            "optimizer.name: muon is for the weights between the first and the last, and this network has none; use sgd"
+            "optimizer.name: muon is for the weights between the first and the last, and this network has "
+            "none; use sgd"
         )
     return matrices

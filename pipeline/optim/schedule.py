@@ -9,19 +9,22 @@ from pipeline.config import ScheduleConfig, to_steps
 def build_schedule(
     peak: float, config: ScheduleConfig, steps_per_epoch: int, total_steps: int
 ) -> Callable[[int], float]:
-    """The learning rate as `lr_at(step)`, step 0 being the first update.
+    """Return the learning rate as a function `lr_at(step)`; step 0 is the first update.
 
-    Warm-up from `start_fraction` to the peak, a line (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then:
+    The warm-up is a line from `start_fraction` to the peak (Goyal et al. 2017, arXiv:1706.02677, section
+    2.2). Then:
 
     - `linear` falls in a line to `final_fraction` (the triangle of Smith 2018, arXiv:1803.09820);
     - `cosine` falls along half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts);
-    - `one_cycle` falls likewise and rises along half a cosine too: the two phases of `torch.optim.lr_scheduler.OneCycleLR`;
+    - `one_cycle` rises and falls along half a cosine: the two phases of
+      `torch.optim.lr_scheduler.OneCycleLR`;
     - `step` multiplies by `gamma` at every milestone (He et al. 2015, arXiv:1512.03385, section 4.2).
 
-    The peak is at step `warmup`, the end of the fall at `total_steps`, one after the last update. The rate depends on the step alone: not
-    on the number of processes, nor on updates skipped.
+    The peak is at step `warmup`. The end of the fall is at `total_steps`, one step after the last update. The
+    learning rate depends only on the step, not on the number of processes or on skipped updates.
 
-    >>> lr_at = build_schedule(1.0, ScheduleConfig(warmup="2st", start_fraction=0.0), steps_per_epoch=10, total_steps=10)
+    >>> lr_at = build_schedule(1.0, ScheduleConfig(warmup="2st", start_fraction=0.0), steps_per_epoch=10,
+    total_steps=10)
     >>> [round(lr_at(step), 3) for step in (0, 1, 2, 6)]
     [0.0, 0.5, 1.0, 0.5]
     """
@@ -30,13 +33,13 @@ def build_schedule(
 
     def lr_at(step: int) -> float:
         if step < warmup:
-            risen = _half_cosine(step / warmup) if config.name == "one_cycle" else step / warmup
-            return peak * (config.start_fraction + (1 - config.start_fraction) * risen)
+            rise = _half_cosine(step / warmup) if config.name == "one_cycle" else step / warmup
+            return peak * (config.start_fraction + (1 - config.start_fraction) * rise)
         if config.name == "step":
             return peak * config.gamma ** sum(step >= m for m in milestones)
         progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
-        fallen = progress if config.name == "linear" else _half_cosine(progress)
-        return peak * (1 - (1 - config.final_fraction) * fallen)
+        fall = progress if config.name == "linear" else _half_cosine(progress)
+        return peak * (1 - (1 - config.final_fraction) * fall)
 
     return lr_at
 
@@ -44,25 +47,27 @@ def build_schedule(
 def parts_after_the_end(
     config: ScheduleConfig, duration: str, steps_per_epoch: int, total_steps: int
 ) -> list[str]:
-    """What of the schedule a run of this length does not come to, as where `duration` alone was shortened: a sentence for each key.
+    """Describe the parts of the schedule that a run of this length does not reach: a sentence for each key.
 
-    No error: to train less than a recipe says is a way to try it.
+    This happens if only `duration` was shortened. It is no error: a short run is a way to try a recipe.
     """
     late = [m for m in config.milestones if to_steps(m, steps_per_epoch, total_steps) >= total_steps]
-    found = []
+    messages = []
     if late:
-        found.append(
-            f"schedule.milestones: {' and '.join(late)} {'are' if len(late) > 1 else 'is'} not before the end of the run, {duration}: the "
-            "learning rate does not fall there; give earlier ones, or shares of the run such as [50%, 75%]"
+        verb = "are" if len(late) > 1 else "is"
+        messages.append(
+            f"schedule.milestones: {' and '.join(late)} {verb} not before the end of the run, "
+            f"{duration}: the learning rate does not fall there; "
+            "give earlier ones, or fractions of the run such as [50%, 75%]"
         )
     if to_steps(config.warmup, steps_per_epoch, total_steps) > total_steps:
-        found.append(
-            f"schedule.warmup: {config.warmup} is longer than the run, {duration}: the learning rate does not reach optimizer.lr; shorten "
-            "it, or give a share of the run such as 10%"
+        messages.append(
+            f"schedule.warmup: {config.warmup} is longer than the run, {duration}: the learning rate "
+            "does not reach optimizer.lr; shorten it, or give a fraction of the run such as 10%"
         )
-    return found
+    return messages
 
 
 def _half_cosine(progress: float) -> float:
-    """From 0 to 1, level at both ends."""
+    """Rise from 0 to 1 with slope 0 at both ends."""
     return (1 - math.cos(math.pi * progress)) / 2
