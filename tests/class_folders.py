@@ -25,7 +25,7 @@ def save(path: Path, image: np.ndarray | Image.Image, **options: Any) -> Path:
 
 
 def make_class_folders(root: Path) -> Path:
-    """Classes a and b with three training and two test images each, PNG, so that pixels are exact."""
+    """Write classes a and b with three training and two test images each, as PNG: pixels are exact."""
     for part, count in (("train", 3), ("test", 2)):
         for label, name in enumerate("ab"):
             for number in range(count):
@@ -36,7 +36,7 @@ def make_class_folders(root: Path) -> Path:
 
 
 def load(root: Path, is_main: bool = True, **changes: object) -> Any:
-    """The splits; `Any`, because what is cached has `images` and what is streamed has none."""
+    """Load the splits; `Any`, because cached parts have `images` and streamed parts have none."""
     values = {"dataset": "folder", "root": str(root), "image_size": SIZE, **changes}
     return load_splits(DataConfig.model_validate(values), 0, is_main=is_main)
 

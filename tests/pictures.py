@@ -1,4 +1,4 @@
-"""Image files as they come: smooth pictures with some noise, and every kind of oddity."""
+"""Makes image files: smooth pictures with some noise, and unusual and bad files."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    """A photo-like image: smooth colours with a little noise, which JPEG keeps well."""
+    """Make an image like a photo: smooth colours with a little noise, which JPEG preserves well."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (max(height // 16, 2), max(width // 16, 2), 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(
@@ -32,7 +32,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 
 
 def make_folder(root: Path, train: int = 6, test: int = 3, classes: str = "ab") -> Path:
-    """Class folders `train/` and `val/` of JPEG pictures of many sizes, so many a class."""
+    """Write class folders with JPEG pictures of many sizes; TRAIN and TEST are numbers per class."""
     generator = np.random.default_rng(1)
     for part, count in (("train", train), ("val", test)):
         for label, name in enumerate(classes):
@@ -44,7 +44,7 @@ def make_folder(root: Path, train: int = 6, test: int = 3, classes: str = "ab") 
 
 
 def odd_pictures() -> dict[str, bytes]:
-    """Files that can be trained on, by name, each out of the ordinary in one way."""
+    """Return good files by name, each unusual in one way."""
     image = picture(80, 100, 7)
     half = image.convert("RGBA")
     half.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -52,7 +52,7 @@ def odd_pictures() -> dict[str, bytes]:
     turned[0x112] = 6
     as_long = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack(
         "<HHIII", 0x112, 4, 1, 6, 0
-    )  # where the standard wants 16 bits
+    )  # the standard requires 16 bits
     return {
         "cmyk.jpg": encoded(image.convert("CMYK"), quality=95),
         "exif.jpg": encoded(image, exif=turned, quality=95),
@@ -60,7 +60,7 @@ def odd_pictures() -> dict[str, bytes]:
         "exif_damaged.jpg": encoded(image, exif=b"Exif\0\0M?" + as_long[8:], quality=95),
         "xmp.jpg": encoded(
             image, xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>', quality=95
-        ),  # which turns nothing
+        ),  # must not rotate the image
         "grey.jpg": encoded(image.convert("L"), quality=95),
         "grey16.png": encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG"),
         "one.png": encoded(Image.new("RGB", (1, 1), (200, 30, 60)), "PNG"),
@@ -74,7 +74,7 @@ def odd_pictures() -> dict[str, bytes]:
 
 
 def bad_pictures() -> dict[str, bytes]:
-    """Files that cannot be trained on, by name."""
+    """Return files that cannot be trained on, by name."""
     whole = encoded(picture(80, 100))
     return {
         "cut.jpg": whole[: len(whole) // 2],

@@ -1,4 +1,4 @@
-"""`check-data` over a folder with some of everything."""
+"""Tests `check-data` on a folder with odd and bad files."""
 
 import csv
 from pathlib import Path
@@ -29,10 +29,10 @@ def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(
         (root / "train/a" / name).write_bytes(content)
     (root / "val/b/0.jpg").write_bytes((root / "val/b/0.jpg").read_bytes()[:-300])
     assert main(["check-data", str(root)]) == 1
-    said, out = capsys.readouterr().out, root / ".quickres/check"
+    output, out = capsys.readouterr().out, root / ".quickres/check"
     assert (
-        f"5 of {21 + 15} files cannot be trained on" in said
-        and "train: 26 images, 6 to 20 in each of 2 classes" in said
+        f"5 of {21 + 15} files cannot be trained on" in output
+        and "train: 26 images, 6 to 20 in each of 2 classes" in output
     )
     bad = [line.split("\t") for line in (out / "bad_images.txt").read_text().splitlines()]
     assert [path for path, _ in bad] == [str(root / "train/a" / name) for name in sorted(bad_pictures())] + [
@@ -50,8 +50,8 @@ def test_equal_sizes_and_classes_are_told_once(tmp_path: Path, capsys: pytest.Ca
         (root / name).mkdir(parents=True)
         Image.new("RGB", (40, 32)).save(root / name / "0.png")
     assert main(["check-data", str(root), "--threads", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "train: 2 images, 1 in each of 2 classes\n" in said and "\nwidth x height: 40x32\n" in said
+    output = capsys.readouterr().out
+    assert "train: 2 images, 1 in each of 2 classes\n" in output and "\nwidth x height: 40x32\n" in output
 
 
 def test_any_class_name_is_one_field_of_the_table(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Whole runs on a folder whose images are streamed: stopped and continued, on two processes, and what can be done with them afterwards."""
+"""Tests whole runs on a streamed folder: resumed, on two processes, then evaluated, explained, exported."""
 
 import json
 import os
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("process_state")
 SCRIPT = Path(__file__).with_name("two_processes.py")
 NUM_TRAIN, NUM_TEST = 32, 10
 LOADERS = ["dali", "reference"]
-# 4 steps an epoch; the images grow in the middle of the second
+# 4 steps per epoch; the images become larger in the middle of the second epoch
 STREAMED = (
     *(
         "data.dataset=folder",
@@ -50,7 +50,7 @@ STREAMED = (
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of 96x80 pixels, wide and tall, of two classes."""
+    """Write pictures of 96x80 and 80x96 pixels in two classes."""
     root = tmp_path_factory.mktemp("images")
     for part, count in (("train", NUM_TRAIN), ("val", NUM_TEST)):
         for number in range(count):
@@ -64,23 +64,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_streamed(root: Path, folder: Path, *overrides: str) -> int:
-    given = {item.partition("=")[0]: item for item in (f"data.root={root}", *STREAMED, *overrides)}
-    return train.main([str(RECIPE), f"log.dir={folder}", *given.values()])
+    keys = {item.partition("=")[0]: item for item in (f"data.root={root}", *STREAMED, *overrides)}
+    return train.main([str(RECIPE), f"log.dir={folder}", *keys.values()])
 
 
 @pytest.fixture(scope="module")
 def runs(
     root: Path, tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None
 ) -> dict[str, Path]:
-    """A whole run with each loader; that with dali has a report."""
+    """Make a whole run with each loader; the one with dali has a report."""
     folders = {loader: tmp_path_factory.mktemp(loader) for loader in LOADERS}
     for loader, folder in folders.items():
-        shown = [f"log.{key}={'true' if loader == 'dali' else 'false'}" for key in ("report", "explain")]
-        assert run_streamed(root, folder, f"data.loader={loader}", *shown) == 0
+        image_keys = [f"log.{key}={'true' if loader == 'dali' else 'false'}" for key in ("report", "explain")]
+        assert run_streamed(root, folder, f"data.loader={loader}", *image_keys) == 0
     return {loader: only_run(folder) for loader, folder in folders.items()}
 
 
-# --- the same whole, in parts and on two processes --------------------------------------------------------------------------------
+# --- the same run: whole, resumed, and on two processes ---
 
 
 @pytest.mark.parametrize(("loader", "step"), [("dali", 5), ("dali", 7), ("reference", 5)])
@@ -93,7 +93,7 @@ def test_stopped_in_mid_epoch_and_continued(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
 ):
-    """Before the images grow, and after, which is said: bit for bit the run that was not stopped."""
+    """A run that is stopped before or after the images grow has the same bits as one that is not."""
     sizes: list[int] = []
     call = Step.__call__
 
@@ -117,8 +117,8 @@ def test_stopped_in_mid_epoch_and_continued(
 def test_a_run_that_is_continued_on_other_images_says_so(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Renamed files and others; and says nothing when it is continued on the same."""
-    own, call, steps = Path(shutil.copytree(root, tmp_path / "own")), Step.__call__, []
+    """It reports renamed files and other files, and nothing if the files are the same."""
+    images, call, steps = Path(shutil.copytree(root, tmp_path / "images")), Step.__call__, []
 
     def stopped(self: Step, batch: Batch) -> StepOutput:
         steps.append(len(batch.labels))
@@ -127,23 +127,22 @@ def test_a_run_that_is_continued_on_other_images_says_so(
         return call(self, batch)
 
     monkeypatch.setattr(Step, "__call__", stopped)
-    assert run_streamed(own, tmp_path / "runs", "duration=4ep") == 75
-    told, renamed = [], own / "val/b/99.jpg"
+    assert run_streamed(images, tmp_path / "runs", "duration=4ep") == 75
+    warnings, renamed = [], images / "val/b/99.jpg"
     for change in (
         lambda: None,
-        (own / "train/a/00.jpg").unlink,
-        lambda: (own / "val/b/01.jpg").rename(renamed),
+        (images / "train/a/00.jpg").unlink,
+        lambda: (images / "val/b/01.jpg").rename(renamed),
         lambda: None,
     ):
         change()
         steps.clear()
         capsys.readouterr()
-        assert run_streamed(own, tmp_path / "runs", "duration=4ep", "resume=auto") == 75
-        told.append(
-            [line for line in capsys.readouterr().out.splitlines() if "the images have changed" in line]
-        )
-    assert [len(lines) for lines in told] == [0, 1, 1, 0]
-    assert "32 train and 10 test before, 31 and 10 now" in told[1][0]
+        assert run_streamed(images, tmp_path / "runs", "duration=4ep", "resume=auto") == 75
+        lines = capsys.readouterr().out.splitlines()
+        warnings.append([line for line in lines if "the images have changed" in line])
+    assert [len(lines) for lines in warnings] == [0, 1, 1, 0]
+    assert "32 train and 10 test before, 31 and 10 now" in warnings[1][0]
 
 
 @pytest.mark.slow
@@ -166,11 +165,11 @@ def test_two_processes_see_the_samples_of_one(root: Path, runs: dict[str, Path],
         str(tmp_path),
         "0",
     ]
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, *arguments],
         cwd=ROOT,
-        env={**os.environ, **own},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -185,25 +184,29 @@ def test_two_processes_see_the_samples_of_one(root: Path, runs: dict[str, Path],
     assert (record["kind"], record["seen"]) == ("eval", NUM_TEST)
 
 
-# --- afterwards -------------------------------------------------------------------------------------------------------------------
+# --- use of the trained model ---
 
 
 def probabilities(trained: Trained) -> np.ndarray:
-    """(N, K), of the test set by its loader."""
+    """Return (N, K) probabilities of the test set, by its loader."""
     return torch.from_numpy(trained.test_logits()).softmax(dim=1).numpy()
 
 
 def by_file(trained: Trained, root: Path) -> np.ndarray:
-    """(N, K), of the same images given by name."""
+    """Return (N, K) probabilities of the same images, given by name."""
     files = [root / path for path in trained.splits.test.sample_paths or ()]
-    found, bad = predict_files(trained, files, top=2)
-    assert bad == [] and len(found) == NUM_TEST
+    actual, bad = predict_files(trained, files, top=2)
+    assert bad == [] and len(actual) == NUM_TEST
     return np.array(
-        [[share for _, share in sorted(zip(item.classes, item.probabilities, strict=True))] for item in found]
+        [
+            [share for _, share in sorted(zip(item.classes, item.probabilities, strict=True))]
+            for item in actual
+        ]
     )
 
 
-# Of a probability. The reference loader decodes and resizes by the same code; DALI by another, which differs by a few grey levels.
+# The tolerance is that of a probability. The reference loader decodes and resizes with the code of prediction.
+# DALI has other code, with differences of a few grey levels.
 @pytest.mark.parametrize(("loader", "tolerance"), [("reference", 1e-6), ("dali", 1e-3)])
 def test_files_are_shown_as_evaluation_shows_them(
     loader: str, tolerance: float, runs: dict[str, Path], root: Path
@@ -212,7 +215,7 @@ def test_files_are_shown_as_evaluation_shows_them(
     assert (trained.inputs.image_size, trained.inputs.crop, trained.inputs.resized) == (32, 0.8, 40)
     expected = probabilities(trained)
     np.testing.assert_allclose(by_file(trained, root), expected, rtol=0, atol=tolerance)
-    # with the size in training, or another crop, they would be others
+    # with the training size, or another crop, the probabilities differ
     for other in (
         replace(trained.inputs, image_size=24),
         replace(trained.inputs, crop=1.0),
@@ -222,14 +225,14 @@ def test_files_are_shown_as_evaluation_shows_them(
 
 
 def test_files_are_shown_as_decoded_images_are(root: Path, tmp_path: Path):
-    """The same images, kept decoded."""
-    shown = (
+    """The images are the same, but decoded and cached."""
+    image_keys = (
         "data.cache_below=128",
         "augment.progressive=[]",
         "data.eval_image_size=null",
         "data.eval_crop=0.875",
     )
-    keys = (*shown, "duration=1ep", f"data.cache_dir={tmp_path}/cache")
+    keys = (*image_keys, "duration=1ep", f"data.cache_dir={tmp_path}/cache")
     assert run_streamed(root, tmp_path / "runs", *keys) == 0
     trained = load_trained(only_run(tmp_path / "runs"))
     assert (trained.inputs.image_size, trained.inputs.crop, trained.inputs.resized) == (24, None, 24)
@@ -263,8 +266,8 @@ def test_explain(runs: dict[str, Path], root: Path, tmp_path: Path, capsys: pyte
         assert cli.main(["explain", str(runs["dali"]), *chosen, "--output", str(sheet)]) == 0, (
             capsys.readouterr().err
         )
-        with Image.open(sheet) as drawn:
-            assert drawn.size[0] > 1000
+        with Image.open(sheet) as image:
+            assert image.size[0] > 1000
 
 
 def test_evaluate_and_report(runs: dict[str, Path], tmp_path: Path):

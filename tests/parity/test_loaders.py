@@ -29,7 +29,7 @@ HEIGHT, WIDTH = 10, 8
 MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
 DTYPES = [torch.float32, torch.float16]
 
-# Loads (images, labels) as the sampler and the transform say.
+# Builds a loader of (images, labels) with a sampler and a transform.
 Build = Callable[[torch.Tensor, torch.Tensor, Sampler, Transform], Loader]
 
 
@@ -47,14 +47,14 @@ BACKENDS = [pytest.param(build_dali, id="dali"), pytest.param(build_reference, i
 
 
 def make_images(count: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images whose every pixel differs from its neighbours, and no black ones, which padding could be taken for."""
+    """Make images in which neighbouring pixels differ, and no pixel is black like the padding."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(1, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
     return images, torch.arange(count) % 7
 
 
 def oracle(image: np.ndarray, draws: np.ndarray | None, transform: Transform) -> np.ndarray:
-    """(H, W, C) uint8 → (C, H, W) float64, pixel by pixel."""
+    """Apply the draws pixel by pixel: (H, W, C) uint8 → (C, H, W) float64."""
     height, width, channels = image.shape
     fill = [round(255 * mean) for mean in transform.mean]
     crop_y, crop_x, flip, box_y, box_x = (0, 0, 0, 0, 0) if draws is None else draws.tolist()
@@ -80,7 +80,7 @@ def oracle_batch(images: torch.Tensor, plan: BatchPlan, transform: Transform) ->
 
 
 class Prescribed:
-    """A sampler with draws of the test's own: one epoch, in order."""
+    """A sampler with draws from the test: one epoch, in order."""
 
     augmented = True
 
@@ -99,7 +99,7 @@ class Prescribed:
 
 
 def corners(padding: int, cutout: int, mode: str) -> np.ndarray:
-    """Every crop offset of both axes with every flip, each with boxes that every side and corner of the border clips or touches."""
+    """Return every crop offset with every flip, with boxes that each side and corner clips or touches."""
     if mode == "clipped":
         ys, xs = (
             [-(cutout // 2), -1, 0, side // 2, side - cutout, side - 1 - cutout // 2]
@@ -110,7 +110,7 @@ def corners(padding: int, cutout: int, mode: str) -> np.ndarray:
     offsets = range(2 * padding + 1)
     boxes = list(product(ys, xs))
     crops = list(product(offsets, offsets, (0, 1)))
-    if padding > 1:  # all crops, all boxes, but not all pairs of them
+    if padding > 1:  # all crops and all boxes, but not all pairs
         rows = [(*crop, *boxes[number % len(boxes)]) for number, crop in enumerate(crops)]
     else:
         rows = [(*crop, *box) for crop, box in product(crops, boxes)]
@@ -140,7 +140,7 @@ def test_corner_draws(padding: int, cutout: int, mode: str, dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("build", BACKENDS)
 def test_the_right_pixels_and_no_other(build: Build, dtype: torch.dtype):
-    """Normalised by whole numbers, every value is exact in every type: nothing is left for a tolerance to hide."""
+    """With whole numbers as statistics every value is exact in every type, so no tolerance is needed."""
     draws = corners(2, 3, "clipped")
     images, labels = make_images(len(draws))
     transform = Transform((10 / 255, 20 / 255, 30 / 255), (1 / 255,) * 3, dtype, crop_padding=2, cutout=3)
@@ -159,7 +159,7 @@ def test_the_fill_of_cutout_is_within_half_a_grey_value_of_the_paper_s_zero(buil
         assert batch.images[:, channel].abs().max() <= 0.5 / (255 * std) + 1e-6
 
 
-# --- real draws, positions and processes ----------------------------------------------------------------------------------------
+# --- real draws, positions and processes ---
 
 AUGMENT = AugmentConfig(crop_padding=2, flip=True, cutout=4)
 NUM_SAMPLES, BATCH_SIZE, STEPS = 34, 6, 5
@@ -234,7 +234,7 @@ def test_epochs_follow_the_draws(build: Build, mode: str):
 
 @pytest.mark.parametrize("mode", ["clipped", "inside"])
 def test_the_fused_loader_follows_them_too(mode: str):
-    """In Triton's interpreter where there is no GPU."""
+    """Without a GPU it runs in Triton's interpreter."""
     augment = AUGMENT.model_copy(update={"cutout_mode": mode})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -280,7 +280,7 @@ def test_one_loader_may_go_on_and_back(build: Build):
 
 @pytest.mark.parametrize("build", BACKENDS)
 def test_torch_s_generator_is_left_alone(build: Build):
-    """Dropout draws from it: a run that is continued begins its loader anew and must not find it elsewhere."""
+    """Dropout uses torch's generator: a resumed run restarts its loader, which must not advance it."""
     before = torch.get_rng_state()
     loader = train_loader(build)
     next(loader.batches_from(2))
@@ -311,12 +311,12 @@ def test_the_stream_goes_on_over_the_end_of_an_epoch(build: Build):
 
 @pytest.mark.parametrize("build", BACKENDS)
 def test_batches_that_are_kept_are_not_overwritten(build: Build):
-    """DALI's outputs are handed over without a copy."""
-    kept, loader = [], train_loader(build)
+    """DALI's outputs are delivered without a copy."""
+    saved, loader = [], train_loader(build)
     for epoch in range(3):
-        kept += [(batch.images, batch.images.clone()) for batch in loader]
-        assert len(kept) == STEPS * (epoch + 1)
-    assert all(torch.equal(image, copy) for image, copy in kept)
+        saved += [(batch.images, batch.images.clone()) for batch in loader]
+        assert len(saved) == STEPS * (epoch + 1)
+    assert all(torch.equal(image, copy) for image, copy in saved)
 
 
 @pytest.mark.parametrize(("group_images", "prefetch"), [(1, 1), (1, 3), (12, 1), (12, 2), (1024, 64)])
@@ -325,16 +325,16 @@ def test_grouping_and_prefetching_change_nothing(
 ):
     expected = epochs_of(train_loader(build_dali), 2)
     monkeypatch.setattr(dali, "_GROUP_IMAGES", group_images)
-    found = epochs_of(
+    actual = epochs_of(
         train_loader(lambda i, y, s, t: DaliLoader(i, y, s, t, CPU, num_threads=2, prefetch=prefetch)), 2
     )
-    for one, other in zip(found, expected, strict=True):
-        for batch, wanted in zip(one, other, strict=True):
-            assert_same(batch, wanted)
+    for one, other in zip(actual, expected, strict=True):
+        for batch, reference in zip(one, other, strict=True):
+            assert_same(batch, reference)
 
 
 def by_ranks(world_size: int, make: Callable[[Shard], Loader]) -> Iterator[Batch]:
-    """Global batches: the ranks' shares, joined."""
+    """Join the ranks' shares to global batches."""
     loaders = [make(Shard(rank, world_size)) for rank in range(world_size)]
     assert len({(loader.steps_per_epoch, loader.num_samples) for loader in loaders}) == 1
     for shares in zip(*loaders, strict=True):
@@ -385,8 +385,8 @@ def test_worker_processes_change_nothing_and_leave_nothing():
     loader = train_loader(
         lambda i, y, s, t: ReferenceLoader(ArraySource(i), y, s, t, CPU, num_workers=2, prefetch=2)
     )
-    found = islice(loader.batches_from(3), 2 * STEPS - 3)
-    for one, other in zip(found, [*expected[0][3:], *expected[1]], strict=True):
+    actual = islice(loader.batches_from(3), 2 * STEPS - 3)
+    for one, other in zip(actual, [*expected[0][3:], *expected[1]], strict=True):
         assert_same(one, other)
     workers = [worker for server in psutil.Process().children() for worker in server.children()]
     assert len(workers) == 2
@@ -394,7 +394,7 @@ def test_worker_processes_change_nothing_and_leave_nothing():
     assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
-# --- the synthetic loader, and what the config builds ---------------------------------------------------------------------------
+# --- the synthetic loader, and loaders from a config ---
 
 
 def synthetic(train: bool = True, dtype: torch.dtype = torch.float16) -> Loader:

@@ -1,4 +1,4 @@
-"""Every kind of network in the step as a GPU runs it: compiled, captured, fp16, with our batch norm and stem."""
+"""Tests every kind of network in the step of a GPU: compiled, captured, fp16, our batch norm and stem."""
 
 import pytest
 import torch
@@ -33,22 +33,22 @@ def losses(*overrides: str) -> list[float]:
         "precision.mode=fp16",
         "optimizer.lr=0.01",
     )
-    given = [
+    keys = [
         item
         for item in common
         if not any(other.partition("=")[0] == item.partition("=")[0] for other in overrides)
     ]
     torch._dynamo.reset()
-    trainer = tiny_trainer(tiny_config(*given, *overrides))
-    found = train_steps(trainer, 8)
+    trainer = tiny_trainer(tiny_config(*keys, *overrides))
+    actual = train_steps(trainer, 8)
     assert trainer.step.recompilations == 0
-    return found
+    return actual
 
 
 @pytest.mark.usefixtures("process_state")
 @pytest.mark.parametrize("keys", [*OURS, ("model.name=torchvision/resnet18",)], ids=" ".join)
 def test_captured_and_eager_steps_agree(keys: tuple[str, ...]) -> None:
-    """The first losses, before half precision drives two runs apart."""
+    """Return the first losses, before two runs in half precision differ."""
     fused = ["model.fused_norm=true"] if "/" not in keys[0] else []
     if fused and "model.stem=imagenet" not in keys:
         fused += ["model.fused_stem=true"]

@@ -1,4 +1,4 @@
-"""Streamed folders: DALI beside Pillow and torchvision, for the same draws, on any number of processes and from any position."""
+"""Tests streamed folders: DALI against Pillow and torchvision, for any number of processes, any position."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -37,26 +37,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(root: Path, *overrides: str) -> Config:
-    given = [
+    """Build a config from the defaults of these tests and OVERRIDES, which replace the same keys."""
+    defaults = [
+        "data.dataset=folder",
         f"data.root={root}",
         f"data.mean={MEAN}",
         f"data.std={STD}",
         "data.image_size=48",
         "data.batch_size=12",
-    ]
-    others = [
         "data.eval_batch_size=12",
         "data.num_threads=1",
         "augment.cutout=16",
+        "augment.progressive=[[0ep, 32], [5st, 48]]",
         "precision.mode=fp32",
         "seed=3",
         "duration=3ep",
     ]
-    given = ["data.dataset=folder", *given, *others, "augment.progressive=[[0ep, 32], [5st, 48]]"]
     keys = {item.partition("=")[0] for item in overrides}
-    return load_config(
-        overrides=[*(item for item in given if item.partition("=")[0] not in keys), *overrides]
-    )
+    others = [item for item in defaults if item.partition("=")[0] not in keys]
+    return load_config(overrides=[*others, *overrides])
 
 
 def loaders(root: Path, *overrides: str, shard: Shard | None = None) -> Loaders:
@@ -65,22 +64,22 @@ def loaders(root: Path, *overrides: str, shard: Shard | None = None) -> Loaders:
 
 
 def grey_levels(images: torch.Tensor) -> torch.Tensor:
-    """Normalised images back to grey levels."""
+    """Convert normalised images back to grey levels."""
     return images.float() * 255 * torch.tensor(STD)[:, None, None] + 255 * torch.tensor(MEAN)[:, None, None]
 
 
-def assert_close(found: torch.Tensor, expected: torch.Tensor, backend: str) -> None:
-    """Both normalised. The largest and the mean difference, in grey levels, are within the table's."""
-    difference = (grey_levels(found) - grey_levels(expected)).abs()
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, backend: str) -> None:
+    """Check that the largest and the mean difference, in grey levels, are within the tolerances."""
+    difference = (grey_levels(actual) - grey_levels(expected)).abs()
     most, mean, _ = GREY_LEVELS[backend]
     assert difference.max() <= most and difference.mean() <= mean, (
         f"{difference.max():.2f} at most, {difference.mean():.3f} on average"
     )
 
 
-def assert_same(found: Batch, expected: Batch) -> None:
+def assert_same(actual: Batch, expected: Batch) -> None:
     for name in ("images", "labels", "valid", "indices"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
 
 
 def test_dali_shows_what_pillow_shows(root: Path):
@@ -88,17 +87,17 @@ def test_dali_shows_what_pillow_shows(root: Path):
     assert isinstance(ours.train, StreamLoader) and isinstance(theirs.train, ReferenceLoader)
     sizes = []
     for split in ("train", "train", "train", "test"):
-        for found, expected in zip(getattr(ours, split), getattr(theirs, split), strict=True):
-            assert torch.equal(found.indices, expected.indices) and torch.equal(found.valid, expected.valid)
-            assert torch.equal(found.labels, expected.labels)
-            assert found.images.is_contiguous(memory_format=torch.channels_last)
-            assert_close(found.images, expected.images, "streamed, DALI's CPU backend")
-            sizes.append(found.images.shape[-1])
+        for actual, expected in zip(getattr(ours, split), getattr(theirs, split), strict=True):
+            assert torch.equal(actual.indices, expected.indices) and torch.equal(actual.valid, expected.valid)
+            assert torch.equal(actual.labels, expected.labels)
+            assert actual.images.is_contiguous(memory_format=torch.channels_last)
+            assert_close(actual.images, expected.images, "streamed, DALI's CPU backend")
+            sizes.append(actual.images.shape[-1])
     assert sizes == [32] * 5 + [48] * 4 + [48] * 3
 
 
 def test_pillow_shows_what_torchvision_shows(root: Path):
-    """The boxes are meant as torchvision means them."""
+    """The boxes have the same meaning as in torchvision."""
     config = config_of(root, "data.loader=reference", "augment.cutout=0")
     splits = load_splits(config.data, 3)
     files, built = splits.train, build_loaders(config, splits, CPU)
@@ -162,8 +161,8 @@ def test_evaluation_sees_every_image_once(root: Path, world_size: int):
 
 
 def test_batches_that_are_kept_are_not_overwritten(root: Path):
-    kept = [(batch.images, batch.images.clone()) for batch in loaders(root).train]
-    assert all(torch.equal(image, copy) for image, copy in kept)
+    saved = [(batch.images, batch.images.clone()) for batch in loaders(root).train]
+    assert all(torch.equal(image, copy) for image, copy in saved)
 
 
 def test_evaluation_may_be_larger_than_training(root: Path):
@@ -189,24 +188,27 @@ def test_synthetic_images_of_a_size_do_not_depend_on_the_sizes_before(root: Path
     assert_same(list(through.train)[2], next(continued.train.batches_from(2)))
 
 
-@pytest.mark.parametrize("drawn", ["augment.color_jitter=0.4", "augment.randaugment=2"])
+@pytest.mark.parametrize("key", ["augment.color_jitter=0.4", "augment.randaugment=2"])
 def test_what_dali_draws_changes_the_colours_and_nothing_else(
-    root: Path, drawn: str, caplog: pytest.LogCaptureFixture
+    root: Path, key: str, caplog: pytest.LogCaptureFixture
 ):
-    plain, coloured = loaders(root).train, loaders(root, drawn)
+    plain, coloured = loaders(root).train, loaders(root, key)
     assert "drawn by DALI" in caplog.text
     for one, other in zip(plain, coloured.train, strict=True):
         assert torch.equal(one.indices, other.indices) and one.images.shape == other.images.shape
         assert (one.images != other.images).any()
-    again = next(iter(loaders(root, drawn).train))
-    assert_same(again, next(iter(loaders(root, drawn).train)))
+    again = next(iter(loaders(root, key).train))
+    assert_same(again, next(iter(loaders(root, key).train)))
     assert_same(next(iter(coloured.test)), next(iter(loaders(root).test)))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.loader=reference", "augment.randaugment=2"], r"augment\.randaugment: .*data\.loader=reference; use data\.loader=dali"),
+        (
+            ["data.loader=reference", "augment.randaugment=2"],
+            r"augment\.randaugment: .*data\.loader=reference; use data\.loader=dali",
+        ),
         (["data.cache_below=1024"], r"augment\.progressive: is for streamed folders"),
         (
             ["data.cache_below=1024", "augment.progressive=[]", "augment.color_jitter=0.1"],
@@ -266,7 +268,7 @@ def test_a_file_that_is_smaller_than_it_was_is_named(tmp_path: Path):
 
 
 def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Pillow makes the best of damage that ends DALI's pipeline; here it finds nothing at all."""
+    """Pillow can decode some damaged files that stop DALI's pipeline. In this test it finds no damage."""
     root = make_folder(tmp_path / "root")
     train = loaders(root, "data.batch_size=4").train
     victim = root / "train/a/1.jpg"
@@ -281,28 +283,28 @@ def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 def test_worker_processes_change_nothing(root: Path):
     alone = loaders(root, "data.loader=reference").train
-    for found, expected in zip(
+    for actual, expected in zip(
         loaders(root, "data.loader=reference", "data.num_threads=2").train, alone, strict=True
     ):
-        assert_same(found, expected)
+        assert_same(actual, expected)
 
 
 def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monkeypatch: pytest.MonkeyPatch):
-    drawn: list[int] = []
+    epochs: list[int] = []
 
     def draw(seed: int, epoch: int, *others: Any) -> Any:
-        drawn.append(epoch)
+        epochs.append(epoch)
         return draw_resized_crops(seed, epoch, *others)
 
     monkeypatch.setattr("pipeline.data.sampling.batch_plan.draw_resized_crops", draw)
     train = loaders(root).train
     next(train.batches_from(7 * train.steps_per_epoch))
-    assert drawn and min(drawn) == 7
+    assert epochs and min(epochs) == 7
 
 
 @pytest.mark.slow
 def test_memory_and_files_stay_flat(tmp_path: Path):
-    """Many short epochs: what an epoch leaves behind would show."""
+    """After many short epochs a leak of one epoch would be visible."""
     train = loaders(make_folder(tmp_path / "root", train=24), "augment.progressive=[]").train
     process = psutil.Process()
 
@@ -319,12 +321,12 @@ def test_memory_and_files_stay_flat(tmp_path: Path):
 
 
 def test_pillow_agrees_on_what_a_box_is() -> None:
-    """`crop` and then `resize`, without a look at the pixels outside."""
+    """`crop` and then `resize` do not read pixels outside of the box."""
     image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 10)
     assert np.asarray(image.crop((1, 1, 3, 3)).resize((1, 1), Image.Resampling.BILINEAR)).item() == 75
 
 
-# On a GPU
+# --- on a GPU ---
 
 ON_GPU: Any = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 DECODERS = {
@@ -337,7 +339,7 @@ gpu = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    """A stream of its own, as in training."""
+    """Use a separate stream, as in training."""
     with torch.cuda.stream(torch.cuda.Stream()):
         yield torch.device("cuda", torch.cuda.current_device())
 
@@ -349,7 +351,7 @@ class TestOnGpu:
     def test_dali_shows_what_pillow_shows_under_a_slow_consumer(
         self, root: Path, device: torch.device, decoder: str
     ):
-        """Batches are handed over without a copy: one overwritten early would show when the reader is late."""
+        """Batches are delivered without a copy: a slow reader would see one that is overwritten too early."""
         config = config_of(root, decoder, "precision.mode=fp16")
         splits = load_splits(config.data, config.seed)
         ours, theirs = build_loaders(config, splits, device), loaders(root, "data.loader=reference")
@@ -368,15 +370,15 @@ class TestOnGpu:
                 Batch(*(getattr(batch, name).cpu() for name in ("images", "labels", "valid", "indices")))
                 for batch in got
             ]
-            for found, expected in zip(got, getattr(theirs, split), strict=True):
-                assert torch.equal(found.indices, expected.indices) and torch.equal(
-                    found.labels, expected.labels
+            for actual, expected in zip(got, getattr(theirs, split), strict=True):
+                assert torch.equal(actual.indices, expected.indices) and torch.equal(
+                    actual.labels, expected.labels
                 )
-                assert torch.equal(found.valid, expected.valid)
-                assert_close(found.images, expected.images, "streamed, DALI on the GPU")
+                assert torch.equal(actual.valid, expected.valid)
+                assert_close(actual.images, expected.images, "streamed, DALI on the GPU")
 
-    @pytest.mark.parametrize("drawn", ["augment.color_jitter=0.4", "augment.randaugment=2"])
-    def test_what_dali_draws_runs(self, root: Path, device: torch.device, drawn: str):
-        config = config_of(root, drawn, "precision.mode=fp16")
+    @pytest.mark.parametrize("key", ["augment.color_jitter=0.4", "augment.randaugment=2"])
+    def test_what_dali_draws_runs(self, root: Path, device: torch.device, key: str):
+        config = config_of(root, key, "precision.mode=fp16")
         train = build_loaders(config, load_splits(config.data, config.seed), device).train
         assert all(torch.isfinite(batch.images).all() for batch in train)

@@ -1,4 +1,4 @@
-"""torchvision's and timm's networks by name: built without a download, trained by the same step, refused with a reason."""
+"""Tests networks of torchvision and timm: built without a download, trained by our step, refused."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def test_vision_transformers_take_the_size_of_the_images():
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("torchvision/resnet81", "torchvision has no network 'resnet81' .*did you mean torchvision/resnet18"),
         (
@@ -65,10 +65,10 @@ def test_vision_transformers_take_the_size_of_the_images():
         ("timm/rsenet18", "timm has no network 'rsenet18' .*did you mean timm/resnet18"),
     ],
 )
-def test_networks_that_cannot_be_had(name: str, told: str):
+def test_networks_that_cannot_be_had(name: str, message: str):
     if name.startswith("timm/"):
         pytest.importorskip("timm")
-    with pytest.raises(UserError, match=f"^model.name: .*{told}"):
+    with pytest.raises(UserError, match=f"^model.name: .*{message}"):
         build(name, image_size=8)
 
 
@@ -139,7 +139,7 @@ def test_a_network_without_batch_norm_has_nothing_to_average():
     ("name", "image_size", "layer"),
     [
         ("torchvision/resnet18", 224, "layer4"),
-        ("torchvision/resnet18", 32, "layer3"),  # of the fourth one pixel is left
+        ("torchvision/resnet18", 32, "layer3"),  # the fourth has one pixel
         ("torchvision/squeezenet1_1", 64, "classifier.2"),
         ("torchvision/googlenet", 64, "inception5b"),
         (SMALL, 64, "conv5"),
@@ -169,14 +169,14 @@ def test_the_layer_for_grad_cam_behind_channels_in_the_last_place():
 
 
 def test_transformers_have_no_layer_for_grad_cam():
-    told = r"VisionTransformer has none before its head: .* works on tokens; name a layer, or set log.explain=false"
+    message = r"VisionTransformer has none .* works on tokens; name a layer, or set log.explain=false"
     vit = torchvision.models.VisionTransformer(
         32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         cam_target_layer(vit, 32)
     pytest.importorskip("timm")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         target("timm/test_vit", 32)
 
 
@@ -191,9 +191,9 @@ def test_the_search_for_the_layer_leaves_the_network_alone():
 def test_summary_of_another_library_s_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     overrides = [f"model.name={SMALL}", "model.shortcut=B", "data.image_size=224", "data.num_classes=1000"]
     assert cli.main(["summary", str(RECIPE), f"log.dir={tmp_path}", *overrides]) == 0
-    told = capsys.readouterr().out
-    assert "1,366,792" in told  # torchvision's table of models: 1.37 M parameters, 0.04 G multiply-adds
-    assert "0.040 G multiply-adds" in told
+    output = capsys.readouterr().out
+    assert "1,366,792" in output  # torchvision's table of models: 1.37 M parameters, 0.04 G multiply-adds
+    assert "0.040 G multiply-adds" in output
     assert (tmp_path / "architecture-tiny.png").stat().st_size > 10_000
 
 
@@ -202,6 +202,6 @@ def test_what_a_network_without_maps_predicts_is_still_told(caplog: pytest.LogCa
     vit = torchvision.models.VisionTransformer(
         32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=4
     )
-    told = examine(Trained.of(config, vit, tiny_splits(config)), count=3)
-    assert len(told.predicted) == 8 and len(told.images) == 3 and len(told.maps) == 0
+    analysis = examine(Trained.of(config, vit, tiny_splits(config)), count=3)
+    assert len(analysis.predicted) == 8 and len(analysis.images) == 3 and len(analysis.maps) == 0
     assert "no maps: Grad-CAM needs a layer" in caplog.text

@@ -1,4 +1,4 @@
-"""The networks: parameters, shapes, initialisation, and nothing done in place to what backward or Grad-CAM needs."""
+"""Tests the networks: parameters, shapes, initialisation, and no in-place changes of activations."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_number_of_parameters(name: str, option: str, count: int):
 
 
 def test_number_of_parameters_by_hand():
-    """Convolutions have no bias, a norm has two numbers a channel, the head has weights and biases."""
+    """Count parameters: no bias in convolutions, two numbers per channel in a norm, a bias in the head."""
     convolutions = (
         3 * 16 * 9 + 6 * 16 * 16 * 9 + 16 * 32 * 9 + 5 * 32 * 32 * 9 + 32 * 64 * 9 + 5 * 64 * 64 * 9
     )
@@ -110,7 +110,7 @@ def test_shortcuts():
     projection = make_shortcut("B", 16, 32, 2, False)
     assert isinstance(projection, Projection)
     assert projection(torch.randn(1, 16, 9, 9)).shape == (1, 32, 5, 5)
-    assert projection(torch.randn(1, 16, 9, 9)).min() < 0  # no ReLU on the way past
+    assert projection(torch.randn(1, 16, 9, 9)).min() < 0  # no ReLU on the shortcut
 
 
 def test_a_block_is_what_the_paper_draws():
@@ -139,7 +139,7 @@ def tensors(output: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tens
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("name", "option"), NAMES)
 def test_no_activation_is_changed_after_it_was_made(name: str, option: str, training: bool, fused_norm: bool):
-    """An in-place addition to a stage's output gives Grad-CAM a wrong map without a word."""
+    """An in-place addition to a stage's output would give Grad-CAM a wrong map without an error."""
     model = build(name, option, zero_init_residual=False, fused_norm=fused_norm).train(training)
     made: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     for where, module in model.named_modules():
@@ -156,7 +156,7 @@ def test_no_activation_is_changed_after_it_was_made(name: str, option: str, trai
 
 @pytest.mark.parametrize(("name", "option"), NAMES)
 def test_the_fused_norm_is_the_same_network(name: str, option: str):
-    """Same keys, so that checkpoints are exchangeable; same values in evaluation, and within rounding in training."""
+    """The keys and the values in evaluation are the same; in training the values agree within rounding."""
     plain, fused = (
         build(name, option, zero_init_residual=False, fused_norm=fused) for fused in (False, True)
     )

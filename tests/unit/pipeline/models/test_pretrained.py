@@ -1,4 +1,4 @@
-"""Weights from files: torchvision's names, ours, and what does not fit. Nothing is downloaded."""
+"""Tests weights from files: torchvision's names, ours, and weights that do not fit. Nothing is downloaded."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def build(num_classes: int = 10, image_size: int = 224, **keys) -> nn.Module:
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Norms and their statistics that leave their mark, also where a block would start as its shortcut."""
+    """Give norms and their statistics random values, also where a block would start as its shortcut."""
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
@@ -111,7 +111,7 @@ def test_a_head_for_other_classes_starts_anew_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         (
             {"name": "resnet18", "stem": "cifar"},
@@ -126,11 +126,11 @@ def test_a_head_for_other_classes_starts_anew_and_says_so(
     ],
     ids=str,
 )
-def test_weights_of_another_network_are_refused(keys: dict, told: str, tmp_path: Path):
+def test_weights_of_another_network_are_refused(keys: dict, message: str, tmp_path: Path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
     model = build(**keys)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    with pytest.raises(UserError, match=rf"model.weights: .*weights.pth is of another network.*{told}"):
+    with pytest.raises(UserError, match=rf"model.weights: .*weights.pth is of another network.*{message}"):
         load_pretrained(model, tmp_path / "weights.pth")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""Every network of the families: parameters as published, shapes, gradients, and the blocks against plain functions."""
+"""Tests every network family: published parameter counts, shapes, gradients, and the blocks."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_parameters_with_shortcuts_a_and_b(name: str, counts: tuple[int, int]):
     with torch.device("meta"):
         assert tuple(num_parameters(build(name=name, shortcut=option)) for option in "AB") == counts
         plain = name.replace("resnet", "plain")
-        if plain in FAMILIES:  # option A has no parameters, and no shortcut has none either
+        if plain in FAMILIES:  # option A has no parameters, like a network without shortcuts
             assert num_parameters(build(name=plain)) == counts[0]
 
 
@@ -117,7 +117,7 @@ def test_the_stem_follows_the_size_of_the_images(name: str, size: int, stem: str
 
 
 def test_variants_train(keys: dict):
-    """Every parameter gets a gradient, from a start without zeros; odd sizes pass; the shape is right."""
+    """Every parameter gets a gradient if none starts at zero; odd sizes work; the shape is right."""
     model = build(5, zero_init_residual=False, **keys)
     assert model.eval()(torch.randn(1, 3, 33, 17)).shape == (1, 5)
     model.train()
@@ -147,7 +147,7 @@ def test_no_activation_is_changed_after_it_was_made(keys: dict):
 def test_zero_init_makes_blocks_identities_that_can_learn(keys: dict):
     model = build(**keys)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
-    if keys["name"] in ("plain20", "davidnet"):  # without a way past, a zero is the end
+    if keys["name"] in ("plain20", "davidnet"):  # without a shortcut, a zero stops the signal
         assert all(module.weight.all() for module in model.modules() if isinstance(module, NormAct))
         return
     for block in blocks:
@@ -173,7 +173,7 @@ def test_zero_init_makes_blocks_identities_that_can_learn(keys: dict):
 
 
 def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPatch):
-    """Same keys, every norm one of ours; and where the operators run (here their references), outputs and gradients within rounding."""
+    """Keys are the same, every norm is ours; outputs and gradients of the operators agree within rounding."""
     stem = keys.get("stem") != "imagenet"
     plain, fused = (
         build(zero_init_residual=False, **keys, fused_norm=value, fused_stem=value and stem)
@@ -202,14 +202,14 @@ def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPa
 
 def test_the_layer_for_grad_cam_is_what_the_head_reads(keys: dict):
     model = build(**keys).eval()
-    kept: list[torch.Tensor] = []
+    saved: list[torch.Tensor] = []
 
     def keep(_: nn.Module, __: object, output: torch.Tensor) -> None:
-        kept.append(output)
+        saved.append(output)
 
     cam_target_layer(model).register_forward_hook(keep)
     logits = model(torch.randn(2, 3, 32, 32))
-    (features,) = kept
+    (features,) = saved
     assert features.ndim == 4 and features.shape[2] > 1 and (features >= 0).all()
     if isinstance(model, DavidNet):
         expected = model.head(features.amax((2, 3))) * 0.125
@@ -224,7 +224,7 @@ def normed(x: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
 
 
 def randomise_norms(module: nn.Module) -> None:
-    """Scales, shifts and running statistics that leave their mark."""
+    """Give scales, shifts and running statistics random values."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):

@@ -1,4 +1,4 @@
-"""The moving average of the weights, against its definition as a weighted mean."""
+"""Tests the moving average of the weights against its definition as a weighted mean."""
 
 import copy
 
@@ -24,7 +24,7 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def walk(model: nn.Module, step: int) -> None:
-    """Other weights and statistics, in place, as an optimizer and batch norm change them."""
+    """Change weights and statistics in place, as an optimizer and batch norm do."""
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         for value in model.state_dict().values():
@@ -34,7 +34,7 @@ def walk(model: nn.Module, step: int) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
 def test_it_is_the_weighted_mean_of_all_steps_and_of_none_before(decay: float):
-    """Weights and the statistics of batch norm alike; the weights that training began with have no share."""
+    """Weights and batch-norm statistics are averaged alike; the initial weights are not included."""
     model = Net()
     ema, history = Ema(model, copy.deepcopy(model), decay), []
     for step in range(6):

@@ -1,4 +1,4 @@
-"""Muon against torch's own on what that takes, and what that does not: convolutions, the scaler's flag, a rate on the device."""
+"""Tests Muon against torch's own, and on convolutions, found_inf and a device learning rate."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def muon(
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_matrices_move_as_with_torch_s(nesterov: bool, weight_decay: float):
-    """Within bfloat16, in which both iterate; torch's has a matrix at a time, ours has those of one shape together."""
+    """Both iterate in bfloat16: torch one matrix at a time, ours all matrices of one shape together."""
     ours, theirs = matrices(0, SHAPES), matrices(0, SHAPES)
     optimizer = muon(ours, 0.9, nesterov, weight_decay)
     oracle = torch.optim.Muon(theirs, lr=0.02, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay)
@@ -49,7 +49,7 @@ def test_matrices_move_as_with_torch_s(nesterov: bool, weight_decay: float):
 
 
 def test_a_matrix_without_a_gradient_is_left_alone():
-    """As by torch's optimizers: a network of the user's own may have a layer that a step does not use."""
+    """torch's optimizers do the same: a user's network may have a layer that a step does not use."""
     moved = matrices(0, SHAPES)
     optimizer = muon(moved)
     for used in (0, 1):
@@ -66,13 +66,13 @@ def test_a_matrix_without_a_gradient_is_left_alone():
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])
 def test_singular_values_become_ones_roughly(shape: tuple[int, ...]):
-    given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, _, v = torch.linalg.svd(given, full_matrices=False)
-    found = orthogonalise(given).float()
-    values = torch.linalg.svdvals(found)
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    actual = orthogonalise(matrices).float()
+    values = torch.linalg.svdvals(actual)
     assert values.min() > 0.6 and values.max() < 1.3
-    # the directions are kept: what is left of u vᵀ is what the singular values are off
-    along = torch.diagonal(u.mT @ found @ v.mT, dim1=1, dim2=2)
+    # the directions stay the same: the rest is the error of the singular values
+    along = torch.diagonal(u.mT @ actual @ v.mT, dim1=1, dim2=2)
     torch.testing.assert_close(along.sort(dim=1, descending=True).values, values, rtol=0, atol=0.03)
 
 
@@ -122,7 +122,7 @@ def test_a_skipped_step_leaves_everything_alone():
     )
 
 
-# --- in a network ---------------------------------------------------------------------------------------------------------------
+# --- in a network ---
 
 
 def build(**keys: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -178,7 +178,7 @@ def test_it_learns_in_every_precision(name: str, mode: str):
 @pytest.mark.parametrize("clip", ["null", "1.0"])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_an_overflow_skips_exactly_that_update(name: str, clip: str, first: bool):
-    """Weights, momenta and, in AdamW, the count of steps that corrects its bias; the very first update included."""
+    """A skipped update, even the first, changes no weight, no momentum and no step count of AdamW."""
     keys = (
         f"optimizer.name={name}",
         f"optimizer.clip_norm={clip}",
@@ -203,7 +203,7 @@ def test_an_overflow_skips_exactly_that_update(name: str, clip: str, first: bool
     after = everything()
     assert all(
         torch.equal(new, old) for new, old in zip(after, before, strict=False)
-    )  # AdamW makes its state in its first step
+    )  # AdamW creates its state in its first step
     assert not any(value.any() for value in after[len(before) :])
     assert trainer.step(random_batch()).found_inf.item() == 0
     assert all(torch.isfinite(value).all() for value in everything())

@@ -1,4 +1,4 @@
-"""The optimizer's groups and buffers, and the learning rate as a function of the step alone."""
+"""Tests the optimizer's groups and buffers, and the learning rate as a function of the step."""
 
 import math
 from typing import Any
@@ -25,8 +25,8 @@ def rates(*steps: int, **keys: Any) -> list[float]:
 
 
 def test_linear():
-    found = rates(0, 10, 25, 50, 99, 100, warmup="25%", start_fraction=0.04, final_fraction=0.1)
-    assert found == pytest.approx(
+    actual = rates(0, 10, 25, 50, 99, 100, warmup="25%", start_fraction=0.04, final_fraction=0.1)
+    assert actual == pytest.approx(
         [0.04, 0.04 + 0.96 * 10 / 25, 1, 0.1 + 0.9 * 50 / 75, 0.1 + 0.9 * 1 / 75, 0.1]
     )
 
@@ -36,15 +36,15 @@ def test_linear_falls_to_nothing_after_the_last_step():
 
 
 def test_cosine():
-    found = rates(0, 20, 60, 99, 100, name="cosine", warmup="2ep", start_fraction=0.5, final_fraction=0.2)
-    assert found == pytest.approx(
+    actual = rates(0, 20, 60, 99, 100, name="cosine", warmup="2ep", start_fraction=0.5, final_fraction=0.2)
+    assert actual == pytest.approx(
         [0.5, 1, 0.2 + 0.8 / 2, 0.2 + 0.8 * (1 + math.cos(math.pi * 79 / 80)) / 2, 0.2]
     )
 
 
 def test_steps_fall_at_the_milestones_and_no_step_earlier():
     milestones = ["75%", "5ep"]  # in any order
-    found = rates(
+    actual = rates(
         0,
         3,
         5,
@@ -59,12 +59,12 @@ def test_steps_fall_at_the_milestones_and_no_step_earlier():
         milestones=milestones,
         gamma=0.1,
     )
-    assert found == pytest.approx([0, 3 / 5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert actual == pytest.approx([0, 3 / 5, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 @pytest.mark.parametrize(("warmup", "final"), [(25, 0.0), (30, 0.01), (1, 0.0), (90, 0.2)])
 def test_one_cycle_is_torch_s(warmup: int, final: float):
-    """Whose peak is at step pct_start * total - 1 and whose end at the last step: ours come one later, after the last update."""
+    """torch's peak is at step pct_start * total - 1 and its end at the last step; ours are one step later."""
     start = 0.04
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     oracle = torch.optim.lr_scheduler.OneCycleLR(
@@ -108,9 +108,11 @@ def test_without_warmup_the_first_step_has_the_peak(name: str):
     ],
 )
 def test_parts_that_a_run_is_too_short_for_are_named(keys: dict[str, Any], expected: str):
-    found = parts_after_the_end(ScheduleConfig.model_validate(keys), "10ep", PER_EPOCH, TOTAL)
-    assert [sentence.partition(":")[0] for sentence in found] == [expected.partition(":")[0]] * bool(expected)
-    assert all(sentence.startswith(f"{expected}: the learning rate does not ") for sentence in found)
+    actual = parts_after_the_end(ScheduleConfig.model_validate(keys), "10ep", PER_EPOCH, TOTAL)
+    assert [sentence.partition(":")[0] for sentence in actual] == [expected.partition(":")[0]] * bool(
+        expected
+    )
+    assert all(sentence.startswith(f"{expected}: the learning rate does not ") for sentence in actual)
 
 
 @pytest.mark.parametrize("name", ["linear", "one_cycle", "cosine"])

@@ -1,4 +1,4 @@
-"""Data sets by name: digits, synthetic, the holdout and the statistics."""
+"""Tests data sets by name: digits, synthetic, the holdout and the statistics."""
 
 import logging
 from typing import Any
@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 
 
 def load(seed: int = 0, **values: object) -> Any:
-    """The splits; `Any`, because streamed ones would have no `images`."""
+    """Load the splits; `Any`, because streamed ones would have no `images`."""
     return load_splits(DataConfig.model_validate(values), seed)
 
 
@@ -52,13 +52,13 @@ def test_digits_are_the_bundled_ones(digits: Any) -> None:
         (image.tobytes(), label)
         for image, label in zip(np.rint(data * 255 / 16).astype(np.uint8), labels, strict=True)
     )
-    small = load(dataset="digits", image_size=8)  # as they are
-    found = [
+    small = load(dataset="digits", image_size=8)  # not resized
+    actual = [
         (image[..., 0].tobytes(), label)
         for part in (small.train, small.test)
         for image, label in zip(part.images, part.labels, strict=True)
     ]
-    assert sorted(found) == expected
+    assert sorted(actual) == expected
     large, reference = (
         digits.test.images[0],
         Image.fromarray(small.test.images[0]).resize((32, 32), Image.Resampling.BILINEAR),

@@ -1,4 +1,4 @@
-"""Class folders: what is read, and how it is decoded."""
+"""Tests reading and decoding class folders."""
 
 import os
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_links_to_themselves_are_named_as_other_bad_files(root: Path) -> None:
 
 
 def test_images_without_classes_are_no_test_set(root: Path) -> None:
-    """As in ImageNet's own `test/`."""
+    """ImageNet has such a `test/`."""
     (root / "test").rename(root / "val")
     save(root / "test/ILSVRC2012_test_00000001.png", pixels(5))
     assert len(load(root).test) == 4

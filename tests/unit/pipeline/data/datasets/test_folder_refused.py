@@ -1,4 +1,4 @@
-"""Class folders that are refused, or not as described."""
+"""Tests class folders that are refused, or not as described."""
 
 import errno
 import io
@@ -128,7 +128,7 @@ def test_folders_that_are_not_as_described(root: Path, change: Any, message: str
 def test_a_folder_that_may_not_be_looked_into(
     root: Path, denied: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused here as the system refuses it: root may look into everything."""
+    """The test raises the system's error itself, because root may read every folder."""
     hidden, scandir = str(root / denied), os.scandir
 
     def refusing(call: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Folders of images that stay in their files: what is listed, scanned, dropped, replaced, and kept between runs."""
+"""Tests streamed folders: listing, scan, bad files, copies of odd files, and the cache between runs."""
 
 import errno
 import logging
@@ -37,7 +37,7 @@ def load(root: Path, is_main: bool = True, **changes: Any) -> Any:
 
 
 def size_of(path: Path) -> list[int]:
-    """Height and width."""
+    """Return height and width."""
     return list(open_rgb(path).size[::-1])
 
 
@@ -102,7 +102,7 @@ def test_a_huge_image_is_only_measured(root: Path):
 @pytest.mark.parametrize("loader", ["dali", "reference"])
 def test_a_huge_image_is_trained_on(root: Path, loader: str):
     os.link(save(root / "train/a/huge.jpg", Image.new("L", (12_000, 9_000), 90)), root / "val/a/huge.jpg")
-    given = [
+    keys = [
         "data.dataset=folder",
         f"data.root={root}",
         "data.image_size=32",
@@ -113,10 +113,12 @@ def test_a_huge_image_is_trained_on(root: Path, loader: str):
         "data.mean=[0.5, 0.5, 0.5]",
         "data.std=[0.2, 0.2, 0.2]",
     ]  # for which it would be decoded once more
-    config = load_config(overrides=[*given, *plain, "data.num_threads=1", f"data.loader={loader}"])
+    config = load_config(overrides=[*keys, *plain, "data.num_threads=1", f"data.loader={loader}"])
     built = build_loaders(config, load_splits(config.data, 0), torch.device("cpu"))
-    (shown,), (seen,) = built.train, built.test
-    assert len(shown.images) == 7 and torch.isfinite(shown.images).all() and seen.valid.all()
+    (train_batch,), (test_batch,) = built.train, built.test
+    assert (
+        len(train_batch.images) == 7 and torch.isfinite(train_batch.images).all() and test_batch.valid.all()
+    )
 
 
 def test_bad_files_stop_the_run_in_one_message(root: Path):
@@ -155,13 +157,15 @@ def test_bad_files_are_left_out_and_listed(root: Path, cache_below: int, caplog:
     assert all(str(root / "train/a" / f"0{name}") in caplog.text for name in bad_pictures())
     again = load(root, on_bad_image="skip", cache_below=cache_below, is_main=False)
     for part in ("train", "test"):
-        wanted = getattr(expected, part)
-        for found in (getattr(splits, part), getattr(again, part)):
+        reference = getattr(expected, part)
+        for actual in (getattr(splits, part), getattr(again, part)):
             assert (
-                tuple(found.sample_paths) == tuple(wanted.sample_paths)
-                and (found.labels == wanted.labels).all()
+                tuple(actual.sample_paths) == tuple(reference.sample_paths)
+                and (actual.labels == reference.labels).all()
             )
-            assert (found.pixels(np.arange(len(found))) == wanted.pixels(np.arange(len(wanted)))).all()
+            assert (
+                actual.pixels(np.arange(len(actual))) == reference.pixels(np.arange(len(reference)))
+            ).all()
     assert splits.mean == expected.mean
     with pytest.raises(UserError, match="8 of 18 images cannot be read; replace"):
         load(root, cache_below=cache_below)
@@ -169,7 +173,7 @@ def test_bad_files_are_left_out_and_listed(root: Path, cache_below: int, caplog:
 
 @pytest.mark.parametrize(("offset", "value"), [(1, 0xC3), (4, 12)], ids=["lossless", "12 bits"])
 def test_a_jpeg_that_no_decoder_here_knows_is_named(root: Path, offset: int, value: int):
-    """Whole as it is."""
+    """The file is complete."""
     content = bytearray(encoded(picture(80, 100)))
     content[content.index(b"\xff\xc0") + offset] = value
     (root / "train/a/other.jpg").write_bytes(content)
@@ -178,12 +182,14 @@ def test_a_jpeg_that_no_decoder_here_knows_is_named(root: Path, offset: int, val
 
 
 def test_damage_that_only_decoding_shows_is_named_where_it_is_met(root: Path):
-    """The header and the end are whole: the scan sees nothing, but the statistics come from decoded images."""
+    """Header and end are intact: the scan sees nothing, but the statistics come from decoded images."""
     content = bytearray(encoded(picture(80, 100), "PNG"))
     content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
     for name in ("damaged.png", "too.png"):
         (root / "train/a" / name).write_bytes(content)
-    message = r"data\.root: 2 of a sample of 8 images cannot be decoded, .*check-data.*:\n  .*/train/a/damaged\.png: .+\n  .*/too\.png: .+$"
+    message = (
+        r"data\.root: 2 of a sample of 8 images .*check-data.*:\n  .*/a/damaged\.png: .+\n  .*/too\.png: .+$"
+    )
     with pytest.raises(UserError, match=message):
         load(root, on_bad_image="skip")
 
@@ -197,7 +203,7 @@ def test_a_class_of_bad_files_only_is_named(root: Path):
 
 
 def test_a_file_that_may_not_be_read(root: Path, monkeypatch: pytest.MonkeyPatch):
-    """Refused here as the system refuses it: root may read everything."""
+    """The test raises the system's error itself, because root may read every file."""
     opened = os.open
 
     def refuse(path: Any, *rest: Any, **more: Any) -> int:
@@ -223,16 +229,16 @@ def test_the_scan_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("loader", ["dali", "reference"])
 def test_a_run_can_read_its_cache_entry_after_the_files_have_changed(root: Path, loader: str):
-    """Other runs on newer states of the files keep the copies of odd images, until no run has opened them for 30 days."""
+    """Runs on newer files keep the copies of odd images, until no run has opened them for 30 days."""
     (root / "train/b/x.png").write_bytes(odd_pictures()["transparent.png"])
-    given = [
+    keys = [
         "data.dataset=folder",
         f"data.root={root}",
         "data.batch_size=7",
         "data.num_threads=1",
         f"data.loader={loader}",
     ]
-    config = load_config(overrides=given)
+    config = load_config(overrides=keys)
     splits = load_splits(config.data, 0)
     loaders = build_loaders(config, splits, torch.device("cpu"))
     (entry,) = (root / ".quickres").iterdir()
@@ -297,7 +303,7 @@ def test_a_cache_that_cannot_be_written(root: Path):
         load(root)
 
 
-# Lists and names
+# --- list files and class names ---
 
 
 def test_list_files(root: Path, tmp_path: Path):
@@ -313,7 +319,7 @@ def test_list_files(root: Path, tmp_path: Path):
     assert list(splits.train.sample_paths) == ["train/a/0.jpg", "train/b/1.jpg", "train/a/2.jpg"]
     (tmp_path / "train.txt").write_text(
         "train/a/0.jpg 1\r\ntrain/b/1.jpg 0\r\nthe file.jpg 2\r\n", "utf-8-sig"
-    )  # as Windows writes it
+    )  # line ends and byte-order mark of Windows
     (tmp_path / "test.txt").write_text("val/b/0.jpg 1\n")
     with pytest.raises(UserError, match=r"1 of 4 images .*(.*\n)+.*the file\.jpg: not a file"):
         load(root, **lists)
@@ -326,7 +332,7 @@ def test_list_files(root: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("size", [90, 40])
 def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch):
-    """Streamed or decoded, within the root and elsewhere, and where the root is a link or a relative path."""
+    """Streamed or decoded, inside the root and elsewhere; the root can be a link or a relative path."""
     (tmp_path / "deep/down").mkdir(parents=True)
     (tmp_path / "deep/down/link").symlink_to(root)
     monkeypatch.chdir(tmp_path)
@@ -342,11 +348,11 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
         "data.eval_batch_size=2",
         "precision.mode=fp32",
     ]
-    for given in (root, Path("root"), Path("deep/down/link")):
+    for link_or_root in (root, Path("root"), Path("deep/down/link")):
         config = load_config(
             overrides=[
                 "data.dataset=folder",
-                f"data.root={given}",
+                f"data.root={link_or_root}",
                 *lists,
                 "data.mean=[0, 0, 0]",
                 "data.std=[1, 1, 1]",
@@ -356,10 +362,10 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
         (batch,) = build_loaders(config, splits, torch.device("cpu")).test
         np.testing.assert_allclose(255 * batch.images.mean((2, 3)), colours, atol=0.01)
         assert splits.train.sample_paths is not None
-        assert [(given / path).read_bytes() for path in splits.train.sample_paths] == [
+        assert [(link_or_root / path).read_bytes() for path in splits.train.sample_paths] == [
             path.read_bytes() for path in files
         ]
-        assert given.is_symlink() or splits.train.sample_paths[0] == "one.png"
+        assert link_or_root.is_symlink() or splits.train.sample_paths[0] == "one.png"
 
 
 @pytest.mark.parametrize(
@@ -384,7 +390,7 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
         (
             "a.jpg 0\nb.jpg 2\nd.jpg 2",
             "c.jpg 1",
-            r"data\.train_list: no .* file for class 1 in .*/train\.txt; add lines, or number the classes without a gap$",
+            r"data\.train_list: no .* file for class 1 in .*/train\.txt; .* without a gap$",
         ),
         (
             "a.jpg dog\nb.jpg dog",
@@ -425,7 +431,7 @@ def test_paths():
 
 @pytest.mark.slow
 def test_a_hundred_thousand_files_in_one_folder(root: Path):
-    """Links to a few files: what is listed and scanned is the same, and the disk stays empty."""
+    """Links to a few files take no space on the disk, and are listed and scanned in the same way."""
     for number in range(100_000):
         os.link(root / f"train/a/{number % 3}.jpg", root / f"train/b/link{number:06d}.jpg")
     started = time.perf_counter()

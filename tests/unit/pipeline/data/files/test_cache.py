@@ -1,4 +1,4 @@
-"""The cache of decoded class folders."""
+"""Tests the cache of decoded class folders."""
 
 import logging
 import os
@@ -134,7 +134,7 @@ def test_a_damaged_cache_is_rebuilt(root: Path, damage: str, caplog: pytest.LogC
     entry = root / ".quickres" / entries(root)[0]
     file, manifest = entry / "train.npy", entry / "manifest.json"
     content = file.read_bytes()
-    file.unlink()  # written anew, not in place: `expected` has the old one mapped
+    file.unlink()  # a new file, because `expected` has the old one mapped
     if damage == "cut":
         file.write_bytes(content[:-1])
     elif damage == "flip":
@@ -181,7 +181,7 @@ def test_two_processes_may_build_at_once(root: Path, monkeypatch: pytest.MonkeyP
         return decode(*args)
 
     monkeypatch.setattr(folder, "decode_files", decode_together)
-    # the filter of warnings belongs to the process, so threads that stand in for processes may not touch it
+    # the filter of warnings is global, so the threads, which represent processes, must not change it
     monkeypatch.setattr("pipeline.data.files.decode.warnings.simplefilter", lambda *args: None)
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: load(root), range(2)))

@@ -1,4 +1,4 @@
-"""One image file to RGB: modes, depths, transparency, orientation and size."""
+"""Tests decoding one image file to RGB: modes, depths, transparency, orientation and size."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_transparent_pixels_show_white(tmp_path: Path) -> None:
     assert (decoded[1:] == rgba[1:, :, :3]).all()
     la = Image.fromarray(rgba).convert("LA")
     assert saved(tmp_path, "la.png", la)[0, 0].tolist() == [255, 255, 255]
-    # a palette whose entries have transparencies of their own
+    # a palette with a transparency for each entry
     palette = Image.fromarray(pixels(1)).quantize(4)
     decoded = saved(tmp_path, "p.png", palette, transparency=bytes([0, 255, 255, 255]))
     assert (decoded[np.asarray(palette) == 0] == 255).all()
@@ -65,7 +65,7 @@ def test_exif_rotation(tmp_path: Path, suffix: str) -> None:
     halves = np.zeros((SIZE, SIZE, 3), np.uint8)
     halves[: SIZE // 2] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: what is stored on top shows on the right
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise: the stored top is shown on the right
     decoded = saved(tmp_path, f"x.{suffix}", halves, exif=exif)
     assert (decoded[:, SIZE // 2 :] > 250).all()
     assert (decoded[:, : SIZE // 2] < 5).all()

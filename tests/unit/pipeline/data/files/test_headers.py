@@ -1,4 +1,4 @@
-"""Sizes out of headers, beside what Pillow makes of the whole file."""
+"""Tests sizes from headers against the images that Pillow decodes."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ def exif(orientation: int, filling: int = 0) -> bytes:
     tags = Image.Exif()
     tags[0x112] = orientation
     if filling:
-        tags[0x010E] = "x" * filling  # a long description, so that the frame starts far behind
+        tags[0x010E] = "x" * filling  # a long description, so that the frame starts far from the beginning
     return tags.tobytes()
 
 
@@ -38,11 +38,11 @@ def header(tmp_path: Path, content: Image.Image | bytes, kind: str = "JPEG", **o
 @pytest.mark.parametrize("filling", [0, 3900, 9000])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_size_and_orientation(tmp_path: Path, kind: str, orientation: int, filling: int):
-    found = header(tmp_path, PICTURE, kind, exif=exif(orientation, filling))
+    actual = header(tmp_path, PICTURE, kind, exif=exif(orientation, filling))
     with Image.open(tmp_path / "file") as image:
         width, height = ImageOps.exif_transpose(image).size
-    assert (found.height, found.width, found.complete) == (height, width, True)
-    assert found.plain == (kind == "JPEG" or orientation == 1)
+    assert (actual.height, actual.width, actual.complete) == (height, width, True)
+    assert actual.plain == (kind == "JPEG" or orientation == 1)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_size_and_orientation(tmp_path: Path, kind: str, orientation: int, filli
     [{"progressive": True}, {"icc_profile": bytes(70_000)}, {"comment": bytes(60_000)}, {"quality": 100}],
 )
 def test_any_jpeg(tmp_path: Path, options: dict[str, Any]):
-    found = header(tmp_path, PICTURE, **options)
-    assert (found.height, found.width, found.plain, found.complete) == (12, 20, True, True)
+    actual = header(tmp_path, PICTURE, **options)
+    assert (actual.height, actual.width, actual.plain, actual.complete) == (12, 20, True, True)
 
 
 @pytest.mark.parametrize(("mode", "plain"), [("L", True), ("RGB", True), ("CMYK", False)])
@@ -64,10 +64,10 @@ def test_modes_of_jpeg(tmp_path: Path, mode: str, plain: bool):
     [("1", True), ("L", True), ("P", False), ("RGB", True), ("LA", False), ("RGBA", False), ("I;16", True)],
 )
 def test_modes_of_png(tmp_path: Path, mode: str, plain: bool):
-    found = header(
+    actual = header(
         tmp_path, PICTURE.convert("L").convert(mode) if mode == "I;16" else PICTURE.convert(mode), "PNG"
     )
-    assert (found.height, found.width, found.plain, found.complete) == (12, 20, plain, True)
+    assert (actual.height, actual.width, actual.plain, actual.complete) == (12, 20, plain, True)
 
 
 def test_png_with_transparency_behind_other_chunks(tmp_path: Path):
@@ -77,8 +77,8 @@ def test_png_with_transparency_behind_other_chunks(tmp_path: Path):
 
 
 def test_a_small_header_and_a_huge_image(tmp_path: Path):
-    found = header(tmp_path, Image.new("L", (12_000, 9_000)), "PNG")
-    assert (found.height, found.width) == (9_000, 12_000)
+    actual = header(tmp_path, Image.new("L", (12_000, 9_000)), "PNG")
+    assert (actual.height, actual.width) == (9_000, 12_000)
 
 
 def jpeg() -> bytes:
@@ -160,7 +160,7 @@ def test_a_gigabyte_of_fill_bytes_is_given_up(tmp_path: Path, monkeypatch: pytes
             b"MM\0*\0\0\0\x08\0\x23" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0),
             6,
             False,
-        ),  # 35 entries, it says
+        ),  # claims 35 entries
         (b"garbage", 1, False),
     ],
 )
@@ -169,10 +169,10 @@ def test_a_gigabyte_of_fill_bytes_is_given_up(tmp_path: Path, monkeypatch: pytes
 def test_exif_that_decoders_read_in_different_ways(
     tmp_path: Path, kind: str, block: bytes, orientation: int, plain: bool
 ):
-    found = header(tmp_path, PICTURE, kind, exif=b"Exif\0\0" + block + bytes(4))
+    actual = header(tmp_path, PICTURE, kind, exif=b"Exif\0\0" + block + bytes(4))
     size = (12, 20) if orientation == 1 else (20, 12)
-    assert (found.height, found.width) == size == open_rgb(tmp_path / "file").size[::-1]
-    assert found.plain == (plain and (kind == "JPEG" or orientation == 1))
+    assert (actual.height, actual.width) == size == open_rgb(tmp_path / "file").size[::-1]
+    assert actual.plain == (plain and (kind == "JPEG" or orientation == 1))
 
 
 def test_an_orientation_that_claims_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""Which samples stand in which batch: coverage and equality over world sizes, ragged sizes and epochs."""
+"""Tests the samples of each batch: coverage, and equality over world sizes, ragged sizes and epochs."""
 
 from itertools import islice
 
@@ -23,7 +23,7 @@ def train_sampler(
 
 
 def gather(plans: list[BatchPlan]) -> BatchPlan:
-    """The global batch of which these are the ranks' shares."""
+    """Join the ranks' shares to the global batch."""
     draws = [plan.draws for plan in plans if plan.draws is not None]
     indices, valid = (
         np.concatenate([plan.indices for plan in plans]),
@@ -35,7 +35,7 @@ def gather(plans: list[BatchPlan]) -> BatchPlan:
 def epoch_of(
     world_size: int, num_samples: int, batch_size: int, epoch: int = 0, train: bool = True
 ) -> list[BatchPlan]:
-    """The global batches of an epoch."""
+    """Return the global batches of an epoch."""
     shards = [Shard(rank, world_size) for rank in range(world_size)]
     samplers = [
         train_sampler(num_samples, batch_size, s) if train else EvalSampler(num_samples, batch_size, s)
@@ -110,9 +110,9 @@ def test_coverage_of_any_size(num_samples: int, local_batch_size: int, world_siz
 
 def test_plans_go_on_over_the_epochs():
     sampler = train_sampler(20, 6)
-    found = list(islice(plans_from(sampler, 4, 2), 5))
-    wanted = [sampler.plan(*position) for position in ((4, 2), (5, 0), (5, 1), (5, 2), (6, 0))]
-    assert [plan.indices.tolist() for plan in found] == [plan.indices.tolist() for plan in wanted]
+    actual = list(islice(plans_from(sampler, 4, 2), 5))
+    expected = [sampler.plan(*position) for position in ((4, 2), (5, 0), (5, 1), (5, 2), (6, 0))]
+    assert [plan.indices.tolist() for plan in actual] == [plan.indices.tolist() for plan in expected]
     after_the_last = next(plans_from(sampler, 4, 3))
     assert (after_the_last.indices == sampler.plan(5, 0).indices).all()
 
@@ -124,8 +124,8 @@ def test_a_batch_that_does_not_divide_names_the_sizes_that_do(batch_size: int, w
     with pytest.raises(UserError) as caught:
         share(batch_size, world_size, "data.batch_size")
     assert (
-        str(caught.value)
-        == f"data.batch_size: {batch_size} images do not divide by {world_size} processes; use data.batch_size={sizes}"
+        str(caught.value) == f"data.batch_size: {batch_size} images do not divide by {world_size} processes; "
+        f"use data.batch_size={sizes}"
     )
     with pytest.raises(UserError, match=r"data\.eval_batch_size: 7 images"):
         EvalSampler(10, 7, Shard(1, 2))

@@ -1,4 +1,4 @@
-"""The draws: pure functions of (seed, epoch, sample id), uniform, in range, and the same for ever."""
+"""Tests the draws: pure functions of (seed, epoch, sample id), uniform, in range, and never changing."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def draw(
 
 
 def philox4x64(counter: list[int], key: list[int]) -> list[int]:
-    """One block of Philox4x64-10 in Python's integers, after Salmon et al. 2011, section 3.3."""
+    """Compute one block of Philox4x64-10 with Python's integers, after Salmon et al. 2011, section 3.3."""
     for _ in range(10):
         product_0, product_1 = 0xD2E7470EE14C6C93 * counter[0], 0xCA5A826395121157 * counter[2]
         counter = [
@@ -35,7 +35,7 @@ def philox4x64(counter: list[int], key: list[int]) -> list[int]:
 
 
 def test_the_oracle_knows_the_published_answer():
-    """The first vector of the reference implementation's known answers (Random123, philox4x64, 10 rounds)."""
+    """The vector is the reference implementation's first known answer (Random123, philox4x64, 10 rounds)."""
     answer = [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
     assert philox4x64([0, 0, 0, 0], [0, 0]) == answer
 
@@ -45,7 +45,7 @@ def test_sample_i_reads_block_i_of_the_generator(seed: int, epoch: int):
     draws = draw(seed, epoch, 20)
     keys = []
     for sample in range(20):
-        # numpy counts up before it generates: the block of sample 0 is that of counter 1
+        # numpy increments the counter before it generates: sample 0 has the block of counter 1
         words = philox4x64([sample + 1, 0, 0, 1], [seed, epoch])
         high, low = [word >> 32 for word in words], [word & 0xFFFFFFFF for word in words]
         assert (draws.crop_y[sample], draws.crop_x[sample]) == (high[0] * 9 >> 32, low[0] * 9 >> 32)
@@ -59,7 +59,7 @@ def test_sample_i_reads_block_i_of_the_generator(seed: int, epoch: int):
 
 
 def test_known_answers():
-    """A change here breaks the repeatability of every published run: it is not a matter of taste."""
+    """A change of these values breaks the repeatability of every published run."""
     draws = draw(seed=1, epoch=2, num_samples=6)
     assert draws.order.tolist() == [1, 4, 0, 2, 3, 5]
     rows = [
@@ -164,11 +164,11 @@ def chi_square(counts: np.ndarray) -> float:
 def test_draws_are_uniform_and_independent_of_their_neighbours(
     values: Callable[[PaddedCropDraws], np.ndarray], limit: int
 ):
-    drawn = values(draw(num_samples=50_000)).astype(np.int64)
-    assert chi_square(np.bincount(drawn, minlength=limit)) < limit + 6 * np.sqrt(
+    draws = values(draw(num_samples=50_000)).astype(np.int64)
+    assert chi_square(np.bincount(draws, minlength=limit)) < limit + 6 * np.sqrt(
         2 * limit
     )  # six standard deviations
-    pairs = np.bincount(drawn[:-1] * limit + drawn[1:], minlength=limit**2)
+    pairs = np.bincount(draws[:-1] * limit + draws[1:], minlength=limit**2)
     assert chi_square(pairs) < limit**2 + 6 * np.sqrt(2 * limit**2)
 
 

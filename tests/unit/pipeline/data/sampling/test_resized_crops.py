@@ -1,4 +1,4 @@
-"""Boxes of streamed images, and the batches that they stand in."""
+"""Tests the crops of streamed images, and their batches."""
 
 import math
 import pickle
@@ -24,16 +24,16 @@ MANY = np.tile(SIZES, (1000, 1))
 
 
 def test_boxes_lie_inside_and_keep_to_scale_and_ratio():
-    drawn = draw_resized_crops(3, 0, MANY, AUGMENT)
-    assert sorted(drawn.order.tolist()) == list(range(len(MANY)))
-    top, left, height, width = drawn.boxes.T
-    assert (drawn.boxes[:, :2] >= 0).all() and (drawn.boxes[:, 2:] >= 1).all()
+    draws = draw_resized_crops(3, 0, MANY, AUGMENT)
+    assert sorted(draws.order.tolist()) == list(range(len(MANY)))
+    top, left, height, width = draws.boxes.T
+    assert (draws.boxes[:, :2] >= 0).all() and (draws.boxes[:, 2:] >= 1).all()
     assert (top + height <= MANY[:, 0]).all() and (left + width <= MANY[:, 1]).all()
     usual = np.isin(np.arange(len(MANY)) % len(SIZES), (0, 1, 2, 6))
     share, ratio = (height * width / MANY.prod(1, dtype=np.int64))[usual], (width / height)[usual]
     assert 0.07 < share.min() < 0.1 and 0.99 < share.max() <= 1.0
     assert 0.72 < ratio.min() < 0.76 and 1.32 < ratio.max() < 1.37
-    assert 0.48 < drawn.flip.mean() < 0.52
+    assert 0.48 < draws.flip.mean() < 0.52
     assert not draw_resized_crops(3, 0, SIZES, AugmentConfig(flip=False)).flip.any()
 
 
@@ -56,11 +56,11 @@ def test_where_no_try_fits_the_box_is_the_largest_centred_one():
 
 
 def test_draws_depend_on_seed_epoch_and_sample_alone(monkeypatch: pytest.MonkeyPatch):
-    drawn = draw_resized_crops(3, 1, MANY, AUGMENT)
+    draws = draw_resized_crops(3, 1, MANY, AUGMENT)
     monkeypatch.setattr(crops, "_CHUNK", 7)
     again = draw_resized_crops(3, 1, MANY[:900], AUGMENT)
     for name in ("boxes", "flip", "cutout"):
-        assert (getattr(again, name) == getattr(drawn, name)[:900]).all()
+        assert (getattr(again, name) == getattr(draws, name)[:900]).all()
     for seed, epoch in ((3, 0), (4, 1)):
         assert (draw_resized_crops(seed, epoch, MANY[:900], AUGMENT).boxes != again.boxes).any()
 
@@ -72,7 +72,7 @@ def sampler(
 
 
 def sequence(world_size: int, epoch: int, augment: AugmentConfig = AUGMENT) -> list[tuple[int, ...]]:
-    """(index, crop, flip, box of Cutout) of every sample, in the order of the global batches."""
+    """Return (index, crop, flip, Cutout box) of every sample, in the order of the global batches."""
     samplers = [sampler(Shard(rank, world_size), augment=augment) for rank in range(world_size)]
     rows = []
     for step in range(samplers[0].steps_per_epoch):
@@ -94,7 +94,7 @@ def test_the_sequence_of_an_epoch_does_not_depend_on_the_processes():
         alone = sequence(1, epoch, augment)
         assert sequence(2, epoch, augment) == sequence(3, epoch, augment) == alone
         indices = [row[0] for row in alone]
-        assert len(set(indices)) == len(indices) == 36  # each at most once; the ragged rest is dropped
+        assert len(set(indices)) == len(indices) == 36  # each at most once; the incomplete batch is dropped
     assert sequence(1, 0) != sequence(1, 1)
 
 
@@ -119,14 +119,14 @@ def test_cutout_grows_with_the_image(mode: str):
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (300, 300), (31, 20), (1, 1), (100, 901)])
 @pytest.mark.parametrize("share", [0.875, 1.0])
 def test_the_centre_is_torchvision_s(size: tuple[int, int], share: float):
-    """Resized and cropped at once, as after one another: the box on the image where torchvision's crop lies on the resized one."""
+    """One resize with a box reads the same part of the image as torchvision's resize and then crop."""
     view = CentreView(28, share)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     expected = v2.CenterCrop(28)(v2.Resize(round(28 / share))(image))
     top, left, bottom, right = view.boxes(np.array([size], np.int32))[0].tolist()
-    found = image.resize((28, 28), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 1
+    actual = image.resize((28, 28), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    assert np.abs(np.asarray(actual).astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_resolutions_in_steps():
