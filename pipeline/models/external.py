@@ -31,8 +31,7 @@ def build_library_network(
 
     Raises:
         UserError: the library is not installed or has no such network, or the network does not accept images
-        of one of
-            the sizes.
+            of one of the sizes.
     """
     build = _build_torchvision if library_of(name) == "torchvision" else _build_timm
     with _refused_images(name, image_size, in_channels, "data.image_size"):

@@ -23,8 +23,8 @@ def build_schedule(
     The peak is at step `warmup`. The end of the fall is at `total_steps`, one step after the last update. The
     learning rate depends only on the step, not on the number of processes or on skipped updates.
 
-    >>> lr_at = build_schedule(1.0, ScheduleConfig(warmup="2st", start_fraction=0.0), steps_per_epoch=10,
-    total_steps=10)
+    >>> config = ScheduleConfig(warmup="2st", start_fraction=0.0)
+    >>> lr_at = build_schedule(1.0, config, steps_per_epoch=10, total_steps=10)
     >>> [round(lr_at(step), 3) for step in (0, 1, 2, 6)]
     [0.0, 0.5, 1.0, 0.5]
     """

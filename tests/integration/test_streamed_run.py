@@ -205,8 +205,8 @@ def by_file(trained: Trained, root: Path) -> np.ndarray:
     )
 
 
-# The tolerance is that of a probability. The reference loader decodes and resizes with the code of prediction.
-# DALI has other code, with differences of a few grey levels.
+# The tolerance is that of a probability. The reference loader decodes and resizes with the same code as
+# prediction. DALI has other code, with differences of a few grey levels.
 @pytest.mark.parametrize(("loader", "tolerance"), [("reference", 1e-6), ("dali", 1e-3)])
 def test_files_are_shown_as_evaluation_shows_them(
     loader: str, tolerance: float, runs: dict[str, Path], root: Path

@@ -47,8 +47,7 @@ def make_synthetic(num_samples: int, num_classes: int, image_size: int, seed: in
 
     Raises:
         UserError: the images do not fit into the machine's memory. The check is made first, because the
-        system
-            grants the memory and kills the process later.
+            system grants the memory and kills the process later.
     """
     _check_memory(num_samples, image_size)
     colours = named_generator(seed, "colours").integers(

@@ -45,7 +45,7 @@ def load_folder(config: DataConfig, *, is_main: bool = True) -> RawSplits:
 
     Raises:
         UserError: folders that are not as described, images that cannot be read, a cache that cannot be
-        written.
+            written.
     """
     root = Path(config.root).expanduser()  # the shell does not expand ~ in `data.root=~/images`
     listing = list_files(root, config)

@@ -32,7 +32,7 @@ def load_splits(config: DataConfig, seed: int, *, is_main: bool = True) -> Split
 
     Raises:
         UserError: data that is missing or bad, or a `data.holdout`, `data.mean` or `data.std` that does not
-        fit.
+            fit.
     """
     for key, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != NUM_CHANNELS:

@@ -38,8 +38,7 @@ def open_rgb(path: str | Path) -> Image.Image:
 
     Raises:
         Exception: any error of Pillow for a damaged file, in most cases OSError. For an image that Pillow
-        takes
-            for a decompression bomb, a warning or, above twice that size, an error.
+            takes for a decompression bomb, a warning or, above twice that size, an error.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("not a file")  # opening a pipe would wait for ever

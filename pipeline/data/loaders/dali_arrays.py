@@ -3,8 +3,7 @@
 The time of the DALI graph is linear in the batch. In DALI 2.4 `crop_mirror_normalize`, `crop` and `flip` take
 quadratic time if an argument differs per sample. So one `warp_affine` does crop and flip (nearest neighbour,
 integer offsets: an exact copy of pixels), `erase` does Cutout, and `crop_mirror_normalize` has fixed
-    arguments. It returns HWC, which is
-channels_last if read as NCHW.
+arguments. It returns HWC, which is channels_last if read as NCHW.
 
 A run of a DALI pipeline costs about half a millisecond of host time for any batch size. So one run makes
 several small batches.

@@ -110,9 +110,8 @@ def _end_with_trainer(worker: int) -> None:
 
     The worker gets a process group of its own, so that a signal to the trainer's group reaches the trainer
     only: it saves, and then ends its workers. If the trainer was killed, a thread ends the worker. torch's
-        own check of a
-    worker's parent does not work here: the parent is the fork server, which lives as long as there are
-    workers.
+    own check of a worker's parent does not work here: the parent is the fork server, which lives as long as
+    there are workers.
     """
     os.setpgrp()
     trainer = multiprocessing.parent_process()
