@@ -50,17 +50,17 @@ def odd_pictures() -> dict[str, bytes]:
     half.putalpha(Image.linear_gradient("L").resize(image.size))
     turned = Image.Exif()
     turned[0x112] = 6
-    as_long = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack(
-        "<HHIII", 0x112, 4, 1, 6, 0
-    )  # the standard requires 16 bits
+    # the standard requires 16 bits
+    as_long = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIII", 0x112, 4, 1, 6, 0)
     return {
         "cmyk.jpg": encoded(image.convert("CMYK"), quality=95),
         "exif.jpg": encoded(image, exif=turned, quality=95),
         "exif_as_long.jpg": encoded(image, exif=as_long, quality=95),
         "exif_damaged.jpg": encoded(image, exif=b"Exif\0\0M?" + as_long[8:], quality=95),
+        # must not rotate the image
         "xmp.jpg": encoded(
             image, xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>', quality=95
-        ),  # must not rotate the image
+        ),
         "grey.jpg": encoded(image.convert("L"), quality=95),
         "grey16.png": encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG"),
         "one.png": encoded(Image.new("RGB", (1, 1), (200, 30, 60)), "PNG"),

@@ -4,10 +4,8 @@ import os
 import struct
 from dataclasses import dataclass
 
-_HEAD, _TAIL = (
-    4096,
-    64,
-)  # bytes read from either end: enough, except for files with a picture in their metadata
+# bytes read from either end: enough, except for files with a picture in their metadata
+_HEAD, _TAIL = 4096, 64
 _MAX_PARTS = 100_000  # markers, fill bytes and chunks before the image: a limit for files of fill bytes alone
 _MAX_EXIF = 65536  # bytes, the limit of a JPEG marker
 _ORIENTATION = 0x0112  # EXIF tag
@@ -81,16 +79,12 @@ def _read_jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
     Returns:
         Height, width, True if any decoder decodes it to the same grey or RGB pixels, and the orientation.
     """
-    block, start, at = (
-        head,
-        0,
-        2,
-    )  # `block` holds the file from byte `start` on; `at` is the next marker's byte
+    # `block` holds the file from byte `start` on; `at` is the next marker's byte
+    block, start, at = head, 0, 2
     orientation, exif_valid, exif_seen = 1, True, False
     for _ in range(_MAX_PARTS):
-        if (
-            at + 20 > start + len(block) and len(block) > 1
-        ):  # near the end of the block: read on from the marker
+        # near the end of the block: read on from the marker
+        if at + 20 > start + len(block) and len(block) > 1:
             block, start = os.pread(descriptor, _HEAD, at), at
         here = at - start
         if block[here] != 0xFF:

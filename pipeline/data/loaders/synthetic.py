@@ -49,9 +49,8 @@ class SyntheticLoader(PositionedLoader):
             if image_size is not None:
                 height = width = image_size
             indices = self._first.indices
-            generator = torch.Generator().manual_seed(
-                self._seed
-            )  # the same images whatever sizes came before
+            # the same images whatever sizes came before
+            generator = torch.Generator().manual_seed(self._seed)
             noise = torch.randn(len(indices), height, width, channels, generator=generator)
             images = rearrange(noise, "b h w c -> b c h w").to(self._device, self._transform.dtype)
             images = images.contiguous(memory_format=self._transform.memory_format)

@@ -160,8 +160,7 @@ def test_files_that_hold_no_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
         load_pretrained(model, tmp_path / "list.pth")
     torch.save({"code": _Unsafe()}, tmp_path / "unsafe.pth")
     with pytest.raises(
-        UserError,
-        match=r"model.weights: .* cannot be read \(.* holds more than tensors\); give weights as",
+        UserError, match=r"model.weights: .* cannot be read \(.* holds more than tensors\); give weights as"
     ):
         load_pretrained(model, tmp_path / "unsafe.pth")
     assert capsys.readouterr().out == ""

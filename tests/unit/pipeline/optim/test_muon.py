@@ -85,9 +85,8 @@ def test_a_convolution_is_a_matrix_of_one_row_per_output_channel(memory_format: 
     flat.grad = gradient.flatten(1)
     for parameter in (conv, flat):
         muon([parameter], weight_decay=0.1).step()
-    torch.testing.assert_close(
-        conv.flatten(1), flat, rtol=0, atol=1e-3
-    )  # columns in another order are summed in another order
+    # columns in another order are summed in another order
+    torch.testing.assert_close(conv.flatten(1), flat, rtol=0, atol=1e-3)
     assert conv.is_contiguous(memory_format=memory_format)
 
 
@@ -201,9 +200,8 @@ def test_an_overflow_skips_exactly_that_update(name: str, clip: str, first: bool
     assert trainer.step(random_batch()).found_inf.item() == 1
     hook.remove()
     after = everything()
-    assert all(
-        torch.equal(new, old) for new, old in zip(after, before, strict=False)
-    )  # AdamW creates its state in its first step
+    # AdamW creates its state in its first step
+    assert all(torch.equal(new, old) for new, old in zip(after, before, strict=False))
     assert not any(value.any() for value in after[len(before) :])
     assert trainer.step(random_batch()).found_inf.item() == 0
     assert all(torch.isfinite(value).all() for value in everything())

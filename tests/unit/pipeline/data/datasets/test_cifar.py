@@ -276,8 +276,7 @@ def test_an_archive_that_leads_elsewhere(
     changed = replace(files, archive_md5=hashlib.md5(path.read_bytes()).hexdigest())
     monkeypatch.setitem(CIFAR_FILES, "cifar10", changed)
     with pytest.raises(
-        UserError,
-        match=r"cifar-10-python\.tar\.gz is not the published file: .*data_batch_1",
+        UserError, match=r"cifar-10-python\.tar\.gz is not the published file: .*data_batch_1"
     ):
         load_cifar(root, "cifar10")
     assert secret.read_text() == "not for you"

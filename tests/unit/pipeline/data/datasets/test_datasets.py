@@ -38,9 +38,8 @@ def test_digits_parts(digits: Any) -> None:
     assert digits.num_classes == 10
     assert digits.image_size == (32, 32)
     assert digits.train.sample_paths is None
-    assert (
-        np.bincount(digits.test.labels).min() >= 34
-    )  # stratified: a tenth of 360 each, as far as the classes are equal
+    # stratified: a tenth of 360 each, as far as the classes are equal
+    assert np.bincount(digits.test.labels).min() >= 34
     assert digits.train.images.flags.writeable
 
 

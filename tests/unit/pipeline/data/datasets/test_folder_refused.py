@@ -70,9 +70,8 @@ def test_at_most_ten_bad_images_are_named(root: Path) -> None:
 
 @pytest.mark.parametrize("limit", [40, 20])
 def test_decompression_bombs_are_named(root: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", limit
-    )  # 64 pixels: above the limit a warning, above twice the limit an error
+    # 64 pixels: above the limit a warning, above twice the limit an error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UserError, match=r"10 of 10 images cannot be read(.*\n)+.*exceeds limit of"):
         load(root)
 

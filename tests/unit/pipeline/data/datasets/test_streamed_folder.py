@@ -109,10 +109,8 @@ def test_a_huge_image_is_trained_on(root: Path, loader: str):
         "data.batch_size=7",
         "data.eval_batch_size=5",
     ]
-    plain = [
-        "data.mean=[0.5, 0.5, 0.5]",
-        "data.std=[0.2, 0.2, 0.2]",
-    ]  # for which it would be decoded once more
+    # given, because computing them would decode the image once more
+    plain = ["data.mean=[0.5, 0.5, 0.5]", "data.std=[0.2, 0.2, 0.2]"]
     config = load_config(overrides=[*keys, *plain, "data.num_threads=1", f"data.loader={loader}"])
     built = build_loaders(config, load_splits(config.data, 0), torch.device("cpu"))
     (train_batch,), (test_batch,) = built.train, built.test
@@ -317,9 +315,10 @@ def test_list_files(root: Path, tmp_path: Path):
     assert splits.class_names == ("cat", "dog")
     assert splits.train.labels.tolist() == [1, 0, 1] and splits.test.labels.tolist() == [0]
     assert list(splits.train.sample_paths) == ["train/a/0.jpg", "train/b/1.jpg", "train/a/2.jpg"]
+    # line ends and byte-order mark of Windows
     (tmp_path / "train.txt").write_text(
         "train/a/0.jpg 1\r\ntrain/b/1.jpg 0\r\nthe file.jpg 2\r\n", "utf-8-sig"
-    )  # line ends and byte-order mark of Windows
+    )
     (tmp_path / "test.txt").write_text("val/b/0.jpg 1\n")
     with pytest.raises(UserError, match=r"1 of 4 images .*(.*\n)+.*the file\.jpg: not a file"):
         load(root, **lists)

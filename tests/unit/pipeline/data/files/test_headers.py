@@ -145,22 +145,16 @@ def test_a_gigabyte_of_fill_bytes_is_given_up(tmp_path: Path, monkeypatch: pytes
     [
         (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), 6, True),
         (b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0), 6, True),
-        (
-            b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 0, 0),
-            1,
-            True,
-        ),  # many cameras write 0
+        # many cameras write 0
+        (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 0, 0), 1, True),
         (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x100, 3, 1, 20, 0), 1, True),
         (b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHII", 0x112, 4, 1, 6), 6, False),
         (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIBBH", 0x112, 1, 1, 6, 0, 0), 6, False),
         (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 9, 1, 6, 0), 1, False),
         (b"II+\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), 1, False),
         (b"II*\0\x08\0\0\0\x09\0" + struct.pack("<HHIHH", 0x100, 3, 1, 6, 0), 1, False),
-        (
-            b"MM\0*\0\0\0\x08\0\x23" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0),
-            6,
-            False,
-        ),  # claims 35 entries
+        # claims 35 entries
+        (b"MM\0*\0\0\0\x08\0\x23" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0), 6, False),
         (b"garbage", 1, False),
     ],
 )

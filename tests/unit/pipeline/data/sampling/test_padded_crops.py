@@ -165,9 +165,8 @@ def test_draws_are_uniform_and_independent_of_their_neighbours(
     values: Callable[[PaddedCropDraws], np.ndarray], limit: int
 ):
     draws = values(draw(num_samples=50_000)).astype(np.int64)
-    assert chi_square(np.bincount(draws, minlength=limit)) < limit + 6 * np.sqrt(
-        2 * limit
-    )  # six standard deviations
+    # six standard deviations
+    assert chi_square(np.bincount(draws, minlength=limit)) < limit + 6 * np.sqrt(2 * limit)
     pairs = np.bincount(draws[:-1] * limit + draws[1:], minlength=limit**2)
     assert chi_square(pairs) < limit**2 + 6 * np.sqrt(2 * limit**2)
 
