@@ -76,7 +76,7 @@ def build_loaders(
 
 
 def _check_photometric(context: _Context) -> None:
-    """Refuse the augmentation that DALI draws for other loaders, and warn that it does not repeat."""
+    """Refuse the augmentation of DALI with other loaders; warn that DALI does not repeat its draws."""
     augment, loader = context.config.augment, context.config.data.loader
     if not (augment.color_jitter or augment.randaugment):
         return
