@@ -241,8 +241,8 @@ KEYS = {
     "data.eval_crop": Row(
         "1.0", lambda config: next(iter(loader_of(config, "test"))).images.tolist(), STREAMED
     ),
-    "data.decoder": Row("cpu", lambda config: loader_of(config)._decoder.on_gpu, STREAMED),
-    "data.hw_decoder_load": Row("0.5", lambda config: loader_of(config)._decoder.hw_load, STREAMED),
+    "data.decoder": Row("cpu", lambda config: loader_of(config)._decoding.on_gpu, STREAMED),
+    "data.hw_decoder_load": Row("0.5", lambda config: loader_of(config)._decoding.hw_load, STREAMED),
     "data.num_classes": Row("5", lambda config: len(tiny_splits(config).class_names)),
     "data.num_samples": Row("41", lambda config: loader_of(config).num_samples),
     "augment.crop_padding": Row("2", first_batch),
