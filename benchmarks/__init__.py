@@ -1,1 +1,1 @@
-"""Measures: drives the builders and the step of `pipeline`, and keeps records from which every published table is made."""
+"""Measures through the builders and the step of `pipeline`, and keeps records that make every published table."""

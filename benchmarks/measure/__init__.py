@@ -1,1 +1,1 @@
-"""Times workloads fairly, and describes the machine that they ran on."""
+"""Times workloads in turn, and describes the machine that they ran on."""

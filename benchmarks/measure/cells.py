@@ -1,14 +1,16 @@
-"""Figures as the text of a table's cell. What is missing is an empty cell."""
+"""Formats figures as the text of a table's cell; a missing figure is an empty cell."""
 
 from benchmarks.publish.records import Baseline, Spread
 
 
 def count(value: float | None) -> str:
+    """Return a whole number: `12,345`."""
     return "" if value is None else f"{value:,.0f}"
 
 
 def thousands(value: float) -> str:
-    """
+    """Return a large number with two or three digits.
+
     >>> thousands(348_211), thousands(23_310_000), thousands(930)
     ('348 k', '23.3 M', '930')
     """
@@ -18,49 +20,54 @@ def thousands(value: float) -> str:
 
 
 def spread(value: Spread | None) -> str:
+    """Return the percentiles and n: `12,000–13,000 (5)`."""
     return f"{value.p10:,.0f}–{value.p90:,.0f} ({value.n})" if value else ""
 
 
-def share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+def percent(fraction: float | None) -> str:
+    """Return a fraction in per cent: `38.2 %`."""
+    return "" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def memory(num_bytes: int | None) -> str:
+    """Return bytes in GiB: `1.25 GiB`."""
     return "" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
 
 
 def number(value: float | None, digits: int = 2) -> str:
+    """Return a number with this many digits after the point."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def significant(value: float | None) -> str:
-    """Three digits."""
+    """Return a number with three significant digits."""
     return "" if value is None else f"{value:.3g}"
 
 
-def against(baseline: Baseline | None) -> str:
-    """`1.004 × NAME (0.998–1.007)`."""
+def comparison(baseline: Baseline | None) -> str:
+    """Return the ratio to a baseline with its name: `1.004 × NAME (0.998–1.007)`."""
     if baseline is None:
         return ""
     ratio, digits = baseline.ratio, 3 if baseline.ratio.median < 2 else 2
     return f"{ratio.median:.{digits}f} × {baseline.variant} ({ratio.p10:.{digits}f}–{ratio.p90:.{digits}f})"
 
 
-def times(baseline: Baseline | None) -> str:
-    """`1.93 (1.92–1.95)`: the speed-up over a baseline that need not be named."""
+def speed_up(baseline: Baseline | None) -> str:
+    """Return the ratio to a baseline that is the same for all rows: `1.93 (1.92–1.95)`."""
     if baseline is None:
         return ""
     ratio = baseline.ratio
     return f"{ratio.median:.2f} ({ratio.p10:.2f}–{ratio.p90:.2f})"
 
 
-def accuracy(mean: float | None, std: float | None, n: int | None) -> str:
-    """`94.01 ± 0.12 % (5)`, the deviation only where there are several.
+def accuracy(mean: float | None, std: float | None, n: int | None = None) -> str:
+    """Return an accuracy in per cent, with its deviation and n where there are such.
 
-    >>> accuracy(0.9401, 0.0012, 5), accuracy(0.9401, None, 1)
-    ('94.01 ± 0.12 % (5)', '94.01 % (1)')
+    >>> accuracy(0.9401, 0.0012, 5), accuracy(0.9401, None, 1), accuracy(0.9401, 0.0012)
+    ('94.01 ± 0.12 % (5)', '94.01 % (1)', '94.01 ± 0.12 %')
     """
     if mean is None:
         return ""
     deviation = f" ± {100 * std:.2f}" if std is not None else ""
-    return f"{100 * mean:.2f}{deviation} % ({n})"
+    runs = f" ({n})" if n is not None else ""
+    return f"{100 * mean:.2f}{deviation} %{runs}"

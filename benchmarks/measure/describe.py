@@ -1,68 +1,67 @@
-"""What a record says of a config and of the machine that it ran on."""
+"""Describes a config and the machine that it ran on, in the fields of a record."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from benchmarks.publish.records import Machine, Setting
 from pipeline.config import Config, config_hash
 from pipeline.training.build import compile_mode
 
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # named in records; SGD is not
 
 
-def describe_run(config: Config, environment: Mapping[str, Any], streamed: bool) -> dict[str, Any]:
-    """The fields of `Record` that a config and `pipeline.run.environment.describe_environment` tell.
+def describe_config(config: Config, environment: Mapping[str, Any], streamed: bool) -> Setting:
+    """Return the fields of a record that a config determines.
 
     Args:
         config: of the run.
-        environment: where it ran, as in its env.json.
-        streamed: whether its images stay in their files.
+        environment: of the run, as in its env.json (`pipeline.run.environment.describe_environment`).
+        streamed: True if its images stay in their files.
     """
     loader = describe_loader(config)
-    return {
-        "model": describe_model(config),
-        "image_size": config.image_size,
-        "dataset": config.data.dataset,
-        "loader": loader,
-        "augment": describe_augment(config, streamed) if loader != "synthetic" else None,
-        "batch_size": config.data.batch_size,
-        "world_size": environment["world_size"],
-        "precision": config.precision.mode,
-        "channels_last": config.runtime.channels_last,
-        "compile_mode": compile_mode(config.compile, torch.device(environment["device"])),
-        "config": config.model_dump(mode="json"),
-        "config_hash": config_hash(config),
-        "utc": environment["utc"],
-        **describe_machine(environment),
-    }
+    return Setting(
+        model=describe_model(config),
+        image_size=config.image_size,
+        dataset=config.data.dataset,
+        loader=loader,
+        augment=describe_augment(config, streamed) if loader != "synthetic" else None,
+        batch_size=config.data.batch_size,
+        world_size=environment["world_size"],
+        precision=config.precision.mode,
+        channels_last=config.runtime.channels_last,
+        compile_mode=compile_mode(config.compile, torch.device(environment["device"])),
+        config=config.model_dump(mode="json"),
+        config_hash=config_hash(config),
+    )
+
+
+def describe_machine(environment: Mapping[str, Any]) -> Machine:
+    """Return code, versions and hardware of a run, from its env.json."""
+    packages, gpu = environment["packages"], environment["gpu"] or {}
+    return Machine(
+        commit=environment["commit"],
+        dirty=environment["dirty"],
+        gpu=gpu.get("name"),
+        gpu_count=gpu.get("count", 0),
+        power_limit_w=gpu.get("power_limit_w"),
+        driver=gpu.get("driver"),
+        cuda=gpu.get("cuda"),
+        torch=packages["torch"],
+        dali=next((version for name, version in packages.items() if "dali" in name), None),
+        python=environment["python"],
+        cpu_cores=environment["cpu_cores"],
+    )
 
 
 def describe_loader(config: Config) -> str:
-    """What records call the loader."""
+    """Return the name of the loader in records."""
     return {"reference": "torchvision"}.get(config.data.loader, config.data.loader)
 
 
-def describe_machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Record` that must be the same for two runs to be two measurements of one thing: code, versions and hardware."""
-    packages, gpu = environment["packages"], environment["gpu"] or {}
-    return {
-        "commit": environment["commit"],
-        "dirty": environment["dirty"],
-        "gpu": gpu.get("name"),
-        "gpu_count": gpu.get("count", 0),
-        "power_limit_w": gpu.get("power_limit_w"),
-        "driver": gpu.get("driver"),
-        "cuda": gpu.get("cuda"),
-        "torch": packages["torch"],
-        "dali": next((version for name, version in packages.items() if "dali" in name), None),
-        "python": environment["python"],
-        "cpu_cores": environment["cpu_cores"],
-    }
-
-
 def describe_model(config: Config) -> str:
-    """The network, its optimizer unless that is SGD, and which of our kernels it is made of.
+    """Return the network, its optimizer unless that is SGD, and its fused kernels.
 
     >>> from pipeline.config import load_config
     >>> describe_model(load_config(overrides=["optimizer.name=muon", "model.fused_norm=true"]))
@@ -75,7 +74,7 @@ def describe_model(config: Config) -> str:
 
 
 def describe_augment(config: Config, streamed: bool = False) -> str:
-    """What is done to training images; of STREAMED ones the crop is a random resized one.
+    """Return the augmentation of training images; the crop of streamed images is a random resized one.
 
     >>> from pipeline.config import load_config
     >>> describe_augment(load_config(overrides=["augment.cutout=16"]))

@@ -1,4 +1,4 @@
-"""The command line that all benchmarks share."""
+"""Defines the command line that all benchmarks share."""
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import UserError
 
-# What --quick puts over a recipe: seconds on two CPU cores.
+# overrides of --quick: seconds on two CPU cores
 QUICK = (
     "data.dataset=synthetic",
     "data.image_size=16",
@@ -26,7 +26,7 @@ _QUICK_WINDOWS, _QUICK_STEPS = 1, 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that all benchmarks share."""
+    """Add the arguments that all benchmarks share."""
     parser.add_argument(
         "arguments",
         nargs="*",
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Recipe (the default for this machine where none is named) and overrides."""
+    """Return the recipe (if none is named, the default of this machine) and the overrides."""
     if arguments and "=" not in arguments[0]:
         return arguments[0], list(arguments[1:])
     wants_cpu = "runtime.device=cpu" in arguments or not torch.cuda.is_available()
@@ -52,21 +52,16 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def merge(*groups: Sequence[str]) -> list[str]:
-    """Overrides put over each other: of the same key the last one.
+    """Return the overrides of all groups, of the same key the last one.
 
     >>> merge(["seed=1", "duration=1ep"], ["seed=2"])
     ['seed=2', 'duration=1ep']
     """
-    return [
-        f"{key}={value}"
-        for key, value in {
-            item.partition("=")[0]: item.partition("=")[2] for group in groups for item in group
-        }.items()
-    ]
+    return list({item.partition("=")[0]: item for group in groups for item in group}.values())
 
 
 def listed(kind: Callable[[str], Any] = str, choices: Collection[str] = ()) -> Callable[[str], list[Any]]:
-    """Type of an option with several values, separated by commas: `--batch-sizes 512,1024`."""
+    """Return the type of an option with several values, separated by commas: `--batch-sizes 512,1024`."""
 
     def parse(text: str) -> list[Any]:
         values = []
@@ -85,19 +80,20 @@ def listed(kind: Callable[[str], Any] = str, choices: Collection[str] = ()) -> C
 
 
 def num_windows(options: argparse.Namespace) -> int:
-    """Timed windows of each variant."""
+    """Return the number of timed windows of each variant."""
     return options.windows or (_QUICK_WINDOWS if options.quick else _WINDOWS)
 
 
 def num_steps(options: argparse.Namespace, on_gpu: bool) -> int:
-    """Steps of a window."""
+    """Return the number of steps of a window."""
     return options.steps or (_QUICK_STEPS if options.quick else _GPU_STEPS if on_gpu else _CPU_STEPS)
 
 
 def check_at_least(least: int, options: argparse.Namespace, *names: str) -> None:
-    """
+    """Check the options of these names that are given.
+
     Raises:
-        UserError: an option of these names is given and smaller.
+        UserError: one is smaller than `least`.
     """
     for name in names:
         value = getattr(options, name)
@@ -108,18 +104,17 @@ def check_at_least(least: int, options: argparse.Namespace, *names: str) -> None
 
 
 def read_arguments(options: argparse.Namespace) -> tuple[str, list[str]]:
-    """Recipe and overrides that the options ask for.
+    """Return the recipe and the overrides that the options ask for.
 
     Raises:
-        UserError: options that contradict each other.
+        UserError: options contradict each other.
     """
     if options.record and options.quick:
         raise UserError("--record: a smoke test is no measurement; leave out --quick")
     check_at_least(1, options, "windows", "steps")
     recipe, overrides = split_arguments(options.arguments)
     if options.quick:
-        on_cpu = (
-            [] if torch.cuda.is_available() else ["precision.mode=fp32"]
-        )  # half precision is slow on CPUs
+        # half precision is slow on CPUs
+        on_cpu = [] if torch.cuda.is_available() else ["precision.mode=fp32"]
         overrides = merge(QUICK, on_cpu, overrides)
     return recipe, overrides

@@ -1,4 +1,4 @@
-"""What every benchmark works with: options, device, data, progress, and the records that it leaves."""
+"""Gives every benchmark its options, device, data, progress line and records."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks.measure.describe import describe_run
+from benchmarks.measure.describe import describe_config, describe_machine
 from benchmarks.measure.options import merge, num_steps, num_windows, read_arguments
 from benchmarks.measure.timing import Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
@@ -28,28 +28,13 @@ from pipeline.errors import UserError
 from pipeline.run.environment import describe_environment
 from pipeline.training.build import set_backends
 
-_PLAIN_WIDTH = 180  # columns of a table where there is no terminal to ask
-_FOLDER_KEYS = (
-    "train_list",
-    "test_list",
-    "class_names",
-    "on_bad_image",
-    "cache_below",
-    "eval_image_size",
-    "eval_crop",
-)
-_DATA_KEYS = (
-    "dataset",
-    "root",
-    "cache_dir",
-    "holdout",
-    "mean",
-    "std",
-    "image_size",
-    "num_classes",
-    "num_samples",
-    *_FOLDER_KEYS,
-)
+_PLAIN_WIDTH = 180  # columns of a table without a terminal
+# keys of `data` that determine the images and labels
+_DATA_KEYS = {
+    *("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples"),
+    *("train_list", "test_list", "class_names", "on_bad_image"),
+    *("cache_below", "eval_image_size", "eval_crop"),
+}
 
 
 @dataclass
@@ -57,10 +42,11 @@ class Session:
     """One benchmark run.
 
     Attributes:
-        recipe, overrides: the config that everything starts from.
-        processes: this process among the others.
+        recipe, overrides: the config that all variants start from.
+        processes: this process and the others.
         options: parsed command line.
         command: the command line, for the records.
+        records: made so far.
     """
 
     recipe: str
@@ -96,16 +82,16 @@ class Session:
         return num_steps(self.options, self.on_gpu)
 
     def lead_in(self, config: Config) -> int:
-        """Untimed steps before a window of loader and step together; at most as many as a window has."""
+        """Return the untimed steps before a window of loader and step together; at most as many as a window has."""
         return 1 if self.quick else min(batches_ahead(config), self.steps)
 
     def config(self, *overrides: str) -> Config:
-        """The recipe with the user's keys and, over them, these."""
+        """Return the recipe with the user's keys and, over them, these."""
         return load_config(self.recipe, merge(self.overrides, overrides))
 
     def splits(self, config: Config) -> Splits:
-        """The data set of a config, read once."""
-        data = config.data.model_dump(include=set(_DATA_KEYS))
+        """Return the data set of a config, which is read once."""
+        data = config.data.model_dump(include=_DATA_KEYS)
         key = json.dumps([data, config.seed])
         if key not in self._splits:
             main = self.processes.is_main
@@ -115,43 +101,44 @@ class Session:
         return self._splits[key]
 
     def streams(self, config: Config) -> bool:
-        """Whether the images of a config stay in their files."""
+        """Return True if the images of a config stay in their files."""
         return isinstance(self.splits(config).train, FileSet)
 
     def use_synthetic_images_if_missing(self) -> None:
-        """Where the recipe's data set is not on this machine, go on with random images of the same size, and say so."""
+        """Warn and use random images of the same size if the recipe's data set is not on this machine."""
         config = self.config()
         try:
             self.splits(config)
         except UserError as error:
             size = config.image_size
-            decoded = (
-                ", but from memory: decoding files is not timed" if config.data.dataset == "folder" else ""
-            )
+            on_disk = config.data.dataset == "folder"
+            memory = ", but from memory: decoding files is not timed" if on_disk else ""
+            self.say(f"warning: {error}")
             self.say(
-                f"warning: {error}\nwarning: timing random images of {size}x{size} pixels instead, through the same loader{decoded}"
+                f"warning: timing random images of {size}x{size} pixels instead, through the same loader{memory}"
             )
-            self.overrides = merge(
-                self.overrides, ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"]
-            )
+            synthetic = ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"]
+            self.overrides = merge(self.overrides, synthetic)
 
     def keep_one_image_size(self) -> None:
-        """Where the recipe's images grow during training, time those of its last size alone, and say so."""
+        """Report and time only the last image size of a recipe whose images grow during training."""
         config = self.config()
         if config.augment.progressive:
             sizes = [size for _, size in config.augment.progressive]
-            other = f"for others: augment.progressive=[] data.image_size={sizes[0]}"
+            in_turn = ", ".join(map(str, sizes))
             self.say(
-                f"timing images of {config.image_size} pixels, not of {', '.join(map(str, sizes))} in turn; {other}"
+                f"timing images of {config.image_size} pixels, not of {in_turn} in turn; to time others, set "
+                f"augment.progressive=[] data.image_size={sizes[0]}"
             )
             self.overrides = merge(self.overrides, ["augment.progressive=[]"])
 
     def say(self, text: str) -> None:
+        """Print a message, on the main process alone."""
         if self.processes.is_main:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, text: str) -> None:
-        """What is being done: in the progress line, or as a line of its own where there is no terminal."""
+        """Show the present work: in the progress line, or as a new line if there is no terminal."""
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], description=text)
         elif not text.startswith("round") and not text.endswith("warming up"):
@@ -159,7 +146,7 @@ class Session:
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """A line with a clock while something runs."""
+        """Show a line with a clock inside this context."""
         if not (self.processes.is_main and self.console.is_terminal):
             yield
             return
@@ -178,7 +165,7 @@ class Session:
                 self._progress = None
 
     def time(self, workloads: Sequence[Workload], steps: int | Sequence[int] | None = None) -> list[Timing]:
-        """Time workloads in turn, as many windows and steps as the options say."""
+        """Time workloads in turn, with the windows and steps of the options."""
         return time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
 
     def record(
@@ -188,36 +175,43 @@ class Session:
         config: Config,
         timing: Timing | None,
         baseline: Baseline | None = None,
-        **more: Any,
+        **fields: Any,
     ) -> None:
-        """Make a record, and with `--record` write it. Fields of `Record` that the config does not tell are given as keywords."""
+        """Make a record, and write it if the user asked for that (`--record`).
+
+        Args:
+            benchmark, variant, config, baseline: of the record.
+            timing: its windows; None if one event was timed.
+            fields: further fields of `Record`, over those that follow from the config.
+
+        Raises:
+            pydantic.ValidationError: `fields` has a name or a type that `Record` has not.
+        """
         if not self._environment:
             self._environment = describe_environment(config, self.device, self.processes.shard.world_size)
-        environment = self._environment
-        values: dict[str, Any] = {
-            "benchmark": benchmark,
-            "variant": variant,
-            **describe_run(config, environment, config.data.loader != "synthetic" and self.streams(config)),
+        streamed = config.data.loader != "synthetic" and self.streams(config)
+        measured: dict[str, Any] = {
+            **dict(describe_config(config, self._environment, streamed)),
+            **dict(describe_machine(self._environment)),
             "images_per_sec": timing.images_per_sec if timing else None,
             "step_ms": timing.step_ms if timing else None,
             "peak_memory_bytes": None,
             "baseline": baseline,
+            "utc": self._environment["utc"],
             "command": self.command,
         }
-        record = Record(**(values | more))
+        record = Record(**{"benchmark": benchmark, "variant": variant, **measured, **fields})
         self.records.append(record)
-        if (
-            self.options.record and self.processes.is_main
-        ):  # at once: what was measured is kept if a later variant fails
-            self._written.update(append([record]))
+        if self.options.record and self.processes.is_main:
+            self._written.update(append([record]))  # at once: the record is kept if a later variant fails
 
     def print_tables(self) -> None:
-        """The tables of all that was measured."""
+        """Print the tables of all records."""
         for table in tables.tables_of(self.records):
             self.print(table)
 
     def close(self) -> None:
-        """Say where the records are."""
+        """Print the paths of the records."""
         for path in sorted(self._written):
             self.say(f"recorded in {path}")
 
@@ -227,17 +221,17 @@ class Session:
 
 
 def run(work: Callable[[Session], None], name: str, options: argparse.Namespace) -> None:
-    """Run a benchmark in a session of its own, on a stream of its own: what is captured must not run on the default one.
+    """Run a benchmark in a new session, on a new stream: a step cannot be captured on the default one.
 
     Raises:
         UserError: the config, or a combination of options, is bad.
-        TrainingError: what was measured cannot be trusted.
+        TrainingError: the measurement cannot be trusted.
     """
     recipe, overrides = read_arguments(options)
     if options.record:
         with tempfile.TemporaryFile(
             dir=RESULTS
-        ):  # a folder that cannot be written is known before anything is measured
+        ):  # fails before anything is measured if records cannot be written
             pass
     config = load_config(recipe, overrides)
     set_backends(config)
@@ -249,8 +243,8 @@ def run(work: Callable[[Session], None], name: str, options: argparse.Namespace)
         if name != "startup":
             session.keep_one_image_size()
         session.use_synthetic_images_if_missing()
-        where = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
-        session.say(f"{name}: {recipe}, {processes.shard.world_size} x {where}, {session.windows} windows")
+        device = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
+        session.say(f"{name}: {recipe}, {processes.shard.world_size} x {device}, {session.windows} windows")
         with session.progress():
             work(session)
         session.close()

@@ -1,4 +1,4 @@
-"""Timed windows, interleaved: every workload gets a window in each round, so that a drift of the machine meets all of them alike."""
+"""Times workloads in turn: each gets a window in every round, so that a drift of the machine meets all alike."""
 
 import math
 import time
@@ -12,12 +12,12 @@ from benchmarks.publish.records import Baseline, Spread
 
 
 class Workload(ABC):
-    """Something that can be run for a number of steps.
+    """A thing to time, which can be run for a number of steps.
 
     Attributes:
         name: of the variant.
         images_per_step: over all processes.
-        lead_in: untimed steps at the start of a window, which use up what was prepared ahead while others were timed.
+        lead_in: untimed steps at the start of a window; they use up batches prepared ahead while others were timed.
     """
 
     def __init__(self, name: str, images_per_step: int, lead_in: int = 3):
@@ -26,20 +26,20 @@ class Workload(ABC):
         self.lead_in = lead_in
 
     def prepare(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Before the lead-in of a window."""
+        """Prepare for a window, before its lead-in."""
 
     @abstractmethod
     def run(self, steps: int) -> None:
-        """Run, on a GPU: enqueue on the current stream, this many steps."""
+        """Run this many steps; on a GPU, enqueue them on the current stream."""
 
     def finish(self, step_s: float) -> None:  # noqa: B027
-        """After a window whose steps took this many seconds each; the device is idle."""
+        """Clean up after a window whose steps took this many seconds each; the device is idle."""
 
     def check(self) -> None:  # noqa: B027
-        """After all windows.
+        """Check the workload after all windows.
 
         Raises:
-            TrainingError: what was timed is not what was meant to be.
+            TrainingError: the steps that were timed are not valid steps of training.
         """
 
 
@@ -65,20 +65,19 @@ class Timing:
         return 1e3 * Spread.of(self.step_s).median
 
     def against(self, other: "Timing") -> Baseline:
-        """This one's throughput compared with another's, by the ratio of windows of the same round."""
+        """Compare this throughput with another one, by the ratio of windows of the same round."""
         rate = self.images_per_step / other.images_per_step
         ratios = [rate * theirs / ours for ours, theirs in zip(self.step_s, other.step_s, strict=True)]
-        return Baseline(
-            variant=other.name, images_per_sec=other.images_per_sec.median, ratio=Spread.of(ratios)
-        )
+        median = other.images_per_sec.median
+        return Baseline(variant=other.name, images_per_sec=median, ratio=Spread.of(ratios))
 
 
 @dataclass(frozen=True)
 class Stopwatch:
     """Times a region on one device, or on the slowest of several processes.
 
-    On a GPU by events on the current stream: the first is reached when the work enqueued before is done, so the host's part counts
-    where the host is slower. On the CPU by the host's clock.
+    On a GPU it uses events on the current stream. The first event is reached when the work enqueued before is done, so
+    the time of the host counts if the host is slower. On the CPU it uses the host's clock.
     """
 
     device: torch.device
@@ -88,7 +87,7 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Run the work and wait for it."""
+        """Run the work, wait for it, and return its seconds."""
         if self.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -116,9 +115,10 @@ class Stopwatch:
 
 
 def time_window(workload: Workload, steps: int, stopwatch: Stopwatch) -> float:
-    """Seconds per step of one window.
+    """Return the seconds per step of one window.
 
-    On a GPU half as many steps come before it: what was timed before may have left the GPU cooler or warmer, and its clocks follow.
+    On a GPU half as many untimed steps come first: the workload before may have left the GPU cooler or warmer, and its
+    clock rate follows the temperature.
     """
     workload.prepare()
     stopwatch.barrier()
@@ -129,7 +129,7 @@ def time_window(workload: Workload, steps: int, stopwatch: Stopwatch) -> float:
 
 
 def steps_lasting(workload: Workload, seconds: float, stopwatch: Stopwatch, whole: int = 1) -> int:
-    """How many steps of a workload last about this long, as a multiple of `whole` (the steps of an epoch, say)."""
+    """Return the steps of a workload that last about this long, a multiple of `whole` (such as the steps of an epoch)."""
     time_window(workload, 1, stopwatch)
     guess = time_window(workload, max(workload.lead_in, 8), stopwatch)  # a loader may deliver in bursts
     return whole * max(math.ceil(seconds / guess / whole), 1)
@@ -142,33 +142,36 @@ def time_interleaved(
     device: torch.device,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Timing]:
-    """Time workloads in turn, window after window (A B C A B C …), after a round of one-step windows that is not counted.
+    """Time workloads in turn, window after window (A B C A B C …).
+
+    A first round of one-step windows is not counted.
 
     Args:
-        workloads: built, with compiling behind them.
+        workloads: already compiled.
         windows: rounds.
         steps: of each window, the same for all workloads or one number for each.
-        device: that they run on.
-        progress: called before each window with what comes.
+        device: of the workloads.
+        progress: called before each window with its description.
 
     Returns:
         One timing for each workload, in their order.
 
     Raises:
-        TrainingError: as `Workload.check`.
+        TrainingError: as of `Workload.check`.
     """
     stopwatch = Stopwatch(device)
     counts = [steps] * len(workloads) if isinstance(steps, int) else list(steps)
-    taken: list[list[float]] = [[] for _ in workloads]
+    step_s: list[list[float]] = [[] for _ in workloads]
     for workload in workloads:
         progress(f"{workload.name}: warming up")
         time_window(workload, 1, stopwatch)
     for number in range(1, windows + 1):
-        for workload, count, seconds in zip(workloads, counts, taken, strict=True):
+        for workload, count, seconds in zip(workloads, counts, step_s, strict=True):
             progress(f"round {number}/{windows}: {workload.name}")
             seconds.append(time_window(workload, count, stopwatch))
     for workload in workloads:
         workload.check()
     return [
-        Timing(w.name, w.images_per_step, tuple(seconds)) for w, seconds in zip(workloads, taken, strict=True)
+        Timing(workload.name, workload.images_per_step, tuple(seconds))
+        for workload, seconds in zip(workloads, step_s, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Workloads that a benchmark times: the training step and the batches of a loader, from the builders that training uses."""
+"""Builds the workloads that benchmarks time, a loader or the training step, from the builders of training."""
 
 import math
 import time
@@ -19,12 +19,12 @@ from pipeline.training.build import set_backends
 from pipeline.training.clock import Clock
 from pipeline.training.trainer import Trainer
 
-_IMAGES_AHEAD = 8192  # that a loader may hold ready, beside the batches it was asked to prefetch
+_IMAGES_AHEAD = 8192  # that a loader may hold ready, beside the batches that it is asked to prefetch
 _LONGEST_PAUSE_S = 3.0
 
 
 def batches_ahead(config: Config) -> int:
-    """Upper bound of the batches that a loader holds ready: what a window's lead-in must use up."""
+    """Return an upper bound of the batches that a loader holds ready; a window's lead-in must use them up."""
     data = config.data
     if data.loader == "synthetic":
         return 1
@@ -34,14 +34,14 @@ def batches_ahead(config: Config) -> int:
 
 
 def build_train_loader(config: Config, splits: Splits, processes: Processes) -> Loader:
-    """The training loader that `data.loader` names; for `reference` on a streamed folder, torchvision's own."""
+    """Return the training loader of `data.loader`; for `reference` on a streamed folder, torchvision's own."""
     if config.data.loader == "reference" and isinstance(splits.train, FileSet):
         return ImageFolderLoader(config, splits, processes.device)
     return build_loaders(config, splits, processes.device, processes.shard).train
 
 
 class LoaderWorkload(Workload):
-    """A loader alone: every batch is taken, complete on the device, and dropped."""
+    """A loader alone: every batch is loaded onto the device, and dropped."""
 
     def __init__(self, name: str, loader: Loader, batch_size: int, lead_in: int):
         super().__init__(name, batch_size, lead_in)
@@ -53,16 +53,17 @@ class LoaderWorkload(Workload):
 
 
 class Rig:
-    """A model, its optimizer and the step, warmed up, to be fed by one loader after another.
+    """A model, its optimizer and the step, warmed up; loaders take turns to feed it.
 
     Args:
-        config: of the step. Its loader plays no part: warming up uses synthetic images.
-        splits: the data set, for the number of classes, the size of the images and the length of an epoch.
-        processes: this process among the others.
+        config: of the step. Its loader is not used: warming up takes synthetic images.
+        splits: the data set: the number of classes, the size of the images and the length of an epoch.
+        processes: this process and the others.
 
     Attributes:
-        compile_s: seconds until compiling, choosing algorithms and capturing were over.
-        peak_memory_bytes: torch's peak while building and warming up, less what it held before (on the CPU: of the process so far).
+        compile_s: seconds until the end of compiling, choosing algorithms and capturing.
+        peak_memory_bytes: torch's peak while building and warming up, less the memory held before (on the CPU: the
+            peak of the process so far).
     """
 
     def __init__(self, config: Config, splits: Splits, processes: Processes):
@@ -80,7 +81,7 @@ class Rig:
         self._recompilations = self.step.recompilations
 
     def synthetic(self) -> Loader:
-        """One fixed batch as the loaders deliver it."""
+        """Return a loader that gives one fixed batch, in the format of the other loaders."""
         return build_train_loader(self._synthetic_config(), self.splits, self.processes)
 
     def _synthetic_config(self) -> Config:
@@ -103,13 +104,14 @@ class Rig:
             torch.cuda.synchronize(self.processes.device)
 
     def mark(self) -> None:
-        """All compiling up to here was warm-up."""
+        """Note that all compiling so far was warm-up."""
         self._recompilations = self.step.recompilations
 
     def check(self) -> None:
-        """
+        """Check the steps that were timed.
+
         Raises:
-            TrainingError: the step was compiled again after it had been marked, or what it computed is not finite.
+            TrainingError: the step was compiled again after `mark`, or its loss is not finite.
         """
         extra = self.step.recompilations - self._recompilations
         if extra:
@@ -119,17 +121,17 @@ class Rig:
         loss, *_, skipped_in_a_row = self.state.totals.values.tolist()
         if not math.isfinite(loss) or skipped_in_a_row >= self.config.precision.max_consecutive_skips:
             raise TrainingError(
-                "the timed step computes NaN or overflows at every step: its speed would not be that of training; lower optimizer.lr, or "
-                "use precision.mode=bf16"
+                "the timed step computes NaN or overflows at every step, so its speed is not that of training; lower "
+                "optimizer.lr, or use precision.mode=bf16"
             )
 
 
 class StepWorkload(Workload):
-    """The step on the batches of a loader, at the pace of the training loop: the host runs at most a few steps ahead.
+    """The step on the batches of a loader, as in the training loop: the host runs at most a few steps ahead.
 
     Attributes:
-        rig: what it runs on.
-        data_wait: of each window, the share of the time that the device waited for data.
+        rig: model and step.
+        data_wait: of each window, the fraction of the time in which the device waited for data.
     """
 
     def __init__(self, name: str, rig: Rig, loader: Loader, lead_in: int):
@@ -141,7 +143,7 @@ class StepWorkload(Workload):
         self._refills = isinstance(loader, ReferenceLoader | ImageFolderLoader) and lead_in > 1
 
     def prepare(self) -> None:
-        set_backends(self.rig.config)  # switches of the whole process, which others may have set otherwise
+        set_backends(self.rig.config)  # switches of the whole process: another workload may have changed them
         self._clock.open()
 
     def run(self, steps: int) -> None:
@@ -151,11 +153,13 @@ class StepWorkload(Workload):
 
     def finish(self, step_s: float) -> None:
         window = self._clock.close()
-        if not self.data_wait:  # the round that is not counted: from here on a recompilation is a fault
+        if (
+            not self.data_wait
+        ):  # this was the round that is not counted: a recompilation from here on is a fault
             self.rig.mark()
         if window is not None:
             self.data_wait.append(window.data_wait_fraction)
-        if self._refills:  # workers go on until they have filled their queues: not in somebody else's window
+        if self._refills:  # workers fill their queues now, and not in the window of another workload
             time.sleep(min(self.lead_in * step_s, _LONGEST_PAUSE_S))
 
     def check(self) -> None:
@@ -163,18 +167,15 @@ class StepWorkload(Workload):
 
     @property
     def data_wait_fraction(self) -> float:
-        """Median over the windows."""
+        """Median over the windows that count."""
         return Spread.of(self.data_wait[1:] or self.data_wait).median
 
     def host_ms(self, steps: int = 3) -> float:
-        """Milliseconds per step that the host takes to enqueue it, the device idle at first."""
-        device = self.rig.processes.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        """Return the milliseconds that the host takes to enqueue a step, with a device that is idle at first."""
+        self.rig.synchronize()
         started = time.perf_counter()
         for _ in range(steps):
             self.rig.step(next(self._batches))
         elapsed = time.perf_counter() - started
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        self.rig.synchronize()
         return 1e3 * elapsed / steps

@@ -1,4 +1,7 @@
-"""The test error of the paper's networks by depth (He et al. 2015, arXiv:1512.03385, section 4.2), ours beside those published."""
+"""Draws the test error of the paper's networks by depth, ours beside those published.
+
+The paper is He et al. 2015, arXiv:1512.03385, section 4.2.
+"""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator
 
 from benchmarks.publish import published
-from benchmarks.publish.frame import new_frame
+from benchmarks.publish.frame import LABEL_PT, new_frame
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record, newest
 from pipeline.plotting import style
@@ -19,47 +22,45 @@ _NETWORK = re.compile(r"(plain|resnet)-?(20|32|44|56|110)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
+    """Test error of one depth, mean and standard deviation in per cent."""
+
     depth: int
     error: float
     deviation: float = 0.0
 
 
-def _parse(network: str) -> tuple[str, int] | None:
-    """
-    >>> _parse("resnet56, fused norm"), _parse("ResNet-20"), _parse("plain20"), _parse("resnet18")
-    (('resnet', 56), ('resnet', 20), ('plain', 20), None)
-    """
-    found = _NETWORK.match(network)
-    return (found[1].lower(), int(found[2])) if found else None
+@dataclass(frozen=True)
+class _Look:
+    color: str
+    dash: object = "-"
+    above: bool = False  # numbers above the line, not below it
+
+
+_OURS, _PLAIN = _Look(style.BLUE), _Look(style.VERMILLION, above=True)
+_OTHERS = _Look(style.MUTED, (0, (4, 2)))
 
 
 def is_by_depth(record: Record) -> bool:
-    """Whether this is a recipe of one of the paper's residual networks, which has its place in the figure."""
+    """Return True if this is a recipe of one of the paper's residual networks, with a place in the figure."""
     network = _parse(record.model or "")
-    return network is not None and network[0] == "resnet" and record.dataset != "digits" and _is_told(record)
-
-
-def _is_told(record: Record) -> bool:
-    return record.benchmark == "recipe" and record.accuracy is not None and is_current(record)
+    return network is not None and network[0] == "resnet" and record.dataset != "digits" and _is_shown(record)
 
 
 def draw_depth(folder: str, records: Sequence[Record], path: Path) -> None:
-    """Error in per cent over the number of layers, a line for each source, ours with one standard deviation up and down."""
-    recipes = newest([record for record in records if record.folder == folder and _is_told(record)])
-    shown = next(r for r in reversed(recipes) if is_by_depth(r))
-    recipes = [
-        r for r in recipes if (r.data, r.epochs, r.batch_size) == (shown.data, shown.epochs, shown.batch_size)
-    ]
-    budget = f"{shown.epochs:g} epochs at batch {shown.batch_size}"
-    subtitle = f"ours: {budget}, last step, one view, mean ± σ (n = {shown.accuracy_n}), {shown.gpu or 'CPU'}"
-    with style.drawing([subtitle, shown.data or ""]):
+    """Draw error in per cent over the number of layers, a line for each source; ours with one standard deviation."""
+    recipes = newest([record for record in records if record.folder == folder and _is_shown(record)])
+    last = next(record for record in reversed(recipes) if is_by_depth(record))
+    recipes = [record for record in recipes if _setting(record) == _setting(last)]
+    budget = f"{last.epochs:g} epochs at batch {last.batch_size}"
+    subtitle = f"ours: {budget}, last step, one view, mean ± σ (n = {last.accuracy_n}), {last.gpu or 'CPU'}"
+    with style.drawing([subtitle, last.data or ""]):
         figure, axes = new_frame(_HEIGHT_PX, _LEFT_PX, "Test error by depth", subtitle, _RIGHT_PX)
-        for source, points in _others(recipes).items():
-            _line(axes, f"{source}, CIFAR-10", points, style.MUTED, (0, (4, 2)))
+        for source, points in _published(recipes).items():
+            _draw_line(axes, f"{source}, CIFAR-10", points, _OTHERS)
         residual, plain = _ours("resnet", recipes), _ours("plain", recipes)
-        _line(axes, f"ours, {shown.data}", residual, style.BLUE, "-")
-        _line(axes, f"ours without shortcuts, {shown.data}", plain, style.VERMILLION, "-", above=True)
+        _draw_line(axes, f"ours, {last.data}", residual, _OURS)
+        _draw_line(axes, f"ours without shortcuts, {last.data}", plain, _PLAIN)
         axes.xaxis.set_major_locator(FixedLocator(sorted({point.depth for point in (*residual, *plain)})))
         axes.yaxis.set_major_locator(MultipleLocator(2))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
@@ -69,50 +70,67 @@ def draw_depth(folder: str, records: Sequence[Record], path: Path) -> None:
         style.save_png(figure, path)
 
 
-def _ours(family: str, recipes: Sequence[Record]) -> list[_Point]:
+def _parse(network: str) -> tuple[str, int] | None:
+    """Return family and depth of one of the paper's networks.
+
+    >>> _parse("resnet56, fused norm"), _parse("ResNet-20"), _parse("plain20"), _parse("resnet18")
+    (('resnet', 56), ('resnet', 20), ('plain', 20), None)
+    """
+    match = _NETWORK.match(network)
+    return (match[1].lower(), int(match[2])) if match else None
+
+
+def _is_shown(record: Record) -> bool:
+    return record.benchmark == "recipe" and record.accuracy is not None and is_current(record)
+
+
+def _setting(record: Record) -> tuple[object, ...]:
+    return (record.data, record.epochs, record.batch_size)
+
+
+def _ours(family: str, recipes: Sequence[Record]) -> list[Point]:
     points = []
     for record in recipes:
         network = _parse(record.model or "")
         if network is not None and network[0] == family and record.accuracy is not None:
-            points.append(_Point(network[1], 100 * (1 - record.accuracy), 100 * (record.accuracy_std or 0.0)))
+            points.append(Point(network[1], 100 * (1 - record.accuracy), 100 * (record.accuracy_std or 0.0)))
     return sorted(points, key=lambda point: point.depth)
 
 
-def _others(recipes: Sequence[Record]) -> dict[str, list[_Point]]:
-    """By source, what others published of the networks that we have recipes for."""
+def _published(recipes: Sequence[Record]) -> dict[str, list[Point]]:
+    """Return the published errors of the networks that we have recipes for, by source."""
     names = {record.variant for record in recipes}
-    lines: dict[str, list[_Point]] = {}
+    lines: dict[str, list[Point]] = {}
     for figure in published.read().figures:
         network = _parse(figure.network)
         if network is not None and figure.recipe in names:
-            lines.setdefault(figure.label or figure.source.partition(",")[0], []).append(
-                _Point(network[1], 100 - figure.accuracy)
-            )
+            line = lines.setdefault(figure.label or figure.source.partition(",")[0], [])
+            line.append(Point(network[1], 100 - figure.accuracy))
     return lines
 
 
-def _line(
-    axes: Axes, name: str, points: Sequence[_Point], color: str, dash: object, *, above: bool = False
-) -> None:
-    """The figures stand clear of the deviations, below the line, or above it."""
+def _draw_line(axes: Axes, name: str, points: Sequence[Point], look: _Look) -> None:
+    """Draw a line with its name at the end and its numbers clear of the deviations."""
     if not points:
         return
+    color = look.color
     depths, errors = [point.depth for point in points], [point.error for point in points]
     axes.plot(
-        depths, errors, color=color, linestyle=dash, linewidth=2, marker="o", markersize=5, clip_on=False
-    )
-    axes.vlines(
-        depths,
-        [p.error - p.deviation for p in points],
-        [p.error + p.deviation for p in points],
+        *(depths, errors),
         color=color,
-        linewidth=1.5,
+        linestyle=look.dash,
+        linewidth=2,
+        marker="o",
+        markersize=5,
+        clip_on=False,
     )
-    text = {"textcoords": "offset points", "color": color, "annotation_clip": False}
-    side = 1 if above else -1
-    for p in points:
-        place = (p.depth, p.error + side * p.deviation)
+    lowest, highest = ([p.error + side * p.deviation for p in points] for side in (-1, 1))
+    axes.vlines(depths, lowest, highest, color=color, linewidth=1.5)
+    side, ends = (1, highest) if look.above else (-1, lowest)
+    text = {"textcoords": "offset points", "color": color, "annotation_clip": False, "va": "center"}
+    for point, end in zip(points, ends, strict=True):
+        place = (point.depth, end)
         axes.annotate(
-            f"{p.error:.2f}", place, (0, side * 10), ha="center", va="center", fontsize=12 * style.PX, **text
+            f"{point.error:.2f}", place, (0, side * 10), ha="center", fontsize=12 * style.PX, **text
         )
-    axes.annotate(name, (depths[-1], errors[-1]), (14, 0), va="center", fontsize=13 * style.PX, **text)
+    axes.annotate(name, (depths[-1], errors[-1]), (14, 0), fontsize=LABEL_PT, **text)

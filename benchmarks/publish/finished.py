@@ -1,10 +1,12 @@
-"""Finished runs of shipped recipes: read from their folders, and whether they are n measurements of one thing."""
+"""Reads finished runs of shipped recipes, and checks that they are n measurements of one thing."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from benchmarks.measure.describe import describe_machine
 from benchmarks.publish.prices import differences, recipe_path, recipe_paths
@@ -13,18 +15,32 @@ from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.run.folder import find_run
 
-_MOST_UNSTEADY = 1.5  # 90th over 10th percentile of images/sec: beyond it, runs had the machine to themselves for some of the time only
+# 90th over 10th percentile of images/sec: beyond it, a run shared the machine for some of the time
+_MOST_UNSTEADY = 1.5
 _STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
-_NEEDED = (
-    "test_accuracy",
-    "num_parameters",
-    "epochs",
-    "images_per_sec",
-    "step_ms",
-    "train_s",
-    "compile_s",
-    "peak_memory_bytes",
-)
+_ENVIRONMENT_KEYS = ("command", "packages", "commit")
+
+
+class Speed(BaseModel, frozen=True):
+    """Images per second over the steady windows of a run; None if it was too short to have any."""
+
+    median: float | None
+    p10: float | None
+    p90: float | None
+
+
+class Result(BaseModel, frozen=True):
+    """The keys of result.json that a record needs; other keys are ignored."""
+
+    test_accuracy: float
+    test_accuracy_flip_tta: float | None = None
+    num_parameters: int
+    epochs: float
+    images_per_sec: Speed
+    step_ms: float | None
+    train_s: float
+    compile_s: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,6 @@ class Finished:
         recipe: name of the recipe that it was started with.
         inputs: contents of its input.json.
         environment: contents of its env.json.
-        result: contents of its result.json.
     """
 
     path: Path
@@ -43,13 +58,17 @@ class Finished:
     config: Config
     inputs: dict[str, Any]
     environment: dict[str, Any]
-    result: dict[str, Any]
+    result: Result
 
     @property
-    def machines(self) -> list[dict[str, Any]]:
-        """What it ran on, and once more for each time that it was continued."""
+    def conditions(self) -> list[dict[str, Any]]:
+        """Processes, code, versions and hardware of the run, and of each process that continued it."""
         environments = [self.environment, *self.environment.get("continued", [])]
-        return [{"world_size": e["world_size"], **describe_machine(e)} for e in environments]
+        return [{"world_size": e["world_size"], **dict(describe_machine(e))} for e in environments]
+
+    @property
+    def was_continued(self) -> bool:
+        return bool(self.environment.get("continued"))
 
     @property
     def streamed(self) -> bool:
@@ -57,125 +76,137 @@ class Finished:
 
     @property
     def training_s(self) -> float:
-        return self.result["train_s"] - self.result["compile_s"]
+        return self.result.train_s - self.result.compile_s
 
 
 def read_finished(path: Path) -> Finished:
     """Read a run folder.
 
     Raises:
-        UserError: it is none, the run is not finished, or a file is not as a run of today writes it.
+        UserError: it is no run folder, the run is not finished, or another version wrote one of its files.
     """
     run = find_run(path)
     if not run.result.is_file():
         raise UserError(
-            f"{path}: not finished (no result.json in it); go on with resume={path}, or leave it out"
+            f"{path}: not finished (no result.json in it); continue it with resume={path}, or leave it out"
         )
-    environment, result, inputs = (
-        read_json(run.path / name) for name in ("env.json", "result.json", "input.json")
-    )
-    for name, contents, needed in (
-        ("env.json", environment, ("command", "packages", "commit")),
-        ("result.json", result, _NEEDED),
-    ):
-        missing = (
-            [key for key in needed if key not in contents] if isinstance(contents, dict) else list(needed)
-        )
-        if missing:
-            raise UserError(
-                f"{run.path / name}: lacks {', '.join(missing)}; was it written by another version? Train it again"
-            )
+    environment = read_json(run.path / "env.json")
+    present = environment if isinstance(environment, dict) else {}
+    missing = [key for key in _ENVIRONMENT_KEYS if key not in present]
+    if missing:
+        raise _other_version(run.path / "env.json", missing)
     return Finished(
-        run.path,
-        _recipe_of(run.path, environment["command"]),
-        load_config(run.path / "config.yaml"),
-        inputs,
-        environment,
-        result,
+        path=run.path,
+        recipe=_recipe_of(run.path, environment["command"]),
+        config=load_config(run.path / "config.yaml"),
+        inputs=read_json(run.path / "input.json"),
+        environment=environment,
+        result=_read_result(run.result),
+    )
+
+
+def _read_result(path: Path) -> Result:
+    contents = read_json(path)
+    try:
+        return Result.model_validate(contents)
+    except ValidationError as error:
+        keys = dict.fromkeys(".".join(map(str, one["loc"])) or "all keys" for one in error.errors())
+        raise _other_version(path, list(keys)) from None
+
+
+def _other_version(path: Path, keys: Sequence[str]) -> UserError:
+    return UserError(
+        f"{path}: lacks {', '.join(keys)}; was it written by another version? Train the recipe again"
     )
 
 
 def _recipe_of(path: Path, command: Sequence[str]) -> str:
-    """The recipe that the command names; where it names none, what the folder is called after."""
+    """Return the recipe that the command names; if it names none, the recipe that named the folder."""
     named = [Path(word).stem for word in command if word.endswith(".yaml") and "=" not in word]
     return named[0] if named else _STAMP.sub("", path.name)
 
 
 def check_recipe(run: Finished) -> None:
-    """
+    """Check that a run is one of a shipped recipe.
+
     Raises:
-        UserError: there is no such recipe, or the run is not the recipe's; names the keys.
+        UserError: there is no such recipe, or its config is another one; names the keys.
     """
     path = recipe_path(run.recipe)
     if not path.is_file():
         shipped = ", ".join(path.stem for path in recipe_paths())
         raise UserError(f"{run.path}: trained {run.recipe}, which is not in configs/. Shipped: {shipped}")
     different = [
-        f"{key}={theirs} (recipe: {ours})"
-        for key, (ours, theirs) in differences(path, run.config.model_dump(mode="json")).items()
+        f"{key}={in_run} (recipe: {in_recipe})"
+        for key, (in_recipe, in_run) in differences(path, run.config.model_dump(mode="json")).items()
     ]
     if different:
         raise UserError(
-            f"{run.path}: is not configs/{path.name} as it is now: {', '.join(different)}; leave it out, train it again, or compare "
-            "variants with `sweep`"
+            f"{run.path}: is not configs/{path.name} as it is now: {', '.join(different)}; leave it out, train it "
+            "again, or compare variants with `sweep`"
         )
     if run.streamed and load_config(path).data.dataset != "folder":
         raise UserError(
-            f"{run.path}: its images were streamed from their files, those of configs/{path.name} are kept in memory; leave it out"
+            f"{run.path}: its images were streamed from their files, those of configs/{path.name} are kept in "
+            "memory; leave it out"
         )
 
 
 def check_together(runs: Sequence[Finished]) -> None:
-    """
+    """Check that runs of one recipe measure one thing.
+
     Raises:
-        UserError: runs of one recipe are not n measurements of one thing: two have the same seed, or another commit, machine or data set.
+        UserError: two runs have the same seed, or another commit, machine or data set.
     """
     first = runs[0]
-    seeds: dict[int, Path] = {}
+    by_seed: dict[int, Path] = {}
     problems = []
     for run in runs:
-        other = seeds.setdefault(run.config.seed, run.path)
+        other = by_seed.setdefault(run.config.seed, run.path)
         if other != run.path:
             problems.append(
-                f"{run.path}: has seed {run.config.seed}, as {other} has; the same run twice is no second one: leave one out"
+                f"{run.path}: has seed {run.config.seed}, as {other} has; both are the same measurement: leave one out"
             )
         if run.inputs != first.inputs:
             problems.append(
                 f"{run.path}: was trained on other images than {first.path} (input.json differs); record them one by one"
             )
-        for machine in run.machines:
-            expected = first.machines[0]
-            different = [
-                f"{key} {machine[key]} and not {expected[key]}"
-                for key in expected
-                if machine[key] != expected[key]
-            ]
-            if different:
-                problems.append(
-                    f"{run.path}: {', '.join(different)} as in {first.path}; record them one by one, or train again"
-                )
+        problems += _differences_in_conditions(run, first)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
 
+def _differences_in_conditions(run: Finished, first: Finished) -> list[str]:
+    expected = first.conditions[0]
+    problems = []
+    for conditions in run.conditions:
+        different = [
+            f"{key} {value} and not {expected[key]}"
+            for key, value in conditions.items()
+            if value != expected[key]
+        ]
+        if different:
+            problems.append(
+                f"{run.path}: {', '.join(different)} as in {first.path}; record them one by one, or train again"
+            )
+    return problems
+
+
 def check_speed(runs: Sequence[Finished]) -> None:
-    """
+    """Check that the runs whose speed is recorded did not share the machine.
+
     Raises:
-        UserError: runs whose speed is to be recorded did not have the machine to themselves all the time.
+        UserError: their speed varied too much.
     """
-    speeds = {
-        run.path: run.result["images_per_sec"] for run in runs if run.result["images_per_sec"]["median"]
-    }
-    if not speeds:
+    speeds = [(run.path, run.result.images_per_sec) for run in runs]
+    lowest = [(speed.p10, path) for path, speed in speeds if speed.p10]
+    highest = [(speed.p90, path) for path, speed in speeds if speed.p90]
+    if not lowest or not highest:
         return
-    slowest, fastest = (
-        min(speeds, key=lambda path: speeds[path]["p10"]),
-        max(speeds, key=lambda path: speeds[path]["p90"]),
-    )
-    low, high = speeds[slowest]["p10"], speeds[fastest]["p90"]
+    (low, slowest), (high, fastest) = min(lowest), max(highest)
     if high > _MOST_UNSTEADY * low:
         other = "" if fastest == slowest else f"{fastest} "
         raise UserError(
-            f"{slowest}: ran at {low:,.0f} images/sec for a tenth of the time, {other}at {high:,.0f}; did runs share the machine? Say "
-            "which had it to itself with --alone RUN, or --shared if none had"
+            f"{slowest}: ran at {low:,.0f} images/sec for a tenth of the time, {other}at {high:,.0f}; did runs share "
+            "the machine? Name the run that had the machine to itself with --alone RUN, or give --shared if none had"
         )

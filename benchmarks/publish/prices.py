@@ -1,4 +1,7 @@
-"""The price of each shipped recipe, in its header: accuracy, speed and seconds, by the newest record of the recipe as it is now."""
+"""Writes the price of each shipped recipe into its header.
+
+The price is accuracy, speed and seconds, by the newest record of the recipe in its present form.
+"""
 
 import re
 import textwrap
@@ -14,16 +17,17 @@ from pipeline.errors import UserError
 from pipeline.report.run_record import flatten
 
 RECIPES = FOLDER.parent / "configs"
-# Where the images lie, where and how a run is written, and what is evaluated besides: a run that differs here alone is the recipe's.
-_FREE = (
+# The place of the images, the place and form of the output, and further evaluations: a run may differ here and is
+# still one of the recipe.
+_FREE_KEYS = (
     *("seed", "resume", "log.", "evaluation.flip_tta", "runtime.hang_timeout_s"),
     *("data.dataset", "data.root", "data.train_list", "data.test_list", "data.class_names", "data.cache_dir"),
 )
 _WIDTH = 140
 _START = "# Price:"
 _PRICE = re.compile(r"^# Price:.*\n(?:#.*\n)*", re.MULTILINE)
-# without effect on CIFAR-10, but not on a folder of its images that stands in for it
-_OF_A_FOLDER = {
+# without effect on CIFAR-10, but with effect on a folder of images that replaces it
+_FOLDER_KEYS = {
     f"data.{key}" for key in ("image_size", "cache_below", "on_bad_image", "train_list", "test_list")
 }
 _NOT_MEASURED = f"{_START} not measured."
@@ -34,49 +38,52 @@ def recipe_path(name: str, recipes: Path = RECIPES) -> Path:
 
 
 def recipe_paths(recipes: Path = RECIPES) -> list[Path]:
-    """The shipped recipes."""
+    """Return the shipped recipes."""
     return sorted(recipes.glob("*.yaml"))
 
 
 def differences(recipe: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys in which a run is not the recipe's, each with the recipe's value and the run's; none of them without effect in the recipe.
+    """Return the keys in which a run differs from a recipe, each with the value of the recipe and of the run.
+
+    Keys without effect in the recipe are left out.
 
     Args:
         recipe: file, as it is now.
-        config: of the run, dumped as JSON. A key that it lacks has its default; one that there is no longer is passed over.
+        config: of the run, dumped as JSON. A missing key has its default; a key that no longer exists is ignored.
     """
-    wanted = load_config(recipe)
-    ours, defaults = (flatten(values.model_dump(mode="json")) for values in (wanted, Config()))
-    theirs = defaults | flatten(config)
-    idle = keys_without_effect(wanted)
-    if theirs["data.dataset"] == "folder":
-        idle -= _OF_A_FOLDER
+    current = load_config(recipe)
+    in_recipe, defaults = (flatten(values.model_dump(mode="json")) for values in (current, Config()))
+    in_run = defaults | flatten(config)
+    idle = keys_without_effect(current)
+    if in_run["data.dataset"] == "folder":
+        idle -= _FOLDER_KEYS
     return {
-        key: (value, theirs[key])
-        for key, value in ours.items()
-        if value != theirs[key] and key not in idle and not key.startswith(_FREE)
+        key: (value, in_run[key])
+        for key, value in in_recipe.items()
+        if value != in_run[key] and key not in idle and not key.startswith(_FREE_KEYS)
     }
 
 
 def is_current(record: Record, recipes: Path = RECIPES) -> bool:
-    """Whether the recipe that a record is named after is still the one that was trained."""
+    """Return True if the recipe of a record has not changed since it was trained."""
     path = recipe_path(record.variant, recipes)
     return path.is_file() and not differences(path, record.config)
 
 
 def price(name: str, records: Sequence[Record], recipes: Path = RECIPES) -> str:
-    """The comment on a recipe's price, one or more lines; of several machines and data sets the newest record.
+    """Return the comment with a recipe's price, one or more lines.
 
-    A recipe that has changed since it was measured is not measured.
+    It is that of the newest record, of any machine and data set. If the recipe has changed since it was measured, the
+    comment says that it is not measured.
     """
-    mine = [
+    current = [
         record
         for record in records
         if record.benchmark == "recipe" and record.variant == name and is_current(record, recipes)
     ]
-    if not mine:
+    if not current:
         return f"{_NOT_MEASURED}\n"
-    newest = max(mine, key=lambda record: record.utc)
+    newest = max(current, key=lambda record: record.utc)
     lines = textwrap.wrap(
         _describe(newest), _WIDTH, subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
     )
@@ -87,22 +94,24 @@ def _describe(record: Record) -> str:
     mean = accuracy(record.accuracy, record.accuracy_std, record.accuracy_n).rpartition(" (")[0]
     text = f"{_START} {mean} (n = {record.accuracy_n}, last step, one view, {record.data})"
     machine = record.gpu or f"CPU with {record.cpu_cores} cores"
-    on = f"on {'one' if record.world_size == 1 else f'{record.world_size} ×'} {machine}"
+    count = "one" if record.world_size == 1 else f"{record.world_size} ×"
     if record.images_per_sec and record.train_s:
         text += f", {record.images_per_sec.median:,.0f} images/sec and {record.train_s:,.1f} s of training"
+    commit = record.commit[:10] if record.commit else "unknown"
     changed = " with changes" if record.dirty else ""
-    return f"{text} {on}; commit {record.commit[:10] if record.commit else 'unknown'}{changed}."
+    return f"{text} on {count} {machine}; commit {commit}{changed}."
 
 
 def render(text: str, records: Sequence[Record], path: Path) -> str:
-    """A recipe's text with the price made anew: from `# Price:` to the end of the comment.
+    """Return a recipe's text with a new price: from `# Price:` to the end of the comment.
 
     Raises:
         UserError: the recipe has no such line, or several.
     """
-    found = _PRICE.findall(text)
-    if len(found) != 1:
+    prices = _PRICE.findall(text)
+    if len(prices) != 1:
         raise UserError(
-            f"{path}: {len(found)} lines that begin with `{_START}`; end its header with one, such as `{_NOT_MEASURED}`"
+            f"{path}: {len(prices)} lines that begin with `{_START}`; end its header with one, such as "
+            f"`{_NOT_MEASURED}`"
         )
-    return text.replace(found[0], price(path.stem, records, path.parent))
+    return text.replace(prices[0], price(path.stem, records, path.parent))

@@ -1,6 +1,6 @@
-"""Records of measurements: JSON lines, append-only, each with all that is needed to repeat it.
+"""Defines, writes and reads the records of measurements: JSON lines, append-only.
 
-They are kept in `benchmarks/results/<gpu>/<benchmark>.jsonl`.
+Each record holds all that is needed to repeat its measurement. The files are `benchmarks/results/<gpu>/<benchmark>.jsonl`.
 """
 
 import json
@@ -22,11 +22,13 @@ Benchmark = Literal[
 ]
 
 
-class _Frozen(BaseModel):
+class Strict(BaseModel):
+    """A frozen model without unknown fields, NaN and infinity."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Spread(_Frozen):
+class Spread(Strict):
     """Median, 10th and 90th percentile of n measurements."""
 
     median: float
@@ -36,7 +38,8 @@ class Spread(_Frozen):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """
+        """Return the spread of the values.
+
         >>> Spread.of([3.0, 1.0, 2.0]).median
         2.0
         """
@@ -44,13 +47,13 @@ class Spread(_Frozen):
         return cls(median=median, p10=p10, p90=p90, n=len(values))
 
 
-class Baseline(_Frozen):
-    """What a variant is compared with: another one, timed in the same run.
+class Baseline(Strict):
+    """The variant that a record is compared with, timed in the same run.
 
     Attributes:
-        variant: name of the other one.
+        variant: name of the baseline.
         images_per_sec: its median.
-        ratio: this one's throughput over the other's, of windows timed one right after the other.
+        ratio: throughput of the record over that of the baseline, of windows timed one right after the other.
     """
 
     variant: str
@@ -58,37 +61,17 @@ class Baseline(_Frozen):
     ratio: Spread
 
 
-class Record(_Frozen):
-    """One measurement.
+class Setting(Strict):
+    """The fields of a record that a config determines; most of them identify a row of a table.
 
     Attributes:
-        variant: what was timed; with the fields down to `compile_mode` it identifies a row of a table.
         loader: backend; beside those of `data.loader` the comparisons `dali-naive`, `airbench` and `torchvision`.
-        augment: what was applied to a training image, in words; None where nothing is loaded.
+        augment: augmentation of a training image, in words; None where nothing is loaded.
         batch_size: images per step, over all processes.
         compile_mode: resolved, never `auto`.
-        num_classes: of a kernel's logits; None elsewhere.
-        images_per_sec: over windows; None where the time of one event is measured (`startup`).
-        step_ms: median time of a step, or of one call of a kernel, in milliseconds.
-        peak_memory_bytes: most that torch held for this variant (on the CPU: that the process ever held).
-        accuracy: on the test set, a fraction; mean of `accuracy_n` runs of `epochs` epochs with standard deviation `accuracy_std`. Of the
-            last step, raw weights and one view.
-        flip_tta_accuracy: of the same runs, the mean of the logits of each image and its mirror image.
-        seeds: of these runs.
-        data: the data set in words, where `dataset` is not enough: `folder` says nothing of what is in it.
-        parameters: of the network.
-        compile_s: seconds from the first step until compiling, choosing algorithms and capturing were over.
-        train_s: seconds of all training steps, without compiling, evaluation and saving; median of the runs that `images_per_sec` is of.
-        first_step_s: seconds from the command to the end of the first optimizer step; median of `first_step_n` starts.
-        epochs_to_pay: epochs after which the compile time has been won back; None where it never is.
-        data_wait_fraction: share of the time in which the device waited for data.
-        tflops: achieved arithmetic, 1e12 operations per second, of forward and backward, over all GPUs.
-        peak_share: `tflops` per GPU over the rate of a large matrix product in the same run.
-        config: every key of the run's config.
+        config: every key of the run's config. A dict: the config of an older version must load too.
     """
 
-    benchmark: Benchmark
-    variant: str
     model: str | None
     image_size: int
     dataset: str
@@ -99,6 +82,53 @@ class Record(_Frozen):
     precision: str
     channels_last: bool
     compile_mode: str
+    config: dict[str, Any]
+    config_hash: str
+
+
+class Machine(Strict):
+    """The fields of a record that must agree for two runs to measure the same thing: code, versions, hardware."""
+
+    commit: str | None
+    dirty: bool | None
+    gpu: str | None
+    gpu_count: int
+    power_limit_w: float | None
+    driver: str | None
+    cuda: str | None
+    torch: str
+    dali: str | None
+    python: str
+    cpu_cores: int
+
+
+class Record(Machine, Setting):
+    """One measurement.
+
+    Attributes:
+        variant: the thing that was timed; with the fields down to `compile_mode` of `Setting` it identifies a row.
+        num_classes: of a kernel's logits; None elsewhere.
+        images_per_sec: over windows; None where the time of one event is measured (`startup`).
+        step_ms: median time of a step, or of one call of a kernel, in milliseconds.
+        peak_memory_bytes: peak memory of this variant, as torch counts it (on the CPU: of the whole process so far).
+        accuracy: on the test set, a fraction; mean of `accuracy_n` runs of `epochs` epochs with standard deviation
+            `accuracy_std`. It is that of the last step, of raw weights and one view.
+        flip_tta_accuracy: of the same runs, by the mean of the logits of each image and its mirror image.
+        seeds: of these runs.
+        data: the data set in words, where `dataset` is not enough: `folder` does not name its contents.
+        parameters: of the network.
+        compile_s: seconds from the first step to the end of compiling, choosing algorithms and capturing.
+        train_s: seconds of all training steps, without compiling, evaluation and saving; median of the runs that
+            `images_per_sec` is of.
+        first_step_s: seconds from the command to the end of the first optimizer step; median of `first_step_n` starts.
+        epochs_to_pay: epochs after which the compile time is paid back; None where it never is.
+        data_wait_fraction: fraction of the time in which the device waited for data.
+        tflops: achieved arithmetic, 1e12 operations per second, of forward and backward, over all GPUs.
+        peak_share: `tflops` per GPU over the rate of a large matrix product in the same run.
+    """
+
+    benchmark: Benchmark
+    variant: str
     num_classes: int | None = None
     images_per_sec: Spread | None
     step_ms: float | None
@@ -120,46 +150,39 @@ class Record(_Frozen):
     data_wait_fraction: float | None = None
     tflops: float | None = None
     peak_share: float | None = None
-    config: dict[str, Any]
-    config_hash: str
-    commit: str | None
-    dirty: bool | None
-    gpu: str | None
-    gpu_count: int
-    power_limit_w: float | None
-    driver: str | None
-    cuda: str | None
-    torch: str
-    dali: str | None
-    python: str
-    cpu_cores: int
     utc: str
     command: str
 
     @property
     def folder(self) -> str:
-        """Name of the folder that it is kept in."""
+        """Name of the folder of the record's file."""
         return gpu_slug(self.gpu)
 
     @property
-    def identity(self) -> tuple[Any, ...]:
-        """What makes two records two measurements of the same thing, of which tables show the newer.
+    def network(self) -> str:
+        """The model without its kernels: `resnet18` of `resnet18, fused norm`."""
+        return (self.model or "").partition(",")[0]
 
-        Which kernels a recipe uses is the question of `step` and `ablation`; elsewhere a recipe that has changed supersedes itself, and
-        what the recipe itself achieves is one thing on each data set, whatever has changed in it.
+    @property
+    def rate(self) -> float | None:
+        """Median images per second."""
+        return self.images_per_sec.median if self.images_per_sec else None
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """A key that two records share if they measure the same thing; tables show the newer one.
+
+        The kernels of a recipe count in `step` and `ablation` only, which ask for them. Elsewhere a recipe that has
+        changed supersedes itself. A record of `recipe` is identified by its data set alone.
         """
         if self.benchmark == "recipe":
             return (self.folder, self.benchmark, self.variant, self.data, self.world_size)
-        model = (
-            self.model
-            if self.benchmark in ("step", "ablation") or self.model is None
-            else self.model.partition(",")[0]
-        )
+        with_kernels = self.benchmark in ("step", "ablation") or self.model is None
         return (
             self.folder,
             self.benchmark,
             self.variant,
-            model,
+            self.model if with_kernels else self.network,
             self.image_size,
             self.dataset,
             self.loader,
@@ -174,7 +197,8 @@ class Record(_Frozen):
 
 
 def gpu_slug(name: str | None) -> str:
-    """
+    """Return the name of the folder for a GPU.
+
     >>> gpu_slug("NVIDIA H200"), gpu_slug(None)
     ('nvidia-h200', 'cpu')
     """
@@ -182,7 +206,7 @@ def gpu_slug(name: str | None) -> str:
 
 
 def append(records: Iterable[Record], results: Path = RESULTS) -> list[Path]:
-    """Add records to the files that they belong to.
+    """Add records to their files.
 
     Returns:
         The files written.
@@ -191,42 +215,55 @@ def append(records: Iterable[Record], results: Path = RESULTS) -> list[Path]:
     for record in records:
         path = results / record.folder / f"{record.benchmark}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
+        first = {"benchmark": record.benchmark, "variant": record.variant}  # a line begins with its subject
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record.model_dump(mode="json")) + "\n")
+            file.write(json.dumps(first | record.model_dump(mode="json")) + "\n")
         if path not in written:
             written.append(path)
     return written
 
 
 def read(results: Path = RESULTS) -> list[Record]:
-    """All records, oldest first within a file.
+    """Read all records, oldest first within a file.
 
     Raises:
-        UserError: a line is no record, or stands in another file than its own; names file and line.
+        UserError: a line is no record, or stands in the wrong file; names file and line.
     """
-    records = []
-    for path in sorted(results.glob("*/*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                record = Record.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
-                raise UserError(
-                    f"{path}:{number}: not a record ({where}: {first['msg']}); remove the line or measure again"
-                ) from None
-            if path.relative_to(results) != Path(record.folder, f"{record.benchmark}.jsonl"):
-                raise UserError(
-                    f"{path}:{number}: this record belongs in {record.folder}/{record.benchmark}.jsonl; move the line there"
-                )
-            records.append(record)
-    return records
+    return [
+        _parse(line, path, number, results)
+        for path in sorted(results.glob("*/*.jsonl"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    ]
+
+
+def _parse(line: str, path: Path, number: int, results: Path) -> Record:
+    try:
+        record = Record.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}:{number}: not a record ({field}: {first['msg']}); remove the line or measure again"
+        ) from None
+    right = Path(record.folder, f"{record.benchmark}.jsonl")
+    if path.relative_to(results) != right:
+        raise UserError(f"{path}:{number}: this record belongs in {right}; move the line there")
+    return record
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """Of the records of the same thing the last one, in the order of these."""
+    """Return the last record of each identity, in the order of the records."""
     last: dict[tuple[Any, ...], Record] = {}
     for record in records:
         last.pop(record.identity, None)
         last[record.identity] = record
     return list(last.values())
+
+
+def newest_of(benchmark: Benchmark, folder: str, records: Iterable[Record]) -> list[Record]:
+    """Return the newest records of a benchmark that have a throughput, of the machine with this folder."""
+    return [
+        record
+        for record in newest(records)
+        if record.benchmark == benchmark and record.folder == folder and record.images_per_sec
+    ]

@@ -1,323 +1,222 @@
-"""Tables made from records: the same on the terminal and, as Markdown, in the README."""
+"""Makes the tables of records: the same on the terminal and, as Markdown, in the README.
 
-from collections.abc import Callable, Sequence
+A table is a list of columns over a list of items; `TABLES` has the columns of each benchmark.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic, Literal, TypeVar
 
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from benchmarks.measure.cells import (
-    accuracy,
-    against,
-    count,
-    memory,
-    number,
-    share,
-    significant,
-    spread,
-    thousands,
-    times,
-)
+from benchmarks.measure import cells
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record
 
-_PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"
-
-_RECIPE_NOTE = "test accuracy at the last step, mean ± σ (n); seconds of training without compiling, evaluation and saving, median"
+Align = Literal["left", "right"]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells under a header; columns from `first_number` on are set flush right."""
+    """Text cells under a header, each column flush left or right."""
 
     title: str
     header: tuple[str, ...]
+    aligns: tuple[Align, ...]
     rows: tuple[tuple[str, ...], ...]
-    first_number: int = 1
+
+
+@dataclass(frozen=True)
+class Column(Generic[Item]):
+    """One column of a table.
+
+    Attributes:
+        name: in the header.
+        align: of the cells.
+        text: makes the cell of an item.
+    """
+
+    name: str
+    align: Align
+    text: Callable[[Item], str]
+
+    def renamed(self, name: str) -> "Column[Item]":
+        return replace(self, name=name)
+
+    def on_the(self, align: Align) -> "Column[Item]":
+        return replace(self, align=align)
+
+
+def make_table(title: str, columns: Sequence[Column[Item]], items: Iterable[Item]) -> Table:
+    """Return a table with a row for each item."""
+    rows = tuple(tuple(column.text(item) for column in columns) for item in items)
+    return Table(title, tuple(c.name for c in columns), tuple(c.align for c in columns), rows)
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table, without the title."""
-    rule = ["---" if i < table.first_number else "---:" for i in range(len(table.header))]
-    lines = [table.header, tuple(rule), *table.rows]
+    """Return a GitHub table, without the title."""
+    rule = tuple("---" if align == "left" else "---:" for align in table.aligns)
+    lines = [table.header, rule, *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def to_rich(table: Table) -> RichTable:
+    """Return a table for the terminal."""
     rich = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
-    for i, name in enumerate(table.header):
-        rich.add_column(name, justify="left" if i < table.first_number else "right", overflow="fold")
+    for name, align in zip(table.header, table.aligns, strict=True):
+        rich.add_column(name, justify=align, overflow="fold")
     for row in table.rows:
         rich.add_row(*(escape(cell) for cell in row))
     return rich
 
 
-def _layout(record: Record) -> str:
-    return "NHWC" if record.channels_last else "NCHW"
+def tables_of(records: Sequence[Record]) -> list[Table]:
+    """Return one table for each benchmark that the records belong to."""
+    names = dict.fromkeys(record.benchmark for record in records)
+    return [MAKERS[name]([record for record in records if record.benchmark == name]) for name in names]
 
 
-def _data(record: Record) -> str:
+def _images(record: Record) -> str:
     return f"{record.dataset} {record.image_size}×{record.image_size}"
 
 
-def _loader(records: Sequence[Record]) -> Table:
-    """Loaders down, batch sizes across: median images/sec with the 10th to 90th percentile."""
-    sizes = sorted({record.batch_size for record in records})
-    rows: dict[tuple[str, ...], dict[int, Record]] = {}
-    for record in records:
-        images = _data(record) + (
-            ", float32" if record.precision == "fp32" else ""
-        )  # which is twice the bytes
-        rows.setdefault((record.variant, images, record.augment or "none", str(record.world_size)), {})[
-            record.batch_size
-        ] = record
-    lines = []
-    for key, by_size in rows.items():
-        cells = []
-        for size in sizes:
-            rate = by_size[size].images_per_sec if size in by_size else None
-            cells.append(
-                f"{thousands(rate.median)} ({thousands(rate.p10)}–{thousands(rate.p90)})" if rate else ""
-            )
-        lines.append((*key, *cells))
-    header = ("loader", "images", "augmentation", "processes", *(f"batch {size}" for size in sizes))
-    return Table("Loader alone: images/sec, median (p10–p90)", header, tuple(lines), 4)
+def _efficiency(record: Record) -> str:
+    baseline = record.baseline
+    return cells.percent(baseline.ratio.median / record.world_size if baseline else None)
 
 
-def _step(records: Sequence[Record]) -> Table:
-    header = (
-        "model",
-        "precision",
-        "layout",
-        "compile",
-        "batch",
-        "GPUs",
-        "images/sec",
-        "p10–p90 (n)",
-        "step ms",
-        "TFLOP/s",
-        "of peak",
-        "memory",
-        "compile s",
-    )
-    rows = [
-        (
-            record.model or "",
-            record.precision,
-            _layout(record),
-            record.compile_mode,
-            str(record.batch_size),
-            str(record.world_size),
-            count(record.images_per_sec.median if record.images_per_sec else None),
-            spread(record.images_per_sec),
-            number(record.step_ms),
-            significant(record.tflops),
-            share(record.peak_share),
-            memory(record.peak_memory_bytes),
-            number(record.compile_s, 1),
-        )
-        for record in records
-    ]
-    return Table(f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", header, tuple(rows), 4)
+VARIANT = Column[Record]("variant", "left", lambda r: r.variant)
+MODEL = Column[Record]("model", "left", lambda r: r.model or "")
+DATA = Column[Record]("data", "left", _images)
+LOADER = Column[Record]("loader", "left", lambda r: r.loader or "")
+PRECISION = Column[Record]("precision", "left", lambda r: r.precision)
+LAYOUT = Column[Record]("layout", "left", lambda r: "NHWC" if r.channels_last else "NCHW")
+COMPILE = Column[Record]("compile", "left", lambda r: r.compile_mode)
+BATCH = Column[Record]("batch", "right", lambda r: str(r.batch_size))
+GPUS = Column[Record]("GPUs", "right", lambda r: str(r.world_size))
+RATE = Column[Record]("images/sec", "right", lambda r: cells.count(r.rate))
+SPREAD = Column[Record]("p10–p90 (n)", "right", lambda r: cells.spread(r.images_per_sec))
+STEP_MS = Column[Record]("step ms", "right", lambda r: cells.number(r.step_ms))
+DATA_WAIT = Column[Record]("data wait", "right", lambda r: cells.percent(r.data_wait_fraction))
+COMPARED = Column[Record]("compared", "right", lambda r: cells.comparison(r.baseline))
+COMPILE_S = Column[Record]("compile s", "right", lambda r: cells.number(r.compile_s, 1))
+EPOCHS = Column[Record]("epochs", "right", lambda r: cells.number(r.epochs, 0))
+ACCURACY = Column[Record](
+    "accuracy", "right", lambda r: cells.accuracy(r.accuracy, r.accuracy_std, r.accuracy_n)
+)
 
+_STEP = (
+    *(MODEL, PRECISION, LAYOUT, COMPILE, BATCH, GPUS, RATE, SPREAD, STEP_MS),
+    Column[Record]("TFLOP/s", "right", lambda r: cells.significant(r.tflops)),
+    Column[Record]("of peak", "right", lambda r: cells.percent(r.peak_share)),
+    Column[Record]("memory", "right", lambda r: cells.memory(r.peak_memory_bytes)),
+    COMPILE_S,
+)
+_END_TO_END = (
+    *(VARIANT, MODEL, DATA, LOADER, PRECISION, COMPILE, BATCH, GPUS, RATE, SPREAD, STEP_MS),
+    *(DATA_WAIT, COMPARED),
+)
+_SCALING = (
+    *(VARIANT, MODEL, DATA, LOADER),
+    Column[Record]("batch per GPU", "right", lambda r: str(r.batch_size // r.world_size)),
+    *(BATCH, GPUS, RATE, SPREAD, STEP_MS),
+    Column[Record]("speed-up", "right", lambda r: cells.speed_up(r.baseline)),
+    Column[Record]("efficiency", "right", _efficiency),
+)
+_KERNEL = (
+    VARIANT.renamed("kernel"),
+    PRECISION.renamed("type"),
+    BATCH,
+    Column[Record]("classes", "right", lambda r: str(r.num_classes or "")),
+    Column[Record]("µs", "right", lambda r: cells.number(1e3 * r.step_ms if r.step_ms else None, 1)),
+    Column[Record]("images/sec", "right", lambda r: cells.thousands(r.rate) if r.rate else ""),
+    *(SPREAD, COMPARED),
+)
+_ABLATION = (
+    *(VARIANT, LOADER, BATCH, RATE, SPREAD, COMPARED, ACCURACY, EPOCHS, COMPILE_S),
+    Column[Record]("epochs until it pays", "right", lambda r: cells.number(r.epochs_to_pay, 1)),
+)
+_STARTUP = (
+    *(VARIANT.renamed("start"), MODEL, BATCH, PRECISION.on_the("right"), COMPILE.on_the("right"), GPUS),
+    Column[Record]("seconds to the first step", "right", lambda r: cells.number(r.first_step_s, 1)),
+    Column[Record]("n", "right", lambda r: str(r.first_step_n or "")),
+)
+_RECIPE = (
+    Column[Record]("recipe", "left", lambda r: r.variant + ("" if is_current(r) else ", since changed")),
+    MODEL.renamed("network"),
+    Column[Record]("parameters", "left", lambda r: cells.count(r.parameters)),
+    Column[Record]("data", "left", lambda r: r.data or r.dataset),
+    *(EPOCHS, BATCH, GPUS, ACCURACY),
+    Column[Record](
+        "with mirror image", "right", lambda r: cells.accuracy(r.flip_tta_accuracy, None, r.accuracy_n)
+    ),
+    *(RATE, SPREAD),
+    Column[Record]("training s", "right", lambda r: cells.number(r.train_s, 1)),
+)
 
-def _end_to_end(records: Sequence[Record]) -> Table:
-    header = (
-        "variant",
-        "model",
-        "data",
-        "loader",
-        "precision",
-        "compile",
-        "batch",
-        "GPUs",
-        "images/sec",
-        "p10–p90 (n)",
-        "step ms",
-        "data wait",
-        "compared",
-    )
-    rows = [
-        (
-            record.variant,
-            record.model or "",
-            _data(record),
-            record.loader or "",
-            record.precision,
-            record.compile_mode,
-            str(record.batch_size),
-            str(record.world_size),
-            count(record.images_per_sec.median if record.images_per_sec else None),
-            spread(record.images_per_sec),
-            number(record.step_ms),
-            share(record.data_wait_fraction),
-            against(record.baseline),
-        )
-        for record in records
-    ]
-    return Table("Loader and step together", header, tuple(rows), 6)
-
-
-def _saving(records: Sequence[Record]) -> Table:
-    return replace(_end_to_end(records), title="Loader and step together, with and without saving")
-
-
-def _peer(records: Sequence[Record]) -> Table:
-    return replace(_end_to_end(records), title="Training steps of others, on one fixed batch")
-
-
-def _scaling(records: Sequence[Record]) -> Table:
-    header = (
-        "variant",
-        "model",
-        "data",
-        "loader",
-        "batch per GPU",
-        "batch",
-        "GPUs",
-        "images/sec",
-        "p10–p90 (n)",
-        "step ms",
-        "speed-up",
-        "efficiency",
-    )
-    rows = [
-        (
-            record.variant,
-            record.model or "",
-            _data(record),
-            record.loader or "",
-            str(record.batch_size // record.world_size),
-            str(record.batch_size),
-            str(record.world_size),
-            count(record.images_per_sec.median if record.images_per_sec else None),
-            spread(record.images_per_sec),
-            number(record.step_ms),
-            times(record.baseline),
-            share(record.baseline.ratio.median / record.world_size if record.baseline else None),
-        )
-        for record in records
-    ]
-    return Table("Loader and step together on one process and on several", header, tuple(rows), 4)
-
-
-def _kernel(records: Sequence[Record]) -> Table:
-    header = ("kernel", "type", "batch", "classes", "µs", "images/sec", "p10–p90 (n)", "compared")
-    rows = [
-        (
-            record.variant,
-            record.precision,
-            str(record.batch_size),
-            str(record.num_classes or ""),
-            number(1e3 * record.step_ms if record.step_ms else None, 1),
-            thousands(record.images_per_sec.median) if record.images_per_sec else "",
-            spread(record.images_per_sec),
-            against(record.baseline),
-        )
-        for record in records
-    ]
-    return Table("Kernels: device time of one call, replayed from a CUDA graph", header, tuple(rows), 2)
-
-
-def _ablation(records: Sequence[Record]) -> Table:
-    header = (
-        "variant",
-        "loader",
-        "batch",
-        "images/sec",
-        "p10–p90 (n)",
-        "compared",
-        "accuracy",
-        "epochs",
-        "compile s",
-        "epochs until it pays",
-    )
-    rows = [
-        (
-            record.variant,
-            record.loader or "",
-            str(record.batch_size),
-            count(record.images_per_sec.median if record.images_per_sec else None),
-            spread(record.images_per_sec),
-            against(record.baseline),
-            accuracy(record.accuracy, record.accuracy_std, record.accuracy_n),
-            number(record.epochs, 0),
-            number(record.compile_s, 1),
-            number(record.epochs_to_pay, 1),
-        )
-        for record in records
-    ]
-    return Table("Ablation, loader and step together", header, tuple(rows), 2)
-
-
-def _startup(records: Sequence[Record]) -> Table:
-    header = ("start", "model", "batch", "precision", "compile", "GPUs", "seconds to the first step", "n")
-    rows = [
-        (
-            record.variant,
-            record.model or "",
-            str(record.batch_size),
-            record.precision,
-            record.compile_mode,
-            str(record.world_size),
-            number(record.first_step_s, 1),
-            str(record.first_step_n or ""),
-        )
-        for record in records
-    ]
-    return Table("From the command to the end of the first optimizer step", header, tuple(rows), 2)
-
-
-def _recipe(records: Sequence[Record]) -> Table:
-    header = (
-        "recipe",
-        "network",
-        "parameters",
-        "data",
-        "epochs",
-        "batch",
-        "GPUs",
-        "accuracy",
-        "with mirror image",
-        "images/sec",
-        "p10–p90 (n)",
-        "training s",
-    )
-    rows = [
-        (
-            record.variant + ("" if is_current(record) else ", since changed"),
-            record.model or "",
-            count(record.parameters),
-            record.data or record.dataset,
-            number(record.epochs, 0),
-            str(record.batch_size),
-            str(record.world_size),
-            accuracy(record.accuracy, record.accuracy_std, record.accuracy_n),
-            accuracy(record.flip_tta_accuracy, None, record.accuracy_n),
-            count(record.images_per_sec.median if record.images_per_sec else None),
-            spread(record.images_per_sec),
-            number(record.train_s, 1),
-        )
-        for record in records
-    ]
-    return Table(f"Shipped recipes: {_RECIPE_NOTE}", header, tuple(rows), 4)
-
-
-MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
-    "loader": _loader,
-    "step": _step,
-    "end_to_end": _end_to_end,
-    "peer": _peer,
-    "kernel": _kernel,
-    "ablation": _ablation,
-    "startup": _startup,
-    "saving": _saving,
-    "scaling": _scaling,
-    "recipe": _recipe,
+_PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"
+_RECIPE_NOTE = (
+    "test accuracy at the last step, mean ± σ (n); seconds of training without compiling, evaluation and saving, "
+    "median"
+)
+TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
+    "step": (f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", _STEP),
+    "end_to_end": ("Loader and step together", _END_TO_END),
+    "peer": ("Training steps of others, on one fixed batch", _END_TO_END),
+    "kernel": ("Kernels: device time of one call, replayed from a CUDA graph", _KERNEL),
+    "ablation": ("Ablation, loader and step together", _ABLATION),
+    "startup": ("From the command to the end of the first optimizer step", _STARTUP),
+    "saving": ("Loader and step together, with and without saving", _END_TO_END),
+    "scaling": ("Loader and step together on one process and on several", _SCALING),
+    "recipe": (f"Shipped recipes: {_RECIPE_NOTE}", _RECIPE),
 }
 
 
-def tables_of(records: Sequence[Record]) -> list[Table]:
-    """One table for each benchmark that the records belong to."""
-    names = dict.fromkeys(record.benchmark for record in records)
-    return [MAKERS[name]([record for record in records if record.benchmark == name]) for name in names]
+@dataclass(frozen=True)
+class _LoaderRow:
+    """One loader on one kind of images, by batch size."""
+
+    variant: str
+    images: str
+    augment: str
+    processes: str
+
+    @classmethod
+    def of(cls, record: Record) -> "_LoaderRow":
+        precision = ", float32" if record.precision == "fp32" else ""  # which is twice the bytes
+        images = _images(record) + precision
+        return cls(record.variant, images, record.augment or "none", str(record.world_size))
+
+
+def _loader_table(records: Sequence[Record]) -> Table:
+    """Return loaders down and batch sizes across: median images/sec with the 10th to 90th percentile."""
+    rows: dict[_LoaderRow, dict[int, Record]] = {}
+    for record in records:
+        rows.setdefault(_LoaderRow.of(record), {})[record.batch_size] = record
+
+    def rate_at(size: int, row: _LoaderRow) -> str:
+        rate = rows[row][size].images_per_sec if size in rows[row] else None
+        if rate is None:
+            return ""
+        return f"{cells.thousands(rate.median)} ({cells.thousands(rate.p10)}–{cells.thousands(rate.p90)})"
+
+    columns = [
+        Column[_LoaderRow]("loader", "left", lambda row: row.variant),
+        Column[_LoaderRow]("images", "left", lambda row: row.images),
+        Column[_LoaderRow]("augmentation", "left", lambda row: row.augment),
+        Column[_LoaderRow]("processes", "left", lambda row: row.processes),
+        *(
+            Column[_LoaderRow](f"batch {size}", "right", partial(rate_at, size))
+            for size in sorted({record.batch_size for record in records})
+        ),
+    ]
+    return make_table("Loader alone: images/sec, median (p10–p90)", columns, rows)
+
+
+MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
+    "loader": _loader_table,
+    **{name: partial(make_table, title, columns) for name, (title, columns) in TABLES.items()},
+}

@@ -1,1 +1,1 @@
-"""Holds one file a benchmark: loaders, step, end to end, ablation, start-up, saving."""
+"""Holds one file a benchmark: bench, loaders, step, end to end, ablation, start-up, saving; and make-folder."""

@@ -1,13 +1,14 @@
 """From the plain fp32, NCHW, eager recipe with torch's DataLoader to the full one: each switch alone, and one after the other.
 
-The optimizer is fused from the start: the step knows no other. The order of the switches is that in which each meets the bottleneck
-that it removes: the loader is changed when the step has outrun torch's DataLoader, and compiling follows when the host is what is left.
+The optimizer is fused from the start: the step has no other. The switches stand in the order in which each meets the
+bottleneck that it removes: the loader is changed when the step is faster than torch's DataLoader, and compiling follows
+when the host is the bottleneck.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch._inductor.utils import fresh_cache
@@ -16,9 +17,9 @@ from benchmarks.measure.options import check_at_least, listed, merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
-from benchmarks.sweep.plan import Plan, make_plan
+from benchmarks.sweep.plan import Plan, Question, make_plan
 from benchmarks.sweep.run import Sweep, run_sweep
-from benchmarks.sweep.table import Mean, by_variant, values_of
+from benchmarks.sweep.table import Mean, by_variant
 from pipeline.config import Config, config_hash
 
 _STEPS = 30  # of a window, at most: the plain ones are slow
@@ -70,10 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Variant:
-    """A point on the way.
+    """The plain recipe with some of the switches set.
 
     Attributes:
-        name: `plain`, `+ SWITCH` where it is added to those before, `plain + SWITCH` where it stands alone.
+        name: `plain`; `+ SWITCH` where a switch is added to those before; `plain + SWITCH` where it is set alone.
         before: name of the variant that this one adds a switch to.
     """
 
@@ -81,75 +82,94 @@ class Variant:
     overrides: tuple[str, ...]
     before: str
 
+    @property
+    def is_cumulative(self) -> bool:
+        return not self.name.startswith("plain +")
+
 
 def variants(on_gpu: bool) -> list[Variant]:
-    """The plain recipe, the switches one after the other, and each alone (the first of them is in both series)."""
+    """Return the plain recipe, the switches one after the other, and each alone.
+
+    The first switch is in both series, so it is not repeated.
+    """
     switches = _ON_GPU if on_gpu else _ON_CPU
-    made = [Variant("plain", _PLAIN, "plain")]
+    cumulative = [Variant("plain", _PLAIN, "plain")]
     for name, override in switches:
-        made.append(Variant(f"+ {name}", tuple(merge(made[-1].overrides, [override])), made[-1].name))
+        last = cumulative[-1]
+        cumulative.append(Variant(f"+ {name}", tuple(merge(last.overrides, [override])), last.name))
     alone = [
         Variant(f"plain + {name}", tuple(merge(_PLAIN, [override])), "plain")
         for name, override in switches[1:]
         if name not in _NEVER_ALONE
     ]
-    return made + alone
+    return cumulative + alone
 
 
 def run(session: Session) -> None:
-    wanted = variants(session.on_gpu)
+    selected = variants(session.on_gpu)
     if session.quick:
-        wanted = [variant for variant in wanted if not variant.name.startswith("plain +")]
-    plan = _plan_of_training(
-        session, wanted
-    )  # before anything is measured: what is wrong with it should not be found after that
-    workloads = _build(session, wanted)
-    steps = min(session.steps, _STEPS)
-    timings = dict(
-        zip([variant.name for variant in wanted], session.time(list(workloads.values()), steps), strict=True)
-    )
-    _record(session, wanted, workloads, timings, {})  # at once: what was measured is kept if training fails
+        selected = [variant for variant in selected if variant.is_cumulative]
+    plan = _plan_of_training(session, selected)  # first: a bad config must show before anything is measured
+    workloads = _build(session, selected)
+    timings = session.time(list(workloads.values()), min(session.steps, _STEPS))
+    measured = _Measured(workloads, dict(zip(workloads, timings, strict=True)))
+    _record(session, selected, measured, {})  # at once: the speeds are kept if training fails
     if plan is not None:
         session.records.clear()
         torch.cuda.empty_cache()
-        _record(session, wanted, workloads, timings, _train(session, wanted, plan))
+        _record(session, selected, measured, _train(session, selected, plan))
     session.print_tables()
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Workloads and timings by the names of their variants."""
+
+    workloads: dict[str, StepWorkload]
+    timings: dict[str, Timing]
+
+    def epochs_to_pay(self, name: str, eager: str) -> float | None:
+        """Return the epochs after which a variant has won back the time that it compiles longer than `eager`."""
+        rig = self.workloads[name].rig
+        compile_s = rig.compile_s - self.workloads[eager].rig.compile_s
+        num_images = rig.splits.train.labels.size
+        return epochs_until_paid(compile_s, num_images, self.timings[eager], self.timings[name])
+
+
 def _record(
-    session: Session,
-    wanted: list[Variant],
-    workloads: dict[str, StepWorkload],
-    timings: dict[str, Timing],
-    accuracies: dict[str, Mean],
+    session: Session, selected: Sequence[Variant], measured: _Measured, accuracies: dict[str, Mean]
 ) -> None:
-    """A record of every variant; those with an accuracy supersede those without."""
-    for variant in wanted:
-        workload, timing = workloads[variant.name], timings[variant.name]
-        epochs_to_pay = None
-        if compiles(session.config(*variant.overrides)):
-            eager = (
-                wanted[[v.name for v in wanted].index("+ torch.compile") - 1].name
-                if _is_cumulative(variant)
-                else "plain"
-            )
-            num_images = workload.rig.splits.train.labels.size
-            epochs_to_pay = epochs_until_paid(
-                workload.rig.compile_s - workloads[eager].rig.compile_s, num_images, timings[eager], timing
-            )
+    """Keep a record of every variant; records with an accuracy supersede those without."""
+    for variant in selected:
+        config = session.config(*variant.overrides)
+        workload, timing = measured.workloads[variant.name], measured.timings[variant.name]
         accuracy = accuracies.get(variant.name)
         session.record(
             "ablation",
             variant.name,
-            session.config(*variant.overrides),
+            config,
             timing,
-            timing.against(timings["plain"]) if variant.name != "plain" else None,
+            timing.against(measured.timings["plain"]) if variant.name != "plain" else None,
             peak_memory_bytes=workload.rig.peak_memory_bytes,
             compile_s=workload.rig.compile_s,
             data_wait_fraction=workload.data_wait_fraction,
-            epochs_to_pay=epochs_to_pay,
-            **(_accuracy_fields(accuracy, session.options.epochs) if accuracy else {}),
+            epochs_to_pay=(
+                measured.epochs_to_pay(variant.name, _eager_before(variant, selected))
+                if compiles(config)
+                else None
+            ),
+            accuracy=accuracy.mean if accuracy else None,
+            accuracy_std=accuracy.std if accuracy else None,
+            accuracy_n=accuracy.n if accuracy else None,
+            epochs=float(session.options.epochs) if accuracy else None,
         )
+
+
+def _eager_before(variant: Variant, selected: Sequence[Variant]) -> str:
+    """Return the name of the variant that does not compile yet: the one that a compiling variant is compared with."""
+    if not variant.is_cumulative:
+        return "plain"
+    return next(other.before for other in selected if other.name == "+ torch.compile")
 
 
 def compiles(config: Config) -> bool:
@@ -157,47 +177,48 @@ def compiles(config: Config) -> bool:
 
 
 def epochs_until_paid(compile_s: float, num_images: int, before: Timing, after: Timing) -> float | None:
-    """Epochs after which compiling has saved the time that it took; None where it saves nothing."""
+    """Return the epochs after which compiling has saved the time that it took; None if it saves none."""
     saved = num_images / before.images_per_sec.median - num_images / after.images_per_sec.median
     return max(compile_s, 0.0) / saved if saved > 0 else None
 
 
-def _build(session: Session, wanted: list[Variant]) -> dict[str, StepWorkload]:
-    """Every variant, compiled without a cache; those that differ in the loader alone share model and step."""
+def _build(session: Session, selected: Sequence[Variant]) -> dict[str, StepWorkload]:
+    """Build every variant, compiled without a cache; those that differ only in the loader share model and step."""
     rigs: dict[str, Rig] = {}
-    compiled_s: dict[str, float] = {}
+    compile_s: dict[str, float] = {}  # of the first rig of each network
     workloads = {}
-    for variant in wanted:
+    for variant in selected:
         config = session.config(*variant.overrides)
+        splits = session.splits(config)
         synthetic = session.config(*merge(variant.overrides, ["data.loader=synthetic"]))
         key = config_hash(synthetic)
         if key not in rigs:
             session.show(f"building {variant.name}")
             with fresh_cache():
-                rigs[key] = Rig(synthetic, session.splits(config), session.processes)
-            if compiles(
-                config
-            ):  # once for a network and process: the rig that captures it too finds it compiled, and alone would not
-                network = config_hash(
-                    session.config(
-                        *merge(variant.overrides, ["data.loader=synthetic", "compile.mode=default"])
-                    )
-                )
-                rigs[key].compile_s += compiled_s.get(network, 0.0)
-                compiled_s.setdefault(network, rigs[key].compile_s)
-        loader = build_train_loader(config, session.splits(config), session.processes)
+                rigs[key] = Rig(synthetic, splits, session.processes)
+            if compiles(config):
+                # A network is compiled once a process: the rig that captures it too finds it compiled.
+                # Alone it would not, so it gets the time of the first.
+                same_network = merge(variant.overrides, ["data.loader=synthetic", "compile.mode=default"])
+                network = config_hash(session.config(*same_network))
+                rigs[key].compile_s += compile_s.get(network, 0.0)
+                compile_s.setdefault(network, rigs[key].compile_s)
+        loader = build_train_loader(config, splits, session.processes)
         workloads[variant.name] = StepWorkload(variant.name, rigs[key], loader, session.lead_in(config))
     return workloads
 
 
-def _run_names(wanted: list[Variant]) -> dict[str, Variant]:
-    """The cumulative variants by the names of their runs."""
-    numbered = [(number, variant) for number, variant in enumerate(wanted) if _is_cumulative(variant)]
-    return {f"{number}-{variant.name.strip('+ ').replace(' ', '-')}": variant for number, variant in numbered}
+def _run_names(selected: Sequence[Variant]) -> dict[str, Variant]:
+    """Return the cumulative variants by the names of their runs."""
+    return {
+        f"{number}-{variant.name.strip('+ ').replace(' ', '-')}": variant
+        for number, variant in enumerate(selected)
+        if variant.is_cumulative
+    }
 
 
-def _plan_of_training(session: Session, wanted: list[Variant]) -> Plan | None:
-    """The runs that give the cumulative variants their accuracy; None where none is asked for.
+def _plan_of_training(session: Session, selected: Sequence[Variant]) -> Plan | None:
+    """Return the runs that give the cumulative variants their accuracy; None if none is asked for.
 
     Raises:
         UserError: an option, or the config of a run, is bad.
@@ -208,34 +229,23 @@ def _plan_of_training(session: Session, wanted: list[Variant]) -> Plan | None:
     if not options.epochs:
         return None
     place = [override for override in session.overrides if override.startswith("log.dir=")]
-    own = [override for override in session.overrides if override not in place]
-    overrides = merge(own, [f"duration={options.epochs}ep", "log.checkpoint_every=100%"])
-    changes = {name: list(variant.overrides) for name, variant in _run_names(wanted).items()}
+    common = [override for override in session.overrides if override not in place]
     return make_plan(
-        f"ablation-{Path(session.recipe).stem}", session.recipe, changes, options.seeds, overrides, place
+        Question(
+            name=f"ablation-{Path(session.recipe).stem}",
+            base=session.recipe,
+            variants={name: list(variant.overrides) for name, variant in _run_names(selected).items()},
+            seeds=options.seeds,
+            common=merge(common, [f"duration={options.epochs}ep", "log.checkpoint_every=100%"]),
+            extra=place,
+        )
     )
 
 
-def _train(session: Session, wanted: list[Variant], plan: Plan) -> dict[str, Mean]:
-    """Test accuracy of the cumulative variants, by real runs."""
-    names = _run_names(wanted)
+def _train(session: Session, selected: Sequence[Variant], plan: Plan) -> dict[str, Mean]:
+    """Train the cumulative variants, and return the test accuracies by variant."""
+    names = _run_names(selected)
     sweep = Sweep(plan, session.options.jobs)
     run_sweep(sweep, session.console)
-    found = {
-        names[name].name: Mean.of(values_of(group, "test_accuracy"))
-        for name, group in by_variant(sweep.outcomes).items()
-    }
-    return {name: mean for name, mean in found.items() if mean is not None}
-
-
-def _is_cumulative(variant: Variant) -> bool:
-    return not variant.name.startswith("plain +")
-
-
-def _accuracy_fields(accuracy: Mean, epochs: int) -> dict[str, Any]:
-    return {
-        "accuracy": accuracy.mean,
-        "accuracy_std": accuracy.std,
-        "accuracy_n": accuracy.n,
-        "epochs": float(epochs),
-    }
+    accuracies = {names[group.name].name: group.scores.accuracy for group in by_variant(sweep.outcomes)}
+    return {name: mean for name, mean in accuracies.items() if mean is not None}

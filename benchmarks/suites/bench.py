@@ -1,145 +1,187 @@
 """One config: its loader alone, its step alone and both together, in one table, with the bottleneck named."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from benchmarks.measure import cells
 from benchmarks.measure.bottleneck import Measured, name_bottleneck
 from benchmarks.measure.ceiling import flops_per_image
-from benchmarks.measure.cells import against, count, memory, number, share, significant, spread
 from benchmarks.measure.describe import describe_loader
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Stopwatch, Timing, Workload, steps_lasting
 from benchmarks.measure.workloads import LoaderWorkload, Rig, StepWorkload, batches_ahead, build_train_loader
-from benchmarks.publish.tables import Table
+from benchmarks.publish.records import Benchmark
+from benchmarks.publish.tables import Column, make_table
+from pipeline.config import Config
 from pipeline.distributed.processes import Processes
 from pipeline.profiling.roofline import matmul_flops_per_s
 from pipeline.training.build import compile_mode
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments of its own."""
-
-
-_HEADER = (
-    "",
-    "images/sec",
-    "p10–p90 (n)",
-    "step ms",
-    "TFLOP/s",
-    "of peak",
-    "peak memory",
-    "data wait",
-    "compile s",
-)
-
 _LOADER_WINDOW_S = 0.3
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add no arguments: the shared ones suffice."""
+
+
 class _Unconnected:
-    """Stands in for accelerate where a model is to run without the other processes."""
+    """Replaces accelerate where a model is to run without the other processes."""
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
         return model
 
 
 def unconnected(processes: Processes) -> Processes:
-    """The same process and share of the batch, with a model that exchanges nothing."""
+    """Return the same process and share of the batch, with a model that exchanges nothing."""
     return replace(processes, accelerator=_Unconnected())
+
+
+@dataclass(frozen=True)
+class _Arithmetic:
+    """Floating-point operations of one image, and those per second of a large matrix product on all devices."""
+
+    flops: float
+    peak: float
+
+    def achieved(self, images_per_sec: float) -> float:
+        return self.flops * images_per_sec
+
+    def peak_share(self, images_per_sec: float) -> float:
+        return self.flops * images_per_sec / self.peak
+
+
+@dataclass(frozen=True)
+class _Workloads:
+    """The workloads that are timed in turn; `silent` is the step without communication, if there are processes."""
+
+    loader: LoaderWorkload
+    step: StepWorkload
+    together: StepWorkload
+    silent: StepWorkload | None
+
+    def listed(self) -> list[Workload]:
+        return [self.loader, self.step, self.together, *([self.silent] if self.silent else [])]
 
 
 def run(session: Session) -> None:
     config = session.config()
-    splits, processes = session.splits(config), session.processes
     session.show("measuring what this machine can do")
-    flops = flops_per_image(config.model, splits.num_classes, splits.image_size, splits.num_channels)
-    peak = matmul_flops_per_s(session.device) * processes.shard.world_size
-    session.show("building and compiling the step")
-    rig = Rig(config, splits, processes)
-    loader = build_train_loader(config, splits, processes)
-    alone_loader = LoaderWorkload(
-        "loader alone", loader, config.data.batch_size, 1 if session.quick else batches_ahead(config)
-    )
-    alone_step = StepWorkload("step alone", rig, rig.synthetic(), lead_in=1)
-    together = StepWorkload("end to end", rig, loader, session.lead_in(config))
-    workloads: list[Workload] = [alone_loader, alone_step, together]
-    if processes.shard.world_size > 1:
-        session.show("building the step without communication")
-        silent = Rig(config, splits, unconnected(processes))
-        workloads.append(StepWorkload("step, no communication", silent, rig.synthetic(), lead_in=1))
-    steps = [session.steps for _ in workloads]
-    if not session.quick:  # loaders deliver in bursts: give theirs a window of many
-        steps[0] = max(
-            session.steps, steps_lasting(alone_loader, _LOADER_WINDOW_S, Stopwatch(session.device))
-        )
-    timings = session.time(workloads, steps)
-    medians = [timing.images_per_sec.median for timing in timings]
-    compared = timings[2].against(timings[1])
+    arithmetic = _measure_arithmetic(session, config)
+    workloads = _build(session, config)
+    timings = session.time(workloads.listed(), _window_steps(session, workloads))
+    step, together = timings[1:3]
+    compared = together.against(step)
+    mode = compile_mode(config.compile, session.device)
     measured = Measured(
-        loader=medians[0],
-        step=medians[1],
-        end_to_end=medians[2],
+        loader=timings[0].images_per_sec.median,
+        step=step.images_per_sec.median,
+        end_to_end=together.images_per_sec.median,
         ratio=compared.ratio,
-        alone=medians[-1] if len(medians) > 3 else medians[1],
-        host_ms=alone_step.host_ms() if session.on_gpu else 0.0,
-        step_ms=timings[1].step_ms,
-        peak_share=flops * medians[1] / peak,
-        compile_mode=compile_mode(config.compile, session.device),
+        alone=timings[-1 if workloads.silent else 1].images_per_sec.median,
+        host_ms=workloads.step.host_ms() if session.on_gpu else 0.0,
+        step_ms=step.step_ms,
+        peak_share=arithmetic.peak_share(step.images_per_sec.median),
+        compile_mode=mode,
         on_gpu=session.on_gpu,
         streamed=session.streams(config),
     )
-    rows = [_row(timing, workload, flops, peak) for timing, workload in zip(timings, workloads, strict=True)]
-    where = f"{config.model.name}, batch {config.data.batch_size}, {config.precision.mode}, compile {measured.compile_mode}"
-    session.print(Table(f"{session.recipe}: {where}", _HEADER, tuple(rows)))
-    _record(session, timings, rig, together, flops, peak)
-    session.say(
-        f"end to end is {against(compared)}; peak: {peak / 1e12:.3g} TFLOP/s, by a large matrix product"
-    )
+    setting = f"{config.model.name}, batch {config.data.batch_size}, {config.precision.mode}, compile {mode}"
+    rows = list(zip(timings, workloads.listed(), strict=True))
+    session.print(make_table(f"{session.recipe}: {setting}", _columns(arithmetic), rows))
+    _record(session, timings, workloads, arithmetic)
+    peak = f"{arithmetic.peak / 1e12:.3g} TFLOP/s, by a large matrix product"
+    session.say(f"end to end is {cells.comparison(compared)}; peak: {peak}")
     session.say(name_bottleneck(measured, config))
 
 
-def _row(timing: Timing, workload: Workload, flops: float, peak: float) -> tuple[str, ...]:
-    rate = timing.images_per_sec
-    cells = (timing.name, count(rate.median), spread(rate), number(timing.step_ms))
-    if not isinstance(workload, StepWorkload):
-        return (*cells, "", "", "", "", "")
-    rig = workload.rig
-    waits = share(workload.data_wait_fraction)
-    return (
-        *cells,
-        significant(flops * rate.median / 1e12),
-        share(flops * rate.median / peak),
-        memory(rig.peak_memory_bytes),
-        waits,
-        number(rig.compile_s, 1),
+def _measure_arithmetic(session: Session, config: Config) -> _Arithmetic:
+    splits = session.splits(config)
+    flops = flops_per_image(config.model, splits.num_classes, splits.image_size, splits.num_channels)
+    return _Arithmetic(flops, matmul_flops_per_s(session.device) * session.processes.shard.world_size)
+
+
+def _build(session: Session, config: Config) -> _Workloads:
+    splits, processes = session.splits(config), session.processes
+    session.show("building and compiling the step")
+    rig = Rig(config, splits, processes)
+    loader = build_train_loader(config, splits, processes)
+    ahead = 1 if session.quick else batches_ahead(config)
+    silent = None
+    if processes.shard.world_size > 1:
+        session.show("building the step without communication")
+        silent_rig = Rig(config, splits, unconnected(processes))
+        silent = StepWorkload("step, no communication", silent_rig, rig.synthetic(), lead_in=1)
+    return _Workloads(
+        LoaderWorkload("loader alone", loader, config.data.batch_size, ahead),
+        StepWorkload("step alone", rig, rig.synthetic(), lead_in=1),
+        StepWorkload("end to end", rig, loader, session.lead_in(config)),
+        silent,
     )
+
+
+def _window_steps(session: Session, workloads: _Workloads) -> list[int]:
+    """Return the steps of each workload's window; a loader delivers in bursts, so its window has many of them."""
+    steps = [session.steps for _ in workloads.listed()]
+    if not session.quick:
+        lasting = steps_lasting(workloads.loader, _LOADER_WINDOW_S, Stopwatch(session.device))
+        steps[0] = max(session.steps, lasting)
+    return steps
+
+
+_Row = tuple[Timing, Workload]
+_TextOfStep = Callable[[Timing, StepWorkload], str]
+
+
+def _columns(arithmetic: _Arithmetic) -> list[Column[_Row]]:
+    def of_step(name: str, text: _TextOfStep) -> Column[_Row]:
+        """Return a column that is empty for the loader alone."""
+        return Column(
+            name, "right", lambda row: text(row[0], row[1]) if isinstance(row[1], StepWorkload) else ""
+        )
+
+    return [
+        Column("", "left", lambda row: row[0].name),
+        Column("images/sec", "right", lambda row: cells.count(row[0].images_per_sec.median)),
+        Column("p10–p90 (n)", "right", lambda row: cells.spread(row[0].images_per_sec)),
+        Column("step ms", "right", lambda row: cells.number(row[0].step_ms)),
+        of_step(
+            "TFLOP/s", lambda t, _: cells.significant(arithmetic.achieved(t.images_per_sec.median) / 1e12)
+        ),
+        of_step("of peak", lambda t, _: cells.percent(arithmetic.peak_share(t.images_per_sec.median))),
+        of_step("peak memory", lambda _, workload: cells.memory(workload.rig.peak_memory_bytes)),
+        of_step("data wait", lambda _, workload: cells.percent(workload.data_wait_fraction)),
+        of_step("compile s", lambda _, workload: cells.number(workload.rig.compile_s, 1)),
+    ]
 
 
 def _record(
-    session: Session, timings: Sequence[Timing], rig: Rig, together: StepWorkload, flops: float, peak: float
+    session: Session, timings: Sequence[Timing], workloads: _Workloads, arithmetic: _Arithmetic
 ) -> None:
     """Keep three records: of the loader, the step, and both."""
-    config = session.config()
-    loader, step, end_to_end = timings[:3]
+    config, rig = session.config(), workloads.step.rig
+    loader, step, together = timings[:3]
 
-    def of_step(timing: Timing) -> dict[str, Any]:
-        achieved = flops * timing.images_per_sec.median
-        sizes = {"peak_memory_bytes": rig.peak_memory_bytes, "compile_s": rig.compile_s}
-        return {**sizes, "tflops": achieved / 1e12, "peak_share": achieved / peak}
+    def record_step(
+        benchmark: Benchmark, variant: str, config: Config, timing: Timing, wait: float | None
+    ) -> None:
+        rate = timing.images_per_sec.median
+        session.record(
+            benchmark,
+            variant,
+            config,
+            timing,
+            None if timing is step else timing.against(step),
+            peak_memory_bytes=rig.peak_memory_bytes,
+            compile_s=rig.compile_s,
+            tflops=arithmetic.achieved(rate) / 1e12,
+            peak_share=arithmetic.peak_share(rate),
+            data_wait_fraction=wait,
+        )
 
-    name = describe_loader(config)
-    session.record("loader", name, config, loader, model=None, compile_mode="none")
-    session.record("step", "step", session.config("data.loader=synthetic"), step, **of_step(step))
-    waits = {"data_wait_fraction": together.data_wait_fraction}
-    session.record(
-        "end_to_end",
-        config.data.loader,
-        config,
-        end_to_end,
-        end_to_end.against(step),
-        **of_step(end_to_end),
-        **waits,
-    )
+    session.record("loader", describe_loader(config), config, loader, model=None, compile_mode="none")
+    record_step("step", "step", session.config("data.loader=synthetic"), step, None)
+    wait = workloads.together.data_wait_fraction
+    record_step("end_to_end", config.data.loader, config, together, wait)

@@ -1,11 +1,12 @@
 """Loader and step together, beside the same step on synthetic images and beside a plain training loop, in turn."""
 
 import argparse
+from dataclasses import dataclass
 
-from benchmarks.measure.cells import against
+from benchmarks.measure.cells import comparison
 from benchmarks.measure.options import listed
 from benchmarks.measure.session import Session
-from benchmarks.measure.timing import Workload
+from benchmarks.measure.timing import Timing
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
 from benchmarks.peers.peers import PlainStep
 from pipeline.config import Config
@@ -38,75 +39,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--loaders",
         type=listed(),
         metavar="NAME,…",
-        help="of data.loader (default: dali, and on a GPU fused; for streamed folders dali and reference, which is torchvision's there)",
+        help="of data.loader (default: dali, and on a GPU fused; for streamed folders dali and reference, which is "
+        "torchvision's there)",
     )
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One loader at one batch size, timed with the step on synthetic images of the same batch size."""
+
+    config: Config
+    workload: StepWorkload
+    synthetic: StepWorkload
+
+
 def run(session: Session) -> None:
-    options, own = session.options, session.config()
-    streamed = session.streams(own)
-    usual = _STREAMED_BATCH_SIZES if streamed else _BATCH_SIZES
-    sizes = options.batch_sizes or (usual if session.on_gpu and not session.quick else [own.data.batch_size])
-    default = ["dali", "reference"] if streamed else ["dali", "fused"] if session.on_gpu else ["dali"]
-    loaders = ["synthetic", *(options.loaders or default)]
-    workloads: list[Workload] = []
-    configs: list[Config] = []
-    for size in sizes:
+    variants = _variants(session)
+    plain_steps, plain_config = _plain_steps(session)
+    workloads = [*(variant.workload for variant in variants), *plain_steps]
+    timings = dict(zip(workloads, session.time(workloads), strict=True))
+    slowest = timings[plain_steps[0]] if plain_steps else None
+    for variant in variants:
+        timing = timings[variant.workload]
+        _record(session, variant, timing, timings[variant.synthetic], slowest)
+    for step in plain_steps:
+        timing = timings[step]
+        baseline = timing.against(slowest) if slowest and timing is not slowest else None
+        session.record("peer", timing.name, plain_config, timing, baseline)
+    session.print_tables()
+
+
+def _variants(session: Session) -> list[Variant]:
+    """Return every loader at every batch size, synthetic images first; those of one size share a step."""
+    variants = []
+    for size in _batch_sizes(session):
         base = session.config(f"data.batch_size={size}", "data.loader=synthetic")
         session.show(f"building the step at batch {size}")
         splits = session.splits(base)
         rig = Rig(base, splits, session.processes)
-        for name in loaders:
+        synthetic: StepWorkload | None = None
+        for name in ("synthetic", *_loaders(session)):
             config = session.config(f"data.batch_size={size}", f"data.loader={name}")
             loader = build_train_loader(config, splits, session.processes)
-            workloads.append(StepWorkload(name, rig, loader, session.lead_in(config)))
-            configs.append(config)
-    plain_workloads, plain = ([], own) if streamed else _plain(session)
-    timings = session.time([*workloads, *plain_workloads])
-    slowest = timings[len(workloads)] if plain_workloads else None
-    for index, (workload, config, timing) in enumerate(zip(workloads, configs, timings, strict=False)):
-        assert isinstance(workload, StepWorkload)
-        synthetic = timings[index - index % len(loaders)]
-        baseline = (
-            timing.against(synthetic)
-            if timing is not synthetic
-            else timing.against(slowest)
-            if slowest
-            else None
-        )
-        session.record(
-            "end_to_end",
-            config.data.loader,
-            config,
-            timing,
-            baseline,
-            peak_memory_bytes=workload.rig.peak_memory_bytes,
-            compile_s=workload.rig.compile_s,
-            data_wait_fraction=workload.data_wait_fraction,
-        )
-        if slowest is not None:
-            session.say(
-                f"{config.data.loader} at batch {config.data.batch_size} is {against(timing.against(slowest))}"
-            )
-    for timing in timings[len(workloads) :]:
-        session.record(
-            "peer",
-            timing.name,
-            plain,
-            timing,
-            None if timing is slowest else timing.against(timings[len(workloads)]),
-        )
-    session.print_tables()
+            workload = StepWorkload(name, rig, loader, session.lead_in(config))
+            synthetic = synthetic or workload
+            variants.append(Variant(config, workload, synthetic))
+    return variants
 
 
-def _plain(session: Session) -> tuple[list[PlainStep], Config]:
-    """pytorch-cifar's step as it is, and without reading anything back; one process only. On the CPU with the recipe's model and batch."""
-    theirs = (
-        (f"data.batch_size={_PLAIN_BATCH_SIZE}", "model.name=resnet18")
-        if session.on_gpu and not session.quick
-        else ()
+def _batch_sizes(session: Session) -> list[int]:
+    config = session.config()
+    on_gpu = _STREAMED_BATCH_SIZES if session.streams(config) else _BATCH_SIZES
+    default = on_gpu if session.on_gpu and not session.quick else (config.data.batch_size,)
+    return session.options.batch_sizes or list(default)
+
+
+def _loaders(session: Session) -> list[str]:
+    if session.options.loaders:
+        return session.options.loaders
+    if session.streams(session.config()):
+        return ["dali", "reference"]
+    return ["dali", "fused"] if session.on_gpu else ["dali"]
+
+
+def _record(
+    session: Session, variant: Variant, timing: Timing, synthetic: Timing, slowest: Timing | None
+) -> None:
+    """Keep the record of a variant: compared with synthetic images, and these with the plain training loop."""
+    config, workload = variant.config, variant.workload
+    other = synthetic if timing is not synthetic else slowest
+    session.record(
+        "end_to_end",
+        config.data.loader,
+        config,
+        timing,
+        timing.against(other) if other else None,
+        peak_memory_bytes=workload.rig.peak_memory_bytes,
+        compile_s=workload.rig.compile_s,
+        data_wait_fraction=workload.data_wait_fraction,
     )
-    config = session.config(*_PLAIN_CONFIG, *theirs)
+    if slowest is not None:
+        name = f"{config.data.loader} at batch {config.data.batch_size}"
+        session.say(f"{name} is {comparison(timing.against(slowest))}")
+
+
+def _plain_steps(session: Session) -> tuple[list[PlainStep], Config]:
+    """Return pytorch-cifar's step as it is, then without reading anything back; and their config.
+
+    There are none for streamed images or several processes. On the CPU they have the recipe's model and batch.
+    """
+    if session.streams(session.config()):
+        return [], session.config()
+    original = (f"data.batch_size={_PLAIN_BATCH_SIZE}", "model.name=resnet18")
+    config = session.config(*_PLAIN_CONFIG, *(original if session.on_gpu and not session.quick else ()))
     if session.processes.shard.world_size > 1:
         return [], config
     session.show("building the plain training loop")

@@ -1,8 +1,12 @@
-"""Make a folder of large JPEGs to time loaders on: mosaics of small photographs, enlarged, as train/CLASS/* and val/CLASS/*."""
+"""Make a folder of large JPEGs to time loaders on.
+
+The pictures are mosaics of small photographs, enlarged, as train/CLASS/* and val/CLASS/*.
+"""
 
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +14,19 @@ from einops import rearrange
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data import ImageSet, load_splits
+from pipeline.data import ImageSet, Splits, load_splits
 from pipeline.data.files.decode import try_all
 from pipeline.errors import UserError
 
 _ENLARGED = (
-    2  # bicubically: the smoothness of photographs, which JPEG files at native resolution of 32x32 tiles lack
+    2  # bicubically: smooth like photographs, which JPEG files of 32x32 tiles at native resolution are not
 )
 _QUALITY = 90
-_VAL_SHARE = 20  # one image for validation to so many for training
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500x375")
-    return int(width), int(height)
+_VAL_SHARE = 20  # training images for each image for validation
 
 
 def mosaic(images: np.ndarray, size: tuple[int, int], seed: int, number: int) -> Image.Image:
-    """A picture of tiles, the same for the same arguments.
+    """Return a picture of tiles, the same for the same arguments.
 
     Args:
         images: (N, H, W, 3) uint8, to draw tiles from.
@@ -47,41 +44,61 @@ def mosaic(images: np.ndarray, size: tuple[int, int], seed: int, number: int) ->
     return large.crop((0, 0, *size))
 
 
-def make_folder(
-    folder: Path,
-    source: ImageSet,
-    classes: Sequence[str],
-    num_images: int,
-    size: tuple[int, int],
-    num_threads: int,
-) -> int:
-    """Write `num_images` training pictures and a twentieth as many for validation; all tiles of a picture are of its class.
+@dataclass(frozen=True)
+class FolderMaker:
+    """Writes pictures whose tiles are all of one class.
 
-    Returns:
-        Bytes of the training pictures.
-
-    Raises:
-        UserError: a file cannot be written.
+    Attributes:
+        folder: to write to.
+        source: images of the tiles.
+        classes: names of the classes.
+        size: width and height of a picture in pixels.
+        num_threads: that write at the same time.
     """
-    by_class = [source.images[source.labels == label] for label in range(len(classes))]
-    for part, count in (("train", num_images), ("val", max(num_images // _VAL_SHARE, len(classes)))):
-        for name in classes:
-            (folder / part / name).mkdir(parents=True, exist_ok=True)
 
-        def write(number: int, part: str = part) -> None:
-            label = number % len(classes)
-            picture = mosaic(by_class[label], size, seed=int(part == "val"), number=number)
-            picture.save(folder / part / classes[label] / f"{number:07d}.jpg", quality=_QUALITY)
+    folder: Path
+    source: ImageSet
+    classes: Sequence[str]
+    size: tuple[int, int]
+    num_threads: int
 
-        failed = try_all(range(count), write, num_threads, f"writing {part} images")
+    def make(self, num_images: int) -> int:
+        """Write so many training pictures and a twentieth as many for validation.
+
+        Returns:
+            Bytes of the training pictures.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        self._write("train", num_images, seed=0)
+        self._write("val", max(num_images // _VAL_SHARE, len(self.classes)), seed=1)
+        return sum(path.stat().st_size for path in (self.folder / "train").glob("*/*.jpg"))
+
+    def _write(self, part: str, count: int, seed: int) -> None:
+        by_class = [self.source.images[self.source.labels == label] for label in range(len(self.classes))]
+        for name in self.classes:
+            (self.folder / part / name).mkdir(parents=True, exist_ok=True)
+
+        def write(number: int) -> None:
+            label = number % len(self.classes)
+            picture = mosaic(by_class[label], self.size, seed, number)
+            picture.save(self.folder / part / self.classes[label] / f"{number:07d}.jpg", quality=_QUALITY)
+
+        failed = try_all(range(count), write, self.num_threads, f"writing {part} images")
         if failed:
-            raise UserError(
-                f"{folder / part}: cannot write {len(failed)} of {count} images ({next(iter(failed.values()))})"
-            )
-    return sum(path.stat().st_size for path in (folder / "train").glob("*/*.jpg"))
+            reason = next(iter(failed.values()))
+            raise UserError(f"{self.folder / part}: cannot write {len(failed)} of {count} images ({reason})")
 
 
-def main(argv: Sequence[str]) -> int:
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500x375")
+    return int(width), int(height)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks make-folder", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to; made if it is not there")
     parser.add_argument(
@@ -102,23 +119,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core"
     )
+    return parser
+
+
+def _load_source(folder: str | None, num_threads: int) -> Splits:
+    if folder is None:
+        return load_splits(DataConfig(dataset="digits"), seed=0)
+    data = {"dataset": "folder", "root": folder, "num_threads": num_threads}
+    return load_splits(DataConfig.model_validate(data), seed=0)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = _parser()
     options = parser.parse_args(argv)
     if options.images < 2:
         parser.error("--images: at least 2")
-    given = (
-        {"dataset": "folder", "root": options.source, "num_threads": options.threads}
-        if options.source
-        else {"dataset": "digits"}
-    )
-    splits = load_splits(DataConfig.model_validate(given), seed=0)
+    splits = _load_source(options.source, options.threads)
     if not isinstance(splits.train, ImageSet):
         raise UserError(
             f"--source: the images of {options.source} are large already; time loaders on them as they are"
         )
-    written = make_folder(
-        options.folder, splits.train, splits.class_names, options.images, options.size, options.threads
-    )
-    print(
-        f"{options.folder}: {options.images} training images of {written / options.images / 1000:.0f} kB on average"
-    )
+    maker = FolderMaker(options.folder, splits.train, splits.class_names, options.size, options.threads)
+    size_kb = maker.make(options.images) / options.images / 1000
+    print(f"{options.folder}: {options.images} training images of {size_kb:.0f} kB on average")
     return 0

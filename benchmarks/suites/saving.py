@@ -1,7 +1,8 @@
-"""What saving costs: training with a checkpoint at the end of each epoch beside training without, in turn.
+"""The overhead of saving: training with a checkpoint at the end of each epoch beside training without, in turn.
 
-Saving is that of a run: the device is waited for, the state copied, and read off and written by a thread while training goes on; where
-that takes longer than an epoch, the next one waits for it. Windows are whole epochs, so that all of it falls into them.
+A checkpoint is saved as in a run: the device is synchronised and the state copied; a thread writes the copy while
+training continues. If writing takes longer than an epoch, the next checkpoint waits for it. Windows are whole epochs,
+so that all of the saving falls into them.
 """
 
 import argparse
@@ -30,27 +31,24 @@ class _SavingWorkload(StepWorkload):
 
     Args:
         name, rig, loader, lead_in: as of `StepWorkload`.
-        writer: of the checkpoints.
-        every: steps of an epoch.
+        writer: of the checkpoints; one is written after each epoch of the loader.
     """
 
-    def __init__(
-        self, name: str, rig: Rig, loader: Loader, lead_in: int, writer: CheckpointWriter, every: int
-    ):
+    def __init__(self, name: str, rig: Rig, loader: Loader, lead_in: int, writer: CheckpointWriter):
         super().__init__(name, rig, loader, lead_in)
-        self._writer, self._every = writer, every
+        self._writer, self._steps_per_epoch = writer, loader.steps_per_epoch
 
     def run(self, steps: int) -> None:
-        for _ in range(steps // self._every):
-            super().run(self._every)
+        for _ in range(steps // self._steps_per_epoch):
+            super().run(self._steps_per_epoch)
             self.rig.synchronize()
             assert self.rig.state.is_finite()
             self._writer.save(self.rig.state.snapshot())
-        super().run(steps % self._every)
+        super().run(steps % self._steps_per_epoch)
 
     def finish(self, step_s: float) -> None:
         super().finish(step_s)
-        self._writer.wait()  # not in the other one's window
+        self._writer.wait()  # writing must not run into the window of the other workload
 
 
 def run(session: Session) -> None:
@@ -66,20 +64,16 @@ def run(session: Session) -> None:
         writer = CheckpointWriter(Path(checkpoints), config_hash(config))
         lead_in = session.lead_in(config)
         without = StepWorkload("no checkpoint", rig, loader, lead_in)
-        saving = _SavingWorkload(
-            "a checkpoint an epoch", rig, loader, lead_in, writer, loader.steps_per_epoch
-        )
+        saving = _SavingWorkload("a checkpoint an epoch", rig, loader, lead_in, writer)
         timings = session.time([without, saving], epochs * loader.steps_per_epoch)
         writer.close()
     compared = timings[1].against(timings[0])
     session.record("saving", without.name, config, timings[0], data_wait_fraction=without.data_wait_fraction)
-    session.record(
-        "saving", saving.name, config, timings[1], compared
-    )  # the device waits for saving too: not told apart from data
+    # no data wait: the device waits for saving too, and the two cannot be told apart
+    session.record("saving", saving.name, config, timings[1], compared)
     session.print_tables()
-    cost, least, most = (
-        1 / ratio - 1 for ratio in (compared.ratio.median, compared.ratio.p90, compared.ratio.p10)
-    )
+    ratio = compared.ratio
+    overhead, least, most = (1 / value - 1 for value in (ratio.median, ratio.p90, ratio.p10))
     session.say(
-        f"saving costs {cost:.2%} of the time of training ({least:.2%} to {most:.2%}, n = {compared.ratio.n})"
+        f"saving costs {overhead:.2%} of the time of training ({least:.2%} to {most:.2%}, n = {ratio.n})"
     )

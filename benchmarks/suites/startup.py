@@ -1,8 +1,8 @@
 """Seconds from the command to the end of the first optimizer step, with a cold and with a warm compile cache.
 
-Every start is a process of its own, by launch.sh where this Python is the one of its .venv, otherwise by `python -m pipeline.train`, which
-is what launch.sh then calls. The compile cache is a folder made for the purpose: cold is the first start with it, warm are those after it.
-The data set's cache of decoded images is as it is found, which after the first start of all is: filled.
+Every start is a new process, by launch.sh if this Python is that of its .venv, otherwise by `python -m pipeline.train`,
+the module that launch.sh calls. The compile cache is a new folder: the first start with it is cold, the starts after it
+are warm. The data set's cache of decoded images is left as it is; after the first start it is full.
 """
 
 import argparse
@@ -36,27 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def has_launcher() -> bool:
-    """Whether this Python is the one that launch.sh has set up; another one it would have to set up first."""
+    """Return True if launch.sh has set up this Python; it would have to set up another one first."""
     return Path(sys.executable).parent == _ROOT / ".venv/bin" and (_ROOT / ".venv/.installed").is_file()
 
 
 def command_line(recipe: str, overrides: list[str]) -> list[str]:
-    """The command line of one start."""
+    """Return the command line of one start."""
     if has_launcher():
         return [str(_ROOT / "launch.sh"), "train", recipe, *overrides]
     return [sys.executable, "-m", "pipeline.train", recipe, *overrides]
 
 
 def start(recipe: str, overrides: list[str], cache: Path) -> float:
-    """Start a short run, wait for its end, and return the seconds from the command to the end of its first optimizer step.
+    """Start a short run and wait for its end.
+
+    Returns:
+        Seconds from the command to the end of the first optimizer step.
 
     Raises:
-        TrainingError: it failed; with the end of what it printed.
+        TrainingError: the run failed; with the end of its output.
     """
     with tempfile.TemporaryDirectory() as folder:
-        environment = {
-            name: value for name, value in os.environ.items() if name not in VARIABLES
-        }  # of this process's own cache
+        # without the variables that point to the cache of this process
+        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         environment |= {
             "XDG_CACHE_HOME": str(cache),
             "NUM_PROCESSES": "1",
@@ -66,9 +68,9 @@ def start(recipe: str, overrides: list[str], cache: Path) -> float:
         done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)
         results = sorted(Path(folder).glob("*-*/result.json"))
         if done.returncode or not results:
-            said = (done.stderr + done.stdout).strip().splitlines()[-5:]
+            output = (done.stderr + done.stdout).strip().splitlines()[-5:]
             raise TrainingError(
-                "\n".join([f"the run that was started failed with exit code {done.returncode}:", *said])
+                "\n".join([f"the run that was started failed with exit code {done.returncode}:", *output])
             )
         return read_json(results[0])["first_step_s"]
 
@@ -80,17 +82,17 @@ def run(session: Session) -> None:
     warm_starts = 0 if session.quick else session.options.warm_starts
     recipe = str(Path(session.recipe).resolve())
     with tempfile.TemporaryDirectory() as cache:
-        taken: dict[str, list[float]] = {"cold": [], "warm": []}
+        seconds_of: dict[str, list[float]] = {"cold": [], "warm": []}
         for number in range(1 + warm_starts):
             kind = "warm" if number else "cold"
             session.show(f"{kind} start")
-            taken[kind].append(start(recipe, overrides, Path(cache)))
-    by = "launch.sh" if has_launcher() else "pipeline.train"
-    for kind, seconds in taken.items():
+            seconds_of[kind].append(start(recipe, overrides, Path(cache)))
+    launcher = "launch.sh" if has_launcher() else "pipeline.train"
+    for kind, seconds in seconds_of.items():
         if seconds:
             session.record(
                 "startup",
-                f"{kind} compile cache, {by}",
+                f"{kind} compile cache, {launcher}",
                 config,
                 None,
                 first_step_s=median(seconds),

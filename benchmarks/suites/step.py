@@ -1,4 +1,7 @@
-"""The step alone, on one fixed batch: model, precision, layout, compile mode and batch size, one changed at a time or all at once."""
+"""The step alone, on one fixed batch, in many variants.
+
+Model, precision, layout, compile mode and batch size are changed one at a time, or all combinations are timed.
+"""
 
 import argparse
 import itertools
@@ -40,20 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choices(session: Session) -> list[tuple[str, list[str]]]:
-    """Key and values of each axis, the recipe's own value first."""
-    found = []
+    """Return key and values of each axis, the recipe's value first."""
+    axes = []
     for name, (key, on_gpu, on_cpu) in _AXES.items():
-        own = _own(session, key)
+        original = _value_in_recipe(session, key)
         values = getattr(session.options, name)
         if values is None:
-            values = (on_gpu if session.on_gpu else on_cpu) or [own]
+            values = (on_gpu if session.on_gpu else on_cpu) or [original]
             if session.quick:
-                values = [own] if name == "batch_sizes" else values[:2]
-        found.append((key, list(dict.fromkeys(values if session.options.full else [own, *values]))))
-    return found
+                values = [original] if name == "batch_sizes" else values[:2]
+        axes.append((key, list(dict.fromkeys(values if session.options.full else [original, *values]))))
+    return axes
 
 
-def _own(session: Session, key: str) -> str:
+def _value_in_recipe(session: Session, key: str) -> str:
     section, name = key.split(".")
     value = getattr(getattr(session.config(), section), name)
     if key == "compile.mode" and value == "auto":
@@ -62,7 +65,7 @@ def _own(session: Session, key: str) -> str:
 
 
 def variants(axes: list[tuple[str, list[str]]], full: bool) -> list[list[str]]:
-    """Overrides of each variant.
+    """Return the overrides of each variant.
 
     >>> variants([("a", ["1", "2"]), ("b", ["3", "4"])], full=False)
     [['a=1', 'b=3'], ['a=2', 'b=3'], ['a=1', 'b=4']]
@@ -72,41 +75,38 @@ def variants(axes: list[tuple[str, list[str]]], full: bool) -> list[list[str]]:
             [f"{key}={value}" for (key, _), value in zip(axes, values, strict=True)]
             for values in itertools.product(*(v for _, v in axes))
         ]
-    own = {key: values[0] for key, values in axes}
-    changed = [own] + [{**own, key: value} for key, values in axes for value in values[1:]]
+    original = {key: values[0] for key, values in axes}
+    changed = [original] + [{**original, key: value} for key, values in axes for value in values[1:]]
     return [[f"{key}={value}" for key, value in variant.items()] for variant in changed]
 
 
 def run(session: Session) -> None:
-    wanted = variants(choices(session), session.options.full)
-    own = wanted[0]
-    for overrides in wanted:  # before any is measured
+    selected = variants(choices(session), session.options.full)
+    original = selected[0]
+    for overrides in selected:  # before any is measured
         _config(session, overrides)
     session.show("measuring what this machine can do")
     peak = matmul_flops_per_s(session.device) * session.processes.shard.world_size
-    for first in range(0, len(wanted), _AT_ONCE - 1):
-        group = wanted[first : first + _AT_ONCE - 1]
-        # the recipe is timed with every group: what the others are compared with
-        _time(session, group if own in group else [own, *group], keep=group, peak=peak)
+    for first in range(0, len(selected), _AT_ONCE - 1):
+        group = selected[first : first + _AT_ONCE - 1]
+        _time(session, original, group, peak)
     session.print_tables()
 
 
-def _time(session: Session, group: list[list[str]], keep: list[list[str]], peak: float) -> None:
-    workloads = [_workload(session, overrides) for overrides in group]
+def _time(session: Session, original: list[str], group: list[list[str]], peak: float) -> None:
+    """Time a group and keep its records; the recipe is timed with every group, to be compared with."""
+    timed = group if original in group else [original, *group]
+    workloads = [_workload(session, overrides) for overrides in timed]
     timings = session.time(workloads)
-    for overrides, timing, workload in zip(group, timings, workloads, strict=True):
-        if overrides in keep:
+    for overrides, timing, workload in zip(timed, timings, workloads, strict=True):
+        if overrides in group:
             _record(session, timing, workload, None if timing is timings[0] else timings[0], peak)
 
 
 def _config(session: Session, overrides: list[str]) -> Config:
-    # our kernels know one layout
-    plain_norm = (
-        ["model.fused_norm=false", "model.fused_stem=false"]
-        if "runtime.channels_last=false" in overrides
-        else []
-    )
-    return session.config("data.loader=synthetic", *overrides, *plain_norm)
+    if "runtime.channels_last=false" in overrides:  # which our kernels do not support
+        overrides = [*overrides, "model.fused_norm=false", "model.fused_stem=false"]
+    return session.config("data.loader=synthetic", *overrides)
 
 
 def _workload(session: Session, overrides: list[str]) -> StepWorkload:
@@ -121,9 +121,8 @@ def _record(
     session: Session, timing: Timing, workload: StepWorkload, other: Timing | None, peak: float
 ) -> None:
     rig, splits = workload.rig, workload.rig.splits
-    achieved = timing.images_per_sec.median * flops_per_image(
-        rig.config.model, splits.num_classes, splits.image_size
-    )
+    flops = flops_per_image(rig.config.model, splits.num_classes, splits.image_size)
+    achieved = timing.images_per_sec.median * flops
     session.record(
         "step",
         "step",

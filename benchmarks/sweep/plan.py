@@ -1,8 +1,8 @@
-"""A sweep file, read and checked: a base recipe, seeds, and a list of overrides for each run."""
+"""Reads and checks a sweep file: a base recipe, seeds, and a list of overrides for each run."""
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ _KEYS = {
     "overrides": "key=value for all runs",
     "runs": "the overrides of each run, by its name",
 }
-_OWN_KEYS = {"seed": "seeds", "resume": "", "log.dir": "", "log.name": ""}
+# keys that the sweep sets, each with the key of the sweep file that replaces it
+_RESERVED_KEYS = {"seed": "seeds", "resume": "", "log.dir": "", "log.name": ""}
 _NAME = re.compile(r"[\w.+-]{1,60}")
 # over the recipe, under everything else: pictures and event files of dozens of runs are seldom looked at
 _DEFAULTS = ("log.explain=false", "log.report=false", "log.tensorboard=false")
@@ -30,8 +31,8 @@ class Run:
 
     Attributes:
         name: of the variant; with the seed and a hash of the config it names the run.
-        changes: what the sweep file says of this variant.
-        overrides: all that goes on the command line.
+        changes: overrides of this variant, as in the sweep file.
+        overrides: all overrides of the command line.
     """
 
     name: str
@@ -42,11 +43,12 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Name of the run, by which it is found again."""
+        """Name of the run folder, by which a finished run is recognised."""
         return key_of(self.name, self.seed, self.config)
 
 
 def key_of(name: str, seed: int, config: Config) -> str:
+    """Return the name of a run folder, without its time."""
     return f"{name}.seed{seed}.{config_hash(config)}"
 
 
@@ -55,13 +57,40 @@ class Plan:
     """All runs of a sweep, variant after variant; within one, seed after seed.
 
     Attributes:
-        folder: where the run folders and the table are written.
+        folder: of the run folders and the table.
     """
 
     name: str
     base: str
     folder: Path
     runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """The runs that a sweep asks for, before their configs are checked.
+
+    Attributes:
+        name: of the sweep, and of its folder.
+        base: recipe.
+        variants: overrides by name.
+        seeds: of each variant.
+        common: overrides of all variants, under their own.
+        extra: overrides over everything.
+        places: file and line of each variant, for messages; empty if no file asks.
+    """
+
+    name: str
+    base: str
+    variants: dict[str, list[str]]
+    seeds: Sequence[int]
+    common: Sequence[str] = ()
+    extra: Sequence[str] = ()
+    places: dict[str, str] | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(load_config(self.base, list(self.extra)).log.dir) / SWEEPS / self.name
 
 
 def read_plan(path: Path, extra: Sequence[str] = ()) -> Plan:
@@ -72,156 +101,148 @@ def read_plan(path: Path, extra: Sequence[str] = ()) -> Plan:
         extra: overrides of the command line, over those of the file.
 
     Raises:
-        UserError: all that is wrong, one line each, with file and line.
+        UserError: all problems, one line each, with file and line.
+    """
+    return make_plan(read_question(path, extra))
+
+
+def read_question(path: Path, extra: Sequence[str] = ()) -> Question:
+    """Read a sweep file, and check it without the configs of the runs.
+
+    Raises:
+        UserError: the first problem, with file and line.
     """
     if not path.is_file():
         shipped = ", ".join(sorted(map(str, Path("configs/sweeps").glob("*.yaml"))))
         raise UserError(f"{path}: no such sweep. Shipped: {shipped or 'none in configs/sweeps'}")
     source = read_recipe(path)
-    for key in source.values:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            meant = (
-                f"did you mean {near[0]}?"
-                if near
-                else "; ".join(f"{name}: {what}" for name, what in _KEYS.items())
-            )
-            raise UserError(f"{source.where(key)}: unknown key {key}; {meant}")
+    _check_keys(source)
     base = source.values.get("base")
     if not isinstance(base, str):
-        raise UserError(
-            f"{source.where('base') or path}: base: name {_KEYS['base']}, such as configs/cifar10_resnet18.yaml"
-        )
-    return make_plan(
-        path.stem,
-        base,
-        _variants(source, path),
-        _seeds(source),
-        [*_overrides(source, "overrides")],
-        extra,
-        _places(source),
+        place = source.where("base") or path
+        raise UserError(f"{place}: base: name {_KEYS['base']}, such as configs/cifar10_resnet18.yaml")
+    common = _as_overrides(source.values.get("overrides"), f"{source.where('overrides')}: overrides")
+    return Question(
+        name=path.stem,
+        base=base,
+        variants=_variants(source, path),
+        seeds=_seeds(source),
+        common=common,
+        extra=extra,
+        places=_places(source),
     )
 
 
-def make_plan(
-    name: str,
-    base: str,
-    variants: dict[str, list[str]],
-    seeds: Sequence[int],
-    common: Sequence[str] = (),
-    extra: Sequence[str] = (),
-    places: dict[str, str] | None = None,
-) -> Plan:
-    """The runs of variants (name to overrides) with every seed.
-
-    Args:
-        name: of the sweep, and of its folder.
-        base: recipe.
-        variants: overrides by name.
-        seeds: of each variant.
-        common: overrides of all variants, under their own.
-        extra: overrides over everything.
-        places: file and line of each variant, for messages.
+def make_plan(question: Question) -> Plan:
+    """Return the runs of all variants with every seed.
 
     Raises:
-        UserError: the config of a run is bad, or two variants are the same; all of them, one line each.
+        UserError: all problems, one line each: the config of a run is bad, or two variants are the same.
     """
-    folder = Path(load_config(base, list(extra)).log.dir) / SWEEPS / name
+    folder = question.folder
     runs: list[Run] = []
     problems: list[str] = []
-    seen: dict[str, str] = {}
-    for variant, changes in variants.items():
-        where = f"{(places or {}).get(variant, name)}: run {variant}"
+    names: dict[str, str] = {}  # by the hash of the config
+    for variant in question.variants:
         try:
-            for seed in seeds:
-                runs.append(_make_run(variant, changes, seed, base, folder, common, extra))
-                same = seen.setdefault(f"{config_hash(runs[-1].config)}", variant)
-                if same != variant:
-                    raise UserError(f"computes the same as run {same}; remove one of the two")
+            for run in _runs_of(variant, question, folder):
+                other = names.setdefault(config_hash(run.config), variant)
+                if other != variant:
+                    raise UserError(f"computes the same as run {other}; remove one of the two")
+                runs.append(run)
         except UserError as error:
-            problems += [
-                f"{where}: {re.sub(r'^command line(, [^:]*)?(:[0-9]+)?: ', '', line)}"
-                for line in str(error).splitlines()
+            place = (question.places or {}).get(variant, question.name)
+            # in a sweep file, an override is not on the command line
+            lines = [
+                re.sub(r"^command line(, [^:]*)?(:[0-9]+)?: ", "", line) for line in str(error).splitlines()
             ]
+            problems += [f"{place}: run {variant}: {line}" for line in lines]
     if problems:
         raise UserError("\n".join(problems))
-    return Plan(name, base, folder, tuple(runs))
+    return Plan(question.name, question.base, folder, tuple(runs))
 
 
-def _make_run(
-    variant: str,
-    changes: Sequence[str],
-    seed: int,
-    base: str,
-    folder: Path,
-    common: Sequence[str],
-    extra: Sequence[str],
-) -> Run:
+def _runs_of(variant: str, question: Question, folder: Path) -> Iterator[Run]:
+    """Yield the runs of a variant, one for each seed."""
     if not _NAME.fullmatch(variant):
         raise UserError("a name is at most 60 letters, digits, and the characters _ . + -")
+    changes = question.variants[variant]
+    overrides = _merge(_DEFAULTS, question.common, changes, question.extra)
+    for seed in question.seeds:
+        config = load_config(question.base, [*overrides, f"seed={seed}"])
+        own = (
+            f"seed={seed}",
+            f"log.dir={folder}",
+            f"log.name={key_of(variant, seed, config)}",
+            "resume=auto",
+        )
+        yield Run(variant, seed, tuple(changes), (*overrides, *own), config)
+
+
+def _merge(*groups: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides of all groups, of the same key that of the last group; only there `log.dir` may be.
+
+    Raises:
+        UserError: a group has a key twice, or one that the sweep sets.
+    """
     merged: dict[str, str] = {}
-    for group in (_DEFAULTS, common, changes, extra):
+    for group in groups:
         keys = [item.partition("=")[0] for item in group]
         for key in keys:
             if keys.count(key) > 1:
                 raise UserError(f"duplicate key {key}; keep one of the two")
-            if key in _OWN_KEYS and not (key == "log.dir" and group is extra):
-                instead = f"; use {_OWN_KEYS[key]}" if _OWN_KEYS[key] else ""
+            if key in _RESERVED_KEYS and not (key == "log.dir" and group is groups[-1]):
+                instead = f"; use {_RESERVED_KEYS[key]}" if _RESERVED_KEYS[key] else ""
                 raise UserError(f"{key}: the sweep sets it for each run{instead}")
-        merged |= {item.partition("=")[0]: item for item in group}
+        merged |= dict(zip(keys, group, strict=True))
     merged.pop("log.dir", None)
-    overrides = tuple(merged.values())
-    config = load_config(base, [*overrides, f"seed={seed}"])
-    placed = (
-        *overrides,
-        f"seed={seed}",
-        f"log.dir={folder}",
-        f"log.name={key_of(variant, seed, config)}",
-        "resume=auto",
-    )
-    return Run(variant, seed, tuple(changes), placed, config)
+    return tuple(merged.values())
+
+
+def _check_keys(source: Source) -> None:
+    for key in source.values:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            known = "; ".join(f"{name}: {meaning}" for name, meaning in _KEYS.items())
+            hint = f"did you mean {near[0]}?" if near else known
+            raise UserError(f"{source.where(key)}: unknown key {key}; {hint}")
 
 
 def _seeds(source: Source) -> list[int]:
     seeds = source.values.get("seeds", [0])
-    ints = isinstance(seeds, list) and all(
-        isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds
-    )
-    if not ints or not seeds or len(set(seeds)) < len(seeds):
+    are_ints = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not are_ints or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(
             f"{source.where('seeds')}: seeds: expected different whole numbers, such as [0, 1, 2], got {seeds!r}"
         )
     return seeds
 
 
-def _overrides(source: Source, key: str) -> list[str]:
-    return _as_overrides(source.values.get(key), f"{source.where(key)}: {key}")
-
-
-def _as_overrides(value: Any, where: str) -> list[str]:
-    """A list of `key=value`; one alone, or nothing, will do."""
+def _as_overrides(value: Any, place: str) -> list[str]:
+    """Return a list of `key=value`; the value may be a single one, or missing."""
     if value is None:
         return []
     items = value if isinstance(value, list) else [value]
     for item in items:
         if not isinstance(item, str) or "=" not in item:
             raise UserError(
-                f"{where}: expected overrides such as [optimizer.lr=0.2, duration=5ep], got {item!r}"
+                f"{place}: expected overrides such as [optimizer.lr=0.2, duration=5ep], got {item!r}"
             )
     return items
 
 
 def _variants(source: Source, path: Path) -> dict[str, list[str]]:
+    """Return the overrides of each run by its name; runs in a list are named after their overrides."""
     runs = source.values.get("runs")
-    where = source.where("runs") or str(path)
+    place = source.where("runs") or str(path)
     if isinstance(runs, list) and runs:
-        lists = [_as_overrides(item, f"{where}: runs") for item in runs]
+        lists = [_as_overrides(item, f"{place}: runs") for item in runs]
         named = {"_".join(map(_as_name, overrides)) or "base": overrides for overrides in lists}
         if len(named) < len(lists):
-            raise UserError(f"{where}: runs: two of them are the same; remove one, or give them names")
+            raise UserError(f"{place}: runs: two of them are the same; remove one, or give them names")
         return named
     if not isinstance(runs, dict) or not runs:
-        raise UserError(f"{where}: runs: give {_KEYS['runs']}, such as `smooth: [loss.label_smoothing=0.1]`")
+        raise UserError(f"{place}: runs: give {_KEYS['runs']}, such as `smooth: [loss.label_smoothing=0.1]`")
     return {
         str(name): _as_overrides(value, f"{source.where(f'runs.{name}')}: run {name}")
         for name, value in runs.items()
@@ -229,7 +250,8 @@ def _variants(source: Source, path: Path) -> dict[str, list[str]]:
 
 
 def _as_name(override: str) -> str:
-    """
+    """Return a name for a run with this override.
+
     >>> _as_name("optimizer.lr=0.3")
     'lr-0.3'
     """

@@ -1,13 +1,12 @@
-"""What a sweep has found so far: mean ± standard deviation (n) over the seeds of each variant."""
+"""Summarises the runs of a sweep: mean ± standard deviation (n) over the seeds of each variant."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from benchmarks.publish.tables import Table, to_markdown
+from benchmarks.publish.tables import Column, Table, make_table, to_markdown
 from benchmarks.sweep.plan import Plan, Run
 from pipeline.atomic_io import read_json, write_json
 
@@ -16,12 +15,12 @@ Status = Literal["waiting", "running", "done", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of a sweep ended, or where it stands.
+    """State of a run of a sweep.
 
     Attributes:
         folder: of the finished run.
-        result: contents of its result.json.
-        reason: why it failed.
+        result: contents of its result.json, which `results.json` repeats; `Scores` reads them.
+        reason: message of a failed run.
         jobs: runs at a time when it was trained.
     """
 
@@ -31,6 +30,9 @@ class Outcome:
     result: dict[str, Any] | None = None
     reason: str = ""
     jobs: int = 1
+
+    def with_status(self, status: Status, reason: str = "") -> "Outcome":
+        return replace(self, status=status, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Mean | None":
-        """
+        """Return the mean; None of no values.
+
         >>> Mean.of([1.0, 3.0])
         Mean(mean=2.0, std=1.4142135623730951, n=2)
         """
@@ -54,78 +57,101 @@ class Mean:
         return f"{scale * self.mean:,.{digits}f}{deviation} ({self.n})"
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Figures of finished runs; None where no run has the figure.
+
+    Attributes:
+        accuracy: on the test set, a fraction.
+        images_per_sec: of the medians of the runs.
+        train_s: seconds of training.
+    """
+
+    accuracy: Mean | None
+    images_per_sec: Mean | None
+    train_s: Mean | None
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> "Scores":
+        results = [outcome.result for outcome in outcomes if outcome.result]
+        rates = [(result.get("images_per_sec") or {}).get("median") for result in results]
+        return cls(
+            Mean.of([r["test_accuracy"] for r in results if r.get("test_accuracy") is not None]),
+            Mean.of([rate for rate in rates if rate]),
+            Mean.of([r["train_s"] for r in results if r.get("train_s") is not None]),
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """All runs of one variant: a row of the table."""
+
+    name: str
+    outcomes: Sequence[Outcome]
+
+    @property
+    def changes(self) -> str:
+        return " ".join(self.outcomes[0].run.changes) or "–"
+
+    @property
+    def scores(self) -> Scores:
+        return Scores.of(self.outcomes)
+
+    @property
+    def state(self) -> str:
+        """Number of runs in each state; empty if all are done."""
+        statuses = [outcome.status for outcome in self.outcomes]
+        counts = {status: statuses.count(status) for status in ("running", "waiting", "stopped", "failed")}
+        return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
 def find_finished(plan: Plan, run: Run) -> Outcome:
-    """A finished run of the same name, seed and config in the sweep's folder; otherwise one that waits."""
+    """Return a finished run of the same name, seed and config in the sweep's folder; else one that waits."""
     for path in sorted(plan.folder.glob(f"{run.key}-*/result.json"), reverse=True):
         return Outcome(run, "done", path.parent, read_json(path))
     return Outcome(run)
 
 
-def values_of(outcomes: Sequence[Outcome], key: str) -> list[float]:
-    """One figure of every finished run that has it; `images_per_sec` by its median."""
-    found = [outcome.result.get(key) for outcome in outcomes if outcome.result]
-    return [
-        float(v["median"] if isinstance(v, dict) else v)
-        for v in found
-        if v is not None and (not isinstance(v, dict) or v["median"])
-    ]
-
-
-def by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def by_variant(outcomes: Sequence[Outcome]) -> list[Variant]:
+    """Return the variants in the order of their first runs."""
     grouped: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         grouped.setdefault(outcome.run.name, []).append(outcome)
-    return grouped
+    return [Variant(name, group) for name, group in grouped.items()]
 
 
-def jobs_before(plan: Plan) -> dict[str, int]:
-    """How many runs at a time there were when those that `save` has noted were trained, by their folders."""
+def read_jobs(plan: Plan) -> dict[str, int]:
+    """Return how many runs at a time there were, by the folders of the runs that `save` has noted."""
     path = plan.folder / "results.json"
     saved = read_json(path)["runs"] if path.is_file() else []
     return {run["folder"]: run.get("jobs", 1) for run in saved}
 
 
 def table_of(plan: Plan, outcomes: Sequence[Outcome]) -> Table:
-    """One row for each variant, with what it changes and how it did."""
-    rows = []
+    """Return one row for each variant: its changes, its figures, and its state unless all runs are done."""
+    variants = by_variant(outcomes)
+    columns = [
+        Column[Variant]("run", "left", lambda variant: variant.name),
+        Column[Variant]("changes", "left", lambda variant: variant.changes),
+        Column[Variant]("test accuracy %", "right", lambda v: _text(v.scores.accuracy, 100, 2)),
+        Column[Variant]("images/sec", "right", lambda v: _text(v.scores.images_per_sec, 1, 0)),
+        Column[Variant]("train s", "right", lambda v: _text(v.scores.train_s, 1, 1)),
+    ]
+    if any(variant.state for variant in variants):
+        columns.append(Column[Variant]("state", "right", lambda variant: variant.state))
+    title = f"{plan.name}: {plan.base}, mean ± standard deviation (n)"
     jobs = max(outcome.jobs for outcome in outcomes)
-    for name, group in by_variant(outcomes).items():
-        accuracy, speed, seconds = (
-            Mean.of(values_of(group, key)) for key in ("test_accuracy", "images_per_sec", "train_s")
-        )
-        rows.append(
-            (
-                name,
-                " ".join(group[0].run.changes) or "–",
-                f"{accuracy.text(100, 2)}" if accuracy else "",
-                speed.text(1, 0) if speed else "",
-                seconds.text(1, 1) if seconds else "",
-                _standing(group),
-            )
-        )
-    shared = (
-        f"; {jobs} at a time, which share the machine: the speeds are not those of one alone"
-        if jobs > 1
-        else ""
-    )
-    header = ("run", "changes", "test accuracy %", "images/sec", "train s", "state")
-    columns = (
-        len(header) if any(row[-1] for row in rows) else len(header) - 1
-    )  # all are done: no column to say nothing in
-    title = f"{plan.name}: {plan.base}, mean ± standard deviation (n){shared}"
-    return Table(title, header[:columns], tuple(row[:columns] for row in rows), 2)
+    if jobs > 1:
+        title += f"; {jobs} at a time, which share the machine: the speeds are not those of one alone"
+    return make_table(title, columns, variants)
 
 
-def _standing(group: Sequence[Outcome]) -> str:
-    counts = {
-        status: sum(outcome.status == status for outcome in group)
-        for status in ("running", "waiting", "stopped", "failed")
-    }
-    return ", ".join(f"{number} {status}" for status, number in counts.items() if number)
+def _text(mean: Mean | None, scale: float, digits: int) -> str:
+    return mean.text(scale, digits) if mean else ""
 
 
 def save(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
-    """Write `table.md` and `results.json` into the sweep's folder; the path of the former."""
+    """Write `table.md` and `results.json` into the sweep's folder, and return the path of the former."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     table = table_of(plan, outcomes)
     path = plan.folder / "table.md"
@@ -143,12 +169,5 @@ def save(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
         }
         for outcome in outcomes
     ]
-    write_json(
-        plan.folder / "results.json",
-        json.loads(json.dumps({"sweep": plan.name, "base": plan.base, "runs": runs})),
-    )
+    write_json(plan.folder / "results.json", {"sweep": plan.name, "base": plan.base, "runs": runs})
     return path
-
-
-def with_status(outcome: Outcome, status: Status, reason: str = "") -> Outcome:
-    return replace(outcome, status=status, reason=reason)

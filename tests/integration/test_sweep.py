@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import main
-from benchmarks.sweep.plan import Plan, Run, make_plan, read_plan
+from benchmarks.sweep.plan import Plan, Question, Run, make_plan, read_plan
 from benchmarks.sweep.run import Sweep, run_sweep
 from pipeline.errors import EXIT_PREEMPTED, UserError
 
@@ -47,7 +47,7 @@ def make_sweep(tmp_path: Path):
         return [sys.executable, "-S", str(tmp_path / "trainer.py"), base, *run.overrides]
 
     def make(jobs: int = 1, **variants: list[str]) -> Sweep:
-        plan = make_plan("question", QUICKSTART, variants, [0, 1], extra=[f"log.dir={tmp_path}"])
+        plan = make_plan(Question("question", QUICKSTART, variants, [0, 1], extra=[f"log.dir={tmp_path}"]))
         return Sweep(plan, jobs, command=command)
 
     return make

@@ -292,13 +292,13 @@ def test_the_error_by_depth_of_ours_beside_the_papers(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     drawn: dict[str, list[tuple[float, ...]]] = {}
-    line = depth._line
+    draw_line = depth._draw_line
 
-    def spy(axes: Any, name: str, points: Any, *looks: Any, **more: Any) -> None:
+    def spy(axes: Any, name: str, points: Any, look: Any) -> None:
         drawn[name] = [(point.depth, round(point.error, 2), round(point.deviation, 2)) for point in points]
-        line(axes, name, points, *looks, **more)
+        draw_line(axes, name, points, look)
 
-    monkeypatch.setattr(depth, "_line", spy)
+    monkeypatch.setattr(depth, "_draw_line", spy)
     changed = record.model_copy(update={"accuracy": 0.5, "config": record.config | {"duration": "1ep"}})
     (path,) = figures.draw_all([record, changed], tmp_path)
     assert path.name == "nvidia-h200-depth.png" and path.stat().st_size > 10_000

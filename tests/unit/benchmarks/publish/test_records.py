@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.publish import figures, readme
+from benchmarks.publish import figures, readme, throughput, waterfall
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
 from benchmarks.publish.tables import MAKERS, to_markdown
 from pipeline.errors import UserError
@@ -231,7 +231,7 @@ def test_one_waterfall_has_all_switches():
         for name, parts in (("plain", ""), ("+ fused norm", ", fused norm"))
     ]
     other = record("ablation", "plain", 1e3, model="resnet50")
-    assert figures._cumulative("nvidia-h200", [other, *described]) == described
+    assert waterfall.cumulative_steps("nvidia-h200", [other, *described]) == described
 
 
 def test_records_of_other_settings_do_not_hide_or_cross_one_another(
@@ -251,13 +251,13 @@ def test_records_of_other_settings_do_not_hide_or_cross_one_another(
         "cifar10 32×32",
     ]
     drawn: list[list[int]] = []
-    line = figures._line
+    draw_line = throughput._draw_line
     monkeypatch.setattr(
-        figures,
-        "_line",
-        lambda axes, name, found: (drawn.append([r.batch_size for r in found]), line(axes, name, found)),
+        throughput,
+        "_draw_line",
+        lambda axes, name, line: (drawn.append([r.batch_size for r in line]), draw_line(axes, name, line)),
     )
-    figures._draw_throughput("nvidia-h200", others, tmp_path / "picture.png")
+    throughput.draw_throughput("nvidia-h200", others, tmp_path / "picture.png")
     assert drawn == [[512]]
 
 
