@@ -1,1 +1,1 @@
-"""Rebuilds other loaders and training loops, to be timed beside ours."""
+"""Rebuilds the loaders and training loops of others, as baselines of ours."""

@@ -1,4 +1,4 @@
-"""torchvision's ImageFolder behind torch's DataLoader, as its users write it: beside which loaders of streamed folders are timed."""
+"""Loads a folder as users of torchvision do, with ImageFolder and torch's DataLoader: the baseline of streamed folders."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -16,12 +16,13 @@ from pipeline.data import Batch, FileSet, Splits
 class ImageFolderLoader:
     """Random resized crops, flips, normalisation; shuffled, in worker processes, pinned, then moved to the device.
 
-    The images are normalised in float32 by the workers, as usual; on the device they get the type and layout of the other loaders.
+    The workers normalise the images in float32, as usual; on the device the images get the type and layout of the
+    other loaders.
 
     Args:
-        config: `data.num_threads` is the number of workers, `data.prefetch` their prefetch factor; sizes and ranges as configured.
+        config: `data.num_threads` is the number of workers, `data.prefetch` their prefetch factor.
         splits: a streamed folder in class folders.
-        device: where batches are delivered.
+        device: of the batches.
     """
 
     def __init__(self, config: Config, splits: Splits, device: torch.device):

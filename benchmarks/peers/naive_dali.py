@@ -1,4 +1,4 @@
-"""DALI as many pipelines write it: `data/loaders/dali_arrays.py` gives the same pixels without the quadratic cost."""
+"""Augments with DALI as many pipelines do; `data/loaders/dali_arrays.py` gives the same pixels without the quadratic cost."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from pipeline.data.sampling.batch_plan import BatchPlan, Sampler
 
 
 class NaiveDaliLoader(PipelinedLoader):
-    """Crop, mirror and normalise in one `crop_mirror_normalize` with arguments for each sample, behind an `erase` for Cutout.
+    """Crops, mirrors and normalises in one `crop_mirror_normalize` with arguments for each sample; `erase` is Cutout.
 
-    The images are padded beforehand, all at once, and kept on the device: what is timed is the graph.
+    All images are padded beforehand and kept on the device, so that only the graph is timed.
 
     Args:
         images: (N, H, W, C) uint8.
@@ -75,7 +75,9 @@ class NaiveDaliLoader(PipelinedLoader):
 
 
 def arguments_of(draws: np.ndarray, transform: Transform, width: int) -> dict[str, np.ndarray]:
-    """The graph's arguments for each sample: `x`, `y` (crop, as shares of the slack), `mirror`, and `anchors` where there is a box.
+    """Return the graph's arguments for each sample.
+
+    They are `x`, `y` (crop, as fractions of the slack), `mirror`, and `anchors` if there is a box.
 
     Args:
         draws: (B, 5) int32, as `PaddedCropDraws.table`.

@@ -1,4 +1,4 @@
-"""What others run, beside which ours is timed: pytorch-cifar's training step, and airbench's loader."""
+"""Rebuilds the baselines of others: pytorch-cifar's training step, and airbench's loader."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from pipeline.models import build_model
 
 
 def has_airbench() -> bool:
+    """Return True if the package airbench is installed."""
     try:
         import airbench  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
@@ -25,15 +26,15 @@ def has_airbench() -> bool:
 class PlainStep(Workload):
     """The training step of the repository pytorch-cifar as its users run it, on one fixed batch on the device.
 
-    float32, NCHW, eager; plain SGD (0.1, momentum 0.9, weight decay 5e-4, torch's default implementation), torch's default switches
-    but `cudnn.benchmark = True`. Its loop reads the loss and the number of correct predictions back at every step. The network is
-    ours: ResNet-18 with the CIFAR stem is the same in both.
+    It uses float32, NCHW, eager mode; plain SGD (0.1, momentum 0.9, weight decay 5e-4, torch's default implementation);
+    and torch's default switches but `cudnn.benchmark = True`. Its loop reads the loss and the number of correct
+    predictions back at every step. The network is ours: ResNet-18 with the CIFAR stem is the same in both.
 
     Args:
         name: of the variant.
-        batch_size: 128 there.
-        readback: read the loss and the count back at every step, as its loop does.
-        device: that it runs on.
+        batch_size: 128 in that repository.
+        readback: read the loss and the number back at every step, as its loop does.
+        device: of the step.
         model: the network.
         image_size: in pixels.
     """
@@ -76,12 +77,13 @@ class PlainStep(Workload):
 
 
 class AirbenchLoader(Workload):
-    """airbench's `CifarLoader`: flip, translate by up to `padding`, Cutout. It augments a whole epoch when the epoch begins.
+    """airbench's `CifarLoader`: flip, translate by up to `padding`, Cutout.
 
-    Windows must therefore be whole epochs. It wants the data set as a file, and 32×32 images.
+    It augments a whole epoch when the epoch begins, so windows must be whole epochs. It needs the data set as a file, and
+    32×32 images.
 
     Args:
-        splits: whose training images it is given.
+        splits: with the training images.
         batch_size: images of a batch.
         padding, cutout: in pixels.
         device: a GPU.

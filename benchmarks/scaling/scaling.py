@@ -1,13 +1,13 @@
 """Weak and strong scaling over the GPUs of this host: loader and step together on one process and on several.
 
-data.batch_size is the batch of one process. Weak scaling gives each of N processes as much, strong scaling divides it among them; apart, N
-processes train a network each, at the same time, and the slowest counts: what is missing there is not lost to communication. Every
-measurement is a process group of its own, started by `accelerate launch`; they take turns (1, N, 1, N, …), and within one the variants
-do. Speed-up is the images/sec of all N over those of the one process of the same round.
+data.batch_size is the batch of one process. Weak scaling gives each of N processes that many images, strong scaling
+divides them among the processes. Apart, N processes train a network each, at the same time, and the slowest counts: the
+loss there is not due to communication. Every measurement is a new process group, started by `accelerate launch`. The
+groups take turns (1, N, 1, N, …), and within a group the variants do. Speed-up is the images/sec of all N processes over
+those of the one process of the same round.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -23,7 +24,7 @@ from benchmarks.measure.options import check_at_least, listed
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing
 from benchmarks.publish.records import Baseline, Spread
-from benchmarks.scaling.scaling_worker import APART, ONE, Figures
+from benchmarks.scaling.scaling_worker import APART, MEASUREMENTS, ONE, Measurement
 from pipeline.config import check_batches
 from pipeline.errors import TrainingError, UserError
 
@@ -32,9 +33,16 @@ _ROUNDS, _QUICK_ROUNDS = 3, 1
 _LAST_LINES = 8
 _TORCHRUN = "torch/distributed/elastic/multiprocessing"  # in the first line of its report of a failure
 
-Rounds = list[
-    dict[tuple[int, str], dict[str, Figures]]
-]  # of each round, by world size and loader, then by variant
+
+class Key(NamedTuple):
+    """The thing that a round measures once."""
+
+    world_size: int
+    loader: str
+    variant: str
+
+
+Round = dict[Key, Measurement]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> list[int]:
-    """Numbers of processes to measure, ascending; one process is always among them.
+    """Return the numbers of processes to measure, ascending; one process is always among them.
 
     Args:
         asked: by the user; None: one process and all GPUs.
-        num_gpus: visible ones; 0 on the CPU, where two processes stand for them.
+        num_gpus: visible GPUs; 0 on the CPU, where two processes replace them.
 
     Raises:
         UserError: there is nothing to compare, or there are more processes than GPUs.
@@ -71,76 +79,47 @@ def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> list[int]:
         raise UserError(f"--processes: expected numbers above 1 to compare with one process, {given}")
     if num_gpus and sizes[-1] > num_gpus:
         raise UserError(
-            f"--processes: {sizes[-1]} processes, but the GPUs visible are {num_gpus}: choose that or fewer"
+            f"--processes: {sizes[-1]} processes, but the GPUs visible are {num_gpus}: choose that number or fewer"
         )
     return sizes
 
 
-def merged(name: str, rounds: Sequence[Figures]) -> Timing:
-    """The windows of all rounds."""
-    return Timing(
-        name, rounds[0]["batch_size"], tuple(seconds for figures in rounds for seconds in figures["step_s"])
-    )
+def merged(name: str, rounds: Sequence[Measurement]) -> Timing:
+    """Return the windows of all rounds."""
+    step_s = tuple(seconds for measurement in rounds for seconds in measurement.step_s)
+    return Timing(name, rounds[0].batch_size, step_s)
 
 
-def speed_up(ours: Sequence[Figures], one: Sequence[Figures]) -> Baseline:
-    """Images/sec of several processes over those of one: of each round the ratio of the medians."""
+def speed_up(several: Sequence[Measurement], one: Sequence[Measurement]) -> Baseline:
+    """Return the images/sec of several processes over those of one: of each round the ratio of the medians."""
 
-    def rates(rounds: Sequence[Figures]) -> list[float]:
-        return [figures["batch_size"] / median(figures["step_s"]) for figures in rounds]
+    def rates(rounds: Sequence[Measurement]) -> list[float]:
+        return [measurement.batch_size / median(measurement.step_s) for measurement in rounds]
 
-    ratios = [several / single for several, single in zip(rates(ours), rates(one), strict=True)]
-    return Baseline(
-        variant=ONE, images_per_sec=merged(ONE, one).images_per_sec.median, ratio=Spread.of(ratios)
-    )
+    ratios = [a / b for a, b in zip(rates(several), rates(one), strict=True)]
+    images_per_sec = merged(ONE, one).images_per_sec.median
+    return Baseline(variant=ONE, images_per_sec=images_per_sec, ratio=Spread.of(ratios))
 
 
 def last_words(output: str) -> str:
-    """The end of what a process group printed, without what torchrun says after it; of messages to a person, these alone."""
+    """Return the error messages of a process group's output, or else its last lines, without torchrun's report."""
     lines = output.strip().splitlines()
-    own = [line for line in takewhile(lambda line: _TORCHRUN not in line, lines) if line.strip()] or lines
+    before = [line for line in takewhile(lambda line: _TORCHRUN not in line, lines) if line.strip()] or lines
     errors = dict.fromkeys(
-        line for line in own if line.startswith("error: ")
-    )  # of several processes the same one
-    return "\n".join(errors or own[-_LAST_LINES:])
+        line for line in before if line.startswith("error: ")
+    )  # several processes print the same
+    return "\n".join(errors or before[-_LAST_LINES:])
 
 
-def _launch(session: Session, world_size: int, threads: int) -> list[Figures]:
-    """Start a group of processes, wait for its end, and return what it measured.
+def _launch(session: Session, world_size: int, threads: int) -> list[Measurement]:
+    """Start a group of processes, wait for its end, and return its measurements.
 
     Raises:
-        TrainingError: it failed; with the end of what it printed.
+        TrainingError: the group failed; with the end of its output.
     """
-    hardware = f"{'gpu' if session.on_gpu else 'cpu'}{1 if world_size == 1 else 2}"
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "figures.json"
-        command = [
-            *(
-                sys.executable,
-                "-m",
-                "accelerate.commands.launch",
-                "--quiet",
-                "--config_file",
-                str(_CONFIGS / f"{hardware}.yaml"),
-            ),
-            *(
-                "--num_processes",
-                str(world_size),
-                "--num_cpu_threads_per_process",
-                str(threads),
-                "-m",
-                "benchmarks.scaling.scaling_worker",
-            ),
-            *("--output", str(output), "--loaders", ",".join(session.options.loaders)),
-            *(
-                "--windows",
-                str(session.windows),
-                "--steps",
-                str(session.steps),
-                *(["--quick"] if session.quick else []),
-            ),
-            *(str(Path(session.recipe).resolve()), *session.overrides),
-        ]
+        output = Path(folder) / "measurements.json"
+        command = _command(session, world_size, threads, output)
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
@@ -149,7 +128,24 @@ def _launch(session: Session, world_size: int, threads: int) -> list[Figures]:
             raise TrainingError(
                 f"measuring {group} failed with exit code {done.returncode}:\n{last_words(done.stdout)}"
             )
-        return json.loads(output.read_text())
+        return MEASUREMENTS.validate_json(output.read_bytes())
+
+
+def _command(session: Session, world_size: int, threads: int, output: Path) -> list[str]:
+    hardware = f"{'gpu' if session.on_gpu else 'cpu'}{1 if world_size == 1 else 2}"
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
+        *("--config_file", str(_CONFIGS / f"{hardware}.yaml")),
+        *("--num_processes", str(world_size)),
+        *("--num_cpu_threads_per_process", str(threads)),
+        *("-m", "benchmarks.scaling.scaling_worker"),
+        *("--output", str(output)),
+        *("--loaders", ",".join(session.options.loaders)),
+        *("--windows", str(session.windows)),
+        *("--steps", str(session.steps)),
+        *(["--quick"] if session.quick else []),
+        *(str(Path(session.recipe).resolve()), *session.overrides),
+    ]
 
 
 def run(session: Session) -> None:
@@ -159,68 +155,70 @@ def run(session: Session) -> None:
     check_at_least(1, options, "rounds")
     sizes = world_sizes(options.processes, torch.cuda.device_count() if session.on_gpu else 0)
     _check(session, sizes)
-    # one process gets no more of the CPU than it has beside the others
+    # one process gets the same share of the CPU as it has beside the others
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(len(os.sched_getaffinity(0)) // sizes[-1], 1))
     num_rounds = options.rounds or (_QUICK_ROUNDS if session.quick else _ROUNDS)
-    rounds: Rounds = []
+    rounds: list[Round] = []
     for number in range(1, num_rounds + 1):
-        found: dict[tuple[int, str], dict[str, Figures]] = {}
+        measured: Round = {}
         for size in sizes:
             session.show(f"{size} process{'es' if size > 1 else ''}, round {number} of {num_rounds}")
-            for figures in _launch(session, size, threads):
-                found.setdefault((size, figures["loader"]), {})[figures["variant"]] = figures
-        rounds.append(found)
+            for measurement in _launch(session, size, threads):
+                measured[Key(size, measurement.loader, measurement.variant)] = measurement
+        rounds.append(measured)
     for loader in options.loaders:
-        _record(session, rounds, sizes, loader)
+        _record(session, rounds, loader)
     session.print_tables()
     _summarise(session)
 
 
 def _check(session: Session, sizes: Sequence[int]) -> None:
-    """
+    """Check loaders and batch sizes before anything is measured.
+
     Raises:
-        UserError: a loader has no such name, or the batches do not divide by the processes, or are more than the training images.
+        UserError: a loader does not exist, or a batch does not divide by the processes, or exceeds the training images.
     """
-    own = session.config()
+    config = session.config()
     for name in session.options.loaders:
         session.config(f"data.loader={name}")
-    images = len(session.splits(own).train.labels)
+    images = len(session.splits(config).train.labels)
     for size in sizes:
-        check_batches(own, size)
-        total = size * own.data.batch_size
-        if total > images:
+        check_batches(config, size)
+        if size * config.data.batch_size > images:
             raise UserError(
-                f"data.batch_size: {own.data.batch_size} on each of {size} processes are more than the {images} training images; "
-                f"use {images // size} or less"
+                f"data.batch_size: {config.data.batch_size} on each of {size} processes are more than the {images} "
+                f"training images; use {images // size} or less"
             )
 
 
-def _record(session: Session, rounds: Rounds, sizes: Sequence[int], loader: str) -> None:
-    one = [found[1, loader][ONE] for found in rounds]
-    for size in sizes:
-        for variant in rounds[0][size, loader]:
-            ours = [found[size, loader][variant] for found in rounds]
+def _record(session: Session, rounds: Sequence[Round], loader: str) -> None:
+    """Keep a record of every variant on every number of processes."""
+    one = [measured[Key(1, loader, ONE)] for measured in rounds]
+    for key in rounds[0]:
+        if key.loader == loader:
+            measurements = [measured[key] for measured in rounds]
+            batch_size = measurements[0].batch_size
             session.record(
                 "scaling",
-                variant,
-                session.config(f"data.batch_size={ours[0]['batch_size']}", f"data.loader={loader}"),
-                merged(variant, ours),
-                None if size == 1 else speed_up(ours, one),
-                world_size=size,
-                data_wait_fraction=median(figures["data_wait_fraction"] for figures in ours),
-                compile_s=median(figures["compile_s"] for figures in ours),
-                peak_memory_bytes=max(figures["peak_memory_bytes"] for figures in ours),
+                key.variant,
+                session.config(f"data.batch_size={batch_size}", f"data.loader={loader}"),
+                merged(key.variant, measurements),
+                None if key.world_size == 1 else speed_up(measurements, one),
+                world_size=key.world_size,
+                data_wait_fraction=median(measurement.data_wait_fraction for measurement in measurements),
+                compile_s=median(measurement.compile_s for measurement in measurements),
+                peak_memory_bytes=max(measurement.peak_memory_bytes for measurement in measurements),
             )
 
 
 def _summarise(session: Session) -> None:
-    """A sentence for each speed-up."""
-    where = "GPUs" if session.on_gpu else "processes"
+    """Print a sentence for each speed-up."""
+    devices = "GPUs" if session.on_gpu else "processes"
     for record in session.records:
         if record.baseline is not None:
             ratio = record.baseline.ratio
-            what = "apart, without communication," if record.variant == APART else f"{record.variant} scaling"
-            by = f" with {record.loader}" if len(session.options.loaders) > 1 else ""
-            session.say(
-                f"{what} on {record.world_size} {where}{by}: {ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})"
-            )
+            apart = record.variant == APART
+            kind = "apart, without communication," if apart else f"{record.variant} scaling"
+            loader = f" with {record.loader}" if len(session.options.loaders) > 1 else ""
+            figures = f"{ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})"
+            session.say(f"{kind} on {record.world_size} {devices}{loader}: {figures}")

@@ -1,27 +1,28 @@
-"""One process of a group that `python -m benchmarks scaling` has started: time loader and step together, write the figures to a file."""
+"""Runs one process of a group that `python -m benchmarks scaling` starts: time loader and step together, write a file."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
+
+from pydantic import TypeAdapter
 
 from benchmarks.measure import session
 from benchmarks.measure.options import add_arguments, listed
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
+from benchmarks.publish.records import Strict
+from pipeline.commands.exit_code import exit_code_of
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes
-from pipeline.errors import TrainingError, UserError
 from pipeline.process.cache_dirs import use_cache_folder
 
 ONE, WEAK, STRONG, APART = "one process", "weak", "strong", "apart"
 
 
-class Figures(TypedDict):
-    """Of one variant with one loader.
+class Measurement(Strict):
+    """Figures of one variant with one loader.
 
     Attributes:
         batch_size: images per step, over all processes.
@@ -32,18 +33,22 @@ class Figures(TypedDict):
     variant: str
     loader: str
     batch_size: int
-    step_s: list[float]
+    step_s: tuple[float, ...]
     data_wait_fraction: float
     compile_s: float
     peak_memory_bytes: int
 
 
+MEASUREMENTS = TypeAdapter(list[Measurement])  # the file that a worker writes, as JSON
+
+
 def variants(batch: int, processes: Processes) -> dict[str, tuple[int, Processes]]:
-    """What is measured in a group: the images of a step, and the processes that share them.
+    """Return the variants of a group: the images of a step, and the processes that share them.
 
     Args:
         batch: images of one process.
-        processes: of the group. Apart, each takes itself for the only one: same time, same host, and nothing said to the others.
+        processes: of the group. Apart, each takes itself for the only one: they train at the same time on one host,
+            without communication.
     """
     world_size = processes.shard.world_size
     if world_size == 1:
@@ -55,39 +60,34 @@ def variants(batch: int, processes: Processes) -> dict[str, tuple[int, Processes
     }
 
 
-def measure(own: session.Session) -> None:
-    """Time every variant with every loader, in turn; the first process writes what was found."""
-    workloads: list[StepWorkload] = []
-    names: list[tuple[str, str]] = []
-    for variant, (size, processes) in variants(own.config().data.batch_size, own.processes).items():
-        base = own.config(f"data.batch_size={size}", "data.loader=synthetic")
-        splits = own.splits(base)
+def measure(group: session.Session) -> None:
+    """Time every variant with every loader, in turn; the first process writes the measurements."""
+    workloads: dict[tuple[str, str], StepWorkload] = {}
+    for variant, (size, processes) in variants(group.config().data.batch_size, group.processes).items():
+        base = group.config(f"data.batch_size={size}", "data.loader=synthetic")
+        splits = group.splits(base)
         rig = Rig(base, splits, processes)
-        for loader in own.options.loaders:
-            config = own.config(f"data.batch_size={size}", f"data.loader={loader}")
-            workloads.append(
-                StepWorkload(
-                    f"{variant}, {loader}",
-                    rig,
-                    build_train_loader(config, splits, processes),
-                    own.lead_in(config),
-                )
-            )
-            names.append((variant, loader))
-    found = [
-        Figures(
+        for name in group.options.loaders:
+            config = group.config(f"data.batch_size={size}", f"data.loader={name}")
+            loader = build_train_loader(config, splits, processes)
+            workload = StepWorkload(f"{variant}, {name}", rig, loader, group.lead_in(config))
+            workloads[variant, name] = workload
+    timings = group.time(list(workloads.values()))
+    measurements = [
+        Measurement(
             variant=variant,
             loader=loader,
-            batch_size=workload.images_per_step * (own.processes.shard.world_size if variant == APART else 1),
-            step_s=list(timing.step_s),
+            batch_size=workload.images_per_step
+            * (group.processes.shard.world_size if variant == APART else 1),
+            step_s=timing.step_s,
             data_wait_fraction=workload.data_wait_fraction,
             compile_s=workload.rig.compile_s,
             peak_memory_bytes=workload.rig.peak_memory_bytes,
         )
-        for (variant, loader), workload, timing in zip(names, workloads, own.time(workloads), strict=True)
+        for ((variant, loader), workload), timing in zip(workloads.items(), timings, strict=True)
     ]
-    if own.processes.is_main:
-        own.options.output.write_text(json.dumps(found))
+    if group.processes.is_main:
+        group.options.output.write_bytes(MEASUREMENTS.dump_json(measurements))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,14 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("--loaders", type=listed(), required=True, metavar="NAME,…", help="of data.loader")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="where the figures go, as JSON"
+        "--output", type=Path, required=True, metavar="FILE", help="file of the measurements, as JSON"
     )
-    try:
-        session.run(measure, "scaling", parser.parse_intermixed_args(argv))
-    except (UserError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    options = parser.parse_intermixed_args(argv)
+
+    def work() -> int:
+        session.run(measure, "scaling", options)
+        return 0
+
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from benchmarks.publish.tables import MAKERS, to_markdown
 from benchmarks.scaling import scaling_model
 from benchmarks.scaling.scaling import last_words, merged, speed_up, world_sizes
 from benchmarks.scaling.scaling_model import Fit
-from benchmarks.scaling.scaling_worker import WEAK, Figures
+from benchmarks.scaling.scaling_worker import WEAK, Measurement
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model
@@ -17,12 +17,12 @@ from tests.unit.benchmarks.publish.test_records import EXAMPLES
 SCALING = [example for example in EXAMPLES if example.benchmark == "scaling"]
 
 
-def figures(batch_size: int, *step_s: float) -> Figures:
-    return Figures(
+def measurement(batch_size: int, *step_s: float) -> Measurement:
+    return Measurement(
         variant=WEAK,
         loader="dali",
         batch_size=batch_size,
-        step_s=list(step_s),
+        step_s=step_s,
         data_wait_fraction=0.0,
         compile_s=1.0,
         peak_memory_bytes=2**30,
@@ -31,16 +31,18 @@ def figures(batch_size: int, *step_s: float) -> Figures:
 
 def test_speed_up_is_of_the_medians_of_a_round():
     one = [
-        figures(8, 1.0, 1.0, 9.0),
-        figures(8, 2.0, 2.0, 2.0),
+        measurement(8, 1.0, 1.0, 9.0),
+        measurement(8, 2.0, 2.0, 2.0),
     ]  # the second round meets a machine of half the speed
-    two = [figures(16, 1.25, 1.25, 1.25), figures(16, 2.5, 2.5, 0.1)]
+    two = [measurement(16, 1.25, 1.25, 1.25), measurement(16, 2.5, 2.5, 0.1)]
     compared = speed_up(two, one)
     assert compared.variant == "one process"
     assert compared.images_per_sec == Spread.of([8, 8, 8 / 9, 4, 4, 4]).median
     assert compared.ratio == Spread(median=1.6, p10=1.6, p90=1.6, n=2)
     assert merged(WEAK, two).images_per_sec.n == 6
-    assert speed_up([figures(8, 0.5)], [figures(8, 1.0)]).ratio.median == 2  # strong: the batch is the same
+    assert (
+        speed_up([measurement(8, 0.5)], [measurement(8, 1.0)]).ratio.median == 2
+    )  # strong: the batch is the same
 
 
 @pytest.mark.parametrize(
