@@ -1,1 +1,1 @@
-"""Measures through the builders and the step of `pipeline`, and keeps records that make every published table."""
+"""Measures through the builders and the step of `pipeline`, and publishes the records as tables."""

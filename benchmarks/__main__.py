@@ -69,7 +69,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _take_name(arguments: list[str]) -> str:
-    """Take the command's name off the arguments; it is `bench` if they begin with a recipe, a key or an option."""
+    """Take the command's name off the arguments; before a recipe, a key or an option it is `bench`."""
     first = arguments[0] if arguments else ""
     if first in COMMANDS:
         return arguments.pop(0)

@@ -18,7 +18,8 @@ class Measured:
         loader, step, end_to_end: images per second, medians.
         ratio: throughput of end to end over that of the step, of windows timed one right after the other.
         alone: images per second of the step without the other processes; equal to `step` for one process.
-        host_ms: time that the host takes to enqueue a step on a GPU; 0 on the CPU, where it computes the step.
+        host_ms: time that the host takes to enqueue a step on a GPU; 0 on the CPU, where it computes the
+            step.
         step_ms: time of a step.
         peak_share: achieved arithmetic over the rate of a large matrix product.
         compile_mode: resolved.
@@ -100,6 +101,6 @@ def _memory(m: Measured, config: Config) -> str:
     if m.on_gpu and m.compile_mode == "none":
         return "set compile.mode=reduce-overhead, which fuses the element-wise operations"
     return (
-        f"raise data.batch_size (now {config.data.batch_size}) if that raises images/sec, or choose a smaller "
-        "model.name"
+        f"raise data.batch_size (now {config.data.batch_size}) if that raises images/sec, or choose a "
+        "smaller model.name"
     )

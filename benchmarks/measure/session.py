@@ -82,7 +82,7 @@ class Session:
         return num_steps(self.options, self.on_gpu)
 
     def lead_in(self, config: Config) -> int:
-        """Return the untimed steps before a window of loader and step together; at most as many as a window has."""
+        """Return the untimed steps before a window of loader and step together, at most those of a window."""
         return 1 if self.quick else min(batches_ahead(config), self.steps)
 
     def config(self, *overrides: str) -> Config:
@@ -114,9 +114,8 @@ class Session:
             on_disk = config.data.dataset == "folder"
             memory = ", but from memory: decoding files is not timed" if on_disk else ""
             self.say(f"warning: {error}")
-            self.say(
-                f"warning: timing random images of {size}x{size} pixels instead, through the same loader{memory}"
-            )
+            replacement = f"random images of {size}x{size} pixels"
+            self.say(f"warning: timing {replacement} instead, through the same loader{memory}")
             synthetic = ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"]
             self.overrides = merge(self.overrides, synthetic)
 

@@ -1,4 +1,7 @@
-"""Times workloads in turn: each gets a window in every round, so that a drift of the machine meets all alike."""
+"""Times workloads in turn.
+
+Each workload gets a window in every round, so that a drift of the machine affects all of them alike.
+"""
 
 import math
 import time
@@ -17,7 +20,8 @@ class Workload(ABC):
     Attributes:
         name: of the variant.
         images_per_step: over all processes.
-        lead_in: untimed steps at the start of a window; they use up batches prepared ahead while others were timed.
+        lead_in: untimed steps at the start of a window; they use up batches prepared ahead while others were
+            timed.
     """
 
     def __init__(self, name: str, images_per_step: int, lead_in: int = 3):
@@ -76,8 +80,8 @@ class Timing:
 class Stopwatch:
     """Times a region on one device, or on the slowest of several processes.
 
-    On a GPU it uses events on the current stream. The first event is reached when the work enqueued before is done, so
-    the time of the host counts if the host is slower. On the CPU it uses the host's clock.
+    On a GPU it uses events on the current stream. The first event is reached when the work enqueued before is
+    done, so the time of the host counts if the host is slower. On the CPU it uses the host's clock.
     """
 
     device: torch.device
@@ -117,8 +121,8 @@ class Stopwatch:
 def time_window(workload: Workload, steps: int, stopwatch: Stopwatch) -> float:
     """Return the seconds per step of one window.
 
-    On a GPU half as many untimed steps come first: the workload before may have left the GPU cooler or warmer, and its
-    clock rate follows the temperature.
+    On a GPU half as many untimed steps come first: the workload before may have left the GPU cooler or
+    warmer, and its clock rate follows the temperature.
     """
     workload.prepare()
     stopwatch.barrier()
@@ -129,7 +133,7 @@ def time_window(workload: Workload, steps: int, stopwatch: Stopwatch) -> float:
 
 
 def steps_lasting(workload: Workload, seconds: float, stopwatch: Stopwatch, whole: int = 1) -> int:
-    """Return the steps of a workload that last about this long, a multiple of `whole` (such as the steps of an epoch)."""
+    """Return the steps of a workload that last about this long, a multiple of `whole` (such as an epoch)."""
     time_window(workload, 1, stopwatch)
     guess = time_window(workload, max(workload.lead_in, 8), stopwatch)  # a loader may deliver in bursts
     return whole * max(math.ceil(seconds / guess / whole), 1)

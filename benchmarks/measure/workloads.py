@@ -34,7 +34,7 @@ def batches_ahead(config: Config) -> int:
 
 
 def build_train_loader(config: Config, splits: Splits, processes: Processes) -> Loader:
-    """Return the training loader of `data.loader`; for `reference` on a streamed folder, torchvision's own."""
+    """Return the training loader of `data.loader`; `reference` on a streamed folder is torchvision's own."""
     if config.data.loader == "reference" and isinstance(splits.train, FileSet):
         return ImageFolderLoader(config, splits, processes.device)
     return build_loaders(config, splits, processes.device, processes.shard).train
@@ -62,8 +62,8 @@ class Rig:
 
     Attributes:
         compile_s: seconds until the end of compiling, choosing algorithms and capturing.
-        peak_memory_bytes: torch's peak while building and warming up, less the memory held before (on the CPU: the
-            peak of the process so far).
+        peak_memory_bytes: torch's peak while building and warming up, less the memory held before (on the
+            CPU: the peak of the process so far).
     """
 
     def __init__(self, config: Config, splits: Splits, processes: Processes):
@@ -116,13 +116,14 @@ class Rig:
         extra = self.step.recompilations - self._recompilations
         if extra:
             raise TrainingError(
-                f"the step was compiled {extra} more times after warm-up: shapes or types change between batches"
+                f"the step was compiled {extra} more times after warm-up: shapes or types change between "
+                "batches"
             )
         loss, *_, skipped_in_a_row = self.state.totals.values.tolist()
         if not math.isfinite(loss) or skipped_in_a_row >= self.config.precision.max_consecutive_skips:
             raise TrainingError(
-                "the timed step computes NaN or overflows at every step, so its speed is not that of training; lower "
-                "optimizer.lr, or use precision.mode=bf16"
+                "the timed step computes NaN or overflows at every step, so its speed is not that of "
+                "training; lower optimizer.lr, or use precision.mode=bf16"
             )
 
 
@@ -171,7 +172,7 @@ class StepWorkload(Workload):
         return Spread.of(self.data_wait[1:] or self.data_wait).median
 
     def host_ms(self, steps: int = 3) -> float:
-        """Return the milliseconds that the host takes to enqueue a step, with a device that is idle at first."""
+        """Return the milliseconds that the host takes to enqueue a step; the device is idle at first."""
         self.rig.synchronize()
         started = time.perf_counter()
         for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Loads a folder as users of torchvision do, with ImageFolder and torch's DataLoader: the baseline of streamed folders."""
+"""Loads a folder with torchvision's ImageFolder and torch's DataLoader: the baseline of streamed folders."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -14,10 +14,11 @@ from pipeline.data import Batch, FileSet, Splits
 
 
 class ImageFolderLoader:
-    """Random resized crops, flips, normalisation; shuffled, in worker processes, pinned, then moved to the device.
+    """Crops, flips and normalises images in worker processes, then moves them to the device, as usual.
 
-    The workers normalise the images in float32, as usual; on the device the images get the type and layout of the
-    other loaders.
+    The crops are random resized ones; the images are shuffled and pinned.
+    The workers normalise the images in float32, as usual; on the device the images get the type and layout of
+    the other loaders.
 
     Args:
         config: `data.num_threads` is the number of workers, `data.prefetch` their prefetch factor.

@@ -1,4 +1,7 @@
-"""Augments with DALI as many pipelines do; `data/loaders/dali_arrays.py` gives the same pixels without the quadratic cost."""
+"""Augments with DALI as many pipelines do, at quadratic cost.
+
+`data/loaders/dali_arrays.py` gives the same pixels without that cost.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +16,9 @@ from pipeline.data.sampling.batch_plan import BatchPlan, Sampler
 
 
 class NaiveDaliLoader(PipelinedLoader):
-    """Crops, mirrors and normalises in one `crop_mirror_normalize` with arguments for each sample; `erase` is Cutout.
+    """Crops, mirrors and normalises in one `crop_mirror_normalize` with arguments for each sample.
 
+    `erase` before it is Cutout.
     All images are padded beforehand and kept on the device, so that only the graph is timed.
 
     Args:

@@ -24,11 +24,12 @@ def has_airbench() -> bool:
 
 
 class PlainStep(Workload):
-    """The training step of the repository pytorch-cifar as its users run it, on one fixed batch on the device.
+    """The training step of the repository pytorch-cifar as its users run it, on one batch on the device.
 
-    It uses float32, NCHW, eager mode; plain SGD (0.1, momentum 0.9, weight decay 5e-4, torch's default implementation);
-    and torch's default switches but `cudnn.benchmark = True`. Its loop reads the loss and the number of correct
-    predictions back at every step. The network is ours: ResNet-18 with the CIFAR stem is the same in both.
+    It uses float32, NCHW, eager mode; plain SGD (0.1, momentum 0.9, weight decay 5e-4, torch's default
+    implementation); and torch's default switches but `cudnn.benchmark = True`. Its loop reads the loss and
+    the number of correct predictions back at every step. The network is ours: ResNet-18 with the CIFAR stem
+    is the same in both.
 
     Args:
         name: of the variant.
@@ -79,8 +80,8 @@ class PlainStep(Workload):
 class AirbenchLoader(Workload):
     """airbench's `CifarLoader`: flip, translate by up to `padding`, Cutout.
 
-    It augments a whole epoch when the epoch begins, so windows must be whole epochs. It needs the data set as a file, and
-    32×32 images.
+    It augments a whole epoch when the epoch begins, so windows must be whole epochs. It needs the data set as
+    a file, and 32×32 images.
 
     Args:
         splits: with the training images.

@@ -48,7 +48,7 @@ def is_by_depth(record: Record) -> bool:
 
 
 def draw_depth(folder: str, records: Sequence[Record], path: Path) -> None:
-    """Draw error in per cent over the number of layers, a line for each source; ours with one standard deviation."""
+    """Draw test error over the number of layers, a line for each source; ours with standard deviation."""
     recipes = newest([record for record in records if record.folder == folder and _is_shown(record)])
     last = next(record for record in reversed(recipes) if is_by_depth(record))
     recipes = [record for record in recipes if _setting(record) == _setting(last)]

@@ -142,13 +142,13 @@ def check_recipe(run: Finished) -> None:
     ]
     if different:
         raise UserError(
-            f"{run.path}: is not configs/{path.name} as it is now: {', '.join(different)}; leave it out, train it "
-            "again, or compare variants with `sweep`"
+            f"{run.path}: is not configs/{path.name} as it is now: {', '.join(different)}; leave it out, "
+            "train it again, or compare variants with `sweep`"
         )
     if run.streamed and load_config(path).data.dataset != "folder":
         raise UserError(
-            f"{run.path}: its images were streamed from their files, those of configs/{path.name} are kept in "
-            "memory; leave it out"
+            f"{run.path}: its images were streamed from their files, those of configs/{path.name} are kept "
+            "in memory; leave it out"
         )
 
 
@@ -165,11 +165,13 @@ def check_together(runs: Sequence[Finished]) -> None:
         other = by_seed.setdefault(run.config.seed, run.path)
         if other != run.path:
             problems.append(
-                f"{run.path}: has seed {run.config.seed}, as {other} has; both are the same measurement: leave one out"
+                f"{run.path}: has seed {run.config.seed}, as {other} has; two runs with one seed are one "
+                "measurement: leave one out"
             )
         if run.inputs != first.inputs:
             problems.append(
-                f"{run.path}: was trained on other images than {first.path} (input.json differs); record them one by one"
+                f"{run.path}: was trained on other images than {first.path} (input.json differs); record "
+                "them one by one"
             )
         problems += _differences_in_conditions(run, first)
     if problems:
@@ -187,7 +189,8 @@ def _differences_in_conditions(run: Finished, first: Finished) -> list[str]:
         ]
         if different:
             problems.append(
-                f"{run.path}: {', '.join(different)} as in {first.path}; record them one by one, or train again"
+                f"{run.path}: {', '.join(different)} as in {first.path}; record them one by one, or train "
+                "again"
             )
     return problems
 
@@ -207,6 +210,7 @@ def check_speed(runs: Sequence[Finished]) -> None:
     if high > _MOST_UNSTEADY * low:
         other = "" if fastest == slowest else f"{fastest} "
         raise UserError(
-            f"{slowest}: ran at {low:,.0f} images/sec for a tenth of the time, {other}at {high:,.0f}; did runs share "
-            "the machine? Name the run that had the machine to itself with --alone RUN, or give --shared if none had"
+            f"{slowest}: ran at {low:,.0f} images/sec for a tenth of the time, {other}at {high:,.0f}; did "
+            "runs share the machine? Name the run that had the machine to itself with --alone RUN, or give "
+            "--shared if none had"
         )

@@ -17,8 +17,8 @@ from pipeline.errors import UserError
 from pipeline.report.run_record import flatten
 
 RECIPES = FOLDER.parent / "configs"
-# The place of the images, the place and form of the output, and further evaluations: a run may differ here and is
-# still one of the recipe.
+# The place of the images, the place and form of the output, and further evaluations: a run may differ here
+# and is still one of the recipe.
 _FREE_KEYS = (
     *("seed", "resume", "log.", "evaluation.flip_tta", "runtime.hang_timeout_s"),
     *("data.dataset", "data.root", "data.train_list", "data.test_list", "data.class_names", "data.cache_dir"),
@@ -49,7 +49,8 @@ def differences(recipe: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any,
 
     Args:
         recipe: file, as it is now.
-        config: of the run, dumped as JSON. A missing key has its default; a key that no longer exists is ignored.
+        config: of the run, dumped as JSON. A missing key has its default; a key that no longer exists is
+            ignored.
     """
     current = load_config(recipe)
     in_recipe, defaults = (flatten(values.model_dump(mode="json")) for values in (current, Config()))
@@ -73,8 +74,8 @@ def is_current(record: Record, recipes: Path = RECIPES) -> bool:
 def price(name: str, records: Sequence[Record], recipes: Path = RECIPES) -> str:
     """Return the comment with a recipe's price, one or more lines.
 
-    It is that of the newest record, of any machine and data set. If the recipe has changed since it was measured, the
-    comment says that it is not measured.
+    It is that of the newest record, of any machine and data set. If the recipe has changed since it was
+    measured, the comment says that it is not measured.
     """
     current = [
         record

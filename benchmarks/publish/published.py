@@ -58,8 +58,8 @@ def read(path: Path = FILE) -> Published:
     for number, figure in enumerate(published.figures):
         if figure.recipe is not None and not recipe_path(figure.recipe).is_file():
             raise UserError(
-                f"{path}: figures.{number}.recipe: {figure.recipe} is not in configs/; name a shipped recipe, or "
-                "remove the key"
+                f"{path}: figures.{number}.recipe: {figure.recipe} is not in configs/; name a shipped "
+                "recipe, or remove the key"
             )
     return published
 

@@ -1,8 +1,8 @@
-"""Make records of the shipped recipes out of finished runs: accuracy over the seeds, speed, seconds of training.
+"""Make records of the shipped recipes out of finished runs of them: accuracy, speed, seconds of training.
 
-The runs must be those of the recipe. A run may differ from it in the place of the data, the seed, the logging and
-`evaluation.flip_tta`, and in nothing else, because the record is a claim about the file in configs/. To compare
-variants, use `sweep`.
+The runs must be those of the recipe. A run may differ from it in the place of the data, the seed, the logging
+and `evaluation.flip_tta`, and in nothing else, because the record is a claim about the file in configs/. To
+compare variants, use `sweep`.
 """
 
 import argparse
@@ -122,8 +122,8 @@ def _check_options(groups: Groups, options: argparse.Namespace) -> None:
     on_folders = [runs[0] for (_, dataset), runs in groups.items() if dataset == "folder"]
     if on_folders and not options.data:
         raise UserError(
-            f"{on_folders[0].path}: data.dataset=folder does not name the images in the folder; name them, as in "
-            '--data "CIFAR-10 re-encoded as JPEG"'
+            f"{on_folders[0].path}: data.dataset=folder does not name the images in the folder; name them, "
+            'as in --data "CIFAR-10 re-encoded as JPEG"'
         )
     if options.data and not on_folders:
         raise UserError("--data: none of these runs is on a folder of images; leave it out")

@@ -1,6 +1,7 @@
 """Defines, writes and reads the records of measurements: JSON lines, append-only.
 
-Each record holds all that is needed to repeat its measurement. The files are `benchmarks/results/<gpu>/<benchmark>.jsonl`.
+Each record holds all that is needed to repeat its measurement. The files are
+`benchmarks/results/<gpu>/<benchmark>.jsonl`.
 """
 
 import json
@@ -65,7 +66,8 @@ class Setting(Strict):
     """The fields of a record that a config determines; most of them identify a row of a table.
 
     Attributes:
-        loader: backend; beside those of `data.loader` the comparisons `dali-naive`, `airbench` and `torchvision`.
+        loader: backend; beside those of `data.loader` the comparisons `dali-naive`, `airbench` and
+            `torchvision`.
         augment: augmentation of a training image, in words; None where nothing is loaded.
         batch_size: images per step, over all processes.
         compile_mode: resolved, never `auto`.
@@ -87,7 +89,7 @@ class Setting(Strict):
 
 
 class Machine(Strict):
-    """The fields of a record that must agree for two runs to measure the same thing: code, versions, hardware."""
+    """Code, versions and hardware: they must agree for two runs to measure the same thing."""
 
     commit: str | None
     dirty: bool | None
@@ -106,21 +108,24 @@ class Record(Machine, Setting):
     """One measurement.
 
     Attributes:
-        variant: the thing that was timed; with the fields down to `compile_mode` of `Setting` it identifies a row.
+        variant: the thing that was timed; with the fields down to `compile_mode` of `Setting` it identifies a
+            row.
         num_classes: of a kernel's logits; None elsewhere.
         images_per_sec: over windows; None where the time of one event is measured (`startup`).
         step_ms: median time of a step, or of one call of a kernel, in milliseconds.
-        peak_memory_bytes: peak memory of this variant, as torch counts it (on the CPU: of the whole process so far).
-        accuracy: on the test set, a fraction; mean of `accuracy_n` runs of `epochs` epochs with standard deviation
-            `accuracy_std`. It is that of the last step, of raw weights and one view.
+        peak_memory_bytes: peak memory of this variant, as torch counts it (on the CPU: of the whole process
+            so far).
+        accuracy: on the test set, a fraction; mean of `accuracy_n` runs of `epochs` epochs with standard
+            deviation `accuracy_std`. It is that of the last step, of raw weights and one view.
         flip_tta_accuracy: of the same runs, by the mean of the logits of each image and its mirror image.
         seeds: of these runs.
         data: the data set in words, where `dataset` is not enough: `folder` does not name its contents.
         parameters: of the network.
         compile_s: seconds from the first step to the end of compiling, choosing algorithms and capturing.
-        train_s: seconds of all training steps, without compiling, evaluation and saving; median of the runs that
-            `images_per_sec` is of.
-        first_step_s: seconds from the command to the end of the first optimizer step; median of `first_step_n` starts.
+        train_s: seconds of all training steps, without compiling, evaluation and saving; median of the runs
+            that `images_per_sec` is of.
+        first_step_s: seconds from the command to the end of the first optimizer step; median of
+            `first_step_n` starts.
         epochs_to_pay: epochs after which the compile time is paid back; None where it never is.
         data_wait_fraction: fraction of the time in which the device waited for data.
         tflops: achieved arithmetic, 1e12 operations per second, of forward and backward, over all GPUs.
@@ -172,8 +177,8 @@ class Record(Machine, Setting):
     def identity(self) -> tuple[Any, ...]:
         """A key that two records share if they measure the same thing; tables show the newer one.
 
-        The kernels of a recipe count in `step` and `ablation` only, which ask for them. Elsewhere a recipe that has
-        changed supersedes itself. A record of `recipe` is identified by its data set alone.
+        The kernels of a recipe count in `step` and `ablation` only, which ask for them. Elsewhere a recipe
+        that has changed supersedes itself. A record of `recipe` is identified by its data set alone.
         """
         if self.benchmark == "recipe":
             return (self.folder, self.benchmark, self.variant, self.data, self.world_size)

@@ -159,8 +159,8 @@ _RECIPE = (
 
 _PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"
 _RECIPE_NOTE = (
-    "test accuracy at the last step, mean ± σ (n); seconds of training without compiling, evaluation and saving, "
-    "median"
+    "test accuracy at the last step, mean ± σ (n); seconds of training without compiling, evaluation and "
+    "saving, median"
 )
 TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "step": (f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", _STEP),

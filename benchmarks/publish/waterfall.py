@@ -22,7 +22,10 @@ _TITLE = "From the plain recipe to the full one"
 
 
 def draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
-    """Draw the gain of each switch added to those before: on a logarithmic axis equal lengths are equal factors."""
+    """Draw the gain of each switch, added to those before.
+
+    On the logarithmic axis equal lengths are equal factors.
+    """
     steps = cumulative_steps(folder, records)
     rates = [record.rate or 0.0 for record in steps]
     subtitle = _subtitle(steps)

@@ -1,10 +1,10 @@
 """Weak and strong scaling over the GPUs of this host: loader and step together on one process and on several.
 
-data.batch_size is the batch of one process. Weak scaling gives each of N processes that many images, strong scaling
-divides them among the processes. Apart, N processes train a network each, at the same time, and the slowest counts: the
-loss there is not due to communication. Every measurement is a new process group, started by `accelerate launch`. The
-groups take turns (1, N, 1, N, …), and within a group the variants do. Speed-up is the images/sec of all N processes over
-those of the one process of the same round.
+data.batch_size is the batch of one process. Weak scaling gives each of N processes that many images, strong
+scaling divides them among the processes. Apart, N processes train a network each, at the same time, and the
+slowest counts: the loss there is not due to communication. Every measurement is a new process group, started
+by `accelerate launch`. The groups take turns (1, N, 1, N, …), and within a group the variants do. Speed-up is
+the images/sec of all N processes over those of the one process of the same round.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> list[int]:
         raise UserError(f"--processes: expected numbers above 1 to compare with one process, {given}")
     if num_gpus and sizes[-1] > num_gpus:
         raise UserError(
-            f"--processes: {sizes[-1]} processes, but the GPUs visible are {num_gpus}: choose that number or fewer"
+            f"--processes: {sizes[-1]} processes, but {num_gpus} GPUs are visible; choose {num_gpus} or fewer"
         )
     return sizes
 
@@ -91,7 +91,7 @@ def merged(name: str, rounds: Sequence[Measurement]) -> Timing:
 
 
 def speed_up(several: Sequence[Measurement], one: Sequence[Measurement]) -> Baseline:
-    """Return the images/sec of several processes over those of one: of each round the ratio of the medians."""
+    """Return the images/sec of several processes over those of one: in each round the ratio of medians."""
 
     def rates(rounds: Sequence[Measurement]) -> list[float]:
         return [measurement.batch_size / median(measurement.step_s) for measurement in rounds]
@@ -102,7 +102,7 @@ def speed_up(several: Sequence[Measurement], one: Sequence[Measurement]) -> Base
 
 
 def last_words(output: str) -> str:
-    """Return the error messages of a process group's output, or else its last lines, without torchrun's report."""
+    """Return the errors in a process group's output, or else its last lines, without torchrun's report."""
     lines = output.strip().splitlines()
     before = [line for line in takewhile(lambda line: _TORCHRUN not in line, lines) if line.strip()] or lines
     errors = dict.fromkeys(
@@ -176,7 +176,8 @@ def _check(session: Session, sizes: Sequence[int]) -> None:
     """Check loaders and batch sizes before anything is measured.
 
     Raises:
-        UserError: a loader does not exist, or a batch does not divide by the processes, or exceeds the training images.
+        UserError: a loader does not exist, or a batch does not divide by the processes, or exceeds the
+            training images.
     """
     config = session.config()
     for name in session.options.loaders:
@@ -186,8 +187,8 @@ def _check(session: Session, sizes: Sequence[int]) -> None:
         check_batches(config, size)
         if size * config.data.batch_size > images:
             raise UserError(
-                f"data.batch_size: {config.data.batch_size} on each of {size} processes are more than the {images} "
-                f"training images; use {images // size} or less"
+                f"data.batch_size: {config.data.batch_size} on each of {size} processes are more than the "
+                f"{images} training images; use {images // size} or less"
             )
 
 

@@ -2,8 +2,8 @@
 
     step time on N GPUs = step time on one + fixed + exposed share × all-reduce(N)
 
-`fixed` and the exposed share are fitted to one measured point, of GPUs together and apart; benchmarks/README.md has
-the assumptions and limits of the model.
+`fixed` and the exposed share are fitted to one measured point, of GPUs together and apart;
+benchmarks/README.md has the assumptions and limits of the model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +28,8 @@ def all_reduce_s(
 ) -> float:
     """Return the seconds of an all-reduce, without latency.
 
-    Inside one host it is a ring. Over several hosts it is a reduce-scatter inside each host, a ring over the hosts for
-    the part of each GPU, and an all-gather inside each host.
+    Inside one host it is a ring. Over several hosts it is a reduce-scatter inside each host, a ring over the
+    hosts for the part of each GPU, and an all-gather inside each host.
 
     Args:
         num_bytes: that every GPU holds.
@@ -55,8 +55,8 @@ class Fit:
 
     Attributes:
         one_s: seconds per step on one GPU.
-        apart_s: the same on the slowest of `num_gpus` GPUs that train at the same time, but not together; `one_s` if
-            it was not measured.
+        apart_s: the same on the slowest of `num_gpus` GPUs that train at the same time, but not together;
+            `one_s` if it was not measured.
         measured_s: the same on `num_gpus` GPUs together, each with the batch of the one.
         num_bytes: of all gradients.
         nvlink: effective bytes/s.
@@ -76,9 +76,9 @@ class Fit:
 
     @property
     def exposed_share(self) -> float:
-        """Fraction of the all-reduce that the backward pass did not hide, if all of `extra_s` is communication.
+        """Fraction of the all-reduce that the backward pass did not hide, at most 1.
 
-        At most 1.
+        It assumes that all of `extra_s` is communication.
         """
         return min(self.extra_s / self.reduce_s(self.num_gpus), 1.0)
 
@@ -96,12 +96,14 @@ class Fit:
     def step_s(self, num_gpus: int) -> tuple[float, float]:
         """Return the seconds per step on more GPUs, best and worst.
 
-        At best the exposed share stays the same; at worst no more of the all-reduce is hidden than in the fit.
+        At best the exposed share stays the same; at worst no more of the all-reduce is hidden than in the
+        fit.
 
-        >>> fit = Fit(one_s=10e-3, apart_s=10e-3, measured_s=10.1e-3, num_gpus=2, num_bytes=45e6, nvlink=225e9)
+        >>> seconds = {"one_s": 10e-3, "apart_s": 10e-3, "measured_s": 10.1e-3}
+        >>> fit = Fit(**seconds, num_gpus=2, num_bytes=45e6, nvlink=225e9)
         >>> round(fit.exposed_share, 3), fit.fixed_s
         (0.5, 0.0)
-        >>> [round(1e3 * seconds, 3) for seconds in fit.step_s(8)]  # all-reduce: 0.2 ms on 2 GPUs, 0.35 ms on 8
+        >>> [round(1e3 * seconds, 3) for seconds in fit.step_s(8)]  # all-reduce: 0.2 ms on 2, 0.35 ms on 8
         [10.175, 10.25]
         """
         reduce_s = self.reduce_s(num_gpus)
@@ -113,8 +115,8 @@ class Fit:
 def fit(record: Record, apart: Record | None = None) -> Fit | None:
     """Return the model fitted to a record of weak scaling.
 
-    The time on one GPU is that of the record's baseline. The time on several GPUs follows from the speed-up, whose two
-    sides were measured one right after the other.
+    The time on one GPU is that of the record's baseline. The time on several GPUs follows from the speed-up,
+    whose two sides were measured one right after the other.
 
     Args:
         record: of weak scaling.
@@ -184,7 +186,7 @@ _COLUMNS = (
 
 
 def table(records: Sequence[Record]) -> Table:
-    """Return step time and efficiency on 8 and 64 GPUs, fitted to weak scaling on the fewest GPUs measured."""
+    """Return step time and efficiency on 8 and 64 GPUs, fitted to weak scaling on the fewest GPUs."""
     weak: dict[tuple[object, ...], dict[int, Record]] = {}
     apart: dict[tuple[object, ...], dict[int, Record]] = {}
     for record in records:

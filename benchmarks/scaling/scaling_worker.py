@@ -1,4 +1,4 @@
-"""Runs one process of a group that `python -m benchmarks scaling` starts: time loader and step together, write a file."""
+"""Time loader and step together in one process of a group that `python -m benchmarks scaling` starts."""
 
 import argparse
 import logging
@@ -47,8 +47,8 @@ def variants(batch: int, processes: Processes) -> dict[str, tuple[int, Processes
 
     Args:
         batch: images of one process.
-        processes: of the group. Apart, each takes itself for the only one: they train at the same time on one host,
-            without communication.
+        processes: of the group. Apart, each takes itself for the only one: they train at the same time on one
+            host, without communication.
     """
     world_size = processes.shard.world_size
     if world_size == 1:

@@ -1,1 +1,1 @@
-"""Holds one file a benchmark: bench, loaders, step, end to end, ablation, start-up, saving; and make-folder."""
+"""Holds one file a benchmark, and `make_folder`."""

@@ -1,8 +1,9 @@
-"""From the plain fp32, NCHW, eager recipe with torch's DataLoader to the full one: each switch alone, and one after the other.
+"""Time the switches between the plain recipe and the full one: each alone, and one after the other.
 
-The optimizer is fused from the start: the step has no other. The switches stand in the order in which each meets the
-bottleneck that it removes: the loader is changed when the step is faster than torch's DataLoader, and compiling follows
-when the host is the bottleneck.
+The plain recipe is fp32, NCHW, eager mode, and torch's DataLoader. The optimizer is fused from the start: the
+step has no other. The switches stand in the order in which each meets the bottleneck that it removes: the
+loader is changed when the step is faster than torch's DataLoader, and compiling follows when the host is the
+bottleneck.
 """
 
 import argparse
@@ -74,7 +75,8 @@ class Variant:
     """The plain recipe with some of the switches set.
 
     Attributes:
-        name: `plain`; `+ SWITCH` where a switch is added to those before; `plain + SWITCH` where it is set alone.
+        name: `plain`; `+ SWITCH` where a switch is added to those before; `plain + SWITCH` where it is set
+            alone.
         before: name of the variant that this one adds a switch to.
     """
 
@@ -129,7 +131,7 @@ class _Measured:
     timings: dict[str, Timing]
 
     def epochs_to_pay(self, name: str, eager: str) -> float | None:
-        """Return the epochs after which a variant has won back the time that it compiles longer than `eager`."""
+        """Return the epochs after which a variant has won back its longer compile time than `eager`."""
         rig = self.workloads[name].rig
         compile_s = rig.compile_s - self.workloads[eager].rig.compile_s
         num_images = rig.splits.train.labels.size
@@ -166,7 +168,7 @@ def _record(
 
 
 def _eager_before(variant: Variant, selected: Sequence[Variant]) -> str:
-    """Return the name of the variant that does not compile yet: the one that a compiling variant is compared with."""
+    """Return the name of the last variant without compiling, the baseline of one that compiles."""
     if not variant.is_cumulative:
         return "plain"
     return next(other.before for other in selected if other.name == "+ torch.compile")
@@ -183,7 +185,7 @@ def epochs_until_paid(compile_s: float, num_images: int, before: Timing, after: 
 
 
 def _build(session: Session, selected: Sequence[Variant]) -> dict[str, StepWorkload]:
-    """Build every variant, compiled without a cache; those that differ only in the loader share model and step."""
+    """Build every variant, compiled without a cache; if only the loader differs, they share a step."""
     rigs: dict[str, Rig] = {}
     compile_s: dict[str, float] = {}  # of the first rig of each network
     workloads = {}

@@ -1,4 +1,4 @@
-"""One config: its loader alone, its step alone and both together, in one table, with the bottleneck named."""
+"""Time one config: its loader alone, its step alone, and both together; and name the bottleneck."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def unconnected(processes: Processes) -> Processes:
 
 @dataclass(frozen=True)
 class _Arithmetic:
-    """Floating-point operations of one image, and those per second of a large matrix product on all devices."""
+    """Floating-point operations of one image, and per second of a large matrix product on all devices."""
 
     flops: float
     peak: float
@@ -55,7 +55,7 @@ class _Arithmetic:
 
 @dataclass(frozen=True)
 class _Workloads:
-    """The workloads that are timed in turn; `silent` is the step without communication, if there are processes."""
+    """The workloads that are timed in turn; `silent` is the step without communication, if there is any."""
 
     loader: LoaderWorkload
     step: StepWorkload
@@ -123,7 +123,7 @@ def _build(session: Session, config: Config) -> _Workloads:
 
 
 def _window_steps(session: Session, workloads: _Workloads) -> list[int]:
-    """Return the steps of each workload's window; a loader delivers in bursts, so its window has many of them."""
+    """Return the steps of each window; a loader delivers in bursts, so its window holds many of them."""
     steps = [session.steps for _ in workloads.listed()]
     if not session.quick:
         lasting = steps_lasting(workloads.loader, _LOADER_WINDOW_S, Stopwatch(session.device))

@@ -1,4 +1,4 @@
-"""Loader and step together, beside the same step on synthetic images and beside a plain training loop, in turn."""
+"""Time loader and step together, beside the step on synthetic images and beside a plain training loop."""
 
 import argparse
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--loaders",
         type=listed(),
         metavar="NAME,…",
-        help="of data.loader (default: dali, and on a GPU fused; for streamed folders dali and reference, which is "
-        "torchvision's there)",
+        help="of data.loader (default: dali, and on a GPU fused; for streamed folders dali and reference, "
+        "which is torchvision's there)",
     )
 
 
@@ -105,7 +105,7 @@ def _loaders(session: Session) -> list[str]:
 def _record(
     session: Session, variant: Variant, timing: Timing, synthetic: Timing, slowest: Timing | None
 ) -> None:
-    """Keep the record of a variant: compared with synthetic images, and these with the plain training loop."""
+    """Keep a record, compared with synthetic images; that of these is compared with the plain loop."""
     config, workload = variant.config, variant.workload
     other = synthetic if timing is not synthetic else slowest
     session.record(
@@ -126,7 +126,8 @@ def _record(
 def _plain_steps(session: Session) -> tuple[list[PlainStep], Config]:
     """Return pytorch-cifar's step as it is, then without reading anything back; and their config.
 
-    There are none for streamed images or several processes. On the CPU they have the recipe's model and batch.
+    There are none for streamed images or several processes. On the CPU they have the recipe's model and
+    batch.
     """
     if session.streams(session.config()):
         return [], session.config()

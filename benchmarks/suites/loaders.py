@@ -1,4 +1,4 @@
-"""Loaders alone, by batch size: ours, a naive DALI graph, airbench's, and torch's DataLoader with workers."""
+"""Time loaders alone, by batch size: ours, a naive DALI graph, airbench's, and torch's DataLoader."""
 
 import argparse
 from collections.abc import Sequence
@@ -55,7 +55,8 @@ def run(session: Session) -> None:
     for size in sizes if together else ():
         session.show(f"batch {size}")
         _time(session, together, size)
-    # Apart from the others: workers fill their queues while another loader is timed. Every other size: they start slowly.
+    # Apart from the others: workers fill their queues while another loader is timed. Every other size: they
+    # start slowly.
     for size in sizes[::2] if _WITH_WORKERS in names else ():
         session.show(f"batch {size}, {_WITH_WORKERS}")
         _time(session, [_WITH_WORKERS], size)
@@ -103,7 +104,7 @@ def _num_images(session: Session) -> int:
 
 
 def _time(session: Session, names: Sequence[str], batch_size: int) -> None:
-    """Time loaders in turn and keep their records; `fused` is compared with airbench, the others with the first."""
+    """Time loaders in turn and keep the records; compare `fused` with airbench, others with the first."""
     workloads = [_workload(session, name, batch_size) for name in names]
     steps = [_window_steps(session, workload) for workload in workloads]
     timings = dict(zip(names, session.time(workloads, steps), strict=True))

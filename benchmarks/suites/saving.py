@@ -1,8 +1,8 @@
-"""The overhead of saving: training with a checkpoint at the end of each epoch beside training without, in turn.
+"""Time training with a checkpoint at the end of each epoch, beside training without.
 
-A checkpoint is saved as in a run: the device is synchronised and the state copied; a thread writes the copy while
-training continues. If writing takes longer than an epoch, the next checkpoint waits for it. Windows are whole epochs,
-so that all of the saving falls into them.
+A checkpoint is saved as in a run: the device is synchronised and the state copied; a thread writes the copy
+while training continues. If writing takes longer than an epoch, the next checkpoint waits for it. Windows are
+whole epochs, so that all of the saving falls into them.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Seconds from the command to the end of the first optimizer step, with a cold and with a warm compile cache.
+"""Time the start of a run, to the end of the first optimizer step, with a cold and a warm compile cache.
 
-Every start is a new process, by launch.sh if this Python is that of its .venv, otherwise by `python -m pipeline.train`,
-the module that launch.sh calls. The compile cache is a new folder: the first start with it is cold, the starts after it
-are warm. The data set's cache of decoded images is left as it is; after the first start it is full.
+Every start is a new process, by launch.sh if this Python is that of its .venv, otherwise by `python -m
+pipeline.train`, the module that launch.sh calls. The compile cache is a new folder: the first start with it
+is cold, the starts after it are warm. The data set's cache of decoded images is left as it is; after the
+first start it is full.
 """
 
 import argparse

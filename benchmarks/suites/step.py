@@ -1,6 +1,7 @@
-"""The step alone, on one fixed batch, in many variants.
+"""Time the step alone, on one fixed batch, in many variants.
 
-Model, precision, layout, compile mode and batch size are changed one at a time, or all combinations are timed.
+Model, precision, layout, compile mode and batch size are changed one at a time, or all combinations are
+timed.
 """
 
 import argparse

@@ -180,7 +180,7 @@ def _runs_of(variant: str, question: Question, folder: Path) -> Iterator[Run]:
 
 
 def _merge(*groups: Sequence[str]) -> tuple[str, ...]:
-    """Return the overrides of all groups, of the same key that of the last group; only there `log.dir` may be.
+    """Return the overrides of all groups; the last group with a key wins. Only the last may have `log.dir`.
 
     Raises:
         UserError: a group has a key twice, or one that the sweep sets.
@@ -212,9 +212,8 @@ def _seeds(source: Source) -> list[int]:
     seeds = source.values.get("seeds", [0])
     are_ints = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not are_ints or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(
-            f"{source.where('seeds')}: seeds: expected different whole numbers, such as [0, 1, 2], got {seeds!r}"
-        )
+        place = source.where("seeds")
+        raise UserError(f"{place}: seeds: expected different whole numbers, such as [0, 1, 2], got {seeds!r}")
     return seeds
 
 

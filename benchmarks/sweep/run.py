@@ -1,7 +1,7 @@
 """Train a recipe with lists of overrides: `python -m benchmarks sweep FILE [key=value …]`.
 
-Everything is checked before the first run. Finished runs are kept: the same command again continues where the last one
-stopped, and trains only the runs that failed or changed.
+Everything is checked before the first run. Finished runs are kept: the same command again continues where the
+last one stopped, and trains only the runs that failed or changed.
 """
 
 import argparse
@@ -134,7 +134,8 @@ class Sweep:
         def stop(number: int, frame: FrameType | None) -> None:
             self._signals += 1
             for process in self._running.values():
-                # the group: launch.sh, or the trainer itself. A run that has ended just now has no group any more
+                # the group: launch.sh, or the trainer itself. A run that has ended just now has no group any
+                # more
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
 
@@ -239,7 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep.
 
     Returns:
-        Exit code: 0 if all runs are done, 1 if one failed, 2 for a bad sweep file, 75 if a signal stopped the sweep.
+        Exit code: 0 if all runs are done, 1 if one failed, 2 for a bad sweep file, 75 if a signal stopped the
+            sweep.
     """
     arguments = _parser().parse_intermixed_args(argv)
     check_at_least(1, arguments, "jobs", "processes")

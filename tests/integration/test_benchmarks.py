@@ -203,7 +203,8 @@ def test_a_start_writes_to_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_start_knows_no_cache_but_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The benchmark's own process points every library to the user's cache."""
-    program = f"import os; print({{k: os.environ.get(k) for k in {[*VARIABLES, 'XDG_CACHE_HOME']}}}); raise SystemExit(1)"
+    names = [*VARIABLES, "XDG_CACHE_HOME"]
+    program = f"import os; print({{k: os.environ.get(k) for k in {names}}}); raise SystemExit(1)"
     monkeypatch.setattr(startup, "command_line", lambda *_: [sys.executable, "-S", "-c", program])
     use_cache_folder()
     with pytest.raises(TrainingError) as raised:

@@ -34,7 +34,8 @@ if given.get("optimizer.lr") == "7" and not (folder / "repaired").exists():
 run = folder / f"{name}-20260101-000000"
 run.mkdir()
 seed = int(given["seed"])
-result = {"test_accuracy": 0.9 + 0.01 * seed, "images_per_sec": {"median": 1000.0 + seed, "p10": 1, "p90": 1, "n": 2}, "train_s": 2.0}
+speed = {"median": 1000.0 + seed, "p10": 1, "p90": 1, "n": 2}
+result = {"test_accuracy": 0.9 + 0.01 * seed, "images_per_sec": speed, "train_s": 2.0}
 (run / "result.json").write_text(json.dumps(result))
 """
 
@@ -161,8 +162,8 @@ def test_a_sweep_file_may_be_short(tmp_path: Path):
             ["sweep.yaml:3: run a: expected overrides such as"],
         ),
         (
-            f"base: {QUICKSTART}\nruns:\n  a: [optimizer.lrr=1]\n  b b: []\n  c: [seed=1]\n  d: []\n  e: [optimizer.lr=0.2]\n"
-            "  f: [duration=5]",
+            f"base: {QUICKSTART}\nruns:\n  a: [optimizer.lrr=1]\n  b b: []\n  c: [seed=1]\n  d: []\n"
+            "  e: [optimizer.lr=0.2]\n  f: [duration=5]",
             [
                 "sweep.yaml:3: run a: unknown key optimizer.lrr; did you mean optimizer.lr?",
                 "sweep.yaml:4: run b b: a name is at most",
@@ -204,7 +205,8 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, capsys: 
 def test_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "lr.yaml"
     path.write_text(
-        f"base: {QUICKSTART}\noverrides: [duration=2st, runtime.device=cpu]\nruns: [optimizer.lr=0.1, optimizer.lr=0.3]\n"
+        f"base: {QUICKSTART}\noverrides: [duration=2st, runtime.device=cpu]\n"
+        "runs: [optimizer.lr=0.1, optimizer.lr=0.3]\n"
     )
     small = ["data.image_size=8", "augment.cutout=2", "precision.mode=fp32", f"log.dir={tmp_path}"]
     assert main(["sweep", str(path), *small, "--jobs", "2"]) == 0

@@ -1,4 +1,4 @@
-"""Finished runs become records, and these the prices in the recipes' headers. The run folders are made here, few bytes each."""
+"""Tests the records of finished runs, and the prices in the headers of recipes; run folders are made here."""
 
 import json
 from functools import partial
@@ -223,8 +223,8 @@ def test_the_price_is_the_newest_records(record: Record):
     older = record.model_copy(update={"utc": "2025-01-01T00:00:00+00:00", "accuracy": 0.5})
     text = prices.price(NAME, [record, older])
     assert text.replace("\n# ", " ") == (
-        "# Price: 91.20 ± 0.20 % (n = 3, last step, one view, CIFAR-10 re-encoded as JPEG), 41,000 images/sec and 201.0 s of training on "
-        "one NVIDIA H200; commit aaaaaaaaaa.\n"
+        "# Price: 91.20 ± 0.20 % (n = 3, last step, one view, CIFAR-10 re-encoded as JPEG), 41,000 "
+        "images/sec and 201.0 s of training on one NVIDIA H200; commit aaaaaaaaaa.\n"
     )
     assert all(len(line) <= 140 and line.startswith("# ") for line in text.splitlines())
     alone = record.model_copy(

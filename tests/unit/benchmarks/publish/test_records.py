@@ -1,4 +1,4 @@
-"""Records, the tables and figures made from them, and the README files that show these."""
+"""Tests records, the tables and figures made from them, and the README files that show these."""
 
 import re
 from pathlib import Path

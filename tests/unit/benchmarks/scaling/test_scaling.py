@@ -1,4 +1,4 @@
-"""The speed-up of several processes, its table, and the model that extends it."""
+"""Tests the speed-up of several processes, its table, and the model that extends it."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_speed_up_is_of_the_medians_of_a_round():
 
 @pytest.mark.parametrize(
     ("asked", "num_gpus", "message"),
-    [(None, 1, "one GPU"), ([1], 2, "got 1"), ([0, 2], 2, "0,2"), ([4], 2, "are 2")],
+    [(None, 1, "one GPU"), ([1], 2, "got 1"), ([0, 2], 2, "0,2"), ([4], 2, "2 GPUs")],
 )
 def test_what_cannot_be_compared_is_refused(asked: list[int] | None, num_gpus: int, message: str):
     with pytest.raises(UserError, match=message):
@@ -55,7 +55,8 @@ def test_what_cannot_be_compared_is_refused(asked: list[int] | None, num_gpus: i
 
 
 def test_of_a_failed_group_its_own_last_words_are_shown():
-    torchrun = "\nE1122 lib/torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1)\nTraceback (most recent call last):"
+    report = "E1122 lib/torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1)"
+    torchrun = f"\n{report}\nTraceback (most recent call last):"
     assert last_words("error: no such folder\nerror: no such folder" + torchrun) == "error: no such folder"
     crash = "\n".join(f"line {number}" for number in range(20))
     assert last_words(crash + torchrun).splitlines() == [f"line {number}" for number in range(12, 20)]
@@ -106,7 +107,8 @@ def test_the_model_s_table_stands_beside_what_was_measured():
     on_8, on_64 = (dict(zip(table.header, row, strict=True)) for row in table.rows)
     assert (on_8["GPUs"], on_8["measured"], on_8["fitted on"]) == ("8", "95.0 %", "2 GPUs")
     assert (on_64["GPUs"], on_64["measured"]) == ("64", "")
-    # 512 images at 100,000 a second are 5.12 ms, of which two GPUs make 5.22: half of the all-reduce's 0.20 ms is exposed
+    # 512 images at 100,000 a second take 5.12 ms, and 5.22 ms on two GPUs:
+    # half of the 0.20 ms of the all-reduce is exposed
     assert (
         on_8["exposed share"] == "52.6 %"
         and on_8["step ms"] == "5.30–5.37"

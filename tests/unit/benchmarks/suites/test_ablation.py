@@ -1,4 +1,4 @@
-"""From the plain recipe to the full one: the switches, what compiling has to earn, and accuracy beside speed."""
+"""Tests the ablation: its switches, the time until compiling pays, and accuracy beside speed."""
 
 from argparse import Namespace
 from pathlib import Path
