@@ -6,41 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from benchmarks.measure.describe import describe_machine
 from benchmarks.publish.prices import differences, recipe_path, recipe_paths
 from pipeline.atomic_io import read_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.run.folder import find_run
+from pipeline.run.records import RunResult
 
 # 90th over 10th percentile of images/sec: beyond it, a run shared the machine for some of the time
 _MOST_UNSTEADY = 1.5
 _STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
 _ENVIRONMENT_KEYS = ("command", "packages", "commit")
-
-
-class Speed(BaseModel, frozen=True):
-    """Images per second over the steady windows of a run; None if it was too short to have any."""
-
-    median: float | None
-    p10: float | None
-    p90: float | None
-
-
-class Result(BaseModel, frozen=True):
-    """The keys of result.json that a record needs; other keys are ignored."""
-
-    test_accuracy: float
-    test_accuracy_flip_tta: float | None = None
-    num_parameters: int
-    epochs: float
-    images_per_sec: Speed
-    step_ms: float | None
-    train_s: float
-    compile_s: float
-    peak_memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +35,7 @@ class Finished:
     config: Config
     inputs: dict[str, Any]
     environment: dict[str, Any]
-    result: Result
+    result: RunResult
 
     @property
     def conditions(self) -> list[dict[str, Any]]:
@@ -90,33 +67,21 @@ def read_finished(path: Path) -> Finished:
         raise UserError(
             f"{path}: not finished (no result.json in it); continue it with resume={path}, or leave it out"
         )
-    environment = read_json(run.path / "env.json")
+    environment = read_json(run.environment)
     present = environment if isinstance(environment, dict) else {}
     missing = [key for key in _ENVIRONMENT_KEYS if key not in present]
     if missing:
-        raise _other_version(run.path / "env.json", missing)
+        raise UserError(
+            f"{run.environment}: lacks {', '.join(missing)}; was it written by another version? Train the recipe "
+            "again"
+        )
     return Finished(
         path=run.path,
         recipe=_recipe_of(run.path, environment["command"]),
-        config=load_config(run.path / "config.yaml"),
-        inputs=read_json(run.path / "input.json"),
+        config=load_config(run.config),
+        inputs=read_json(run.inputs),
         environment=environment,
-        result=_read_result(run.result),
-    )
-
-
-def _read_result(path: Path) -> Result:
-    contents = read_json(path)
-    try:
-        return Result.model_validate(contents)
-    except ValidationError as error:
-        keys = dict.fromkeys(".".join(map(str, one["loc"])) or "all keys" for one in error.errors())
-        raise _other_version(path, list(keys)) from None
-
-
-def _other_version(path: Path, keys: Sequence[str]) -> UserError:
-    return UserError(
-        f"{path}: lacks {', '.join(keys)}; was it written by another version? Train the recipe again"
+        result=RunResult.read(run.result),
     )
 
 

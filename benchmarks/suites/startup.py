@@ -17,9 +17,9 @@ from statistics import median
 
 from benchmarks.measure.options import check_at_least, merge
 from benchmarks.measure.session import Session
-from pipeline.atomic_io import read_json
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES
+from pipeline.run.records import RunResult
 
 _ROOT = Path(__file__).parents[2]
 _SHORT = (
@@ -73,7 +73,13 @@ def start(recipe: str, overrides: list[str], cache: Path) -> float:
             raise TrainingError(
                 "\n".join([f"the run that was started failed with exit code {done.returncode}:", *output])
             )
-        return read_json(results[0])["first_step_s"]
+        return _first_step_s(results[0])
+
+
+def _first_step_s(path: Path) -> float:
+    seconds = RunResult.read(path).first_step_s
+    assert seconds is not None, "the run has taken steps"
+    return seconds
 
 
 def run(session: Session) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Literal
 
 from benchmarks.publish.tables import Column, Table, make_table, to_markdown
 from benchmarks.sweep.plan import Plan, Run
 from pipeline.atomic_io import read_json, write_json
+from pipeline.run.records import RunResult
 
 Status = Literal["waiting", "running", "done", "failed", "stopped"]
 
@@ -19,7 +20,7 @@ class Outcome:
 
     Attributes:
         folder: of the finished run.
-        result: contents of its result.json, which `results.json` repeats; `Scores` reads them.
+        result: of the finished run.
         reason: message of a failed run.
         jobs: runs at a time when it was trained.
     """
@@ -27,7 +28,7 @@ class Outcome:
     run: Run
     status: Status = "waiting"
     folder: Path | None = None
-    result: dict[str, Any] | None = None
+    result: RunResult | None = None
     reason: str = ""
     jobs: int = 1
 
@@ -74,11 +75,11 @@ class Scores:
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> "Scores":
         results = [outcome.result for outcome in outcomes if outcome.result]
-        rates = [(result.get("images_per_sec") or {}).get("median") for result in results]
+        rates = [result.images_per_sec.median for result in results]
         return cls(
-            Mean.of([r["test_accuracy"] for r in results if r.get("test_accuracy") is not None]),
+            Mean.of([result.test_accuracy for result in results]),
             Mean.of([rate for rate in rates if rate]),
-            Mean.of([r["train_s"] for r in results if r.get("train_s") is not None]),
+            Mean.of([result.train_s for result in results]),
         )
 
 
@@ -108,7 +109,7 @@ class Variant:
 def find_finished(plan: Plan, run: Run) -> Outcome:
     """Return a finished run of the same name, seed and config in the sweep's folder; else one that waits."""
     for path in sorted(plan.folder.glob(f"{run.key}-*/result.json"), reverse=True):
-        return Outcome(run, "done", path.parent, read_json(path))
+        return Outcome(run, "done", path.parent, RunResult.read(path))
     return Outcome(run)
 
 
@@ -165,7 +166,7 @@ def save(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
             "reason": outcome.reason,
             "jobs": outcome.jobs,
             "folder": str(outcome.folder) if outcome.folder else None,
-            "result": outcome.result,
+            "result": outcome.result.to_json() if outcome.result else None,
         }
         for outcome in outcomes
     ]

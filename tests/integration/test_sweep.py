@@ -17,6 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks.sweep.plan import Plan, Question, Run, make_plan, read_plan
 from benchmarks.sweep.run import Sweep, run_sweep
 from pipeline.errors import EXIT_PREEMPTED, UserError
+from tests.unit.benchmarks.results import make_result
 
 QUICKSTART = "configs/quickstart.yaml"
 
@@ -34,8 +35,9 @@ if given.get("optimizer.lr") == "7" and not (folder / "repaired").exists():
 run = folder / f"{name}-20260101-000000"
 run.mkdir()
 seed = int(given["seed"])
-speed = {"median": 1000.0 + seed, "p10": 1, "p90": 1, "n": 2}
-result = {"test_accuracy": 0.9 + 0.01 * seed, "images_per_sec": speed, "train_s": 2.0}
+result = json.loads(pathlib.Path(__file__).with_name("result.json").read_text())
+result["test_accuracy"] += 0.01 * seed
+result["images_per_sec"]["median"] += seed
 (run / "result.json").write_text(json.dumps(result))
 """
 
@@ -43,6 +45,8 @@ result = {"test_accuracy": 0.9 + 0.01 * seed, "images_per_sec": speed, "train_s"
 @pytest.fixture
 def make_sweep(tmp_path: Path):
     (tmp_path / "trainer.py").write_text(TRAINER)
+    result = make_result(test_accuracy=0.9, train_s=2.0).to_json()
+    (tmp_path / "result.json").write_text(json.dumps(result))
 
     def command(run: Run, base: str, processes: int) -> list[str]:
         return [sys.executable, "-S", str(tmp_path / "trainer.py"), base, *run.overrides]

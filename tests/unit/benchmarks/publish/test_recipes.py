@@ -16,6 +16,7 @@ from benchmarks.publish.tables import MAKERS, to_markdown
 from pipeline.config import dump_config, load_config
 from pipeline.errors import UserError
 from tests.tiny import ROOT
+from tests.unit.benchmarks.results import make_result
 
 NAME = "cifar10_resnet20"
 RECIPE = ROOT / f"configs/{NAME}.yaml"
@@ -42,17 +43,14 @@ def make_run(folder: Path, seed: int = 0, *overrides: str, commit: str = "a" * 4
         "gpu": {"name": "NVIDIA H200", "count": 1, "driver": "580.1", "power_limit_w": 700.0, "cuda": "13.0"},
     }
     speed = 40_000.0 + 1000 * seed
-    result = {
-        "test_accuracy": 0.91 + 0.002 * seed,
-        "test_accuracy_flip_tta": 0.92,
-        "num_parameters": 269_722,
-        "epochs": 160.0,
-        "images_per_sec": {"median": speed, "p10": 0.95 * speed, "p90": 1.05 * speed, "n": 9},
-        "step_ms": 3.2,
-        "train_s": 206.0 + seed,
-        "compile_s": 6.0,
-        "peak_memory_bytes": 2**28 + seed,
-    }
+    result = make_result(
+        test_accuracy=0.91 + 0.002 * seed,
+        test_accuracy_flip_tta=0.92,
+        images_per_sec={"median": speed, "p10": 0.95 * speed, "p90": 1.05 * speed, "n": 9},
+        train_s=206.0 + seed,
+        peak_memory_bytes=2**28 + seed,
+        seed=seed,
+    ).to_json()
     for key, value in more.items():
         (environment if key in environment or key == "continued" else result)[key] = value
     for name, contents in (
@@ -192,7 +190,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for arguments, messages in (
         (
             [run, tmp_path / "missing", unfinished, damaged],
-            ["missing: not a run folder", f"{unfinished}: not finished", "lacks test_acc"],
+            ["missing: not a run folder", f"{unfinished}: not finished", "result.json: not a RunResult"],
         ),
         ([streamed], ["its images were streamed"]),
         ([run, "--alone", unfinished], ["is none of the runs"]),

@@ -14,6 +14,7 @@ from benchmarks.sweep.run import Sweep
 from benchmarks.sweep.table import Outcome
 from pipeline.config import load_config
 from tests.tiny import ROOT
+from tests.unit.benchmarks.results import make_result
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
@@ -66,7 +67,7 @@ def test_accuracies_are_means_over_seeds_of_the_cumulative_variants(monkeypatch:
         sweep.outcomes = [
             Outcome(run, "failed")
             if run.name in failed
-            else Outcome(run, "done", Path(), {"test_accuracy": 0.5 + run.seed / 10})
+            else Outcome(run, "done", Path(), make_result(test_accuracy=0.5 + run.seed / 10))
             for run in runs
         ]
 

@@ -1,0 +1,40 @@
+"""Makes results of runs for tests."""
+
+from typing import Any
+
+from pipeline.run.records import RunResult
+
+_RESULT: dict[str, Any] = {
+    "test_loss": 0.3,
+    "test_accuracy": 0.9,
+    "test_correct": 9000,
+    "test_seen": 10_000,
+    "best_test_accuracy": 0.9,
+    "best_step": 100,
+    "best_selected_on": "test",
+    "train_loss": 0.2,
+    "num_parameters": 269_722,
+    "steps": 100,
+    "epochs": 160.0,
+    "images_per_sec": {"median": 1000.0, "p10": 900.0, "p90": 1100.0, "n": 9},
+    "step_ms": 3.2,
+    "data_wait_fraction": 0.0,
+    "first_step_s": 10.0,
+    "compile_s": 6.0,
+    "train_s": 206.0,
+    "wall_s": 220.0,
+    "peak_memory_bytes": 2**28,
+    "skipped_steps": 0,
+    "recompilations": 0,
+    "loader": "dali",
+    "device": "cuda",
+    "world_size": 1,
+    "precision": "fp16",
+    "batch_size": 128,
+    "seed": 0,
+}
+
+
+def make_result(**changes: Any) -> RunResult:
+    """Return the result of a finished run with these changes."""
+    return RunResult.model_validate(_RESULT | changes)
