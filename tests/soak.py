@@ -1,4 +1,4 @@
-"""Trains many short epochs and watches the process from outside: memory, open files and threads must not grow.
+"""Trains many short epochs and watches the process: memory, open files and threads must not grow.
 
     python -m tests.soak                                                 # 1,000 epochs of 5 steps, on the CPU
     too python -m tests.soak configs/cifar10_resnet18.yaml --minutes 8 log.eval_every=100st

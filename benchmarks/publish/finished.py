@@ -72,8 +72,8 @@ def read_finished(path: Path) -> Finished:
     missing = [key for key in _ENVIRONMENT_KEYS if key not in present]
     if missing:
         raise UserError(
-            f"{run.environment}: lacks {', '.join(missing)}; was it written by another version? Train the recipe "
-            "again"
+            f"{run.environment}: lacks {', '.join(missing)}; was it written by another version? Train "
+            "the recipe again"
         )
     return Finished(
         path=run.path,

@@ -1,5 +1,6 @@
-"""Every benchmark for five steps, and what they are made of."""
+"""Tests every benchmark for five steps, and its parts."""
 
+import re
 import sys
 import time
 from functools import partial
@@ -62,78 +63,58 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
     assert both.gpu is None and both.command.startswith("python -m benchmarks")
 
 
+SCALING = ["scaling", "--quick", "runtime.device=cpu"]
+ABLATION = ["ablation", "--quick", "runtime.device=cpu", "--epochs"]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "parts"),
     [
-        (["--quick", "--record"], "--record: a smoke test is no measurement"),
-        (["--windows", "0"], "--windows: expected a whole number, 1 or more"),
-        (["loader", "--quick"], "loader: neither a benchmark nor a recipe; did you mean loaders?"),
-        (["configs/missing.yaml"], "configs/missing.yaml: no such recipe"),
-        (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
+        (["--quick", "--record"], ["--record: ", "leave out --quick"]),
+        (["--windows", "0"], ["--windows: ", "1 or more, got 0"]),
+        (["loader", "--quick"], ["loader: ", "did you mean loaders?"]),
+        (["configs/missing.yaml"], ["configs/missing.yaml: "]),
+        (["optimizer.lrr=1"], ["optimizer.lrr", "did you mean optimizer.lr?"]),
         (
             ["loaders", "--quick", "--batch-sizes", "1000"],
-            "--batch-sizes: all are more than the 64 training images",
+            ["--batch-sizes: ", "64 training images", "choose"],
         ),
+        ([*SCALING, "--processes", "1"], ["--processes: ", "above 1", "got 1"]),
+        ([*SCALING, "--processes", "3"], ["data.batch_size: 8 images", "3 processes"]),
         (
-            ["scaling", "--quick", "runtime.device=cpu", "--processes", "1"],
-            "--processes: expected numbers above 1",
+            [*SCALING, "--processes", "8", "data.batch_size=16"],
+            ["data.batch_size: 16 on each of 8", "use 8 or"],
         ),
-        (
-            ["scaling", "--quick", "runtime.device=cpu", "--processes", "3"],
-            "data.batch_size: 8 images do not divide by 3 processes",
-        ),
-        (
-            ["scaling", "--quick", "runtime.device=cpu", "--processes", "8", "data.batch_size=16"],
-            "16 on each of 8 processes are more",
-        ),
-        (
-            ["scaling", "--quick", "runtime.device=cpu", "--loaders", "dail"],
-            "data.loader: input should be 'dali'",
-        ),
-        (
-            ["scaling", "--quick", "runtime.device=cpu", "--rounds", "0"],
-            "--rounds: expected a whole number, 1 or more",
-        ),
-        (
-            ["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "--jobs", "0"],
-            "--jobs: expected a whole number, 1 or more",
-        ),
-        (
-            ["ablation", "--quick", "runtime.device=cpu", "--epochs", "-1"],
-            "--epochs: expected a whole number, 0 or more",
-        ),
-        (
-            ["ablation", "--quick", "runtime.device=cpu", "--epochs", "1", "seed=3"],
-            "seed: the sweep sets it for each run",
-        ),
-        (
-            ["saving", "--quick", "runtime.device=cpu", "--epochs", "0"],
-            "--epochs: expected a whole number, 1 or more",
-        ),
+        ([*SCALING, "--loaders", "dail"], ["data.loader: ", "'dali'"]),
+        ([*SCALING, "--rounds", "0"], ["--rounds: ", "1 or more, got 0"]),
+        ([*ABLATION, "1", "--jobs", "0"], ["--jobs: ", "1 or more, got 0"]),
+        ([*ABLATION, "-1"], ["--epochs: ", "0 or more, got -1"]),
+        ([*ABLATION, "1", "seed=3"], ["seed: ", "use seeds"]),
+        (["saving", "--quick", "runtime.device=cpu", "--epochs", "0"], ["--epochs: ", "1 or more, got 0"]),
         (
             ["startup", "--quick", "runtime.device=cpu", "--warm-starts", "-1"],
-            "--warm-starts: expected a whole number, 0 or more",
+            ["--warm-starts: ", "0 or more"],
         ),
         (
             ["step", "--quick", "runtime.device=cpu", "--precisions", "fp32,fp8"],
-            "precision.mode: input should be",
+            ["precision.mode: ", "'fp16'"],
         ),
-        (
-            ["loaders", "--quick", "--batch-sizes", "8,0"],
-            "data.batch_size: input should be greater than or equal to 1",
-        ),
-        (["readme", "--check", "surplus"], None),
+        (["loaders", "--quick", "--batch-sizes", "8,0"], ["data.batch_size: ", "greater than or equal to 1"]),
     ],
 )
-def test_bad_input(arguments: list[str], message: str | None, capsys: pytest.CaptureFixture[str]):
-    if message is None:
-        with pytest.raises(SystemExit, match="2"):
-            main(arguments)
-        return
+def test_bad_input_is_an_error_before_anything_is_measured(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+):
     assert main(arguments) == 2
     printed = capsys.readouterr()
-    assert message in printed.err
-    assert "batch 8" not in printed.out and "building" not in printed.out, "nothing is measured before"
+    assert printed.err.startswith("error: ")
+    assert [part for part in parts if part not in printed.err] == []
+    assert "batch 8" not in printed.out and "building" not in printed.out
+
+
+def test_a_surplus_argument_is_an_error():
+    with pytest.raises(SystemExit, match="2"):
+        main(["readme", "--check", "surplus"])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +132,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(
     assert main([argument.format(file=tmp_path / "file") for argument in arguments]) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith(f"error: {tmp_path / 'file'}/")
-    assert printed.err.endswith(": Not a directory; give a place that can be used\n")
+    assert "Not a directory" in printed.err and printed.err.count("\n") == 1
     assert "building" not in printed.out
 
 
@@ -167,25 +148,25 @@ def test_memory_that_is_used_up_is_one_message(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "pattern"),
     [
-        (["loaders", "--batch-sizes", "256,"], "'' is no whole number; write them as 1,2"),
-        (["ablation", "--seeds", "0,0"], "0,0 names one of them twice"),
-        (["kernels", "--ops", "augment,nope"], "'nope' is none of augment,"),
+        (["loaders", "--batch-sizes", "256,"], r"--batch-sizes: ''.* 1,2"),
+        (["ablation", "--seeds", "0,0"], r"--seeds: 0,0 .*twice"),
+        (["kernels", "--ops", "augment,nope"], r"--ops: 'nope' .*augment,"),
     ],
 )
-def test_bad_lists(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_bad_lists(arguments: list[str], pattern: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert message in capsys.readouterr().err
+    assert re.search(pattern, capsys.readouterr().err)
 
 
 def test_a_missing_data_set_is_replaced_and_said(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     missing = ["data.dataset=folder", f"data.root={tmp_path / 'missing'}", "runtime.device=cpu"]
     assert main(["loaders", "--quick", "--loaders", "dali", "--batch-sizes", "8,100", *missing]) == 0
     out = capsys.readouterr().out
-    assert "batch 100: left out, it is more than the 64 training images" in out
-    assert "timing random images of 16x16 pixels instead" in out
+    assert "batch 100: left out" in out and "64 training images" in out
+    assert "warning: " in out and "random images of 16x16 pixels" in out
 
 
 def test_a_start_writes_to_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -243,8 +224,8 @@ def test_images_that_grow_in_training_are_timed_at_their_last_size(
         == 0
     )
     out = capsys.readouterr().out
-    assert "timing images of 16 pixels, not of 8, 16 in turn" in out
-    assert ("from memory: decoding files is not timed" in out) == missing
+    assert "images of 16 pixels, not of 8, 16" in out and "augment.progressive=[]" in out
+    assert ("from memory" in out) == missing
 
 
 class Noted(Workload):
@@ -308,7 +289,7 @@ SLOWED = Spread(median=0.5, p10=0.49, p90=0.51, n=5)
 
 
 @pytest.mark.parametrize(
-    ("measured", "overrides", "found", "key"),
+    ("measured", "overrides", "bottleneck", "key"),
     [
         (
             {"loader": 5e4, "end_to_end": 5e4, "ratio": SLOWED},
@@ -343,11 +324,11 @@ SLOWED = Spread(median=0.5, p10=0.49, p90=0.51, n=5)
     ],
 )
 def test_the_bottleneck_is_named_with_its_key(
-    measured: dict[str, Any], overrides: list[str], found: str, key: str
+    measured: dict[str, Any], overrides: list[str], bottleneck: str, key: str
 ):
     sentence = name_bottleneck(Measured(**(BASE | measured)), load_config(overrides=overrides))
     assert sentence.startswith("Bottleneck: ")
-    assert found in sentence
+    assert bottleneck in sentence
     assert key in sentence
 
 
@@ -368,10 +349,10 @@ def test_loaders_of_a_made_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
     ]
     assert main(["loaders", *streamed, "--loaders", "dali,fused"]) == 0
     out = capsys.readouterr().out
-    assert "fused: left out, it is for images in memory" in out and "resized crop" in out
+    assert "fused: left out" in out and "resized crop" in out
     assert main(["end_to_end", *streamed, "--loaders", "dali"]) == 0
     assert main(["make-folder", str(tmp_path / "three"), "--source", str(made[0])]) == 2
-    assert "are large already" in capsys.readouterr().err
+    assert f"--source: the images of {made[0]}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

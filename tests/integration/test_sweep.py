@@ -1,4 +1,4 @@
-"""Sweeps, with a stand-in for the trainer; and one with the real one."""
+"""Tests sweeps with a stand-in for the trainer, and one with the real trainer."""
 
 import json
 import os
@@ -66,9 +66,9 @@ def run_quietly(sweep: Sweep) -> tuple[int, str]:
 
 def test_a_sweep_survives_a_failed_run_and_goes_on_with_it(make_sweep: Any, tmp_path: Path):
     variants = {"plain": [], "broken": ["optimizer.lr=7"], "other": ["optimizer.lr=2"]}
-    code, said = run_quietly(make_sweep(jobs=2, **variants))
+    code, output = run_quietly(make_sweep(jobs=2, **variants))
     assert code == 1
-    assert "broken seed 0: failed, exit code 1: error: the loss is nan" in said
+    assert "broken seed 0: failed, exit code 1: error: the loss is nan" in output
     folder = tmp_path / "sweeps/question"
     table = (folder / "table.md").read_text()
     assert "| plain | – | 90.50 ± 0.71 (2) | 1,000 ± 1 (2) | 2.0 ± 0.0 (2) |  |" in table
@@ -79,9 +79,9 @@ def test_a_sweep_survives_a_failed_run_and_goes_on_with_it(make_sweep: Any, tmp_
 
     (folder / "repaired").touch()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
-    code, said = run_quietly(make_sweep(**variants))
+    code, output = run_quietly(make_sweep(**variants))
     assert code == 0
-    assert "6 runs of configs/quickstart.yaml, 4 finished before" in said
+    assert "6 runs of configs/quickstart.yaml, 4 finished before" in output
     assert "2 at a time, which share the machine" in (folder / "table.md").read_text(), (
         "those that were kept did"
     )
@@ -105,10 +105,10 @@ def test_a_signal_stops_a_sweep_with_its_run(make_sweep: Any, tmp_path: Path):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=stop_when_waiting, daemon=True).start()
-    code, said = run_quietly(make_sweep(first=[], slow=["optimizer.lr=9"], last=["optimizer.lr=2"]))
+    code, output = run_quietly(make_sweep(first=[], slow=["optimizer.lr=9"], last=["optimizer.lr=2"]))
     assert code == EXIT_PREEMPTED
-    assert "slow seed 0: stopped, exit code 75" in said
-    assert "goes on from here" in said
+    assert "slow seed 0: stopped, exit code 75" in output
+    assert "goes on from here" in output
     assert len(list((tmp_path / "sweeps/question").glob("*/result.json"))) == 2
 
 
@@ -151,32 +151,35 @@ def test_a_sweep_file_may_be_short(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        ("runs: {a: []}", ["sweep.yaml: base: name the recipe"]),
+        ("runs: {a: []}", ["sweep.yaml: base: "]),
         (
             f"base: {QUICKSTART}\noverides: []\nruns: {{a: []}}",
-            ["sweep.yaml:2: unknown key overides; did you mean overrides?"],
+            ["sweep.yaml:2: ", "overides", "did you mean overrides?"],
         ),
         (
             f"base: {QUICKSTART}\nseeds: [1, 1]\nruns: {{a: []}}",
-            ["sweep.yaml:2: seeds: expected different whole numbers"],
+            ["sweep.yaml:2: seeds: ", "[0, 1, 2]", "[1, 1]"],
         ),
-        (f"base: {QUICKSTART}\nruns: []", ["sweep.yaml:2: runs: give the overrides"]),
+        (f"base: {QUICKSTART}\nruns: []", ["sweep.yaml:2: runs: "]),
         (
             f"base: {QUICKSTART}\nruns:\n  a: [optimizer.lr: 1]",
-            ["sweep.yaml:3: run a: expected overrides such as"],
+            ["sweep.yaml:3: run a: ", "[optimizer.lr=0.2, duration=5ep]"],
         ),
         (
             f"base: {QUICKSTART}\nruns:\n  a: [optimizer.lrr=1]\n  b b: []\n  c: [seed=1]\n  d: []\n"
             "  e: [optimizer.lr=0.2]\n  f: [duration=5]",
             [
-                "sweep.yaml:3: run a: unknown key optimizer.lrr; did you mean optimizer.lr?",
-                "sweep.yaml:4: run b b: a name is at most",
-                "sweep.yaml:5: run c: seed: the sweep sets it for each run; use seeds",
-                "sweep.yaml:7: run e: computes the same as run d",
+                "sweep.yaml:3: run a: ",
+                "did you mean optimizer.lr?",
+                "sweep.yaml:4: run b b: ",
+                "sweep.yaml:5: run c: seed: ",
+                "use seeds",
+                "sweep.yaml:7: run e: ",
+                "run d; remove one",
                 "sweep.yaml:8: run f: duration",
             ],
         ),
-        ("base: configs/missing.yaml\nruns: {a: []}", ["configs/missing.yaml: no such recipe"]),
+        ("base: configs/missing.yaml\nruns: {a: []}", ["configs/missing.yaml: "]),
     ],
 )
 def test_a_bad_sweep_file_is_refused_before_anything_runs(tmp_path: Path, text: str, messages: list[str]):
@@ -199,10 +202,9 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").touch()
     assert main(["sweep", "configs/sweeps/digits_label_smoothing.yaml", f"log.dir={tmp_path / 'file'}"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'file'}/") and said.endswith(
-        ": Not a directory; give a place that can be used\n"
-    )
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / 'file'}/") and "Not a directory" in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.slow
