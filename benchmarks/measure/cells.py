@@ -61,7 +61,7 @@ def speed_up(baseline: Baseline | None) -> str:
 
 
 def accuracy(mean: float | None, std: float | None, n: int | None = None) -> str:
-    """Return an accuracy in per cent, with its deviation and n where there are such.
+    """Return an accuracy in per cent, with its deviation and n if they are given.
 
     >>> accuracy(0.9401, 0.0012, 5), accuracy(0.9401, None, 1), accuracy(0.9401, 0.0012)
     ('94.01 ± 0.12 % (5)', '94.01 % (1)', '94.01 ± 0.12 %')

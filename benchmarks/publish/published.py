@@ -25,7 +25,7 @@ class Figure(Strict):
         how: facts that a comparison needs: epochs, batch size, augmentation.
         source: document and place in it.
         label: short name of the source, for a figure; default: the source up to its first comma.
-        recipe: our recipe of the same network; None where there is none.
+        recipe: our recipe of the same network, if there is one.
     """
 
     network: str

@@ -68,7 +68,7 @@ class Setting(Strict):
     Attributes:
         loader: backend; beside those of `data.loader` the comparisons `dali-naive`, `airbench` and
             `torchvision`.
-        augment: augmentation of a training image, in words; None where nothing is loaded.
+        augment: augmentation of a training image, in words; None if nothing is loaded.
         batch_size: images per step, over all processes.
         compile_mode: resolved, never `auto`.
         config: every key of the run's config. A dict: the config of an older version must load too.
@@ -111,7 +111,7 @@ class Record(Machine, Setting):
         variant: the thing that was timed; with the fields down to `compile_mode` of `Setting` it identifies a
             row.
         num_classes: of a kernel's logits; None elsewhere.
-        images_per_sec: over windows; None where the time of one event is measured (`startup`).
+        images_per_sec: over windows; None if the time of one event is measured (`startup`).
         step_ms: median time of a step, or of one call of a kernel, in milliseconds.
         peak_memory_bytes: peak memory of this variant, as torch counts it (on the CPU: of the whole process
             so far).
@@ -119,14 +119,14 @@ class Record(Machine, Setting):
             deviation `accuracy_std`. It is that of the last step, of raw weights and one view.
         flip_tta_accuracy: of the same runs, by the mean of the logits of each image and its mirror image.
         seeds: of these runs.
-        data: the data set in words, where `dataset` is not enough: `folder` does not name its contents.
+        data: the data set in words, because `folder` as `dataset` does not name its images.
         parameters: of the network.
         compile_s: seconds from the first step to the end of compiling, choosing algorithms and capturing.
         train_s: seconds of all training steps, without compiling, evaluation and saving; median of the runs
             that `images_per_sec` is of.
         first_step_s: seconds from the command to the end of the first optimizer step; median of
             `first_step_n` starts.
-        epochs_to_pay: epochs after which the compile time is paid back; None where it never is.
+        epochs_to_pay: epochs after which the compile time is paid back; None if it never is.
         data_wait_fraction: fraction of the time in which the device waited for data.
         tflops: achieved arithmetic, 1e12 operations per second, of forward and backward, over all GPUs.
         peak_share: `tflops` per GPU over the rate of a large matrix product in the same run.

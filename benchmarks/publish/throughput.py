@@ -105,7 +105,7 @@ def _draw_line(axes: Axes, name: str, line: Sequence[Record]) -> None:
 
 
 def _label_ends(axes: Axes, lines: Lines) -> None:
-    """Write name and last value of each line beside its end, moved apart where labels would overlap."""
+    """Write name and last value of each line beside its end, moved apart if labels would overlap."""
     axes.autoscale_view()
     to_axes = axes.transData + axes.transAxes.inverted()
     pitch = _LABEL_PITCH_PX / axes.get_window_extent().height

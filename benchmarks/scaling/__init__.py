@@ -1,1 +1,1 @@
-"""Measures how a run scales over the GPUs of a host, and predicts more."""
+"""Measures the speed-up of a run on the GPUs of a host, and predicts that on more GPUs."""

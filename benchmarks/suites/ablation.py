@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs",
         type=int,
         default=0,
-        help="train every cumulative variant for so many epochs, for its accuracy (default: 0)",
+        metavar="N",
+        help="train every cumulative variant for N epochs, for its accuracy (default: 0)",
     )
     parser.add_argument(
         "--seeds", type=listed(int), default=[0, 1, 2], metavar="N,N,…", help="of these runs (default: 0,1,2)"
@@ -75,7 +76,7 @@ class Variant:
     """The plain recipe with some of the switches set.
 
     Attributes:
-        name: `plain`; `+ SWITCH` where a switch is added to those before; `plain + SWITCH` where it is set
+        name: `plain`; `+ SWITCH` if a switch is added to those before; `plain + SWITCH` if it is set
             alone.
         before: name of the variant that this one adds a switch to.
     """

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Unconnected:
-    """Replaces accelerate where a model is to run without the other processes."""
+    """Replaces accelerate for a model that runs without the other processes."""
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
         return model
@@ -68,7 +68,7 @@ class _Workloads:
 
 def run(session: Session) -> None:
     config = session.config()
-    session.show("measuring what this machine can do")
+    session.show("measuring the arithmetic of this machine")
     arithmetic = _measure_arithmetic(session, config)
     workloads = _build(session, config)
     timings = session.time(workloads.listed(), _window_steps(session, workloads))

@@ -63,7 +63,7 @@ class FolderMaker:
     num_threads: int
 
     def make(self, num_images: int) -> int:
-        """Write so many training pictures and a twentieth as many for validation.
+        """Write `num_images` training pictures and a twentieth as many for validation.
 
         Returns:
             Bytes of the training pictures.
@@ -100,7 +100,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks make-folder", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where to; made if it is not there")
+    parser.add_argument("folder", type=Path, help="folder to write; it is created if it does not exist")
     parser.add_argument(
         "--images",
         type=int,

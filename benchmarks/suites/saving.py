@@ -22,7 +22,9 @@ _EPOCHS, _QUICK_EPOCHS = 4, 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"epochs of a window (default: {_EPOCHS})")
     parser.add_argument(
-        "--folder", type=Path, help="where checkpoints are written for the time being (default: log.dir)"
+        "--folder",
+        type=Path,
+        help="folder of the checkpoints, which are removed at the end (default: log.dir)",
     )
 
 

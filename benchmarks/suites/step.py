@@ -86,7 +86,7 @@ def run(session: Session) -> None:
     original = selected[0]
     for overrides in selected:  # before any is measured
         _config(session, overrides)
-    session.show("measuring what this machine can do")
+    session.show("measuring the arithmetic of this machine")
     peak = matmul_flops_per_s(session.device) * session.processes.shard.world_size
     for first in range(0, len(selected), _AT_ONCE - 1):
         group = selected[first : first + _AT_ONCE - 1]

@@ -1,1 +1,1 @@
-"""Trains a recipe with lists of overrides, and compares."""
+"""Trains a recipe with lists of overrides, and compares the results."""

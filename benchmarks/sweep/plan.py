@@ -170,13 +170,13 @@ def _runs_of(variant: str, question: Question, folder: Path) -> Iterator[Run]:
     overrides = _merge(_DEFAULTS, question.common, changes, question.extra)
     for seed in question.seeds:
         config = load_config(question.base, [*overrides, f"seed={seed}"])
-        own = (
+        of_the_run = (
             f"seed={seed}",
             f"log.dir={folder}",
             f"log.name={key_of(variant, seed, config)}",
             "resume=auto",
         )
-        yield Run(variant, seed, tuple(changes), (*overrides, *own), config)
+        yield Run(variant, seed, tuple(changes), (*overrides, *of_the_run), config)
 
 
 def _merge(*groups: Sequence[str]) -> tuple[str, ...]:

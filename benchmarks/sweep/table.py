@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of n values and their standard deviation (with n - 1; None where n is 1)."""
+    """Mean of n values and their standard deviation (with n - 1; None if n is 1)."""
 
     mean: float
     std: float | None
@@ -60,7 +60,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of finished runs; None where no run has the figure.
+    """Figures of finished runs; None if no run has the figure.
 
     Attributes:
         accuracy: on the test set, a fraction.
@@ -122,7 +122,7 @@ def by_variant(outcomes: Sequence[Outcome]) -> list[Variant]:
 
 
 def read_jobs(plan: Plan) -> dict[str, int]:
-    """Return how many runs at a time there were, by the folders of the runs that `save` has noted."""
+    """Return the number of runs at a time, by the folders of the runs in `results.json`."""
     path = plan.folder / "results.json"
     saved = read_json(path)["runs"] if path.is_file() else []
     return {run["folder"]: run.get("jobs", 1) for run in saved}

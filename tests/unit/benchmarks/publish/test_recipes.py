@@ -25,7 +25,7 @@ DATA = ["--data", "CIFAR-10 re-encoded as JPEG"]
 
 
 def make_run(folder: Path, seed: int = 0, *overrides: str, commit: str = "a" * 40, **more: Any) -> Path:
-    """A finished run; keywords change entries of result.json, or of env.json where there are such."""
+    """Write a finished run; keywords change entries of env.json, or else of result.json."""
     path = folder / f"{NAME}-20260101-00000{seed}"
     path.mkdir(parents=True)
     keys = merge(ON_A_FOLDER, [f"seed={seed}", f"log.dir={folder}"], overrides)

@@ -19,18 +19,18 @@ from tests.unit.benchmarks.results import make_result
 
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_one_switch_is_turned_at_a_time(on_gpu: bool):
-    found = {
+    values = {
         variant.name: dict(item.split("=") for item in variant.overrides) for variant in variants(on_gpu)
     }
     for variant in variants(on_gpu)[1:]:
-        changed = found[variant.name].items() ^ found[variant.before].items()
+        changed = values[variant.name].items() ^ values[variant.before].items()
         assert len({key for key, _ in changed}) == 1, variant
-    switches = [name for name in found if name.startswith("+ ")]
-    assert {f"plain {name}" for name in switches[1:]} - found.keys() <= {
+    switches = [name for name in values if name.startswith("+ ")]
+    assert {f"plain {name}" for name in switches[1:]} - values.keys() <= {
         "plain + fused batch norm",
         "plain + fused stem",
     }
-    keys = [f"{key}={value}" for key, value in found[switches[-1]].items()]
+    keys = [f"{key}={value}" for key, value in values[switches[-1]].items()]
     assert load_config(ROOT / "configs/cifar10_resnet18.yaml", keys).data.loader == (
         "fused" if on_gpu else "dali"
     )
@@ -80,8 +80,8 @@ def test_accuracies_are_means_over_seeds_of_the_cumulative_variants(monkeypatch:
     wanted = variants(on_gpu=False)
     plan = ablation._plan_of_training(session, wanted)
     assert plan is not None and plan.folder == Path("elsewhere/sweeps/ablation-quickstart")
-    found = ablation._train(session, wanted, plan)
-    assert {name: (mean.mean, mean.n) for name, mean in found.items()} == dict.fromkeys(
+    accuracies = ablation._train(session, wanted, plan)
+    assert {name: (mean.mean, mean.n) for name, mean in accuracies.items()} == dict.fromkeys(
         ["plain", "+ channels-last", "+ DALI loader", "+ torch.compile"], (pytest.approx(0.55), 2)
     )
     (sweep,) = trained
