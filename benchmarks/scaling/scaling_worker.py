@@ -64,11 +64,12 @@ def measure(group: session.Session) -> None:
     """Time every variant with every loader, in turn; the first process writes the measurements."""
     workloads: dict[tuple[str, str], StepWorkload] = {}
     for variant, (size, processes) in variants(group.config().data.batch_size, group.processes).items():
-        base = group.config(f"data.batch_size={size}", "data.loader=synthetic")
+        keys = [f"data.batch_size={size}", *(["model.sync_batchnorm=false"] if variant == APART else [])]
+        base = group.config(*keys, "data.loader=synthetic")
         splits = group.splits(base)
         rig = Rig(base, splits, processes)
         for name in group.options.loaders:
-            config = group.config(f"data.batch_size={size}", f"data.loader={name}")
+            config = group.config(*keys, f"data.loader={name}")
             loader = build_train_loader(config, splits, processes)
             workload = StepWorkload(f"{variant}, {name}", rig, loader, group.lead_in(config))
             workloads[variant, name] = workload

@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from benchmarks.measure import cells
 from benchmarks.measure.bottleneck import Measured, name_bottleneck
 from benchmarks.measure.ceiling import flops_per_image
@@ -16,7 +14,7 @@ from benchmarks.measure.workloads import LoaderWorkload, Rig, StepWorkload, batc
 from benchmarks.publish.records import Benchmark
 from benchmarks.publish.tables import Column, make_table
 from pipeline.config import Config
-from pipeline.distributed.processes import Processes
+from pipeline.data.sampling.batch_plan import Shard
 from pipeline.profiling.roofline import matmul_flops_per_s
 from pipeline.training.build import compile_mode
 
@@ -25,18 +23,6 @@ _LOADER_WINDOW_S = 0.3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add no arguments: the shared ones suffice."""
-
-
-class _Unconnected:
-    """Replaces accelerate for a model that runs without the other processes."""
-
-    def prepare_model(self, model: nn.Module) -> nn.Module:
-        return model
-
-
-def unconnected(processes: Processes) -> Processes:
-    """Return the same process and share of the batch, with a model that exchanges nothing."""
-    return replace(processes, accelerator=_Unconnected())
 
 
 @dataclass(frozen=True)
@@ -112,14 +98,23 @@ def _build(session: Session, config: Config) -> _Workloads:
     silent = None
     if processes.shard.world_size > 1:
         session.show("building the step without communication")
-        silent_rig = Rig(config, splits, unconnected(processes))
-        silent = StepWorkload("step, no communication", silent_rig, rig.synthetic(), lead_in=1)
+        silent = _build_silent(session, config)
     return _Workloads(
         LoaderWorkload("loader alone", loader, config.data.batch_size, ahead),
         StepWorkload("step alone", rig, rig.synthetic(), lead_in=1),
         StepWorkload("end to end", rig, loader, session.lead_in(config)),
         silent,
     )
+
+
+def _build_silent(session: Session, config: Config) -> StepWorkload:
+    """Return the step on the share of one process, which takes itself for the only one."""
+    share = config.data.batch_size // session.processes.shard.world_size
+    alone = session.config(f"data.batch_size={share}", "model.sync_batchnorm=false")
+    rig = Rig(alone, session.splits(config), replace(session.processes, shard=Shard(0, 1)))
+    silent = StepWorkload("step, no communication", rig, rig.synthetic(), lead_in=1)
+    silent.images_per_step = config.data.batch_size  # all processes run it at the same time
+    return silent
 
 
 def _window_steps(session: Session, workloads: _Workloads) -> list[int]:

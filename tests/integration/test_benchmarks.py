@@ -1,6 +1,7 @@
 """Tests every benchmark for five steps, and its parts."""
 
 import re
+import subprocess
 import sys
 import time
 from functools import partial
@@ -44,6 +45,15 @@ def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
             f"{what} on 2 processes: " in out
             for what in ("weak scaling", "strong scaling", "apart, without communication,")
         )
+
+
+@pytest.mark.slow
+def test_bench_on_two_processes_times_the_step_without_communication():
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    command = [*launch, "--config_file", "configs/accelerate/cpu2.yaml", "-m", "benchmarks", "bench"]
+    done = subprocess.run([*command, "--quick", "runtime.device=cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 x CPU" in done.stdout and "step, no communication" in done.stdout
 
 
 def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
