@@ -133,4 +133,5 @@ def _draw_line(axes: Axes, name: str, points: Sequence[Point], look: _Look) -> N
         axes.annotate(
             f"{point.error:.2f}", place, (0, side * 10), ha="center", fontsize=12 * style.PX, **text
         )
-    axes.annotate(name, (depths[-1], errors[-1]), (14, 0), fontsize=LABEL_PT, **text)
+    narrow = name.replace(", ", ",\n", 1)  # a line that ends early has no room for its name on one line
+    axes.annotate(narrow, (depths[-1], errors[-1]), (20, 0), fontsize=LABEL_PT, **text)
