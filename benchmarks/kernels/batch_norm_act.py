@@ -1,24 +1,24 @@
-"""Batch norm with residual and ReLU, forward and backward, on the activations at the end of the blocks of a ResNet-18."""
+"""Time `batch_norm_act` with a residual, forward and backward, on the activations at the end of the blocks of a ResNet-18."""
 
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.kernels.case import Case
+from kernels.arguments import Norm
 from kernels.batch_norm_act.op import batch_norm_act
 from kernels.batch_norm_act.reference import batch_norm_act_reference
 
 _STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels, height and width
 _BATCH_SIZE = 512
-_SETS = 3  # of inputs
+_NUM_INPUTS = 3
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    return (
-        [_case(device, 8, 16, 4)]
-        if quick
-        else [_case(device, _BATCH_SIZE, channels, size) for channels, size in _STAGES]
-    )
+    """Return the cases of this op; one small case if `quick`."""
+    if quick:
+        return [_case(device, 8, 16, 4)]
+    return [_case(device, _BATCH_SIZE, channels, size) for channels, size in _STAGES]
 
 
 def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Case:
@@ -29,20 +29,11 @@ def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Ca
         return values.to(device, torch.float16).contiguous(memory_format=torch.channels_last)
 
     inputs = []
-    for _ in range(_SETS):
+    for _ in range(_NUM_INPUTS):
         x, residual, gradient = activation().requires_grad_(), activation().requires_grad_(), activation()
         weight, bias = (torch.ones(channels, device=device).requires_grad_() for _ in range(2))
-        inputs.append(
-            (
-                gradient,
-                x,
-                weight,
-                bias,
-                torch.zeros(channels, device=device),
-                torch.ones(channels, device=device),
-                residual,
-            )
-        )
+        norm = Norm(weight, bias, torch.zeros(channels, device=device), torch.ones(channels, device=device))
+        inputs.append((gradient, x, norm, residual))
     return Case(
         label=f"{channels}×{size}×{size}, batch {batch_size}, fp16",
         kernel=batch_norm_act,
@@ -53,21 +44,15 @@ def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Ca
         precision="fp16",
         image_size=size,
         variant=f"{channels}×{size}×{size}",
-        around=_with_gradients,
+        wrap=_with_gradients,
     )
 
 
 def _with_gradients(function: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:
     def forward_and_backward(
-        gradient: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        running_mean: torch.Tensor,
-        running_var: torch.Tensor,
-        residual: torch.Tensor,
+        gradient: torch.Tensor, x: torch.Tensor, norm: Norm, residual: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        y = function(x, weight, bias, running_mean, running_var, residual)
-        return torch.autograd.grad(y, (x, weight, bias, residual), gradient)
+        y = function(x, norm, residual)
+        return torch.autograd.grad(y, (x, norm.weight, norm.bias, residual), gradient)
 
     return forward_and_backward

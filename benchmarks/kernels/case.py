@@ -1,29 +1,30 @@
-"""One size and type of an op, with all that is needed to call it."""
+"""Describe one size and dtype of an op, with everything that a call needs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
-def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+def _unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
 @dataclass(frozen=True)
 class Case:
-    """
+    """One size and dtype of an op.
+
     Attributes:
-        label: size and type, for people.
+        label: size and dtype, for the reader.
         kernel: the op.
-        reference: what is timed beside it, compiled.
-        reference_name: names it in a table.
+        reference: the function that is compiled and timed beside the op.
+        reference_name: name of the reference in a table.
         inputs: argument lists, taken in turn, so that a repeated call does not find its inputs in the cache.
         batch_size: samples of one call.
         precision: of the tensors, as `precision.mode` names it.
-        image_size: in pixels; 0 where there are no images.
-        num_classes: of logits; None where there are none.
-        variant: what else tells two cases of an op apart.
-        around: what a call does with the op, or with its compiled reference, beside calling it: the backward pass, say.
+        image_size: in pixels; 0 if there are no images.
+        num_classes: of logits; None if there are none.
+        variant: anything else that distinguishes two cases of an op.
+        wrap: returns the function that is timed, such as forward and backward, for the op or its compiled reference.
         on_host: the reference works on the host: it is neither compiled nor captured, and neither is the kernel.
     """
 
@@ -37,10 +38,10 @@ class Case:
     image_size: int = 0
     num_classes: int | None = None
     variant: str = ""
-    around: Callable[[Callable[..., Any]], Callable[..., Any]] = _as_it_is
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = _unchanged
     on_host: bool = False
 
     def caller(self, function: Callable[..., Any]) -> Callable[[int], Any]:
-        """A call of the function on the inputs of a turn."""
-        called = self.around(function)
-        return lambda turn: called(*self.inputs[turn % len(self.inputs)])
+        """Return a function that takes the number of a turn and calls the wrapped function on the inputs of that turn."""
+        wrapped = self.wrap(function)
+        return lambda turn: wrapped(*self.inputs[turn % len(self.inputs)])

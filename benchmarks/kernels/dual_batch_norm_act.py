@@ -1,24 +1,24 @@
-"""`kernels.dual_batch_norm_act.op`, forward and backward, where a ResNet-18 downsamples, beside one `batch_norm_act` for each norm."""
+"""Time `dual_batch_norm_act`, forward and backward, where a ResNet-18 downsamples, beside one `batch_norm_act` for each norm."""
 
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.kernels.case import Case
+from kernels.arguments import Norm
 from kernels.batch_norm_act.op import batch_norm_act
-from kernels.dual_batch_norm_act.op import Norm, dual_batch_norm_act
+from kernels.dual_batch_norm_act.op import dual_batch_norm_act
 
 _STAGES = ((128, 16), (256, 8), (512, 4))  # channels, height and width
 _BATCH_SIZE = 1024
-_SETS = 3  # of inputs
+_NUM_INPUTS = 3
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    return (
-        [_case(device, 8, 16, 4)]
-        if quick
-        else [_case(device, _BATCH_SIZE, channels, size) for channels, size in _STAGES]
-    )
+    """Return the cases of this op; one small case if `quick`."""
+    if quick:
+        return [_case(device, 8, 16, 4)]
+    return [_case(device, _BATCH_SIZE, channels, size) for channels, size in _STAGES]
 
 
 def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Case:
@@ -30,7 +30,7 @@ def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Ca
 
     def norm() -> Norm:
         weight, bias = (torch.ones(channels, device=device).requires_grad_() for _ in range(2))
-        return weight, bias, torch.zeros(channels, device=device), torch.ones(channels, device=device)
+        return Norm(weight, bias, torch.zeros(channels, device=device), torch.ones(channels, device=device))
 
     return Case(
         label=f"{channels}×{size}×{size}, batch {batch_size}, fp16",
@@ -39,18 +39,18 @@ def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Ca
         reference_name="batch_norm_act for each",
         inputs=[
             (activation(), activation().requires_grad_(), norm(), activation().requires_grad_(), norm())
-            for _ in range(_SETS)
+            for _ in range(_NUM_INPUTS)
         ],
         batch_size=batch_size,
         precision="fp16",
         image_size=size,
         variant=f"{channels}×{size}×{size}",
-        around=_with_gradients,
+        wrap=_with_gradients,
     )
 
 
 def _one_by_one(x: torch.Tensor, norm: Norm, residual: torch.Tensor, residual_norm: Norm) -> torch.Tensor:
-    return batch_norm_act(x, *norm, residual=batch_norm_act(residual, *residual_norm, relu=False))
+    return batch_norm_act(x, norm, residual=batch_norm_act(residual, residual_norm, relu=False))
 
 
 def _with_gradients(function: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:

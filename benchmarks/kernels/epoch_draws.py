@@ -1,9 +1,10 @@
-"""`kernels.epoch_draws.op`: order and augmentation of an epoch of 50,000, beside drawing them with numpy and copying them to the device."""
+"""Time `epoch_draws`, the order and augmentation of an epoch of 50,000, beside drawing with numpy and copying to the device."""
 
 import torch
 
 from benchmarks.kernels.case import Case
 from kernels.epoch_draws.op import epoch_draws
+from kernels.epoch_draws.reference import DrawRanges
 from pipeline.config import AugmentConfig
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 
@@ -12,12 +13,13 @@ _EPOCHS = 16
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
+    """Return the cases of this op; one small case if `quick`."""
     num_samples = 64 if quick else 50_000
+    ranges = DrawRanges((_SIZE, _SIZE), _PADDING, flip=True, cutout=_CUTOUT, inside=False)
     augment = AugmentConfig(crop_padding=_PADDING, cutout=_CUTOUT)
 
     def kernel(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        settings = {"padding": _PADDING, "flip": True, "cutout": _CUTOUT, "inside": False}
-        return epoch_draws(0, epoch, num_samples, (_SIZE, _SIZE), **settings, device=device)
+        return epoch_draws(0, epoch, num_samples, ranges, device)
 
     def numpy_and_copy(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         draws = draw_padded_crops(0, epoch, num_samples, (_SIZE, _SIZE), augment)

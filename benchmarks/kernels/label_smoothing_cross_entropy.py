@@ -1,5 +1,6 @@
-"""`kernels.label_smoothing_cross_entropy.op`, forward and backward, beside torch's `cross_entropy(label_smoothing=…)`."""
+"""Time `label_smoothing_cross_entropy`, forward and backward, beside torch's `cross_entropy(label_smoothing=…)`."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -9,30 +10,22 @@ from benchmarks.kernels.case import Case
 from kernels.label_smoothing_cross_entropy.op import label_smoothing_cross_entropy
 
 _SMOOTHING = 0.1
-_SETS = 4  # of inputs
+_NUM_INPUTS = 4
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    sizes = (
-        [(8, 10)]
-        if quick
-        else [
-            (batch_size, num_classes) for batch_size in (512, 1024, 2048) for num_classes in (10, 100, 1000)
-        ]
-    )
+    """Return the cases of this op; one small case if `quick`."""
+    sizes = [(8, 10)] if quick else itertools.product((512, 1024, 2048), (10, 100, 1000))
     return [_case(device, batch_size, num_classes) for batch_size, num_classes in sizes]
 
 
 def _case(device: torch.device, batch_size: int, num_classes: int) -> Case:
     generator = torch.Generator().manual_seed(0)
     inputs = []
-    for _ in range(_SETS):
-        logits = (
-            torch.randn(batch_size, num_classes, generator=generator)
-            .to(device, torch.float16)
-            .requires_grad_()
-        )
-        inputs.append((logits, torch.randint(num_classes, (batch_size,), generator=generator).to(device)))
+    for _ in range(_NUM_INPUTS):
+        logits = torch.randn(batch_size, num_classes, generator=generator).to(device, torch.float16)
+        labels = torch.randint(num_classes, (batch_size,), generator=generator).to(device)
+        inputs.append((logits.requires_grad_(), labels))
     return Case(
         label=f"batch {batch_size}, {num_classes} classes, fp16",
         kernel=_kernel_loss,
@@ -42,7 +35,7 @@ def _case(device: torch.device, batch_size: int, num_classes: int) -> Case:
         batch_size=batch_size,
         precision="fp16",
         num_classes=num_classes,
-        around=_with_gradient,
+        wrap=_with_gradient,
     )
 
 

@@ -1,4 +1,4 @@
-"""`kernels.stem_conv.op`, forward and the gradient by the weight, beside cuDNN's convolution of the same float32 weight, cast to half."""
+"""Time `stem_conv` and its gradient by the weight beside cuDNN's convolution of the same float32 weight, cast to half."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,12 @@ from benchmarks.kernels.case import Case
 from kernels.stem_conv.op import stem_conv
 
 _SIZE, _OUT_CHANNELS = 32, 64
-_SETS = 3  # of inputs
+_NUM_INPUTS = 3
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    torch.backends.cudnn.benchmark = True  # conv2d at its best
+    """Return the cases of this op; one small case if `quick`."""
+    torch.backends.cudnn.benchmark = True  # so that conv2d takes its fastest algorithm
     return [_case(device, batch_size) for batch_size in ((8,) if quick else (512, 1024, 2048))]
 
 
@@ -34,11 +35,11 @@ def _case(device: torch.device, batch_size: int) -> Case:
         kernel=stem_conv,
         reference=_conv2d,
         reference_name="conv2d",
-        inputs=[(activation(_OUT_CHANNELS), activation(3), weight) for _ in range(_SETS)],
+        inputs=[(activation(_OUT_CHANNELS), activation(3), weight) for _ in range(_NUM_INPUTS)],
         batch_size=batch_size,
         precision="fp16",
         image_size=_SIZE,
-        around=_with_gradient,
+        wrap=_with_gradient,
     )
 
 

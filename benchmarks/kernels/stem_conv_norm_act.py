@@ -1,4 +1,4 @@
-"""The fused stem, forward and backward, with two consumers of y, beside cuDNN's convolution and `batch_norm_act_twice`."""
+"""Time `stem_conv_norm_act_twice`, forward and backward, beside cuDNN's convolution and `batch_norm_act_twice`."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,17 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.kernels.case import Case
+from kernels.arguments import Norm
 from kernels.batch_norm_act.op import batch_norm_act_twice
 from kernels.stem_conv_norm_act.op import stem_conv_norm_act_twice
 
 _SIZE, _OUT_CHANNELS = 32, 64
-_SETS = 3  # of inputs
+_NUM_INPUTS = 3
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    torch.backends.cudnn.benchmark = True  # conv2d at its best
+    """Return the cases of this op; one small case if `quick`."""
+    torch.backends.cudnn.benchmark = True  # so that conv2d takes its fastest algorithm
     return [_case(device, batch_size) for batch_size in ((8,) if quick else (512, 1024, 2048))]
 
 
@@ -30,28 +32,24 @@ def _case(device: torch.device, batch_size: int) -> Case:
         .to(device, memory_format=torch.channels_last)
         .requires_grad_()
     )
-    norm = [torch.ones(_OUT_CHANNELS, device=device) for _ in range(4)]
-    leaves = (weight, norm[0].requires_grad_(), norm[1].requires_grad_())
-    gradients = [(activation(_OUT_CHANNELS), activation(_OUT_CHANNELS)) for _ in range(_SETS)]
+    norm = Norm._make(torch.ones(_OUT_CHANNELS, device=device) for _ in range(4))
+    leaves = (weight, norm.weight.requires_grad_(), norm.bias.requires_grad_())
+    gradients = [(activation(_OUT_CHANNELS), activation(_OUT_CHANNELS)) for _ in range(_NUM_INPUTS)]
     return Case(
         label=f"batch {batch_size}, fp16",
         kernel=stem_conv_norm_act_twice,
         reference=_one_by_one,
         reference_name="conv2d and batch_norm_act",
-        inputs=[(pair, leaves, activation(3), weight, *norm) for pair in gradients],
+        inputs=[(pair, leaves, activation(3), weight, norm) for pair in gradients],
         batch_size=batch_size,
         precision="fp16",
         image_size=_SIZE,
-        around=_with_gradients,
+        wrap=_with_gradients,
     )
 
 
-def _one_by_one(
-    images: torch.Tensor, weight: torch.Tensor, *norm: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    norm_weight, norm_bias, running_mean, running_var = norm
-    x = F.conv2d(images, weight.to(images.dtype), padding=1)
-    return batch_norm_act_twice(x, norm_weight, norm_bias, running_mean, running_var)
+def _one_by_one(images: torch.Tensor, weight: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch_norm_act_twice(F.conv2d(images, weight.to(images.dtype), padding=1), norm)
 
 
 def _with_gradients(
@@ -60,7 +58,7 @@ def _with_gradients(
     def forward_and_backward(
         gradients: tuple[torch.Tensor, torch.Tensor],
         leaves: tuple[torch.Tensor, ...],
-        *arguments: torch.Tensor,
+        *arguments: torch.Tensor | Norm,
     ) -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(function(*arguments), leaves, gradients)
 

@@ -1,28 +1,44 @@
-"""Plain PyTorch definition of the op in `augment.py`: the same arguments and the same result, on any device."""
+"""Define `augment` in plain PyTorch, for any device."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
+
+
+class Augmentation(NamedTuple):
+    """The settings that all samples share.
+
+    Attributes:
+        mean: of each channel, as a fraction of 1.
+        std: of each channel, as a fraction of 1.
+        padding: black pixels added to each side before the crop.
+        cutout: side of the Cutout box in pixels; 0: no box.
+        dtype: of the result: float16, bfloat16 or float32.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    padding: int
+    cutout: int
+    dtype: torch.dtype = torch.float16
 
 
 def augment_reference(
     images: torch.Tensor,
     order: torch.Tensor,
     draws: torch.Tensor,
+    augmentation: Augmentation,
     *,
     count: int,
     start: int = 0,
-    mean: Sequence[float],
-    std: Sequence[float],
-    padding: int,
-    cutout: int,
-    dtype: torch.dtype = torch.float16,
 ) -> torch.Tensor:
-    """Return the augmented images (count, C, H, W) of `dtype`, channels_last; for the arguments see `kernels.augment.op.augment`.
+    """Return the augmented images (count, C, H, W), channels_last. The arguments are those of `augment`.
 
-    The crop is a gather from padded images rather than index arithmetic with bounds, so that it can check the kernel.
+    The crop is a gather from padded images in place of index arithmetic with bounds, so that it can check the kernel.
     """
+    mean, std, padding, cutout, dtype = augmentation
     _, height, width, _ = images.shape
     device = images.device
     samples = order[start : start + count].long()
@@ -30,9 +46,8 @@ def augment_reference(
     y = torch.arange(height, device=device)
     x = torch.arange(width, device=device)
 
-    padded = functional.pad(
-        images[samples], (0, 0, padding, padding, padding, padding)
-    )  # (B, H + 2p, W + 2p, C)
+    # (B, H + 2p, W + 2p, C)
+    padded = functional.pad(images[samples], (0, 0, padding, padding, padding, padding))
     rows = crop_y + y  # (B, H)
     columns = crop_x + torch.where(flip != 0, x.flip(0), x)  # (B, W)
     batch = torch.arange(count, device=device)

@@ -1,31 +1,110 @@
-"""The backward kernels of `batch_norm_act.py` and their launches; `batch_norm_act_tiles.py` describes what they have in common."""
+"""Run the backward pass: `kernels/norm_tiles.py` lists the launches and describes the tiles.
+
+dz is the gradient by z, the sum under the ReLU.
+"""
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 # (Triton's annotations describe neither the language inside a kernel nor the options of a launch.)
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from kernels.batch_norm_act.tiles import add_partials, fold, load, locate, locate_mask, plan, store
+from kernels.norm_tiles import add_partials, fold, load_channels, locate_mask, plan
+from kernels.tiles import load, locate, store
 
-# by x, weight and bias, and dz
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-# by x, weight and bias, and by the residual and its weight and bias
-DualGradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # by x, weight and bias
+
+
+class Inputs(NamedTuple):
+    """The tensors that the gradient sums kernel reads."""
+
+    dy: torch.Tensor  # (M, C)
+    second_dy: torch.Tensor | None  # (M, C)
+    x: torch.Tensor  # (M, C)
+    mask: torch.Tensor | None  # (M, ceil(C / 8)) uint8
+
+
+class NormConstants(NamedTuple):
+    """The values of each channel that both gradient kernels read."""
+
+    weight: torch.Tensor  # (C,) float32, as is bias
+    bias: torch.Tensor
+    statistics: (
+        torch.Tensor
+    )  # (2, C) float32: mean, 1 / standard deviation; (4, C) with a normalised residual
+
+
+class ResidualTensors(NamedTuple):
+    """The tensors of a residual that is normalised too: the gradient kernel reads the first two and writes the others."""
+
+    residual: torch.Tensor  # (M, C)
+    weight: torch.Tensor  # (C,) float32, as are dweight and dbias
+    dresidual: torch.Tensor  # (M, C)
+    dweight: torch.Tensor
+    dbias: torch.Tensor
 
 
 @triton.jit
-def _norm_gradient_sums_kernel(
-    dy_ptr,  # (M, C)
-    second_dy_ptr,  # (M, C) or None
-    x_ptr,  # (M, C)
-    mask_ptr,  # (M, ceil(C / 8)) uint8 or None
-    weight_ptr,  # (C,) float32, as is bias
-    bias_ptr,
-    statistics_ptr,  # (2, C) float32: mean, 1 / standard deviation; (4, C) with a normalised residual
-    residual_ptr,  # (M, C) where the residual is normalised too, otherwise None
+def _load_deviation(pointer, elements, mean, WHOLE_TILES: tl.constexpr, LAST_USE: tl.constexpr):
+    """Return x - mean for the elements of a tile."""
+    return load(pointer, elements, WHOLE_TILES, LAST_USE) - mean[None, :]
+
+
+@triton.jit
+def _recompute_mask(dz, deviation, scale, bias, RECOMPUTE_MASK: tl.constexpr):
+    """Return dz. With RECOMPUTE_MASK dz becomes 0 where the ReLU was not positive: z is computed again from x."""
+    if RECOMPUTE_MASK:
+        dz = tl.where(tl.fma(deviation, scale[None, :], bias[None, :]) <= 0.0, 0.0, dz)
+    return dz
+
+
+@triton.jit
+def _load_dz(
+    inputs,
+    elements,
+    affine,
+    RECOMPUTE_MASK: tl.constexpr,
+    WHOLE_TILES: tl.constexpr,
+    LAST_USE: tl.constexpr,
+):
+    """Return dz, to which the mask is not yet applied, and x - mean for the elements of a tile. LAST_USE is that of dy."""
+    mean, scale, bias = affine
+    dz = load(inputs.dy, elements, WHOLE_TILES, LAST_USE)
+    if inputs.second_dy is not None:
+        dz += load(inputs.second_dy, elements, WHOLE_TILES, True)
+    deviation = _load_deviation(inputs.x, elements, mean, WHOLE_TILES, False)
+    return _recompute_mask(dz, deviation, scale, bias, RECOMPUTE_MASK), deviation
+
+
+@triton.jit
+def _apply_mask(dz, mask_ptr, tile, num_rows, num_channels, WHOLE_TILES: tl.constexpr):
+    """Return dz. With a mask dz becomes 0 where the bit of the mask is 0."""
+    if mask_ptr is not None:
+        elements = locate_mask(tile, num_rows, num_channels, dz.shape[0], dz.shape[1])
+        bits = load(mask_ptr, elements, WHOLE_TILES, True, tl.int32)
+        bits = bits[:, :, None] >> tl.arange(0, 8)[None, None, :]
+        dz = tl.where((tl.reshape(bits, (dz.shape[0], dz.shape[1])) & 1) != 0, dz, 0.0)
+    return dz
+
+
+@triton.jit
+def _store_dz(dz_ptr, elements, dz, WHOLE_TILES: tl.constexpr):
+    """Return dz. With a pointer dz is written and rounded: the sums must be those of what the gradient kernel reads."""
+    if dz_ptr is not None:
+        dz = dz.to(dz_ptr.dtype.element_ty).to(tl.float32)
+        store(dz_ptr, elements, dz, WHOLE_TILES)
+    return dz
+
+
+@triton.jit
+def _norm_gradient_sums_kernel(  # noqa: PLR0913
+    inputs,  # Inputs
+    norm,  # NormConstants
+    residual_ptr,  # (M, C) if the residual is normalised too, otherwise None
     dz_ptr,  # (M, C) or None
     partials_ptr,  # (2 or 3, P, C) float32: sum of dz, sum of dz * (x - mean), and likewise for the residual
     num_rows,
@@ -40,84 +119,75 @@ def _norm_gradient_sums_kernel(
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < num_channels
-    mean = tl.load(statistics_ptr + channel, mask=in_channels, other=0.0)
-    inverse_std = tl.load(statistics_ptr + num_channels + channel, mask=in_channels, other=0.0)
-    scale = tl.load(weight_ptr + channel, mask=in_channels, other=0.0) * inverse_std
-    bias = tl.load(bias_ptr + channel, mask=in_channels, other=0.0)
-
+    affine = _load_norm(norm, channel, num_channels)
     if residual_ptr is not None:
-        residual_mean = tl.load(statistics_ptr + 2 * num_channels + channel, mask=in_channels, other=0.0)
-        residual_products = tl.zeros((BLOCK_ROWS // FOLD, BLOCK_CHANNELS), tl.float32)
-
-    sums = tl.zeros((BLOCK_ROWS // FOLD, BLOCK_CHANNELS), tl.float32)
-    products = tl.zeros((BLOCK_ROWS // FOLD, BLOCK_CHANNELS), tl.float32)
+        residual_mean = load_channels(norm.statistics + 2 * num_channels, channel, num_channels)
+    zeros = tl.zeros((BLOCK_ROWS // FOLD, BLOCK_CHANNELS), tl.float32)
+    residual_sums, sums, products = zeros, zeros, zeros
     num_tiles = tl.cdiv(num_rows, BLOCK_ROWS)
     for step in tl.range(program, num_tiles, num_programs, num_stages=NUM_STAGES):
         tile = num_tiles - 1 - step
-        start, offset, exists = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
-        dz = load(dy_ptr, start, offset, exists, WHOLE_TILES, dz_ptr is not None)
-        if second_dy_ptr is not None:
-            dz += load(second_dy_ptr, start, offset, exists, WHOLE_TILES, True)
-        deviation = load(x_ptr, start, offset, exists, WHOLE_TILES, False) - mean[None, :]
-        if RECOMPUTE_MASK:
-            dz = tl.where(tl.fma(deviation, scale[None, :], bias[None, :]) <= 0.0, 0.0, dz)
-        if mask_ptr is not None:
-            mask_start, mask_offset, bits_exist = locate_mask(
-                tile, num_rows, num_channels, BLOCK_ROWS, BLOCK_CHANNELS
-            )
-            bits = load(mask_ptr, mask_start, mask_offset, bits_exist, WHOLE_TILES, True, tl.int32)
-            bits = bits[:, :, None] >> tl.arange(0, 8)[None, None, :]
-            dz = tl.where((tl.reshape(bits, (BLOCK_ROWS, BLOCK_CHANNELS)) & 1) != 0, dz, 0.0)
-        if dz_ptr is not None:
-            dz = dz.to(dz_ptr.dtype.element_ty).to(
-                tl.float32
-            )  # the sums are those of what the gradient kernel reads
-            store(dz_ptr, start, offset, dz, exists, WHOLE_TILES)
+        elements = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
+        dz, deviation = _load_dz(inputs, elements, affine, RECOMPUTE_MASK, WHOLE_TILES, dz_ptr is not None)
+        dz = _apply_mask(dz, inputs.mask, tile, num_rows, num_channels, WHOLE_TILES)
+        dz = _store_dz(dz_ptr, elements, dz, WHOLE_TILES)
         sums += fold(dz, FOLD)
         products += fold(dz * deviation, FOLD)
         if residual_ptr is not None:
-            deviation = load(residual_ptr, start, offset, exists, WHOLE_TILES, False) - residual_mean[None, :]
-            residual_products += fold(dz * deviation, FOLD)
-
+            deviation = _load_deviation(residual_ptr, elements, residual_mean, WHOLE_TILES, False)
+            residual_sums += fold(dz * deviation, FOLD)
     partials = partials_ptr + program * num_channels + channel
     tl.store(partials, tl.sum(sums, axis=0), mask=in_channels)
     tl.store(partials + num_programs * num_channels, tl.sum(products, axis=0), mask=in_channels)
     if residual_ptr is not None:
-        tl.store(
-            partials + 2 * num_programs * num_channels, tl.sum(residual_products, axis=0), mask=in_channels
-        )
+        tl.store(partials + 2 * num_programs * num_channels, tl.sum(residual_sums, axis=0), mask=in_channels)
 
 
 @triton.jit
-def _coefficients(products, dbias, weight_ptr, statistics_ptr, num_rows, num_channels, channel):
-    """Return dweight, and what makes dx = scale * dz + slope * (x - mean) + constant; the mean is the last.
+def _load_norm(norm, channel, num_channels):
+    """Return mean, scale and bias of each channel: z = (x - mean) * scale + bias."""
+    mean = load_channels(norm.statistics, channel, num_channels)
+    inverse_std = load_channels(norm.statistics + num_channels, channel, num_channels)
+    scale = load_channels(norm.weight, channel, num_channels) * inverse_std
+    return mean, scale, load_channels(norm.bias, channel, num_channels)
 
-    That is dz less its mean and less its projection on the normalised x (Ioffe and Szegedy 2015, section 3), in terms of x - mean.
+
+@triton.jit
+def _terms(products, dbias, weight_ptr, statistics_ptr, channel, num_rows, num_channels):
+    """Return dweight, and scale, slope, constant and mean of dx = scale * dz + slope * (x - mean) + constant.
+
+    dx is dz less its mean and less its projection on the normalised x (Ioffe and Szegedy 2015, section 3), in terms of x - mean.
     """
-    in_channels = channel < num_channels
-    mean = tl.load(statistics_ptr + channel, mask=in_channels, other=0.0)
-    inverse_std = tl.load(statistics_ptr + num_channels + channel, mask=in_channels, other=0.0)
+    mean = load_channels(statistics_ptr, channel, num_channels)
+    inverse_std = load_channels(statistics_ptr + num_channels, channel, num_channels)
     dweight = products * inverse_std
-    scale = tl.load(weight_ptr + channel, mask=in_channels, other=0.0) * inverse_std
-    return dweight, scale, -scale * inverse_std * dweight / num_rows, -scale * dbias / num_rows, mean
+    scale = load_channels(weight_ptr, channel, num_channels) * inverse_std
+    return dweight, (scale, -scale * inverse_std * dweight / num_rows, -scale * dbias / num_rows, mean)
+
+
+@triton.jit
+def _store_sums(dweight_ptr, dbias_ptr, dweight, dbias, channel, num_channels):
+    """Write the gradients by weight and bias, in the first program of a column."""
+    if tl.program_id(0) == 0:
+        tl.store(dweight_ptr + channel, dweight, mask=channel < num_channels)
+        tl.store(dbias_ptr + channel, dbias, mask=channel < num_channels)
+
+
+@triton.jit
+def _input_gradient(dz, deviation, terms):
+    """Return the gradient by the input of a batch norm."""
+    scale, slope, constant, _ = terms
+    return tl.fma(scale[None, :], dz, tl.fma(slope[None, :], deviation, constant[None, :]))
 
 
 @triton.jit(do_not_specialize=["num_partials"])
-def _norm_gradient_kernel(
-    dz_ptr,  # (M, C); dy where RECOMPUTE_MASK
+def _norm_gradient_kernel(  # noqa: PLR0913
+    dz_ptr,  # (M, C); dy if RECOMPUTE_MASK
     x_ptr,  # (M, C)
-    weight_ptr,  # (C,) float32, as are bias, dweight and dbias
-    bias_ptr,
-    statistics_ptr,  # (2 or 4, C) float32, as for the gradient sums kernel
+    norm,  # NormConstants
     partials_ptr,  # (2 or 3, P, C) float32, of the gradient sums kernel
-    dx_ptr,  # (M, C)
-    dweight_ptr,
-    dbias_ptr,
-    residual_ptr,  # these five: as those of x where the residual is normalised too, otherwise None
-    residual_weight_ptr,
-    dresidual_ptr,
-    residual_dweight_ptr,
-    residual_dbias_ptr,
+    gradients,  # by x, (M, C), and by weight and bias, (C,) float32
+    residual,  # ResidualTensors if the residual is normalised too, otherwise None
     num_rows,
     num_channels,
     num_partials,
@@ -129,66 +199,45 @@ def _norm_gradient_kernel(
     NUM_STAGES: tl.constexpr,
 ):
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    in_channels = channel < num_channels
-    dbias, products = add_partials(
-        partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS
-    )
-    dweight, scale, slope, constant, mean = _coefficients(
-        products, dbias, weight_ptr, statistics_ptr, num_rows, num_channels, channel
-    )
-    bias = tl.load(bias_ptr + channel, mask=in_channels, other=0.0)
-    if tl.program_id(0) == 0:
-        tl.store(dweight_ptr + channel, dweight, mask=in_channels)
-        tl.store(dbias_ptr + channel, dbias, mask=in_channels)
-    if residual_ptr is not None:
+    dbias, sums = add_partials(partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS)
+    dweight, terms = _terms(sums, dbias, norm.weight, norm.statistics, channel, num_rows, num_channels)
+    bias = load_channels(norm.bias, channel, num_channels)
+    _store_sums(gradients[1], gradients[2], dweight, dbias, channel, num_channels)
+    if residual is not None:
         pair = partials_ptr + num_partials * num_channels  # of which the second is new
-        _, residual_products = add_partials(
-            pair, num_partials, num_channels, channel, BLOCK_PARTIALS, BLOCK_CHANNELS
+        _, sums = add_partials(pair, num_partials, num_channels, channel, BLOCK_PARTIALS)
+        statistics_ptr = norm.statistics + 2 * num_channels
+        dweight, residual_terms = _terms(
+            sums, dbias, residual.weight, statistics_ptr, channel, num_rows, num_channels
         )
-        residual_dweight, residual_scale, residual_slope, residual_constant, residual_mean = _coefficients(
-            residual_products,
-            dbias,
-            residual_weight_ptr,
-            statistics_ptr + 2 * num_channels,
-            num_rows,
-            num_channels,
-            channel,
-        )
-        if tl.program_id(0) == 0:
-            tl.store(residual_dweight_ptr + channel, residual_dweight, mask=in_channels)
-            tl.store(residual_dbias_ptr + channel, dbias, mask=in_channels)
-
-    for tile in tl.range(
-        tl.program_id(0), tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES
-    ):
-        start, offset, exists = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
-        dz = load(dz_ptr, start, offset, exists, WHOLE_TILES, True)
-        deviation = load(x_ptr, start, offset, exists, WHOLE_TILES, True) - mean[None, :]
-        if RECOMPUTE_MASK:
-            dz = tl.where(tl.fma(deviation, scale[None, :], bias[None, :]) <= 0.0, 0.0, dz)
-        dx = tl.fma(scale[None, :], dz, tl.fma(slope[None, :], deviation, constant[None, :]))
-        store(dx_ptr, start, offset, dx, exists, WHOLE_TILES)
-        if residual_ptr is not None:
-            deviation = load(residual_ptr, start, offset, exists, WHOLE_TILES, True) - residual_mean[None, :]
-            dresidual = tl.fma(
-                residual_scale[None, :],
-                dz,
-                tl.fma(residual_slope[None, :], deviation, residual_constant[None, :]),
-            )
-            store(dresidual_ptr, start, offset, dresidual, exists, WHOLE_TILES)
+        _store_sums(residual.dweight, residual.dbias, dweight, dbias, channel, num_channels)
+    num_tiles = tl.cdiv(num_rows, BLOCK_ROWS)
+    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), num_stages=NUM_STAGES):
+        elements = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
+        dz = load(dz_ptr, elements, WHOLE_TILES, True)
+        deviation = _load_deviation(x_ptr, elements, terms[3], WHOLE_TILES, True)
+        dz = _recompute_mask(dz, deviation, terms[0], bias, RECOMPUTE_MASK)
+        store(gradients[0], elements, _input_gradient(dz, deviation, terms), WHOLE_TILES)
+        if residual is not None:
+            deviation = _load_deviation(residual.residual, elements, residual_terms[3], WHOLE_TILES, True)
+            store(residual.dresidual, elements, _input_gradient(dz, deviation, residual_terms), WHOLE_TILES)
 
 
-def backward_outputs(x: torch.Tensor, weight: torch.Tensor, returns_dz: bool) -> Gradients:
-    like_x = torch.empty_like(x, memory_format=torch.channels_last)
-    return (
-        like_x,
-        torch.empty_like(weight),
-        torch.empty_like(weight),
-        torch.empty_like(like_x) if returns_dz else x.new_empty(0),
-    )
+def empty_gradients(x: torch.Tensor, weight: torch.Tensor) -> Gradients:
+    """Return tensors for the gradients by x, weight and bias."""
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    return dx, torch.empty_like(weight), torch.empty_like(weight)
 
 
-def launch_backward(
+def backward_outputs(
+    x: torch.Tensor, weight: torch.Tensor, returns_dz: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return tensors for the results of `launch_backward`."""
+    gradients = empty_gradients(x, weight)
+    return *gradients, torch.empty_like(gradients[0]) if returns_dz else x.new_empty(0)
+
+
+def launch_backward(  # noqa: PLR0913
     gradient: torch.Tensor,
     second_gradient: torch.Tensor | None,
     x: torch.Tensor,
@@ -198,91 +247,38 @@ def launch_backward(
     statistics: torch.Tensor,
     relu: bool,
     returns_dz: bool,
-) -> Gradients:
-    """Run the backward kernels; for the results see `backward_reference`. Activations and their gradients must be channels_last."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run the backward kernels and return what `backward_reference` returns. Activations and gradients must be channels_last."""
     outputs = backward_outputs(x, weight, returns_dz)
-    dz = outputs[-1] if returns_dz else None
-    _launch(gradient, second_gradient, x, mask, weight, bias, statistics, dz, relu, outputs[:3])
+    inputs = Inputs(gradient, second_gradient, x, mask)
+    norm = NormConstants(weight, bias, statistics)
+    launch_gradients(inputs, norm, outputs[3] if returns_dz else None, relu, outputs[:3])
     return outputs
 
 
-def dual_backward_outputs(x: torch.Tensor, weight: torch.Tensor) -> DualGradients:
-    dx, dresidual = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
-    dweight, dbias, residual_dweight, residual_dbias = (torch.empty_like(weight) for _ in range(4))
-    return dx, dweight, dbias, dresidual, residual_dweight, residual_dbias
-
-
-def launch_dual_backward(
-    gradient: torch.Tensor,
-    second_gradient: torch.Tensor | None,
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    mask: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual_weight: torch.Tensor,
-    statistics: torch.Tensor,
-) -> DualGradients:
-    """Run the backward kernels where the residual is normalised too; the results are those of `dual_backward_outputs`."""
-    outputs = dual_backward_outputs(x, weight)
-    dz = torch.empty_like(x)
-    dual = (residual, residual_weight, *outputs[3:])
-    _launch(gradient, second_gradient, x, mask, weight, bias, statistics, dz, True, outputs[:3], dual)
-    return outputs
-
-
-def _launch(
-    gradient: torch.Tensor,
-    second_gradient: torch.Tensor | None,
-    x: torch.Tensor,
-    mask: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    statistics: torch.Tensor,
+def launch_gradients(
+    inputs: Inputs,
+    norm: NormConstants,
     dz: torch.Tensor | None,
     relu: bool,
-    outputs: tuple[torch.Tensor, ...],
-    dual: tuple[torch.Tensor | None, ...] = (None,) * 5,
+    gradients: Gradients,
+    residual: ResidualTensors | None = None,
 ) -> None:
-    """`outputs` are dx, dweight and dbias; `dual` is a normalised residual, its weight, and the same outputs for these."""
+    """Write the gradients, dz unless it is None, and the gradients of a residual that is normalised too."""
+    x = inputs.x
     num_channels = x.shape[1]
     num_rows = x.numel() // num_channels
-    recompute_mask = relu and mask is None
-    residual = dual[0]
-    prefix, num_sums = ("", 2) if residual is None else ("dual ", 3)
+    recompute_mask = relu and inputs.mask is None
+    prefix, num_sums, residual_x = ("", 2, None) if residual is None else ("dual ", 3, residual.residual)
 
     launch = plan(f"{prefix}gradient sums", x)
     partials = torch.empty((num_sums, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
+    tensors = inputs, norm, residual_x, dz, partials
     _norm_gradient_sums_kernel[launch.grid](
-        gradient,
-        second_gradient,
-        x,
-        mask,
-        weight,
-        bias,
-        statistics,
-        residual,
-        dz,
-        partials,
-        num_rows,
-        num_channels,
-        recompute_mask,
-        **launch.options,
+        *tensors, num_rows, num_channels, recompute_mask, **launch.options
     )
 
     launch = plan(f"{prefix}gradient", x)
-    _norm_gradient_kernel[launch.grid](
-        gradient if dz is None else dz,
-        x,
-        weight,
-        bias,
-        statistics,
-        partials,
-        *outputs,
-        *dual,
-        num_rows,
-        num_channels,
-        partials.shape[1],
-        recompute_mask and dz is None,
-        **launch.options,
-    )
+    tensors = inputs.dy if dz is None else dz, x, norm, partials, gradients, residual
+    sizes = num_rows, num_channels, partials.shape[1]
+    _norm_gradient_kernel[launch.grid](*tensors, *sizes, recompute_mask and dz is None, **launch.options)

@@ -1,4 +1,4 @@
-"""Plain PyTorch definition of the op in `batch_norm_act.py`, and the CPU implementation of its two operators.
+"""Define `batch_norm_act` in plain PyTorch, and implement its two operators on the CPU.
 
 Shapes: N images, C channels, H rows, W columns, M = N·H·W rows of C values, G = ⌈C / 8⌉ bytes of mask a row. Arithmetic is in
 float32, or in float64 for float64 activations.
@@ -7,19 +7,19 @@ float32, or in float64 for float64 activations.
 import torch
 from torch.nn import functional
 
+from kernels.arguments import Norm
+
 
 def batch_norm_act_reference(
     x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    running_mean: torch.Tensor,
-    running_var: torch.Tensor,
+    norm: Norm,
     residual: torch.Tensor | None = None,
     relu: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(x) + residual), rounded once, to the dtype of x; for the arguments see `kernels.batch_norm_act.op`."""
+    """Return relu(batch_norm(x) + residual), rounded once, to the dtype of x. The arguments are those of `batch_norm_act`."""
+    weight, bias, running_mean, running_var = norm
     z = functional.batch_norm(
         _wide(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
     )
@@ -28,7 +28,7 @@ def batch_norm_act_reference(
     return (z.relu() if relu else z).to(x.dtype)
 
 
-def forward_reference(
+def forward_reference(  # noqa: PLR0913
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
@@ -39,10 +39,10 @@ def forward_reference(
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return y, what backward needs of the statistics, (2, C): mean and 1 / standard deviation, and the ReLU's mask.
+    """Return y, the statistics that backward needs, (2, C): mean and 1 / standard deviation, and the mask of the ReLU.
 
-    The mask exists, (M, G) uint8, where there are a residual and a ReLU, and is empty otherwise: bit k of byte g tells whether the
-    gradient passes channel 8g + k.
+    With a residual and a ReLU the mask is (M, G) uint8: bit k of byte g is 1 if the gradient passes channel 8g + k. Otherwise the mask
+    is empty.
     """
     z, mean, inverse_std = torch.native_batch_norm(
         _wide(x), weight, bias, running_mean, running_var, True, momentum, eps
@@ -56,7 +56,7 @@ def forward_reference(
     return y.contiguous(memory_format=torch.channels_last), torch.stack([mean, inverse_std]), mask
 
 
-def backward_reference(
+def backward_reference(  # noqa: PLR0913
     gradient: torch.Tensor,
     second_gradient: torch.Tensor | None,
     x: torch.Tensor,
@@ -67,9 +67,9 @@ def backward_reference(
     relu: bool,
     returns_dz: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients by x, weight, bias and, where it is asked for (empty otherwise), by the sum under the ReLU.
+    """Return the gradients by x, weight and bias, and dz, the gradient by the sum under the ReLU (empty unless `returns_dz`).
 
-    `gradient` and `second_gradient` are those of two uses of y. Ioffe and Szegedy 2015 (arXiv:1502.03167, section 3).
+    `gradient` and `second_gradient` are those of two uses of y. Source: Ioffe and Szegedy 2015 (arXiv:1502.03167, section 3).
     """
     mean, inverse_std = statistics
     rows = _rows(_wide(x))
@@ -89,21 +89,20 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) → (M, C)."""
+    """Return (N, C, H, W) as (M, C)."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def _images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(M, C) → the shape and dtype of `like`, channels_last."""
+    """Return (M, C) in the shape and dtype of `like`, channels_last."""
     num_images, num_channels, height, width = like.shape
     return rows.to(like.dtype).reshape(num_images, height, width, num_channels).permute(0, 3, 1, 2)
 
 
 def _pack(z: torch.Tensor) -> torch.Tensor:
     passes = functional.pad(~(z <= 0), (0, -z.shape[1] % 8)).reshape(len(z), -1, 8)
-    return (passes.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=z.device)).sum(
-        2, dtype=torch.uint8
-    )
+    bits = passes.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=z.device)
+    return bits.sum(2, dtype=torch.uint8)
 
 
 def _unpack(mask: torch.Tensor, num_channels: int) -> torch.Tensor:

@@ -1,28 +1,29 @@
-"""Plain PyTorch definition of the op in `dual_batch_norm_act.py`, and the CPU implementation of its two operators.
+"""Define `dual_batch_norm_act` in plain PyTorch, and implement its two operators on the CPU.
 
 Shapes: (N, C, H, W) activations, (C,) parameters. Arithmetic is in float32, or in float64 for float64 activations.
 """
 
 import torch
 
+from kernels.arguments import Norm
 from kernels.batch_norm_act.reference import backward_reference, batch_norm_act_reference, forward_reference
 
 
 def dual_batch_norm_act_reference(
     x: torch.Tensor,
-    norm: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    norm: Norm,
     residual: torch.Tensor,
-    residual_norm: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    residual_norm: Norm,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(x) + batch_norm(residual)), rounded once; for the arguments see `kernels.dual_batch_norm_act.op`."""
+    """Return relu(batch_norm(x) + batch_norm(residual)), rounded once. The arguments are those of `dual_batch_norm_act`."""
     wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
-    normalised = batch_norm_act_reference(wide, *residual_norm, relu=False, momentum=momentum, eps=eps)
-    return batch_norm_act_reference(x, *norm, residual=normalised, momentum=momentum, eps=eps)
+    normalised = batch_norm_act_reference(wide, residual_norm, relu=False, momentum=momentum, eps=eps)
+    return batch_norm_act_reference(x, norm, residual=normalised, momentum=momentum, eps=eps)
 
 
-def dual_forward_reference(
+def dual_forward_reference(  # noqa: PLR0913
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
@@ -36,26 +37,17 @@ def dual_forward_reference(
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return y, the statistics, (4, C): those of x, those of the residual, and the ReLU's mask, as `forward_reference` does."""
+    """Return y, the statistics (4, C) and the mask of the ReLU, as `forward_reference` does: first the statistics of x."""
     wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
-    normalised, residual_statistics, _ = forward_reference(
-        wide,
-        None,
-        residual_weight,
-        residual_bias,
-        residual_running_mean,
-        residual_running_var,
-        False,
-        momentum,
-        eps,
-    )
+    residual_norm = residual_weight, residual_bias, residual_running_mean, residual_running_var
+    normalised, residual_statistics, _ = forward_reference(wide, None, *residual_norm, False, momentum, eps)
     y, statistics, mask = forward_reference(
         x, normalised, weight, bias, running_mean, running_var, True, momentum, eps
     )
     return y, torch.cat([statistics, residual_statistics]), mask
 
 
-def dual_backward_reference(
+def dual_backward_reference(  # noqa: PLR0913
     gradient: torch.Tensor,
     second_gradient: torch.Tensor | None,
     x: torch.Tensor,
@@ -73,4 +65,4 @@ def dual_backward_reference(
     by_residual = backward_reference(
         dz, None, residual, None, residual_weight, bias, statistics[2:], False, False
     )[:3]
-    return (by_x[0], by_x[1], by_x[2], *by_residual)
+    return by_x[0], by_x[1], by_x[2], *by_residual

@@ -1,4 +1,4 @@
-"""Plain PyTorch definition of the op in `label_smoothing_cross_entropy.py` and of its gradient, on any device.
+"""Define `label_smoothing_cross_entropy` and its gradient in plain PyTorch, for any device.
 
 Arithmetic is in float32, or in float64 for float64 logits. B rows, K classes.
 """
@@ -18,16 +18,15 @@ def label_smoothing_cross_entropy_reference(
 def label_smoothing_cross_entropy_gradient_reference(
     gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Return the gradient by the logits, (B, K) in their dtype, where `gradient`, a scalar, is that by the loss."""
+    """Return the gradient by the logits, (B, K) in their dtype. `gradient`, a scalar, is the gradient by the loss."""
     wide = _at_least_float32(logits)
     return (gradient / len(wide) * (wide.softmax(1) - _smoothed(targets, wide, smoothing))).to(logits.dtype)
 
 
 def _smoothed(targets: torch.Tensor, logits: torch.Tensor, smoothing: float) -> torch.Tensor:
     num_classes = logits.shape[1]
-    return (1 - smoothing) * functional.one_hot(targets, num_classes).to(
-        logits.dtype
-    ) + smoothing / num_classes
+    one_hot = functional.one_hot(targets, num_classes).to(logits.dtype)
+    return (1 - smoothing) * one_hot + smoothing / num_classes
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:

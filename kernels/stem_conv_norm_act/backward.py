@@ -1,17 +1,17 @@
-"""The backward kernels of `stem_conv_norm_act.py` and their launches; `stem_tiles.py` describes taps and tiles.
+"""Run the backward pass: `kernels/stem_tiles.py` describes taps and tiles.
 
-The gradient by the convolution's weight is the sum of T·dx over the pixels, where dx comes from dz, the gradient under the ReLU, by batch
-norm's three terms (Ioffe and Szegedy 2015, section 3). Two of these are multiples of x and of 1, so that they need only the moments of
-the taps; what remains is the sum of T·dz. Its tap 9·C, which is 1, is the gradient by batch norm's bias, and its product with w that by
-its weight: one pass over dy gives all three, and neither dx nor x is written.
+The gradient by the convolution's weight is the sum of T·dx over the pixels. dx comes from dz, the gradient under the ReLU, by batch
+norm's three terms (Ioffe and Szegedy 2015, section 3). Two of these terms are multiples of x and of 1, so they need only the moments of
+the taps. The third term needs the sum of T·dz. Its tap 9·C, which is 1, is the gradient by batch norm's bias, and its product with w
+gives the gradient by batch norm's weight. So one pass over dy gives all three gradients, and neither dx nor x is written.
 
-| launch        | reads                           | writes                                                  |
-|---------------|---------------------------------|---------------------------------------------------------|
-| gradient sums | images, weight, dy, second dy   | of each program, the sum of T·dz over its pixels: (O, K) |
-| gradient      | these, moments, weight          | the gradients                                           |
+| launch        | reads                                       | writes                                                   |
+|---------------|---------------------------------------------|----------------------------------------------------------|
+| gradient sums | images, weight, dy, second dy               | of each program, the sum of T·dz over its pixels: (O, K) |
+| gradient      | the sums of the programs, moments, weight   | the gradients                                            |
 
-Nothing is added atomically, so results repeat bit for bit on one kind of GPU. The first walks from the end of dy to its start, since a
-kernel that wrote dy the other way left its end in the L2 cache.
+Nothing is added atomically, so results repeat bit for bit on one kind of GPU. The first launch walks from the end of dy to its start: a
+kernel that wrote dy the other way left the end of dy in the L2 cache.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -21,12 +21,21 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.stem_conv.tiles import BLOCK_PARTIALS, add_partials, gather_taps, load_weight, plan, tap_options
 from kernels.stem_conv_norm_act.forward import covariances, load_norm
+from kernels.stem_tiles import (
+    BLOCK_PARTIALS,
+    add_partials,
+    gather_taps,
+    load_weight,
+    plan,
+    store_partial,
+    tap_options,
+)
+from kernels.tiles import locate
 
 
 @triton.jit
-def _stem_gradient_sums_kernel(
+def _stem_gradient_sums_kernel(  # noqa: PLR0913
     images_ptr,  # (M, C)
     weight_ptr,  # (O, 9·C)
     statistics_ptr,  # these three: see `load_norm`
@@ -57,24 +66,19 @@ def _stem_gradient_sums_kernel(
     for step in tl.range(program, num_tiles, num_programs, num_stages=NUM_STAGES):
         tile = num_tiles - 1 - step
         taps = gather_taps(
-            images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS
+            images_ptr, tile, pixel, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_TAPS, DTYPE, OPERANDS
         )
         z = tl.fma(tl.dot(taps, weight, input_precision="ieee"), scale, shift)
-        start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
-        offset = start * num_channels + (pixel[:, None] * num_channels + channel[None, :])
-        exists = (pixel < num_pixels - start)[:, None] & (channel < num_channels)[None, :]
-        dz = tl.load(dy_ptr + offset, mask=exists, other=0.0).to(OPERANDS)
+        start, offset, exists = locate(tile, channel, num_pixels, num_channels, BLOCK_PIXELS)
+        dz = tl.load(dy_ptr + (start + offset), mask=exists, other=0.0).to(OPERANDS)
         if second_dy_ptr is not None:
-            dz += tl.load(second_dy_ptr + offset, mask=exists, other=0.0).to(OPERANDS)
-        dz = tl.where(z <= 0.0, 0.0, dz)
-        sums = tl.dot(tl.trans(dz), taps, sums, input_precision="ieee")
-    tap = tl.arange(0, BLOCK_TAPS)
-    partial = channel[:, None] * num_programs + program
-    tl.store(partials_ptr + partial * BLOCK_TAPS + tap[None, :], sums, mask=(channel < num_channels)[:, None])
+            dz += tl.load(second_dy_ptr + (start + offset), mask=exists, other=0.0).to(OPERANDS)
+        sums = tl.dot(tl.trans(tl.where(z <= 0.0, 0.0, dz)), taps, sums, input_precision="ieee")
+    store_partial(partials_ptr, sums, channel, num_channels, BLOCK_TAPS)
 
 
 @triton.jit(do_not_specialize=["num_partials"])
-def _stem_gradient_kernel(
+def _stem_gradient_kernel(  # noqa: PLR0913
     partials_ptr,  # (O, P, BLOCK_TAPS) float32
     moments_ptr,  # (BLOCK_TAPS, BLOCK_TAPS) float32
     weight_ptr,  # (O, 9·C)
@@ -90,7 +94,7 @@ def _stem_gradient_kernel(
     DTYPE: tl.constexpr,
     BLOCK_PARTIALS: tl.constexpr,
 ):
-    """One program for each output channel."""
+    """Compute the gradients of one output channel in each program."""
     channel = tl.program_id(0)
     tap = tl.arange(0, BLOCK_TAPS)
     sums = add_partials(partials_ptr, channel, num_partials, BLOCK_TAPS, BLOCK_PARTIALS)
@@ -100,15 +104,13 @@ def _stem_gradient_kernel(
     norm_dweight = (tl.sum(weight * sums, axis=0) - mean * norm_dbias) * inverse_std
     scale = tl.load(norm_weight_ptr + channel) * inverse_std
     dweight = scale * (sums - tap_mean * norm_dbias - covariance * (inverse_std * norm_dweight))
-    in_window = tap < 9 * CHANNELS
-    tl.store(
-        dweight_ptr + channel * (9 * CHANNELS) + tap, dweight.to(dweight_ptr.dtype.element_ty), mask=in_window
-    )
+    dweight = dweight.to(dweight_ptr.dtype.element_ty)
+    tl.store(dweight_ptr + channel * (9 * CHANNELS) + tap, dweight, mask=tap < 9 * CHANNELS)
     tl.store(norm_dweight_ptr + channel, norm_dweight)
     tl.store(norm_dbias_ptr + channel, norm_dbias)
 
 
-def launch_backward(
+def launch_backward(  # noqa: PLR0913
     gradient: torch.Tensor,
     second_gradient: torch.Tensor | None,
     images: torch.Tensor,
@@ -118,35 +120,18 @@ def launch_backward(
     statistics: torch.Tensor,
     moments: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run the backward kernels; for the results see `backward_reference`. Images, weight and gradients must be channels_last."""
+    """Run the backward kernels and return what `backward_reference` returns. Images, weight and gradients must be channels_last."""
     num_channels = len(weight)
     dtype = gradient.dtype
     grid, options = plan("gradient sums", images, num_channels, dtype)
     partials = torch.empty((num_channels, grid[0], len(moments)), dtype=torch.float32, device=images.device)
-    _stem_gradient_sums_kernel[grid](
-        images,
-        weight,
-        statistics,
-        norm_weight,
-        norm_bias,
-        gradient,
-        second_gradient,
-        partials,
-        gradient.numel() // num_channels,
-        num_channels,
-        **options,
-    )
+    tensors = images, weight, statistics, norm_weight, norm_bias, gradient, second_gradient, partials
+    num_pixels = gradient.numel() // num_channels
+    _stem_gradient_sums_kernel[grid](*tensors, num_pixels, num_channels, **options)
+
     gradients = torch.empty_like(weight), torch.empty_like(norm_weight), torch.empty_like(norm_bias)
+    tensors = partials, moments, weight, statistics, norm_weight, *gradients
     _stem_gradient_kernel[(num_channels,)](
-        partials,
-        moments,
-        weight,
-        statistics,
-        norm_weight,
-        *gradients,
-        num_channels,
-        grid[0],
-        BLOCK_PARTIALS=BLOCK_PARTIALS,
-        **tap_options(images, dtype),
+        *tensors, num_channels, grid[0], BLOCK_PARTIALS=BLOCK_PARTIALS, **tap_options(images, dtype)
     )
     return gradients

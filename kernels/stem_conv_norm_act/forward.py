@@ -1,18 +1,19 @@
-"""The forward kernels of `stem_conv_norm_act.py` and their launches; `stem_tiles.py` describes taps and tiles.
+"""Run the forward pass: `kernels/stem_tiles.py` describes taps and tiles.
 
-With T the taps of all M pixels, (M, K), and w the weight of an output channel, (K,), the convolution is x = T w. Its mean is m·w and its
-variance w·S·w, where m is the mean of the taps and S their covariance, (K, K): the same for all channels, and for all weights. So one
-pass over the images, a fortieth of the bytes of x, is enough, and x itself need not be written.
+T, (M, K), are the taps of all M pixels, and w, (K,), is the weight of an output channel. The convolution is x = T w. Its mean is m·w and
+its variance w·S·w, where m is the mean of the taps and S their covariance, (K, K). m and S are the same for all channels and weights. So
+one pass over the images, a fortieth of the bytes of x, is enough, and x itself is never written.
 
-| launch     | reads                                   | writes                                                                |
-|------------|-----------------------------------------|-----------------------------------------------------------------------|
-| moments    | images                                  | of each program, the products of its taps, two at a time, summed: (K, K) |
-| sum        | these                                   | moments: their mean over the pixels, (K, K)                           |
-| statistics | moments, weight                         | mean and 1 / standard deviation of each channel                       |
-| apply      | images, weight, statistics              | y                                                                     |
+| launch     | reads                      | writes                                                              |
+|------------|----------------------------|---------------------------------------------------------------------|
+| moments    | images                     | of each program, the sum of the products of two taps: (K, K)        |
+| sum        | the sums of the programs   | moments: the mean over the pixels of the products, (K, K)           |
+| statistics | moments, weight            | mean and 1 / standard deviation of each channel                     |
+| apply      | images, weight, statistics | y                                                                   |
 
 Tap 9·C is 1: its row of the moments is m, and S is the moments less m·mᵀ. The rounding error of the variance is that of the moments,
-about 1e-6 of the variance of the pixels: of the variance of x, as much more as w suppresses what neighbouring pixels have in common.
+about 1e-6 of the variance of the pixels. Relative to the variance of x the error is larger by as much as w suppresses what neighbouring
+pixels have in common.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
@@ -22,7 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.stem_conv.tiles import (
+from kernels.arguments import Norm
+from kernels.stem_tiles import (
     BLOCK_PARTIALS,
     add_partials,
     block_taps,
@@ -31,10 +33,11 @@ from kernels.stem_conv.tiles import (
     plan,
     tap_options,
 )
+from kernels.tiles import FP_FUSION, locate
 
 
 @triton.jit
-def _stem_moments_kernel(
+def _stem_moments_kernel(  # noqa: PLR0913
     images_ptr,  # (M, C)
     partials_ptr,  # (BLOCK_TAPS, P, BLOCK_TAPS) float32
     num_pixels,
@@ -48,10 +51,11 @@ def _stem_moments_kernel(
     OPERANDS: tl.constexpr,
 ):
     program, num_programs = tl.program_id(0), tl.num_programs(0)
+    pixel = tl.arange(0, BLOCK_PIXELS)
     products = tl.zeros((BLOCK_TAPS, BLOCK_TAPS), tl.float32)
     for tile in tl.range(program, tl.cdiv(num_pixels, BLOCK_PIXELS), num_programs, num_stages=NUM_STAGES):
         taps = gather_taps(
-            images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS
+            images_ptr, tile, pixel, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_TAPS, DTYPE, OPERANDS
         )
         products = tl.dot(tl.trans(taps), taps, products, input_precision="ieee")
     tap = tl.arange(0, BLOCK_TAPS)
@@ -67,7 +71,7 @@ def _stem_moments_sum_kernel(
     BLOCK_TAPS: tl.constexpr,
     BLOCK_PARTIALS: tl.constexpr,
 ):
-    """One program for each tap."""
+    """Average the products of one tap in each program."""
     total = add_partials(partials_ptr, tl.program_id(0), num_partials, BLOCK_TAPS, BLOCK_PARTIALS)
     tl.store(moments_ptr + tl.program_id(0) * BLOCK_TAPS + tl.arange(0, BLOCK_TAPS), total / num_pixels)
 
@@ -81,22 +85,21 @@ def covariances(
     BLOCK_TAPS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Return the weight w of an output channel, the mean of each tap, and S·w, the covariance of each tap with x: (BLOCK_TAPS,) each."""
+    """Return the weight w of an output channel, the mean of each tap, and S·w, the covariance of each tap with x.
+
+    The shape of each is (BLOCK_TAPS,).
+    """
     tap = tl.arange(0, BLOCK_TAPS)
-    weight = (
-        tl.load(weight_ptr + channel * (9 * CHANNELS) + tap, mask=tap < 9 * CHANNELS, other=0.0)
-        .to(DTYPE)
-        .to(tl.float32)
-    )
+    weight = tl.load(weight_ptr + channel * (9 * CHANNELS) + tap, mask=tap < 9 * CHANNELS, other=0.0)
+    weight = weight.to(DTYPE).to(tl.float32)
     mean = tl.load(moments_ptr + 9 * CHANNELS * BLOCK_TAPS + tap)
-    covariance = (
-        tl.load(moments_ptr + tap[:, None] * BLOCK_TAPS + tap[None, :]) - mean[:, None] * mean[None, :]
-    )
+    moments = tl.load(moments_ptr + tap[:, None] * BLOCK_TAPS + tap[None, :])
+    covariance = moments - mean[:, None] * mean[None, :]
     return weight, mean, tl.sum(covariance * weight[None, :], axis=1)
 
 
 @triton.jit
-def _stem_statistics_kernel(
+def _stem_statistics_kernel(  # noqa: PLR0913
     moments_ptr,  # (BLOCK_TAPS, BLOCK_TAPS) float32
     weight_ptr,  # (O, 9·C)
     running_mean_ptr,  # (O,) float32, as is running_var
@@ -110,7 +113,7 @@ def _stem_statistics_kernel(
     BLOCK_TAPS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """One program for each output channel."""
+    """Compute the statistics of one output channel in each program."""
     channel = tl.program_id(0)
     weight, tap_mean, covariance = covariances(moments_ptr, weight_ptr, channel, CHANNELS, BLOCK_TAPS, DTYPE)
     mean = tl.sum(weight * tap_mean, axis=0)
@@ -142,7 +145,7 @@ def load_norm(
 
 
 @triton.jit
-def _stem_apply_kernel(
+def _stem_apply_kernel(  # noqa: PLR0913
     images_ptr,  # (M, C)
     weight_ptr,  # (O, 9·C)
     statistics_ptr,  # these three: see `load_norm`
@@ -165,24 +168,21 @@ def _stem_apply_kernel(
     weight = load_weight(weight_ptr, channel, num_channels, CHANNELS, BLOCK_TAPS, DTYPE, OPERANDS)
     scale, shift = load_norm(statistics_ptr, norm_weight_ptr, norm_bias_ptr, channel, num_channels)
     pixel = tl.arange(0, BLOCK_PIXELS)
-    for tile in tl.range(
-        tl.program_id(0), tl.cdiv(num_pixels, BLOCK_PIXELS), tl.num_programs(0), num_stages=NUM_STAGES
-    ):
+    first, num_tiles = tl.program_id(0), tl.cdiv(num_pixels, BLOCK_PIXELS)
+    for tile in tl.range(first, num_tiles, tl.num_programs(0), num_stages=NUM_STAGES):
         taps = gather_taps(
-            images_ptr, tile, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, BLOCK_TAPS, DTYPE, OPERANDS
+            images_ptr, tile, pixel, num_pixels, HEIGHT, WIDTH, CHANNELS, BLOCK_TAPS, DTYPE, OPERANDS
         )
         z = tl.fma(tl.dot(taps, weight, input_precision="ieee"), scale, shift)
         y = tl.where(z <= 0.0, 0.0, z).to(DTYPE)  # lets NaN pass
-        start = tl.cast(tile, tl.int64) * BLOCK_PIXELS
-        exists = (pixel < num_pixels - start)[:, None] & (channel < num_channels)[None, :]
-        tl.store(
-            y_ptr + start * num_channels + (pixel[:, None] * num_channels + channel[None, :]), y, mask=exists
-        )
+        start, offset, exists = locate(tile, channel, num_pixels, num_channels, BLOCK_PIXELS)
+        tl.store(y_ptr + start + offset, y, mask=exists)
 
 
 def forward_outputs(
     images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return tensors for the results of `launch_forward`."""
     batch_size, in_channels, height, width = images.shape
     shape = (batch_size, len(weight), height, width)
     return (
@@ -195,15 +195,12 @@ def forward_outputs(
 def launch_forward(
     images: torch.Tensor,
     weight: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    running_mean: torch.Tensor,
-    running_var: torch.Tensor,
+    norm: Norm,
     dtype: torch.dtype,
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run the forward kernels; for the results see `forward_reference`. Images and weight must be channels_last."""
+    """Run the forward kernels and return what `forward_reference` returns. Images and weight must be channels_last."""
     y, statistics, moments = forward_outputs(images, weight, dtype)
     num_channels = len(weight)
     num_pixels = y.numel() // num_channels
@@ -212,23 +209,13 @@ def launch_forward(
     partials = torch.empty((len(moments), grid[0], len(moments)), dtype=torch.float32, device=images.device)
     _stem_moments_kernel[grid](images, partials, num_pixels, **options)
     _stem_moments_sum_kernel[(len(moments),)](
-        partials, moments, num_pixels, grid[0], len(moments), BLOCK_PARTIALS, enable_fp_fusion=True
+        partials, moments, num_pixels, grid[0], len(moments), BLOCK_PARTIALS, **FP_FUSION
     )
+    tensors = moments, weight, norm.running_mean, norm.running_var, statistics
     _stem_statistics_kernel[(num_channels,)](
-        moments,
-        weight,
-        running_mean,
-        running_var,
-        statistics,
-        num_pixels,
-        num_channels,
-        momentum,
-        eps,
-        **tap_options(images, dtype),
+        *tensors, num_pixels, num_channels, momentum, eps, **tap_options(images, dtype)
     )
-
     grid, options = plan("apply", images, num_channels, dtype)
-    _stem_apply_kernel[grid](
-        images, weight, statistics, norm_weight, norm_bias, y, num_pixels, num_channels, **options
-    )
+    tensors = images, weight, statistics, norm.weight, norm.bias, y
+    _stem_apply_kernel[grid](*tensors, num_pixels, num_channels, **options)
     return y, statistics, moments

@@ -1,11 +1,12 @@
-"""Plain PyTorch definition of the op in `stem_conv_norm_act.py`, and the CPU implementation of its two operators.
+"""Define `stem_conv_norm_act` in plain PyTorch, and implement its two operators on the CPU.
 
-Shapes: B images, C channels, H rows, W columns, O output channels, K taps (see `stem_tiles.py`). Arithmetic is in float32 or wider.
+Shapes: B images, C channels, H rows, W columns, O output channels, K taps (see `kernels/stem_tiles.py`). Arithmetic is in float32 or wider.
 """
 
 import torch
 from torch.nn import functional
 
+from kernels.arguments import Norm
 from kernels.batch_norm_act import reference as batch_norm_act_reference
 from kernels.stem_conv.reference import stem_conv_weight_gradient_reference
 
@@ -13,21 +14,18 @@ from kernels.stem_conv.reference import stem_conv_weight_gradient_reference
 def stem_conv_norm_act_reference(
     images: torch.Tensor,
     weight: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    running_mean: torch.Tensor,
-    running_var: torch.Tensor,
+    norm: Norm,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(conv2d(images, weight))), rounded once; for the arguments see `kernels.stem_conv_norm_act.op`."""
+    """Return relu(batch_norm(conv2d(images, weight))), rounded once. The arguments are those of `stem_conv_norm_act`."""
     x = _convolution(images, weight, images.dtype)
-    norm = (running_mean, running_var, norm_weight, norm_bias)
-    z = functional.batch_norm(x, *norm, training=True, momentum=momentum, eps=eps)
-    return z.relu().to(images.dtype)
+    return batch_norm_act_reference.batch_norm_act_reference(x, norm, None, True, momentum, eps).to(
+        images.dtype
+    )
 
 
-def forward_reference(
+def forward_reference(  # noqa: PLR0913
     images: torch.Tensor,
     weight: torch.Tensor,
     norm_weight: torch.Tensor,
@@ -38,9 +36,9 @@ def forward_reference(
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return y of `dtype`, what backward needs of batch norm's statistics, (2, O): mean and 1 / standard deviation, and the moments.
+    """Return y of `dtype`, the statistics that backward needs, (2, O): mean and 1 / standard deviation, and the moments.
 
-    Moments, (K, K): the mean over the pixels of the products of two taps.
+    The moments, (K, K), are the means over the pixels of the products of two taps.
     """
     x = _convolution(images, weight, dtype)
     y, statistics, _ = batch_norm_act_reference.forward_reference(
@@ -52,7 +50,7 @@ def forward_reference(
     return y.to(dtype), statistics, moments
 
 
-def backward_reference(
+def backward_reference(  # noqa: PLR0913
     gradient: torch.Tensor,
     second_gradient: torch.Tensor | None,
     images: torch.Tensor,
@@ -78,14 +76,17 @@ def backward_reference(
 
 
 def _convolution(images: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Images and weight are rounded to `dtype`, and their convolution is not."""
+    """Return the convolution of images and weight, both rounded to `dtype`. The result is not rounded."""
     wide = torch.promote_types(dtype, torch.float32)
     with torch.autocast(images.device.type, enabled=False):
         return functional.conv2d(images.to(dtype).to(wide), weight.to(dtype).to(wide), padding=1)
 
 
 def _taps(images: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) → (B·H·W, K), with the tap that is 1 after those of the window, and zeros up to a power of two, at least 16."""
+    """Return the taps of (B, C, H, W) images, (B·H·W, K): those of the window, the tap that is 1, and zeros.
+
+    K is a power of two, at least 16.
+    """
     windows = functional.unfold(images.to(torch.promote_types(images.dtype, torch.float32)), 3, padding=1)
     taps = windows.unflatten(1, (-1, 9)).permute(0, 3, 2, 1).flatten(2).flatten(0, 1)
     taps = functional.pad(taps, (0, 1), value=1.0)

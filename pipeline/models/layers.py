@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kernels.arguments import Norm
 from pipeline.models.sync_batch_norm import sync_batch_norm
 
 # Two layers read the output of a block: the next block's convolution and its shortcut. Our kernels return the
@@ -49,7 +50,7 @@ class NormAct(nn.BatchNorm2d):
 
             assert self.momentum is not None
             op = batch_norm_act_twice if self.branches else batch_norm_act
-            return op(input, *self._vectors(), residual, self.relu, self.momentum, self.eps)
+            return op(input, self._norm(), residual, self.relu, self.momentum, self.eps)
         across = self.sync and self.training and torch.distributed.is_initialized()
         y = sync_batch_norm(self, input) if across else super().forward(input)
         if residual is not None:
@@ -66,11 +67,11 @@ class NormAct(nn.BatchNorm2d):
 
         op = dual_batch_norm_act_twice if self.branches else dual_batch_norm_act
         assert self.momentum is not None
-        return op(input, self._vectors(), convolution(x), other._vectors(), self.momentum, self.eps)
+        return op(input, self._norm(), convolution(x), other._norm(), self.momentum, self.eps)
 
-    def _vectors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _norm(self) -> Norm:
         assert self.running_mean is not None and self.running_var is not None
-        return self.weight, self.bias, self.running_mean, self.running_var
+        return Norm(self.weight, self.bias, self.running_mean, self.running_var)
 
     def _uses_kernels(self, input: torch.Tensor) -> bool:
         return self.fused and self.training and input.is_cuda
@@ -157,7 +158,7 @@ class Stem(nn.Sequential):
         from kernels.stem_conv_norm_act.op import stem_conv_norm_act, stem_conv_norm_act_twice
 
         op = stem_conv_norm_act_twice if norm.branches else stem_conv_norm_act
-        return op(input, convolution.weight, *norm._vectors(), norm.momentum, norm.eps)
+        return op(input, convolution.weight, norm._norm(), norm.momentum, norm.eps)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""The augment kernel against its reference, and the reference against one image at a time."""
+"""Compare the augment kernel with its reference, and the reference with one image at a time."""
 
 import itertools
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from kernels.augment.op import augment
-from kernels.augment.reference import augment_reference
+from kernels.augment.reference import Augmentation, augment_reference
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -36,21 +36,24 @@ def random_draws(num_images: int, height: int, width: int, padding: int, cutout:
     return torch.from_numpy(np.concatenate([offsets, flips, boxes], axis=1).astype(np.int32)).to(DEVICE)
 
 
-def settings(channels: int, padding: int, cutout: int) -> dict[str, Any]:
-    return {"mean": MEAN[channels], "std": STD[channels], "padding": padding, "cutout": cutout}
+def settings(channels: int, padding: int, cutout: int, dtype: torch.dtype = torch.float16) -> Augmentation:
+    return Augmentation(MEAN[channels], STD[channels], padding, cutout, dtype)
 
 
-def assert_kernel(images: torch.Tensor, order: torch.Tensor, draws: torch.Tensor, **kwargs: Any) -> None:
-    actual = augment(images, order, draws, **kwargs)
+def assert_kernel(
+    images: torch.Tensor, order: torch.Tensor, draws: torch.Tensor, augmentation: Augmentation
+) -> None:
+    arguments, count = (images, order, draws, augmentation), len(order)
+    actual = augment(*arguments, count=count)
     assert actual.is_contiguous(memory_format=torch.channels_last)
     op = "augment, interpreted" if not ON_GPU and actual.dtype is torch.bfloat16 else "augment"
-    assert_parity(actual, augment_reference(images, order, draws, **kwargs), op, actual.dtype)
+    assert_parity(actual, augment_reference(*arguments, count=count), op, actual.dtype)
 
 
 def augment_one_by_one(
     images: torch.Tensor, order: torch.Tensor, draws: torch.Tensor, padding: int, cutout: int, fill: list[int]
 ) -> torch.Tensor:
-    """Return uint8 (B, H, W, C), made by padding, slicing, mirroring and filling one image after the other."""
+    """Return uint8 (B, H, W, C): pad, slice, mirror and fill one image after the other."""
     _, height, width, _ = images.shape
     done = []
     for sample in order.tolist():
@@ -71,13 +74,11 @@ def test_reference_equals_one_image_at_a_time(height: int, width: int, channels:
     images, draws = random_images(20, height, width, channels), random_draws(20, height, width, 4, 6)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     mean, std = (0.5,) * channels, (1 / 255,) * channels
-    pixels = augment_one_by_one(
-        images, order, draws, 4, 6, fill=[128] * channels
-    )  # rint(127.5) is the even neighbour
+    fill = [128] * channels  # rint(127.5) is the even neighbour
+    pixels = augment_one_by_one(images, order, draws, 4, 6, fill)
     expected = (pixels.float() - 127.5).permute(0, 3, 1, 2)
-    actual = augment_reference(
-        images, order, draws, count=20, mean=mean, std=std, padding=4, cutout=6, dtype=torch.float32
-    )
+    augmentation = Augmentation(mean, std, 4, 6, torch.float32)
+    actual = augment_reference(images, order, draws, augmentation, count=20)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
@@ -89,12 +90,12 @@ def test_reference_equals_one_image_at_a_time(height: int, width: int, channels:
 def test_random_draws(height: int, width: int, channels: int, dtype: torch.dtype) -> None:
     images, draws = random_images(9, height, width, channels), random_draws(9, height, width, 4, 6)
     order = torch.tensor([8, 0, 3, 3, 7, 1, 6], device=DEVICE)  # with a repetition, without 2, 4, 5
-    assert_kernel(images, order, draws, count=7, dtype=dtype, **settings(channels, 4, 6))
+    assert_kernel(images, order, draws, settings(channels, 4, 6, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_corner_draws(dtype: torch.dtype) -> None:
-    """Every extreme offset, both flips, and boxes clipped by each border and corner, inside, just outside, and one row or column wide."""
+    """Cover extreme offsets, both flips, and boxes clipped by each border and corner, inside, just outside, or one pixel wide."""
     size, padding, cutout = 8, 4, 4
     offsets = itertools.product((0, 2 * padding), (0, 2 * padding), (0, 1), [(2, 3)])
     boxes = itertools.product(
@@ -104,53 +105,36 @@ def test_corner_draws(dtype: torch.dtype) -> None:
     draws = torch.tensor(rows, dtype=torch.int32, device=DEVICE)
     images = random_images(len(rows), size, size, 3)
     order = torch.arange(len(rows), device=DEVICE)
-    assert_kernel(images, order, draws, count=len(rows), dtype=dtype, **settings(3, padding, cutout))
+    assert_kernel(images, order, draws, settings(3, padding, cutout, dtype))
 
 
 @pytest.mark.parametrize(("padding", "cutout"), [(0, 0), (0, 4), (4, 0), (9, 4), (4, 8), (4, 20)])
 def test_padding_and_box_sizes(padding: int, cutout: int) -> None:
-    """No padding, no box, padding wider than the image, a box as large as the image and larger."""
+    """Cover no padding, no box, padding wider than the image, and a box as large as the image and larger."""
     images, draws = random_images(8, 8, 8, 3), random_draws(8, 8, 8, padding, cutout)
-    assert_kernel(
-        images,
-        torch.arange(8, device=DEVICE),
-        draws,
-        count=8,
-        dtype=torch.float32,
-        **settings(3, padding, cutout),
-    )
+    order = torch.arange(8, device=DEVICE)
+    assert_kernel(images, order, draws, settings(3, padding, cutout, torch.float32))
 
 
 def test_a_box_over_the_whole_image_leaves_the_fill() -> None:
-    order, draws = (
-        torch.zeros(1, dtype=torch.int64, device=DEVICE),
-        torch.tensor([[0, 0, 1, -1, -1]], dtype=torch.int32, device=DEVICE),
-    )
-    actual = augment(
-        random_images(1, 8, 8, 3), order, draws, count=1, dtype=torch.float32, **settings(3, 4, 9)
-    )
-    fill = torch.tensor(
-        [(round(255 * m) - 255 * m) / (255 * s) for m, s in zip(MEAN[3], STD[3], strict=True)], device=DEVICE
-    )
+    order = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    draws = torch.tensor([[0, 0, 1, -1, -1]], dtype=torch.int32, device=DEVICE)
+    actual = augment(random_images(1, 8, 8, 3), order, draws, settings(3, 4, 9, torch.float32), count=1)
+    values = [(round(255 * m) - 255 * m) / (255 * s) for m, s in zip(MEAN[3], STD[3], strict=True)]
+    fill = torch.tensor(values, device=DEVICE)
     torch.testing.assert_close(actual, fill[:, None, None].expand(1, 3, 8, 8), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_pixel_value_is_normalised_as_numpy_does(dtype: torch.dtype) -> None:
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    mean255, std255 = (
-        np.array([255 * value for value in row], dtype=np.float32) for row in (MEAN[3], STD[3])
-    )
-    expected = torch.from_numpy((values.astype(np.float32) - mean255) * (np.float32(1) / std255)).to(
-        DEVICE, dtype
-    )
-    order, draws = (
-        torch.zeros(1, dtype=torch.int64, device=DEVICE),
-        torch.zeros(1, 5, dtype=torch.int32, device=DEVICE),
-    )
-    actual = augment(
-        torch.from_numpy(values).to(DEVICE), order, draws, count=1, dtype=dtype, **settings(3, 0, 0)
-    )
+    mean255, std255 = (np.array([255 * value for value in row], np.float32) for row in (MEAN[3], STD[3]))
+    normalised = (values.astype(np.float32) - mean255) * (np.float32(1) / std255)
+    expected = torch.from_numpy(normalised).to(DEVICE, dtype)
+    order = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    draws = torch.zeros(1, 5, dtype=torch.int32, device=DEVICE)
+    images = torch.from_numpy(values).to(DEVICE)
+    actual = augment(images, order, draws, settings(3, 0, 0, dtype), count=1)
     assert_parity(actual.permute(0, 2, 3, 1), expected, "augment", dtype)
 
 
@@ -158,28 +142,21 @@ def test_every_pixel_value_is_normalised_as_numpy_does(dtype: torch.dtype) -> No
 def test_slices_of_an_order_are_slices_of_the_whole(order_dtype: torch.dtype) -> None:
     images, draws = random_images(8, 8, 8, 3), random_draws(8, 8, 8, 4, 4)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(3)).to(DEVICE, order_dtype)
-    whole = augment(images, order, draws, count=8, **settings(3, 4, 4))
+    arguments = images, order, draws, settings(3, 4, 4)
+    whole = augment(*arguments, count=8)
     for start, count in [(0, 3), (1, 1), (3, 5)]:
-        torch.testing.assert_close(
-            augment(images, order, draws, start=start, count=count, **settings(3, 4, 4)),
-            whole[start : start + count],
-        )
+        part = augment(*arguments, start=start, count=count)
+        torch.testing.assert_close(part, whole[start : start + count])
 
 
 def test_out_is_written_and_returned() -> None:
-    images, draws, order = (
-        random_images(4, 8, 8, 3),
-        random_draws(4, 8, 8, 4, 4),
-        torch.arange(4, device=DEVICE),
-    )
-    buffer = torch.full((6, 3, 8, 8), 9.0, dtype=torch.float16, device=DEVICE).to(
-        memory_format=torch.channels_last
-    )
-    result = augment(images, order, draws, count=4, out=buffer[1:5], **settings(3, 4, 4))
+    images, draws = random_images(4, 8, 8, 3), random_draws(4, 8, 8, 4, 4)
+    arguments = images, torch.arange(4, device=DEVICE), draws, settings(3, 4, 4)
+    buffer = torch.full((6, 3, 8, 8), 9.0, dtype=torch.float16, device=DEVICE)
+    buffer = buffer.to(memory_format=torch.channels_last)
+    result = augment(*arguments, count=4, out=buffer[1:5])
     assert result.data_ptr() == buffer[1].data_ptr()
-    torch.testing.assert_close(
-        buffer[1:5], augment_reference(images, order, draws, count=4, **settings(3, 4, 4)), rtol=0, atol=0
-    )
+    torch.testing.assert_close(buffer[1:5], augment_reference(*arguments, count=4), rtol=0, atol=0)
     assert (buffer[0] == 9).all() and (buffer[5] == 9).all()
 
 
@@ -196,7 +173,7 @@ def test_out_is_written_and_returned() -> None:
         ({"start": 2}, "cannot take 3 samples from position 2"),
         ({"start": -1}, "cannot take 3 samples from position -1"),
         ({"count": 0}, "cannot take 0 samples"),
-        ({"mean": (0.5,)}, "3 channels"),
+        ({"augmentation": settings(1, 4, 4)}, "3 channels"),
         ({"out": torch.zeros(3, 3, 8, 8, dtype=torch.float16)}, "out must be channels_last"),
         ({"out": torch.zeros(3, 3, 8, 8).to(memory_format=torch.channels_last)}, "out must be channels_last"),
     ],
@@ -206,7 +183,7 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: 
         "images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8),
         "draws": torch.zeros(4, 5, dtype=torch.int32),
     }
-    arguments |= {"order": torch.arange(4), "count": 3} | settings(3, 4, 4)
+    arguments |= {"order": torch.arange(4), "count": 3, "augmentation": settings(3, 4, 4)}
     with pytest.raises(ValueError, match=message):
         augment(**(arguments | change))
 
@@ -217,4 +194,4 @@ def test_data_sets_of_more_than_2_gib() -> None:
     images = torch.empty(15_000, 224, 224, 3, dtype=torch.uint8, device=DEVICE)
     images[-8:] = random_images(8, 224, 224, 3)
     order = torch.arange(14_992, 15_000, device=DEVICE)
-    assert_kernel(images, order, random_draws(15_000, 224, 224, 4, 64), count=8, **settings(3, 4, 64))
+    assert_kernel(images, order, random_draws(15_000, 224, 224, 4, 64), settings(3, 4, 64))

@@ -1,4 +1,4 @@
-"""Batch norm + residual + ReLU: the kernels, the reference and the operators against `F.batch_norm` in float64."""
+"""Compare batch norm, residual and ReLU with `F.batch_norm` in float64: the kernels, the reference and the operators."""
 
 from typing import Any, NamedTuple
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from kernels.arguments import Norm
 from kernels.batch_norm_act.backward import launch_backward
 from kernels.batch_norm_act.forward import launch_forward
 from kernels.batch_norm_act.op import batch_norm_act, batch_norm_act_twice
 from kernels.batch_norm_act.reference import backward_reference, batch_norm_act_reference, forward_reference
-from kernels.batch_norm_act.tiles import TILINGS, Tiling, plan
+from kernels.norm_tiles import TILINGS, Tiling, plan
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -52,8 +53,11 @@ class Case(NamedTuple):
     gradients: list[torch.Tensor]
     relu: bool
 
+    def norm(self) -> Norm:
+        return Norm(self.weight, self.bias, self.running_mean, self.running_var)
+
     def clone(self, dtype: torch.dtype | None = None) -> "Case":
-        """Return a copy, in another dtype where one is given, whose running statistics can be changed."""
+        """Return a copy, in another dtype if one is given, whose running statistics can be changed."""
         copies: dict[str, Any] = self._asdict()
         copies |= {
             k: v.to(dtype or v.dtype, copy=True) for k, v in copies.items() if isinstance(v, torch.Tensor)
@@ -104,10 +108,7 @@ def sum_under_relu(case: Case) -> torch.Tensor:
 
 
 def arguments(case: Case) -> dict[str, Any]:
-    return {
-        name: getattr(case, name)
-        for name in ("weight", "bias", "running_mean", "running_var", "residual", "relu")
-    }
+    return {"norm": case.norm(), "residual": case.residual, "relu": case.relu}
 
 
 def expected(case: Case) -> dict[str, torch.Tensor]:
@@ -137,39 +138,18 @@ def assert_results(actual: dict[str, torch.Tensor], case: Case) -> None:
         is_activation = name in ("y", "dx", "dresidual")
         assert value.dtype is (case.x.dtype if is_activation else torch.float32)
         assert not is_activation or value.is_contiguous(memory_format=torch.channels_last)
-        op = {"running_mean": "batch norm statistics", "running_var": "batch norm statistics"}.get(
-            name, f"batch norm {name}"
-        )
-        assert_parity(value.double(), result, op, value.dtype)
+        op = "statistics" if "running" in name else name
+        assert_parity(value.double(), result, f"batch norm {op}", value.dtype)
 
 
 def run_pair(forward: Any, backward: Any, case: Case) -> dict[str, torch.Tensor]:
     """Return what a forward and a backward function, kernels or reference, compute."""
     copy = case.clone()
-    y, statistics, mask = forward(
-        copy.x,
-        copy.residual,
-        copy.weight,
-        copy.bias,
-        copy.running_mean,
-        copy.running_var,
-        copy.relu,
-        MOMENTUM,
-        EPS,
-    )
+    y, statistics, mask = forward(copy.x, copy.residual, copy.norm(), copy.relu, MOMENTUM, EPS)
     gradient, second_gradient = [*copy.gradients, None][:2]
     returns_dz = second_gradient is not None or (copy.relu and copy.residual is not None)
-    dx, dweight, dbias, dz = backward(
-        gradient,
-        second_gradient,
-        copy.x,
-        mask if mask.numel() else None,
-        copy.weight,
-        copy.bias,
-        statistics,
-        copy.relu,
-        returns_dz,
-    )
+    saved = copy.x, mask if mask.numel() else None, copy.weight, copy.bias, statistics
+    dx, dweight, dbias, dz = backward(gradient, second_gradient, *saved, copy.relu, returns_dz)
     results = {
         "y": y,
         "running_mean": copy.running_mean,
@@ -253,11 +233,9 @@ def test_large_kernels(
     [(torch.float32, 1000.0), (torch.float32, -3e4), (torch.float16, 1000.0), (torch.bfloat16, 100.0)],
 )
 def test_a_mean_far_from_zero(dtype: torch.dtype, mean: float) -> None:
-    """E[x²] - E[x]² in float32 would lose all digits of the variance at a mean of 3e4 and a standard deviation of 1."""
+    """Keep the digits that E[x²] - E[x]² in float32 would lose at a mean of 3e4 and a standard deviation of 1."""
     case = random_case((13, 64, 8, 8), dtype, mean=mean)
-    statistics = launch_forward(
-        case.x, None, case.weight, case.bias, case.running_mean, case.running_var, True, MOMENTUM, EPS
-    )[1]
+    statistics = launch_forward(case.x, None, case.norm(), True, MOMENTUM, EPS)[1]
     var, expected_mean = torch.var_mean(case.x.double(), (0, 2, 3), correction=0)
     assert_parity(statistics[0].double(), expected_mean, "batch norm shifted mean", torch.float32)
     assert_parity(statistics[1].double(), (var + EPS).rsqrt(), "batch norm shifted deviation", torch.float32)
@@ -279,7 +257,7 @@ def test_constant_channels() -> None:
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_relu_decides_before_rounding(residual: bool) -> None:
-    """A z of ±1e-9 is 0 in half precision, but only the gradient of the positive one passes."""
+    """Check z = ±1e-9: both are 0 in half precision, but only the gradient of the positive one passes."""
     case = random_case((2, 8, 4, 4), torch.float16, residual)
     case.x.fill_(1.5)
     case.bias[:] = torch.tensor([1e-9, -1e-9]).repeat(4)
@@ -307,7 +285,11 @@ def test_overflow_is_not_hidden(value: float, residual: bool) -> None:
 @pytest.mark.parametrize(("residual", "relu", "num_gradients"), VARIANTS)
 def test_reference(residual: bool, relu: bool, num_gradients: int) -> None:
     case = random_case((3, 5, 3, 3), torch.float32, residual, relu, num_gradients)
-    assert_results(run_pair(forward_reference, backward_reference, case), case)
+
+    def forward(x: torch.Tensor, residual: torch.Tensor | None, norm: Norm, *rest: Any) -> Any:
+        return forward_reference(x, residual, *norm, *rest)
+
+    assert_results(run_pair(forward, backward_reference, case), case)
     copy = case.clone()
     y = batch_norm_act_reference(copy.x, **arguments(copy))
     assert_parity(y.double(), expected(case)["y"], "batch norm y", torch.float32)
@@ -352,34 +334,15 @@ def test_operator_takes_any_strides_and_autocast() -> None:
 
 @pytest.mark.parametrize(("residual", "relu"), [(False, True), (True, True), (False, False)])
 def test_operators_are_registered_soundly(residual: bool, relu: bool) -> None:
-    """PyTorch's own checks: schema, which arguments change, shapes without data, and tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, changed arguments, shapes without data, tracing with static and dynamic shapes."""
     case = random_case((3, 5, 3, 3), torch.float32, residual, relu)
-    forward = (
-        case.x,
-        case.residual,
-        case.weight,
-        case.bias,
-        case.running_mean,
-        case.running_var,
-        relu,
-        MOMENTUM,
-        EPS,
-    )
+    forward = (case.x, case.residual, *case.norm(), relu, MOMENTUM, EPS)
     torch.library.opcheck(torch.ops.quickres.batch_norm_act.default, forward)
     _, statistics, mask = torch.ops.quickres.batch_norm_act(*forward)
     saved_mask = mask if mask.numel() else None
     for second in (None, case.gradients[0]):
-        backward = (
-            case.gradients[0],
-            second,
-            case.x,
-            saved_mask,
-            case.weight,
-            case.bias,
-            statistics,
-            relu,
-            second is not None,
-        )
+        saved = case.x, saved_mask, case.weight, case.bias, statistics
+        backward = (case.gradients[0], second, *saved, relu, second is not None)
         torch.library.opcheck(torch.ops.quickres.batch_norm_act_backward.default, backward)
 
 
@@ -433,9 +396,9 @@ BAD_ARGUMENTS = [
     ({"x": torch.zeros(4, 8)}, "x must be"),
     ({"x": torch.zeros(4, 8, 2, 2, dtype=torch.float64)}, "x must be"),
     ({"x": torch.zeros(1, 8, 1, 1)}, "more than one value"),
-    ({"weight": torch.zeros(9)}, "weight must be"),
-    ({"bias": torch.zeros(8, dtype=torch.float16)}, "bias must be"),
-    ({"running_var": torch.zeros(16)[::2]}, "running_var must be"),
+    ({"weight": torch.zeros(9)}, "norm.weight must be"),
+    ({"bias": torch.zeros(8, dtype=torch.float16)}, "norm.bias must be"),
+    ({"running_var": torch.zeros(16)[::2]}, "norm.running_var must be"),
     ({"residual": torch.zeros(4, 8, 2, 1)}, "residual must be"),
     ({"residual": torch.zeros(4, 8, 2, 2, dtype=torch.float16)}, "residual must be"),
 ]
@@ -443,9 +406,7 @@ BAD_ARGUMENTS = [
 
 @pytest.mark.parametrize(("changed", "message"), BAD_ARGUMENTS)
 def test_arguments_that_do_not_fit_are_refused(changed: dict[str, torch.Tensor], message: str) -> None:
-    case: dict[str, Any] = {
-        name: torch.zeros(8) for name in ("weight", "bias", "running_mean", "running_var")
-    }
-    case |= {"x": torch.zeros(4, 8, 2, 2)} | changed
+    norm = Norm(*(changed.get(name, torch.zeros(8)) for name in Norm._fields))
+    x = changed.get("x", torch.zeros(4, 8, 2, 2))
     with pytest.raises(ValueError, match=message):
-        batch_norm_act(**case)
+        batch_norm_act(x, norm, changed.get("residual"))

@@ -1,4 +1,4 @@
-"""Two batch norms, their sum and ReLU: the kernels, the reference and the operators against `F.batch_norm` in float64."""
+"""Compare two batch norms, their sum and ReLU with `F.batch_norm` in float64: kernels, reference and operators."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels.batch_norm_act.backward import launch_dual_backward
-from kernels.batch_norm_act.forward import launch_forward
+from kernels.arguments import Norm
+from kernels.dual_batch_norm_act.backward import launch_backward
+from kernels.dual_batch_norm_act.forward import launch_forward
 from kernels.dual_batch_norm_act.op import dual_batch_norm_act, dual_batch_norm_act_twice
 from kernels.dual_batch_norm_act.reference import (
     dual_backward_reference,
@@ -40,8 +41,11 @@ class Case(NamedTuple):
     residual_running_mean: torch.Tensor
     residual_running_var: torch.Tensor
 
+    def norms(self) -> tuple[Norm, Norm]:
+        return Norm(*self[1:5]), Norm(*self[6:])
+
     def clone(self, dtype: torch.dtype | None = None) -> "Case":
-        """Return a copy, in another dtype where one is given, whose running statistics can be changed."""
+        """Return a copy, in another dtype if one is given, whose running statistics can be changed."""
         return Case(*(each.to(dtype or each.dtype, copy=True) for each in self))
 
     def running(self) -> Results:
@@ -95,13 +99,7 @@ def assert_results(actual: Results, case: Case, gradients: list[torch.Tensor]) -
         is_activation = name in ("y", "dx", "dresidual")
         assert value.dtype is (case.x.dtype if is_activation else torch.float32)
         assert not is_activation or value.is_contiguous(memory_format=torch.channels_last)
-        op = (
-            "statistics"
-            if "running" in name
-            else "dx"
-            if name == "dresidual"
-            else name.replace("residual_", "")
-        )
+        op = "statistics" if "running" in name else name.replace("residual_", "").replace("residual", "x")
         assert_parity(value.double(), result, f"batch norm {op}", value.dtype)
 
 
@@ -112,30 +110,20 @@ def run_pair(
     copy = case.clone()
     y, statistics, mask = forward(*copy, MOMENTUM, EPS)
     gradient, second_gradient = [*gradients, None][:2]
-    by_leaf = backward(
-        gradient,
-        second_gradient,
-        copy.x,
-        copy.residual,
-        mask,
-        copy.weight,
-        copy.bias,
-        copy.residual_weight,
-        statistics,
-    )
+    parameters = copy.weight, copy.bias, copy.residual_weight
+    by_leaf = backward(gradient, second_gradient, copy.x, copy.residual, mask, *parameters, statistics)
     return (
         {"y": y} | copy.running() | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
     )
 
 
 def run_kernels(case: Case, gradients: list[torch.Tensor]) -> Results:
-    def forward(x: torch.Tensor, *rest: Any) -> Any:
-        weight, bias, running_mean, running_var, residual, *residual_norm, momentum, eps = rest
-        return launch_forward(
-            x, residual, weight, bias, running_mean, running_var, True, momentum, eps, tuple(residual_norm)
-        )
+    def forward(*arguments: Any) -> Any:
+        copy = Case(*arguments[:10])
+        norm, residual_norm = copy.norms()
+        return launch_forward(copy.x, norm, copy.residual, residual_norm, *arguments[10:])
 
-    return run_pair(forward, launch_dual_backward, case, gradients)
+    return run_pair(forward, launch_backward, case, gradients)
 
 
 def run_operator(
@@ -153,7 +141,8 @@ def run_operator(
         return [1 * first, 1 * second]
 
     function = transform(twice if len(gradients) == 2 else once)
-    outputs = function(copy.x, tuple(copy[1:5]), copy.residual, tuple(copy[6:]), MOMENTUM, EPS)
+    norm, residual_norm = copy.norms()
+    outputs = function(copy.x, norm, copy.residual, residual_norm, MOMENTUM, EPS)
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     by_leaf = torch.autograd.grad(outputs, leaves, gradients)
     return (
@@ -192,9 +181,8 @@ def test_reference(num_gradients: int) -> None:
     assert_results(
         run_pair(dual_forward_reference, dual_backward_reference, case, gradients), case, gradients
     )
-    y = dual_batch_norm_act_reference(
-        case.x, case.clone()[1:5], case.residual, case.clone()[6:], MOMENTUM, EPS
-    )
+    norm, residual_norm = case.clone().norms()
+    y = dual_batch_norm_act_reference(case.x, norm, case.residual, residual_norm, MOMENTUM, EPS)
     assert_parity(y.double(), sum_under_relu(case.clone(torch.float64)).relu(), "batch norm y", torch.float32)
 
 
@@ -215,21 +203,12 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 
 
 def test_operators_are_registered_soundly() -> None:
-    """PyTorch's own checks: schema, which arguments change, shapes without data, and tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, changed arguments, shapes without data, tracing with static and dynamic shapes."""
     case, (gradient,) = random_case((3, 5, 3, 3), torch.float32, 1)
     torch.library.opcheck(torch.ops.quickres.dual_batch_norm_act.default, (*case, MOMENTUM, EPS))
     _, statistics, mask = torch.ops.quickres.dual_batch_norm_act(*case, MOMENTUM, EPS)
-    backward = (
-        gradient,
-        None,
-        case.x,
-        case.residual,
-        mask,
-        case.weight,
-        case.bias,
-        case.residual_weight,
-        statistics,
-    )
+    parameters = case.weight, case.bias, case.residual_weight
+    backward = (gradient, None, case.x, case.residual, mask, *parameters, statistics)
     torch.library.opcheck(torch.ops.quickres.dual_batch_norm_act_backward.default, backward)
 
 
@@ -238,13 +217,14 @@ def test_operators_are_registered_soundly() -> None:
     [
         ({"x": torch.zeros(4, 8, 2, 2, dtype=torch.float64)}, "x must be"),
         ({"residual": torch.zeros(4, 8, 2, 1)}, "residual must be"),
-        ({"residual_bias": torch.zeros(9)}, "bias must be"),
-        ({"running_var": torch.zeros(16)[::2]}, "running_var must be"),
+        ({"residual_bias": torch.zeros(9)}, "residual_norm.bias must be"),
+        ({"running_var": torch.zeros(16)[::2]}, "norm.running_var must be"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changed: Results, message: str) -> None:
     case = Case(
         *(torch.zeros(4, 8, 2, 2) if name in ("x", "residual") else torch.zeros(8) for name in Case._fields)
     )._replace(**changed)
+    norm, residual_norm = case.norms()
     with pytest.raises(ValueError, match=message):
-        dual_batch_norm_act(case.x, case[1:5], case.residual, case[6:])
+        dual_batch_norm_act(case.x, norm, case.residual, residual_norm)

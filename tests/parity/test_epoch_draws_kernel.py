@@ -1,10 +1,10 @@
-"""The draws made on the device, by the definition, and by numpy for the other loaders are the same numbers."""
+"""Compare the draws of the kernel, of the definition, and of numpy for the other loaders: they are the same numbers."""
 
 import pytest
 import torch
 
 from kernels.epoch_draws.op import epoch_draws
-from kernels.epoch_draws.reference import epoch_draws_reference
+from kernels.epoch_draws.reference import DrawRanges, epoch_draws_reference
 from pipeline.config import AugmentConfig
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 
@@ -21,31 +21,13 @@ def test_kernel_definition_and_numpy_agree(
     mode: str, seed: int, epoch: int, num_samples: int, padding: int, flip: bool, cutout: int
 ) -> None:
     image_size = (31, 33)
-    kernel = epoch_draws(
-        seed,
-        epoch,
-        num_samples,
-        image_size,
-        padding=padding,
-        flip=flip,
-        cutout=cutout,
-        inside=mode == "inside",
-        device=DEVICE,
-    )
-    reference = epoch_draws_reference(
-        seed,
-        epoch,
-        num_samples,
-        image_size,
-        padding=padding,
-        flip=flip,
-        cutout=cutout,
-        inside=mode == "inside",
-    )
+    ranges = DrawRanges(image_size, padding, flip, cutout, inside=mode == "inside")
+    kernel = epoch_draws(seed, epoch, num_samples, ranges, DEVICE)
+    reference = epoch_draws_reference(seed, epoch, num_samples, ranges)
     augment = AugmentConfig.model_validate(
         {"crop_padding": padding, "flip": flip, "cutout": cutout, "cutout_mode": mode}
     )
     numpy = draw_padded_crops(seed, epoch, num_samples, image_size, augment)
-    for ours, expected, other in zip(kernel, reference, (numpy.order, numpy.table()), strict=True):
-        assert torch.equal(ours.cpu(), expected)
-        assert torch.equal(ours.cpu(), torch.from_numpy(other))
+    for actual, expected, other in zip(kernel, reference, (numpy.order, numpy.table()), strict=True):
+        assert torch.equal(actual.cpu(), expected)
+        assert torch.equal(actual.cpu(), torch.from_numpy(other))

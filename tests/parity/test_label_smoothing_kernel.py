@@ -1,15 +1,13 @@
-"""Label-smoothed cross-entropy: the kernels, the reference and the operator against `F.cross_entropy` in float64."""
+"""Compare label-smoothed cross-entropy with `F.cross_entropy` in float64: the kernels, the reference and the operator."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from kernels.label_smoothing_cross_entropy import op as module
-from kernels.label_smoothing_cross_entropy.op import (
-    label_smoothing_cross_entropy,
-    launch_gradient,
-    launch_loss,
-)
+from kernels.label_smoothing_cross_entropy import forward as module
+from kernels.label_smoothing_cross_entropy.backward import launch_gradient
+from kernels.label_smoothing_cross_entropy.forward import launch_loss
+from kernels.label_smoothing_cross_entropy.op import label_smoothing_cross_entropy
 from kernels.label_smoothing_cross_entropy.reference import (
     label_smoothing_cross_entropy_gradient_reference,
     label_smoothing_cross_entropy_reference,
@@ -19,6 +17,7 @@ from tests.parity.tolerances import assert_parity
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # One class; few classes in one program, in part of a block and in several; many classes with few and many rows a program.
@@ -79,7 +78,7 @@ def test_strong_smoothing(smoothing: float) -> None:
 
 
 def test_many_partial_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of many classes with more programs than the kernel that adds them up takes at a time."""
+    """Take the path of many classes, with more sums of programs than the kernel that adds them up takes at a time."""
     monkeypatch.setattr(module, "_FEW_CLASSES", 0)
     monkeypatch.setattr(module, "_BLOCK", 16)
     assert_kernels(*random_batch(37, 10, torch.float32), 0.1)
@@ -158,15 +157,7 @@ def test_operator_takes_logits_of_any_strides() -> None:
     assert_parity(strided.grad.double(), by_logits, "label smoothing gradient", torch.float32)
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        "aot_eager",
-        pytest.param(
-            "inductor", marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
-        ),
-    ],
-)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     logits, targets = random_batch(7, 10, torch.float16)
 
@@ -188,7 +179,7 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 )  # of `opcheck` itself
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operator_is_registered_soundly(dtype: torch.dtype) -> None:
-    """PyTorch's own checks: schema, shapes without data, autograd, and tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, shapes without data, autograd, tracing with static and dynamic shapes."""
     logits, targets = random_batch(7, 10, dtype)
     torch.library.opcheck(
         torch.ops.quickres.label_smoothing_cross_entropy.default, (logits.requires_grad_(), targets, 0.1)

@@ -1,4 +1,4 @@
-"""The stem's convolution: the kernels, the reference and the operator against `F.conv2d` in float64."""
+"""Compare the stem's convolution with `F.conv2d` in float64: the kernels, the reference and the operator."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels.stem_conv.forward import launch_forward, launch_weight_gradient
+from kernels.stem_conv.backward import launch_weight_gradient
+from kernels.stem_conv.forward import launch_forward
 from kernels.stem_conv.op import stem_conv
 from kernels.stem_conv.reference import stem_conv_reference, stem_conv_weight_gradient_reference
-from kernels.stem_conv.tiles import TILINGS, Tiling
+from kernels.stem_tiles import TILINGS, Tiling
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -28,7 +29,10 @@ SHAPES = [(1, 3, 1, 1, 64), (3, 1, 1, 7, 16), (2, 2, 9, 5, 5), (3, 3, 13, 12, 64
 def random_case(
     shape: tuple[int, int, int, int, int], dtype: torch.dtype, weight_dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return images, weight and the gradient by y, of values that every dtype of this test holds: the interpreter truncates others."""
+    """Return images, weight and the gradient by y.
+
+    Every dtype of this test holds the values exactly: the interpreter would truncate others.
+    """
     batch_size, channels, height, width, out_channels = shape
     generator = torch.Generator().manual_seed(sum(shape))
 
@@ -159,7 +163,7 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 )  # of `opcheck` itself
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operators_are_registered_soundly(dtype: torch.dtype) -> None:
-    """PyTorch's own checks: schema, shapes without data, autograd, and tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, shapes without data, autograd, tracing with static and dynamic shapes."""
     images, weight, dy = random_case((2, 3, 5, 3, 7), dtype)
     torch.library.opcheck(torch.ops.quickres.stem_conv.default, (images, weight.requires_grad_(), dtype))
     torch.library.opcheck(torch.ops.quickres.stem_conv_weight_gradient.default, (dy, images, weight.detach()))

@@ -1,4 +1,4 @@
-"""The stem's convolution, batch norm and ReLU in one: the kernels, the reference and the operators against PyTorch in float64."""
+"""Compare the stem's convolution, batch norm and ReLU with PyTorch in float64: kernels, reference and operators."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kernels.stem_conv.tiles import TILINGS, Tiling
+from kernels.arguments import Norm
 from kernels.stem_conv_norm_act.backward import launch_backward
 from kernels.stem_conv_norm_act.forward import launch_forward
 from kernels.stem_conv_norm_act.op import stem_conv_norm_act, stem_conv_norm_act_twice
@@ -16,6 +16,7 @@ from kernels.stem_conv_norm_act.reference import (
     forward_reference,
     stem_conv_norm_act_reference,
 )
+from kernels.stem_tiles import TILINGS, Tiling
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -40,8 +41,11 @@ class Case(NamedTuple):
     running_mean: torch.Tensor
     running_var: torch.Tensor
 
+    def norm(self) -> Norm:
+        return Norm(*self[2:])
+
     def clone(self, dtype: torch.dtype | None = None) -> "Case":
-        """Return a copy, in another dtype where one is given, whose running statistics can be changed."""
+        """Return a copy, in another dtype if one is given, whose running statistics can be changed."""
         return Case(*(each.to(dtype or each.dtype, copy=True) for each in self))
 
     def running(self) -> Results:
@@ -101,7 +105,7 @@ def run_pair(
 ) -> Results:
     """Return what a forward and a backward function, kernels or reference, compute."""
     copy = case.clone()
-    y, statistics, moments = forward(*copy, gradients[0].dtype, MOMENTUM, EPS)
+    y, statistics, moments = forward(copy, gradients[0].dtype)
     gradient, second_gradient = [*gradients, None][:2]
     by_leaf = backward(gradient, second_gradient, *copy[:4], statistics, moments)
     return (
@@ -109,8 +113,16 @@ def run_pair(
     )
 
 
+def kernels_forward(case: Case, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return launch_forward(case.images, case.weight, case.norm(), dtype, MOMENTUM, EPS)
+
+
+def reference_forward(case: Case, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return forward_reference(*case, dtype, MOMENTUM, EPS)
+
+
 def assert_kernels(case: Case, gradients: list[torch.Tensor]) -> Results:
-    results = run_pair(launch_forward, launch_backward, case, gradients)
+    results = run_pair(kernels_forward, launch_backward, case, gradients)
     assert_results(results, case, gradients)
     return results
 
@@ -129,7 +141,9 @@ def run_operator(
         first, second = stem_conv_norm_act_twice(*arguments)
         return [1 * first, 1 * second]
 
-    outputs = transform(twice if len(gradients) == 2 else once)(*copy, MOMENTUM, EPS)
+    outputs = transform(twice if len(gradients) == 2 else once)(
+        copy.images, copy.weight, copy.norm(), MOMENTUM, EPS
+    )
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     by_leaf = torch.autograd.grad(outputs, leaves, gradients)
     return (
@@ -160,20 +174,20 @@ def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) 
 def test_large_kernels(num_gradients: int, shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
     case, gradients = random_case(shape, dtype, num_gradients)
     results = assert_kernels(case, gradients)
-    repeated = run_pair(launch_forward, launch_backward, case, gradients)
+    repeated = run_pair(kernels_forward, launch_backward, case, gradients)
     assert all(torch.equal(results[name], repeated[name]) for name in results), "two runs differ: a race"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_weight_that_suppresses_what_neighbours_have_in_common(dtype: torch.dtype) -> None:
-    """Smooth images and a Laplacian: the variance of x is a difference of moments some hundred times as large."""
+    """Take smooth images and a Laplacian: the variance of x is a difference of moments some hundred times as large."""
     case, _ = random_case((4, 3, 16, 16, 16), dtype)
     smooth = functional.interpolate(
         torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)), (16, 16), mode="bicubic"
     )
     case.images.copy_(smooth)
     case.weight.copy_(torch.tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]]) / 16)
-    statistics = launch_forward(*case.clone(), dtype, MOMENTUM, EPS)[1]
+    statistics = kernels_forward(case.clone(), dtype)[1]
     var, mean = torch.var_mean(
         functional.conv2d(case.images.double(), case.weight.double(), padding=1), (0, 2, 3), correction=0
     )
@@ -183,10 +197,10 @@ def test_a_weight_that_suppresses_what_neighbours_have_in_common(dtype: torch.dt
 
 
 def test_constant_images() -> None:
-    """The deviation of x is 0 but at the border, and exactly 0 for black images."""
+    """Take black images, for which the deviation of x is exactly 0."""
     case, gradients = random_case((2, 3, 6, 6, 16), torch.float16)
     case.images.zero_()
-    results = run_pair(launch_forward, launch_backward, case, gradients)
+    results = run_pair(kernels_forward, launch_backward, case, gradients)
     torch.testing.assert_close(
         results["y"], case.norm_bias.relu().half()[:, None, None].expand_as(results["y"]), rtol=0, atol=0
     )
@@ -200,12 +214,12 @@ def test_overflow_is_not_hidden(value: float) -> None:
     # where the ReLU lets the gradient pass
     place = (under_relu(case.clone(torch.float64))[:, 5] > 0).nonzero()[0]
     gradients[0][place[0], 5, place[1], place[2]] = value
-    results = run_pair(launch_forward, launch_backward, case, gradients)
+    results = run_pair(kernels_forward, launch_backward, case, gradients)
     assert (~results["dweight"].isfinite()).flatten(1).any(1).tolist() == [
         channel == 5 for channel in range(16)
     ]
     case.images[1, 2, 3, 3] = value
-    results = run_pair(launch_forward, launch_backward, case, gradients)
+    results = run_pair(kernels_forward, launch_backward, case, gradients)
     assert not results["y"].isfinite().any() and not results["running_var"].isfinite().any()
 
 
@@ -213,18 +227,16 @@ def test_overflow_is_not_hidden(value: float) -> None:
 @pytest.mark.parametrize("num_gradients", [1, 2])
 def test_reference(num_gradients: int, dtype: torch.dtype) -> None:
     case, gradients = random_case((2, 2, 5, 3, 7), dtype, num_gradients)
-    assert_results(run_pair(forward_reference, backward_reference, case, gradients), case, gradients)
-    y = stem_conv_norm_act_reference(*case.clone(), MOMENTUM, EPS)
+    assert_results(run_pair(reference_forward, backward_reference, case, gradients), case, gradients)
+    y = stem_conv_norm_act_reference(case.images, case.weight, case.clone().norm(), MOMENTUM, EPS)
     assert_parity(y.double(), under_relu(case.clone(torch.float64)).relu(), "stem y", dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments(dtype: torch.dtype) -> None:
-    """The kernels' and the reference's: those of the taps with each other and with the tap that is 1."""
+    """Compare the moments of the taps with each other and with the tap that is 1, of kernels and reference."""
     case, _ = random_case((2, 2, 5, 3, 7), dtype)
-    actual, expected = (
-        forward(*case.clone(), dtype, MOMENTUM, EPS)[2] for forward in (launch_forward, forward_reference)
-    )
+    actual, expected = (forward(case.clone(), dtype)[2] for forward in (kernels_forward, reference_forward))
     assert_parity(actual[:19, :18].double(), expected[:19, :18].double(), "stem statistics", torch.float32)
 
 
@@ -255,7 +267,7 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 
 
 def test_operators_are_registered_soundly() -> None:
-    """PyTorch's own checks: schema, which arguments change, shapes without data, and tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, changed arguments, shapes without data, tracing with static and dynamic shapes."""
     case, (gradient,) = random_case((2, 3, 5, 3, 7), torch.float16)
     arguments = (*case, torch.float16, MOMENTUM, EPS)
     torch.library.opcheck(torch.ops.quickres.stem_conv_norm_act.default, arguments)
@@ -274,8 +286,8 @@ def test_operators_are_registered_soundly() -> None:
         ({"images": torch.zeros(1, 3, 1, 1)}, "more than one pixel"),
         ({"images": torch.zeros(4, 3, 2, 2, requires_grad=True)}, "must not require"),
         ({"weight": torch.zeros(8, 3, 7, 7)}, "weight must be"),
-        ({"norm_weight": torch.zeros(9)}, "norm_weight must be"),
-        ({"running_var": torch.zeros(16)[::2]}, "running_var must be"),
+        ({"norm_weight": torch.zeros(9)}, "norm.weight must be"),
+        ({"running_var": torch.zeros(16)[::2]}, "norm.running_var must be"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changed: Results, message: str) -> None:
@@ -283,4 +295,4 @@ def test_arguments_that_do_not_fit_are_refused(changed: Results, message: str) -
         torch.zeros(4, 3, 2, 2), torch.zeros(8, 3, 3, 3), *(torch.zeros(8) for _ in range(4))
     )._replace(**changed)
     with pytest.raises(ValueError, match=message):
-        stem_conv_norm_act(*case)
+        stem_conv_norm_act(case.images, case.weight, case.norm())

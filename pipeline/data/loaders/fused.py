@@ -84,21 +84,19 @@ class FusedLoader(PositionedLoader):
     def _draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw an epoch. Return this process's sample ids, batch after batch, and all samples' draws."""
         from kernels.epoch_draws.op import epoch_draws
+        from kernels.epoch_draws.reference import DrawRanges
 
         augment = self._augment
         assert augment is not None
         height, width = self._images.shape[1:3]
-        order, draws = epoch_draws(
-            self._seed,
-            epoch,
-            self.num_samples,
-            (height, width),
+        ranges = DrawRanges(
+            image_size=(height, width),
             padding=augment.crop_padding,
             flip=augment.flip,
             cutout=augment.cutout,
             inside=augment.cutout_mode == "inside",
-            device=self._images.device,
         )
+        order, draws = epoch_draws(self._seed, epoch, self.num_samples, ranges, self._images.device)
         world, batch = self._shard.world_size, self._batch_size
         order = order[: self.steps_per_epoch * world * batch]
         by_rank = rearrange(order, "(step rank image) -> rank (step image)", rank=world, image=batch)
@@ -118,17 +116,12 @@ class FusedLoader(PositionedLoader):
     ) -> torch.Tensor:
         """Gather COUNT images of ORDER from START on, apply their draws and normalise, in one kernel."""
         from kernels.augment.op import augment
+        from kernels.augment.reference import Augmentation
 
         transform = self._transform
+        augmentation = Augmentation(
+            transform.mean, transform.std, transform.crop_padding, transform.cutout, transform.dtype
+        )
         return augment(
-            self._images,
-            order,
-            draws,
-            start=start,
-            count=count,
-            mean=transform.mean,
-            std=transform.std,
-            padding=transform.crop_padding,
-            cutout=transform.cutout,
-            dtype=transform.dtype,
+            self._images, order, draws, augmentation, start=start, count=count
         ).contiguous(memory_format=transform.memory_format)
