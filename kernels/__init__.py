@@ -1,1 +1,1 @@
-"""Triton kernels of quickres. Each module holds one op; its plain-PyTorch definition stands beside it in `<op>_reference.py`."""
+"""Holds the Triton kernels of quickres, one folder for each op."""

@@ -10,8 +10,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 class Norm(NamedTuple):
     """The tensors of a batch norm layer, each (C,) contiguous float32.
 
-    In training the running statistics become (1 - momentum) * running + momentum * those of the batch. The variance that is added to
-    `running_var` is the unbiased one.
+    In training the running statistics become (1 - momentum) * running + momentum * those of the batch. The
+    variance that is added to `running_var` is the unbiased one.
     """
 
     weight: torch.Tensor

@@ -1,18 +1,19 @@
-"""Cut activations into tiles for the batch norm kernels, which `batch_norm_act` and `dual_batch_norm_act` share.
+"""Cut activations into tiles: shared by the kernels of `batch_norm_act` and `dual_batch_norm_act`.
 
-| launch        | reads                                         | writes                                            |
-|---------------|-----------------------------------------------|---------------------------------------------------|
-| statistics    | x                                             | two sums of each program                          |
-| apply         | x, residual                                   | y; with a residual also one bit of ReLU mask      |
-| gradient sums | dy, second dy, x, mask                        | two sums of each program; dz if it is needed      |
-| gradient      | dz (or dy, if the launch above wrote no dz), x | dx                                                |
+| launch        | reads                                | writes                                       |
+|---------------|--------------------------------------|----------------------------------------------|
+| statistics    | x                                    | two sums of each program                     |
+| apply         | x, residual                          | y; with a residual one bit of ReLU mask too  |
+| gradient sums | dy, second dy, x, mask               | two sums of each program; dz if it is needed |
+| gradient      | dz (or dy, if no dz was written), x  | dx                                           |
 
-A residual that is normalised too (`dual_batch_norm_act`) has its own statistics. Both gradient launches read that residual as well, and
-the last launch writes its gradient.
+A residual that is normalised too (`dual_batch_norm_act`) has its own statistics. Both gradient launches read
+that residual as well, and the last launch writes its gradient.
 
-The second launch of each pair adds up the sums of the first launch. Every program repeats this addition: that is cheaper than one more
-launch. Nothing is added atomically, so results repeat bit for bit on one kind of GPU. The first launch of a pair walks from the end of x
-to its start, the second from the start to the end: so each launch begins with what the launch before it left in the L2 cache.
+The second launch of each pair adds up the sums of the first launch. Every program repeats this addition: that
+is cheaper than one more launch. Nothing is added atomically, so results repeat bit for bit on one kind of
+GPU. The first launch of a pair walks from the end of x to its start, the second from the start to the end: so
+each launch begins with what the launch before it left in the L2 cache.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -36,7 +37,8 @@ class Tiling(NamedTuple):
     )
     warps: int
     programs: int  # for each multiprocessor of the GPU
-    stages: int  # of the pipeline through shared memory; 1: no pipeline, all loads of a tile are in flight together
+    # of the pipeline through shared memory; 1: no pipeline, all loads of a tile are in flight together
+    stages: int
 
 
 # By kernel and C. Another C takes the entry of the next larger C, with tiles no wider than C.
@@ -57,7 +59,8 @@ TILINGS = {
     ("gradient", 128): Tiling(64, 4, 16, 1, 1),
     ("gradient", 256): Tiling(64, 4, 8, 2, 1),
     ("gradient", 512): Tiling(64, 4, 8, 2, 1),
-    # A residual that is normalised too is one more tensor in registers: so fewer loads of each tensor, and as many programs.
+    # A residual that is normalised too is one more tensor in registers: so fewer loads of each tensor, and as
+    # many programs.
     **{("dual gradient sums", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
     **{("dual gradient", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
 }
@@ -65,13 +68,16 @@ TILINGS = {
 
 @triton.jit
 def fold(values, FOLD: tl.constexpr):
-    """Return (rows / FOLD, channels): the sum over the rows of a tile that one thread holds, which takes few registers."""
+    """Return (rows / FOLD, channels): the sum over the rows of a tile that one thread holds.
+
+    Such sums take few registers.
+    """
     return tl.sum(tl.reshape(values, (FOLD, values.shape[0] // FOLD, values.shape[1])), axis=0)
 
 
 @triton.jit
 def locate_mask(tile, num_rows, num_channels, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
-    """Return the bytes of the ReLU mask of a tile, as `locate` returns elements. Byte g holds the channels from 8g."""
+    """Return the mask bytes of a tile, as `locate` returns elements. Byte g holds the channels from 8g."""
     byte = tl.program_id(1) * (BLOCK_CHANNELS // 8) + tl.arange(0, BLOCK_CHANNELS // 8)
     return locate(tile, byte, num_rows, tl.cdiv(num_channels, 8), BLOCK_ROWS)
 

@@ -1,10 +1,11 @@
-"""See a convolution of images as a product of matrices: shared by the kernels of `stem_conv` and `stem_conv_norm_act`.
+"""Compute a convolution of images as a product of matrices: for `stem_conv` and `stem_conv_norm_act`.
 
-The product is that of M = B·H·W pixels by K taps and K taps by O output channels. The K = 9·C values under the window of a pixel are
-gathered for one tile of pixels at a time. They are never written: the images are so small that the caches hold them.
+The product is that of M = B·H·W pixels by K taps and K taps by O output channels. The K = 9·C values under
+the window of a pixel are gathered for one tile of pixels at a time. They are never written: the images are so
+small that the caches hold them.
 
-Tap k = (3·(row of the window) + column of the window)·C + channel, which is the order of a channels_last weight in memory. Tap 9·C is 1
-for every pixel. The taps after it, up to a power of two, are 0.
+Tap k = (3·(row of the window) + column of the window)·C + channel, which is the order of a channels_last
+weight in memory. Tap 9·C is 1 for every pixel. The taps after it, up to a power of two, are 0.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
@@ -56,7 +57,7 @@ def gather_taps(  # noqa: PLR0913
     DTYPE: tl.constexpr,
     OPERANDS: tl.constexpr,
 ):
-    """Return (number of `pixel`, BLOCK_TAPS): the taps of the pixels of a tile, 0 beyond the border, and the tap that is 1."""
+    """Return (pixels, BLOCK_TAPS): the taps of the pixels of a tile, 0 beyond the border, and the tap 1."""
     ROW: tl.constexpr = 3 * CHANNELS  # taps in a row of the window
     start = tl.cast(tile, tl.int64) * pixel.shape[0]
     inside = _taps_inside(start, pixel, num_pixels, HEIGHT, WIDTH, CHANNELS)
@@ -97,7 +98,7 @@ def load_weight(
     DTYPE: tl.constexpr,
     OPERANDS: tl.constexpr,
 ):
-    """Return (BLOCK_TAPS, number of `channel`): the weight of each tap and output channel, 0 for taps outside the window."""
+    """Return (BLOCK_TAPS, channels): the weight of each tap and channel, 0 for taps past the window."""
     tap = tl.arange(0, BLOCK_TAPS)[:, None]
     exists = (tap < 9 * CHANNELS) & (channel < num_channels)[None, :]
     weight = tl.load(weight_ptr + channel[None, :] * (9 * CHANNELS) + tap, mask=exists, other=0.0)
@@ -106,7 +107,7 @@ def load_weight(
 
 @triton.jit
 def store_partial(partials_ptr, sums, channel, num_channels, BLOCK_TAPS: tl.constexpr):
-    """Write a program's sums, one row of BLOCK_TAPS for each output channel, to its part of (O, P, BLOCK_TAPS)."""
+    """Write a program's sums, (output channels, BLOCK_TAPS), to its part of (O, P, BLOCK_TAPS)."""
     tap = tl.arange(0, BLOCK_TAPS)
     partial = channel[:, None] * tl.num_programs(0) + tl.program_id(0)
     tl.store(partials_ptr + partial * BLOCK_TAPS + tap[None, :], sums, mask=(channel < num_channels)[:, None])
@@ -131,7 +132,7 @@ def add_partials(
 
 
 def block_taps(in_channels: int) -> int:
-    """Return the number of taps of a window and the tap that is 1, padded to a size that a matrix product takes."""
+    """Return the number of taps, with the tap that is 1, padded to a size that a matrix product takes."""
     return max(triton.next_power_of_2(9 * in_channels + 1), 16)
 
 
@@ -164,7 +165,8 @@ def plan(kernel: str, images: torch.Tensor, num_channels: int | None, dtype: tor
         "HEIGHT": height,
         "WIDTH": width,
         "BLOCK_PIXELS": block_pixels,
-        # Triton 3.6 pipelines the float32 product wrongly: with two or three stages, 2 of 27 taps were off on an H200.
+        # Triton 3.6 pipelines the float32 product wrongly: with two or three stages, 2 of 27 taps were off on
+        # an H200.
         "NUM_STAGES": tiling.stages if half else 1,
         "num_warps": tiling.warps,
         "maxnreg": tiling.registers if half else None,  # float32 needs more registers

@@ -1,7 +1,8 @@
 """Cut tensors into tiles and programs: the functions that the kernels of several ops share.
 
-In memory (channels_last) an activation has M rows of C values, one row for each pixel. A tile has some rows and some channels. Tiles of
-the same channels form a column. P programs share a column: each takes every P-th tile.
+In memory (channels_last) an activation has M rows of C values, one row for each pixel. A tile has some rows
+and some channels. Tiles of the same channels form a column. P programs share a column: each takes every P-th
+tile.
 """
 
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
@@ -29,9 +30,9 @@ class Launch(NamedTuple):
 
 @triton.jit
 def locate(tile, channel, num_rows, num_channels, BLOCK_ROWS: tl.constexpr):
-    """Return the elements of a tile: the offset of its first row (64 bits), offsets from there (32 bits), and a mask.
+    """Return the elements of a tile: the offset of its first row, offsets from there, and a mask.
 
-    The mask is true for elements that exist.
+    The first offset has 64 bits, the others have 32. The mask is true for elements that exist.
     """
     row = tl.arange(0, BLOCK_ROWS)
     start = tl.cast(tile, tl.int64) * BLOCK_ROWS
@@ -66,7 +67,7 @@ def store(pointer, elements, values, WHOLE_TILES: tl.constexpr):
 
 @lru_cache
 def num_multiprocessors(device: torch.device) -> int:
-    """Return the number of multiprocessors of a GPU; on the CPU, where Triton's interpreter runs, a small number."""
+    """Return the number of multiprocessors of a GPU; for Triton's interpreter, on the CPU, a small number."""
     if device.type != "cuda":
         return _MULTIPROCESSORS_OF_INTERPRETER
     return torch.cuda.get_device_properties(device).multi_processor_count

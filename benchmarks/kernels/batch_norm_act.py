@@ -1,4 +1,4 @@
-"""Time `batch_norm_act` with a residual, forward and backward, on the activations at the end of the blocks of a ResNet-18."""
+"""Time `batch_norm_act` with a residual, forward and backward, at the ends of the blocks of a ResNet-18."""
 
 from collections.abc import Callable
 

@@ -24,8 +24,10 @@ class Case:
         image_size: in pixels; 0 if there are no images.
         num_classes: of logits; None if there are none.
         variant: anything else that distinguishes two cases of an op.
-        wrap: returns the function that is timed, such as forward and backward, for the op or its compiled reference.
-        on_host: the reference works on the host: it is neither compiled nor captured, and neither is the kernel.
+        wrap: returns the function that is timed, such as forward and backward, for the op or its compiled
+            reference.
+        on_host: the reference works on the host: it is neither compiled nor captured, and neither is the
+            kernel.
     """
 
     label: str
@@ -42,6 +44,6 @@ class Case:
     on_host: bool = False
 
     def caller(self, function: Callable[..., Any]) -> Callable[[int], Any]:
-        """Return a function that takes the number of a turn and calls the wrapped function on the inputs of that turn."""
+        """Return a function that takes the number of a turn and calls on the inputs of that turn."""
         wrapped = self.wrap(function)
         return lambda turn: wrapped(*self.inputs[turn % len(self.inputs)])

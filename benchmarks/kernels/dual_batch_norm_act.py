@@ -1,4 +1,7 @@
-"""Time `dual_batch_norm_act`, forward and backward, where a ResNet-18 downsamples, beside one `batch_norm_act` for each norm."""
+"""Time `dual_batch_norm_act`, forward and backward, beside one `batch_norm_act` for each norm.
+
+The activations are those where a ResNet-18 downsamples.
+"""
 
 from collections.abc import Callable
 

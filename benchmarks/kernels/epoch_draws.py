@@ -1,4 +1,4 @@
-"""Time `epoch_draws`, the order and augmentation of an epoch of 50,000, beside drawing with numpy and copying to the device."""
+"""Time `epoch_draws` for 50,000 samples beside drawing with numpy and copying to the device."""
 
 import torch
 

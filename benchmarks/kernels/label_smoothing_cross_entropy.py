@@ -1,4 +1,4 @@
-"""Time `label_smoothing_cross_entropy`, forward and backward, beside torch's `cross_entropy(label_smoothing=…)`."""
+"""Time `label_smoothing_cross_entropy`, forward and backward, beside torch's `cross_entropy`."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Time `stem_conv` and its gradient by the weight beside cuDNN's convolution of the same float32 weight, cast to half."""
+"""Time `stem_conv` and its gradient by the weight beside cuDNN's convolution, which casts the weight."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Time `stem_conv_norm_act_twice`, forward and backward, beside cuDNN's convolution and `batch_norm_act_twice`."""
+"""Time `stem_conv_norm_act_twice`, forward and backward, beside cuDNN and `batch_norm_act_twice`."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""Triton kernels beside torch.compile of their references, in turn, each replayed from a CUDA graph: device time without the host's."""
+"""Time each Triton kernel and torch.compile of its reference in turn.
+
+Each is replayed from a CUDA graph, so the time is that of the device without the host.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -28,7 +31,7 @@ _OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "stem_conv": stem_conv.cases,
     "stem_conv_norm_act": stem_conv_norm_act.cases,
 }
-_CALLS = 20  # in one graph, over inputs that differ: the caches hold no more than they would in training
+_CALLS = 20  # in one graph, on different inputs, so that the caches hold no more than in training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class CallWorkload(Workload):
-    """A function, called over and over: on a GPU captured once, `_CALLS` calls in a graph, and replayed."""
+    """Call a function repeatedly. On a GPU `_CALLS` calls are captured in one graph, which is replayed."""
 
     def __init__(self, name: str, call: Callable[[int], object], images: int, captured: bool):
         super().__init__(name, images, lead_in=1)
         self._call = call
         self._graph: torch.cuda.CUDAGraph | None = None
-        for turn in range(3):  # compile, choose algorithms
+        for turn in range(3):  # compiles, and chooses algorithms
             call(turn)
         if captured:
             torch.cuda.synchronize()
@@ -69,7 +72,7 @@ class CallWorkload(Workload):
 
 def run(session: Session) -> None:
     if not session.on_gpu:
-        session.say("no GPU: Triton kernels are left out, their references run")
+        session.say("no GPU: the references run without the Triton kernels")
     for name in session.options.ops or _OPS:
         for case in _OPS[name](session.device, session.quick):
             session.show(f"{name}: {case.label}")
@@ -78,29 +81,12 @@ def run(session: Session) -> None:
 
 
 def _time(session: Session, name: str, case: Case) -> None:
-    captured = session.on_gpu and not case.on_host
-    reference, title = case.reference, case.reference_name
-    if not case.on_host:
-        torch._dynamo.reset()  # of one function at many sizes only the one at hand
-        backend = "inductor" if session.on_gpu else "aot_eager"
-        reference, title = (
-            torch.compile(reference, backend=backend, dynamic=False, fullgraph=True),
-            f"compiled {title}",
-        )
-    workloads = [
-        CallWorkload(f"{title} {case.variant}".strip(), case.caller(reference), case.batch_size, captured)
-    ]
-    if session.on_gpu:
-        workloads.append(
-            CallWorkload(
-                f"{name} {case.variant}".strip(), case.caller(case.kernel), case.batch_size, captured
-            )
-        )
+    workloads = _workloads(session, name, case)
     timings = [
         _per_call(timing, workload)
         for timing, workload in zip(session.time(workloads), workloads, strict=True)
     ]
-    # of the recipe a kernel knows nothing: the record says what it was called with
+    # A kernel does not depend on the recipe: the record holds the arguments of the call.
     config = session.config("data.loader=synthetic", f"data.batch_size={case.batch_size}")
     for timing in timings:
         session.record(
@@ -118,6 +104,22 @@ def _time(session: Session, name: str, case: Case) -> None:
             channels_last=True,
             compile_mode="default" if timing.name.startswith("compiled") else "none",
         )
+
+
+def _workloads(session: Session, name: str, case: Case) -> list[CallWorkload]:
+    """Return the reference, compiled unless it works on the host, and on a GPU the kernel."""
+    captured = session.on_gpu and not case.on_host
+    reference, title = case.reference, case.reference_name
+    if not case.on_host:
+        torch._dynamo.reset()  # else one function would be compiled at many sizes
+        backend = "inductor" if session.on_gpu else "aot_eager"
+        reference = torch.compile(reference, backend=backend, dynamic=False, fullgraph=True)
+        title = f"compiled {title}"
+    functions = [(title, reference)] + ([(name, case.kernel)] if session.on_gpu else [])
+    return [
+        CallWorkload(f"{title} {case.variant}".strip(), case.caller(function), case.batch_size, captured)
+        for title, function in functions
+    ]
 
 
 def _per_call(timing: Timing, workload: CallWorkload) -> Timing:

@@ -11,7 +11,8 @@ import triton.language as tl
 
 from kernels.augment.reference import Augmentation
 
-_BLOCK = 1024  # output elements of a program: 8 for each of 128 threads, which is a 16-byte store in half precision
+# Output elements of a program: 8 for each of 128 threads, which is a 16-byte store in half precision.
+_BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["start"])
@@ -66,7 +67,8 @@ def _in_box(draws, y, x, CUTOUT: tl.constexpr):
 def _fill_and_normalise(pixel, in_box, channel, constants_ptr, CHANNELS: tl.constexpr):
     """Return the normalised pixels, with the fill in the Cutout box.
 
-    The constants are selected among scalars: loading those of the channel for each element would take four loads in place of one.
+    The constants are selected among scalars: loading those of the channel for each element would take four
+    loads in place of one.
     """
     mean = tl.load(constants_ptr)
     inverse_std = tl.load(constants_ptr + CHANNELS)
@@ -81,7 +83,7 @@ def _fill_and_normalise(pixel, in_box, channel, constants_ptr, CHANNELS: tl.cons
 
 @lru_cache(maxsize=16)
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return the (3, C) float32 constants of the kernel. They are made and copied to the device once for each data set."""
+    """Return the (3, C) float32 constants of the kernel, which are copied to the device once a data set."""
     mean255 = 255 * torch.tensor(mean, dtype=torch.float64)
     std255 = 255 * torch.tensor(std, dtype=torch.float64)
     return torch.stack([mean255.float(), 1 / std255.float(), mean255.round().float()]).to(device)

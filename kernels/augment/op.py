@@ -2,18 +2,18 @@
 
 Shapes: N images in the data set, B samples in the call, H rows, W columns, C channels.
 
-The draws are made elsewhere. This op only applies them, so it gives the same pixels as every other loader. For one sample with the draws
-(crop_y, crop_x, flip, cutout_y, cutout_x):
+The draws are made elsewhere. This op only applies them, so it gives the same pixels as every other loader.
+For one sample with the draws (crop_y, crop_x, flip, cutout_y, cutout_x):
 
-1. crop: an H×W window of the image padded with black (0) by `padding` on each side; (crop_y, crop_x) is its top-left corner in the
-   padded image;
+1. crop: an H×W window of the image padded with black (0) by `padding` on each side; (crop_y, crop_x) is its
+   top-left corner in the padded image;
 2. flip: the window is mirrored left to right if `flip` is not 0;
-3. Cutout (DeVries and Taylor 2017, arXiv:1708.04552, section 3): the square of side `cutout` with top-left corner
-   (cutout_y, cutout_x) in the output, clipped by the border, is set to `rint(255 * mean)`;
+3. Cutout (DeVries and Taylor 2017, arXiv:1708.04552, section 3): the square of side `cutout` with top-left
+   corner (cutout_y, cutout_x) in the output, clipped by the border, is set to `rint(255 * mean)`;
 4. normalisation: `(pixel - 255 * mean) * (1 / (255 * std))` in float32, then the cast to the output's dtype.
 
-A small batch takes as long as its launch on the host. So a call takes any number of samples: augment several batches, or the whole epoch,
-at once and hand out slices.
+A small batch takes as long as its launch on the host. So a call takes any number of samples: augment several
+batches, or the whole epoch, at once and hand out slices.
 """
 
 import torch
@@ -32,20 +32,23 @@ def augment(
     start: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the augmented images of the samples `order[start : start + count]`, in one launch on the current stream.
+    """Return the augmented images of `order[start : start + count]`, in one launch on the current stream.
 
-    Everything stays on the device of `images`, which must be the current device, and nothing waits for it. The first call for a
-    data set compiles the kernel and copies its constants to the device: make it before a CUDA graph is captured.
+    Everything stays on the device of `images`, which must be the current device, and nothing waits for it.
+    The first call for a data set compiles the kernel and copies its constants to the device: make it before a
+    CUDA graph is captured.
 
     Args:
         images: (N, H, W, C) uint8, contiguous; the whole data set.
-        order: (M,) int64 or int32, contiguous, such as the order of an epoch; sample numbers in [0, N), which are not checked.
-        draws: (N, 5) int32, contiguous; crop_y, crop_x, flip, cutout_y, cutout_x of each sample, by sample number.
+        order: (M,) int64 or int32, contiguous, such as the order of an epoch; sample numbers in [0, N), which
+            are not checked.
+        draws: (N, 5) int32, contiguous; crop_y, crop_x, flip, cutout_y, cutout_x of each sample, by sample
+            number.
         augmentation: the settings that all samples share.
         count: number of samples to take from `order`: a batch, several batches or all.
         start: position in `order` of the first sample.
-        out: if given, the result is written here and returned: (count, C, H, W), channels_last, of the dtype of the result, on the device
-            of `images`.
+        out: if given, the result is written here and returned: (count, C, H, W), channels_last, of the dtype
+            of the result, on the device of `images`.
 
     Returns:
         (count, C, H, W) of `augmentation.dtype`, channels_last.
@@ -56,7 +59,8 @@ def augment(
     _check(images, draws, augmentation)
     if start < 0 or count < 1 or start + count > order.numel() or not order.is_contiguous():
         raise ValueError(
-            f"cannot take {count} samples from position {start} of an order of {order.numel()}, which must be contiguous"
+            f"cannot take {count} samples from position {start} of an order of {order.numel()}, "
+            "which must be contiguous"
         )
     _, height, width, channels = images.shape
     shape, dtype, channels_last = (count, channels, height, width), augmentation.dtype, torch.channels_last
@@ -85,5 +89,6 @@ def _check(images: torch.Tensor, draws: torch.Tensor, augmentation: Augmentation
     num_means, num_stds = len(augmentation.mean), len(augmentation.std)
     if num_means != channels or num_stds != channels:
         raise ValueError(
-            f"images have {channels} channels, but there are {num_means} means and {num_stds} standard deviations"
+            f"images have {channels} channels, "
+            f"but there are {num_means} means and {num_stds} standard deviations"
         )

@@ -36,7 +36,8 @@ def augment_reference(
 ) -> torch.Tensor:
     """Return the augmented images (count, C, H, W), channels_last. The arguments are those of `augment`.
 
-    The crop is a gather from padded images in place of index arithmetic with bounds, so that it can check the kernel.
+    The crop is a gather from padded images in place of index arithmetic with bounds, so that it can check the
+    kernel.
     """
     mean, std, padding, cutout, dtype = augmentation
     _, height, width, _ = images.shape

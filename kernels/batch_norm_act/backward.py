@@ -39,7 +39,7 @@ class NormConstants(NamedTuple):
 
 
 class ResidualTensors(NamedTuple):
-    """The tensors of a residual that is normalised too: the gradient kernel reads the first two and writes the others."""
+    """The tensors of a residual that is normalised too: the kernel reads the first two, writes the others."""
 
     residual: torch.Tensor  # (M, C)
     weight: torch.Tensor  # (C,) float32, as are dweight and dbias
@@ -56,7 +56,7 @@ def _load_deviation(pointer, elements, mean, WHOLE_TILES: tl.constexpr, LAST_USE
 
 @triton.jit
 def _recompute_mask(dz, deviation, scale, bias, RECOMPUTE_MASK: tl.constexpr):
-    """Return dz. With RECOMPUTE_MASK dz becomes 0 where the ReLU was not positive: z is computed again from x."""
+    """Return dz. With RECOMPUTE_MASK z is computed again from x, and dz becomes 0 where z is not positive."""
     if RECOMPUTE_MASK:
         dz = tl.where(tl.fma(deviation, scale[None, :], bias[None, :]) <= 0.0, 0.0, dz)
     return dz
@@ -71,7 +71,10 @@ def _load_dz(
     WHOLE_TILES: tl.constexpr,
     LAST_USE: tl.constexpr,
 ):
-    """Return dz, to which the mask is not yet applied, and x - mean for the elements of a tile. LAST_USE is that of dy."""
+    """Return dz and x - mean for the elements of a tile. A mask from forward is not yet applied to dz.
+
+    LAST_USE is that of dy.
+    """
     mean, scale, bias = affine
     dz = load(inputs.dy, elements, WHOLE_TILES, LAST_USE)
     if inputs.second_dy is not None:
@@ -93,7 +96,10 @@ def _apply_mask(dz, mask_ptr, tile, num_rows, num_channels, WHOLE_TILES: tl.cons
 
 @triton.jit
 def _store_dz(dz_ptr, elements, dz, WHOLE_TILES: tl.constexpr):
-    """Return dz. With a pointer dz is written and rounded: the sums must be those of what the gradient kernel reads."""
+    """Return dz. With a pointer dz is written, and rounded before it is returned.
+
+    The sums must be those of the dz that the gradient kernel reads.
+    """
     if dz_ptr is not None:
         dz = dz.to(dz_ptr.dtype.element_ty).to(tl.float32)
         store(dz_ptr, elements, dz, WHOLE_TILES)
@@ -156,7 +162,8 @@ def _load_norm(norm, channel, num_channels):
 def _terms(products, dbias, weight_ptr, statistics_ptr, channel, num_rows, num_channels):
     """Return dweight, and scale, slope, constant and mean of dx = scale * dz + slope * (x - mean) + constant.
 
-    dx is dz less its mean and less its projection on the normalised x (Ioffe and Szegedy 2015, section 3), in terms of x - mean.
+    dx is dz less its mean and less its projection on the normalised x (Ioffe and Szegedy 2015, section 3), in
+    terms of x - mean.
     """
     mean = load_channels(statistics_ptr, channel, num_channels)
     inverse_std = load_channels(statistics_ptr + num_channels, channel, num_channels)
@@ -248,7 +255,10 @@ def launch_backward(  # noqa: PLR0913
     relu: bool,
     returns_dz: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run the backward kernels and return what `backward_reference` returns. Activations and gradients must be channels_last."""
+    """Run the backward kernels and return what `backward_reference` returns.
+
+    Activations and gradients must be channels_last.
+    """
     outputs = backward_outputs(x, weight, returns_dz)
     inputs = Inputs(gradient, second_gradient, x, mask)
     norm = NormConstants(weight, bias, statistics)

@@ -1,8 +1,9 @@
 """Run the forward pass: `kernels/norm_tiles.py` lists the launches and describes the tiles.
 
-Variance: x is shifted by the mean of its last tile. A shift by the mean of k of the M values of a channel multiplies the rounding error
-of the textbook formula by at most 1 + M / k, and by about 1 if the k values are like the rest. This holds for any mean of the values
-(Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance: analysis and recommendations").
+Variance: x is shifted by the mean of its last tile. A shift by the mean of k of the M values of a channel
+multiplies the rounding error of the textbook formula by at most 1 + M / k, and by about 1 if the k values are
+like the rest. This holds for any mean of the values (Chan, Golub and LeVeque 1983, "Algorithms for computing
+the sample variance: analysis and recommendations").
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
@@ -22,7 +23,7 @@ Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # y, statistics and t
 
 
 class NormTensors(NamedTuple):
-    """The tensors of one batch norm in the apply kernel, which reads the first six and writes the last three."""
+    """The tensors of a norm in the apply kernel, which reads the first six and writes the last three."""
 
     shift: torch.Tensor  # (C,) float32, as are weight, bias, running_mean and running_var
     partials: torch.Tensor  # (2, P, C) float32, of the statistics kernel
@@ -74,7 +75,10 @@ def _norm_statistics_kernel(  # noqa: PLR0913
 
 @triton.jit
 def _finish_statistics(channel, norm, sizes, momentum, eps, BLOCK_PARTIALS: tl.constexpr):
-    """Return mean, scale and bias of each channel. The first program of a column also writes the statistics and the running ones."""
+    """Return mean, scale and bias of each channel.
+
+    The first program of a column also writes the statistics and the running statistics.
+    """
     num_rows, num_channels, num_partials = sizes
     in_channels = channel < num_channels
     total, squares = add_partials(norm.partials, num_partials, num_channels, channel, BLOCK_PARTIALS)
@@ -159,7 +163,7 @@ def _norm_apply_kernel(  # noqa: PLR0913
 
 
 def empty_outputs(x: torch.Tensor, num_statistics: int, has_mask: bool) -> Outputs:
-    """Return tensors for y, (num_statistics, C) statistics, and the mask of the ReLU, which is empty if there is no mask."""
+    """Return tensors for y, (num_statistics, C) statistics, and the mask of the ReLU (empty without one)."""
     num_images, num_channels, height, width = x.shape
     mask_shape = (num_images * height * width, (num_channels + 7) // 8) if has_mask else (0,)
     return (
@@ -177,7 +181,7 @@ def forward_outputs(x: torch.Tensor, residual: torch.Tensor | None, relu: bool) 
 def launch_forward(
     x: torch.Tensor, residual: torch.Tensor | None, norm: Norm, relu: bool, momentum: float, eps: float
 ) -> Outputs:
-    """Run the forward kernels and return what `forward_reference` returns. x and residual must be channels_last."""
+    """Run the forward kernels and return what `forward_reference` returns. Inputs must be channels_last."""
     outputs = forward_outputs(x, residual, relu)
     launch_apply(x, launch_statistics(x, norm, outputs[1]), residual, None, outputs, relu, momentum, eps)
     return outputs

@@ -2,16 +2,16 @@
 
     y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)
 
-The mean and the variance of each channel are those of the batch (Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1). Arithmetic is
-in float32; y is rounded once. Forward and backward, the ReLU decides on the value before that rounding. It lets NaN pass, so that an
-overflow reaches the loss scaler.
+The mean and the variance of each channel are those of the batch (Ioffe and Szegedy 2015, arXiv:1502.03167,
+algorithm 1). Arithmetic is in float32; y is rounded once. Forward and backward, the ReLU decides on the value
+before that rounding. It lets NaN pass, so that an overflow reaches the loss scaler.
 
-Bytes moved, in passes over an activation: 3 forward and 5 backward; with a residual 4 and 6, and two eighths of a byte an element for
-the ReLU's mask. Without a residual the mask is computed again from x.
+Bytes moved, in passes over an activation: 3 forward and 5 backward; with a residual 4 and 6, and two eighths
+of a byte an element for the ReLU's mask. Without a residual the mask is computed again from x.
 
-The operators work under `torch.compile` and in CUDA graphs. They are opaque to `torch.compile`, which neither fuses into them nor
-compiles their kernels. Autograd is a `torch.autograd.Function` around the operators, because PyTorch takes no derivative of an operator
-that changes its arguments.
+The operators work under `torch.compile` and in CUDA graphs. They are opaque to `torch.compile`, which neither
+fuses into them nor compiles their kernels. Autograd is a `torch.autograd.Function` around the operators,
+because PyTorch takes no derivative of an operator that changes its arguments.
 """
 
 import torch
@@ -32,8 +32,9 @@ def batch_norm_act(
 ) -> torch.Tensor:
     """Return relu(batch_norm(x) + residual), normalised by the batch, and update the running statistics.
 
-    Differentiable once by x, weight, bias and residual. On a GPU the kernels run; on a CPU the reference, which is slower than
-    `F.batch_norm`. Autocast changes nothing. The first call for a shape compiles kernels: make it before a CUDA graph is captured.
+    Differentiable once by x, weight, bias and residual. On a GPU the kernels run; on a CPU the reference,
+    which is slower than `F.batch_norm`. Autocast changes nothing. The first call for a shape compiles
+    kernels: make it before a CUDA graph is captured.
 
     Args:
         x: (N, C, H, W) float16, bfloat16 or float32; channels_last, otherwise it is copied.
@@ -47,7 +48,8 @@ def batch_norm_act(
         (N, C, H, W) of the dtype of x, channels_last.
 
     Raises:
-        ValueError: a shape or dtype is not as stated, or a channel has only one value: it has no unbiased variance.
+        ValueError: a shape or dtype is not as stated, or a channel has only one value: it has no unbiased
+            variance.
     """
     x, residual = checked(x, norm, residual)
     return _BatchNormAct.apply(False, x, residual, *norm, relu, momentum, eps)
@@ -61,9 +63,11 @@ def batch_norm_act_twice(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return y of `batch_norm_act` twice, in the same memory, for two users, such as a convolution and a shortcut past it.
+    """Return y of `batch_norm_act` twice, in the same memory, for two users.
 
-    Backward then gets the gradients of the two uses one by one and adds them as it reads them, which saves autograd's pass to add them.
+    Such users are a convolution and a shortcut past it.
+    Backward then gets the gradients of the two uses one by one and adds them as it reads them, which saves
+    autograd's pass to add them.
     """
     x, residual = checked(x, norm, residual)
     return _BatchNormAct.apply(True, x, residual, *norm, relu, momentum, eps)
@@ -83,7 +87,8 @@ def checked(
     if residual is not None:
         if residual.shape != x.shape or residual.dtype is not x.dtype:
             raise ValueError(
-                f"residual must be {x.dtype} {tuple(x.shape)} as x, not {residual.dtype} {tuple(residual.shape)}"
+                f"residual must be {x.dtype} {tuple(x.shape)} as x, "
+                f"not {residual.dtype} {tuple(residual.shape)}"
             )
         residual = residual.contiguous(memory_format=torch.channels_last)
     return x.contiguous(memory_format=torch.channels_last), residual

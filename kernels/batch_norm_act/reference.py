@@ -1,7 +1,7 @@
 """Define `batch_norm_act` in plain PyTorch, and implement its two operators on the CPU.
 
-Shapes: N images, C channels, H rows, W columns, M = N·H·W rows of C values, G = ⌈C / 8⌉ bytes of mask a row. Arithmetic is in
-float32, or in float64 for float64 activations.
+Shapes: N images, C channels, H rows, W columns, M = N·H·W rows of C values, G = ⌈C / 8⌉ bytes of mask a row.
+Arithmetic is in float32, or in float64 for float64 activations.
 """
 
 import torch
@@ -18,7 +18,7 @@ def batch_norm_act_reference(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(x) + residual), rounded once, to the dtype of x. The arguments are those of `batch_norm_act`."""
+    """Return relu(batch_norm(x) + residual), rounded once. The arguments are those of `batch_norm_act`."""
     weight, bias, running_mean, running_var = norm
     z = functional.batch_norm(
         _wide(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
@@ -39,10 +39,10 @@ def forward_reference(  # noqa: PLR0913
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return y, the statistics that backward needs, (2, C): mean and 1 / standard deviation, and the mask of the ReLU.
+    """Return y, the statistics that backward needs, and the mask of the ReLU.
 
-    With a residual and a ReLU the mask is (M, G) uint8: bit k of byte g is 1 if the gradient passes channel 8g + k. Otherwise the mask
-    is empty.
+    The statistics are (2, C): mean and 1 / standard deviation. With a residual and a ReLU the mask is (M, G)
+    uint8: bit k of byte g is 1 if the gradient passes channel 8g + k. Otherwise the mask is empty.
     """
     z, mean, inverse_std = torch.native_batch_norm(
         _wide(x), weight, bias, running_mean, running_var, True, momentum, eps
@@ -67,9 +67,10 @@ def backward_reference(  # noqa: PLR0913
     relu: bool,
     returns_dz: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients by x, weight and bias, and dz, the gradient by the sum under the ReLU (empty unless `returns_dz`).
+    """Return the gradients by x, weight and bias, and dz.
 
-    `gradient` and `second_gradient` are those of two uses of y. Source: Ioffe and Szegedy 2015 (arXiv:1502.03167, section 3).
+    dz is the gradient by the sum under the ReLU, empty unless `returns_dz`. `gradient` and `second_gradient`
+    are those of two uses of y. Source: Ioffe and Szegedy 2015 (arXiv:1502.03167, section 3).
     """
     mean, inverse_std = statistics
     rows = _rows(_wide(x))

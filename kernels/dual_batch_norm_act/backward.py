@@ -1,4 +1,4 @@
-"""Run the backward pass with the kernels of `batch_norm_act`, which differentiate the residual's batch norm too."""
+"""Run the backward pass with the kernels of `batch_norm_act`, which also handle the residual's norm."""
 
 import torch
 
@@ -30,7 +30,7 @@ def launch_backward(  # noqa: PLR0913
     residual_weight: torch.Tensor,
     statistics: torch.Tensor,
 ) -> Gradients:
-    """Run the backward kernels and return what `dual_backward_reference` returns. Activations must be channels_last."""
+    """Run the backward kernels and return the gradients. Activations must be channels_last."""
     outputs = backward_outputs(x, weight)
     inputs = Inputs(gradient, second_gradient, x, mask)
     norm = NormConstants(weight, bias, statistics)

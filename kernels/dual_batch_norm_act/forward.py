@@ -14,7 +14,7 @@ def forward_outputs(x: torch.Tensor) -> Outputs:
 def launch_forward(
     x: torch.Tensor, norm: Norm, residual: torch.Tensor, residual_norm: Norm, momentum: float, eps: float
 ) -> Outputs:
-    """Run the forward kernels and return what `dual_forward_reference` returns. x and residual must be channels_last."""
+    """Return what `dual_forward_reference` returns. x and residual must be channels_last."""
     outputs = forward_outputs(x)
     statistics = outputs[1]
     tensors = launch_statistics(x, norm, statistics)

@@ -1,9 +1,10 @@
-"""Compute two training-mode batch norms, their sum and ReLU, as at the end of a block with a projection shortcut.
+"""Compute two training-mode batch norms, their sum and ReLU, for a block with a projection shortcut.
 
     y = relu(batch_norm(x) + batch_norm(residual))
 
-The kernels are those of `batch_norm_act`, which normalise the residual as they read it. Compared with one op for each norm this saves
-four passes over an activation: two forward, writing and reading the normalised shortcut, and two backward, each reading dz.
+The kernels are those of `batch_norm_act`, which normalise the residual as they read it. Compared with one op
+for each norm this saves four passes over an activation: two forward, writing and reading the normalised
+shortcut, and two backward, each reading dz.
 """
 
 import torch
@@ -41,7 +42,8 @@ def dual_batch_norm_act(
         (N, C, H, W) of the dtype of x, channels_last.
 
     Raises:
-        ValueError: a shape or dtype is not as stated, or a channel has only one value: it has no unbiased variance.
+        ValueError: a shape or dtype is not as stated, or a channel has only one value: it has no unbiased
+            variance.
     """
     arguments = _checked(x, norm, residual, residual_norm)
     return _DualBatchNormAct.apply(False, *arguments, momentum, eps)
@@ -55,7 +57,7 @@ def dual_batch_norm_act_twice(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return y of `dual_batch_norm_act` twice, in the same memory, for two users; see `batch_norm_act_twice`."""
+    """Return y of `dual_batch_norm_act` twice, in the same memory; see `batch_norm_act_twice`."""
     arguments = _checked(x, norm, residual, residual_norm)
     return _DualBatchNormAct.apply(True, *arguments, momentum, eps)
 

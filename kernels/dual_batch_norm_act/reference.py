@@ -1,6 +1,7 @@
 """Define `dual_batch_norm_act` in plain PyTorch, and implement its two operators on the CPU.
 
-Shapes: (N, C, H, W) activations, (C,) parameters. Arithmetic is in float32, or in float64 for float64 activations.
+Shapes: (N, C, H, W) activations, (C,) parameters. Arithmetic is in float32, or in float64 for float64
+activations.
 """
 
 import torch
@@ -17,7 +18,7 @@ def dual_batch_norm_act_reference(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(x) + batch_norm(residual)), rounded once. The arguments are those of `dual_batch_norm_act`."""
+    """Return relu(batch_norm(x) + batch_norm(residual)), rounded once. For arguments see the op."""
     wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
     normalised = batch_norm_act_reference(wide, residual_norm, relu=False, momentum=momentum, eps=eps)
     return batch_norm_act_reference(x, norm, residual=normalised, momentum=momentum, eps=eps)
@@ -37,7 +38,7 @@ def dual_forward_reference(  # noqa: PLR0913
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return y, the statistics (4, C) and the mask of the ReLU, as `forward_reference` does: first the statistics of x."""
+    """Return y, the statistics, (4, C): those of x, then of the residual, and the mask of the ReLU."""
     wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
     residual_norm = residual_weight, residual_bias, residual_running_mean, residual_running_var
     normalised, residual_statistics, _ = forward_reference(wide, None, *residual_norm, False, momentum, eps)

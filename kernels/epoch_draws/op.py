@@ -2,11 +2,12 @@
 
 Shapes: N samples.
 
-Sample i of stream s reads the block of Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with key
-(seed, epoch) and counter (i + 1, 0, 0, s). numpy's `Philox(key, counter=(0, 0, 0, s))` gives this block as words 4 i to 4 i + 3.
-Stream 0: word 0 is the sample's sort key, and the order of the epoch is the samples sorted by it. Stream 1: the high and the low half of
-word 0 are crop_y and crop_x, bit 0 of word 1 is flip, the high and the low half of word 2 are cutout_y and cutout_x. A half becomes an
-integer below a limit by multiply and shift.
+Sample i of stream s reads the block of Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy
+as 1, 2, 3") with key (seed, epoch) and counter (i + 1, 0, 0, s). numpy's `Philox(key, counter=(0, 0, 0, s))`
+gives this block as words 4 i to 4 i + 3. Stream 0: word 0 is the sample's sort key, and the order of the
+epoch is the samples sorted by it. Stream 1: the high and the low half of word 0 are crop_y and crop_x, bit 0
+of word 1 is flip, the high and the low half of word 2 are cutout_y and cutout_x. A half becomes an integer
+below a limit by multiply and shift.
 """
 
 import torch
@@ -28,8 +29,8 @@ def epoch_draws(
         device: the device of the results, which must be the current device.
 
     Returns:
-        order (N,) int64, the sample ids in the order of the epoch, and draws (N, 5) int32 by sample id: crop_y, crop_x, flip,
-        cutout_y, cutout_x.
+        order (N,) int64, the sample ids in the order of the epoch, and draws (N, 5) int32 by sample id:
+        crop_y, crop_x, flip, cutout_y, cutout_x.
     """
     keys, draws = launch(seed, epoch, num_samples, ranges, device)
     return keys.argsort(stable=True), draws

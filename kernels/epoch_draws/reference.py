@@ -28,7 +28,7 @@ class DrawRanges(NamedTuple):
 def epoch_draws_reference(
     seed: int, epoch: int, num_samples: int, ranges: DrawRanges
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the order and the draws of one epoch, on the CPU. Arguments and results are those of `epoch_draws`."""
+    """Return the order and the draws of one epoch, on the CPU. Arguments as of `epoch_draws`."""
     keys = [philox4x64((sample + 1, 0, 0, 0), (seed, epoch))[0] for sample in range(num_samples)]
     draws = [_draw(philox4x64((sample + 1, 0, 0, 1), (seed, epoch)), ranges) for sample in range(num_samples)]
     order = sorted(range(num_samples), key=lambda sample: keys[sample])

@@ -1,7 +1,7 @@
 """Run the gradient by the logits, in one launch, which computes the softmax again.
 
-Half-precision gradients made in the forward pass would be as many bytes to read back as the logits. They would also lose small values to
-underflow before the loss scale reaches them.
+Half-precision gradients made in the forward pass would be as many bytes to read back as the logits. They
+would also lose small values to underflow before the loss scale reaches them.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false

@@ -29,8 +29,9 @@ def _few_classes_loss_kernel(  # noqa: PLR0913
 ):
     """Write the loss, in one program.
 
-    The classes are unrolled: they are no axis of the block, so that each thread owns whole rows. 10 classes as an axis, padded to 16 and
-    reduced across threads, take 3.7 times as many instructions (counted in the code for Hopper).
+    The classes are unrolled: they are no axis of the block, so that each thread owns whole rows. 10 classes
+    as an axis, padded to 16 and reduced across threads, take 3.7 times as many instructions (counted in the
+    code for Hopper).
     """
     losses = tl.zeros((BLOCK_ROWS,), tl.float32)
     for block in range(NUM_BLOCKS):
@@ -59,9 +60,10 @@ def _few_classes_loss_kernel(  # noqa: PLR0913
 def softmax(
     logits_ptr, targets_ptr, row, num_rows, smoothing, NUM_CLASSES: tl.constexpr, BLOCK_CLASSES: tl.constexpr
 ):
-    """Return for the rows `row`: shifted logits, their exponentials, the sum of these, q, and a mask of elements that exist.
+    """Return for the rows `row`: shifted logits, exponentials, sum of exponentials, q, and a mask.
 
-    Logits are shifted by the maximum of their row. q is the smoothed target.
+    Logits are shifted by the maximum of their row. q is the smoothed target. The mask is true for elements
+    that exist.
     """
     column = tl.arange(0, BLOCK_CLASSES)[None, :]
     in_rows = row < num_rows
@@ -77,7 +79,8 @@ def softmax(
 
     uniform = smoothing / NUM_CLASSES
     q = tl.where(column == target, 1.0 - smoothing + uniform, uniform)
-    # A target out of range equals no column. Without NaN its row would quietly train towards the uniform distribution.
+    # A target out of range equals no column. Without NaN its row would quietly train towards the uniform
+    # distribution.
     q = tl.where((target >= 0) & (target < NUM_CLASSES), q, float("nan"))
     return shifted, exponential, total, q, exists
 
@@ -132,7 +135,7 @@ def launch_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -
 
 
 def tiles(num_rows: int, num_classes: int) -> tuple[tuple[int], int, int, dict[str, Any]]:
-    """Return the grid, the classes (padded) and rows of a program, and the launch options, for programs of whole rows."""
+    """Return the grid, the classes (padded) and the rows of a program, and the launch options."""
     block_classes = triton.next_power_of_2(num_classes)
     block_rows = max(1, _BLOCK // block_classes)
     options = {"num_warps": min(32, max(4, block_classes // 256)), **FP_FUSION}

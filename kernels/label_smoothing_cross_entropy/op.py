@@ -2,10 +2,11 @@
 
 Shapes: B rows (samples), K classes.
 
-The loss is that of `torch.nn.functional.cross_entropy(..., label_smoothing=s, reduction="mean")`: with p = softmax(logits) and
-q = (1 - s) * onehot(target) + s / K, the mean over the rows of -sum_k q_k log p_k (Szegedy et al. 2016, arXiv:1512.00567,
-section 7). Its gradient by the logits is (p - q) / B. Two things differ from PyTorch: half-precision logits are read as they are
-(arithmetic in float32, no float32 copy), and no target is ignored.
+The loss is that of `torch.nn.functional.cross_entropy(..., label_smoothing=s, reduction="mean")`: with p =
+softmax(logits) and q = (1 - s) * onehot(target) + s / K, the mean over the rows of -sum_k q_k log p_k
+(Szegedy et al. 2016, arXiv:1512.00567, section 7). Its gradient by the logits is (p - q) / B. Two things
+differ from PyTorch: half-precision logits are read as they are (arithmetic in float32, no float32 copy), and
+no target is ignored.
 
 `torch.compile` keeps the operator in one graph.
 """
@@ -26,14 +27,14 @@ _MAX_CLASSES = 32768  # a row must fit in the registers of one program
 def label_smoothing_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Return the mean cross-entropy with label smoothing, a float32 scalar, differentiable once by the logits.
+    """Return the mean cross-entropy with label smoothing, a float32 scalar.
 
-    On a GPU the kernels run, on a CPU the reference.
+    Differentiable once by the logits. On a GPU the kernels run, on a CPU the reference.
 
     Args:
         logits: (B, K) float16, bfloat16 or float32, finite; K at most 32768.
-        targets: (B,) int64, class numbers in [0, K). Other numbers, -100 included, are not skipped: on a GPU they make the loss and the
-            gradients of their rows NaN, on a CPU they are an error.
+        targets: (B,) int64, class numbers in [0, K). Other numbers, -100 included, are not skipped: on a GPU
+            they make the loss and the gradients of their rows NaN, on a CPU they are an error.
         smoothing: weight of the uniform distribution, in [0, 1].
 
     Raises:
@@ -41,7 +42,8 @@ def label_smoothing_cross_entropy(
     """
     if logits.ndim != 2 or not 1 <= logits.shape[1] <= _MAX_CLASSES or logits.dtype not in DTYPES:
         raise ValueError(
-            f"logits must be float (B, K) with K at most {_MAX_CLASSES}, not {logits.dtype} {tuple(logits.shape)}"
+            f"logits must be float (B, K) with K at most {_MAX_CLASSES}, "
+            f"not {logits.dtype} {tuple(logits.shape)}"
         )
     if targets.shape != logits.shape[:1] or targets.dtype is not torch.int64:
         raise ValueError(

@@ -10,7 +10,10 @@ from torch.nn import functional
 def label_smoothing_cross_entropy_reference(
     logits: torch.Tensor, targets: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Return the mean over the rows of -sum_k q_k log softmax(logits)_k, a scalar; logits (B, K), targets (B,) int64 in [0, K)."""
+    """Return the mean over the rows of -sum_k q_k log softmax(logits)_k, a scalar.
+
+    Logits are (B, K), targets (B,) int64 in [0, K).
+    """
     logits = _at_least_float32(logits)
     return -(_smoothed(targets, logits, smoothing) * logits.log_softmax(1)).sum(1).mean()
 
@@ -18,7 +21,7 @@ def label_smoothing_cross_entropy_reference(
 def label_smoothing_cross_entropy_gradient_reference(
     gradient: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Return the gradient by the logits, (B, K) in their dtype. `gradient`, a scalar, is the gradient by the loss."""
+    """Return the gradient by the logits, (B, K) in their dtype. `gradient` is the gradient by the loss."""
     wide = _at_least_float32(logits)
     return (gradient / len(wide) * (wide.softmax(1) - _smoothed(targets, wide, smoothing))).to(logits.dtype)
 

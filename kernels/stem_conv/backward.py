@@ -5,8 +5,9 @@
 | weight gradient | images, dy               | of each program, the sum over its pixels: (O, K) |
 | sum             | the sums of the programs | dweight                                          |
 
-Nothing is added atomically, so results repeat bit for bit on one kind of GPU. The weight gradient walks from the end of dy to its start:
-the kernel that wrote dy walks the other way, and left the end of dy in the L2 cache.
+Nothing is added atomically, so results repeat bit for bit on one kind of GPU. The weight gradient walks from
+the end of dy to its start: the kernel that wrote dy walks the other way, and left the end of dy in the L2
+cache.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -70,7 +71,7 @@ def _stem_weight_sum_kernel(
 
 
 def launch_weight_gradient(dy: torch.Tensor, images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the gradient by the weight, like the weight in shape, dtype and strides. All must be channels_last."""
+    """Return the gradient by the weight, in its shape, dtype and strides. All must be channels_last."""
     num_channels = len(weight)
     grid, options = plan("weight gradient", images, num_channels, dy.dtype)
     taps = block_taps(images.shape[1])

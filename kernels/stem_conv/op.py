@@ -1,11 +1,13 @@
-"""Compute the first convolution of a small-image ResNet, 3x3 with a border of zeros, and its gradient by the weight.
+"""Compute the first convolution of a small-image ResNet and its gradient by the weight.
 
-cuDNN's convolutions are made for many input channels. With the 1 to 3 channels of an image they take four times as long as writing their
-result takes. Here a tile of the images is gathered into the operand of a matrix product, and only the bytes of the result limit the
-speed.
+The convolution is 3x3 with a border of zeros.
 
-The weight stays in float32: the kernels cast it as they read it, which saves a launch of autocast. Its gradient is summed in float32 and
-has the dtype of the weight. There is no gradient by the images.
+cuDNN's convolutions are made for many input channels. With the 1 to 3 channels of an image they take four
+times as long as writing their result takes. Here a tile of the images is gathered into the operand of a
+matrix product, and only the bytes of the result limit the speed.
+
+The weight stays in float32: the kernels cast it as they read it, which saves a launch of autocast. Its
+gradient is summed in float32 and has the dtype of the weight. There is no gradient by the images.
 """
 
 import torch
@@ -21,11 +23,13 @@ _MAX_IN_CHANNELS = 3  # 9 taps of each, and one more, fit in the 32 bits of a wo
 def stem_conv(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return conv2d(images, weight, padding=1), differentiable once by the weight.
 
-    Images and weight are cast to the dtype of autocast, or without autocast to that of the images. On a GPU the kernels run, on a CPU
-    the reference. The first call for a shape compiles kernels: make it before a CUDA graph is captured.
+    Images and weight are cast to the dtype of autocast, or without autocast to that of the images. On a GPU
+    the kernels run, on a CPU the reference. The first call for a shape compiles kernels: make it before a
+    CUDA graph is captured.
 
     Args:
-        images: (B, C, H, W) float16, bfloat16 or float32, C at most 3; channels_last, otherwise they are copied.
+        images: (B, C, H, W) float16, bfloat16 or float32, C at most 3; channels_last, otherwise they are
+            copied.
         weight: (O, C, 3, 3) float16, bfloat16 or float32; channels_last, otherwise it is copied.
 
     Returns:
@@ -38,7 +42,7 @@ def stem_conv(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def checked(images: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
-    """Return images and weight in channels_last, and the dtype of y, or raise a ValueError for a wrong shape or dtype."""
+    """Return images and weight in channels_last, and the dtype of y, or raise a ValueError."""
     good_shape = images.ndim == 4 and 1 <= images.shape[1] <= _MAX_IN_CHANNELS and images.numel() > 0
     if not good_shape or images.dtype not in DTYPES:
         raise ValueError(

@@ -12,7 +12,8 @@ def stem_conv_reference(
 ) -> torch.Tensor:
     """Return the convolution of images (B, C, H, W) and weight (O, C, 3, 3) with a border of zeros.
 
-    Images and weight are first cast to `dtype` (default: that of the images). The result is (B, O, H, W) of `dtype`, channels_last.
+    Images and weight are first cast to `dtype` (default: that of the images). The result is (B, O, H, W) of
+    `dtype`, channels_last.
     """
     dtype = dtype or images.dtype
     y = functional.conv2d(images.to(dtype), weight.to(dtype), padding=1)
@@ -24,7 +25,8 @@ def stem_conv_weight_gradient_reference(
 ) -> torch.Tensor:
     """Return the gradient by the weight, like the weight in shape, dtype and strides; dy is (B, O, H, W).
 
-    The gradient of a tap is the product of dy with the images, shifted by the place of the tap. Arithmetic is in float32 or wider.
+    The gradient of a tap is the product of dy with the images, shifted by the place of the tap. Arithmetic is
+    in float32 or wider.
     """
     height, width = images.shape[2:]
     wide = torch.promote_types(dy.dtype, torch.float32)

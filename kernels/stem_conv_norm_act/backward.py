@@ -1,17 +1,18 @@
 """Run the backward pass: `kernels/stem_tiles.py` describes taps and tiles.
 
-The gradient by the convolution's weight is the sum of T·dx over the pixels. dx comes from dz, the gradient under the ReLU, by batch
-norm's three terms (Ioffe and Szegedy 2015, section 3). Two of these terms are multiples of x and of 1, so they need only the moments of
-the taps. The third term needs the sum of T·dz. Its tap 9·C, which is 1, is the gradient by batch norm's bias, and its product with w
-gives the gradient by batch norm's weight. So one pass over dy gives all three gradients, and neither dx nor x is written.
+The gradient by the convolution's weight is the sum of T·dx over the pixels. dx comes from dz, the gradient
+under the ReLU, by batch norm's three terms (Ioffe and Szegedy 2015, section 3). Two of these terms are
+multiples of x and of 1, so they need only the moments of the taps. The third term needs the sum of T·dz. Its
+tap 9·C, which is 1, is the gradient by batch norm's bias, and its product with w gives the gradient by batch
+norm's weight. So one pass over dy gives all three gradients, and neither dx nor x is written.
 
-| launch        | reads                                       | writes                                                   |
-|---------------|---------------------------------------------|----------------------------------------------------------|
-| gradient sums | images, weight, dy, second dy               | of each program, the sum of T·dz over its pixels: (O, K) |
-| gradient      | the sums of the programs, moments, weight   | the gradients                                            |
+| launch        | reads                         | writes                                               |
+|---------------|-------------------------------|------------------------------------------------------|
+| gradient sums | images, weight, dy, second dy | of each program, T·dz summed over its pixels: (O, K) |
+| gradient      | these sums, moments, weight   | the gradients                                        |
 
-Nothing is added atomically, so results repeat bit for bit on one kind of GPU. The first launch walks from the end of dy to its start: a
-kernel that wrote dy the other way left the end of dy in the L2 cache.
+Nothing is added atomically, so results repeat bit for bit on one kind of GPU. The first launch walks from the
+end of dy to its start: a kernel that wrote dy the other way left the end of dy in the L2 cache.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -120,7 +121,10 @@ def launch_backward(  # noqa: PLR0913
     statistics: torch.Tensor,
     moments: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run the backward kernels and return what `backward_reference` returns. Images, weight and gradients must be channels_last."""
+    """Run the backward kernels and return what `backward_reference` returns.
+
+    Images, weight and gradients must be channels_last.
+    """
     num_channels = len(weight)
     dtype = gradient.dtype
     grid, options = plan("gradient sums", images, num_channels, dtype)

@@ -1,19 +1,20 @@
 """Run the forward pass: `kernels/stem_tiles.py` describes taps and tiles.
 
-T, (M, K), are the taps of all M pixels, and w, (K,), is the weight of an output channel. The convolution is x = T w. Its mean is m·w and
-its variance w·S·w, where m is the mean of the taps and S their covariance, (K, K). m and S are the same for all channels and weights. So
-one pass over the images, a fortieth of the bytes of x, is enough, and x itself is never written.
+T, (M, K), are the taps of all M pixels, and w, (K,), is the weight of an output channel. The convolution is x
+= T w. Its mean is m·w and its variance w·S·w, where m is the mean of the taps and S their covariance, (K, K).
+m and S are the same for all channels and weights. So one pass over the images, a fortieth of the bytes of x,
+is enough, and x itself is never written.
 
-| launch     | reads                      | writes                                                              |
-|------------|----------------------------|---------------------------------------------------------------------|
-| moments    | images                     | of each program, the sum of the products of two taps: (K, K)        |
-| sum        | the sums of the programs   | moments: the mean over the pixels of the products, (K, K)           |
-| statistics | moments, weight            | mean and 1 / standard deviation of each channel                     |
-| apply      | images, weight, statistics | y                                                                   |
+| launch     | reads                      | writes                                                       |
+|------------|----------------------------|--------------------------------------------------------------|
+| moments    | images                     | of each program, the sum of the products of two taps: (K, K) |
+| sum        | the sums of the programs   | moments: the mean over the pixels of the products, (K, K)    |
+| statistics | moments, weight            | mean and 1 / standard deviation of each channel              |
+| apply      | images, weight, statistics | y                                                            |
 
-Tap 9·C is 1: its row of the moments is m, and S is the moments less m·mᵀ. The rounding error of the variance is that of the moments,
-about 1e-6 of the variance of the pixels. Relative to the variance of x the error is larger by as much as w suppresses what neighbouring
-pixels have in common.
+Tap 9·C is 1: its row of the moments is m, and S is the moments less m·mᵀ. The rounding error of the variance
+is that of the moments, about 1e-6 of the variance of the pixels. Relative to the variance of x the error is
+larger by as much as w suppresses what neighbouring pixels have in common.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
@@ -85,9 +86,9 @@ def covariances(
     BLOCK_TAPS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Return the weight w of an output channel, the mean of each tap, and S·w, the covariance of each tap with x.
+    """Return the weight w of an output channel, the mean of each tap, and S·w.
 
-    The shape of each is (BLOCK_TAPS,).
+    S·w is the covariance of each tap with x. The shape of each is (BLOCK_TAPS,).
     """
     tap = tl.arange(0, BLOCK_TAPS)
     weight = tl.load(weight_ptr + channel * (9 * CHANNELS) + tap, mask=tap < 9 * CHANNELS, other=0.0)
@@ -200,7 +201,7 @@ def launch_forward(
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run the forward kernels and return what `forward_reference` returns. Images and weight must be channels_last."""
+    """Run the forward kernels and return what `forward_reference` returns. Inputs must be channels_last."""
     y, statistics, moments = forward_outputs(images, weight, dtype)
     num_channels = len(weight)
     num_pixels = y.numel() // num_channels

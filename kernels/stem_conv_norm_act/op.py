@@ -1,11 +1,12 @@
-"""Compute the stem of a small-image ResNet: a 3x3 convolution of the images, training-mode batch norm and ReLU.
+"""Compute the stem of a small-image ResNet: 3x3 convolution, training-mode batch norm and ReLU.
 
     y = relu((x - mean) / sqrt(var + eps) * norm.weight + norm.bias),  x = conv2d(images, weight, padding=1)
 
-The images are small beside x, and x is cheap to compute. So x is computed again wherever it is needed, and never written. The statistics
-come from the second moments of the images (`forward.py`), and so do two of the three terms of backward (`backward.py`). Passes over an
-activation: 1 forward, writing y, and 2 backward, reading the gradients of two uses of y (1 if there is one use). Separate ops need 4
-and 8 passes, and a convolution of few input channels is slow besides.
+The images are small beside x, and x is cheap to compute. So x is computed again wherever it is needed, and
+never written. The statistics come from the second moments of the images (`forward.py`), and so do two of the
+three terms of backward (`backward.py`). Passes over an activation: 1 forward, writing y, and 2 backward,
+reading the gradients of two uses of y (1 if there is one use). Separate ops need 4 and 8 passes, and a
+convolution of few input channels is slow besides.
 
 The convolution's weight stays in float32 until the kernels read it. There is no gradient by the images.
 """
@@ -24,12 +25,14 @@ def stem_conv_norm_act(
 ) -> torch.Tensor:
     """Return relu(batch_norm(conv2d(images, weight, padding=1))), and update the running statistics.
 
-    Differentiable once by the convolution's weight and by batch norm's weight and bias. Images and weight are cast to the dtype of
-    autocast, or without autocast to that of the images; x is not rounded. On a GPU the kernels run, on a CPU the reference. The first
-    call for a shape compiles kernels: make it before a CUDA graph is captured.
+    Differentiable once by the convolution's weight and by batch norm's weight and bias. Images and weight are
+    cast to the dtype of autocast, or without autocast to that of the images; x is not rounded. On a GPU the
+    kernels run, on a CPU the reference. The first call for a shape compiles kernels: make it before a CUDA
+    graph is captured.
 
     Args:
-        images: (B, C, H, W) float16, bfloat16 or float32, C at most 3; channels_last, otherwise they are copied.
+        images: (B, C, H, W) float16, bfloat16 or float32, C at most 3; channels_last, otherwise they are
+            copied.
         weight: (O, C, 3, 3) float16, bfloat16 or float32; channels_last, otherwise it is copied.
         norm: (O,) contiguous float32 each. The running statistics move towards those of the batch.
         momentum: weight of the batch in the running statistics.
@@ -39,8 +42,8 @@ def stem_conv_norm_act(
         (B, O, H, W), channels_last.
 
     Raises:
-        ValueError: a shape or dtype is not as stated, the images require a gradient, or there is only one pixel, which has no unbiased
-            variance.
+        ValueError: a shape or dtype is not as stated, the images require a gradient, or there is only one
+            pixel, which has no unbiased variance.
     """
     images, weight, dtype = _checked(images, weight, norm)
     return _StemConvNormAct.apply(False, images, weight, *norm, dtype, momentum, eps)
@@ -49,7 +52,7 @@ def stem_conv_norm_act(
 def stem_conv_norm_act_twice(
     images: torch.Tensor, weight: torch.Tensor, norm: Norm, momentum: float = 0.1, eps: float = 1e-5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return y of `stem_conv_norm_act` twice, in the same memory, for two users; see `batch_norm_act_twice`."""
+    """Return y of `stem_conv_norm_act` twice, in the same memory; see `batch_norm_act_twice`."""
     images, weight, dtype = _checked(images, weight, norm)
     return _StemConvNormAct.apply(True, images, weight, *norm, dtype, momentum, eps)
 
@@ -57,7 +60,7 @@ def stem_conv_norm_act_twice(
 def _checked(
     images: torch.Tensor, weight: torch.Tensor, norm: Norm
 ) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
-    """Return images and weight in channels_last, and the dtype of y, or raise a ValueError for a wrong shape or dtype."""
+    """Return images and weight in channels_last, and the dtype of y, or raise a ValueError."""
     images, weight, dtype = stem_conv.checked(images, weight)
     if images.numel() == images.shape[1]:
         raise ValueError(f"images must have more than one pixel, not the shape {tuple(images.shape)}")

@@ -1,6 +1,7 @@
 """Define `stem_conv_norm_act` in plain PyTorch, and implement its two operators on the CPU.
 
-Shapes: B images, C channels, H rows, W columns, O output channels, K taps (see `kernels/stem_tiles.py`). Arithmetic is in float32 or wider.
+Shapes: B images, C channels, H rows, W columns, O output channels, K taps (see `kernels/stem_tiles.py`).
+Arithmetic is in float32 or wider.
 """
 
 import torch
@@ -18,7 +19,7 @@ def stem_conv_norm_act_reference(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(conv2d(images, weight))), rounded once. The arguments are those of `stem_conv_norm_act`."""
+    """Return relu(batch_norm(conv2d(images, weight))), rounded once. Arguments as of `stem_conv_norm_act`."""
     x = _convolution(images, weight, images.dtype)
     return batch_norm_act_reference.batch_norm_act_reference(x, norm, None, True, momentum, eps).to(
         images.dtype
@@ -36,9 +37,10 @@ def forward_reference(  # noqa: PLR0913
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return y of `dtype`, the statistics that backward needs, (2, O): mean and 1 / standard deviation, and the moments.
+    """Return y of `dtype`, the statistics that backward needs, and the moments.
 
-    The moments, (K, K), are the means over the pixels of the products of two taps.
+    The statistics are (2, O): mean and 1 / standard deviation. The moments, (K, K), are the means over the
+    pixels of the products of two taps.
     """
     x = _convolution(images, weight, dtype)
     y, statistics, _ = batch_norm_act_reference.forward_reference(

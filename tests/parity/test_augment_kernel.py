@@ -95,7 +95,7 @@ def test_random_draws(height: int, width: int, channels: int, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_corner_draws(dtype: torch.dtype) -> None:
-    """Cover extreme offsets, both flips, and boxes clipped by each border and corner, inside, just outside, or one pixel wide."""
+    """Cover extreme offsets, flips, and boxes clipped by each border, inside, outside, or one pixel wide."""
     size, padding, cutout = 8, 4, 4
     offsets = itertools.product((0, 2 * padding), (0, 2 * padding), (0, 1), [(2, 3)])
     boxes = itertools.product(

@@ -1,4 +1,4 @@
-"""Compare batch norm, residual and ReLU with `F.batch_norm` in float64: the kernels, the reference and the operators."""
+"""Compare batch norm, residual and ReLU with `F.batch_norm` in float64: kernels, reference, operators."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +31,8 @@ VARIANTS = [
     (True, True, 2),
     (True, False, 2),
 ]
-# Odd C and C below a tile's; C of one and a half tiles and of many; one value short of and beyond whole tiles; several tiles a program.
+# Odd C and C below a tile's; C of one and a half tiles and of many; one value short of and beyond whole
+# tiles; several tiles a program.
 SHAPES = [
     (3, 5, 3, 3),
     (2, 1, 3, 3),
@@ -92,7 +93,8 @@ def random_case(
         [],
         relu,
     )
-    # Quarters up to 4, whose sums of two are exact in every dtype; 0 where float32 may have z on the other side of 0.
+    # Quarters up to 4, whose sums of two are exact in every dtype; 0 where float32 may have z on the other
+    # side of 0.
     decided = sum_under_relu(case.clone(torch.float64)).abs() > 1e-5
     for _ in range(num_gradients):
         quarters = torch.randint(-16, 17, shape, generator=generator).to(DEVICE)
@@ -233,7 +235,7 @@ def test_large_kernels(
     [(torch.float32, 1000.0), (torch.float32, -3e4), (torch.float16, 1000.0), (torch.bfloat16, 100.0)],
 )
 def test_a_mean_far_from_zero(dtype: torch.dtype, mean: float) -> None:
-    """Keep the digits that E[x²] - E[x]² in float32 would lose at a mean of 3e4 and a standard deviation of 1."""
+    """Keep the digits that E[x²] - E[x]² in float32 would lose at a mean of 3e4 and a deviation of 1."""
     case = random_case((13, 64, 8, 8), dtype, mean=mean)
     statistics = launch_forward(case.x, None, case.norm(), True, MOMENTUM, EPS)[1]
     var, expected_mean = torch.var_mean(case.x.double(), (0, 2, 3), correction=0)
@@ -334,7 +336,7 @@ def test_operator_takes_any_strides_and_autocast() -> None:
 
 @pytest.mark.parametrize(("residual", "relu"), [(False, True), (True, True), (False, False)])
 def test_operators_are_registered_soundly(residual: bool, relu: bool) -> None:
-    """Run PyTorch's own checks: schema, changed arguments, shapes without data, tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, changed arguments, shapes without data, and tracing."""
     case = random_case((3, 5, 3, 3), torch.float32, residual, relu)
     forward = (case.x, case.residual, *case.norm(), relu, MOMENTUM, EPS)
     torch.library.opcheck(torch.ops.quickres.batch_norm_act.default, forward)

@@ -1,4 +1,4 @@
-"""Compare two batch norms, their sum and ReLU with `F.batch_norm` in float64: kernels, reference and operators."""
+"""Compare two batch norms, their sum and ReLU with `F.batch_norm` in float64: all implementations."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -68,7 +68,8 @@ def random_case(
         return [normal(shape[1]), normal(shape[1]), normal(shape[1]), normal(shape[1]).abs()]
 
     case = Case._make([activation(normal(*shape)), *norm(), activation(2 * normal(*shape) + 1), *norm()])
-    # Quarters up to 4, whose sums of two are exact in every dtype; 0 where float32 may have the sum on the other side of 0.
+    # Quarters up to 4, whose sums of two are exact in every dtype; 0 where float32 may have the sum on the
+    # other side of 0.
     decided = sum_under_relu(case.clone(torch.float64)).abs() > 1e-5
     quarters = [
         torch.randint(-16, 17, shape, generator=generator).to(DEVICE) / 4 for _ in range(num_gradients)
@@ -203,7 +204,7 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 
 
 def test_operators_are_registered_soundly() -> None:
-    """Run PyTorch's own checks: schema, changed arguments, shapes without data, tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, changed arguments, shapes without data, and tracing."""
     case, (gradient,) = random_case((3, 5, 3, 3), torch.float32, 1)
     torch.library.opcheck(torch.ops.quickres.dual_batch_norm_act.default, (*case, MOMENTUM, EPS))
     _, statistics, mask = torch.ops.quickres.dual_batch_norm_act(*case, MOMENTUM, EPS)

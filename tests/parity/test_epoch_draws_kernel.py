@@ -1,4 +1,4 @@
-"""Compare the draws of the kernel, of the definition, and of numpy for the other loaders: they are the same numbers."""
+"""Compare the draws of the kernel, of the definition, and of numpy for the other loaders: all are equal."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Compare label-smoothed cross-entropy with `F.cross_entropy` in float64: the kernels, the reference and the operator."""
+"""Compare label-smoothed cross-entropy with `F.cross_entropy` in float64: kernels, reference, operator."""
 
 import pytest
 import torch
@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# One class; few classes in one program, in part of a block and in several; many classes with few and many rows a program.
+# One class; few classes in one program, in part of a block and in several; many classes with few and many
+# rows a program.
 SHAPES = [
     (3, 1),
     (1, 10),
@@ -78,7 +79,7 @@ def test_strong_smoothing(smoothing: float) -> None:
 
 
 def test_many_partial_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the path of many classes, with more sums of programs than the kernel that adds them up takes at a time."""
+    """Take the path of many classes, with more sums than the kernel that adds them up takes at a time."""
     monkeypatch.setattr(module, "_FEW_CLASSES", 0)
     monkeypatch.setattr(module, "_BLOCK", 16)
     assert_kernels(*random_batch(37, 10, torch.float32), 0.1)
@@ -179,7 +180,7 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 )  # of `opcheck` itself
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operator_is_registered_soundly(dtype: torch.dtype) -> None:
-    """Run PyTorch's own checks: schema, shapes without data, autograd, tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, shapes without data, autograd, and tracing."""
     logits, targets = random_batch(7, 10, dtype)
     torch.library.opcheck(
         torch.ops.quickres.label_smoothing_cross_entropy.default, (logits.requires_grad_(), targets, 0.1)

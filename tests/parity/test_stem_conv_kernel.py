@@ -21,8 +21,8 @@ needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# Batch, channels, height, width, output channels. One pixel and one row; several tiles a program and a part of one; 1 to 3 channels; output
-# channels below a tile's, odd, of one tile and one more.
+# Batch, channels, height, width, output channels. One pixel and one row; several tiles a program and a part
+# of one; 1 to 3 channels; output channels below a tile's, odd, of one tile and one more.
 SHAPES = [(1, 3, 1, 1, 64), (3, 1, 1, 7, 16), (2, 2, 9, 5, 5), (3, 3, 13, 12, 64), (2, 3, 9, 8, 65)]
 
 
@@ -163,7 +163,7 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 )  # of `opcheck` itself
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operators_are_registered_soundly(dtype: torch.dtype) -> None:
-    """Run PyTorch's own checks: schema, shapes without data, autograd, tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, shapes without data, autograd, and tracing."""
     images, weight, dy = random_case((2, 3, 5, 3, 7), dtype)
     torch.library.opcheck(torch.ops.quickres.stem_conv.default, (images, weight.requires_grad_(), dtype))
     torch.library.opcheck(torch.ops.quickres.stem_conv_weight_gradient.default, (dy, images, weight.detach()))

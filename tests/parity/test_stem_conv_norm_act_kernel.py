@@ -1,4 +1,4 @@
-"""Compare the stem's convolution, batch norm and ReLU with PyTorch in float64: kernels, reference and operators."""
+"""Compare the stem's convolution, batch norm and ReLU with PyTorch in float64."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,8 +27,8 @@ needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MOMENTUM, EPS = 0.1, 1e-5
 LEAVES = ("weight", "norm_weight", "norm_bias")
-# Batch, channels, height, width, output channels. One row; several tiles a program and a part of one; 1 to 3 channels; output channels
-# below a tile's, odd, and one more than a tile's. One and two uses of y.
+# Batch, channels, height, width, output channels. One row; several tiles a program and a part of one; 1 to 3
+# channels; output channels below a tile's, odd, and one more than a tile's. One and two uses of y.
 SHAPES = [((3, 1, 1, 7, 16), 1), ((2, 2, 9, 5, 5), 2), ((3, 3, 13, 12, 32), 2), ((2, 3, 5, 8, 65), 1)]
 Results = dict[str, torch.Tensor]
 
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 def random_case(
     shape: tuple[int, int, int, int, int], dtype: torch.dtype, num_gradients: int = 1
 ) -> tuple[Case, list[torch.Tensor]]:
-    """Return the arguments, of values that every dtype of this test holds, and the gradients of the uses of y."""
+    """Return arguments with values that every dtype here holds, and the gradients of the uses of y."""
     batch_size, channels, height, width, out_channels = shape
     generator = torch.Generator().manual_seed(sum(shape))
 
@@ -66,7 +66,8 @@ def random_case(
     weight = normal(out_channels, channels, 3, 3).to(memory_format=torch.channels_last)
     vectors = [normal(out_channels) for _ in range(4)]
     case = Case(images, weight, vectors[0], vectors[1], vectors[2], vectors[3].abs())
-    # Quarters up to 4, whose sums of two are exact in every dtype; 0 where float32 may have z on the other side of 0.
+    # Quarters up to 4, whose sums of two are exact in every dtype; 0 where float32 may have z on the other
+    # side of 0.
     decided = under_relu(case.clone(torch.float64)).abs() > 1e-4
     gradients = []
     for _ in range(num_gradients):
@@ -180,7 +181,7 @@ def test_large_kernels(num_gradients: int, shape: tuple[int, int, int, int, int]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_weight_that_suppresses_what_neighbours_have_in_common(dtype: torch.dtype) -> None:
-    """Take smooth images and a Laplacian: the variance of x is a difference of moments some hundred times as large."""
+    """Take smooth images and a Laplacian: the variance of x is a difference of much larger moments."""
     case, _ = random_case((4, 3, 16, 16, 16), dtype)
     smooth = functional.interpolate(
         torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)), (16, 16), mode="bicubic"
@@ -234,7 +235,7 @@ def test_reference(num_gradients: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments(dtype: torch.dtype) -> None:
-    """Compare the moments of the taps with each other and with the tap that is 1, of kernels and reference."""
+    """Compare the moments of the kernels with those of the reference, all but those of the padding."""
     case, _ = random_case((2, 2, 5, 3, 7), dtype)
     actual, expected = (forward(case.clone(), dtype)[2] for forward in (kernels_forward, reference_forward))
     assert_parity(actual[:19, :18].double(), expected[:19, :18].double(), "stem statistics", torch.float32)
@@ -267,7 +268,7 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 
 
 def test_operators_are_registered_soundly() -> None:
-    """Run PyTorch's own checks: schema, changed arguments, shapes without data, tracing with static and dynamic shapes."""
+    """Run PyTorch's own checks: schema, changed arguments, shapes without data, and tracing."""
     case, (gradient,) = random_case((2, 3, 5, 3, 7), torch.float16)
     arguments = (*case, torch.float16, MOMENTUM, EPS)
     torch.library.opcheck(torch.ops.quickres.stem_conv_norm_act.default, arguments)

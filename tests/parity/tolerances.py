@@ -1,4 +1,4 @@
-"""The tolerances of all parity tests, by op and precision, each with its reason."""
+"""List the tolerances of all parity tests, by op and precision, each with its reason."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Tolerance(NamedTuple):
-    """Accepted where |actual - expected| <= atol + rtol * |expected|."""
+    """The accepted difference: |actual - expected| <= atol + rtol * |expected|."""
 
     rtol: float
     atol: float
@@ -23,7 +23,8 @@ TOLERANCES = {
     ("augment, interpreted", torch.bfloat16): Tolerance(
         _BFLOAT16.eps, 0, "Triton's interpreter truncates to bfloat16: one unit in the last place"
     ),
-    # The expected value is float64 arithmetic on the same, already rounded logits. The loss is float32 whatever the logits' dtype.
+    # The expected value is float64 arithmetic on the same, already rounded logits. The loss is float32
+    # whatever the logits' dtype.
     ("label smoothing loss", torch.float32): Tolerance(
         2e-6, 2e-6, "float32 sums over classes and rows, fast exp and log, about 16 roundings"
     ),
@@ -36,7 +37,8 @@ TOLERANCES = {
     ("label smoothing gradient", torch.bfloat16): Tolerance(
         _BFLOAT16.eps, 2e-6, "as float32, then a cast, which the interpreter truncates"
     ),
-    # Batch norm: expected values are float64 arithmetic on the same, already rounded activations, which are of order 1.
+    # Batch norm: expected values are float64 arithmetic on the same, already rounded activations, which are
+    # of order 1.
     ("batch norm y", torch.float32): Tolerance(
         2e-6, 4e-6, "float32 mean and variance, then three operations that cancel"
     ),
@@ -81,9 +83,11 @@ TOLERANCES = {
     ("network, share of a gradient, fused norm", torch.float32): Tolerance(
         0,
         2e-2,
-        "a bias before another norm has a gradient of sums that nearly cancel, in up to 53 norms; a wrong way past is of order 1",
+        "a bias before another norm has a gradient of sums that nearly cancel, in up to 53 norms; "
+        "a wrong path has an error of order 1",
     ),
-    # The stem's convolution: expected values are float64 arithmetic on the same, already rounded images, weights and gradients.
+    # The stem's convolution: expected values are float64 arithmetic on the same, already rounded images,
+    # weights and gradients.
     ("stem conv y", torch.float32): Tolerance(
         2e-6, 1e-5, "a float32 sum, which cancels, of up to 27 products up to 10"
     ),
@@ -96,7 +100,8 @@ TOLERANCES = {
     ("stem conv dweight", torch.float32): Tolerance(
         2e-6,
         5e-3,
-        "sums, which cancel, of thousands of products up to 20; tensor cores add products with fewer bits than float32",
+        "sums, which cancel, of thousands of products up to 20; "
+        "tensor cores add products with fewer bits than float32",
     ),
     ("stem conv dweight", torch.float16): Tolerance(
         _FLOAT16.eps, 5e-3, "as float32, then a cast, to half a unit in the last place"
@@ -133,7 +138,8 @@ TOLERANCES = {
     ("loader, DALI on the GPU", torch.float16): Tolerance(
         0,
         2e-3,
-        "DALI's GPU kernel rounds before it adds: one unit in the last place of the largest value, an eighth of a grey level",
+        "DALI's GPU kernel rounds before it adds: one unit in the last place of the largest value, "
+        "an eighth of a grey level",
     ),
     ("20 losses, compiled", torch.float32): Tolerance(
         2e-3, 0, "fused batch norm sums in another order, amplified by 20 updates"
@@ -157,23 +163,26 @@ def assert_parity(actual: torch.Tensor, expected: torch.Tensor, op: str, precisi
 
 
 class GreyLevels(NamedTuple):
-    """How far images may be apart, in grey levels of 0 to 255: at most, and on average."""
+    """The accepted difference of images, in grey levels of 0 to 255: at most, and on average."""
 
     most: float
     mean: float
     reason: str
 
 
-# Streamed images, beside Pillow: they are decoded and resized by other libraries. Smooth pictures with a little noise.
+# Streamed images, beside Pillow: they are decoded and resized by other libraries. Smooth pictures with a
+# little noise.
 GREY_LEVELS = {
     "streamed, DALI's CPU backend": GreyLevels(
         12,
         0.3,
-        "the same libjpeg-turbo, but colour is interpolated up to the box's edge; resized without rounding in between",
+        "the same libjpeg-turbo, but colour is interpolated up to the edge of the box; "
+        "resized without rounding in between",
     ),
     "streamed, DALI on the GPU": GreyLevels(
         48,
         1.5,
-        "nvJPEG rounds its cosine transform otherwise, and repeats colour samples where libjpeg interpolates them",
+        "nvJPEG rounds its cosine transform differently, "
+        "and repeats colour samples where libjpeg interpolates them",
     ),
 }
