@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from kernels.epoch_draws.reference import DrawRanges
+from kernels.tiles import FP_FUSION
 
 _BLOCK = 256
 
@@ -83,5 +84,5 @@ def launch(
     corners = (height - cutout + 1, width - cutout + 1) if inside else (height, width)
     sizes = 2 * padding + 1, flip, cutout, 0 if inside else cutout // 2, *corners
     grid = (triton.cdiv(num_samples, _BLOCK),)
-    _epoch_draws_kernel[grid](keys, draws, num_samples, seed, epoch, *sizes, _BLOCK)
+    _epoch_draws_kernel[grid](keys, draws, num_samples, seed, epoch, *sizes, _BLOCK, **FP_FUSION)
     return keys, draws

@@ -8,7 +8,9 @@ from kernels.epoch_draws.reference import DrawRanges, epoch_draws_reference
 from pipeline.config import AugmentConfig
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 
 @pytest.mark.parametrize("mode", ["clipped", "inside"])

@@ -212,7 +212,7 @@ def test_constant_images() -> None:
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_overflow_is_not_hidden(value: float) -> None:
     case, gradients = random_case((2, 3, 4, 4, 16), torch.float16)
-    # where the ReLU lets the gradient pass
+    # a place with a positive output, so that the ReLU lets the gradient pass
     place = (under_relu(case.clone(torch.float64))[:, 5] > 0).nonzero()[0]
     gradients[0][place[0], 5, place[1], place[2]] = value
     results = run_pair(kernels_forward, launch_backward, case, gradients)
