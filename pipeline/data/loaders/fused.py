@@ -122,6 +122,5 @@ class FusedLoader(PositionedLoader):
         augmentation = Augmentation(
             transform.mean, transform.std, transform.crop_padding, transform.cutout, transform.dtype
         )
-        return augment(
-            self._images, order, draws, augmentation, start=start, count=count
-        ).contiguous(memory_format=transform.memory_format)
+        images = augment(self._images, order, draws, augmentation, start=start, count=count)
+        return images.contiguous(memory_format=transform.memory_format)
