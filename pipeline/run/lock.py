@@ -1,21 +1,21 @@
-"""One process at a time writes a run folder."""
+"""Lets one process at a time write a run folder."""
 
-import fcntl
 import os
 import socket
-import time
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pipeline.errors import UserError
 
-_PATIENCE_S = 15.0  # a run that was told to stop may still be saving
+_PATIENCE_S = 15.0  # a run that was asked to stop may still be saving
 
 
 class RunLock:
-    """Held by the process that writes a run folder. The operating system gives it back when that process is gone, however it went."""
+    """The lock of the process that writes a run folder. The operating system frees it when that process ends."""
 
     def __init__(self) -> None:
-        self._file: int | None = None
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> "RunLock":
         return self
@@ -24,37 +24,30 @@ class RunLock:
         self.release()
 
     def take(self, path: Path) -> None:
-        """Wait some seconds at most.
+        """Lock the folder at PATH; wait some seconds at most. A file system without locks locks nothing.
 
         Raises:
-            UserError: another process has it; names that process.
+            UserError: another process holds the lock; the message names that process.
         """
-        assert self._file is None
-        file = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        ends = time.monotonic() + _PATIENCE_S
-        while not _lock(file):
-            if time.monotonic() > ends:
-                owner = os.read(file, 200).decode(errors="replace").strip() or "another process"
-                os.close(file)
-                raise UserError(
-                    f"resume: {path} is being trained by {owner}; wait for its end, or start a run beside it with resume=none"
-                )
-            time.sleep(0.1)
-        os.truncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        self._file = file
+        assert self._lock is None
+        file = path / ".lock"
+        # without locks, filelock would fall back on a file that outlives a killed process
+        lock = FileLock(file, timeout=_PATIENCE_S, thread_local=False, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            owner = file.read_text(errors="replace")[:200].strip() or "another process"
+            raise UserError(
+                f"resume: {path} is being trained by {owner}; wait for its end, or start another run with "
+                "resume=none"
+            ) from None
+        except OSError as error:
+            if error.filename is not None:  # the file cannot be opened; a refused lock names no file
+                raise
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock = lock
 
     def release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: nothing is kept from anybody
-        return True
-    return True
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
