@@ -1,11 +1,12 @@
-"""One folder for all that libraries keep between runs: compiled kernels, and matplotlib's list of fonts."""
+"""Points libraries to one folder for what they keep between runs, such as compiled kernels."""
 
 import os
 from pathlib import Path
 
 from pipeline.errors import UserError
 
-# Where each would go otherwise: /tmp/torchinductor_USER, ~/.triton, ~/.cache/torch/kernels, ~/.nv, ~/.config and ~/.cache/matplotlib
+# Default places otherwise: /tmp/torchinductor_USER, ~/.triton, ~/.cache/torch/kernels, ~/.nv,
+# and ~/.config and ~/.cache/matplotlib for matplotlib's list of fonts
 VARIABLES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
@@ -16,28 +17,27 @@ VARIABLES = {
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/quickres`, by default in `~/.cache`."""
+    """Return `$XDG_CACHE_HOME/quickres`, by default in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickres"
 
 
 def use_cache_folder() -> None:
-    """Point the libraries there, but for those that the user has pointed elsewhere. Writes nothing.
+    """Set the libraries' environment variables, except those that the user has set. Writes nothing.
 
-    To be called before torch and matplotlib are imported: torch settles on a folder in /tmp as soon as its compiler is imported, which
-    other libraries do, and matplotlib makes one in the home folder.
+    Call this before torch and matplotlib are imported: torch chooses a folder in /tmp as soon as its compiler is
+    imported, which other libraries do, and matplotlib makes a folder in the home folder.
     """
     for variable, name in VARIABLES.items():
         os.environ.setdefault(variable, str(cache_folder() / name))
-    os.environ.setdefault(
-        "ORT_DISABLE_TELEMETRY", "1"
-    )  # onnxruntime keeps an identifier of the machine and a log in ~/.cache and /tmp
+    # onnxruntime keeps an identifier of the machine and a log in ~/.cache and /tmp
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def make_cache_folder() -> None:
-    """Make the folder, so that one that cannot be written is known before training.
+    """Make the folder, so that a folder that cannot be written is reported before training.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the folder cannot be written.
     """
     folder = cache_folder()
     try:
@@ -46,6 +46,6 @@ def make_cache_folder() -> None:
             raise PermissionError(None, "Permission denied")
     except OSError as error:
         raise UserError(
-            f"XDG_CACHE_HOME: the cache folder {folder} cannot be written ({error.strerror}); point the environment variable "
-            "XDG_CACHE_HOME to a folder that can, such as XDG_CACHE_HOME=/tmp/cache"
+            f"XDG_CACHE_HOME: the cache folder {folder} cannot be written ({error.strerror}); set the environment "
+            "variable XDG_CACHE_HOME to a folder that can, such as XDG_CACHE_HOME=/tmp/cache"
         ) from None

@@ -1,24 +1,24 @@
-"""How a process of a run ends before its main thread is through: the exit code for launch.sh, a last word, and no clearing up."""
+"""Process exit: record the exit code for launch.sh, print a last message, skip cleanup."""
 
 import contextlib
-import glob
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
 
 def rank() -> int:
-    """This process's number, as the launcher says; 0 without one."""
+    """Return the number that the launcher gave this process; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def report_exit_code(code: int) -> None:
-    """`accelerate launch` returns 1 for every failure: launch.sh reads the code from a file, which the first process to end writes.
+    """Write the exit code to the file that launch.sh reads: `accelerate launch` returns 1 for every failure.
 
-    The first, because torchrun stops the others when one fails: what they return then is not the reason. But only rank 0, which writes
-    the result after the others have left, can say that all went well.
+    The first process to end writes the file: torchrun stops the others when one fails, so their codes are not
+    the reason. Only rank 0 reports success, because it writes the result after the others have ended.
     """
     path = os.environ.get("QUICKRES_EXIT_CODE_FILE")
     if path and (code or rank() == 0):
@@ -27,7 +27,7 @@ def report_exit_code(code: int) -> None:
 
 
 def flush() -> None:
-    """Send out what is still to be said. Where nobody reads it, it is dropped: Python would end with 120, not with the run's code."""
+    """Flush stdout and stderr. If nobody reads a stream, drop its content: else Python would exit with 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -36,76 +36,64 @@ def flush() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """What the stream still holds, and all that follows, goes nowhere."""
-    with contextlib.suppress(OSError), open(os.devnull, "w") as nobody:
-        os.dup2(nobody.fileno(), stream.fileno())
+    """Redirect the stream to /dev/null: its buffered content and all later output."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), stream.fileno())
 
 
 def announce() -> None:
-    """From now on a SIGTERM does not kill this process, which the others of this host can see when it is gone."""
+    """Write down this process's id once it handles SIGTERM, so that the others on its host can see if it is killed."""
     path = os.environ.get("QUICKRES_EXIT_CODE_FILE")
     if path and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         with contextlib.suppress(OSError):
-            open(_announcement(path, rank()), "w").close()
+            _id_file(path, rank()).write_text(str(os.getpid()))
 
 
-def _announcement(path: str, number: int) -> str:
-    return f"{path}.{number}"
+def failure_of_peer() -> tuple[int, str | None] | None:
+    """Return exit code and message if the launcher ends this process because another one on this host failed.
 
+    torchrun sends SIGTERM to the other processes, as a user does who stops the run. The peer has failed if it
+    reported another exit code than that of a stop, or if it is gone without a report: then it was killed.
+    A peer that ended before it handled SIGTERM has written no id. It does not count: SIGTERM itself ended it.
 
-def failed_beside_this() -> tuple[int, str | None] | None:
-    """The exit code, and what this process is to say, where the launcher ends it because another one of this host has failed.
-
-    That one has written a code that is none of a stop; or it is gone and has written none, because it was killed: torchrun sends SIGTERM to
-    the rest, as where the run is to stop. One that is gone before it could hear of signals has died of that one, as the whole run is to.
-    None where nothing of the kind can be seen.
+    Returns:
+        None if no peer has failed. The message is None if another process prints it.
     """
     path, count = os.environ.get("QUICKRES_EXIT_CODE_FILE"), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not path or count == 1:
         return None
-    alive = _ranks_of_launcher()  # before the file is looked for, which a process writes before it is gone
+    first = rank() - int(os.environ["LOCAL_RANK"])
+    ids = {number: _id_file(path, number) for number in range(first, first + count)}
+    # look at the processes before the report: a process writes its report before it is gone
+    alive = {number: _is_alive(file) for number, file in ids.items() if file.exists()}
     try:
-        with open(path) as file:
-            code = int(file.read() or EXIT_PREEMPTED)
+        code = int(Path(path).read_text() or EXIT_PREEMPTED)
     except FileNotFoundError:
-        first = rank() - int(os.environ["LOCAL_RANK"])
-        gone = [
-            number
-            for number in range(first, first + count)
-            if number not in alive and os.path.exists(_announcement(path, number))
-        ]
-        if not gone or rank() not in alive:
+        gone = [number for number in alive if not alive[number]]
+        if not gone:
             return None
-        told = f"error: process {gone[0]} is gone before the first step: killed, perhaps for want of memory"
-        return EXIT_FAILURE, told if rank() == min(alive) else None
-    return (
-        (code, "stopped: another process has failed" if rank() == 0 else None)
-        if code != EXIT_PREEMPTED
-        else None
-    )
+        message = (
+            f"error: process {gone[0]} is gone before the first step; it was probably killed (out of memory?)"
+        )
+        return EXIT_FAILURE, message if rank() == min(set(alive) - set(gone), default=rank()) else None
+    if code == EXIT_PREEMPTED:
+        return None
+    return code, "stopped: another process has failed" if rank() == 0 else None
 
 
-def _ranks_of_launcher() -> set[int]:
-    """The processes that this one's launcher has started and that live."""
-    ranks = set()
-    for stat in glob.glob("/proc/[0-9]*/stat"):
-        with (
-            contextlib.suppress(OSError),
-            open(stat) as file,
-            open(stat.replace("stat", "environ"), "rb") as environment,
-        ):
-            state, parent = file.read().rpartition(")")[2].split()[:2]
-            if state not in "ZX" and int(parent) == os.getppid():
-                ranks |= {
-                    int(entry[5:]) for entry in environment.read().split(b"\0") if entry.startswith(b"RANK=")
-                }
-    return ranks
+def _id_file(path: str, number: int) -> Path:
+    return Path(f"{path}.{number}")
+
+
+def _is_alive(id_file: Path) -> bool:
+    """Return False once the launcher has seen the end of the process; until then it is a zombie."""
+    return Path("/proc", id_file.read_text()).exists()
 
 
 def leave_now(code: int, message: str | None = None) -> NoReturn:
-    """End this process at once, from any thread, even where the main thread is stuck in a call that runs no Python.
+    """End this process at once, from any thread, even if the main thread is stuck in a call that runs no Python.
 
-    What was saved stays: checkpoints are whole or not there.
+    Saved files stay valid: a checkpoint is complete or absent.
     """
     if os.isatty(1):
         _write(1, "\x1b[?25h")  # a progress bar hides the cursor
@@ -116,7 +104,5 @@ def leave_now(code: int, message: str | None = None) -> NoReturn:
 
 
 def _write(descriptor: int, text: str) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # the terminal may have hung up, or `| tee` be gone: all the more to be left
+    with contextlib.suppress(OSError):  # the terminal or `| tee` may be gone: leave all the same
         os.write(descriptor, text.encode())

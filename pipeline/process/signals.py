@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT do to a run."""
+"""Stops a run at SIGTERM or SIGINT."""
 
 import signal
 import socket
@@ -7,24 +7,26 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_PREEMPTED
-from pipeline.process.exit import announce, failed_beside_this, leave_now, rank
+from pipeline.process.exit import announce, failure_of_peer, leave_now, rank
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
-_ECHO_S = 2.0  # where a scheduler signals a whole job, each process gets one from there and one through the launcher
+# a scheduler that signals a whole job reaches each process twice: directly, and through the launcher
+_ECHO_S = 2.0
 _KEY = "stop"
 
 
 class StopSignal:
-    """SIGTERM or SIGINT asks the run to stop at the next step; a second one, later than an echo, ends the process at once.
+    """SIGTERM or SIGINT asks the run to stop at the next step; a second signal ends the process at once.
 
-    A thread hears of signals too: Python runs no handler while the main thread is in a call into C, such as one that waits for another
-    process.
+    A second signal within 2 s counts as an echo of the first. A thread listens to signals too: Python runs no
+    handler while the main thread is in a call into C, such as one that waits for another process.
 
     Args:
-        exits: in a command: where there is nothing to save, before the first step and after the result, a signal ends the process.
+        exits: True in a command: while there is nothing to save, before the first step and after the result,
+            a signal ends the process.
     """
 
     def __init__(self, exits: bool = False) -> None:
@@ -35,7 +37,7 @@ class StopSignal:
         self._idle: tuple[int, str] | None = None
         self._store: Store | None = None
         self._ahead = 0
-        self._at: int | None = None
+        self._stop_step: int | None = None
         self._asked = False
         self._undo: list[Any] = []
         self.idle(EXIT_PREEMPTED, "before the first step; start again with resume=auto")
@@ -61,23 +63,29 @@ class StopSignal:
             self._undo = []
 
     def agree_through(self, store: "Store | None", ahead: int) -> None:
-        """With several processes: let them agree on the step to stop at.
+        """Let several processes agree on the step to stop at.
 
         Args:
-            store: of this run alone, shared by its processes.
-            ahead: steps that a process may have enqueued more than another.
+            store: of this run alone, shared by its processes; None for one process.
+            ahead: maximum number of steps that one process may have enqueued before another.
         """
         self._store, self._ahead = store, ahead
 
-    def idle(self, code: int, doing: str) -> None:
-        """Until the next step there is nothing to save: a signal ends the command with this exit code and word."""
-        self._idle = (code, doing)
+    def idle(self, code: int, activity: str) -> None:
+        """State that there is nothing to save until the next step: a signal ends the command.
+
+        Args:
+            code: exit code of the command.
+            activity: end of its message "stopped: by signal …".
+        """
+        self._idle = (code, activity)
 
     def due(self, step: int) -> bool:
-        """Whether the run stops after this step, which has just been enqueued. The same answer on every process.
+        """Return True if the run stops after this step, which has just been enqueued; the same on every process.
 
-        The first process with a signal names a step that none can have reached. Each looks for that name after every step, which takes
-        the host some 20 µs: when it gets there, the one that named it has done steps since, so the name is there to be seen.
+        The first process that gets a signal writes a step to the store that no process can have reached. Each
+        process looks for that entry after every step, which takes the host about 20 µs. When a process reaches
+        the step, the entry is in the store, because the process that wrote it has enqueued steps since.
         """
         self._idle = None
         if self._store is None:
@@ -85,10 +93,10 @@ class StopSignal:
         if self.requested and not self._asked:
             self._asked = True
             self._store.compare_set(_KEY, "", str(step + self._ahead + 2))
-        if self._at is None and self._store.check([_KEY]):
-            self._at = int(self._store.get(_KEY))
-            assert self._at >= step, f"asked at step {step} to stop at step {self._at}"
-        return self._at == step
+        if self._stop_step is None and self._store.check([_KEY]):
+            self._stop_step = int(self._store.get(_KEY))
+            assert self._stop_step >= step, f"asked at step {step} to stop at step {self._stop_step}"
+        return self._stop_step == step
 
     def _handle(self, number: int, frame: Any) -> None:
         if not self.requested:
@@ -98,19 +106,16 @@ class StopSignal:
         with receiver:
             while received := receiver.recv(1):
                 if received[0] in _NUMBERS:
-                    self._heard(received[0])
+                    self._receive(received[0])
 
-    def _heard(self, number: int) -> None:
+    def _receive(self, number: int) -> None:
         if self._first is None:
-            self._first, idle = (
-                time.monotonic(),
-                self._idle,
-            )  # read once: the first step may be done in this moment
+            self._first = time.monotonic()
+            idle = self._idle  # read once: the first step may end at this moment
             if self._exits and idle is not None:
-                code, doing = idle
-                failed = failed_beside_this() if code == EXIT_PREEMPTED else None
-                leave_now(
-                    *(failed or (code, f"stopped: by signal {number} {doing}" if rank() == 0 else None))
-                )
+                code, activity = idle
+                failure = failure_of_peer() if code == EXIT_PREEMPTED else None
+                message = f"stopped: by signal {number} {activity}" if rank() == 0 else None
+                leave_now(*(failure or (code, message)))
         elif time.monotonic() > self._first + _ECHO_S:
             leave_now(128 + number)
