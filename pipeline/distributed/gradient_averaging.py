@@ -1,59 +1,60 @@
-"""The mean of the gradient over the processes, by at most two all-reduces."""
+"""Averages the gradients over the processes with at most two all-reduces."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-_ALIGNED = 32  # float32 elements: every part begins at a multiple of 128 bytes
+_ALIGNED = 32  # float32 elements: every parameter's part begins at a multiple of 128 bytes
 
 
 class GradientMean:
-    """Makes the gradient of every parameter the mean over all processes, part of it while the backward pass goes on.
+    """Makes the gradient of every parameter its mean over all processes, partly during the backward pass.
 
-    What is compiled as one graph has all gradients at the end of its backward pass, too late to send any meanwhile, and DDP copies each
-    into its bucket by a launch of its own. Here one launch gathers many in one message, one all-reduce adds them up, and `grad` is a view
-    of the message. The message of those that are there first is sent as soon as they are, the other one at the end.
+    A network that is compiled as one graph has all gradients at the end of its backward pass, too late to send
+    any of them meanwhile, and DDP copies each into its bucket with one kernel launch per gradient. Here one
+    launch gathers many gradients in one bucket, one all-reduce adds the buckets up, and `grad` is a view of the
+    bucket. The bucket whose gradients are ready first is reduced during the backward pass, the other at its end.
 
     Args:
-        parameters: float32, on one device, in the same order on every process. Those that have no gradient the first time never get one.
-        first: of them, those whose gradients are there well before the others'; may be empty.
+        parameters: float32, on one device, in the same order on every process. A parameter that has no gradient
+            the first time never gets one.
+        first: those of the parameters whose gradients are ready well before the others; may be empty.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], first: Iterable[nn.Parameter] = ()):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         early = {id(parameter) for parameter in first}
-        self._first = _Message(parameter for parameter in trained if id(parameter) in early)
-        self._rest = _Message(parameter for parameter in trained if id(parameter) not in early)
-        self._missing = (
-            -1
-        )  # gradients of the first message that have not come; below 0: nobody waits for them
+        self._first = _Bucket(parameter for parameter in trained if id(parameter) in early)
+        self._rest = _Bucket(parameter for parameter in trained if id(parameter) not in early)
+        # gradients that the first bucket still misses; negative outside of the last backward pass
+        self._missing = -1
         for parameter in self._first.parameters:
-            parameter.register_post_accumulate_grad_hook(self._arrived)
+            parameter.register_post_accumulate_grad_hook(self._gradient_ready)
 
     def start(self) -> None:
-        """Before the backward pass that completes the gradients."""
+        """Prepare for the backward pass that completes the gradients. Call this before that pass."""
         self._missing = len(self._first.parameters)
 
     def finish(self) -> None:
-        """After it: `grad` is the mean. Waits for the other processes, not for the host."""
-        for message in (self._first, self._rest):
-            message.send()
-        for message in (self._first, self._rest):
-            message.receive()
+        """Set every `grad` to its mean, after that pass. Waits for the other processes, not for the device."""
+        for bucket in (self._first, self._rest):
+            bucket.send()
+        for bucket in (self._first, self._rest):
+            bucket.receive()
         self._missing = -1
 
-    def _arrived(self, parameter: nn.Parameter) -> None:
+    def _gradient_ready(self, parameter: nn.Parameter) -> None:
         self._missing -= 1
         if self._missing == 0:
             self._first.send()
 
 
-class _Message:
+class _Bucket:
     """Gradients in one buffer.
 
     Attributes:
-        parameters: that they belong to.
+        parameters: those that the gradients belong to.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]):
@@ -64,19 +65,19 @@ class _Message:
 
     @torch.no_grad()
     def send(self) -> None:
-        """Unless it is on its way already."""
+        """Start the all-reduce, unless it has been started."""
         if not self._parts:
             self._allocate()
         if self._work is not None or not self.parameters:
             return
         torch._foreach_copy_(self._parts, [parameter.grad for parameter in self.parameters])  # type: ignore[misc]
-        mean = (
-            torch.distributed.ReduceOp.AVG if self._buffer.is_cuda else torch.distributed.ReduceOp.SUM
-        )  # gloo knows no mean
+        # gloo has no mean
+        mean = torch.distributed.ReduceOp.AVG if self._buffer.is_cuda else torch.distributed.ReduceOp.SUM
         self._work = torch.distributed.all_reduce(self._buffer, mean, async_op=True)
 
     @torch.no_grad()
     def receive(self) -> None:
+        """Wait for the all-reduce and make the gradients views of the buffer."""
         if self._work is None:
             return
         self._work.wait()
@@ -93,7 +94,6 @@ class _Message:
             self._buffer = self.parameters[0].new_zeros(sum(sizes))
         offset = 0
         for parameter, size in zip(self.parameters, sizes, strict=True):
-            self._parts.append(
-                self._buffer.as_strided(parameter.shape, parameter.stride(), offset)
-            )  # in the layout of the parameter
+            # in the memory layout of the parameter
+            self._parts.append(self._buffer.as_strided(parameter.shape, parameter.stride(), offset))
             offset += size

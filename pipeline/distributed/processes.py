@@ -1,4 +1,4 @@
-"""Processes and devices: accelerate starts and connects them, this module checks that they are what was asked for."""
+"""Joins the processes of a run, which accelerate starts and connects, and checks them against the config."""
 
 import os
 from collections.abc import Callable
@@ -18,15 +18,14 @@ from pipeline.errors import TrainingError, UserError
 
 Result = TypeVar("Result")
 
-_SETUP_TIMEOUT = timedelta(
-    hours=6
-)  # the others wait while rank 0 downloads and decodes a data set; once in training, `Watch` is quicker
-_RUNS = count()  # of this process, in the same order on all
+# the others wait while rank 0 downloads and decodes a data set; in training, `Watch` ends a hang sooner
+_SETUP_TIMEOUT = timedelta(hours=6)
+_RUNS = count()  # numbers the runs of this process, in the same order on all processes
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among the others.
+    """Describes this process among the others, and works with them.
 
     Attributes:
         device: of this process.
@@ -41,7 +40,10 @@ class Processes:
         return self.shard.rank == 0
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Do the work on rank 0 and give every process its result, or its error, so that no process waits for a dead one."""
+        """Do the work on rank 0; return its result, or raise its error, on every process.
+
+        So no process waits for one that has failed.
+        """
         result, error = _attempt(work) if self.is_main else (None, None)
         if self.shard.world_size > 1:
             shared: list[Any] = [result, self._shareable(error)]
@@ -52,28 +54,28 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def main_first(self, work: Callable[[], Result]) -> Result:
-        """Do the work on every process, on rank 0 before the others; an error of one is everybody's."""
+        """Do the work on every process, on rank 0 before the others; raise the error of one process on all."""
         done: list[Result] = []
         self.on_main(lambda: done.append(work()))
         if self.shard.world_size > 1:
-            own = None if self.is_main else _attempt(lambda: done.append(work()))[1]
+            local_error = None if self.is_main else _attempt(lambda: done.append(work()))[1]
             errors: list[Any] = [None] * self.shard.world_size
-            torch.distributed.all_gather_object(errors, self._shareable(own))
-            for error in (own, *errors):
+            torch.distributed.all_gather_object(errors, self._shareable(local_error))
+            for error in (local_error, *errors):
                 if error is not None:
                     raise error
         return done[0]
 
     def _shareable(self, error: Exception | None) -> Exception | None:
-        """What the other processes are told of an error here; one that is none of ours might not survive the way."""
+        """Return the error to raise on the other processes: an error of a library may not be picklable."""
         if error is None or isinstance(error, UserError):
             return error
         return TrainingError(f"process {self.shard.rank}: {type(error).__name__}: {error}")
 
     def open_store(self) -> torch.distributed.Store | None:
-        """A key-value store of one run, which all processes open in the same order; None on one process.
+        """Open a key-value store for one run, in the same order on all processes; return None on one process.
 
-        Its connection is its own, so that it can be used, from any thread, while a collective operation is under way.
+        The store has a connection of its own, so any thread can use it during a collective operation.
         """
         if self.shard.world_size == 1:
             return None
@@ -84,15 +86,15 @@ class Processes:
 
     @torch.no_grad()
     def share_weights(self, model: nn.Module) -> None:
-        """Every process takes the parameters and buffers of rank 0, in place."""
+        """Copy the parameters and buffers of rank 0 to every process, in place."""
         if self.shard.world_size > 1:
             for tensor in (*model.parameters(), *model.buffers()):
-                whole = tensor.contiguous()  # as a broadcast wants it, whatever the memory format
-                torch.distributed.broadcast(whole, src=0)
-                tensor.copy_(whole)
+                contiguous = tensor.contiguous()  # a broadcast needs this; channels_last is not
+                torch.distributed.broadcast(contiguous, src=0)
+                tensor.copy_(contiguous)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over processes, in place."""
+        """Sum the values over the processes, in place."""
         if self.shard.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
@@ -106,34 +108,32 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | Non
 
 
 def pick_device(config: Config) -> torch.device:
-    """The device that `runtime.device` means on this machine; of several GPUs, the first.
+    """Return the device that `runtime.device` means on this machine; of several GPUs, the first.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: the config asks for a GPU, and torch sees none.
     """
-    if config.runtime.device == "gpu" and not torch.cuda.is_available():
+    device, has_gpu = config.runtime.device, torch.cuda.is_available()
+    if device == "gpu" and not has_gpu:
         raise UserError(
-            "runtime.device: gpu is asked for, but torch sees none; check nvidia-smi, or use runtime.device=auto"
+            "runtime.device: gpu, but torch sees none; check nvidia-smi, or use runtime.device=auto"
         )
-    return (
-        torch.device("cuda", 0)
-        if config.runtime.device != "cpu" and torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    return torch.device("cuda", 0) if device != "cpu" and has_gpu else torch.device("cpu")
 
 
 def connect(config: Config) -> Processes:
     """Join the process group that the launcher set up.
 
     Raises:
-        UserError: no GPU where one is asked for, another number of processes than launch.sh started, or a mixed precision or dynamo
-            backend handed to `accelerate launch` that contradicts the config.
+        UserError: there is no GPU though the config asks for one; the number of processes is not that of
+            launch.sh; or a mixed precision or dynamo backend of `accelerate launch` contradicts the config.
     """
     _check_launcher(config)
     wants_gpu = pick_device(config).type == "cuda"
     if wants_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise UserError(
-            f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU (NUM_PROCESSES)"
+            f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU "
+            "(NUM_PROCESSES)"
         )
     group = InitProcessGroupKwargs(timeout=_SETUP_TIMEOUT)
     accelerator = Accelerator(
@@ -142,36 +142,34 @@ def connect(config: Config) -> Processes:
     expected = os.environ.get("QUICKRES_NUM_PROCESSES")
     if expected is not None and int(expected) != accelerator.num_processes:
         raise UserError(
-            f"launch.sh started {expected} processes, but {accelerator.num_processes} found each other; on the CPU use "
-            "configs/accelerate/cpu2.yaml, which accelerate takes for several processes"
+            f"launch.sh started {expected} processes, but {accelerator.num_processes} are connected; on the CPU "
+            "use configs/accelerate/cpu2.yaml, with which accelerate starts several processes"
         )
-    # one name for a device: accelerate says cpu:0 with several processes, and cuda without an index with one
-    device = (
-        torch.device("cuda", torch.cuda.current_device())
-        if accelerator.device.type == "cuda"
-        else torch.device("cpu")
-    )
+    # one name per device: accelerate's is cpu:0 with several processes, and cuda without an index with one
+    on_gpu = accelerator.device.type == "cuda"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     return Processes(device, Shard(accelerator.process_index, accelerator.num_processes))
 
 
 def _check_launcher(config: Config) -> None:
-    """What `accelerate launch` was told must not contradict the config, which owns precision and compiling."""
+    """Refuse options of `accelerate launch` that contradict the config, which owns precision and compiling."""
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.precision.mode):
         raise UserError(
-            f"accelerate launch was given mixed precision {precision}, but precision.mode is {config.precision.mode}; change one of "
-            f"the two (precision.mode={precision}, or --mixed_precision no)"
+            f"accelerate launch: mixed precision is {precision}, but precision.mode is {config.precision.mode}; "
+            f"change one of the two (precision.mode={precision}, or --mixed_precision no)"
         )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend not in ("no", config.compile.backend) or (backend != "no" and config.compile.mode == "none"):
         raise UserError(
-            f"accelerate launch was given dynamo backend {backend}, but compile.mode is {config.compile.mode} with compile.backend "
-            f"{config.compile.backend}; change one of the two (--dynamo_backend no, or the compile keys)"
+            f"accelerate launch: the dynamo backend is {backend}, but compile.mode is {config.compile.mode} with "
+            f"compile.backend {config.compile.backend}; change one of the two (--dynamo_backend no, or the "
+            "compile keys)"
         )
 
 
 def average_batch_norm(model: nn.Module) -> None:
-    """Average the running statistics of batch norm over the processes, each of which has seen its own share of the data."""
+    """Average the running statistics of batch norm over the processes, each of which has seen other data."""
     if not torch.distributed.is_initialized():
         return
     buffers = [

@@ -1,10 +1,11 @@
-"""Watch over the processes of a run: one that fails, dies or hangs ends all of them, and one of them says why."""
+"""Ends all processes of a run if one of them fails, dies or hangs, and lets one process report the reason."""
 
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 
@@ -16,71 +17,59 @@ _BEAT_S = 1.0
 _DEAD_S = 15.0  # without a heartbeat
 _DEAD_AFTER_BROKEN_CONNECTION_S = 4.0
 _SILENT_S = 20.0  # without an answer from the store
-_GRACE_S = 4.0  # for the others to end by themselves once one has failed
+_GRACE_S = 4.0  # for the others to end by themselves once one process has failed
 _FAILED = "failed"
 _DONE = "done"
-# Where the main thread waits for the device or for another process, and so is not the one that hangs.
+_RESUME = "The last checkpoint is kept; continue with resume=auto"
+# Files in which the main thread waits for the device or for another process. A process there does not hang itself.
 _WAITS = (
     "/torch/autograd/",
     "/torch/distributed/",
     "/torch/cuda/",
     "/pipeline/distributed/gradient_averaging.py",
 )
-_BROKEN = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
-
-
-@dataclass
-class _Sight:
-    """What was last heard of a process, and when that changed."""
-
-    beat: str = ""
-    beat_at: float = 0.0
-    count: int = 0
-    waits: bool = False
-    place: str = ""
 
 
 class Watch:
-    """A thread of each process publishes a heartbeat and how far its main thread has come, and reads those of the others.
+    """Watches the processes of a run. On one process it does nothing.
 
-    What it needs is a store, which is connected apart from the processes' collectives and goes on where those are stuck. A second thread
-    ends the process where the store's host falls silent, for which torch would wait as long as TCP does. On one process it does nothing.
-    As a context: an error that leaves it is this run's, if no other process has failed before; the others are told to end with its exit
-    code.
+    A thread of each process publishes a heartbeat and the progress of its main thread, and reads those of the
+    other processes. It uses a store, whose connection works while the processes' collectives are stuck.
+
+    As a context manager: an error that leaves the context is this run's error, unless another process has failed
+    before. The other processes then end with its exit code.
 
     Args:
         processes: of the run.
-        hang_timeout_s: seconds without progress of any process after which the run is ended; counted from the first step on.
+        hang_timeout_s: seconds without progress of any process after which the run is ended; counted from the
+            first step on.
 
     Attributes:
-        store: the processes' own, for this run; None on one process.
+        store: shared by the processes, for this run; None on one process.
     """
 
     def __init__(self, processes: Processes, hang_timeout_s: float):
-        self._rank, self._world_size = processes.shard.rank, processes.shard.world_size
-        self._timeout_s = hang_timeout_s
+        self._rank, self._timeout_s = processes.shard.rank, hang_timeout_s
         self.store = processes.open_store()
         self._main = threading.get_ident()
         self._count, self._place = 0, "setting up"
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._beats = 0
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._dead_s = _DEAD_S
-        self._sights = [_Sight() for _ in range(self._world_size)]
+        self._peers = [_Peer() for _ in range(processes.shard.world_size)]
         self._progress: tuple[tuple[int, ...], float] = ((), 0.0)
         self._failed_at: float | None = None
 
     def at(self, place: str) -> None:
-        """The main thread goes on to something else, in the same order on every process."""
+        """Note that the main thread begins something else, in the same order on every process."""
         self._count += 1
         self._place = place
 
     def __enter__(self) -> "Watch":
         if self.store is not None:
             self._main = threading.get_ident()
-            self._beat(0)
+            self._publish(0)
             self._thread.start()
-            threading.Thread(target=self._guard, name="watch of the store", daemon=True).start()
         return self
 
     def __exit__(
@@ -89,9 +78,9 @@ class Watch:
         if self.store is None:
             return
         if error is not None and _is_broken_connection(error):
-            # the other one has failed, and says so, or has died, which the thread will see
+            # the other process has failed and will report it, or it has died, which the thread will see
             self._dead_s = _DEAD_AFTER_BROKEN_CONNECTION_S
-            self._wait_for_another_s_failure(_DEAD_S)
+            self._wait_for_failure_of_peer(_DEAD_S)
         self._closed.set()
         self._thread.join(_DEAD_S)
         if error is None or isinstance(error, Preempted):
@@ -101,17 +90,17 @@ class Watch:
         if rank != self._rank:
             raise PeerError(code) from None
 
-    def _wait_for_another_s_failure(self, seconds: float) -> None:
+    def _wait_for_failure_of_peer(self, seconds: float) -> None:
         assert self.store is not None
         ends = time.monotonic() + seconds
         try:
             while time.monotonic() < ends and not self.store.check([_FAILED]):
                 time.sleep(0.1)
-        except RuntimeError:  # the store is lost, of which the thread will speak
+        except RuntimeError:  # the store is lost; the thread will report it
             self._thread.join(seconds)
 
     def _fail(self, code: int) -> tuple[int, int]:
-        """Who has failed first, and with which exit code: this process, unless another has been faster."""
+        """Return the rank and the exit code of the first failure: this process's, unless another was faster."""
         assert self.store is not None
         try:
             rank, code = map(int, self.store.compare_set(_FAILED, "", f"{self._rank} {code}").split())
@@ -119,107 +108,133 @@ class Watch:
             return self._rank, code
         return rank, code
 
-    # --- the threads --------------------------------------------------------------------------------------------------------------
+    # --- the thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        looked = time.monotonic()
+        number, last = 0, time.monotonic()
         while not self._closed.wait(_BEAT_S):
             now = time.monotonic()
-            self._beats += 1
             if (
-                now - looked > 5 * _BEAT_S
-            ):  # this process itself was stopped, or starved: it cannot judge the others
+                now - last > 5 * _BEAT_S
+            ):  # this process itself was stopped or starved: it cannot judge the others
                 self._forget(now)
-            looked = now
+            number, last = number + 1, now
+            # torch waits for a silent store as long as TCP does
+            limit = threading.Timer(_SILENT_S, self._report_silence)
+            limit.daemon = True
+            limit.start()
             try:
-                self._look(self._beats, now)
+                self._publish(number)
+                self._check(now)
             except RuntimeError as error:
                 if not self._closed.wait(_GRACE_S):
-                    where = "its launcher, or the host of the first process"
-                    told = f"error: process {self._rank}: lost {where} ({str(error).splitlines()[0]})"
-                    leave_now(EXIT_FAILURE, told)
+                    reason = str(error).splitlines()[0]
+                    self._leave(f"lost its launcher, or the host of the first process ({reason})")
+            finally:
+                limit.cancel()
 
-    def _guard(self) -> None:
-        """Counts its own beats, not seconds: a process that was stopped itself has not waited."""
-        beats, silent = 0, 0
-        while not self._closed.wait(_BEAT_S):
-            beats, silent = self._beats, silent + 1 if self._beats == beats else 0
-            if silent * _BEAT_S > _SILENT_S:
-                told = f"no answer for {_SILENT_S:.0f} s from its launcher, or from the host of the first process"
-                leave_now(
-                    EXIT_FAILURE,
-                    f"error: process {self._rank}: {told}. The last checkpoint is kept: continue with resume=auto",
-                )
+    def _report_silence(self) -> None:
+        if not self._closed.is_set():
+            self._leave(
+                f"no answer for {_SILENT_S:.0f} s from its launcher, or from the host of the first process"
+            )
+
+    def _leave(self, problem: str) -> NoReturn:
+        leave_now(EXIT_FAILURE, f"error: process {self._rank}: {problem}. {_RESUME}")
 
     def _forget(self, now: float) -> None:
-        for sight in self._sights:
-            sight.beat_at = now
+        for peer in self._peers:
+            peer.beat_at = now
         self._progress = (self._progress[0], now)
 
-    def _look(self, beat: int, now: float) -> None:
+    def _publish(self, number: int) -> None:
+        """Write a heartbeat to the store: its number, and the place of the main thread."""
         assert self.store is not None
-        self._beat(beat)
-        keys = [f"beat/{rank}" for rank in range(self._world_size)]
+        frame = sys._current_frames().get(self._main)
+        file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
+        place = f"{self._place}, at {'/'.join(file.split('/')[-2:])}:{line}"
+        self.store.set(f"beat/{self._rank}", f"{number}|{self._count}|{int(_waits_in(file))}|{place}")
+
+    def _check(self, now: float) -> None:
+        """Read the heartbeats of all processes; end the run if one has failed, died or hung."""
+        assert self.store is not None
+        keys = [f"beat/{rank}" for rank in range(len(self._peers))]
         if self.store.check([_FAILED]):
             self._failed_at = self._failed_at or now
             if now > self._failed_at + _GRACE_S:
                 leave_now(self._fail(EXIT_FAILURE)[1])
         if self._failed_at is not None or not self.store.check(keys):
             return
-        for sight, value in zip(self._sights, self.store.multi_get(keys), strict=True):
-            _update(sight, value.decode(), now)
-        dead = [
-            rank
-            for rank, sight in enumerate(self._sights)
-            if sight.beat != _DONE and now > sight.beat_at + self._dead_s
-        ]
-        if dead:
-            self._end(
-                f"process {dead[0]} gives no sign of life for {self._dead_s:.0f} s, last seen {self._sights[dead[0]].place}. Killed, "
-                "perhaps for want of memory, or its host is gone"
-            )
-        counts = tuple(sight.count for sight in self._sights)
+        for peer, value in zip(self._peers, self.store.multi_get(keys), strict=True):
+            peer.update(value.decode(), now)
+        for rank, peer in enumerate(self._peers):
+            if peer.beat != _DONE and now > peer.beat_at + self._dead_s:
+                return self._end(
+                    f"process {rank} has not responded for {self._dead_s:.0f} s (last seen {peer.place}); it was "
+                    "probably killed (out of memory?), or its host is down"
+                )
+        counts = tuple(peer.count for peer in self._peers)
         if counts != self._progress[0] or min(counts) == 0:
             self._progress = (counts, now)
         elif now > self._progress[1] + self._timeout_s:
-            self._end(_describe_hang(self._sights, self._timeout_s))
-
-    def _beat(self, number: int) -> None:
-        assert self.store is not None
-        frame = sys._current_frames().get(self._main)
-        file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
-        waits = any(part in file for part in _WAITS)
-        place = f"{self._place}, at {'/'.join(file.split('/')[-2:])}:{line}"
-        self.store.set(f"beat/{self._rank}", f"{number}|{self._count}|{int(waits)}|{place}")
+            self._end(_describe_hang(self._peers, self._timeout_s))
 
     def _end(self, message: str) -> None:
         rank, code = self._fail(EXIT_FAILURE)
         if rank == self._rank:
-            leave_now(code, f"error: {message}. The last checkpoint is kept: continue with resume=auto")
+            leave_now(code, f"error: {message}. {_RESUME}")
         self._failed_at = self._failed_at or time.monotonic()
 
 
-def _update(sight: _Sight, value: str, now: float) -> None:
-    if value == sight.beat:
-        return
-    sight.beat, sight.beat_at = value, now
-    if value != _DONE:
-        _, count, waits, sight.place = value.split("|", 3)
-        sight.count, sight.waits = int(count), bool(int(waits))
+@dataclass
+class _Peer:
+    """The last heartbeat of a process.
+
+    Attributes:
+        beat: text of the heartbeat.
+        beat_at: time at which the text was new.
+        count: places that the main thread has passed.
+        waits: True if the main thread waits for the device or for another process.
+        place: of the main thread.
+    """
+
+    beat: str = ""
+    beat_at: float = 0.0
+    count: int = 0
+    waits: bool = False
+    place: str = ""
+
+    def update(self, beat: str, now: float) -> None:
+        if beat == self.beat:
+            return
+        self.beat, self.beat_at = beat, now
+        if beat != _DONE:
+            _, count, waits, self.place = beat.split("|", 3)
+            self.count, self.waits = int(count), bool(int(waits))
 
 
-def _describe_hang(sights: list[_Sight], timeout_s: float) -> str:
-    """Name the process that is furthest behind; of those in the same place, the one that does not wait for others."""
-    behind = min((sight.count, sight.waits) for sight in sights)
-    ranks = [rank for rank, sight in enumerate(sights) if (sight.count, sight.waits) == behind]
+def _describe_hang(peers: list[_Peer], timeout_s: float) -> str:
+    """Name the process that is furthest behind; of those in the same place, the one that does not wait."""
+    behind = min((peer.count, peer.waits) for peer in peers)
+    ranks = [rank for rank, peer in enumerate(peers) if (peer.count, peer.waits) == behind]
     who = f"process {ranks[0]} hangs" if len(ranks) == 1 else f"processes {', '.join(map(str, ranks))} hang"
-    places = "; ".join(f"process {rank}: {sight.place}" for rank, sight in enumerate(sights))
+    places = "; ".join(f"process {rank}: {peer.place}" for rank, peer in enumerate(peers))
     return f"{who}: no progress for {timeout_s:g} s (runtime.hang_timeout_s). {places}"
 
 
+def _waits_in(file: str) -> bool:
+    return any(part in file for part in _WAITS)
+
+
 def _is_broken_connection(error: BaseException) -> bool:
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError)
-        and not hasattr(error, "exit_code")
-        and any(word in str(error) for word in _BROKEN)
-    )
+    """Return True if the error may come from the end of another process: it was raised while waiting for one.
+
+    gloo raises a plain RuntimeError then. An error that has an exit code is ours.
+    """
+    if hasattr(error, "exit_code") or error.__traceback__ is None:
+        return False
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    waited = _waits_in(trace.tb_frame.f_code.co_filename)
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and waited)

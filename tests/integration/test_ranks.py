@@ -1,4 +1,4 @@
-"""What becomes of a run when one of its processes stops, fails, dies or hangs."""
+"""Stops a run, or lets one of its processes fail, die or hang."""
 
 import os
 import re
@@ -25,31 +25,32 @@ LONG = (
 
 
 def arguments(folder: Path, *keys: str) -> list[str]:
-    own = {"data.batch_size": "6", "data.eval_batch_size": "6"} | dict(key.split("=") for key in keys)
-    return [str(RECIPE), f"log.dir={folder}/runs", *LONG, *(f"{key}={value}" for key, value in own.items())]
+    values = {"data.batch_size": "6", "data.eval_batch_size": "6"} | dict(key.split("=") for key in keys)
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    return [str(RECIPE), f"log.dir={folder}/runs", *LONG, *overrides]
 
 
 def assert_loadable(folder: Path, step: int | None = None) -> None:
     checkpoints = only_run(folder / "runs") / "checkpoints"
-    found, damaged = newest_intact(checkpoints)
-    assert found is not None and not damaged
-    assert step is None or found == folder_of(checkpoints, step)
+    newest, damaged = newest_intact(checkpoints)
+    assert newest is not None and not damaged
+    assert step is None or newest == folder_of(checkpoints, step)
 
 
 def assert_stopped(run: Ranks, cause: str) -> None:
-    """All at the same step, which is saved, within 10 s."""
+    """Every process stops at the same step, which is saved, within 10 s."""
     asked = time.monotonic()
     assert run.wait() == [75] * len(run.processes), run.errors
     assert time.monotonic() < asked + 10
-    (told,) = run.errors
-    found = re.fullmatch(rf"stopped: by {cause}, saved at step (\d+); continue with resume=auto", told)
-    assert found is not None, told
+    (message,) = run.errors
+    match = re.fullmatch(rf"stopped: by {cause}, saved at step (\d+); .*resume=auto", message)
+    assert match is not None, message
     assert run.exit_code == "75"
-    assert_loadable(run.folder, int(found[1]))
+    assert_loadable(run.folder, int(match[1]))
 
 
 def test_a_signal_to_all_processes(tmp_path: Path):
-    """And its echo, as where a scheduler and the launcher send one each. The next log point is far off."""
+    """Each process gets two, as if scheduler and launcher sent one each. The next log point is far off."""
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path)) as run:
         run.wait_for("runs/*/checkpoints/step-*")
         for rank in (0, 1, 1, 0):
@@ -64,14 +65,15 @@ def test_a_signal_to_one_process_of_three(tmp_path: Path):
 
 
 def test_a_signal_before_the_first_step_ends_at_once(tmp_path: Path):
-    """While the network compiles, say: nothing would be lost."""
+    """Such as while the network compiles: nothing is lost."""
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 1, {0: "terminate", 1: "terminate"}) as run:
         assert run.wait() == [75, 75] and run.exit_code == "75"
-        assert run.errors == ["stopped: by signal 15 before the first step; start again with resume=auto"]
+        (message,) = run.errors
+        assert re.fullmatch("stopped: by signal 15 before the first step; .*resume=auto", message)
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path):
-    """Also a process whose main thread waits for another one, and runs no handler."""
+    """Also if the main thread of a process waits for another one, and runs no handler."""
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 8, {1: "hang"}) as run:
         run.wait_for("runs/*/checkpoints/step-*")
         time.sleep(0.5)  # until it waits
@@ -83,38 +85,37 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
         assert run.processes[0].exitcode == 128 + signal.SIGTERM
 
 
-def test_bad_input_is_told_once(tmp_path: Path):
+def test_bad_input_is_reported_once(tmp_path: Path):
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path, "data.batch_size=9")) as run:
         assert run.wait() == [2, 2] and run.exit_code == "2"
-        assert run.errors == [
-            "error: data.batch_size: 9 images do not divide by 2 processes; use data.batch_size=8 or 10"
-        ]
+        (message,) = run.errors
+        assert re.fullmatch("error: data.batch_size: .*9 .*2 processes.*data.batch_size=8 or 10", message)
         assert not (tmp_path / "runs").exists()
 
 
-def assert_failed(run: Ranks, told: str, within_s: float) -> None:
+def assert_failed(run: Ranks, message: str, within_s: float) -> None:
     began = time.monotonic()
     codes = run.wait()
     assert time.monotonic() < began + within_s
     errors = [line for line in run.errors if not line.startswith((" ", "Traceback"))]
-    assert len(errors) == 1 and re.fullmatch(told, errors[0]), run.errors
+    assert len(errors) == 1 and re.fullmatch(message, errors[0]), run.errors
     assert set(codes) <= {1, -signal.SIGKILL} and run.exit_code == "1"
     assert_loadable(run.folder)
 
 
-def test_an_exception_ends_all_and_is_told_once(tmp_path: Path):
+def test_an_exception_ends_all_and_is_reported_once(tmp_path: Path):
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 8, {1: "fail"}) as run:
         run.wait_for("runs/*/checkpoints/step-*")
         assert_failed(run, "RuntimeError: a bug on one process", within_s=10)
 
 
 def test_a_killed_process_ends_all_and_is_named(tmp_path: Path):
-    """By name of the process, which had no time for a word of its own; the others know of a connection that broke, no more."""
+    """The killed process cannot report it, and the others see a broken connection."""
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 8, {1: "die"}) as run:
         run.wait_for("runs/*/checkpoints/step-*")
         assert_failed(
             run,
-            r"error: process 1 gives no sign of life for 4 s, last seen .*\. Killed.* continue with resume=auto",
+            r"error: process 1 has not responded for 4 s \(last seen .*\).*killed.*resume=auto",
             within_s=20,
         )
 
@@ -124,9 +125,9 @@ def test_a_hang_ends_all_and_is_named(tmp_path: Path):
         tmp_path, 3, scenes.run, arguments(tmp_path, "runtime.hang_timeout_s=2"), 8, {1: "hang"}
     ) as run:
         run.wait_for("runs/*/checkpoints/step-*")
-        told = r"error: process 1 hangs: no progress for 2 s \(runtime\.hang_timeout_s\)\. "
-        places = r"process 0: in step 8, .*; process 1: in step 8, at integration/scenes\.py:\d+; process 2: in step 8, "
-        assert_failed(run, f"{told}{places}.*", within_s=15)
+        hang = r"error: process 1 hangs: .* 2 s \(runtime\.hang_timeout_s\).*"
+        places = ("0: in step 8, .*", r"1: in step 8, at integration/scenes\.py:\d+", "2: in step 8, .*")
+        assert_failed(run, hang + "; ".join(f"process {place}" for place in places), within_s=15)
 
 
 def test_a_lost_launcher_leaves_no_orphan(tmp_path: Path):
@@ -134,27 +135,18 @@ def test_a_lost_launcher_leaves_no_orphan(tmp_path: Path):
         run.wait_for("runs/*/checkpoints/step-*")
         run.end_store()
         assert run.wait(15) == [1, 1]
-        last = [run.text(f"err-{rank}").splitlines()[-1] for rank in (0, 1)]  # after torch's own words
-        assert all(
-            line.startswith(f"error: process {rank}: lost its launcher") for rank, line in enumerate(last)
-        )
+        last = [run.text(f"err-{rank}").splitlines()[-1] for rank in (0, 1)]  # after torch's messages
+        for rank, line in enumerate(last):
+            assert line.startswith(f"error: process {rank}: lost its launcher")
 
 
-# --- on GPUs: NCCL waits for a process that is gone, where gloo has an error --------------------------------------------------------
+# --- on GPUs: NCCL waits for a process that is gone, while gloo raises an error ------------------------------
 
 SCENES = {
-    "terminate": (
-        75,
-        r"stopped: by a signal to another process, saved at step \d+; continue with resume=auto",
-        10,
-    ),
+    "terminate": (75, r"stopped: by a signal to another process, saved at step \d+; .*resume=auto", 10),
     "fail": (1, "RuntimeError: a bug on one process", 15),
-    "die": (1, r"error: process 1 gives no sign of life for .*", 30),
-    "hang": (
-        1,
-        r"error: process 1 hangs: no progress for 60 s .*",
-        90,
-    ),  # compiling, which takes time too, is no hang
+    "die": (1, "error: process 1 has not responded for .*", 30),
+    "hang": (1, "error: process 1 hangs: .* 60 s .*", 90),  # longer than compiling takes
 }
 
 
@@ -163,8 +155,8 @@ SCENES = {
 @pytest.mark.parametrize("act", SCENES)
 @pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
 def test_on_two_gpus(act: str, mode: str, tmp_path: Path):
-    """With eager steps, and with captured ones, where the host is up to eight steps ahead."""
-    code, told, within_s = SCENES[act]
+    """With eager steps, and with captured steps, which the host enqueues up to eight ahead."""
+    code, message, within_s = SCENES[act]
     keys = (
         "runtime.device=gpu",
         "precision.mode=fp16",
@@ -180,7 +172,6 @@ def test_on_two_gpus(act: str, mode: str, tmp_path: Path):
             f"still running after {time.monotonic() - began:.0f} s: {codes}, {run.errors}"
         )
         assert run.exit_code == str(code)
-        assert [line for line in run.errors if re.fullmatch(told, line)] and sum(
-            line.startswith("error: ") for line in run.errors
-        ) <= 1
+        assert any(re.fullmatch(message, line) for line in run.errors)
+        assert sum(line.startswith("error: ") for line in run.errors) <= 1
         assert_loadable(tmp_path)
