@@ -5,60 +5,55 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `key=value` arguments with this help text."""
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=text)
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG and its overrides."""
     parser.add_argument("config", help="recipe, such as configs/quickstart.yaml")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="key=value",
-        help="keys that replace those of the recipe, such as optimizer.lr=0.1",
-    )
+    add_overrides(parser, "keys that replace those of the recipe, such as optimizer.lr=0.1")
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add what a training takes."""
+    """Add the arguments of a training."""
     add_recipe(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the plan and exit: no GPU taken, nothing downloaded or written",
+        help="print the plan and exit: uses no GPU, downloads and writes nothing",
     )
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="write a profiler trace of some steps, and a table of kernels by share",
+        help="write a profiler trace of some steps, and a table of kernels with their fractions of the time",
     )
 
 
 def add_run(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
-    """Add the folder of a finished run, and which of its checkpoints to take."""
+    """Add the folder of a finished run, and the choice of its checkpoint."""
     parser.add_argument("run", type=Path, help="run folder, such as runs/latest")
     if overrides:
-        parser.add_argument(
-            "overrides",
-            nargs="*",
-            default=[],
-            metavar="key=value",
-            help="keys that replace those of the run's config, such as data.root=DIR",
-        )
+        add_overrides(parser, "keys that replace those of the run's config, such as data.root=DIR")
     parser.add_argument(
-        "--checkpoint", default="last", metavar="last|best|STEP", help="which checkpoint (default: last)"
+        "--checkpoint", default="last", metavar="last|best|STEP", help="checkpoint to use (default: last)"
     )
 
 
 def add_ema(parser: argparse.ArgumentParser) -> None:
     """Add the choice of the averaged weights."""
-    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
 
 
 def whole_number(lowest: int, highest: int = 2**20) -> Callable[[str], int]:
-    """Return a reader of whole numbers in a range; `choices=range(…)` would list all of them in its message."""
+    """Return a reader of whole numbers in a range; with `choices=range(…)` argparse would list all of them."""
 
     def read(text: str) -> int:
         if not (text.isdecimal() and len(text) < 10 and lowest <= int(text) <= highest):
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {lowest:,} to {highest:,}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected a whole number from {lowest:,} to {highest:,}"
+            )
         return int(text)
 
     return read
@@ -68,8 +63,8 @@ count = whole_number(1)
 
 
 def numbers(text: str) -> list[int]:
-    """Read whole numbers with commas between them."""
+    """Read whole numbers separated by commas."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 3,17") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, such as 3,17") from None

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=1,
         metavar="N",
-        help="number of processes that the batches must divide by",
+        help="number of processes, which must divide the batch sizes",
     )
     parser.add_argument("--print-device", action="store_true", help="print runtime.device only")
 

@@ -1,32 +1,26 @@
-"""Decodes every image of a folder, lists bad files, counts classes and draws sizes; exit code 1 if some files are bad."""
+"""Decodes every image of a folder, lists bad files, counts classes, draws sizes; exit code 1 if files are bad."""
 
 import argparse
 import os
 from pathlib import Path
 
-from pipeline.commands.arguments import count
+from pipeline.commands.arguments import add_overrides, count
 from pipeline.config import load_config
 from pipeline.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", help="as data.root")
+    parser.add_argument("root", help="folder of images, as data.root")
+    add_overrides(parser, "keys of the data section, such as data.train_list=FILE")
     parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="key=value",
-        help="keys of the data section, such as data.train_list=FILE",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (default: ROOT/.quickres/check)"
+        "--out", type=Path, metavar="DIR", help="folder to write to (default: ROOT/.quickres/check)"
     )
     parser.add_argument(
         "--threads",
         type=count,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="threads to decode in (default: one a core)",
+        help="threads that decode (default: one per core)",
     )
 
 
@@ -39,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(
         overrides=["data.dataset=folder", f"data.num_threads={arguments.threads}", *arguments.overrides]
     )
-    # the root does not go through YAML: a path may look like a number
+    # YAML must not read the root: a path may look like a number
     checked = check_folder(config.data.model_copy(update={"root": arguments.root}))
     for line in describe(checked):
         print(line)
@@ -51,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             written.append(draw_sizes(checked, out / "image_sizes.png"))
     except OSError as error:
         raise UserError(
-            f"--out: cannot write {error.filename or out} ({error.strerror}); name another folder"
+            f"--out: cannot write {error.filename or out} ({error.strerror}); choose another folder"
         ) from None
     print("written:", *written)
     return 1 if checked.bad else 0

@@ -1,4 +1,7 @@
-"""What a run would do: `python -m pipeline.train CONFIG --dry-run`. Takes no GPU, downloads nothing, writes nothing."""
+"""Describes the run that a config would start: `python -m pipeline.train CONFIG --dry-run`.
+
+Uses no GPU, downloads nothing, writes nothing.
+"""
 
 import os
 from dataclasses import dataclass
@@ -12,24 +15,62 @@ from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
 from pipeline.process.cache_dirs import cache_folder
-from pipeline.profiling.memory_estimate import MemoryEstimate, estimate_memory, what_fits
+from pipeline.profiling.memory_estimate import estimate_memory, what_fits
 from pipeline.run.environment import output_of
+from pipeline.run.folder import RunFolder
 from pipeline.run.resume import find_resumable
-from pipeline.training.build import build_initial_model, compile_mode
+from pipeline.training.build import build_initial_model, captures, compile_mode
 from pipeline.training.plan import Plan
 from pipeline.training.precision import SLOW_ON_CPU
 
 _MIB = 2**20
 
 
+def describe_plan(config: Config, recipe: str) -> str:
+    """Return the plan of a run, one line for each part of it.
+
+    Args:
+        config: of the run.
+        recipe: names the run, unless `log.name` does.
+
+    Raises:
+        UserError: for a reason that would end the run before its first step, as far as that is known.
+    """
+    machine = _find_machine(config)
+    check_batches(config, machine.processes)
+    _check_loader(config, machine)
+    counts = count_images(config.data, config.seed)
+    plan = _plan(config, machine, counts)
+    resumed, _ = find_resumable(config)
+    if resumed is None:  # the file of model.weights may not fit
+        build_initial_model(config, counts.num_classes, torch.device("cpu"))
+    rows = {
+        "data": _data(config, counts),
+        "steps": _steps(config, plan),
+        "learning rate": _rates(plan),
+        "processes": f"{machine.processes}, on {machine.name}",
+        "memory": _memory(config, machine, counts),
+        "loader": _loader(config, machine),
+        "precision": _precision(config, machine),
+        "compile": _compile(config, machine),
+        "evaluation": f"every {_interval(plan.eval_every)}; logged every {_interval(plan.log_every)}",
+        "checkpoints": f"every {_interval(plan.checkpoint_every)}; the newest two and the best are kept",
+        "run folder": _run_folder(config, recipe, resumed),
+        "cache folder": str(cache_folder()),
+    }
+    width = max(map(len, rows)) + 2
+    lines = [name.ljust(width) + text.replace("\n", "\n" + " " * width) for name, text in rows.items()]
+    return "\n".join([*lines, "dry run: nothing was trained, downloaded or written"])
+
+
 @dataclass(frozen=True)
 class _Machine:
-    """Where the run would be.
+    """The hardware of the run.
 
     Attributes:
         device: `cuda` or `cpu`.
         name: of the device, for people.
-        memory: of one device, in bytes; None: not known.
+        memory: of one device, in bytes; None if it is not known.
         processes: that would share the batch.
     """
 
@@ -38,93 +79,57 @@ class _Machine:
     memory: int | None
     processes: int
 
-
-def describe_plan(config: Config, recipe: str) -> str:
-    """The plan of a run, a line for each part of it.
-
-    Args:
-        config: of the run.
-        recipe: names the run, unless `log.name` does.
-
-    Raises:
-        UserError: what would end the run before its first step, as far as that can be known.
-    """
-    machine = _find_machine(config)
-    check_batches(config, machine.processes)
-    if config.data.loader == "fused" and machine.device.type != "cuda":
-        raise UserError(
-            "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
-        )
-    counts = count_images(config.data, config.seed)
-    shard, size = Shard(0, machine.processes), (config.image_size, config.image_size)
-    sampler = TrainSampler(counts.train, config.data.batch_size, shard, config.seed, size, config.augment)
-    plan = Plan.of(config, sampler.steps_per_epoch)
-    training_resolutions(config, plan.steps_per_epoch)  # which may be out of order, or after the end
-    resumed, _ = find_resumable(config)
-    if resumed is None:
-        build_initial_model(
-            config, counts.num_classes, torch.device("cpu")
-        )  # the file that model.weights names may not fit
-    on_device = config.data.loader in ("dali", "fused") and not config.probably_streamed
-    memory = estimate_memory(
-        config, machine.processes, counts.num_classes, counts.train + counts.test if on_device else 0
-    )
-    rows = {
-        "data": _data(config, counts),
-        "steps": _steps(config, plan),
-        "learning rate": _rates(plan),
-        "processes": f"{machine.processes}, on {machine.name}",
-        "memory": _memory(config, machine, memory),
-        "loader": _loader(config, machine),
-        "precision": _precision(config, machine),
-        "compile": _compile(config, machine),
-        "evaluation": f"every {_steps_of(plan.eval_every)}; logged every {_steps_of(plan.log_every)}",
-        "checkpoints": f"every {_steps_of(plan.checkpoint_every)}; the newest two and the best are kept",
-        "run folder": f"{Path(config.log.dir) / (config.log.name or recipe)}-TIME"
-        if resumed is None
-        else f"{resumed.path}, continued from {resumed.resume_from.name if resumed.resume_from else 'its start'}",
-        "cache folder": str(cache_folder()),
-    }
-    width = max(map(len, rows)) + 2
-    lines = [name.ljust(width) + text.replace("\n", "\n" + " " * width) for name, text in rows.items()]
-    return "\n".join([*lines, "dry run: nothing was trained, downloaded or written"])
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
 
 def _find_machine(config: Config) -> _Machine:
-    """By torch's count of the GPUs, which asks the driver and opens none of them, and nvidia-smi."""
+    """Ask nvidia-smi, and torch for the number of GPUs, which it gets from the driver and without opening one."""
     processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("QUICKRES_NUM_PROCESSES") or 1)
-    there = torch.cuda.device_count()
-    if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not there):
+    num_gpus = torch.cuda.device_count()
+    if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not num_gpus):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return _Machine(
-            torch.device("cpu"), f"the CPU ({len(os.sched_getaffinity(0))} cores)", memory, processes
-        )
-    if not there:
+        name = f"the CPU ({len(os.sched_getaffinity(0))} cores)"
+        return _Machine(torch.device("cpu"), name, memory, processes)
+    if not num_gpus:
         return _Machine(torch.device("cuda"), "a GPU, of which this machine has none", None, processes)
-    if processes > there and "WORLD_SIZE" not in os.environ:
+    if processes > num_gpus and "WORLD_SIZE" not in os.environ:
         raise UserError(
-            f"more processes than the {there} visible GPUs; start at most one per GPU (NUM_PROCESSES)"
+            f"more processes than the {num_gpus} visible GPUs; start at most one per GPU (NUM_PROCESSES)"
         )
-    told = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-    name, _, mib = (told or "").partition("\n")[0].partition(", ")
-    return _Machine(
-        torch.device("cuda"),
-        f"{name or 'GPU'}, {there} visible",
-        int(mib) * _MIB if mib.isdigit() else None,
-        processes,
-    )
+    output = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+    name, _, mib = (output or "").partition("\n")[0].partition(", ")
+    memory = int(mib) * _MIB if mib.isdigit() else None
+    return _Machine(torch.device("cuda"), f"{name or 'GPU'}, {num_gpus} visible", memory, processes)
+
+
+def _check_loader(config: Config, machine: _Machine) -> None:
+    if config.data.loader == "fused" and not machine.on_gpu:
+        raise UserError(
+            "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
+        )
+
+
+def _plan(config: Config, machine: _Machine, counts: Counts) -> Plan:
+    """Return the plan that training would make: without a data set, its sampler counts the steps of an epoch."""
+    shard, size = Shard(0, machine.processes), (config.image_size, config.image_size)
+    sampler = TrainSampler(counts.train, config.data.batch_size, shard, config.seed, size, config.augment)
+    plan = Plan.of(config, sampler.steps_per_epoch)
+    training_resolutions(config, plan.steps_per_epoch)  # refuses sizes out of order, or after the end
+    return plan
 
 
 def _data(config: Config, counts: Counts) -> str:
     held_out = f", {counts.held_out:,} held out" if counts.held_out else ""
     return (
-        f"{config.data.dataset}: {counts.train:,} training images{held_out}, {counts.test:,} test images, {counts.num_classes:,} classes "
-        f"({counts.note})"
+        f"{config.data.dataset}: {counts.train:,} training images{held_out}, {counts.test:,} test images, "
+        f"{counts.num_classes:,} classes ({counts.note})"
     )
 
 
-def _steps_of(count: int) -> str:
-    return "step" if count == 1 else f"{count:,} steps"
+def _interval(steps: int) -> str:
+    return "step" if steps == 1 else f"{steps:,} steps"
 
 
 def _steps(config: Config, plan: Plan) -> str:
@@ -134,43 +139,55 @@ def _steps(config: Config, plan: Plan) -> str:
 
 
 def _rates(plan: Plan) -> str:
-    shares = (0, 25, 50, 75, 100)
-    rates = ", ".join(f"{share} % {plan.lr_at(plan.total_steps * share // 100):.4g}" for share in shares)
-    return "\n".join([rates, *(f"warning: {warning}" for warning in plan.warnings)])
+    percents = (0, 25, 50, 75, 100)
+    rates = (f"{percent} % {plan.lr_at(plan.total_steps * percent // 100):.4g}" for percent in percents)
+    return "\n".join([", ".join(rates), *(f"warning: {warning}" for warning in plan.warnings)])
 
 
-def _memory(config: Config, machine: _Machine, memory: MemoryEstimate) -> str:
+def _memory(config: Config, machine: _Machine, counts: Counts) -> str:
+    on_device = config.data.loader in ("dali", "fused") and not config.probably_streamed
+    num_images = counts.train + counts.test if on_device else 0
+    memory = estimate_memory(config, machine.processes, counts.num_classes, num_images)
     text = (
-        f"about {memory.total / _MIB:,.0f} MiB a process by estimate: {memory.weights / _MIB:,.0f} weights and optimizer, "
-        f"{memory.activations / _MIB:,.0f} activations, {memory.images / _MIB:,.0f} data set"
+        f"about {memory.total / _MIB:,.0f} MiB a process by estimate: {memory.weights / _MIB:,.0f} weights and "
+        f"optimizer, {memory.activations / _MIB:,.0f} activations, {memory.images / _MIB:,.0f} data set"
     )
     if machine.memory is None:
         return text
     text += f"; the machine has {machine.memory / _MIB:,.0f}"
     if memory.total <= machine.memory:
         return text
-    return (
-        f"{text}\nwarning: that is too much; {what_fits(config, machine.processes, memory, machine.memory)}"
-    )
+    remedy = what_fits(config, machine.processes, memory, machine.memory)
+    return f"{text}\nwarning: the memory is too small; {remedy}"
 
 
 def _loader(config: Config, machine: _Machine) -> str:
     data = config.data
-    backend = (
-        f" ({'GPU' if machine.device.type == 'cuda' else 'CPU'} backend)" if data.loader == "dali" else ""
-    )
-    return f"{data.loader}{backend}, {data.num_threads} thread{'s' * (data.num_threads > 1)}, {data.prefetch} batches ahead"
+    backend = f" ({'GPU' if machine.on_gpu else 'CPU'} backend)" if data.loader == "dali" else ""
+    threads = f"{data.num_threads} thread{'s' * (data.num_threads > 1)}"
+    return f"{data.loader}{backend}, {threads}, {data.prefetch} batches ahead"
 
 
 def _precision(config: Config, machine: _Machine) -> str:
     precision = config.precision
     if precision.mode != "fp16":
         return precision.mode
-    text = f"fp16, loss scale from {precision.init_scale:g}; ends after {precision.max_consecutive_skips} skipped updates in a row"
-    return text if machine.device.type == "cuda" else f"{text}\nwarning: {SLOW_ON_CPU}"
+    text = (
+        f"fp16, loss scale from {precision.init_scale:g}; ends after {precision.max_consecutive_skips} skipped "
+        "updates in a row"
+    )
+    return text if machine.on_gpu else f"{text}\nwarning: {SLOW_ON_CPU}"
 
 
 def _compile(config: Config, machine: _Machine) -> str:
     mode = compile_mode(config.compile, machine.device)
-    captured = ", the step captured in a CUDA graph" if mode in ("reduce-overhead", "max-autotune") else ""
+    captured = ", the step captured in a CUDA graph" if captures(config.compile, machine.device) else ""
     return mode if mode == "none" else f"{mode} by {config.compile.backend}{captured}"
+
+
+def _run_folder(config: Config, recipe: str, resumed: RunFolder | None) -> str:
+    if resumed is None:
+        return f"{Path(config.log.dir) / (config.log.name or recipe)}-TIME"
+    return (
+        f"{resumed.path}, continued from {resumed.resume_from.name if resumed.resume_from else 'its start'}"
+    )

@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
     for label, accuracy in result.figures().other_accuracies().items():
         print(f"{label:13} {accuracy:.4%}")
-    recorded = RunFolder(arguments.run).result
-    if arguments.checkpoint == "last" and recorded.is_file():
-        print(f"recorded      {RunResult.read(recorded).test_accuracy:.4%}")
+    file = RunFolder(arguments.run).result
+    if arguments.checkpoint == "last" and file.is_file():
+        print(f"recorded      {RunResult.read(file).test_accuracy:.4%}")
     return 0

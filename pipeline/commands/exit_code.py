@@ -1,4 +1,4 @@
-"""Runs the work of a command and turns its errors into one line and an exit code."""
+"""Runs the work of a command; turns its errors into one line and an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from pipeline.errors import TrainingError, UserError
 
 
 def exit_code_of(work: Callable[[], int]) -> int:
-    """What a command's work returns; where it fails, the code of that, which one line on stderr tells of.
+    """Return the exit code of a command's work; print an error of bad input or of the machine as one line.
 
     Raises:
-        Exception: neither bad input nor a fault of the machine: a bug.
+        Exception: a bug, which is neither bad input nor a fault of the machine.
     """
     try:
         return work()
     except (UserError, TrainingError) as error:
-        told = error
+        failure = error
     except (OSError, MemoryError, RuntimeError) as error:
-        from pipeline.training.faults import explain_fault  # with torch, which not every command needs
+        from pipeline.training.faults import explain_fault  # imports torch, which not every command needs
 
         fault = explain_fault(error)
         if fault is None:
             raise
-        told = fault
-    print(f"error: {told}", file=sys.stderr)
-    return told.exit_code
+        failure = fault
+    print(f"error: {failure}", file=sys.stderr)
+    return failure.exit_code

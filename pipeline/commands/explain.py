@@ -1,4 +1,4 @@
-"""Draws Grad-CAM maps of misclassified test images, of chosen ones or of files, as one picture."""
+"""Draws Grad-CAM maps of misclassified test images, of chosen test images or of files, as one picture."""
 
 import argparse
 from pathlib import Path
@@ -25,20 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layer",
         metavar="NAME",
-        help="layer to explain, such as stages.1 (default: the last before pooling)",
+        help="layer to explain, such as stages.1 (default: the last layer before pooling)",
     )
     parser.add_argument(
         "--class",
         dest="target",
         default="predicted",
         metavar="predicted|true|NAME|INDEX",
-        help="class to explain (default: the predicted one of each image)",
+        help="class to explain (default: the predicted class of each image)",
     )
     parser.add_argument(
         "--method",
         default="gradcam",
         metavar="METHOD",
-        help="gradcam, gradcam++, xgradcam, hirescam, layercam, eigengradcam, eigencam or scorecam (default: gradcam)",
+        help="gradcam, gradcam++, xgradcam, hirescam, layercam, eigengradcam, eigencam or scorecam "
+        "(default: gradcam)",
     )
     add_ema(parser)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Writes a run's network as a file for other programs, checked to give the same logits."""
+"""Writes a run's network as a file for other programs, and checks that it gives the same logits."""
 
 import argparse
 from pathlib import Path
@@ -16,29 +16,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder to write in (default: export/FORMAT in the run folder)",
+        help="folder to write to (default: export/FORMAT in the run folder)",
     )
     parser.add_argument(
         "--input",
         default="unit",
         choices=("unit", "normalised"),
-        help="what the exported network takes: `unit`: RGB from 0 to 1, normalised inside; `normalised`: already normalised. "
-        "(default: unit; safetensors holds weights alone, which take normalised images)",
+        help="images that the exported network takes: `unit`: RGB from 0 to 1, normalised inside; "
+        "`normalised`: already normalised (default: unit; safetensors holds weights only, which take "
+        "normalised images)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.inference.export import export_run
 
-    given = (
+    exported = export_run(
         arguments.run,
         arguments.format,
         arguments.checkpoint,
         arguments.overrides,
         arguments.output,
         arguments.input,
+        ema=arguments.ema,
     )
-    exported = export_run(*given, ema=arguments.ema)
     print(exported.summary)
     print(exported.file)
     return 0

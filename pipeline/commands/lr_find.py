@@ -1,4 +1,4 @@
-"""Runs a learning-rate range test: a curve as a picture, and a suggested maximum."""
+"""Runs a learning-rate range test: draws the curve and suggests a maximum."""
 
 import argparse
 import shlex
@@ -35,34 +35,34 @@ def run(arguments: argparse.Namespace) -> int:
 
     recipe = Path(arguments.config).stem
     picture = arguments.output or Path(config.log.dir) / f"lr-find-{recipe}.png"
-    found = lr_finder.lr_find(config, arguments.min, arguments.max, arguments.steps)
+    result = lr_finder.lr_find(config, arguments.min, arguments.max, arguments.steps)
     parts = (config.optimizer.name, f"batch {config.data.batch_size}", config.precision.mode)
-    about = f"{config.model.name} on {config.data.dataset}, {', '.join(parts)}"
-    draw(found, picture, f"Learning-rate range test: {recipe}", about)
-    print(
-        f"{len(found.rates)} steps, learning rate {found.rates[0]:.2g} to {found.rates[-1]:.2g}"
-        + (", where the loss diverged" if found.diverged else "")
-        + f"; loss {found.smoothed[0]:.3f}, smallest {found.smoothed.min():.3f} at {found.rates[found.smoothed.argmin()]:.2g}"
-    )
+    subtitle = f"{config.model.name} on {config.data.dataset}, {', '.join(parts)}"
+    draw(result, picture, f"Learning-rate range test: {recipe}", subtitle)
+    print(_describe(result))
     print(f"curve: {picture}")
-    _print_suggestion(found, arguments)
+    _print_suggestion(result, arguments)
     return 0
 
 
-def _print_suggestion(found: "RangeTest", arguments: argparse.Namespace) -> None:
+def _describe(result: "RangeTest") -> str:
+    rates, losses = result.rates, result.smoothed
+    diverged = ", where the loss diverged" if result.diverged else ""
+    return (
+        f"{len(rates)} steps, learning rate {rates[0]:.2g} to {rates[-1]:.2g}{diverged}; loss {losses[0]:.3f}, "
+        f"smallest {losses.min():.3f} at {rates[losses.argmin()]:.2g}"
+    )
+
+
+def _print_suggestion(result: "RangeTest", arguments: argparse.Namespace) -> None:
     from pipeline.training.lr_finder import RULE
 
-    if found.suggested is None:
-        why = (
-            "still falls at the largest rate; try a larger --max"
-            if found.fell
-            else "never fell; try a smaller --min, or more --steps"
-        )
-        print(f"no suggestion: the loss {why}")
+    if result.suggested is None:
+        falls = "still falls at the largest learning rate; try a larger --max"
+        never_fell = "never fell; try a smaller --min, or more --steps"
+        print(f"no suggestion: the loss {falls if result.fell else never_fell}")
         return
-    print(f"suggested maximum: {found.suggested:.2g}, {RULE}; it falls fastest at {found.steepest:.2g}")
-    same = [word for word in arguments.overrides if not word.startswith("optimizer.lr=")]
-    print(
-        "use it: "
-        + shlex.join(["./launch.sh", arguments.config, *same, f"optimizer.lr={found.suggested:.2g}"])
-    )
+    print(f"suggested maximum: {result.suggested:.2g}, {RULE}; it falls fastest at {result.steepest:.2g}")
+    others = [word for word in arguments.overrides if not word.startswith("optimizer.lr=")]
+    command = ["./launch.sh", arguments.config, *others, f"optimizer.lr={result.suggested:.2g}"]
+    print(f"use it: {shlex.join(command)}")

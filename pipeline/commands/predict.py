@@ -24,23 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="JPEG or PNG files of any size, or folders of them",
+        help="JPEG or PNG files of any size, or folders of such files",
     )
     parser.add_argument(
-        "--top", type=count, default=5, metavar="K", help="how many classes of each image (default: 5)"
+        "--top",
+        type=count,
+        default=5,
+        metavar="K",
+        help="number of classes to print for each image (default: 5)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "gpu"), help="where to predict (default: as runtime.device says)"
+        "--device", choices=("auto", "cpu", "gpu"), help="device to predict on (default: runtime.device)"
     )
     add_ema(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the predictions, as a table or as one JSON object, and to stderr the files that cannot be read.
+    """Print the predictions as a table or as one JSON object, and to stderr the files that cannot be read.
 
     Returns:
-        The exit code: 0, or 2 if a file could not be read; the others are predicted all the same.
+        The exit code: 0, or 2 if a file cannot be read. The other files are predicted nevertheless.
     """
     from rich.console import Console
 
@@ -55,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_describe(trained, predictions, bad), indent=1))
     elif predictions:
         console = Console()
-        if not console.is_terminal:  # a pipe has no width to cut the table to
+        if not console.is_terminal:  # a pipe has no width: do not cut the table
             console = Console(width=100_000, highlight=False)
         console.print(_table(trained.inputs.class_names, predictions))
     for file, reason in bad:
@@ -73,7 +77,7 @@ def _describe(
 
     def classes(prediction: "Prediction") -> list[dict[str, Any]]:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        return [{"class": names[label], "index": label, "probability": share} for label, share in pairs]
+        return [{"class": names[label], "index": label, "probability": value} for label, value in pairs]
 
     return {
         "run": str(trained.run.path),
@@ -100,7 +104,7 @@ def _table(class_names: Sequence[str], predictions: "list[Prediction]") -> "Tabl
         table.add_column("", justify="right", no_wrap=True)
     for item in predictions:
         cells = [printable(item.file)]
-        for label, share in zip(item.classes, item.probabilities, strict=True):
-            cells += [style.one_line(class_names[label]), style.percent(share)]
-        table.add_row(*map(Text, cells))  # brackets in a name are no markup
+        for label, probability in zip(item.classes, item.probabilities, strict=True):
+            cells += [style.one_line(class_names[label]), style.percent(probability)]
+        table.add_row(*map(Text, cells))  # Text: brackets in a name are not markup
     return table

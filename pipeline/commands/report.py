@@ -1,4 +1,4 @@
-"""Draws one HTML page of a run, or of several side by side, from their folders alone."""
+"""Draws one HTML page of a run, or of several runs side by side, from their folders alone."""
 
 import argparse
 from pathlib import Path
@@ -9,12 +9,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="file (default: report.html in the run's folder; for several, beside their folders)",
+        help="file (default: report.html in the run folder; for several runs, beside their folders)",
     )
     parser.add_argument(
         "--refresh",
         action="store_true",
-        help="predict and explain anew first, by the last checkpoint; needs the data set",
+        help="first predict and explain again with the last checkpoint; needs the data set",
     )
 
 

@@ -10,7 +10,10 @@ from pipeline.config import load_config
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument(
-        "--depth", type=count, metavar="N", help="levels of modules to open (default: as fit a screen)"
+        "--depth",
+        type=count,
+        metavar="N",
+        help="levels of modules to show (default: as many as fit a screen)",
     )
     parser.add_argument(
         "--picture",

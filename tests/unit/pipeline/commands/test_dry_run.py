@@ -1,4 +1,4 @@
-"""`--dry-run`: the plan is that of the run, and nothing is taken, downloaded or written."""
+"""Checks that `--dry-run` prints the plan of the run, and uses no GPU, downloads and writes nothing."""
 
 import re
 import subprocess
@@ -31,12 +31,12 @@ def nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
-    """The lines of a plan by their names."""
+    """Return the lines of a plan by their names."""
     assert train.main([*arguments, "--dry-run"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == "dry run: nothing was trained, downloaded or written"
-    found = [re.split(r"  +", line, maxsplit=1) for line in lines]
-    return {name: text for name, text in found if name}
+    parts = [re.split(r"  +", line, maxsplit=1) for line in lines]
+    return {name: text for name, text in parts if name}
 
 
 def test_the_plan_is_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -46,7 +46,8 @@ def test_the_plan_is_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixtu
         plan["data"] == "synthetic: 32 training images, 8 held out, 8 test images, 4 classes (needs no files)"
     )
     assert plan["steps"] == "12 of 8 images, 4 an epoch: 3 epochs"
-    rates = [f"{share} % {real.lr_at(share * real.total_steps // 100):.4g}" for share in (0, 25, 50, 75, 100)]
+    percents = (0, 25, 50, 75, 100)
+    rates = [f"{percent} % {real.lr_at(percent * real.total_steps // 100):.4g}" for percent in percents]
     assert plan["learning rate"] == ", ".join(rates) and rates[-1] == "100 % 0"
     assert plan["processes"].startswith("1, on the CPU (")
     assert plan["loader"] == "dali (CPU backend), 1 thread, 3 batches ahead"
@@ -62,22 +63,11 @@ def test_half_precision_without_a_gpu_is_warned_of(capsys: pytest.CaptureFixture
     assert f"  warning: {SLOW_ON_CPU}\n" in capsys.readouterr().out
 
 
-def test_milestones_that_a_shorter_run_does_not_come_to(capsys: pytest.CaptureFixture[str]):
-    assert (
-        train.main(
-            [
-                str(ROOT / "configs/cifar10_resnet20.yaml"),
-                "duration=100ep",
-                "precision.mode=bf16",
-                "--dry-run",
-            ]
-        )
-        == 0
-    )
+def test_milestones_after_the_end_of_a_shorter_run(capsys: pytest.CaptureFixture[str]):
+    recipe = str(ROOT / "configs/cifar10_resnet20.yaml")
+    assert train.main([recipe, "duration=100ep", "precision.mode=bf16", "--dry-run"]) == 0
     (warning,) = (line for line in capsys.readouterr().out.splitlines() if "warning" in line)
-    assert warning.startswith(
-        "               warning: schedule.milestones: 120ep is not before the end of the run, 100ep: "
-    )
+    assert re.match(" {15}warning: schedule.milestones: 120ep .* 100ep", warning)
 
 
 def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -89,30 +79,18 @@ def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     assert plan["processes"] == "2, on NVIDIA H200, 2 visible"
     assert plan["compile"] == "reduce-overhead by inductor, the step captured in a CUDA graph"
     total, weights, activations, images = map(int, re.findall(r"(\d+) ", plan["memory"].replace(",", ""))[:4])
-    assert weights == round(
-        11_173_962 * 4 * 7.5 / 2**20
-    )  # weights, gradients, momentum, average, half precision; a checkpoint
+    # weights, gradients, momentum, average, half precision; a checkpoint
+    assert weights == round(11_173_962 * 4 * 7.5 / 2**20)
     assert images == round(60_000 * 3072 / 2**20)
-    assert activations == pytest.approx(1157 / 2, rel=0.01) and total == pytest.approx(
-        weights + activations + images, abs=20
-    )
+    assert activations == pytest.approx(1157 / 2, rel=0.01)
+    assert total == pytest.approx(weights + activations + images, abs=20)
     assert plan["memory"].endswith("; the machine has 143,771")
-    plan_of(
-        capsys,
-        CIFAR,
-        f"data.root={tmp_path}",
-        "data.batch_size=262144",
-        "data.dataset=synthetic",
-        "data.num_samples=300000",
-    )
-    assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=513"]) == 2
+    command = [CIFAR, "--dry-run", f"data.root={tmp_path}"]
+    large = ("data.batch_size=262144", "data.dataset=synthetic", "data.num_samples=300000")
+    assert train.main([*command, *large]) == 0
+    assert train.main([*command, "data.batch_size=513"]) == 2
     monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "3")
-    assert (
-        train.main(
-            [CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=510", "data.eval_batch_size=999"]
-        )
-        == 2
-    )
+    assert train.main([*command, "data.batch_size=510", "data.eval_batch_size=999"]) == 2
     assert "more processes than the 2 visible GPUs" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -120,7 +98,7 @@ def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
 def test_a_gpu_that_is_elsewhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """On the machine that jobs are submitted from."""
+    """As on a machine that only submits jobs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     plan = plan_of(capsys, CIFAR, f"data.root={tmp_path}", "runtime.device=gpu", "data.loader=fused")
     assert plan["processes"] == "1, on a GPU, of which this machine has none"
@@ -133,18 +111,12 @@ def test_a_batch_that_does_not_fit(
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(dry_run, "output_of", lambda *_: "Some GPU, 8192")
-    assert (
-        train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.batch_size=8192", "optimizer.lr=0.4"])
-        == 0
-    )
+    keys = (f"data.root={tmp_path}", "data.batch_size=8192", "optimizer.lr=0.4")
+    assert train.main([CIFAR, "--dry-run", *keys]) == 0
     (warning,) = (line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line)
-    assert warning.startswith(
-        "warning: that is too much; by estimate about 3200 images fit into the available 8,192 MiB; "
-    )
-    assert (
-        "use optimizer.accumulate=4 (the same batch in smaller parts), or data.batch_size=3200 with optimizer.lr=0.156"
-        in warning
-    )
+    assert re.match("warning: .* 3200 images .* 8,192 MiB", warning)
+    assert "optimizer.accumulate=4" in warning
+    assert "data.batch_size=3200 with optimizer.lr=0.156" in warning
 
 
 def test_a_folder_is_listed_and_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -156,20 +128,16 @@ def test_a_folder_is_listed_and_not_read(tmp_path: Path, capsys: pytest.CaptureF
     keys = ["data.dataset=folder", f"data.root={tmp_path}", f"log.dir={tmp_path}/runs"]
     before = files_in(tmp_path)
     data = plan_of(capsys, str(RECIPE), *keys)["data"]
-    assert (
-        data
-        == f"folder: 10 training images, 4 test images, 2 classes (as listed in {tmp_path}, no image opened)"
-    )
+    expected = "folder: 10 training images, 4 test images, 2 classes"
+    assert data == f"{expected} (as listed in {tmp_path}, no image opened)"
     assert files_in(tmp_path) == before
     assert train.main([str(RECIPE), "--dry-run", *keys, "data.batch_size=16"]) == 2
-    assert "data.batch_size: 16 is more than the 10 training images" in capsys.readouterr().err
+    assert re.search("data.batch_size: 16 .*10 training images", capsys.readouterr().err)
     assert train.main([str(RECIPE), "--dry-run", "data.dataset=folder", "data.root=/nowhere"]) == 2
-    assert "data.root: there is no folder /nowhere" in capsys.readouterr().err
+    assert re.search("data.root: .*/nowhere", capsys.readouterr().err)
 
 
-def test_images_of_a_size_that_a_shorter_run_does_not_come_to(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_an_image_size_after_the_end_of_a_shorter_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for split in ("train", "val"):
         for name in "ab":
             (tmp_path / split / name).mkdir(parents=True)
@@ -181,9 +149,7 @@ def test_images_of_a_size_that_a_shorter_run_does_not_come_to(
         "augment.progressive=[[0ep, 32], [12ep, 64]]",
     ]
     assert train.main([str(RECIPE), "--dry-run", *keys, "data.batch_size=2", "duration=8ep"]) == 2
-    assert (
-        "augment.progressive: 12ep (step 12) is not before the end of the run, 8ep" in capsys.readouterr().err
-    )
+    assert re.search(r"augment.progressive: 12ep \(step 12\) .*8ep", capsys.readouterr().err)
 
 
 def test_weights_that_are_not_there(
@@ -194,18 +160,16 @@ def test_weights_that_are_not_there(
     assert f"model.weights: {tmp_path}/none.pth" in capsys.readouterr().err
 
 
-def test_a_run_that_would_be_continued(
+def test_a_run_to_be_continued(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    code = train.main([str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false"])
-    assert code == 0
+    command = (str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false")
+    assert train.main(command) == 0
     (run,) = (path for path in tmp_path.iterdir() if path.name != "latest")
     (run / "result.json").unlink()
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    plan = plan_of(
-        capsys, str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false", "resume=auto"
-    )
+    plan = plan_of(capsys, *command, "resume=auto")
     assert plan["run folder"] == f"{run}, continued from step-00000004"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
