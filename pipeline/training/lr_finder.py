@@ -1,4 +1,4 @@
-"""The learning-rate range test: `python -m pipeline lr-find CONFIG [key=value…]`."""
+"""Runs the learning-rate range test: `python -m pipeline lr-find CONFIG [key=value…]`."""
 
 import copy
 import math
@@ -21,20 +21,21 @@ from pipeline.training.step import Step
 from pipeline.training.trainer import Trainer, side_stream
 
 RULE = "where the smoothed loss stops falling (Smith 2017, arXiv:1506.01186, section 3.3)"
-_WINDOW, _WORSE = 5, 1.25  # the test ends where so many losses are on average so many times the first ones
-_LOOK_EVERY = 5  # steps between two looks at the losses, for which the host waits
-_SMOOTHING = 0.04  # standard deviation of the smoothing, as a share of the steps
+_WINDOW = 5  # the test ends if the mean of so many losses …
+_WORSE = 1.25  # … is so many times the mean of the first losses
+_CHECK_EVERY = 5  # steps between two checks of the losses, for which the host waits
+_SMOOTHING = 0.04  # standard deviation of the smoothing, as a fraction of the number of steps
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test found.
+    """Holds the result of a range test.
 
     Attributes:
         rates: (N,) float64, the learning rate of each step, rising.
         losses: (N,) float64, the training loss of each step, finite.
-        smoothed: (N,) float64, the same averaged with its neighbours on both sides (a Gaussian), so that nothing is moved along.
-        diverged: the loss left the rails before the largest rate.
+        smoothed: (N,) float64, the losses smoothed by a symmetric Gaussian, which does not delay them.
+        diverged: True if the loss diverged before the largest rate.
     """
 
     rates: np.ndarray
@@ -44,21 +45,22 @@ class RangeTest:
 
     @property
     def suggested(self) -> float | None:
-        """The largest learning rate to train with: `RULE`. None where the loss never fell, or did not stop."""
+        """The largest learning rate to train with, by `RULE`. None if the loss never fell, or never stopped falling."""
         return float(self.rates[self.smoothed.argmin()]) if self.fell and not self.still_falls else None
 
     @property
     def fell(self) -> bool:
+        """True if the loss fell at all."""
         return int(self.smoothed.argmin()) > 1
 
     @property
     def still_falls(self) -> bool:
-        """Whether the smallest loss is that of the largest rate of a test that was not ended early: larger ones may be better."""
+        """True if the largest rate gave the smallest loss, and the test did not end early: larger rates may be better."""
         return not self.diverged and int(self.smoothed.argmin()) == len(self.smoothed) - 1
 
     @property
     def steepest(self) -> float | None:
-        """Where the smoothed loss falls fastest over the logarithm of the rate: a cautious choice (fastai's `steep`)."""
+        """The rate at which the smoothed loss falls fastest over log(rate): a cautious choice (fastai's `steep`)."""
         if not self.fell:
             return None
         until = int(self.smoothed.argmin()) + 1
@@ -66,7 +68,10 @@ class RangeTest:
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:
-    """(N,) → (N,): the weighted mean around each step, by a Gaussian whose width is a share of N; at the ends by what there is of it."""
+    """Return the mean around each step, weighted by a Gaussian: (N,) → (N,).
+
+    The width of the Gaussian is a fraction of N. At the ends its weights are normalised.
+    """
     count = len(losses)
     distances = np.arange(1 - count, count)
     weights = np.exp(-0.5 * (distances / max(_SMOOTHING * count, 0.5)) ** 2)
@@ -78,8 +83,11 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def restored(state: TrainState) -> Iterator[None]:
-    """Undo what is trained inside: weights and norm statistics, their moving average, optimizer, scaler, sums, counters,
-    and torch's generators."""
+    """Undo the training inside the context.
+
+    This restores weights and norm statistics, their moving average, optimizer, scaler, sums, counters, and torch's
+    random number generators.
+    """
     saved = copy.deepcopy(state.state_dict())
     models = [state.model, *([state.ema.model] if state.ema is not None else [])]
     weights = [copy.deepcopy(model.state_dict()) for model in models]
@@ -103,15 +111,15 @@ def range_test(
     num_steps: int = 100,
     report: Callable[[int], None] = lambda step: None,
 ) -> RangeTest:
-    """Train a few steps at rates that rise from step to step, and undo it all (Smith 2017, arXiv:1506.01186, section 3.3).
+    """Train a few steps at rising learning rates, and undo it (Smith 2017, arXiv:1506.01186, section 3.3).
 
-    The rate rises by one factor a step, which shows small and large rates alike. Precision, loss, augmentation, capture and all else are
-    the config's. The test ends early where the loss is not finite, or where five losses in a row are on average a quarter above the
-    first five. On one process.
+    The rate rises by the same factor at each step, so small and large rates get as many steps. Precision, loss,
+    augmentation, capture and the rest are those of the config. The test ends early if the loss is not finite, or if
+    the mean of five losses in a row is a quarter above that of the first five. Runs on one process.
 
     Args:
         config: the run's config.
-        state: of the run; as before afterwards.
+        state: of the run; unchanged afterwards.
         loader: of the training images.
         lowest, highest: learning rates of the first and the last step.
         num_steps: steps of the test.
@@ -119,30 +127,26 @@ def range_test(
     """
     assert 0 < lowest < highest and num_steps > 1
     first, factor = state.step, (highest / lowest) ** (1 / (num_steps - 1))
+    capture = captures(config.compile, state.lr.device)
     pending: list[torch.Tensor] = []
     losses: list[float] = []
     with restored(state):
-        step = Step(
-            config,
-            state,
-            lambda number: lowest * factor ** (number - first),
-            captures(config.compile, state.lr.device),
-        )
+        step = Step(config, state, lambda number: lowest * factor ** (number - first), capture)
         for number, batch in zip(range(1, num_steps + 1), loader.batches_from(first), strict=False):
             pending.append(step(batch).loss.clone())
             report(number)
-            if number % _LOOK_EVERY == 0 or number == num_steps:
+            if number % _CHECK_EVERY == 0 or number == num_steps:
                 losses += torch.stack(pending).tolist()
                 pending.clear()
-                if _end(losses) is not None:
+                if _count_before_divergence(losses) is not None:
                     break
-    end = _end(losses)
-    kept = np.array(losses[:end], np.float64)
-    return RangeTest(lowest * factor ** np.arange(len(kept)), kept, smooth(kept), end is not None)
+    count = _count_before_divergence(losses)
+    valid = np.array(losses[:count], np.float64)
+    return RangeTest(lowest * factor ** np.arange(len(valid)), valid, smooth(valid), count is not None)
 
 
-def _end(losses: list[float]) -> int | None:
-    """How many losses there are until they leave the rails, those that do so left out; None where they do not."""
+def _count_before_divergence(losses: list[float]) -> int | None:
+    """Return the number of losses before the loss diverges; None if it does not."""
     start = sum(losses[:_WINDOW]) / _WINDOW
     for number, loss in enumerate(losses, start=1):
         if not math.isfinite(loss):
@@ -156,11 +160,11 @@ def lr_find(config: Config, lowest: float, highest: float, num_steps: int) -> Ra
     """Run the test from fresh weights on the config's data, with a progress bar on a terminal.
 
     Raises:
-        UserError: the range is empty, or a single step could not be done at a finite loss.
+        UserError: the range is empty, or not even the first loss is finite.
     """
     if not 0 < lowest < highest < math.inf:
         raise UserError(
-            f"--min {lowest:g} and --max {highest:g}: the rate rises from a positive one to a larger, finite one"
+            f"--min {lowest:g} and --max {highest:g}: give a positive learning rate and a larger, finite one"
         )
     set_backends(config)
     processes = connect(config)
@@ -170,15 +174,11 @@ def lr_find(config: Config, lowest: float, highest: float, num_steps: int) -> Ra
     with side_stream(processes.device), bar as progress:
         trainer = Trainer.build(config, load_splits(config.data, config.seed), processes)
         task = progress.add_task("learning rates", total=num_steps)
-        found = range_test(
-            config,
-            trainer.state,
-            trainer.loaders.train,
-            lowest,
-            highest,
-            num_steps,
-            lambda step: progress.update(task, completed=step),
-        )
-    if not len(found.losses):
-        raise UserError(f"--min {lowest:g}: the very first loss is not finite; use precision.mode=bf16")
-    return found
+
+        def report(step: int) -> None:
+            progress.update(task, completed=step)
+
+        result = range_test(config, trainer.state, trainer.loaders.train, lowest, highest, num_steps, report)
+    if not len(result.losses):
+        raise UserError(f"--min {lowest:g}: the first loss is not finite; use precision.mode=bf16")
+    return result

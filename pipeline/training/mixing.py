@@ -1,11 +1,13 @@
-"""Mixup, CutMix and RICAP: images of a batch mixed with one another, and their labels with them.
+"""Mixes the images of a batch with one another, and their labels with them: Mixup, CutMix and RICAP.
 
-Who is mixed with whom: a batch falls into groups of neighbours, two (Mixup, CutMix) or four (RICAP), and within a group the sources of
-image i are i, i + 1, … in turn, each once in each part. The order of an epoch being random, groups of neighbours are groups drawn at
-random from the global batch. A group lies within one process whatever their number, so that nothing needs to be sent.
+A batch consists of groups of neighbours, of two images (Mixup, CutMix) or four (RICAP). Within a group the sources
+of image i are i, i + 1, … in turn, each once in each part. The order of an epoch is random, so groups of neighbours
+are groups drawn at random from the global batch. A group lies within one process for every number of processes, so
+no image needs to be sent.
 
-What is drawn, once per step for the whole batch as the papers' own code does, is a pure function of (seed, step), from Philox as in
-`data/draws.py`. It is applied as a tensor on the device, in shapes that do not depend on it: a step that mixes can be captured.
+As in the papers' own code, there is one draw per step for the whole batch. It is a pure function of (seed, step),
+from Philox as in `data/sampling/draws.py`. The draw is a tensor on the device and the shapes do not depend on it, so
+a step that mixes can be captured.
 """
 
 from collections.abc import Callable
@@ -24,68 +26,95 @@ _STEPS_AHEAD = 1024  # drawn at once
 def draw_mixing(
     augment: AugmentConfig, seed: int, first_step: int, num_steps: int, image_size: int
 ) -> np.ndarray:
-    """Draw what NUM_STEPS steps from FIRST_STEP on mix.
+    """Draw the mixing of NUM_STEPS steps, beginning with FIRST_STEP.
 
-    With P sources, a row begins with their P shares of the target, which add up to 1. Then:
+    With P sources, a row begins with their P fractions of the target, which add up to 1. Then:
 
-    - `mixup`: nothing; the shares, multiples of 1/1024, which float16 holds exactly, are those of the pixels too;
+    - `mixup`: nothing; the fractions, multiples of 1/1024, which float16 holds exactly, are those of the pixels too;
     - `cutmix`: top, bottom, left, right of the box that the second source fills (bottom and right excluded);
-    - `ricap`: height and width of the upper left part; for each part the rows, then the columns, from a pixel to where its source is.
+    - `ricap`: height and width of the upper left part; for each part the offset in rows, then for each part the
+      offset in columns, from a pixel to its place in the source.
 
-    A share is Beta(alpha, alpha) as the quantile of one uniform number. In a step that `mix_probability` spares, the first source has all.
+    A fraction is Beta(alpha, alpha), computed as the quantile of one uniform number. In a step that is not mixed,
+    by `mix_probability`, the first source has the fraction 1.
 
     Returns:
-        (num_steps, D) float32, whole numbers but for the shares.
+        (num_steps, D) float32, whole numbers except for the fractions.
     """
-    from scipy.special import betaincinv  # takes a while to import
-
     key, counter = (
         np.array([seed, 0], np.uint64),
         np.array([first_step * _WORDS // 4, 0, 0, _STREAM], np.uint64),
     )
-    words = rearrange(
-        np.random.Philox(key=key, counter=counter).random_raw(num_steps * _WORDS),
-        "(step word) -> word step",
-        word=_WORDS,
-    )
-    uniform = (words >> np.uint64(11)) * 2.0**-53
-    high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
+    raw = np.random.Philox(key=key, counter=counter).random_raw(num_steps * _WORDS)
+    words = rearrange(raw, "(step word) -> word step", word=_WORDS)
+    draws = _DRAW[augment.mix](augment, words, image_size)
+    return np.ascontiguousarray(draws.T, np.float32)
 
-    def below(bits: np.ndarray, limit: np.ndarray | int) -> np.ndarray:
-        return (bits * np.asarray(limit, np.uint64)) >> np.uint64(32)
 
-    share = betaincinv(augment.mix_alpha, augment.mix_alpha, uniform[0])
-    spared = uniform[2] >= augment.mix_probability
-    if augment.mix == "mixup":
-        share = np.where(spared, 1.0, np.rint(share * 1024) / 1024)
-        return np.stack([share, 1 - share], axis=1).astype(np.float32)
-    if augment.mix == "cutmix":
-        half = (image_size * np.sqrt(1 - share)).astype(np.int64) // 2
-        centre = np.stack([below(high[3], image_size), below(low[3], image_size)]).astype(np.int64)
-        start, end = (
-            np.where(spared, 0, edge.clip(0, image_size)) for edge in (centre - half, centre + half)
-        )
-        share = 1 - (end - start).prod(axis=0) / image_size**2
-        return np.stack([share, 1 - share, start[0], end[0], start[1], end[1]], axis=1).astype(np.float32)
-    assert augment.mix == "ricap"
-    other = betaincinv(augment.mix_alpha, augment.mix_alpha, uniform[1])
-    height, width = (
-        np.where(spared, image_size, np.rint(image_size * part)).astype(np.int64) for part in (other, share)
-    )
+def _draw_mixup(augment: AugmentConfig, words: np.ndarray, image_size: int) -> np.ndarray:
+    fraction = np.where(_unmixed(augment, words), 1.0, np.rint(_beta(augment, words[0]) * 1024) / 1024)
+    return np.stack([fraction, 1 - fraction])
+
+
+def _draw_cutmix(augment: AugmentConfig, words: np.ndarray, image_size: int) -> np.ndarray:
+    half = (image_size * np.sqrt(1 - _beta(augment, words[0]))).astype(np.int64) // 2
+    centre = np.stack([_below(_high(words[3]), image_size), _below(_low(words[3]), image_size)])
+    edges = [np.clip(edge, 0, image_size) for edge in (centre - half, centre + half)]
+    start, end = (np.where(_unmixed(augment, words), 0, edge) for edge in edges)
+    fraction = 1 - (end - start).prod(axis=0) / image_size**2
+    return np.stack([fraction, 1 - fraction, start[0], end[0], start[1], end[1]])
+
+
+def _draw_ricap(augment: AugmentConfig, words: np.ndarray, image_size: int) -> np.ndarray:
+    extents = [np.rint(image_size * _beta(augment, words[number])) for number in (1, 0)]
+    unmixed = _unmixed(augment, words)
+    height, width = (np.where(unmixed, image_size, extent).astype(np.int64) for extent in extents)
     heights = np.stack([height, height, image_size - height, image_size - height])
     widths = np.stack([width, image_size - width, width, image_size - width])
-    rows, columns = (
-        below(bits[4:8], image_size - extents + 1).astype(np.int64)
-        for bits, extents in ((high, heights), (low, widths))
-    )
+    rows = _below(_high(words[4:8]), image_size - heights + 1)
+    columns = _below(_low(words[4:8]), image_size - widths + 1)
     rows[2:] -= height  # from the pixel's place in the whole image, not in its part
     columns[1::2] -= width
-    shares = heights * widths / image_size**2
-    return np.concatenate([shares, height[None], width[None], rows, columns]).T.astype(np.float32)
+    fractions = heights * widths / image_size**2
+    return np.concatenate([fractions, height[None], width[None], rows, columns])
+
+
+def _uniform(words: np.ndarray) -> np.ndarray:
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+def _beta(augment: AugmentConfig, words: np.ndarray) -> np.ndarray:
+    from scipy.special import betaincinv  # takes a while to import
+
+    return betaincinv(augment.mix_alpha, augment.mix_alpha, _uniform(words))
+
+
+def _unmixed(augment: AugmentConfig, words: np.ndarray) -> np.ndarray:
+    return _uniform(words[2]) >= augment.mix_probability
+
+
+def _high(words: np.ndarray) -> np.ndarray:
+    return words >> np.uint64(32)
+
+
+def _low(words: np.ndarray) -> np.ndarray:
+    return words & np.uint64(0xFFFFFFFF)
+
+
+def _below(bits: np.ndarray, limit: np.ndarray | int) -> np.ndarray:
+    """Turn 32 random bits into a whole number from 0 to LIMIT - 1, int64."""
+    return ((bits * np.asarray(limit, np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+_DRAW: dict[str, Callable[[AugmentConfig, np.ndarray, int], np.ndarray]] = {
+    "mixup": _draw_mixup,
+    "cutmix": _draw_cutmix,
+    "ricap": _draw_ricap,
+}
 
 
 class MixDraws:
-    """What each step of a run mixes, on the device.
+    """Holds the mixing draws of a run's steps on the device.
 
     Args:
         augment: with a `mix` other than `none`.
@@ -100,18 +129,14 @@ class MixDraws:
         self._table = torch.empty(0)
 
     def at(self, step: int) -> torch.Tensor:
-        """The draws of one optimizer step, as a row of `draw_mixing`; does not wait for the device."""
+        """Return the draws of one optimizer step, a row of `draw_mixing`; does not wait for the device."""
         chunk, row = divmod(step, _STEPS_AHEAD)
         if chunk != self._chunk:
-            drawn = draw_mixing(
-                self._augment, self._seed, chunk * _STEPS_AHEAD, _STEPS_AHEAD, self._image_size
-            )
-            table = torch.from_numpy(drawn)
-            self._table = (
-                table.pin_memory().to(self._device, non_blocking=True)
-                if self._device.type == "cuda"
-                else table
-            )
+            first = chunk * _STEPS_AHEAD
+            draws = draw_mixing(self._augment, self._seed, first, _STEPS_AHEAD, self._image_size)
+            self._table = torch.from_numpy(draws)
+            if self._device.type == "cuda":
+                self._table = self._table.pin_memory().to(self._device, non_blocking=True)
             self._chunk = chunk
         return self._table[row]
 
@@ -128,27 +153,31 @@ def mix(
         draws: a row of `draw_mixing`, on the same device.
 
     Returns:
-        The images, in the same type and layout; the labels of their sources, (B, P) int64; and the sources' shares of the target, (P,).
+        The images, in the same type and layout; the labels of their sources, (B, P) int64; and the fractions that
+        the sources have of the target, (P,).
     """
     sources = MIX_SOURCES[name]
     all_labels = torch.stack([_from_neighbour(labels, number, sources) for number in range(sources)], dim=1)
-    return _METHODS[name](images, draws), all_labels, draws[:sources]
+    return _APPLY[name](images, draws), all_labels, draws[:sources]
 
 
 def _from_neighbour(batch: torch.Tensor, distance: int, group: int) -> torch.Tensor:
-    """What stands DISTANCE further in the same group of neighbours, counted round; keeps the memory layout."""
-    taken = torch.empty_like(batch)
-    taken.unflatten(0, (-1, group)).copy_(batch.unflatten(0, (-1, group)).roll(-distance, 1))
-    return taken
+    """Return, for each item, the one DISTANCE further in its group, counted cyclically; in the same memory layout."""
+    neighbours = torch.empty_like(batch)
+    neighbours.unflatten(0, (-1, group)).copy_(batch.unflatten(0, (-1, group)).roll(-distance, 1))
+    return neighbours
 
 
 def _mixup(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Zhang et al. 2018 (arXiv:1710.09412), equation 2: the weighted mean of two images."""
+    """Return the weighted means of two images (Zhang et al. 2018, arXiv:1710.09412, equation 2)."""
     return torch.lerp(_from_neighbour(images, 1, 2), images, draws[0].to(images.dtype))
 
 
 def _cutmix(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Yun et al. 2019 (arXiv:1905.04899), section 3.1: a box from another image; its centre is anywhere, and the border clips it."""
+    """Fill a box from another image (Yun et al. 2019, arXiv:1905.04899, section 3.1).
+
+    Its centre is anywhere in the image, and the border clips it.
+    """
     top, bottom, left, right = draws[2:]
     rows, columns = (torch.arange(extent, device=images.device) for extent in images.shape[2:])
     inside = ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))
@@ -156,20 +185,18 @@ def _cutmix(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 def _ricap(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Takahashi et al. 2018 (arXiv:1811.09030), section 3: random crops of four images, patched into one."""
+    """Patch random crops of four images into one (Takahashi et al. 2018, arXiv:1811.09030, section 3)."""
     height, width, row_shift, column_shift = *draws[4:6], *draws[6:].long().split(4)
-    position, rows, columns = (
-        torch.arange(extent, device=images.device) for extent in (len(images), *images.shape[2:])
-    )
+    extents = (len(images), *images.shape[2:])
+    position, rows, columns = (torch.arange(extent, device=images.device) for extent in extents)
     part = 2 * (rows >= height).long()[:, None] + (columns >= width).long()
     sample = position[:, None, None] // 4 * 4 + (position[:, None, None] + part) % 4
-    pixels = rearrange(images, "b c h w -> b h w c")[
-        sample, rows[:, None] + row_shift[part], columns + column_shift[part]
-    ]
+    places = sample, rows[:, None] + row_shift[part], columns + column_shift[part]
+    pixels = rearrange(images, "b c h w -> b h w c")[places]
     return torch.empty_like(images).copy_(rearrange(pixels, "b h w c -> b c h w"))
 
 
-_METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+_APPLY: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mixup": _mixup,
     "cutmix": _cutmix,
     "ricap": _ricap,

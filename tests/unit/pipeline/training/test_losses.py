@@ -1,4 +1,4 @@
-"""Cross-entropy with smoothed labels, against its formula."""
+"""Checks cross-entropy with smoothed labels against its formula."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from pipeline.training.losses import classification_loss
 
 
 def by_hand(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Szegedy et al. 2016, section 7: the target is (1 - e) on the label and e / K on every class."""
+    """Use the target (1 - e) on the label plus e / K on every class (Szegedy et al. 2016, section 7)."""
     classes = logits.shape[1]
     target = torch.full_like(logits, smoothing / classes, dtype=torch.float64)
     target[torch.arange(len(labels)), labels] += 1 - smoothing
@@ -44,18 +44,22 @@ def test_large_logits_do_not_overflow_in_half_precision():
 def test_the_loss_of_mixed_labels_is_the_mean_of_theirs(dtype: torch.dtype, smoothing: float):
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(64, 10, generator=generator)).to(dtype)
-    labels, shares = torch.randint(10, (64, 3), generator=generator), torch.tensor([0.5, 0.3, 0.2])
-    loss = classification_loss(logits, labels, smoothing, shares)
+    labels, fractions = torch.randint(10, (64, 3), generator=generator), torch.tensor([0.5, 0.3, 0.2])
+    loss = classification_loss(logits, labels, smoothing, fractions)
     assert (loss.dtype, loss.shape) == (torch.float32, ())
     expected = sum(
-        share * by_hand(logits, labels[:, number], smoothing) for number, share in enumerate(shares.double())
+        fraction * by_hand(logits, labels[:, number], smoothing)
+        for number, fraction in enumerate(fractions.double())
     )
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
 
 
-def test_one_label_with_all_the_share_is_a_hard_target():
+def test_one_label_with_the_fraction_1_is_a_hard_target():
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    labels, shares = torch.tensor([[0, 1], [1, 0], [2, 3], [3, 1], [0, 0], [2, 1]]), torch.tensor([1.0, 0.0])
-    (soft,) = torch.autograd.grad(classification_loss(logits, labels, 0.1, shares), logits)
+    labels, fractions = (
+        torch.tensor([[0, 1], [1, 0], [2, 3], [3, 1], [0, 0], [2, 1]]),
+        torch.tensor([1.0, 0.0]),
+    )
+    (soft,) = torch.autograd.grad(classification_loss(logits, labels, 0.1, fractions), logits)
     (hard,) = torch.autograd.grad(classification_loss(logits, labels[:, 0], 0.1), logits)
     torch.testing.assert_close(soft, hard)

@@ -1,4 +1,4 @@
-"""Mixed images and labels, pixel by pixel against the papers, and the draws as pure functions of seed and step."""
+"""Checks mixed images and labels, pixel by pixel, against the papers, and the draws of each step."""
 
 from typing import Any
 
@@ -27,11 +27,11 @@ def draw(
     return draw_mixing(config(name, **keys), seed, first, steps, size)
 
 
-# --- what is done with the draws ------------------------------------------------------------------------------------------------
+# --- draws applied ------------------------------------------------------------------------------------------
 
 
 def by_hand(name: str, images: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """One pixel after another, from the meaning of the draws."""
+    """Mix one pixel after another, by the definition of the draws."""
     mixed = np.empty_like(images)
     group = MIX_SOURCES[name]
     for i, _, y, x in np.ndindex(*images.shape):
@@ -53,41 +53,37 @@ def by_hand(name: str, images: np.ndarray, row: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
 def test_images_are_those_of_the_papers(name: str, dtype: torch.dtype, memory_format: torch.memory_format):
-    images = (
-        torch.randn(8, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-        .to(dtype)
-        .contiguous(memory_format=memory_format)
-    )
+    images = torch.randn(8, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    images = images.to(dtype).contiguous(memory_format=memory_format)
     labels = torch.arange(8) * 10
     before = images.clone()
     for row in draw(name, 12):
-        mixed, all_labels, shares = mix(name, images, labels, torch.from_numpy(row))
+        mixed, all_labels, fractions = mix(name, images, labels, torch.from_numpy(row))
         expected = torch.from_numpy(by_hand(name, images.double().numpy(), row.astype(np.float64)))
         rounding = 0 if name != "mixup" else {torch.float32: 1e-6, torch.float16: 2e-3}[dtype]
         torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=rounding)
         assert mixed.dtype == dtype and mixed.is_contiguous(memory_format=memory_format)
         group = MIX_SOURCES[name]
         for i in range(8):
-            assert all_labels[i].tolist() == [
-                10 * (i // group * group + (i % group + k) % group) for k in range(group)
-            ]
-        assert shares.tolist() == row[:group].tolist()
+            sources = [i // group * group + (i % group + k) % group for k in range(group)]
+            assert all_labels[i].tolist() == [10 * source for source in sources]
+        assert fractions.tolist() == row[:group].tolist()
     assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("name", ["cutmix", "ricap"])
-def test_a_label_s_share_is_that_of_its_pixels(name: str):
-    """Each source one colour: what the image shows of it is what the target has of it."""
+def test_a_label_has_the_fraction_of_its_pixels(name: str):
+    """Each source has one colour, whose fraction of the image is that of its label."""
     group = MIX_SOURCES[name]
     images = torch.arange(group).float()[:, None, None, None].expand(group, 1, SIZE, SIZE).contiguous()
     for row in draw(name, 50):
-        mixed, labels, shares = mix(name, images, torch.arange(group), torch.from_numpy(row))
+        mixed, labels, fractions = mix(name, images, torch.arange(group), torch.from_numpy(row))
         for i in range(group):
             seen = torch.stack([(mixed[i] == label).float().mean() for label in labels[i]])
-            torch.testing.assert_close(seen, shares, rtol=0, atol=1e-6)
+            torch.testing.assert_close(seen, fractions, rtol=0, atol=1e-6)
 
 
-# --- the draws ------------------------------------------------------------------------------------------------------------------
+# --- the draws ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +97,7 @@ def test_a_step_has_its_draws_whatever_was_drawn_before(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shares_add_up_and_boxes_are_inside(name: str):
+def test_fractions_add_up_and_boxes_are_inside(name: str):
     rows = draw(name)
     group = MIX_SOURCES[name]
     np.testing.assert_allclose(rows[:, :group].sum(1), 1, atol=1e-6)
@@ -111,29 +107,27 @@ def test_shares_add_up_and_boxes_are_inside(name: str):
         assert (rows.astype(np.float16) == rows).all()
     if name == "cutmix":
         top, bottom, left, right = rows[:, 2:].T
-        assert (
-            (top >= 0) & (top <= bottom) & (bottom <= SIZE) & (left >= 0) & (left <= right) & (right <= SIZE)
-        ).all()
+        for start, end in ((top, bottom), (left, right)):
+            assert ((start >= 0) & (start <= end) & (end <= SIZE)).all()
         assert {*top} >= set(range(SIZE - 1)) and {*right} >= set(range(1, SIZE + 1))
 
 
 @pytest.mark.parametrize("stream", [0, 1, RESIZED_CROPS])
-def test_nothing_is_drawn_from_the_numbers_of_the_loaders(stream: int):
-    """With alpha 1 a share of Mixup is a uniform number: the first of the two blocks of its step."""
+def test_the_draws_are_not_those_of_the_loaders(stream: int):
+    """With alpha 1 a fraction of Mixup is a uniform number: the first of the two blocks of its step."""
     words = philox_blocks(0, 0, stream, 2 * 40)[::2, 0]
-    assert (
-        draw("mixup", 40)[:, 0] != np.rint((words >> np.uint64(11)) * 2.0**-53 * 1024) / 1024
-    ).mean() > 0.9
+    uniform = (words >> np.uint64(11)) * 2.0**-53
+    assert (draw("mixup", 40)[:, 0] != np.rint(uniform * 1024) / 1024).mean() > 0.9
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
-def test_shares_are_beta_distributed(alpha: float):
-    """Compared between the values that rounding leaves."""
+def test_fractions_are_beta_distributed(alpha: float):
+    """The distributions are compared between the values that rounding leaves."""
 
-    def distance(shares: np.ndarray, grid: int) -> float:
+    def distance(fractions: np.ndarray, grid: int) -> float:
         between = (np.arange(grid) + 0.5) / grid
-        found = np.searchsorted(np.sort(shares), between) / len(shares)
-        return np.abs(found - stats.beta(alpha, alpha).cdf(between)).max()
+        distribution = np.searchsorted(np.sort(fractions), between) / len(fractions)
+        return np.abs(distribution - stats.beta(alpha, alpha).cdf(between)).max()
 
     assert distance(draw("mixup", 4000, mix_alpha=alpha)[:, 0], 1024) < 0.03
     height, width = (draw("ricap", 4000, size=512, mix_alpha=alpha)[:, column] / 512 for column in (4, 5))
@@ -150,30 +144,29 @@ def test_the_box_of_cutmix_has_the_area_drawn_where_the_border_does_not_clip_it(
 
 
 def test_crops_of_ricap_are_anywhere_in_their_sources():
-    """A part of h x w pixels may come from any place where it fits: the first and the last are reached, and nothing beyond."""
+    """A part of h x w pixels comes from any place in which it fits, the first and the last included."""
     seen: dict[tuple[int, int], set[int]] = {}
     for row in draw("ricap", 4000, size=4).astype(int):
         height = row[4]
         for part, extent in enumerate((height, height, 4 - height, 4 - height)):
             first = row[6 + part] + (height if part > 1 else 0)
             seen.setdefault((part, extent), set()).add(first)
-    for (_, extent), found in seen.items():
-        assert found == set(range(4 - extent + 1))
+    for (_, extent), places in seen.items():
+        assert places == set(range(4 - extent + 1))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_steps_that_are_spared_mix_nothing(name: str):
+def test_steps_that_are_not_mixed(name: str):
     rows = draw(name, 1000, mix_probability=0.3)
-    spared = rows[rows[:, 0] == 1]
-    assert 0.65 < len(spared) / len(rows) < 0.76  # a few of the others drew everything too
+    unmixed = rows[rows[:, 0] == 1]
+    assert 0.65 < len(unmixed) / len(rows) < 0.76  # a few of the others drew the fraction 1
     images = random_batch().images
-    mixed, _, shares = mix(
-        name, images, torch.arange(8), torch.from_numpy(draw(name, 9, mix_probability=1e-9, size=8)[4])
-    )
-    assert torch.equal(mixed, images) and shares[0] == 1
+    draws = torch.from_numpy(draw(name, 9, mix_probability=1e-9, size=8)[4])
+    mixed, _, fractions = mix(name, images, torch.arange(8), draws)
+    assert torch.equal(mixed, images) and fractions[0] == 1
 
 
-# --- in the step ----------------------------------------------------------------------------------------------------------------
+# --- in the step --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("process_state")
@@ -183,21 +176,21 @@ def test_the_step_learns_from_mixed_images_and_targets(name: str):
     trainer.state.step = 3
     batch = random_batch()
     draws = torch.from_numpy(draw(name, 1, seed=3, first=3, size=8)[0])
-    images, labels, shares = mix(name, batch.images, batch.labels, draws)
+    images, labels, fractions = mix(name, batch.images, batch.labels, draws)
     with torch.no_grad():
         logits = trainer.state.model(images)
     target = torch.zeros(8, 4, dtype=torch.float64)
     for i in range(8):
-        for label, part in zip(labels[i].tolist(), shares.tolist(), strict=True):
+        for label, part in zip(labels[i].tolist(), fractions.tolist(), strict=True):
             target[i, label] += 0.9 * part
     target += 0.1 / 4
     output = trainer.step(batch)
     expected = -(target * logits.double().log_softmax(1)).sum(1).mean()
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert output.correct.item() == pytest.approx(count_correct(logits, labels, shares).item())
+    assert output.correct.item() == pytest.approx(count_correct(logits, labels, fractions).item())
 
 
-def test_a_prediction_counts_what_its_class_has_of_the_target():
+def test_a_prediction_counts_as_the_fraction_of_its_class():
     logits = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 9]])
     labels = torch.tensor([[0, 1], [0, 1], [2, 2]])
     assert count_correct(logits, labels, torch.tensor([0.75, 0.25])).item() == 0.75 + 0.25 + 1
