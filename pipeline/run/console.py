@@ -22,7 +22,8 @@ from pipeline.run.records import EvalRecord, TrainRecord
 class TrainingConsole:
     """Shows the progress of a run. A disabled console (on any rank but 0) prints nothing.
 
-    If the terminal has hung up, or `| tee` has ended, the console falls silent and the run goes on.
+    Once nobody reads the output, because the terminal or `| tee` is gone, the console prints nothing, and the
+    run continues.
 
     Args:
         enabled: True on rank 0.
@@ -40,17 +41,11 @@ class TrainingConsole:
         self._total, self._last_step, self._last_time = total_steps, start_step, time.perf_counter()
         if not self._enabled or not sys.stdout.isatty():
             return
-        columns = (
-            SpinnerColumn(),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-        )
+        text = TextColumn("{task.description}")
+        columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, transient=True)
-        self._task = self._progress.add_task(
-            "compiling and warming up", total=total_steps, completed=start_step
-        )
+        title = "compiling and warming up"
+        self._task = self._progress.add_task(title, total=total_steps, completed=start_step)
         self._progress.start()
 
     def say(self, text: str) -> None:

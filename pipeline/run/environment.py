@@ -1,5 +1,6 @@
-"""What a run ran on: everything needed to repeat it or to doubt it."""
+"""Describes a run's command, code, packages and hardware, so that others can repeat it or doubt it."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -27,7 +28,7 @@ _PACKAGES = (
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints; None where it fails or there is none of that name."""
+    """Return the output of a command; None if it fails or does not exist."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent, check=True
@@ -38,23 +39,22 @@ def output_of(*command: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def commit() -> dict[str, Any]:
-    """Commit of the checkout and whether it has uncommitted changes.
+    """Return the commit of the checkout, and True in `dirty` if the checkout has uncommitted changes.
 
-    Where there is no git, as in a container, `QUICKRES_COMMIT` says it (`<hash>` or `<hash>-dirty`); without that both are None.
+    Without git, as in a container, `QUICKRES_COMMIT` holds both (`<hash>` or `<hash>-dirty`). Without either, both
+    are None.
     """
-    given = os.environ.get("QUICKRES_COMMIT")
-    if given:
-        return {"commit": given.removesuffix("-dirty"), "dirty": given.endswith("-dirty")}
+    value = os.environ.get("QUICKRES_COMMIT")
+    if value:
+        return {"commit": value.removesuffix("-dirty"), "dirty": value.endswith("-dirty")}
     status = output_of("git", "status", "--porcelain", "--untracked-files=no")
     return {
         "commit": output_of("git", "rev-parse", "HEAD"),
@@ -63,9 +63,10 @@ def commit() -> dict[str, Any]:
 
 
 def command_line() -> list[str]:
-    """The command that a person gives to have this run again, as its words; it names no environment variable but `NUM_PROCESSES`.
+    """Return the command that starts this run again, as a list of words.
 
-    launch.sh and `accelerate launch` start this process with a command line of their own making, from which theirs is put together.
+    launch.sh and `accelerate launch` start this process with another command line; this function restores the command
+    that a person gave to them. `NUM_PROCESSES` is the only environment variable in it.
     """
     words = [Path(sys.executable).name, *sys.orig_argv[1:]]
     if "pipeline.train" not in words:  # started by hand, without a launcher
@@ -75,20 +76,13 @@ def command_line() -> list[str]:
     if "QUICKRES_NUM_PROCESSES" in os.environ:
         return [*([f"NUM_PROCESSES={num_processes}"] if num_processes else []), "./launch.sh", *arguments]
     if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return [
-            "accelerate",
-            "launch",
-            "--num_processes",
-            os.environ.get("WORLD_SIZE", "1"),
-            "-m",
-            "pipeline.train",
-            *arguments,
-        ]
+        launch = ["accelerate", "launch", "--num_processes", os.environ.get("WORLD_SIZE", "1")]
+        return [*launch, "-m", "pipeline.train", *arguments]
     return words
 
 
 def describe_environment(config: Config, device: torch.device, world_size: int) -> dict[str, Any]:
-    """Command, commit, versions, hardware and backend switches of this run."""
+    """Return command, commit, versions, hardware and backend switches of this run."""
     return {
         "command": command_line(),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,12 +102,8 @@ def describe_environment(config: Config, device: torch.device, world_size: int) 
 
 def _describe_gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
-    query = output_of(
-        "nvidia-smi",
-        f"--id={device.index}",
-        "--query-gpu=driver_version,power.limit",
-        "--format=csv,noheader,nounits",
-    )
+    options = ("--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits")
+    query = output_of("nvidia-smi", f"--id={device.index}", *options)
     driver, _, power = (query or "").partition(", ")
     return {
         "name": properties.name,

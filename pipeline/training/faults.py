@@ -1,4 +1,4 @@
-"""What the machine can do to a run, in one message: memory that is used up, a full or unwritable disk, a folder that has gone."""
+"""Turns faults of the machine into one message: no memory left, a disk that is full or unwritable, a missing folder."""
 
 import errno
 import os
@@ -15,63 +15,60 @@ from pipeline.data.datasets.counts import count_images, num_classes_of
 from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
 
-_MANY_CLASSES = 1000  # for an estimate where the data set is not there: the head is small
+_MANY_CLASSES = 1000  # for an estimate if the data set is missing; the head is a small part of the network
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate|cannot allocate|allocation failed|ALLOC_FAILED|bad_alloc", re.IGNORECASE
 )
 _NO_SHARED_MEMORY = re.compile(
     r"out of shared memory|unable to (write to|open|resize|allocate) (shared memory|file <)", re.IGNORECASE
 )
+_PLACES = "(log.dir, data.cache_dir, XDG_CACHE_HOME)"
 _REMEDIES = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT),
-        "free space there, or choose another place (log.dir, data.cache_dir, XDG_CACHE_HOME)",
-    ),
-    **dict.fromkeys(
-        (errno.EROFS, errno.EACCES, errno.EPERM),
-        "choose a place that you can write to (log.dir, data.cache_dir, XDG_CACHE_HOME)",
-    ),
-    **dict.fromkeys(
-        (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EIO, errno.ENOTCONN),
-        "is its disk still there? Put it back",
-    ),
-    errno.EFBIG: "allow larger files (ulimit -f)",
-    **dict.fromkeys(
-        (errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or lower data.num_threads"
-    ),
+    (errno.ENOSPC, errno.EDQUOT): f"free space there, or choose another place {_PLACES}",
+    (errno.EROFS, errno.EACCES, errno.EPERM): f"choose a place that you can write to {_PLACES}",
+    (
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ESTALE,
+        errno.EIO,
+        errno.ENOTCONN,
+    ): "check that its disk is connected",
+    (errno.EFBIG,): "allow larger files (ulimit -f)",
+    (errno.EMFILE, errno.ENFILE): "allow more open files (ulimit -n), or lower data.num_threads",
 }
-# without a file these say nothing of the machine, and a traceback says more
+_REMEDY_OF = {number: remedy for numbers, remedy in _REMEDIES.items() for number in numbers}
+# without a file, these errors may be bugs, and a traceback says more
 _NEED_A_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextmanager
 def explained(config: Config | None = None, num_processes: int = 1) -> Iterator[None]:
-    """Turn the machine's faults into errors of ours; bugs pass through with their traceback.
+    """Turn faults of the machine into our errors; bugs keep their traceback.
 
     Args:
-        config: of the run; None where nothing is trained.
-        num_processes: that share its batch.
+        config: of the run; None if nothing is trained.
+        num_processes: number of processes that share the batch.
 
     Raises:
-        OutOfMemory, TrainingError: with one message, which names file or key and the remedy.
+        OutOfMemory, TrainingError: with one message, which names the file or the key, and the remedy.
     """
     hook = threading.excepthook
 
-    def tell_of_thread(arguments: threading.ExceptHookArgs) -> None:
-        # TensorBoard's thread keeps its error, which the next one to write then raises, and would print a traceback besides
+    def print_error_of_thread(arguments: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread keeps its error, and the next write raises it: print no traceback as well
         if getattr(arguments.thread, "exception", None) is not arguments.exc_value:
             hook(arguments)
 
-    threading.excepthook = tell_of_thread
+    threading.excepthook = print_error_of_thread
     try:
         yield
     except (UserError, TrainingError, Preempted):
         raise
     except Exception as error:
-        told = explain_fault(error, config, num_processes)
-        if told is None:
+        fault = explain_fault(error, config, num_processes)
+        if fault is None:
             raise
-        raise told from error
+        raise fault from error
     finally:
         threading.excepthook = hook
 
@@ -79,33 +76,35 @@ def explained(config: Config | None = None, num_processes: int = 1) -> Iterator[
 def explain_fault(
     error: BaseException, config: Config | None = None, num_processes: int = 1
 ) -> TrainingError | None:
-    """The error in the user's words, by itself or by what it came from; None where it is a bug."""
-    again = ". What was saved is kept; start again with resume=auto" if config is not None else ""
+    """Return the message for an error or for one of its causes; None if it is a bug."""
+    resume = ". The saved checkpoints are kept; start again with resume=auto" if config is not None else ""
     for cause in _causes(error):
         text = (str(cause) or type(cause).__name__).splitlines()[0]
         if isinstance(cause, RuntimeError | OSError) and _NO_SHARED_MEMORY.search(str(cause)):
             return OutOfMemory(
-                f"shared memory is used up ({text}); enlarge /dev/shm, or lower data.num_threads or data.prefetch{again}"
+                f"shared memory is used up ({text}); enlarge /dev/shm, or lower data.num_threads or data.prefetch"
+                f"{resume}"
             )
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _NO_MEMORY.search(text)):
             return OutOfMemory(_out_of_memory(cause, text, config, num_processes))
-        if (
-            isinstance(cause, OSError)
-            and cause.errno in _REMEDIES
-            and (cause.filename or cause.errno not in _NEED_A_FILE)
-        ):
-            file = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes | Path) else "a file"
-            remedy = (
-                _REMEDIES[cause.errno]
-                if config is not None or cause.errno not in _NEED_A_FILE
-                else "give a place that can be used"
-            )
-            return TrainingError(f"{file}: {os.strerror(cause.errno)}; {remedy}{again}")
+        if isinstance(cause, OSError) and cause.errno in _REMEDY_OF:
+            needs_file = cause.errno in _NEED_A_FILE
+            if cause.filename or not needs_file:
+                remedy = (
+                    "give a place that can be used"
+                    if config is None and needs_file
+                    else _REMEDY_OF[cause.errno]
+                )
+                return TrainingError(f"{_file_of(cause)}: {os.strerror(cause.errno)}; {remedy}{resume}")
     return None
 
 
+def _file_of(error: OSError) -> str:
+    return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | Path) else "a file"
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from: torch's compiler wraps what happens inside it."""
+    """Yield the error and its causes, one after another: torch's compiler wraps errors raised inside it."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -116,38 +115,40 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _out_of_memory(error: BaseException, text: str, config: Config | None, num_processes: int) -> str:
     on_gpu = isinstance(error, torch.OutOfMemoryError) or "cuda" in str(error).lower()
-    where = "the GPU is" if on_gpu else "this machine is"
+    device = "the GPU is" if on_gpu else "this machine is"
     if config is None:
         return (
-            f"{where} out of memory ({text}); use runtime.device=cpu (predict: --device cpu), a smaller data.eval_batch_size (lr-find, "
-            "bench: data.batch_size), fewer images, or a machine with more"
+            f"{device} out of memory ({text}); use runtime.device=cpu (predict: --device cpu), a smaller "
+            "data.eval_batch_size (lr-find, bench: data.batch_size), fewer images, or a machine with more memory"
         )
     size = config.data.batch_size
-    told = f"{where} out of memory at data.batch_size={size} ({text}); "
+    message = f"{device} out of memory at data.batch_size={size} ({text}); "
     try:
-        return told + _what_fits(config, num_processes, on_gpu)
-    except Exception:  # an estimate must not hide what it is about
-        return f"{told}use data.batch_size={max(size // 2, 1)} with optimizer.lr={config.optimizer.lr / 2:g}, or optimizer.accumulate=2"
+        return message + _remedy(config, num_processes, on_gpu)
+    except Exception:  # an error in the estimate must not hide this one
+        smaller = f"data.batch_size={max(size // 2, 1)} with optimizer.lr={config.optimizer.lr / 2:g}"
+        return f"{message}use {smaller}, or optimizer.accumulate=2"
 
 
-def _what_fits(config: Config, num_processes: int, on_gpu: bool) -> str:
-    """By estimate, beside what other programs hold of the memory."""
+def _remedy(config: Config, num_processes: int, on_gpu: bool) -> str:
+    """Return the changes that make the run fit, by estimate, into the memory that other programs leave."""
     try:
         num_classes = num_classes_of(config)
     except UserError:
         num_classes = _MANY_CLASSES
-    kept = on_gpu and config.data.loader in ("dali", "fused") and config.data.dataset != "folder"
-    counts = count_images(config.data, config.seed) if kept else None
-    memory = estimate_memory(
-        config, num_processes, num_classes, counts.train + counts.held_out + counts.test if counts else 0
-    )
+    num_images = 0
+    if on_gpu and config.data.loader in ("dali", "fused") and config.data.dataset != "folder":
+        counts = count_images(config.data, config.seed)
+        num_images = counts.train + counts.held_out + counts.test
+    memory = estimate_memory(config, num_processes, num_classes, num_images)
     if on_gpu and torch.cuda.is_available():
         available = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     else:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_processes
-        if not on_gpu and memory.total <= available:
-            return (
-                f"a batch takes about {memory.total >> 20:,} MiB by estimate, and a process has {available >> 20:,}: end other programs, "
-                "lower data.num_threads, or use smaller or fewer images (data.image_size, data.num_samples)"
-            )
+    if not on_gpu and memory.total <= available:
+        return (
+            f"a batch takes about {memory.total >> 20:,} MiB by estimate, and a process has {available >> 20:,}: end "
+            "other programs, lower data.num_threads, or use smaller or fewer images (data.image_size, "
+            "data.num_samples)"
+        )
     return what_fits(config, num_processes, memory, available)

@@ -1,5 +1,6 @@
-"""What a machine can do to a run: one message, a non-zero exit, and nothing lost that was saved."""
+"""Faults of the machine end a run with one message and a non-zero exit code, and lose no checkpoint."""
 
+import itertools
 import json
 import math
 import os
@@ -27,123 +28,118 @@ pytestmark = pytest.mark.usefixtures("process_state")
 QUIET = ("log.tensorboard=false",)
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of an error."""
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the only line on stderr, without "error: "."""
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 
 
-# --- numbers that are not finite ------------------------------------------------------------------------------------------------
+# --- numbers that are not finite --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("keys", "remedy"),
     [
-        ((), "lengthen schedule.warmup, or set optimizer.clip_norm=1."),
-        (("optimizer.clip_norm=1",), "optimizer.lr, or lengthen schedule.warmup."),
+        ((), "lengthen schedule.warmup, or set optimizer.clip_norm=1"),
+        (("optimizer.clip_norm=1",), "optimizer.lr, or lengthen schedule.warmup"),
     ],
 )
 def test_no_checkpoint_holds_nan(
     before_step: Any, keys: tuple[str, ...], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """The loss is looked at in steps 5 and 10, the checkpoint is due in step 8."""
+    """The loss is checked in steps 5 and 10, the checkpoint is due in step 8."""
     before_step(6, lambda _, batch: batch.images.fill_(math.nan))
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.log_every=5st", *QUIET, *keys]) == 1
-    line = told(capsys)
-    assert line.startswith("step 8: weights or norm statistics are no longer finite, at learning rate 0.07")
-    assert "lower optimizer.lr" in line and line.endswith(f"{remedy} The last checkpoint is kept")
+    line = error_line(capsys)
+    assert line.startswith("step 8: ") and "finite" in line and "learning rate 0.07" in line
+    assert "lower optimizer.lr" in line and remedy in line
     checkpoint, damaged = newest_intact(only_run(tmp_path) / "checkpoints")
     assert checkpoint is not None and checkpoint.name == "step-00000005" and not damaged
     assert all(tensor.isfinite().all() for tensor in load_weights(checkpoint).values())
 
 
 @pytest.mark.parametrize("keys", [[], ["optimizer.name=adamw"], ["ema.decay=0.9"], ["optimizer.momentum=0"]])
-def test_finite_is_of_all_that_is_saved(keys: list[str]):
-    trainer = tiny_trainer(
-        tiny_config(*keys, *(["optimizer.nesterov=false"] if "optimizer.momentum=0" in keys else []))
-    )
+def test_is_finite_checks_all_that_is_saved(keys: list[str]):
+    nesterov = ["optimizer.nesterov=false"] if "optimizer.momentum=0" in keys else []
+    trainer = tiny_trainer(tiny_config(*keys, *nesterov))
     train_steps(trainer, 1)
     state = trainer.state
     assert state.is_finite()
-    held = [
-        next(state.model.parameters()).data,
-        next(b for b in state.model.buffers() if b.is_floating_point()),
-    ]
-    held += [value for entry in list(state.optimizer.state.values())[:1] for value in entry.values()]
-    held += [next(state.ema.model.parameters()).data] if state.ema is not None else []
-    for tensor in held:
+    buffer = next(buffer for buffer in state.model.buffers() if buffer.is_floating_point())
+    tensors = [next(state.model.parameters()).data, buffer]
+    tensors += [value for entry in list(state.optimizer.state.values())[:1] for value in entry.values()]
+    tensors += [next(state.ema.model.parameters()).data] if state.ema is not None else []
+    for tensor in tensors:
         for bad in (math.nan, math.inf, -math.inf):
-            kept = tensor.clone()
+            before = tensor.clone()
             tensor[(-1,) * tensor.ndim] = bad
             assert not state.is_finite()
-            tensor.copy_(kept)
+            tensor.copy_(before)
     assert state.is_finite()
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message", "remedy"),
     [
         (
             MemoryError("Unable to allocate 3.2 TiB for an array"),
             "this machine is out of memory at data.batch_size=8 (Unable to allocate",
+            "fewer images",
         ),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
             "this machine is out of memory at",
+            "fewer images",
         ),
         (
             RuntimeError("CUDA error: out of memory\nCompile with"),
             "the GPU is out of memory at data.batch_size=8 (CUDA error: out of memory)",
+            "optimizer.accumulate=2",
         ),
-        (RuntimeError("DataLoader worker is out of shared memory"), "shared memory is used up"),
+        (RuntimeError("DataLoader worker is out of shared memory"), "shared memory", "/dev/shm"),
     ],
 )
 def test_too_little_memory(
-    error: Exception, said: str, before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    message: str,
+    remedy: str,
+    before_step: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     def fail(*_: object) -> None:
         raise error
 
     before_step(5, fail)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
-    line = told(capsys)
-    assert said in line
-    remedy = {"the": "optimizer.accumulate=2", "this": "use smaller or fewer images", "shared": "/dev/shm"}[
-        said.split()[0]
-    ]
-    assert remedy in line
+    line = error_line(capsys)
+    assert message in line and remedy in line
     assert newest_intact(only_run(tmp_path) / "checkpoints")[0] is not None
 
 
 def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The system would grant the memory, and kill the process once it is used."""
-    assert (
-        train.main(
-            [str(RECIPE), f"log.dir={tmp_path}/runs", "data.num_samples=10000000", "data.image_size=1024"]
-        )
-        == 2
-    )
-    line = told(capsys)
-    assert line.startswith(
-        "data.num_samples: 10000000 images of 1024 x 1024 pixels take 35,156 GiB, but the machine has "
-    )
+    """The system would grant the memory, and kill the process once the process uses it."""
+    keys = (f"log.dir={tmp_path}/runs", "data.num_samples=10000000", "data.image_size=1024")
+    assert train.main([str(RECIPE), *keys]) == 2
+    line = error_line(capsys)
+    assert line.startswith("data.num_samples: 10000000 images of 1024 x 1024 pixels take 35,156 GiB")
     assert "use data.num_samples=" in line
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (
             RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
             "the GPU is out of memory (CUDA out of memory",
         ),
         (MemoryError(), "this machine is out of memory (MemoryError)"),
-        (MemoryError(), "; use runtime.device=cpu (predict: --device cpu), a smaller data.eval_batch_size"),
+        (MemoryError(), "use runtime.device=cpu (predict: --device cpu), a smaller data.eval_batch_size"),
         (
             OSError(28, "No space left on device", "/runs/a/report.html"),
             "/runs/a/report.html: No space left on device; free space there",
@@ -154,29 +150,32 @@ def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.Cap
         ),
     ],
 )
-def test_other_commands_tell_of_it_too(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_other_commands_report_it_too(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def fail() -> None:
         raise error
 
     monkeypatch.setattr("pipeline.config.reference_table", fail)
     assert cli.main(["config-reference"]) == 1
-    assert said in told(capsys)
+    assert message in error_line(capsys)
 
 
-# --- disks ----------------------------------------------------------------------------------------------------------------------
+# --- disks ------------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_full_for_the_log(
     before_step: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """/dev/full is a disk without room."""
+    """/dev/full acts as a full disk."""
     logs: list[MetricsLog] = []
-    opened = MetricsLog.__init__
-    monkeypatch.setattr(
-        MetricsLog, "__init__", lambda self, *given: (logs.append(self), opened(self, *given))[1]
-    )
+    init = MetricsLog.__init__
+
+    def remember(self: MetricsLog, *arguments: Any) -> None:
+        logs.append(self)
+        init(self, *arguments)
+
+    monkeypatch.setattr(MetricsLog, "__init__", remember)
 
     def fill_up(*_: object) -> None:
         logs[0]._file.close()
@@ -185,10 +184,9 @@ def test_a_disk_that_is_full_for_the_log(
     before_step(5, fill_up)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
     run = only_run(tmp_path)
-    line = told(capsys)
-    assert line.startswith(
-        f"{run}/metrics.jsonl: No space left on device; free space there"
-    ) and line.endswith("resume=auto")
+    line = error_line(capsys)
+    assert line.startswith(f"{run}/metrics.jsonl: No space left on device; free space there")
+    assert line.endswith("resume=auto")
     assert newest_intact(run / "checkpoints")[0] == folder_of(run / "checkpoints", 5)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET, "resume=auto"]) == 0
     assert json.loads((run / "result.json").read_text())["steps"] == 15
@@ -197,7 +195,7 @@ def test_a_disk_that_is_full_for_the_log(
 def test_a_disk_that_is_full_for_tensorboard(
     before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Its thread writes the events: what befalls that is told by the main thread, and by no traceback of the thread's own."""
+    """A thread of TensorBoard writes the events. The main thread reports its error; the thread prints no traceback."""
 
     def fill_up(*_: object) -> None:
         (events,) = only_run(tmp_path).glob("tb/*")
@@ -206,56 +204,49 @@ def test_a_disk_that_is_full_for_tensorboard(
 
     before_step(4, fill_up)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}"]) == 1
-    assert "No space left on device; free space there" in told(capsys)
+    assert "No space left on device; free space there" in error_line(capsys)
     assert newest_intact(only_run(tmp_path) / "checkpoints")[0] is not None
 
 
 def test_a_disk_that_is_full_for_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    write, written = CheckpointWriter._write, []
+    write = CheckpointWriter._write
 
     def fill_up(self: CheckpointWriter, snapshot: Any) -> None:
         if snapshot.step > 5:
             raise OSError(28, "No space left on device")
-        written.append(snapshot.step)
         write(self, snapshot)
 
     monkeypatch.setattr(CheckpointWriter, "_write", fill_up)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
     run = only_run(tmp_path)
-    line = told(capsys)
-    assert line.startswith(
-        f"{run}/checkpoints: the checkpoint could not be written ([Errno 28] No space left on device); free space"
-    )
+    line = error_line(capsys)
+    assert line.startswith(f"{run}/checkpoints: ") and "[Errno 28] No space left on device" in line
+    assert "free space" in line
     # the loop notices at the next log point that the thread has failed, not at the next checkpoint
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] in (9, 10)
     assert [path.name for path in steps_in(run / "checkpoints")] == ["step-00000005", "step-00000004"]
 
 
 def test_a_disk_that_fills_up_within_a_checkpoint(tmp_path: Path):
-    """The weights still fit on it, the optimizer's state, twice as large, does not: as where files may be no larger."""
+    """The weights fit on the disk; the optimizer's state, twice as large, does not. A limit on file sizes does this."""
     trainer = tiny_trainer(tiny_config("optimizer.name=adamw"))
     train_steps(trainer, 1)
     writer = CheckpointWriter(tmp_path / "checkpoints", "0" * 12)
     writer.save(trainer.state.snapshot())
     writer.wait()
-    sizes = [
-        (folder_of(tmp_path / "checkpoints", 1) / name).stat().st_size
-        for name in ("weights.safetensors", "state.pt")
-    ]
-    own, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (sum(sizes) // 2, most))
+    folder = folder_of(tmp_path / "checkpoints", 1)
+    sizes = [(folder / name).stat().st_size for name in ("weights.safetensors", "state.pt")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sum(sizes) // 2, hard))
     try:
         trainer.state.step = 2
         writer.save(trainer.state.snapshot())
-        with pytest.raises(
-            TrainingError,
-            match=r"checkpoints: the checkpoint could not be written \(\[Errno 27\] File too large\); free",
-        ):
+        with pytest.raises(TrainingError, match=r"checkpoints: .*\[Errno 27\] File too large.*free"):
             writer.close()
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (own, most))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sizes[0] < sum(sizes) // 2 < sizes[1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
@@ -269,8 +260,8 @@ def test_a_run_folder_that_goes_away(before_step: Any, tmp_path: Path, capsys: p
 
     before_step(6, remove)
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 1
-    assert "checkpoints: the checkpoint could not be written (" in told(capsys)
-    assert [path.name for path in tmp_path.iterdir()] == ["latest"]  # and does not come back in parts
+    assert "checkpoints: " in error_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]  # no part of the run is written again
 
 
 def test_an_error_in_the_thread_surfaces_once_and_at_the_end(tmp_path: Path):
@@ -279,18 +270,18 @@ def test_an_error_in_the_thread_surfaces_once_and_at_the_end(tmp_path: Path):
     writer.save(trainer.state.snapshot())
     while not writer._pending.done():  # type: ignore[union-attr]
         time.sleep(0.01)
-    with pytest.raises(TrainingError, match="could not be written"):
+    with pytest.raises(TrainingError, match="checkpoints: "):
         writer.check()
     writer.check()
     writer.save(trainer.state.snapshot())
-    with pytest.raises(TrainingError, match="could not be written"):
+    with pytest.raises(TrainingError, match="checkpoints: "):
         writer.close()
 
 
 def test_the_result_survives_a_full_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Training is done, its result cannot be written: the same command with resume=auto writes it, and trains nothing."""
+    """If the result cannot be written, the same command with resume=auto writes it, and trains nothing."""
     arguments = [str(RECIPE), f"log.dir={tmp_path}", *QUIET]
 
     def full(*_: object) -> None:
@@ -299,25 +290,26 @@ def test_the_result_survives_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.run.records.RunResult.write", full)
         assert train.main(arguments) == 1
-    assert told(capsys).startswith(f"{only_run(tmp_path)}/result.json: No space left on device")
+    assert error_line(capsys).startswith(f"{only_run(tmp_path)}/result.json: No space left on device")
     assert train.main([*arguments, "resume=auto"]) == 0
     assert json.loads((only_run(tmp_path) / "result.json").read_text())["steps"] == 15
 
 
-def test_a_bug_is_no_fault_of_the_machine(before_step: Any, tmp_path: Path):
-    for error in (
+def test_a_bug_is_not_a_fault_of_the_machine(before_step: Any, tmp_path: Path):
+    bugs = (
         ZeroDivisionError(),
         FileNotFoundError(2, "no file"),
-        RuntimeError("shapes do not match"),
-        OSError("words only"),
-    ):
+        RuntimeError("shapes"),
+        OSError("no number"),
+    )
+    for error in bugs:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Step, "__call__", lambda *_, error=error: (_ for _ in ()).throw(error))
             with pytest.raises(type(error)):
                 train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET])
 
 
-def test_commands_say_that_a_checkpoint_is_damaged(
+def test_commands_report_a_damaged_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 0
@@ -326,25 +318,19 @@ def test_commands_say_that_a_checkpoint_is_damaged(
     damaged.write_bytes(damaged.read_bytes()[:1000])
     assert cli.main(["evaluate", str(run)]) == 0
     (record,) = caplog.records
-    assert f"{damaged}: damaged" in record.getMessage() and record.getMessage().endswith(
-        "step-00000012 is used"
-    )
+    assert f"{damaged}: damaged" in record.getMessage() and "step-00000012" in record.getMessage()
     capsys.readouterr()
     assert cli.main(["evaluate", str(run), "--checkpoint", "15"]) == 2
-    assert told(capsys).startswith(f"{damaged}: damaged")
+    assert error_line(capsys).startswith(f"{damaged}: damaged")
 
 
-# --- data and clocks ------------------------------------------------------------------------------------------------------------
+# --- data and clocks --------------------------------------------------------------------------------------
 
 
 def make_folder(root: Path, size: int) -> None:
     generator = np.random.default_rng(0)
-    for path in (
-        root / split / label / f"{number}.png"
-        for split in ("train", "test")
-        for label in "ab"
-        for number in range(8)
-    ):
+    for split, label, number in itertools.product(("train", "test"), "ab", range(8)):
+        path = root / split / label / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
 
@@ -366,20 +352,13 @@ def test_a_data_set_that_goes_away(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    """Small images are in memory by then; larger ones are read from their files."""
+    """Small images are in memory by then; larger images are read from their files."""
     data, runs = tmp_path / "data", tmp_path / "runs"
     make_folder(data, 8)
     before_step(5, lambda *_: shutil.rmtree(data))
-    keys = [
-        "data.dataset=folder",
-        f"data.root={data}",
-        f"data.loader={loader}",
-        f"data.cache_below={limit}",
-        "duration=20ep",
-    ]
-    code = train.main(
-        [str(RECIPE), f"log.dir={runs}", *keys, f"data.num_threads={threads}", "augment.cutout=0", *QUIET]
-    )
+    keys = ["data.dataset=folder", f"data.root={data}", f"data.loader={loader}", f"data.cache_below={limit}"]
+    keys += [f"data.num_threads={threads}", "duration=20ep", "augment.cutout=0", *QUIET]
+    code = train.main([str(RECIPE), f"log.dir={runs}", *keys])
     if limit == 256:
         assert code == 0 and (only_run(runs) / "result.json").exists()
         return
@@ -392,20 +371,17 @@ def test_a_data_set_that_goes_away(
 
 @pytest.mark.parametrize(("part", "label"), [("train", 4), ("test", -1)])
 def test_labels_out_of_range(part: str, label: int):
-    """Of a data set made in Python: those of files and folders are checked where they are read."""
+    """The data set is made in Python; labels of files and folders are checked when they are read."""
     config = tiny_config()
     splits = load_splits(config.data, config.seed)
     getattr(splits, part).labels[3] = label
     name = {"train": "training"}.get(part, part)
-    with pytest.raises(
-        UserError,
-        match=rf"1 {name} labels are not in 0\.\.3, the first is {label} of image 3; give one class name",
-    ):
+    with pytest.raises(UserError, match=rf"1 {name} labels .*0\.\.3.*{label} .*image 3.*class name"):
         build_loaders(config, splits, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 36_000.0])
-def test_a_clock_that_is_set_moves_no_duration(
+def test_setting_the_clock_changes_no_duration(
     jump: float,
     before_step: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -424,7 +400,7 @@ def test_a_clock_that_is_set_moves_no_duration(
 def test_a_newer_run_by_an_older_clock_is_the_one_to_continue(
     before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Names are unique whatever the clock says; `latest` knows the order."""
+    """Names are unique for every setting of the clock; `latest` holds the order."""
     runs = []
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:

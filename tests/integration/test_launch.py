@@ -1,4 +1,4 @@
-"""launch.sh: set-up, arguments, processes, exit codes and signals, in a checkout of stand-ins."""
+"""Checks launch.sh in a checkout of stand-ins: set-up, arguments, processes, exit codes and signals."""
 
 import os
 import pty
@@ -22,8 +22,8 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.fixture
 def waiting(checkout: Checkout, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
-    """A run that has come to its training loop; nothing of it may outlive the test."""
-    # detached from the launcher, which there is for two processes only
+    """Start a run and wait for its training loop; none of its processes may outlive the test."""
+    # detached.yaml leaves the launcher, which exists for two processes only
     process = checkout.start(request.param, NUM_PROCESSES="2" if request.param == "detached.yaml" else "1")
     assert process.stdout is not None
     while (line := process.stdout.readline()) != "ready\n":
@@ -45,7 +45,7 @@ def test_help_needs_nothing(tmp_path: Path):
         check=True,
     )
     assert len(result.stdout.splitlines()) <= 24
-    assert max(map(len, result.stdout.splitlines())) <= 128
+    assert max(map(len, result.stdout.splitlines())) <= 118
     assert [path.name for path in tmp_path.iterdir()] == ["launch.sh"]
 
 
@@ -94,7 +94,7 @@ def test_two_starts_install_once(checkout: Checkout):
         time.sleep(0.05)
     second = checkout.start("check")
     assert second.stderr is not None
-    assert "waiting for another start" in second.stderr.readline()
+    assert "waiting for another" in second.stderr.readline()
     hold.unlink()
     for start in (first, second):
         start.communicate(timeout=30)
@@ -110,7 +110,7 @@ def test_dali_is_chosen_and_stays(checkout: Checkout):
     assert "requirements-cuda120.lock" in checkout.uv_calls[2]
     result = checkout.run("check", DALI="cuda110")
     assert result.returncode == 2
-    assert "DALI=cuda110: choose cuda120 or cuda130" in result.stderr
+    assert "DALI=cuda110" in result.stderr and "cuda120 or cuda130" in result.stderr
 
 
 def test_no_python_is_an_error_with_a_remedy(checkout: Checkout):
@@ -131,8 +131,8 @@ def test_a_fresh_venv_gets_the_locked_uv(checkout: Checkout):
         0o755,
     )
     write(checkout.root / "outer-uv", UV, 0o755)
-    outer = '#!/bin/sh\n[ "$2" != venv ] || { mkdir -p .venv/bin; cp inner .venv/bin/python; touch .venv/pyvenv.cfg; }\n'
-    write(checkout.root / "my python", outer, 0o755)
+    make = "mkdir -p .venv/bin; cp inner .venv/bin/python; touch .venv/pyvenv.cfg"
+    write(checkout.root / "my python", f'#!/bin/sh\n[ "$2" != venv ] || {{ {make}; }}\n', 0o755)
     result = checkout.run("check", PYTHON="./my python")
     assert result.returncode == 0, result.stderr
     assert (checkout.root / "pip.log").read_text() == "uv==1.2.3 \\\n    --hash=sha256:bb\n"
@@ -167,15 +167,12 @@ def test_processes_and_devices(
     processes: int,
 ):
     checkout.set_gpus(gpus)
-    variables = {
-        key: value
-        for key, value in {"CUDA_VISIBLE_DEVICES": visible, "NUM_PROCESSES": asked}.items()
-        if value is not None
-    }
-    result = checkout.run("recipe.yaml", f"runtime.device={device}", **variables)
+    variables = {"CUDA_VISIBLE_DEVICES": visible, "NUM_PROCESSES": asked}
+    given = {key: value for key, value in variables.items() if value is not None}
+    result = checkout.run("recipe.yaml", f"runtime.device={device}", **given)
     assert result.returncode == 0, result.stderr
-    told, _, threads, started, is_terminal, override = result.stdout.splitlines()[0].split()
-    assert (told, is_terminal, override) == (str(processes), "False", f"runtime.device={device}")
+    number, _, threads, started, is_terminal, override = result.stdout.splitlines()[0].split()
+    assert (number, is_terminal, override) == (str(processes), "False", f"runtime.device={device}")
     assert 0 < time.time() - float(started) < 60
     where = "on the CPU" if hardware == "cpu" else "on the GPU" if processes == 1 else "on one GPU each"
     assert f"processes: {processes}, {where};" in result.stderr
@@ -191,23 +188,21 @@ def test_processes_and_devices(
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"), [("0", "whole number"), ("two", "whole number"), ("3", "GPUs visible are 2")]
+    ("asked", "message"), [("0", "whole number"), ("two", "whole number"), ("3", "2 GPUs")]
 )
-def test_impossible_numbers_of_processes(checkout: Checkout, asked: str, says: str):
+def test_impossible_numbers_of_processes(checkout: Checkout, asked: str, message: str):
     checkout.set_gpus(2)
     result = checkout.run(NUM_PROCESSES=asked)
     assert result.returncode == 2
-    assert says in result.stderr
+    assert f"NUM_PROCESSES={asked}" in result.stderr and message in result.stderr
 
 
 def test_a_dry_run_is_one_process_that_plans_for_all(checkout: Checkout):
     checkout.set_gpus(2)
     result = checkout.run("recipe.yaml", "seed=1", "--dry-run")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0].split()[:2] == [
-        "2",
-        "-",
-    ]  # of two processes, and no launcher has set WORLD_SIZE
+    # of two processes, and no launcher has set WORLD_SIZE
+    assert result.stdout.splitlines()[0].split()[:2] == ["2", "-"]
     assert checkout.launched() == {}
     assert (checkout.root / "trainer.argv").read_text().split("\n") == ["recipe.yaml", "seed=1", "--dry-run"]
 
@@ -217,9 +212,8 @@ def test_arguments(checkout: Checkout):
     for arguments in ((), ("seed=1",), ("configs/a b.yaml",), ("train", "configs/a b.yaml", "seed=1")):
         assert checkout.run(*arguments).returncode == 0
         recipe, *overrides = (checkout.root / "trainer.argv").read_text().split("\n")
-        assert recipe == (
-            "configs/quickstart.yaml" if not arguments or "=" in arguments[0] else "configs/a b.yaml"
-        )
+        default = not arguments or "=" in arguments[0]
+        assert recipe == ("configs/quickstart.yaml" if default else "configs/a b.yaml")
         assert overrides == [argument for argument in arguments if "=" in argument]
     assert checkout.run("--frobnicate").returncode == 2
     assert checkout.run("recipe.yaml", OMP_NUM_THREADS="5").stdout.split()[2] == "5"
@@ -288,7 +282,7 @@ def test_a_trainer_that_dies_of_the_signal(waiting: subprocess.Popen[str]):
 def test_a_second_signal_kills_all(checkout: Checkout, waiting: subprocess.Popen[str]):
     waiting.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(2.5)  # the trainer and its child in a session of its own ignore the first
+        waiting.wait(2.5)  # the trainer, and its child in another session, ignore the first signal
     waiting.send_signal(signal.SIGINT)
     waiting.communicate(timeout=20)
     assert waiting.returncode == 128 + signal.SIGTERM
@@ -326,8 +320,8 @@ def test_through_accelerate(checkout: Checkout, processes: int):
     checkout.use_real_accelerate()
     result = checkout.run("works.yaml", NUM_PROCESSES=str(processes), OMP_NUM_THREADS="3")
     assert result.returncode == 0, result.stderr
-    told = [line.split()[:3] for line in result.stdout.splitlines() if line.endswith("False")]
-    assert told == [[str(processes), "2" if processes == 2 else "-", "3"]] * processes
+    numbers = [line.split()[:3] for line in result.stdout.splitlines() if line.endswith("False")]
+    assert numbers == [[str(processes), "2" if processes == 2 else "-", "3"]] * processes
     assert [line for line in result.stderr.splitlines() if not line.startswith("launch.sh: ")] == []
 
 

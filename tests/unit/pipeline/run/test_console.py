@@ -1,5 +1,4 @@
-"""The progress bar, which is on a terminal alone, and what becomes of a run's words where nobody reads them. The plain lines are those of
-the tests of whole runs."""
+"""Checks the progress bar, and a run whose output nobody reads; tests of runs check the plain lines."""
 
 import io
 import os
@@ -23,14 +22,14 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({}, "loss 0.543  acc 87.50%  lr 0.0500  12,346 img/s  24.1 it/s"),
         ({"images_per_sec": None, "steps_per_sec": None}, "loss 0.543  acc 87.50%  lr 0.0500  warming up"),
         ({"loss": None, "accuracy": None}, "all skipped  lr 0.0500  12,346 img/s  24.1 it/s"),
     ],
 )
-def test_the_bar(changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_bar(changes: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     for name, value in (("TERM", "xterm"), ("COLUMNS", "200")):
@@ -40,10 +39,10 @@ def test_the_bar(changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyP
     console.step(20)
     console.train(RECORD.model_copy(update=changes))
     console.close()
-    assert "20/40" in terminal.getvalue() and told in terminal.getvalue()
+    assert "20/40" in terminal.getvalue() and expected in terminal.getvalue()
 
 
-def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch):
+def test_a_disabled_console_prints_nothing(monkeypatch: pytest.MonkeyPatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     console = TrainingConsole(enabled=False)
@@ -54,10 +53,10 @@ def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch):
     assert terminal.getvalue() == ""
 
 
-def test_what_is_left_goes_by_the_pace_since_the_line_before(
+def test_the_time_left_is_of_the_pace_since_the_last_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Compiling, 60 of the first 70 seconds here, is not to come again."""
+    """Compiling takes 60 of the first 70 seconds here, and happens once."""
     clock = iter((0.0, 0.0, 70.0, 80.0))
     monkeypatch.setattr("pipeline.run.console.time.perf_counter", lambda: next(clock))
     console = TrainingConsole()
@@ -66,17 +65,14 @@ def test_what_is_left_goes_by_the_pace_since_the_line_before(
         evaluation = an_eval_record(step).model_copy(update={"epoch": step / 390})
         console.evaluated(RECORD, evaluation, num_epochs=825 / 390)
     first, second = capsys.readouterr().out.splitlines()
-    assert (
-        first.endswith("left 8:27")
-        and second.endswith("left 1:02")
-        and second.startswith("epoch   0.51/2.12  lr 0.05000")
-    )
+    assert first.endswith("left 8:27") and second.endswith("left 1:02")
+    assert second.startswith("epoch   0.51/2.12  lr 0.05000")
 
 
-def test_a_terminal_that_has_hung_up(monkeypatch: pytest.MonkeyPatch):
-    """Of a disk that is full, which fails in writing too."""
-    with open("/dev/full", "w") as nobody:
-        monkeypatch.setattr(sys, "stdout", nobody)
+def test_an_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch):
+    """A full disk fails to write, like a terminal that has hung up."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
         console = TrainingConsole()
         console.begin(10)
         for _ in range(3):
@@ -86,26 +82,14 @@ def test_a_terminal_that_has_hung_up(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_after_tee_is_gone_is_saved(tmp_path: Path):
-    """Ctrl-C ends `| tee` first. Step 10 is one that is told of before it is saved."""
+    """Ctrl-C ends `| tee` first. Step 10 is printed before it is saved."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.integration.interrupted",
-        "SIGTERM",
-        "10",
-        str(RECIPE),
-        f"log.dir={tmp_path}",
-    ]
+    command = [sys.executable, "-m", "tests.integration.interrupted", "SIGTERM", "10", str(RECIPE)]
+    keys = [f"log.dir={tmp_path}", "log.tensorboard=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "log.tensorboard=false"],
-        cwd=ROOT,
-        env=environment,
-        stdout=writer,
-        stderr=writer,
-        check=False,
+        [*command, *keys], cwd=ROOT, env=environment, stdout=writer, stderr=writer, check=False
     )
     os.close(writer)
     assert done.returncode == 75

@@ -1,4 +1,4 @@
-"""The command on record is the one that a person gave."""
+"""Checks that the recorded command is the one that a person gave."""
 
 import shlex
 import sys
