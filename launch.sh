@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# The front door: sets up .venv on the first start, then trains, tests, or runs a command of `python -m pipeline`.
+# Sets up .venv on the first start, then trains, tests, or runs a command of `python -m pipeline`.
 set -euo pipefail
 
 usage() {
     cat <<'HELP'
 Usage: ./launch.sh [CONFIG] [key=value ...]   train a recipe; without CONFIG, configs/quickstart.yaml
-       ./launch.sh CONFIG --dry-run           print the plan of that run, and do nothing
-       ./launch.sh COMMAND [argument ...]     run `python -m pipeline COMMAND`: report, evaluate, explain, predict, export,
-                                              check, check-data, summary, lr-find, config-reference
-       ./launch.sh bench [CONFIG] [key=value ...]  what limits this machine: loader, step or communication
+       ./launch.sh CONFIG --dry-run           print the plan of that run; train nothing
+       ./launch.sh COMMAND [argument ...]     run `python -m pipeline COMMAND`: report, evaluate, explain,
+                                              predict, export, check, check-data, summary, lr-find,
+                                              config-reference
+       ./launch.sh bench [CONFIG] [key=value ...]  find the bottleneck: loader, step or communication
        ./launch.sh sweep FILE                 train a base recipe with lists of overrides, and compare
-       ./launch.sh test [argument ...]        format, lint, types and all tests; with arguments, pytest with those alone
-       ./launch.sh lock [--upgrade]           write requirements-*.lock anew from pyproject.toml
+       ./launch.sh test [argument ...]        format, lint, types and all tests; with arguments, only pytest
+       ./launch.sh lock [--upgrade]           write requirements-*.lock from pyproject.toml
 
-The first start makes .venv and installs what the lock names (about 3.5 GiB to download, 6.7 GiB on disk); the next ones
-start at once. Paths are relative to this folder. A run ends by printing the path of its folder, runs/NAME-TIME.
+The first start makes .venv and installs the locked packages (3.5 GiB to download, 6.7 GiB on disk).
+Paths are relative to this folder. At its end a run prints the path of its folder, runs/NAME-TIME.
 
-Examples: ./launch.sh
-          ./launch.sh configs/cifar10_resnet18.yaml duration=5ep optimizer.lr=0.2
+Examples: ./launch.sh configs/cifar10_resnet18.yaml duration=5ep optimizer.lr=0.2
           NUM_PROCESSES=2 ./launch.sh configs/quickstart.yaml
           ./launch.sh explain runs/latest
 
 Environment: NUM_PROCESSES    processes to train with (default: one per visible GPU; on the CPU, one)
              OMP_NUM_THREADS  CPU threads per process (default: the cores divided by the processes)
-             DALI             cuda120 or cuda130, half the download (default: what is installed; at first, cuda120)
+             DALI             cuda120, or cuda130, half the download (default: as installed, else cuda120)
              PYTHON           interpreter to make .venv with, 3.11 or newer
 
-Ctrl-C, SIGTERM or SIGHUP asks the run to save a checkpoint and stop (resume=auto goes on from there); a second one kills it.
+Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and stops the run (resume=auto continues); a second one kills it.
 Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped by a signal after a checkpoint.
 HELP
 }
@@ -37,10 +37,10 @@ die() {
     exit 2
 }
 
-# --- set-up ---------------------------------------------------------------------------------------------------------------------
+# --- set-up -----------------------------------------------------------------------------------------------
 
 python=.venv/bin/python
-stamp=.venv/.installed # written last: the DALI extra, and a hash of all that decides what is installed
+stamp=.venv/.installed # written last: the DALI extra, and a hash of all files that decide what is installed
 
 fingerprint() { { cat "requirements-$dali.lock" pyproject.toml .venv/pyvenv.cfg && pwd; } | sha256sum; }
 
@@ -50,16 +50,18 @@ find_python() {
     local candidate candidates=(python3.13 python3.12 python3.11 python3)
     [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do
-        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' &>/dev/null; then
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' &>/dev/null
+        then
             printf '%s\n' "$candidate"
             return
         fi
     done
-    die "no Python >= 3.11 with venv among: ${candidates[*]}. Install one (Debian, Ubuntu: apt install python3 python3-venv)" \
-        "or name one: PYTHON=/path/to/python3.11 ./launch.sh"
+    die "no Python >= 3.11 with venv among: ${candidates[*]}." \
+        "Install one (Debian, Ubuntu: apt install python3 python3-venv)," \
+        "or set PYTHON: PYTHON=/path/to/python3.11 ./launch.sh"
 }
 
-make_venv() { # a .venv that works and holds uv, in the version and with the hash that the lock names
+make_venv() { # make a .venv that works and has uv, with the version and the hash in the lock
     if ! "$python" -c '' &>/dev/null; then
         local interpreter
         interpreter=$(find_python)
@@ -77,11 +79,12 @@ install() {
     rm -f "$stamp"
     make_venv
     say "installing requirements-$dali.lock into .venv"
-    # sync also removes what the lock does not name, so the two DALI packages, which share their files, are never both there.
-    # The lock stands as constraint on build tools too: grad-cam comes as source. Compiled here, on all cores, the first start is no
-    # slower than the next ones, nor are all of them where PYTHONDONTWRITEBYTECODE is set, as in many containers.
-    .venv/bin/uv pip sync --python "$python" --require-hashes --compile-bytecode --build-constraints "requirements-$dali.lock" \
-        "requirements-$dali.lock"
+    # sync also removes packages that are not in the lock, so the two DALI packages, which share files, are
+    # never both installed. The lock also constrains the build tools: grad-cam is a source package.
+    # Bytecode is compiled here, on all cores: else the first start would be slow, or every start if
+    # PYTHONDONTWRITEBYTECODE is set, as in many containers.
+    .venv/bin/uv pip sync --python "$python" --require-hashes --compile-bytecode \
+        --build-constraints "requirements-$dali.lock" "requirements-$dali.lock"
     .venv/bin/uv pip install --python "$python" --quiet --no-deps --no-build-isolation --editable .
     printf '%s %s\n' "$dali" "$(fingerprint)" >"$stamp.new"
     mv "$stamp.new" "$stamp"
@@ -103,15 +106,16 @@ set_up() {
     start_time=$(date +%s.%N)
 }
 
-# --- train ----------------------------------------------------------------------------------------------------------------------
+# --- train ------------------------------------------------------------------------------------------------
 
-count_gpus() { # the GPUs that a CUDA program would see; it stops reading CUDA_VISIBLE_DEVICES at the first entry that is none
+# Count the GPUs that a CUDA program sees; it ignores CUDA_VISIBLE_DEVICES from the first invalid entry on.
+count_gpus() {
     local entry entries listed visible=0
     listed=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || listed=0
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         IFS=, read -ra entries <<<"$CUDA_VISIBLE_DEVICES"
         for entry in "${entries[@]}"; do
-            [[ $entry == GPU-* || $entry == MIG-* ]] || [[ $entry =~ ^[0-9]+$ && $entry -lt $listed ]] || break
+            [[ $entry == GPU-* || $entry == MIG-* || ($entry =~ ^[0-9]+$ && $entry -lt $listed) ]] || break
             visible=$((visible + 1))
         done
         listed=$((listed > 0 ? visible : 0))
@@ -119,20 +123,21 @@ count_gpus() { # the GPUs that a CUDA program would see; it stops reading CUDA_V
     echo "$listed"
 }
 
-# Processes of this run, zombies apart, known by a variable that they inherit: torchrun starts its ranks in sessions of their own,
-# and accelerate's launcher may die before the trainer does. A signal to launch.sh's own group must not cut the list short.
+# List the processes of this run, except zombies, by a variable that they inherit: torchrun starts each rank
+# in a session of its own, and accelerate's launcher may die before the trainer. A signal to the process group
+# of launch.sh must not interrupt the listing.
 run_pids() (
     trap '' HUP INT TERM
     grep -lzsxF "QUICKRES_EXIT_CODE_FILE=$scratch/exit_code" /proc/[0-9]*/environ | cut -d/ -f3 || true
 )
 
-# SIGTERM for SIGINT too: accelerate answers that one with a traceback. There is no group before `setsid` has run, nor when torchrun,
-# which passes the signal on to its ranks, has been killed.
+# Send SIGTERM even after SIGINT, at which accelerate prints a traceback. There is no process group before
+# `setsid` has run, or if torchrun, which passes the signal on to its ranks, has been killed.
 ask_to_stop() { kill -s TERM -- "-$launcher" || kill -s TERM "$launcher" || signal_all TERM; } 2>/dev/null
 
 signal_all() { run_pids | xargs --no-run-if-empty kill -s "$1" || true; }
 
-stop() { # at the first signal, ask; at one that is no echo of it (`timeout` sends two), kill
+stop() { # at the first signal, ask; at a later one that is not its echo (`timeout` sends two), kill
     if [[ -z $signal ]]; then
         signal=$1 signal_at=$SECONDS
         [[ -z $launcher ]] || ask_to_stop
@@ -142,7 +147,8 @@ stop() { # at the first signal, ask; at one that is no echo of it (`timeout` sen
     fi
 }
 
-run_group() { # run a command in a process group of its own until all its processes are gone; exit with the trainer's code
+# Run a command in a process group of its own until all its processes are gone; exit with the trainer's code.
+run_group() {
     local status
     signal='' launcher=''
     scratch=$(mktemp -d)
@@ -174,8 +180,8 @@ train() {
         recipe=$1
         shift
     fi
-    trap 'exit 130' INT # which bash would forget, sent to it alone while another command is under way
-    exec {counted}< <(count_gpus) # nvidia-smi may take a second, in which the recipe is checked
+    trap 'exit 130' INT # bash alone would ignore a SIGINT that reaches only bash while another command runs
+    exec {counted}< <(count_gpus) # nvidia-smi may take a second; the recipe is checked meanwhile
     device=$("$python" -m pipeline check --print-device "$recipe" "$@")
     if [[ $device != cpu ]]; then
         read -r gpus <&"$counted"
@@ -184,20 +190,23 @@ train() {
     exec {counted}<&-
     processes=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
     [[ $processes =~ ^[1-9][0-9]*$ ]] || die "NUM_PROCESSES=$processes: expected a whole number above 0"
-    ((gpus == 0 || processes <= gpus)) || die "NUM_PROCESSES=$processes, but the GPUs visible are $gpus: choose that or fewer"
+    ((gpus == 0 || processes <= gpus)) ||
+        die "NUM_PROCESSES=$processes, but only $gpus GPUs are visible; choose at most one process per GPU"
     ((processes == 1)) || "$python" -m pipeline check --processes "$processes" "$recipe" "$@" >/dev/null
     threads=${OMP_NUM_THREADS:-$(($(nproc) > processes ? $(nproc) / processes : 1))}
     [[ $hardware == cpu || $processes -eq 1 ]] || where='one GPU each'
     say "processes: $processes, on $where; CPU threads each: $threads"
     export QUICKRES_START_TIME=$start_time QUICKRES_NUM_PROCESSES=$processes
-    if ((processes == 1)) || [[ " $* " == *' --dry-run '* ]]; then # needs no launcher, whose imports take three seconds
+    # one process needs no launcher, whose imports take three seconds
+    if ((processes == 1)) || [[ " $* " == *' --dry-run '* ]]; then
         OMP_NUM_THREADS=$threads run_group "$python" -m pipeline.train "$recipe" "$@"
     fi
-    run_group "$python" -m accelerate.commands.launch --quiet --config_file "configs/accelerate/${hardware}2.yaml" \
-        --num_processes "$processes" --num_cpu_threads_per_process "$threads" -m pipeline.train "$recipe" "$@"
+    run_group "$python" -m accelerate.commands.launch --quiet \
+        --config_file "configs/accelerate/${hardware}2.yaml" --num_processes "$processes" \
+        --num_cpu_threads_per_process "$threads" -m pipeline.train "$recipe" "$@"
 }
 
-# --- test, lock -----------------------------------------------------------------------------------------------------------------
+# --- test, lock -------------------------------------------------------------------------------------------
 
 run_tests() {
     if [[ $# -eq 0 ]]; then
@@ -213,9 +222,9 @@ lock() {
     dali=cuda120
     make_venv
     for dali in cuda120 cuda130; do
-        .venv/bin/uv pip compile pyproject.toml --extra "$dali" --group dev --universal --python-version 3.11 --generate-hashes \
-            --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command './launch.sh lock' --quiet \
-            --output-file "requirements-$dali.lock" "$@"
+        .venv/bin/uv pip compile pyproject.toml --extra "$dali" --group dev --universal \
+            --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+            --quiet --custom-compile-command './launch.sh lock' --output-file "requirements-$dali.lock" "$@"
     done
 }
 
@@ -224,7 +233,7 @@ case ${1:-} in
         usage
         exit
         ;;
-    -*) die "unknown option $1; ./launch.sh -h lists what there is" ;;
+    -*) die "unknown option $1; ./launch.sh -h lists the commands and options" ;;
 esac
 start_time=$(date +%s.%N)
 cd "$(dirname "$(readlink -f "$0")")"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A run on several hosts under Slurm, from the project's folder, which all hosts see:
+# A run on several hosts under Slurm. Start it in the project's folder, which all hosts must see:
 #   sbatch --nodes=2 configs/accelerate/slurm.sh configs/cifar10_resnet18.yaml [key=value ...]
-# One task a host is the launcher, which starts a process for each GPU. Before the time is up, and at a preemption, Slurm sends SIGTERM: the
-# run saves a checkpoint and ends with 75, is put back into the queue, and goes on from that step.
+# Each host has one task, the launcher, which starts a process for each GPU. Before the time limit, and at a
+# preemption, Slurm sends SIGTERM: the run saves a checkpoint, ends with 75, is requeued, and continues from
+# that step.
 #SBATCH --job-name=quickres
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -20,7 +21,7 @@ per_host=${PROCESSES_PER_HOST:-${SLURM_GPUS_ON_NODE:-1}}
 cores=${SLURM_CPUS_PER_TASK:-$per_host}
 processes=$((SLURM_JOB_NUM_NODES * per_host))
 
-# The rendezvous: the first host of the job, and a port that two jobs on one host do not share.
+# The rendezvous: the first host of the job, and a port that differs for two jobs on one host.
 address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
@@ -36,8 +37,8 @@ launch=(
     --main_process_ip "$address" --main_process_port "$port"
 )
 status=0
-# srun of Slurm 22.05 to 23.02 gives a task one core, whatever the job has, unless it is told
-# shellcheck disable=SC2016 # SLURM_NODEID is another one on each host
+# srun of Slurm 22.05 to 23.02 gives a task one core of the job, unless this option gives it more
+# shellcheck disable=SC2016 # SLURM_NODEID differs on each host
 srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
     bash -c 'exec "${@:2:$1}" --machine_rank "$SLURM_NODEID" -m pipeline.train "${@:$1+2}"' \
     launch "${#launch[@]}" "${launch[@]}" "$@" resume=auto || status=$?

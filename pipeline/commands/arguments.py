@@ -47,7 +47,7 @@ def add_ema(parser: argparse.ArgumentParser) -> None:
 
 
 def whole_number(lowest: int, highest: int = 2**20) -> Callable[[str], int]:
-    """Return a reader of whole numbers in a range; with `choices=range(…)` argparse would list all of them."""
+    """Return a reader of whole numbers in a range; for `choices=range(…)` argparse would list them all."""
 
     def read(text: str) -> int:
         if not (text.isdecimal() and len(text) < 10 and lowest <= int(text) <= highest):

@@ -1,4 +1,4 @@
-"""Decodes every image of a folder, lists bad files, counts classes, draws sizes; exit code 1 if files are bad."""
+"""Decodes all images of a folder, lists bad files, counts classes, draws sizes; exit code 1: bad files."""
 
 import argparse
 import os

@@ -85,7 +85,7 @@ class _Machine:
 
 
 def _find_machine(config: Config) -> _Machine:
-    """Ask nvidia-smi, and torch for the number of GPUs, which it gets from the driver and without opening one."""
+    """Ask nvidia-smi for the GPUs, and torch for their number, which it gets without opening one."""
     processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("QUICKRES_NUM_PROCESSES") or 1)
     num_gpus = torch.cuda.device_count()
     if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not num_gpus):
@@ -112,7 +112,7 @@ def _check_loader(config: Config, machine: _Machine) -> None:
 
 
 def _plan(config: Config, machine: _Machine, counts: Counts) -> Plan:
-    """Return the plan that training would make: without a data set, its sampler counts the steps of an epoch."""
+    """Return the plan that training would make; its sampler counts the steps of an epoch without data."""
     shard, size = Shard(0, machine.processes), (config.image_size, config.image_size)
     sampler = TrainSampler(counts.train, config.data.batch_size, shard, config.seed, size, config.augment)
     plan = Plan.of(config, sampler.steps_per_epoch)
@@ -149,8 +149,8 @@ def _memory(config: Config, machine: _Machine, counts: Counts) -> str:
     num_images = counts.train + counts.test if on_device else 0
     memory = estimate_memory(config, machine.processes, counts.num_classes, num_images)
     text = (
-        f"about {memory.total / _MIB:,.0f} MiB a process by estimate: {memory.weights / _MIB:,.0f} weights and "
-        f"optimizer, {memory.activations / _MIB:,.0f} activations, {memory.images / _MIB:,.0f} data set"
+        f"about {memory.total / _MIB:,.0f} MiB a process by estimate: {memory.weights / _MIB:,.0f} weights "
+        f"and optimizer, {memory.activations / _MIB:,.0f} activations, {memory.images / _MIB:,.0f} data set"
     )
     if machine.memory is None:
         return text
@@ -173,8 +173,8 @@ def _precision(config: Config, machine: _Machine) -> str:
     if precision.mode != "fp16":
         return precision.mode
     text = (
-        f"fp16, loss scale from {precision.init_scale:g}; ends after {precision.max_consecutive_skips} skipped "
-        "updates in a row"
+        f"fp16, loss scale from {precision.init_scale:g}; ends after {precision.max_consecutive_skips} "
+        "skipped updates in a row"
     )
     return text if machine.on_gpu else f"{text}\nwarning: {SLOW_ON_CPU}"
 

@@ -49,8 +49,8 @@ def _describe(result: "RangeTest") -> str:
     rates, losses = result.rates, result.smoothed
     diverged = ", where the loss diverged" if result.diverged else ""
     return (
-        f"{len(rates)} steps, learning rate {rates[0]:.2g} to {rates[-1]:.2g}{diverged}; loss {losses[0]:.3f}, "
-        f"smallest {losses.min():.3f} at {rates[losses.argmin()]:.2g}"
+        f"{len(rates)} steps, learning rate {rates[0]:.2g} to {rates[-1]:.2g}{diverged}; "
+        f"loss {losses[0]:.3f}, smallest {losses.min():.3f} at {rates[losses.argmin()]:.2g}"
     )
 
 

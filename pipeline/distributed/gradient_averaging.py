@@ -11,14 +11,15 @@ _ALIGNED = 32  # float32 elements: every parameter's part begins at a multiple o
 class GradientMean:
     """Makes the gradient of every parameter its mean over all processes, partly during the backward pass.
 
-    A network that is compiled as one graph has all gradients at the end of its backward pass, too late to send
-    any of them meanwhile, and DDP copies each into its bucket with one kernel launch per gradient. Here one
-    launch gathers many gradients in one bucket, one all-reduce adds the buckets up, and `grad` is a view of the
-    bucket. The bucket whose gradients are ready first is reduced during the backward pass, the other at its end.
+    A network that is compiled as one graph has all gradients at the end of its backward pass, too late to
+    send any of them meanwhile, and DDP copies each into its bucket with one kernel launch per gradient. Here
+    one launch gathers many gradients in one bucket, one all-reduce adds the buckets up, and `grad` is a view
+    of the bucket. The bucket whose gradients are ready first is reduced during the backward pass, the other
+    at its end.
 
     Args:
-        parameters: float32, on one device, in the same order on every process. A parameter that has no gradient
-            the first time never gets one.
+        parameters: float32, on one device, in the same order on every process. A parameter that has no
+            gradient the first time never gets one.
         first: those of the parameters whose gradients are ready well before the others; may be empty.
     """
 
@@ -37,7 +38,7 @@ class GradientMean:
         self._missing = len(self._first.parameters)
 
     def finish(self) -> None:
-        """Set every `grad` to its mean, after that pass. Waits for the other processes, not for the device."""
+        """Set every `grad` to its mean, after that pass. Waits for other processes, not for the device."""
         for bucket in (self._first, self._rest):
             bucket.send()
         for bucket in (self._first, self._rest):

@@ -54,7 +54,7 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def main_first(self, work: Callable[[], Result]) -> Result:
-        """Do the work on every process, on rank 0 before the others; raise the error of one process on all."""
+        """Do the work on every process, on rank 0 first; raise the error of one process on all processes."""
         done: list[Result] = []
         self.on_main(lambda: done.append(work()))
         if self.shard.world_size > 1:
@@ -142,8 +142,8 @@ def connect(config: Config) -> Processes:
     expected = os.environ.get("QUICKRES_NUM_PROCESSES")
     if expected is not None and int(expected) != accelerator.num_processes:
         raise UserError(
-            f"launch.sh started {expected} processes, but {accelerator.num_processes} are connected; on the CPU "
-            "use configs/accelerate/cpu2.yaml, with which accelerate starts several processes"
+            f"launch.sh started {expected} processes, but {accelerator.num_processes} are connected; on the "
+            "CPU use configs/accelerate/cpu2.yaml, with which accelerate starts several processes"
         )
     # one name per device: accelerate's is cpu:0 with several processes, and cuda without an index with one
     on_gpu = accelerator.device.type == "cuda"
@@ -152,24 +152,25 @@ def connect(config: Config) -> Processes:
 
 
 def _check_launcher(config: Config) -> None:
-    """Refuse options of `accelerate launch` that contradict the config, which owns precision and compiling."""
+    """Refuse options of `accelerate launch` that contradict precision and compiling of the config."""
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.precision.mode):
         raise UserError(
-            f"accelerate launch: mixed precision is {precision}, but precision.mode is {config.precision.mode}; "
-            f"change one of the two (precision.mode={precision}, or --mixed_precision no)"
+            f"accelerate launch: mixed precision {precision}, but precision.mode is "
+            f"{config.precision.mode}; change one of the two (precision.mode={precision}, or "
+            "--mixed_precision no)"
         )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend not in ("no", config.compile.backend) or (backend != "no" and config.compile.mode == "none"):
         raise UserError(
-            f"accelerate launch: the dynamo backend is {backend}, but compile.mode is {config.compile.mode} with "
-            f"compile.backend {config.compile.backend}; change one of the two (--dynamo_backend no, or the "
-            "compile keys)"
+            f"accelerate launch: dynamo backend {backend}, but compile.mode is {config.compile.mode} "
+            f"with compile.backend {config.compile.backend}; change one of the two (--dynamo_backend no, or "
+            "the compile keys)"
         )
 
 
 def average_batch_norm(model: nn.Module) -> None:
-    """Average the running statistics of batch norm over the processes, each of which has seen other data."""
+    """Average the running statistics of batch norm over the processes, which have seen different data."""
     if not torch.distributed.is_initialized():
         return
     buffers = [

@@ -21,7 +21,8 @@ _GRACE_S = 4.0  # for the others to end by themselves once one process has faile
 _FAILED = "failed"
 _DONE = "done"
 _RESUME = "The last checkpoint is kept; continue with resume=auto"
-# Files in which the main thread waits for the device or for another process. A process there does not hang itself.
+# Files in which the main thread waits for the device or for another process. A process there does not hang
+# itself.
 _WAITS = (
     "/torch/autograd/",
     "/torch/distributed/",
@@ -36,8 +37,8 @@ class Watch:
     A thread of each process publishes a heartbeat and the progress of its main thread, and reads those of the
     other processes. It uses a store, whose connection works while the processes' collectives are stuck.
 
-    As a context manager: an error that leaves the context is this run's error, unless another process has failed
-    before. The other processes then end with its exit code.
+    As a context manager: an error that leaves the context is this run's error, unless another process has
+    failed before. The other processes then end with its exit code.
 
     Args:
         processes: of the run.
@@ -100,7 +101,7 @@ class Watch:
             self._thread.join(seconds)
 
     def _fail(self, code: int) -> tuple[int, int]:
-        """Return the rank and the exit code of the first failure: this process's, unless another was faster."""
+        """Return rank and exit code of the first failure, which is this one unless another was earlier."""
         assert self.store is not None
         try:
             rank, code = map(int, self.store.compare_set(_FAILED, "", f"{self._rank} {code}").split())
@@ -170,8 +171,8 @@ class Watch:
         for rank, peer in enumerate(self._peers):
             if peer.beat != _DONE and now > peer.beat_at + self._dead_s:
                 return self._end(
-                    f"process {rank} has not responded for {self._dead_s:.0f} s (last seen {peer.place}); it was "
-                    "probably killed (out of memory?), or its host is down"
+                    f"process {rank} has not responded for {self._dead_s:.0f} s (last seen {peer.place}); it "
+                    "was probably killed (out of memory?), or its host is down"
                 )
         counts = tuple(peer.count for peer in self._peers)
         if counts != self._progress[0] or min(counts) == 0:

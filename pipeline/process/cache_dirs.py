@@ -24,8 +24,8 @@ def cache_folder() -> Path:
 def use_cache_folder() -> None:
     """Set the libraries' environment variables, except those that the user has set. Writes nothing.
 
-    Call this before torch and matplotlib are imported: torch chooses a folder in /tmp as soon as its compiler is
-    imported, which other libraries do, and matplotlib makes a folder in the home folder.
+    Call this before torch and matplotlib are imported: torch chooses a folder in /tmp as soon as its compiler
+    is imported, which other libraries do, and matplotlib makes a folder in the home folder.
     """
     for variable, name in VARIABLES.items():
         os.environ.setdefault(variable, str(cache_folder() / name))
@@ -46,6 +46,6 @@ def make_cache_folder() -> None:
             raise PermissionError(None, "Permission denied")
     except OSError as error:
         raise UserError(
-            f"XDG_CACHE_HOME: the cache folder {folder} cannot be written ({error.strerror}); set the environment "
-            "variable XDG_CACHE_HOME to a folder that can, such as XDG_CACHE_HOME=/tmp/cache"
+            f"XDG_CACHE_HOME: the cache folder {folder} cannot be written ({error.strerror}); set the "
+            "environment variable XDG_CACHE_HOME to another folder, such as XDG_CACHE_HOME=/tmp/cache"
         ) from None

@@ -27,7 +27,7 @@ def report_exit_code(code: int) -> None:
 
 
 def flush() -> None:
-    """Flush stdout and stderr. If nobody reads a stream, drop its content: else Python would exit with 120."""
+    """Flush stdout and stderr; drop the content if nobody reads it, because Python would exit with 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -42,7 +42,10 @@ def silence(stream: TextIO) -> None:
 
 
 def announce() -> None:
-    """Write down this process's id once it handles SIGTERM, so that the others on its host can see if it is killed."""
+    """Write this process's id to a file, by which the other processes of its host see if it is killed.
+
+    Call this once the process handles SIGTERM.
+    """
     path = os.environ.get("QUICKRES_EXIT_CODE_FILE")
     if path and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         with contextlib.suppress(OSError):
@@ -91,7 +94,7 @@ def _is_alive(id_file: Path) -> bool:
 
 
 def leave_now(code: int, message: str | None = None) -> NoReturn:
-    """End this process at once, from any thread, even if the main thread is stuck in a call that runs no Python.
+    """End this process at once, from any thread, even if the main thread is stuck in a call into C.
 
     Saved files stay valid: a checkpoint is complete or absent.
     """

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 def imports_uncollected() -> Iterator[None]:
     """Import torch and packages that build on it without garbage collection, now and later.
 
-    The imports make a million objects that stay. The collector would walk over them again and again meanwhile,
-    which is a third of the import time. The imported objects are frozen afterwards, so later collections are
-    short too, such as the one before a CUDA graph is captured. Does nothing in a process that has imported torch
-    already, or that collects no garbage.
+    The imports make a million objects that stay. The collector would walk over them again and again
+    meanwhile, which is a third of the import time. The imported objects are frozen afterwards, so later
+    collections are short too, such as the one before a CUDA graph is captured. Does nothing in a process that
+    has imported torch already, or that collects no garbage.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

@@ -81,11 +81,12 @@ class StopSignal:
         self._idle = (code, activity)
 
     def due(self, step: int) -> bool:
-        """Return True if the run stops after this step, which has just been enqueued; the same on every process.
+        """Return True if the run stops after this step, which has just been enqueued; same on every process.
 
         The first process that gets a signal writes a step to the store that no process can have reached. Each
-        process looks for that entry after every step, which takes the host about 20 µs. When a process reaches
-        the step, the entry is in the store, because the process that wrote it has enqueued steps since.
+        process looks for that entry after every step, which takes the host about 20 µs. When a process
+        reaches the step, the entry is in the store, because the process that wrote it has enqueued steps
+        since.
         """
         self._idle = None
         if self._store is None:

@@ -49,8 +49,8 @@ def _versions() -> dict[str, str]:
 def commit() -> dict[str, Any]:
     """Return the commit of the checkout, and True in `dirty` if the checkout has uncommitted changes.
 
-    Without git, as in a container, `QUICKRES_COMMIT` holds both (`<hash>` or `<hash>-dirty`). Without either, both
-    are None.
+    Without git, as in a container, `QUICKRES_COMMIT` holds both (`<hash>` or `<hash>-dirty`). Without either,
+    both are None.
     """
     value = os.environ.get("QUICKRES_COMMIT")
     if value:
@@ -65,8 +65,8 @@ def commit() -> dict[str, Any]:
 def command_line() -> list[str]:
     """Return the command that starts this run again, as a list of words.
 
-    launch.sh and `accelerate launch` start this process with another command line; this function restores the command
-    that a person gave to them. `NUM_PROCESSES` is the only environment variable in it.
+    launch.sh and `accelerate launch` start this process with another command line; this function restores the
+    command that a person gave to them. `NUM_PROCESSES` is the only environment variable in it.
     """
     words = [Path(sys.executable).name, *sys.orig_argv[1:]]
     if "pipeline.train" not in words:  # started by hand, without a launcher

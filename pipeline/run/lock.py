@@ -12,7 +12,7 @@ _PATIENCE_S = 15.0  # a run that was asked to stop may still be saving
 
 
 class RunLock:
-    """The lock of the process that writes a run folder. The operating system frees it when that process ends."""
+    """Locks a run folder for the process that writes it. The operating system frees it when that ends."""
 
     def __init__(self) -> None:
         self._lock: FileLock | None = None

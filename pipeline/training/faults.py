@@ -1,4 +1,4 @@
-"""Turns faults of the machine into one message: no memory left, a disk that is full or unwritable, a missing folder."""
+"""Turns faults of the machine into one message, such as no memory, a full disk or a missing folder."""
 
 import errno
 import os
@@ -82,20 +82,20 @@ def explain_fault(
         text = (str(cause) or type(cause).__name__).splitlines()[0]
         if isinstance(cause, RuntimeError | OSError) and _NO_SHARED_MEMORY.search(str(cause)):
             return OutOfMemory(
-                f"shared memory is used up ({text}); enlarge /dev/shm, or lower data.num_threads or data.prefetch"
-                f"{resume}"
+                f"shared memory is used up ({text}); enlarge /dev/shm, or lower data.num_threads or "
+                f"data.prefetch{resume}"
             )
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _NO_MEMORY.search(text)):
             return OutOfMemory(_out_of_memory(cause, text, config, num_processes))
         if isinstance(cause, OSError) and cause.errno in _REMEDY_OF:
-            needs_file = cause.errno in _NEED_A_FILE
+            needs_file, reason = cause.errno in _NEED_A_FILE, os.strerror(cause.errno)
             if cause.filename or not needs_file:
                 remedy = (
                     "give a place that can be used"
                     if config is None and needs_file
                     else _REMEDY_OF[cause.errno]
                 )
-                return TrainingError(f"{_file_of(cause)}: {os.strerror(cause.errno)}; {remedy}{resume}")
+                return TrainingError(f"{_file_of(cause)}: {reason}; {remedy}{resume}")
     return None
 
 
@@ -119,7 +119,8 @@ def _out_of_memory(error: BaseException, text: str, config: Config | None, num_p
     if config is None:
         return (
             f"{device} out of memory ({text}); use runtime.device=cpu (predict: --device cpu), a smaller "
-            "data.eval_batch_size (lr-find, bench: data.batch_size), fewer images, or a machine with more memory"
+            "data.eval_batch_size (lr-find, bench: data.batch_size), fewer images, or a machine with more "
+            "memory"
         )
     size = config.data.batch_size
     message = f"{device} out of memory at data.batch_size={size} ({text}); "
@@ -147,8 +148,8 @@ def _remedy(config: Config, num_processes: int, on_gpu: bool) -> str:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_processes
     if not on_gpu and memory.total <= available:
         return (
-            f"a batch takes about {memory.total >> 20:,} MiB by estimate, and a process has {available >> 20:,}: end "
-            "other programs, lower data.num_threads, or use smaller or fewer images (data.image_size, "
-            "data.num_samples)"
+            f"a batch takes about {memory.total >> 20:,} MiB by estimate, and a process has "
+            f"{available >> 20:,}: end other programs, lower data.num_threads, or use smaller or fewer "
+            "images (data.image_size, data.num_samples)"
         )
     return what_fits(config, num_processes, memory, available)

@@ -7,16 +7,17 @@ import torch.nn.functional as F
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float, fractions: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the mean cross-entropy with smoothed targets, float32 (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+    """Return the mean cross-entropy with smoothed targets, float32.
 
-    Hard targets use our own kernels on a GPU, and the kernels' definition in plain PyTorch on the CPU.
+    The smoothing is that of Szegedy et al. 2016 (arXiv:1512.00567), section 7. Hard targets use our own
+    kernels on a GPU, and the kernels' definition in plain PyTorch on the CPU.
 
     Args:
         logits: (B, K), any floating type.
         labels: (B,) int64; with `fractions` (B, P): each target is a mixture of P labels.
         label_smoothing: fraction of the target that is spread evenly over the K classes.
-        fractions: (P,) float, the fraction that each of the P labels has of the target before smoothing; they add up
-            to 1. None: hard targets.
+        fractions: (P,) float, the fraction that each of the P labels has of the target before smoothing; they
+            add up to 1. None: hard targets.
     """
     if fractions is not None:
         targets = soft_targets(labels, fractions, logits.shape[1])
@@ -43,8 +44,9 @@ def count_correct(
 ) -> torch.Tensor:
     """Return the number of correct predictions, int64.
 
-    A prediction with a mixed target counts as the fraction that its class has of the target; the sum is float32. So
-    the training accuracy is that of Mixup's own code (Zhang et al. 2018): it can reach 1 only if nothing is mixed.
+    A prediction with a mixed target counts as the fraction that its class has of the target; the sum is
+    float32. So the training accuracy is that of Mixup's own code (Zhang et al. 2018): it can reach 1 only if
+    nothing is mixed.
     """
     predicted = logits.argmax(1)
     if fractions is None:

@@ -45,7 +45,7 @@ class RangeTest:
 
     @property
     def suggested(self) -> float | None:
-        """The largest learning rate to train with, by `RULE`. None if the loss never fell, or never stopped falling."""
+        """The largest learning rate to train with, by `RULE`. None if the loss never fell, or only fell."""
         return float(self.rates[self.smoothed.argmin()]) if self.fell and not self.still_falls else None
 
     @property
@@ -55,12 +55,15 @@ class RangeTest:
 
     @property
     def still_falls(self) -> bool:
-        """True if the largest rate gave the smallest loss, and the test did not end early: larger rates may be better."""
+        """True if the largest rate gave the smallest loss, and the test did not end early.
+
+        Larger rates may then be better.
+        """
         return not self.diverged and int(self.smoothed.argmin()) == len(self.smoothed) - 1
 
     @property
     def steepest(self) -> float | None:
-        """The rate at which the smoothed loss falls fastest over log(rate): a cautious choice (fastai's `steep`)."""
+        """The rate at which the smoothed loss falls fastest over log(rate); cautious, as fastai's `steep`."""
         if not self.fell:
             return None
         until = int(self.smoothed.argmin()) + 1
@@ -85,8 +88,8 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 def restored(state: TrainState) -> Iterator[None]:
     """Undo the training inside the context.
 
-    This restores weights and norm statistics, their moving average, optimizer, scaler, sums, counters, and torch's
-    random number generators.
+    This restores weights and norm statistics, their moving average, optimizer, scaler, sums, counters, and
+    torch's random number generators.
     """
     saved = copy.deepcopy(state.state_dict())
     models = [state.model, *([state.ema.model] if state.ema is not None else [])]
@@ -113,9 +116,10 @@ def range_test(
 ) -> RangeTest:
     """Train a few steps at rising learning rates, and undo it (Smith 2017, arXiv:1506.01186, section 3.3).
 
-    The rate rises by the same factor at each step, so small and large rates get as many steps. Precision, loss,
-    augmentation, capture and the rest are those of the config. The test ends early if the loss is not finite, or if
-    the mean of five losses in a row is a quarter above that of the first five. Runs on one process.
+    The rate rises by the same factor at each step, so small and large rates get as many steps. Precision,
+    loss, augmentation, capture and the rest are those of the config. The test ends early if the loss is not
+    finite, or if the mean of five losses in a row is a quarter above that of the first five. Runs on one
+    process.
 
     Args:
         config: the run's config.

@@ -1,13 +1,13 @@
 """Mixes the images of a batch with one another, and their labels with them: Mixup, CutMix and RICAP.
 
-A batch consists of groups of neighbours, of two images (Mixup, CutMix) or four (RICAP). Within a group the sources
-of image i are i, i + 1, … in turn, each once in each part. The order of an epoch is random, so groups of neighbours
-are groups drawn at random from the global batch. A group lies within one process for every number of processes, so
-no image needs to be sent.
+A batch consists of groups of neighbours, of two images (Mixup, CutMix) or four (RICAP). Within a group the
+sources of image i are i, i + 1, … in turn, each once in each part. The order of an epoch is random, so groups
+of neighbours are groups drawn at random from the global batch. A group lies within one process for every
+number of processes, so no image needs to be sent.
 
-As in the papers' own code, there is one draw per step for the whole batch. It is a pure function of (seed, step),
-from Philox as in `data/sampling/draws.py`. The draw is a tensor on the device and the shapes do not depend on it, so
-a step that mixes can be captured.
+As in the papers' own code, there is one draw per step for the whole batch. It is a pure function of (seed,
+step), from Philox as in `data/sampling/draws.py`. The draw is a tensor on the device and the shapes do not
+depend on it, so a step that mixes can be captured.
 """
 
 from collections.abc import Callable
@@ -30,13 +30,14 @@ def draw_mixing(
 
     With P sources, a row begins with their P fractions of the target, which add up to 1. Then:
 
-    - `mixup`: nothing; the fractions, multiples of 1/1024, which float16 holds exactly, are those of the pixels too;
+    - `mixup`: nothing; the fractions, multiples of 1/1024, which float16 holds exactly, are those of the
+      pixels too;
     - `cutmix`: top, bottom, left, right of the box that the second source fills (bottom and right excluded);
-    - `ricap`: height and width of the upper left part; for each part the offset in rows, then for each part the
-      offset in columns, from a pixel to its place in the source.
+    - `ricap`: height and width of the upper left part; for each part the offset in rows, then for each part
+      the offset in columns, from a pixel to its place in the source.
 
-    A fraction is Beta(alpha, alpha), computed as the quantile of one uniform number. In a step that is not mixed,
-    by `mix_probability`, the first source has the fraction 1.
+    A fraction is Beta(alpha, alpha), computed as the quantile of one uniform number. In a step that is not
+    mixed, by `mix_probability`, the first source has the fraction 1.
 
     Returns:
         (num_steps, D) float32, whole numbers except for the fractions.
@@ -153,8 +154,8 @@ def mix(
         draws: a row of `draw_mixing`, on the same device.
 
     Returns:
-        The images, in the same type and layout; the labels of their sources, (B, P) int64; and the fractions that
-        the sources have of the target, (P,).
+        The images, in the same type and layout; the labels of their sources, (B, P) int64; and the fractions
+        that the sources have of the target, (P,).
     """
     sources = MIX_SOURCES[name]
     all_labels = torch.stack([_from_neighbour(labels, number, sources) for number in range(sources)], dim=1)
@@ -162,7 +163,7 @@ def mix(
 
 
 def _from_neighbour(batch: torch.Tensor, distance: int, group: int) -> torch.Tensor:
-    """Return, for each item, the one DISTANCE further in its group, counted cyclically; in the same memory layout."""
+    """Return the item DISTANCE further, cyclically, in the group of each item; keeps the memory layout."""
     neighbours = torch.empty_like(batch)
     neighbours.unflatten(0, (-1, group)).copy_(batch.unflatten(0, (-1, group)).roll(-distance, 1))
     return neighbours

@@ -10,9 +10,9 @@ from torch.torch_version import TorchVersion
 def name_operators_briefly() -> None:
     """Keep inductor from writing out the arguments of an operator that it meets for the first time.
 
-    torch 2.11 does this for a line of its log, even if the log is off; 2.15 no longer does. An argument's text
-    contains the text of its own inputs, so every residual block doubles the text. For the gradient of a ResNet-56's
-    stem, the last operator, there are 27 blocks before it.
+    torch 2.11 does this for a line of its log, even if the log is off; 2.15 no longer does. An argument's
+    text contains the text of its own inputs, so every residual block doubles the text. For the gradient of a
+    ResNet-56's stem, the last operator, there are 27 blocks before it.
     """
     if TorchVersion(torch.__version__) < "2.15":
         exc = importlib.import_module("torch._inductor.exc")

@@ -1,4 +1,4 @@
-"""A checkout of stand-ins around the real launch.sh: a uv that installs nothing, a launcher and a trainer that need no torch."""
+"""Makes a checkout with the real launch.sh and stand-ins: a uv that installs nothing, and no torch."""
 
 import shutil
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-PYTHON = f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'  # -S: starts in a moment
+PYTHON = f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'  # -S: starts fast
 UV = """#!/bin/sh
 echo "$*" >>uv.log
 case $* in *sync*)
@@ -46,8 +46,10 @@ def save(*_):
     leave(75)
 recipe, *overrides = sys.argv[1:]
 pathlib.Path("trainer.argv").write_text("\\n".join(sys.argv[1:]))
-told = [os.environ.get(name, "-") for name in ("QUICKRES_NUM_PROCESSES", "WORLD_SIZE", "OMP_NUM_THREADS", "QUICKRES_START_TIME")]
-os.write(1, (" ".join([*told, str(os.isatty(1)), *overrides]) + "\\n").encode())  # at once: two processes share the pipe
+names = ("QUICKRES_NUM_PROCESSES", "WORLD_SIZE", "OMP_NUM_THREADS", "QUICKRES_START_TIME")
+values = [os.environ.get(name, "-") for name in names]
+line = " ".join([*values, str(os.isatty(1)), *overrides]) + "\\n"
+os.write(1, line.encode())  # one write, because two processes share the pipe
 match recipe:
     case "fails.yaml": leave(3)
     case "crashes.yaml": sys.exit(9)
@@ -127,7 +129,7 @@ class Checkout:
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def launched(self) -> dict[str, str]:
-        """The options that the launcher was given; none where the trainer was started without it."""
+        """Return the options given to the launcher; empty if the trainer was started without it."""
         if not (self.root / "launcher.argv").exists():
             return {}
         argv = (self.root / "launcher.argv").read_text().split("\n")

@@ -1,4 +1,4 @@
-"""Processes of one run without a launcher: forked from a server that has imported everything, so that they start in a moment."""
+"""Starts the processes of a run without a launcher, forked from a server that has imported everything."""
 
 import contextlib
 import multiprocessing
@@ -20,7 +20,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 def _run(
     work: Callable[..., int], rank: int, world_size: int, folder: Path, arguments: tuple[Any, ...]
 ) -> None:
-    """In the new process: what torchrun would set, output into files, then the work; its result is the exit code."""
+    """Set what torchrun sets, send output to files, and work; the exit code is the result of the work."""
     import torch
 
     os.environ |= {
@@ -36,13 +36,12 @@ def _run(
         os.dup2(file, stream.fileno())
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    warnings.filterwarnings(
-        "ignore", category=DeprecationWarning, module=r"torch\."
-    )  # torch's parts among themselves
+    # torch uses its own deprecated functions
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
     code = 1
     try:
         code = work(rank, *arguments)
-    except Exception as error:  # as the interpreter would
+    except Exception as error:  # as the interpreter does
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         sys.stdout.flush()
@@ -51,7 +50,7 @@ def _run(
 
 
 class Ranks:
-    """A run on several processes.
+    """Starts a run on several processes.
 
     Attributes:
         processes: one for each rank.
@@ -87,14 +86,14 @@ class Ranks:
         return pid
 
     def wait(self, timeout_s: float = 60) -> list[int | None]:
-        """The exit codes; None for what still runs after the time."""
+        """Return the exit codes; None for a process that still runs after the timeout."""
         ends = time.monotonic() + timeout_s
         for process in self.processes:
             process.join(max(ends - time.monotonic(), 0))
         return [process.exitcode for process in self.processes]
 
     def wait_for(self, pattern: str, timeout_s: float = 60) -> None:
-        """Until there is such a file in the folder."""
+        """Wait for a file of this pattern in the folder."""
         ends = time.monotonic() + timeout_s
         while not any(self.folder.glob(pattern)):
             assert time.monotonic() < ends and self.processes[0].exitcode is None, self.errors
@@ -105,12 +104,12 @@ class Ranks:
         return path.read_text() if path.exists() else ""
 
     def end_store(self) -> None:
-        """As where the launcher is killed."""
+        """End the store, as if the launcher were killed."""
         self._store = None
 
     @property
     def errors(self) -> list[str]:
-        """What all processes wrote to stderr, without the number that torch puts before each line of a traceback."""
+        """The lines of all processes on stderr, without torch's rank before each line of a traceback."""
         lines = [
             line for rank in range(len(self.processes)) for line in self.text(f"err-{rank}").splitlines()
         ]
@@ -128,7 +127,7 @@ def _with(address: dict[str, str], work: Callable[..., int], *arguments: Any) ->
 
 @contextlib.contextmanager
 def ranks(folder: Path, world_size: int, work: Callable[..., int], *arguments: Any) -> Iterator[Ranks]:
-    """Start them, and end what is left of them."""
+    """Start the processes, and kill those that are left at the end."""
     preload()
     started = Ranks(folder, world_size, work, *arguments)
     try:
@@ -140,6 +139,6 @@ def ranks(folder: Path, world_size: int, work: Callable[..., int], *arguments: A
 
 
 def preload() -> None:
-    """What the server imports, before the first start of all."""
+    """Choose the imports of the server, before its first process."""
     assert Path.cwd() == ROOT
     _CONTEXT.set_forkserver_preload(["tests.integration.preloaded"])

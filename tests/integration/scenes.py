@@ -1,4 +1,4 @@
-"""What happens to a run on several processes, each scene a function that every process runs."""
+"""Defines scenes of a run on several processes; every process runs the function of its scene."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ Act = Callable[[], Any]
 
 
 def before_step(number: int, act: Act) -> None:
-    """From now on, this process does something once, before its step NUMBER."""
+    """Let this process act once, before its step NUMBER."""
     step = Step.__call__
 
     def watched(self: Step, batch: Any) -> StepOutput:
@@ -45,7 +45,7 @@ ACTS: dict[str, Act] = {
 
 
 def plain_network() -> torch.nn.Module:
-    """Without batch norm."""
+    """Return a network without batch norm."""
     torch.manual_seed(5)
     convolutions = [
         torch.nn.Conv2d(3, 8, 3, padding=1),
@@ -67,10 +67,10 @@ NETWORKS = {
 
 
 def train_all_networks(rank: int, folder: Path, *overrides: str) -> int:
-    """Leave in rank-R.pt of each network the batches and rates of every step, what evaluation saw, and the weights."""
+    """Write to rank-R.pt, for each network: batches and rates of every step, evaluation counts, weights."""
     from pipeline import api
 
-    left: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, keys in NETWORKS.items():
         config = api.load_config(RECIPE, [*SHARED, *keys, *overrides])
         splits = api.load_splits(config)
@@ -85,13 +85,13 @@ def train_all_networks(rank: int, folder: Path, *overrides: str) -> int:
             for key, value in model.state_dict().items()
             if value.is_floating_point()
         }
-        left[name] = {
+        results[name] = {
             "steps": steps,
             "seen": evaluation.seen,
             "correct": evaluation.correct,
             "weights": weights,
         }
-    torch.save(left, folder / f"rank-{rank}.pt")
+    torch.save(results, folder / f"rank-{rank}.pt")
     return 0
 
 
@@ -101,13 +101,9 @@ def watched_steps(steps: list[dict[str, Any]]) -> Iterator[None]:
 
     def watched(self: Step, batch: Any) -> StepOutput:
         output = step(self, batch)
-        found = {
-            "indices": batch.indices,
-            "images": batch.images,
-            "labels": batch.labels,
-            "lr": self._state.lr,
-        }
-        steps.append({key: value.cpu().clone() for key, value in found.items()})
+        values = {"indices": batch.indices, "images": batch.images, "labels": batch.labels}
+        values["lr"] = self._state.lr
+        steps.append({key: value.cpu().clone() for key, value in values.items()})
         return output
 
     Step.__call__ = watched
@@ -118,7 +114,7 @@ def watched_steps(steps: list[dict[str, Any]]) -> Iterator[None]:
 
 
 def run_and_note(rank: int, arguments: list[str], note: Path, number: int = 0) -> int:
-    """Train, and note the samples of every step in NOTE-R.pt; before step NUMBER process 0 gets a SIGTERM."""
+    """Train, and write the samples of each step to NOTE-R.pt; process 0 gets a SIGTERM before step NUMBER."""
     steps: list[dict[str, Any]] = []
     if number and rank == 0:
         before_step(number, ACTS["terminate"])
@@ -129,47 +125,42 @@ def run_and_note(rank: int, arguments: list[str], note: Path, number: int = 0) -
 
 
 def run(rank: int, arguments: list[str], number: int = 0, acts: dict[int, str] | None = None) -> int:
-    """Train; the processes that ACTS names do something before a step."""
+    """Train; the processes in ACTS act before step NUMBER."""
     if acts and rank in acts:
         before_step(number, ACTS[acts[rank]])
     return train.main(arguments)
 
 
 def average_gradients(rank: int, folder: Path, *overrides: str) -> int:
-    """Three times the mean of gradients of many layouts and odd sizes; leaves what each parameter got in rank-R.pt."""
+    """Average gradients of many layouts and odd sizes three times; write the results to rank-R.pt."""
     processes = connect(tiny_config(*overrides))
     with torch.device(processes.device):
         shapes = [(5, 3, 3, 3), (7,), (), (4, 6, 1, 1), (2, 9)]
         parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
         parameters[0] = torch.nn.Parameter(parameters[0].detach().to(memory_format=torch.channels_last))
-        frozen, unused = (
-            torch.nn.Parameter(torch.zeros(3), requires_grad=False),
-            torch.nn.Parameter(torch.zeros(3)),
-        )
-    mean, left = GradientMean([frozen, *parameters, unused], [unused, *parameters[3:]]), []
+        frozen = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
+        unused = torch.nn.Parameter(torch.zeros(3))
+    mean, results = GradientMean([frozen, *parameters, unused], [unused, *parameters[3:]]), []
     for number in range(3):
         for parameter in parameters:
             parameter.grad = None
-        for part in (
-            parameters[::2],
-            parameters,
-        ):  # the first backward pass of two is kept to itself, and has no gradient for some
+        # the first of two backward passes is not averaged, and has no gradient for some parameters
+        for part in (parameters[::2], parameters):
             if part is parameters:
                 mean.start()
-            torch.stack(
-                [(parameter * noise(parameter, rank, number)).sum() for parameter in part]
-            ).sum().backward()
-        assert (mean._first._work is not None) == (
-            number > 0
-        )  # sent with the last of its gradients, once it is known who gets one
+            terms = [(parameter * noise(parameter, rank, number)).sum() for parameter in part]
+            torch.stack(terms).sum().backward()
+        # sent with the last of its gradients, once the parameters with a gradient are known
+        assert (mean._first._work is not None) == (number > 0)
         mean.finish()
         assert frozen.grad is None and unused.grad is None
         assert all(
             parameter.grad is not None and parameter.grad.stride() == parameter.stride()
             for parameter in parameters
         )
-        left.append([parameter.grad.cpu().clone() for parameter in parameters if parameter.grad is not None])
-    torch.save(left, folder / f"rank-{rank}.pt")
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        results.append([gradient.cpu().clone() for gradient in gradients])
+    torch.save(results, folder / f"rank-{rank}.pt")
     return 0
 
 

@@ -35,7 +35,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line.removeprefix("error: ")
 
 
-# --- numbers that are not finite --------------------------------------------------------------------------
+# --- numbers that are not finite ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_is_finite_checks_all_that_is_saved(keys: list[str]):
     assert state.is_finite()
 
 
-# --- memory -----------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_other_commands_report_it_too(
     assert message in error_line(capsys)
 
 
-# --- disks ------------------------------------------------------------------------------------------------
+# --- disks ----------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_full_for_the_log(
@@ -195,7 +195,7 @@ def test_a_disk_that_is_full_for_the_log(
 def test_a_disk_that_is_full_for_tensorboard(
     before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """A thread of TensorBoard writes the events. The main thread reports its error; the thread prints no traceback."""
+    """A thread of TensorBoard writes the events; the main thread reports its error, without a traceback."""
 
     def fill_up(*_: object) -> None:
         (events,) = only_run(tmp_path).glob("tb/*")
@@ -230,7 +230,7 @@ def test_a_disk_that_is_full_for_a_checkpoint(
 
 
 def test_a_disk_that_fills_up_within_a_checkpoint(tmp_path: Path):
-    """The weights fit on the disk; the optimizer's state, twice as large, does not. A limit on file sizes does this."""
+    """By a limit on file sizes, the weights fit; the optimizer's state, twice as large, does not."""
     trainer = tiny_trainer(tiny_config("optimizer.name=adamw"))
     train_steps(trainer, 1)
     writer = CheckpointWriter(tmp_path / "checkpoints", "0" * 12)
@@ -324,7 +324,7 @@ def test_commands_report_a_damaged_checkpoint(
     assert error_line(capsys).startswith(f"{damaged}: damaged")
 
 
-# --- data and clocks --------------------------------------------------------------------------------------
+# --- data and clocks ------------------------------------------------------------------------------------
 
 
 def make_folder(root: Path, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The mean of the gradient over the processes."""
+"""Checks the mean of the gradients over the processes."""
 
 from pathlib import Path
 
@@ -23,10 +23,10 @@ def test_on_two_gpus(tmp_path: Path):
 def assert_means(folder: Path, world_size: int, *overrides: str) -> None:
     with ranks(folder, world_size, scenes.average_gradients, folder, *overrides) as run:
         assert run.wait() == [0] * world_size, run.errors
-    found = [torch.load(folder / f"rank-{rank}.pt") for rank in range(world_size)]
-    for number, gradients in enumerate(found[0]):
+    results = [torch.load(folder / f"rank-{rank}.pt") for rank in range(world_size)]
+    for number, gradients in enumerate(results[0]):
         for place, gradient in enumerate(gradients):
-            own = [scenes.noise(gradient, rank, number) for rank in range(world_size)]
-            times = 2 if place % 2 == 0 else 1  # in how many backward passes
-            torch.testing.assert_close(gradient, times * torch.stack(own).mean(0))
-            assert all(torch.equal(other[number][place], gradient) for other in found)
+            noise = [scenes.noise(gradient, rank, number) for rank in range(world_size)]
+            passes = 2 if place % 2 == 0 else 1  # backward passes that give this parameter a gradient
+            torch.testing.assert_close(gradient, passes * torch.stack(noise).mean(0))
+            assert all(torch.equal(other[number][place], gradient) for other in results)

@@ -45,7 +45,7 @@ def test_help_needs_nothing(tmp_path: Path):
         check=True,
     )
     assert len(result.stdout.splitlines()) <= 24
-    assert max(map(len, result.stdout.splitlines())) <= 118
+    assert max(map(len, result.stdout.splitlines())) <= 110
     assert [path.name for path in tmp_path.iterdir()] == ["launch.sh"]
 
 

@@ -1,7 +1,8 @@
-"""Two processes on the CPU, started by torchrun and connected by gloo."""
+"""Runs two processes on the CPU, started by torchrun and connected by gloo."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 @dataclass
 class Started:
-    """What a run on two processes returned, printed and saw."""
+    """Results of a run on two processes: exit code, output, and the reports of the ranks."""
 
     code: int
     exit_code_file: str
@@ -52,7 +53,7 @@ def start(
     """Run `two_processes.py` in a folder, which may hold an earlier run."""
     code_file = folder / "exit_code"
     code_file.unlink(missing_ok=True)
-    own = {
+    settings = {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "QUICKRES_NUM_PROCESSES": "2",
@@ -62,7 +63,7 @@ def start(
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(SCRIPT), str(folder), str(stop), str(RECIPE), *keys],
         cwd=ROOT,
-        env={**os.environ, **own, **variables},
+        env={**os.environ, **settings, **variables},
         capture_output=True,
         text=True,
         timeout=120,
@@ -82,7 +83,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Started]:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Started]:
-    """A run of which one process got a signal after step 3."""
+    """A run in which one process got a signal after step 3."""
     folder = tmp_path_factory.mktemp("interrupted")
     return folder, start(folder, stop=3)
 
@@ -91,7 +92,7 @@ def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in read_metrics(only_run(folder / "runs")) if record["kind"] == kind]
 
 
-def test_it_ends_well_and_only_the_first_process_speaks(whole: tuple[Path, Started]):
+def test_it_ends_well_and_only_the_first_process_prints(whole: tuple[Path, Started]):
     folder, run = whole
     assert (run.code, run.exit_code_file, run.err) == (0, "0", "")
     assert [report["code"] for report in run.ranks] == [0, 0]
@@ -103,7 +104,7 @@ def test_it_ends_well_and_only_the_first_process_speaks(whole: tuple[Path, Start
 
 def test_only_the_first_process_writes(whole: tuple[Path, Started]):
     run = only_run(whole[0] / "runs")
-    scalars, end_of_run = run.glob("tb/*")  # of one process: host and process id are part of the name
+    scalars, end_of_run = run.glob("tb/*")  # of one process: their names contain host and process id
     assert scalars.name.split(".")[4:-1] == end_of_run.name.split(".")[4:-1]
     assert [len(read_records(whole[0], kind)) for kind in ("train", "eval")] == [9, 3]
     result = json.loads((run / "result.json").read_text())
@@ -135,7 +136,7 @@ def test_metrics_are_of_all_processes(whole: tuple[Path, Started]):
 
 @pytest.mark.usefixtures("process_state")
 def test_one_process_reproduces_the_accuracy_of_two(whole: tuple[Path, Started]):
-    """Exact counts, though 8 samples in batches of 6 leave padding on one process; and the norm's statistics are those of both."""
+    """Counts are exact despite padding (8 samples in batches of 6), and norm statistics are averaged."""
     run = only_run(whole[0] / "runs")
     result = json.loads((run / "result.json").read_text())
     again = evaluate_run(run)
@@ -165,8 +166,10 @@ def test_results_and_errors_of_one_process_reach_the_others(whole: tuple[Path, S
 
 @pytest.mark.usefixtures("process_state")
 def test_a_compiled_run_in_bf16_explains_as_its_eager_twin(tmp_path: Path):
-    """The maps come from the weights alone: those of a run on two processes, compiled, in bf16, are the ones that an eager float32
-    network with the same weights gives, made without any of it."""
+    """The maps depend on the weights alone.
+
+    A run on two processes, compiled, in bf16, has the maps of an eager float32 network with the same weights.
+    """
     started = start(
         tmp_path, "precision.mode=bf16", "compile.mode=default", "compile.backend=aot_eager", "duration=2st"
     )
@@ -179,37 +182,35 @@ def test_a_compiled_run_in_bf16_explains_as_its_eager_twin(tmp_path: Path):
     assert weights.keys() == twin.state_dict().keys()  # no `module.`, no `_orig_mod.`
     assert all(weight.dtype == twin.state_dict()[key].dtype for key, weight in weights.items())
     twin.load_state_dict(weights)
-    found = explain_mistakes(load_trained(run), count=8)
-    expected = explain_pixels(Trained.of(config, twin, load_splits(config.data, config.seed)), found.images)
-    assert found.found.maps.any()
-    np.testing.assert_array_equal(found.found.maps, expected.found.maps)
-    np.testing.assert_array_equal(found.found.probabilities, expected.found.probabilities)
+    result = explain_mistakes(load_trained(run), count=8)
+    expected = explain_pixels(Trained.of(config, twin, load_splits(config.data, config.seed)), result.images)
+    assert result.found.maps.any()
+    np.testing.assert_array_equal(result.found.maps, expected.found.maps)
+    np.testing.assert_array_equal(result.found.probabilities, expected.found.probabilities)
 
 
-# --- interrupted and continued --------------------------------------------------------------------------------------------------
+# --- interrupted and continued --------------------------------------------------------------------------
 
 
 def test_a_signal_to_one_process_stops_all_two_steps_later(interrupted: tuple[Path, Started]):
     folder, run = interrupted
     assert (run.code, run.exit_code_file) == (1, "75")  # the launcher returns 1 for every failure
-    assert [(report["code"], len(report["steps"])) for report in run.ranks] == [
-        (75, 6),
-        (75, 6),
-    ]  # not a step that is logged
-    told = [line for line in run.err.splitlines() if line.startswith(("stopped", "error"))]
-    assert told == ["stopped: by a signal to another process, saved at step 6; continue with resume=auto"]
+    ends = [(report["code"], len(report["steps"])) for report in run.ranks]
+    assert ends == [(75, 6), (75, 6)]  # step 6 is not logged
+    (message,) = (line for line in run.err.splitlines() if line.startswith(("stopped", "error")))
+    assert re.fullmatch("stopped: by a signal to another process, saved at step 6; .*resume=auto", message)
     assert not (only_run(folder / "runs") / "result.json").exists()
 
 
-def assert_same_training(found: Path, expected: Path) -> None:
-    weights, wanted = (last_weights(only_run(folder / "runs")) for folder in (found, expected))
+def assert_same_training(actual: Path, expected: Path) -> None:
+    weights, wanted = (last_weights(only_run(folder / "runs")) for folder in (actual, expected))
     for key, value in weights.items():
         if "running" in key:  # averaged at other steps: the same sums in another order
             torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(value, wanted[key]), key
     for kind in ("train", "eval"):
-        for record, other in zip(read_records(found, kind), read_records(expected, kind), strict=True):
+        for record, other in zip(read_records(actual, kind), read_records(expected, kind), strict=True):
             assert {**record, "loss": 0} == {**other, "loss": 0}
             assert record["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
@@ -238,13 +239,12 @@ def test_it_is_continued_on_one_process(
     assert steps == [2, 4, 5, 7, 9, 10, 12, 14, 15]
 
 
-# --- what goes wrong ------------------------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------------
 
 
 def test_a_bug_on_one_process_ends_all(tmp_path: Path):
     run = start(tmp_path, stop=-6)
     assert (run.code, run.exit_code_file) == (1, "1")
-    assert [line.startswith("[rank1]") for line in run.err.splitlines() if "RuntimeError: " in line] == [
-        True
-    ], run.err
+    (line,) = (line for line in run.err.splitlines() if "RuntimeError: " in line)
+    assert line.startswith("[rank1]"), run.err
     assert newest_intact(only_run(tmp_path / "runs") / "checkpoints")[0] is not None

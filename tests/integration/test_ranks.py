@@ -140,7 +140,7 @@ def test_a_lost_launcher_leaves_no_orphan(tmp_path: Path):
             assert line.startswith(f"error: process {rank}: lost its launcher")
 
 
-# --- on GPUs: NCCL waits for a process that is gone, while gloo raises an error ------------------------------
+# --- on GPUs: NCCL waits for a process that is gone, while gloo raises an error -------------------------
 
 SCENES = {
     "terminate": (75, r"stopped: by a signal to another process, saved at step \d+; .*resume=auto", 10),

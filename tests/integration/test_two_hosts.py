@@ -1,4 +1,4 @@
-"""Two hosts, simulated: the real Slurm script, stand-ins for srun and scontrol, and two real launchers that meet on the loopback."""
+"""Simulates two hosts: the real Slurm script, stand-ins for srun and scontrol, two real launchers."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from tests.integration.checkout import write
 from tests.tiny import RECIPE, ROOT, only_run, read_metrics
 
-# As srun does: the command once on each host, and the worst of the exit codes.
+# As srun does: run the command once on each host, and return the worst exit code.
 SRUN = """#!/bin/sh
 while [ "${1#-}" != "$1" ]; do echo "$1" >>"$(dirname "$0")/options"; shift; done
 SLURM_NODEID=1 "$@" & other=$!
@@ -33,7 +33,7 @@ esac
 
 
 def free_job_id() -> int:
-    """One whose port, 20000 more, is free."""
+    """Return a job id whose port, 20000 more, is free."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -43,13 +43,8 @@ def free_job_id() -> int:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    keys = (
-        "duration=150st",
-        "log.eval_every=150st",
-        "log.log_every=150st",
-        "log.checkpoint_every=25st",
-        "log.tensorboard=false",
-    )
+    durations = ("duration=150st", "log.eval_every=150st", "log.log_every=150st", "log.checkpoint_every=25st")
+    keys = (f"log.dir={folder}/runs", "data.eval_batch_size=6", *durations, "log.tensorboard=false")
     slurm = {
         "SLURM_JOB_ID": str(free_job_id()),
         "SLURM_JOB_NUM_NODES": "2",
@@ -60,13 +55,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         "PYTHON": sys.executable,
     }
     return subprocess.Popen(
-        [
-            ROOT / "configs/accelerate/slurm.sh",
-            RECIPE,
-            f"log.dir={folder}/runs",
-            "data.eval_batch_size=6",
-            *keys,
-        ],
+        [ROOT / "configs/accelerate/slurm.sh", RECIPE, *keys],
         env={**os.environ, **slurm, "PATH": f"{folder}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -75,13 +64,10 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def trainers(script: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that train, those of the first host before those of the other."""
-    found = [
-        process
-        for process in psutil.Process(script.pid).children(recursive=True)
-        if "RANK" in process.environ()
-    ]
-    return sorted(found, key=lambda process: process.environ()["RANK"])
+    """Return the processes that train, those of the first host first."""
+    children = psutil.Process(script.pid).children(recursive=True)
+    ranks = [process for process in children if "RANK" in process.environ()]
+    return sorted(ranks, key=lambda process: process.environ()["RANK"])
 
 
 @pytest.mark.slow
@@ -94,16 +80,14 @@ def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path):
         assert script.poll() is None, script.communicate()
         time.sleep(0.05)
     processes = trainers(script)
-    assert [process.environ()["GROUP_RANK"] for process in processes] == [
-        "0",
-        "1",
-    ]  # torchrun's number of the host
+    hosts = [process.environ()["GROUP_RANK"] for process in processes]
+    assert hosts == ["0", "1"]
     processes[1].send_signal(signal.SIGTERM)
     out, err = script.communicate(timeout=60)
     assert script.returncode == 75, err
     assert "2 x CPU" in out
-    told = [line for line in err.splitlines() if line.startswith(("stopped", "error"))]
-    assert len(told) == 1 and told[0].startswith("stopped: by a signal to another process, saved at step ")
+    (message,) = (line for line in err.splitlines() if line.startswith(("stopped", "error")))
+    assert message.startswith("stopped: by a signal to another process, saved at step ")
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
     assert (tmp_path / "options").read_text().split() == ["--kill-on-bad-exit=0", "--cpus-per-task=1"]
 

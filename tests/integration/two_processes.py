@@ -1,6 +1,7 @@
-"""What `test_processes.py` starts on every process of a run: checks that need several processes, then the training itself.
+"""Checks, on every process of `test_processes.py`, what needs several processes; then trains.
 
-`torchrun … tests/integration/two_processes.py FOLDER STOP CONFIG key=value…`: writes FOLDER/rank-R.json with what this process saw.
+`torchrun … tests/integration/two_processes.py FOLDER STOP CONFIG key=value…`: writes FOLDER/rank-R.json with
+what this process saw.
 """
 
 import json
@@ -35,7 +36,7 @@ def fail(error: Exception) -> Any:
 
 
 def check_agreement(processes: Processes) -> dict[str, Any]:
-    """Results and errors of one process, as all processes get them."""
+    """Return the results and errors of one process, as all processes get them."""
     rank = processes.shard.rank
     ran: list[str] = []
     return {
@@ -70,7 +71,7 @@ def average_norm(rank: int) -> list[float]:
 
 
 def watch_steps(stop: int, rank: int) -> list[dict[str, Any]]:
-    """Record each step's output; between step STOP and the next, process 1, and it alone, gets a SIGTERM, or after step -STOP fails."""
+    """Record each step's output; process 1 gets a SIGTERM after step STOP, or fails after step -STOP."""
     seen: list[dict[str, Any]] = []
     step = Step.__call__
 

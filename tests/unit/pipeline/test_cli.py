@@ -1,4 +1,4 @@
-"""The command line: commands, messages and exit codes."""
+"""Checks commands, messages and exit codes of the command line."""
 
 import os
 import re
@@ -45,73 +45,56 @@ def test_check(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (
-            ["check", QUICKSTART, "modle.name=resnet18"],
-            "command line: unknown key modle; did you mean model?",
-        ),
-        (["check", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
-        (
-            ["check", "--processes", "3", QUICKSTART],
-            "data.batch_size: 64 images do not divide by 3 processes",
-        ),
-        (
-            ["check", QUICKSTART, "--processes", "2", "optimizer.accumulate=3"],
-            "64 images do not divide by 6 micro-batches (processes times",
-        ),
+        (["check", QUICKSTART, "modle.name=resnet18"], "command line: .*modle; did you mean model?"),
+        (["check", "nowhere.yaml"], "nowhere.yaml: "),
+        (["check", "--processes", "3", QUICKSTART], "data.batch_size: .*64 .*3 processes"),
+        (["check", QUICKSTART, "--processes", "2", "optimizer.accumulate=3"], "64 .*6 micro-batches"),
         (["train", QUICKSTART, "optimizer.lr=-1"], "command line: optimizer.lr"),
-        (["evaluate", "runs/nowhere"], "runs/nowhere: not a run folder"),
-        (["explain", "runs/nowhere"], "runs/nowhere: not a run folder"),
-        (["predict", "runs/nowhere", "a.png"], "runs/nowhere: not a run folder"),
-        (["export", "runs/nowhere", "--format", "onnx"], "runs/nowhere: not a run folder"),
+        (["evaluate", "runs/nowhere"], "runs/nowhere: .*run folder"),
+        (["explain", "runs/nowhere"], "runs/nowhere: .*run folder"),
+        (["predict", "runs/nowhere", "a.png"], "runs/nowhere: .*run folder"),
+        (["export", "runs/nowhere", "--format", "onnx"], "runs/nowhere: .*run folder"),
     ],
 )
 def test_a_user_s_error_is_one_message_and_exit_code_2(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: ") and told in captured.err
-    assert len(captured.err.splitlines()) == 1
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ") and re.search(message, line)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(
-            [],
-            ["fly"],
-            ["check"],
-            ["check", "--processes", "none", QUICKSTART],
-            ["check", "--processes", "0", QUICKSTART],
-        ),
-        *(
-            ["summary", "--depth", "0", QUICKSTART],
-            ["lr-find", "--steps", "5", QUICKSTART],
-            ["lr-find", "--steps", "200000", QUICKSTART],
-        ),
-        *(
-            ["predict", "runs/latest"],
-            ["predict", "runs/latest", "a.png", "--top", "0"],
-            ["export", "runs/latest", "--format", "pickle"],
-        ),
-        *(
-            ["explain", "runs/latest", "--count", "many"],
-            ["explain", "runs/latest", "--indices", "3,x"],
-            ["explain", "runs/latest", "--indices", "3", "--files", "a.png"],
-        ),
+        [],
+        ["fly"],
+        ["check"],
+        ["check", "--processes", "none", QUICKSTART],
+        ["check", "--processes", "0", QUICKSTART],
+        ["summary", "--depth", "0", QUICKSTART],
+        ["lr-find", "--steps", "5", QUICKSTART],
+        ["lr-find", "--steps", "200000", QUICKSTART],
+        ["predict", "runs/latest"],
+        ["predict", "runs/latest", "a.png", "--top", "0"],
+        ["export", "runs/latest", "--format", "pickle"],
+        ["explain", "runs/latest", "--count", "many"],
+        ["explain", "runs/latest", "--indices", "3,x"],
+        ["explain", "runs/latest", "--indices", "3", "--files", "a.png"],
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
     assert left.value.code == 2
-    told = capsys.readouterr().err
-    assert "usage: python -m pipeline" in told and "invalid _" not in told  # argparse names our functions
-    assert len(told) < 2000  # and lists all choices, were they a range
-    assert "required: run, key=value" not in told and "required: config, key=value" not in told
+    error = capsys.readouterr().err
+    assert "usage: python -m pipeline" in error and "invalid _" not in error  # argparse names our functions
+    assert len(error) < 2000  # argparse would list all choices of a range
+    assert "required: run, key=value" not in error and "required: config, key=value" not in error
 
 
 @pytest.mark.parametrize("module", [["pipeline.train"], ["pipeline", "check"]])
@@ -128,18 +111,19 @@ def test_the_process_exits_with_2(module: list[str], tmp_path: Path):
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: {recipe}:3: unknown key model.nmae; did you mean model.name?\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {recipe}:3: ") and "model.nmae" in line and "model.name?" in line
     if module == ["pipeline.train"]:
         assert code_file.read_text() == "2\n"
 
 
-# --- what becomes of an error in training ---------------------------------------------------------------------------------------
+# --- errors in training ---------------------------------------------------------------
 
 
 def run(
     error: BaseException | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int = 0
 ) -> tuple[int, str | None]:
-    """Exit code of a run that ends so, and what stands in the file for launch.sh."""
+    """Return the exit code of a run that ends with this error, and the code in the file for launch.sh."""
 
     def end(*_: object) -> None:
         if error is not None:
@@ -153,7 +137,7 @@ def run(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (None, 0, ""),
         (UserError("data.root: no"), 2, "error: data.root: no\n"),
@@ -163,10 +147,15 @@ def run(
     ],
 )
 def test_exit_codes(
-    error: BaseException | None, code: int, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+    error: BaseException | None,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     assert run(error, monkeypatch, tmp_path) == (code, str(code))
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == message
 
 
 def test_a_bug_keeps_its_traceback_and_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -178,18 +167,18 @@ def test_a_bug_keeps_its_traceback_and_is_exit_code_1(monkeypatch: pytest.Monkey
 def test_other_processes_repeat_no_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert run(UserError("told by rank 0"), monkeypatch, tmp_path, rank=1) == (2, "2")
+    assert run(UserError("reported by rank 0"), monkeypatch, tmp_path, rank=1) == (2, "2")
     assert capsys.readouterr().err == ""
 
 
-def test_a_process_that_alone_ran_out_of_memory_says_so(
+def test_a_process_that_alone_ran_out_of_memory_reports_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert run(OutOfMemory("on this GPU"), monkeypatch, tmp_path, rank=1) == (1, "1")
     assert capsys.readouterr().err == "error: on this GPU\n"
 
 
-def test_only_rank_0_can_say_that_all_went_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_only_rank_0_reports_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert run(None, monkeypatch, tmp_path, rank=1) == (0, None)
 
 
@@ -198,7 +187,7 @@ def test_the_first_failure_is_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert run(TrainingError("stopped by torchrun"), monkeypatch, tmp_path) == (1, "2")
 
 
-def test_out_of_memory_says_what_to_change(
+def test_out_of_memory_names_a_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     def fit(_: object) -> None:
@@ -207,13 +196,11 @@ def test_out_of_memory_says_what_to_change(
     monkeypatch.setattr("pipeline.training.trainer.Trainer.fit", fit)
     keys = ["data.batch_size=64", "data.num_samples=64", "optimizer.lr=0.2"]
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *keys]) == 1
-    told = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert (
-        "the GPU is out of memory at data.batch_size=64 (CUDA out of memory. Tried to allocate 8 GiB); by estimate about 32 images"
-        in told
+        "the GPU is out of memory at data.batch_size=64 (CUDA out of memory. Tried to allocate 8 GiB)"
+        in error
     )
-    assert (
-        "use optimizer.accumulate=2 (the same batch in smaller parts), or data.batch_size=32 with optimizer.lr=0.1"
-        in told
-    )
-    assert "a long story" not in told
+    assert "about 32 images" in error and "optimizer.accumulate=2" in error
+    assert "data.batch_size=32 with optimizer.lr=0.1" in error
+    assert "a long story" not in error

@@ -45,7 +45,7 @@ def leave(folder: Path, **streams: object) -> subprocess.CompletedProcess[bytes]
     return subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, check=False, **streams)  # type: ignore[call-overload]
 
 
-# --- torchrun ends the rest of a run with SIGTERM ----------------------------------------------------------
+# --- torchrun ends the rest of a run with SIGTERM -------------------------------------------------------
 
 WAITING = """
 import sys, time

@@ -74,7 +74,7 @@ def state_of(trainer: Any) -> dict[str, Any]:
     ],
 )
 def test_afterwards_everything_is_as_before(keys: tuple[str, ...], first: int):
-    """Bit for bit: weights, norm statistics, average, optimizer, scaler, sums, generators, and further training."""
+    """Bit for bit: weights, norm statistics, average, optimizer, scaler, sums, generators, later steps."""
     config = tiny_config(*keys)
     trainer, twin = tiny_trainer(config), tiny_trainer(config)
     for each in (trainer, twin):

@@ -27,7 +27,7 @@ def draw(
     return draw_mixing(config(name, **keys), seed, first, steps, size)
 
 
-# --- draws applied ------------------------------------------------------------------------------------------
+# --- draws applied --------------------------------------------------------------------------------------
 
 
 def by_hand(name: str, images: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_a_label_has_the_fraction_of_its_pixels(name: str):
             torch.testing.assert_close(seen, fractions, rtol=0, atol=1e-6)
 
 
-# --- the draws ----------------------------------------------------------------------------------------------
+# --- the draws ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,7 +166,7 @@ def test_steps_that_are_not_mixed(name: str):
     assert torch.equal(mixed, images) and fractions[0] == 1
 
 
-# --- in the step --------------------------------------------------------------------------------------------
+# --- in the step ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("process_state")
