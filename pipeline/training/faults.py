@@ -87,20 +87,20 @@ def explain_fault(
             )
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _NO_MEMORY.search(text)):
             return OutOfMemory(_out_of_memory(cause, text, config, num_processes))
-        if isinstance(cause, OSError) and cause.errno in _REMEDY_OF:
-            needs_file, reason = cause.errno in _NEED_A_FILE, os.strerror(cause.errno)
-            if cause.filename or not needs_file:
-                remedy = (
-                    "give a place that can be used"
-                    if config is None and needs_file
-                    else _REMEDY_OF[cause.errno]
-                )
-                return TrainingError(f"{_file_of(cause)}: {reason}; {remedy}{resume}")
+        if isinstance(cause, OSError) and (message := _explain_os_error(cause, training=config is not None)):
+            return TrainingError(f"{message}{resume}")
     return None
 
 
-def _file_of(error: OSError) -> str:
-    return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | Path) else "a file"
+def _explain_os_error(error: OSError, *, training: bool) -> str | None:
+    """Return the file, the reason and a remedy; None if the error may be a bug."""
+    number = error.errno or 0
+    needs_file = number in _NEED_A_FILE
+    if number not in _REMEDY_OF or (needs_file and not error.filename):
+        return None
+    file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | Path) else "a file"
+    remedy = _REMEDY_OF[number] if training or not needs_file else "give a place that can be used"
+    return f"{file}: {os.strerror(number)}; {remedy}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
