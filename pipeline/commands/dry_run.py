@@ -65,7 +65,7 @@ def describe_plan(config: Config, recipe: str) -> str:
 
 @dataclass(frozen=True)
 class _Machine:
-    """The hardware of the run.
+    """Describes the hardware of the run.
 
     Attributes:
         device: `cuda` or `cpu`.

@@ -52,7 +52,7 @@ class GradientMean:
 
 
 class _Bucket:
-    """Gradients in one buffer.
+    """Holds gradients in one buffer.
 
     Attributes:
         parameters: those that the gradients belong to.

@@ -189,7 +189,7 @@ class Watch:
 
 @dataclass
 class _Peer:
-    """The last heartbeat of a process.
+    """Holds the last heartbeat of a process.
 
     Attributes:
         beat: text of the heartbeat.

@@ -1,4 +1,4 @@
-"""Process exit: record the exit code for launch.sh, print a last message, skip cleanup."""
+"""Ends a process: records the exit code for launch.sh, prints a last message, skips cleanup."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
 
 def rank() -> int:
-    """Return the number that the launcher gave this process; 0 without a launcher."""
+    """Return the rank that the launcher gave this process; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -65,10 +65,12 @@ def failure_of_peer() -> tuple[int, str | None] | None:
     path, count = os.environ.get("QUICKRES_EXIT_CODE_FILE"), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not path or count == 1:
         return None
-    first = rank() - int(os.environ["LOCAL_RANK"])
-    ids = {number: _id_file(path, number) for number in range(first, first + count)}
+    first, alive = rank() - int(os.environ["LOCAL_RANK"]), {}
     # look at the processes before the report: a process writes its report before it is gone
-    alive = {number: _is_alive(file) for number, file in ids.items() if file.exists()}
+    for number in range(first, first + count):
+        with contextlib.suppress(OSError):
+            # the launcher reaps a process, which is a zombie until then, before it ends the others
+            alive[number] = Path("/proc", _id_file(path, number).read_text()).exists()
     try:
         code = int(Path(path).read_text() or EXIT_PREEMPTED)
     except FileNotFoundError:
@@ -86,11 +88,6 @@ def failure_of_peer() -> tuple[int, str | None] | None:
 
 def _id_file(path: str, number: int) -> Path:
     return Path(f"{path}.{number}")
-
-
-def _is_alive(id_file: Path) -> bool:
-    """Return False once the launcher has seen the end of the process; until then it is a zombie."""
-    return Path("/proc", id_file.read_text()).exists()
 
 
 def leave_now(code: int, message: str | None = None) -> NoReturn:

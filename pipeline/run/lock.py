@@ -12,7 +12,7 @@ _PATIENCE_S = 15.0  # a run that was asked to stop may still be saving
 
 
 class RunLock:
-    """Locks a run folder for the process that writes it. The operating system frees it when that ends."""
+    """Locks a run folder for the process that writes it. If the process dies, the system frees the lock."""
 
     def __init__(self) -> None:
         self._lock: FileLock | None = None

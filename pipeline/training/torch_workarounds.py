@@ -20,7 +20,7 @@ def name_operators_briefly() -> None:
 
 
 def keep_headers_in_the_cache() -> None:
-    """Let inductor keep its precompiled C++ headers in its cache: it always uses /tmp.
+    """Keep inductor's precompiled C++ headers in its cache folder; inductor would always use /tmp.
 
     Without these headers each start would compile twice as long.
     """

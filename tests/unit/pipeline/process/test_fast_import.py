@@ -1,4 +1,4 @@
-"""`imports_uncollected` in a process of its own: it acts once, before torch is imported."""
+"""Checks `imports_uncollected` in new processes, because it acts once, before torch is imported."""
 
 import subprocess
 import sys
