@@ -14,6 +14,7 @@ from pipeline.errors import EXIT_FAILURE, PeerError, Preempted
 from pipeline.process.exit import leave_now
 
 _BEAT_S = 1.0
+_LATE_S = 5.0  # after this delay of its own thread, a process does not judge the others
 _DEAD_S = 15.0  # without a heartbeat
 _DEAD_AFTER_BROKEN_CONNECTION_S = 4.0
 _SILENT_S = 20.0  # without an answer from the store
@@ -115,13 +116,11 @@ class Watch:
         number, last = 0, time.monotonic()
         while not self._closed.wait(_BEAT_S):
             now = time.monotonic()
-            if (
-                now - last > 5 * _BEAT_S
-            ):  # this process itself was stopped or starved: it cannot judge the others
+            if now - last > _LATE_S:  # this process itself was stopped or starved: do not judge the others
                 self._forget(now)
             number, last = number + 1, now
             # torch waits for a silent store as long as TCP does
-            limit = threading.Timer(_SILENT_S, self._report_silence)
+            limit = threading.Timer(_SILENT_S, self._report_silence, [now + _SILENT_S])
             limit.daemon = True
             limit.start()
             try:
@@ -134,8 +133,9 @@ class Watch:
             finally:
                 limit.cancel()
 
-    def _report_silence(self) -> None:
-        if not self._closed.is_set():
+    def _report_silence(self, due: float) -> None:
+        # late: this process itself was stopped, and the store may answer at once
+        if not self._closed.is_set() and time.monotonic() < due + _LATE_S:
             self._leave(
                 f"no answer for {_SILENT_S:.0f} s from its launcher, or from the host of the first process"
             )
