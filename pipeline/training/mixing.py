@@ -6,7 +6,7 @@ of neighbours are groups drawn at random from the global batch. A group lies wit
 number of processes, so no image needs to be sent.
 
 As in the papers' own code, there is one draw per step for the whole batch. It is a pure function of (seed,
-step), from Philox as in `data/sampling/draws.py`. The draw is a tensor on the device and the shapes do not
+step), from Philox as in `data/sampling/philox.py`. The draw is a tensor on the device and the shapes do not
 depend on it, so a step that mixes can be captured.
 """
 
