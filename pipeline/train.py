@@ -1,4 +1,4 @@
-"""Trains one run: `accelerate launch -m pipeline.train CONFIG [key=value…]`."""
+"""Trains one run. For several processes: `accelerate launch -m pipeline.train CONFIG [key=value…]`."""
 
 import argparse
 import contextlib
