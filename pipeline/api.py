@@ -137,7 +137,7 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
     with side_stream(device), Watch(processes, config.runtime.hang_timeout_s) as watch:
         trainer = Trainer.build(config, None, processes, model=model, loaders=loaders, console=console)
         trainer.watch = watch
-        for warning in trainer.plan.warnings:
+        for warning in (*config.warnings, *trainer.plan.warnings):
             console.say(f"warning: {warning}")
         try:
             return trainer.fit()

@@ -189,7 +189,7 @@ def _draw_sheet(trained: "Trained", run: RunFolder, predictions: "Predictions") 
 def _write_tensorboard(
     trained: "Trained", run: RunFolder, result: RunResult, predictions: "Predictions | None"
 ) -> None:
-    from pipeline.report.run_record import flatten
+    from pipeline.config import flatten
     from pipeline.report.tensorboard import write_end_of_run
 
     hparams = flatten(trained.config.model_dump(mode="json"))

@@ -237,7 +237,7 @@ def _announce(trainer: "Trainer") -> None:
     )
     if config.precision.mode == "fp16" and not on_gpu:
         say(f"warning: {SLOW_ON_CPU}")
-    for warning in plan.warnings:
+    for warning in (*config.warnings, *plan.warnings):
         say(f"warning: {warning}")
     if run.resume_from is not None:
         say(f"continuing {run.path} from step {trainer.state.step}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.config import DataConfig
+from pipeline.config import FolderData
 from pipeline.data.datasets.load import load_splits
 
 SIZE = 8
@@ -37,8 +37,8 @@ def make_class_folders(root: Path) -> Path:
 
 def load(root: Path, is_main: bool = True, **changes: object) -> Any:
     """Load the splits; `Any`, because cached parts have `images` and streamed parts have none."""
-    values = {"dataset": "folder", "root": str(root), "image_size": SIZE, **changes}
-    return load_splits(DataConfig.model_validate(values), 0, is_main=is_main)
+    values = {"root": str(root), "image_size": SIZE, **changes}
+    return load_splits(FolderData.model_validate(values), 0, is_main=is_main)
 
 
 def set_age(entry: Path, days: float) -> None:

@@ -7,7 +7,7 @@ import torch
 from benchmarks.kernels.case import Case
 from kernels.augment.op import augment
 from kernels.augment.reference import Augmentation, augment_reference
-from pipeline.config import AugmentConfig
+from pipeline.config import PlainAugment
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 
 _SIZE, _PADDING, _CUTOUT = 32, 4, 16
@@ -22,7 +22,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         device
     )
     epoch = draw_padded_crops(
-        0, 0, num_images, (_SIZE, _SIZE), AugmentConfig(crop_padding=_PADDING, cutout=_CUTOUT)
+        0, 0, num_images, (_SIZE, _SIZE), PlainAugment(crop_padding=_PADDING, cutout=_CUTOUT)
     )
     draws, order = torch.from_numpy(epoch.table()).to(device), torch.from_numpy(epoch.order).to(device)
     augmentation = Augmentation(_MEAN, _STD, _PADDING, _CUTOUT, torch.float16)

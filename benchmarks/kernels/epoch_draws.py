@@ -5,7 +5,7 @@ import torch
 from benchmarks.kernels.case import Case
 from kernels.epoch_draws.op import epoch_draws
 from kernels.epoch_draws.reference import DrawRanges
-from pipeline.config import AugmentConfig
+from pipeline.config import PlainAugment
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 
 _SIZE, _PADDING, _CUTOUT = 32, 4, 16
@@ -16,7 +16,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     """Return the cases of this op; one small case if `quick`."""
     num_samples = 64 if quick else 50_000
     ranges = DrawRanges((_SIZE, _SIZE), _PADDING, flip=True, cutout=_CUTOUT, inside=False)
-    augment = AugmentConfig(crop_padding=_PADDING, cutout=_CUTOUT)
+    augment = PlainAugment(crop_padding=_PADDING, cutout=_CUTOUT)
 
     def kernel(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         return epoch_draws(0, epoch, num_samples, ranges, device)

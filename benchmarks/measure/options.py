@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pipeline.config import without_other_kinds
 from pipeline.errors import UserError
 
 # overrides of --quick: seconds on two CPU cores
@@ -52,12 +53,16 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def merge(*groups: Sequence[str]) -> list[str]:
-    """Return the overrides of all groups, of the same key the last one.
+    """Return the overrides of all groups: of the same key the last one, no key of another kind than the last.
 
     >>> merge(["seed=1", "duration=1ep"], ["seed=2"])
     ['seed=2', 'duration=1ep']
     """
-    return list({item.partition("=")[0]: item for group in groups for item in group}.values())
+    merged: dict[str, str] = {}
+    for group in groups:
+        fitting = without_other_kinds([*merged.values()], group)
+        merged = {item.partition("=")[0]: item for item in [*fitting, *group]}
+    return list(merged.values())
 
 
 def listed(kind: Callable[[str], Any] = str, choices: Collection[str] = ()) -> Callable[[str], list[Any]]:

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.measure.describe import describe_config, describe_machine
-from benchmarks.measure.options import merge, num_steps, num_windows, read_arguments
+from benchmarks.measure.options import QUICK, merge, num_steps, num_windows, read_arguments
 from benchmarks.measure.timing import Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
 from benchmarks.publish import tables
 from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, append
-from pipeline.config import Config, load_config
+from pipeline.config import Config, FolderData, load_config
 from pipeline.data import FileSet, Splits, load_splits
 from pipeline.distributed.processes import Processes, connect
 from pipeline.errors import UserError
@@ -116,13 +116,14 @@ class Session:
             self.say(f"warning: {error}")
             replacement = f"random images of {size}x{size} pixels"
             self.say(f"warning: timing {replacement} instead, through the same loader{memory}")
-            synthetic = ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0"]
+            few = [item for item in QUICK if self.quick and item.startswith("data.num_samples=")]
+            synthetic = ["data.dataset=synthetic", f"data.image_size={size}", "data.holdout=0", *few]
             self.overrides = merge(self.overrides, synthetic)
 
     def keep_one_image_size(self) -> None:
         """Report and time only the last image size of a recipe whose images grow during training."""
         config = self.config()
-        if config.augment.progressive:
+        if config.augment.progressive and isinstance(config.data, FolderData):
             sizes = [size for _, size in config.augment.progressive]
             in_turn = ", ".join(map(str, sizes))
             self.say(

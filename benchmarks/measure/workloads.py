@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure.timing import Workload
 from benchmarks.peers.image_folder import ImageFolderLoader
 from benchmarks.publish.records import Spread
-from pipeline.config import Config
+from pipeline.config import Config, ScaledPrecision
 from pipeline.data import FileSet, Loader, Splits, build_loaders
 from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import Processes
@@ -120,7 +120,11 @@ class Rig:
                 "batches"
             )
         loss, *_, skipped_in_a_row = self.state.totals.values.tolist()
-        if not math.isfinite(loss) or skipped_in_a_row >= self.config.precision.max_consecutive_skips:
+        precision = self.config.precision
+        overflows = (
+            isinstance(precision, ScaledPrecision) and skipped_in_a_row >= precision.max_consecutive_skips
+        )
+        if not math.isfinite(loss) or overflows:
             raise TrainingError(
                 "the timed step computes NaN or overflows at every step, so its speed is not that of "
                 "training; lower optimizer.lr, or use precision.mode=bf16"

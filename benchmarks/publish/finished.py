@@ -78,7 +78,7 @@ def read_finished(path: Path) -> Finished:
     return Finished(
         path=run.path,
         recipe=_recipe_of(run.path, environment["command"]),
-        config=load_config(run.config),
+        config=load_config(run.config, of_run=True),
         inputs=read_json(run.inputs),
         environment=environment,
         result=RunResult.read(run.result),

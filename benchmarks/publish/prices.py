@@ -11,10 +11,8 @@ from typing import Any
 
 from benchmarks.measure.cells import accuracy
 from benchmarks.publish.records import FOLDER, Record
-from pipeline.config import Config, load_config
-from pipeline.config.rules import keys_without_effect
+from pipeline.config import all_values, default_values, flatten, keys_without_effect, load_config
 from pipeline.errors import UserError
-from pipeline.report.run_record import flatten
 
 RECIPES = FOLDER.parent / "configs"
 # The place of the images, the place and form of the output, and further evaluations: a run may differ here
@@ -53,8 +51,7 @@ def differences(recipe: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any,
             ignored.
     """
     current = load_config(recipe)
-    in_recipe, defaults = (flatten(values.model_dump(mode="json")) for values in (current, Config()))
-    in_run = defaults | flatten(config)
+    in_recipe, in_run = all_values(current), default_values() | flatten(config)
     idle = keys_without_effect(current)
     if in_run["data.dataset"] == "folder":
         idle -= _FOLDER_KEYS

@@ -26,7 +26,6 @@ _PLAIN_CONFIG = (
     "optimizer.lr=0.1",
     "optimizer.nesterov=false",
     "optimizer.weight_decay=5e-4",
-    "optimizer.sgd_lr_ratio=1.0",
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from pipeline.config import DataConfig
+from pipeline.config import DigitsData, FolderData
 from pipeline.data import ImageSet, Splits, load_splits
 from pipeline.data.files.decode import try_all
 from pipeline.errors import UserError
@@ -124,9 +124,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _load_source(folder: str | None, num_threads: int) -> Splits:
     if folder is None:
-        return load_splits(DataConfig(dataset="digits"), seed=0)
-    data = {"dataset": "folder", "root": folder, "num_threads": num_threads}
-    return load_splits(DataConfig.model_validate(data), seed=0)
+        return load_splits(DigitsData(), seed=0)
+    return load_splits(FolderData(root=folder, num_threads=num_threads), seed=0)
 
 
 def main(argv: Sequence[str]) -> int:

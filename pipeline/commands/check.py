@@ -1,6 +1,7 @@
 """Validates a recipe and its overrides."""
 
 import argparse
+import sys
 
 from pipeline.commands.arguments import add_training, count
 from pipeline.config import check_batches, load_config
@@ -21,5 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     check_batches(config, arguments.processes)
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(config.runtime.device if arguments.print_device else f"{arguments.config}: valid")
     return 0

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from pipeline.commands.arguments import add_overrides, count
-from pipeline.config import load_config
+from pipeline.config import FolderData, load_config
 from pipeline.errors import UserError
 
 
@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(
         overrides=["data.dataset=folder", f"data.num_threads={arguments.threads}", *arguments.overrides]
     )
+    assert isinstance(config.data, FolderData)
     # YAML must not read the root: a path may look like a number
     checked = check_folder(config.data.model_copy(update={"root": arguments.root}))
     for line in describe(checked):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Config, check_batches
+from pipeline.config import Config, ScaledPrecision, check_batches
 from pipeline.data.datasets.counts import Counts, count_images
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
@@ -44,7 +44,9 @@ def describe_plan(config: Config, recipe: str) -> str:
     resumed, _ = find_resumable(config)
     if resumed is None:  # the file of model.weights may not fit
         build_initial_model(config, counts.num_classes, torch.device("cpu"))
+    warnings = "\n".join(f"warning: {warning}" for warning in config.warnings)
     rows = {
+        **({"config": warnings} if warnings else {}),
         "data": _data(config, counts),
         "steps": _steps(config, plan),
         "learning rate": _rates(plan),
@@ -170,7 +172,7 @@ def _loader(config: Config, machine: _Machine) -> str:
 
 def _precision(config: Config, machine: _Machine) -> str:
     precision = config.precision
-    if precision.mode != "fp16":
+    if not isinstance(precision, ScaledPrecision):
         return precision.mode
     text = (
         f"fp16, loss scale from {precision.init_scale:g}; ends after {precision.max_consecutive_skips} "

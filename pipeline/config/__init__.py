@@ -1,10 +1,27 @@
 """Reads recipes: YAML and command-line overrides in, one frozen `Config` out. Imports no torch."""
 
+from pipeline.config.augment import MIX_SOURCES, AugmentConfig, MixAugment, PlainAugment
 from pipeline.config.batches import check_batches, share
-from pipeline.config.data import MIX_SOURCES, AugmentConfig, DataConfig
+from pipeline.config.data import CifarData, DataConfig, DigitsData, FolderData, SyntheticData
 from pipeline.config.durations import to_bytes, to_steps
-from pipeline.config.load import computed_values, config_hash, dump_config, load_config, reference_table
-from pipeline.config.messages import leaf_fields
+from pipeline.config.keys import leaf_fields
+from pipeline.config.kinds import without_other_kinds
+from pipeline.config.load import (
+    all_values,
+    computed_values,
+    config_hash,
+    default_values,
+    dump_config,
+    flatten,
+    hash_of_run,
+    load_config,
+)
+from pipeline.config.model import ModelConfig
+from pipeline.config.optimizer import AdamwConfig, MuonConfig, OptimizerConfig, SgdConfig
+from pipeline.config.precision import PrecisionConfig, ScaledPrecision, UnscaledPrecision
+from pipeline.config.reference import reference_table
+from pipeline.config.rules import changed_keys, exists, keys_without_effect
+from pipeline.config.schedule import ScheduleConfig, SmoothSchedule, StepSchedule
 from pipeline.config.schema import (
     CompileConfig,
     Config,
@@ -12,36 +29,53 @@ from pipeline.config.schema import (
     EvaluationConfig,
     LogConfig,
     LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PrecisionConfig,
     RuntimeConfig,
-    ScheduleConfig,
 )
 
 __all__ = [
     "MIX_SOURCES",
+    "AdamwConfig",
     "AugmentConfig",
+    "CifarData",
     "CompileConfig",
     "Config",
     "DataConfig",
+    "DigitsData",
     "EmaConfig",
     "EvaluationConfig",
+    "FolderData",
     "LogConfig",
     "LossConfig",
+    "MixAugment",
     "ModelConfig",
+    "MuonConfig",
     "OptimizerConfig",
+    "PlainAugment",
     "PrecisionConfig",
     "RuntimeConfig",
+    "ScaledPrecision",
     "ScheduleConfig",
+    "SgdConfig",
+    "SmoothSchedule",
+    "StepSchedule",
+    "SyntheticData",
+    "UnscaledPrecision",
+    "all_values",
+    "changed_keys",
     "check_batches",
     "computed_values",
     "config_hash",
+    "default_values",
     "dump_config",
+    "exists",
+    "flatten",
+    "hash_of_run",
+    "keys_without_effect",
     "leaf_fields",
     "load_config",
     "reference_table",
     "share",
     "to_bytes",
     "to_steps",
+    "without_other_kinds",
 ]

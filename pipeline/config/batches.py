@@ -1,17 +1,21 @@
 """Checks that a global batch divides by processes, micro-batches and mixed images."""
 
-from pipeline.config.data import MIX_SOURCES
-from pipeline.config.schema import (
-    Config,
-)
+from pipeline.config.augment import MIX_SOURCES
+from pipeline.config.schema import Config
 from pipeline.errors import UserError
 
 
 def share(batch_size: int, num_parts: int, key: str, parts: str = "processes") -> int:
-    """Images of a global batch that fall to one part of it, a process by default.
+    """Return the images of a global batch that fall to one of its parts.
+
+    Args:
+        batch_size: images of the global batch.
+        num_parts: number of equal parts.
+        key: of the batch size, for the message.
+        parts: the name of the parts in the message.
 
     Raises:
-        UserError: the parts do not divide the batch; names KEY, what the PARTS are, and the nearest sizes that they do divide.
+        UserError: the parts do not divide the batch; names the key, the parts and the nearest sizes that fit.
     """
     if batch_size % num_parts:
         below = batch_size // num_parts * num_parts
@@ -21,27 +25,16 @@ def share(batch_size: int, num_parts: int, key: str, parts: str = "processes") -
 
 
 def check_batches(config: Config, num_processes: int) -> None:
-    """Whether the batches divide by all that they are divided by.
+    """Check that the batches divide by processes, micro-batches and mixed images.
 
     Raises:
         UserError: one does not; names the key and the nearest sizes.
     """
-    for key, size in (
-        ("data.batch_size", config.data.batch_size),
-        ("data.eval_batch_size", config.data.eval_batch_size),
-    ):
-        share(size, num_processes, key)
-    micro_batches = num_processes * config.optimizer.accumulate
-    share(
-        config.data.batch_size,
-        micro_batches,
-        "data.batch_size",
-        "micro-batches (processes times optimizer.accumulate)",
-    )
-    group, method = MIX_SOURCES[config.augment.mix], config.augment.mix
-    share(
-        config.data.batch_size,
-        num_processes * group,
-        "data.batch_size",
-        f"(processes times the {group} images of each {method} image)",
-    )
+    data, mix = config.data, config.augment.mix
+    group, key = MIX_SOURCES[mix], "data.batch_size"
+    share(data.batch_size, num_processes, key)
+    share(data.eval_batch_size, num_processes, "data.eval_batch_size")
+    micro_batches = "micro-batches (processes times optimizer.accumulate)"
+    share(data.batch_size, num_processes * config.optimizer.accumulate, key, micro_batches)
+    mixed = f"(processes times the {group} images of each {mix} image)"
+    share(data.batch_size, num_processes * group, key, mixed)

@@ -1,4 +1,4 @@
-"""Durations (`20ep`, `500st`, `10%`) and sizes (`8GiB`): text in a recipe, numbers everywhere else."""
+"""Checks durations (`20ep`, `500st`, `10%`) and sizes (`8GiB`), and turns them into numbers."""
 
 import re
 from typing import Annotated
@@ -11,16 +11,15 @@ _SIZE_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def _as_text(value: object) -> object:
-    """A bare number goes the way of other text without a unit, whose message says what units there are."""
+    """Return a bare number as text: it lacks a unit, and the message about that names the units."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _check_duration(text: str) -> str:
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(
-            f"{text!r} is not a duration: write epochs as 20ep, optimizer steps as 500st, a share of the run as 10%"
-        )
+        forms = "write epochs as 20ep, optimizer steps as 500st, a share of the run as 10%"
+        raise ValueError(f"{text!r} is not a duration: {forms}")
     amount, unit = match.groups()
     if len(amount) > 15:
         raise ValueError(f"{text!r} is longer than any run: write epochs as 20ep, optimizer steps as 500st")
@@ -41,7 +40,7 @@ def _check_run_length(text: str) -> str:
 
 def _check_interval(text: str) -> str:
     if float(text.removesuffix("%").removesuffix("ep").removesuffix("st")) == 0:
-        raise ValueError(f"{text!r} never comes round: write at least 1st")
+        raise ValueError(f"{text!r} has no length: write at least 1st")
     return text
 
 
@@ -58,7 +57,7 @@ Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
 
 
 def to_steps(duration: str, steps_per_epoch: int, total_steps: int | None = None) -> int:
-    """Optimizer steps that a duration lasts, rounded to the nearest whole step.
+    """Return the optimizer steps that a duration lasts, rounded to the nearest whole step.
 
     Args:
         duration: text that the `Duration` type has accepted.
@@ -83,7 +82,7 @@ def to_steps(duration: str, steps_per_epoch: int, total_steps: int | None = None
 
 
 def to_bytes(size: str) -> int:
-    """Bytes in a size.
+    """Return the bytes in a size.
 
     >>> to_bytes("1.5KiB")
     1536

@@ -1,28 +1,38 @@
-"""Recipes: YAML and command-line overrides in, one frozen `Config` out. Imports no torch."""
+"""Turns YAML and command-line overrides into one frozen `Config`, and back. Imports no torch."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from pipeline.config.durations import to_steps
-from pipeline.config.messages import explain, leaf_fields
-from pipeline.config.schema import (
-    Config,
-)
+from pipeline.config.keys import all_keys, listed
+from pipeline.config.kinds import pass_over_other_kinds
+from pipeline.config.messages import explain
+from pipeline.config.rules import find_no_effect
+from pipeline.config.schema import Config
 from pipeline.config.yaml_reader import Source, apply_overrides, dump, read_recipe
 from pipeline.errors import UserError
 
-# Keys that say where and how a run is written, not what it computes: two runs that differ only here are the same run.
-_NOT_COMPUTED: Any = {"resume": True, "log": True, "runtime": {"hang_timeout_s": True}}
+# Keys of the place and the form in which a run is written: two runs that differ only here compute the same.
+_NOT_COMPUTED = ("resume", "log.", "runtime.hang_timeout_s")
 
 
-def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    recipe: str | Path | None = None, overrides: Sequence[str] = (), *, of_run: bool = False
+) -> Config:
     """Build the config of a run: defaults, then the recipe, then `a.b=value` overrides.
+
+    Keys of the recipe that have no effect become `Config.warnings`. So do its keys of another kind, if an
+    override changes the kind (`optimizer.momentum` under `optimizer.name=adamw`).
+
+    Args:
+        recipe: YAML file; None: defaults alone.
+        overrides: keys over those of the recipe.
+        of_run: the recipe is the `config.yaml` of a run. Older versions wrote the keys of all kinds there:
+            those of other kinds are passed over.
 
     Raises:
         UserError: naming key, file and line, and the remedy.
@@ -32,54 +42,96 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
     """
     source = read_recipe(recipe) if recipe is not None else Source()
     source = apply_overrides(source, list(overrides))
+    passed_over = pass_over_other_kinds(source, of_run)
     try:
-        return Config.model_validate(source.values)
+        config = Config.model_validate(source.values)
     except ValidationError as error:
         raise UserError(explain(error, source)) from None
-
-
-def _constraints(field: FieldInfo) -> str:
-    """Type and range of a field, as the table shows it."""
-    text = str(field.annotation)
-    if text.startswith("typing.Literal"):
-        return " \\| ".join(f"`{choice}`" for choice in get_args(field.annotation))
-    kinds = {"RunLength": "duration", "Interval": "duration", "Duration": "duration", "Size": "size"}
-    names = {int: "int", float: "float", bool: "bool", str: "str"}
-    validators = [m for m in field.metadata if hasattr(m, "func")]
-    if field.annotation is str and validators and validators[-1].func.__module__ == to_steps.__module__:
-        kind = kinds["Size" if "size" in validators[-1].func.__name__ else "Duration"]
-    elif field.annotation in names:
-        kind = names[field.annotation]
-    elif "tuple" in text:
-        kind = "list of durations" if "AfterValidator" in text else "list of float"
-    else:
-        kind = text.replace("None", "null").replace(" | ", " or ")
-    signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-    limits = [
-        f"{sign} {getattr(m, name):g}" for m in field.metadata for name, sign in signs if hasattr(m, name)
-    ]
-    return ", ".join([kind, *limits])
-
-
-def reference_table() -> str:
-    """The config reference as a Markdown table, made from the schema."""
-    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for key, field in leaf_fields():
-        default = json.dumps(field.get_default())
-        rows.append(f"| `{key}` | {_constraints(field)} | `{default}` | {field.description} |")
-    return "\n".join(rows)
+    if not of_run:
+        config._warnings = (*passed_over, *_describe_no_effect(config, source))
+    return config
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML, every key written out; `load_config` reads it back to an equal object."""
-    return dump(config.model_dump(mode="json"))
+    """Return the resolved config as YAML with every key of its kinds; `load_config` reads it back."""
+    values = flatten(config.model_dump(mode="json"))
+    return dump(_nest({key: values[key] for key in all_keys() if key in values}))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key.
+
+    >>> flatten({"seed": 1, "data": {"root": "x"}})
+    {'seed': 1, 'data.root': 'x'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def all_values(config: Config) -> dict[str, Any]:
+    """Return the JSON value of every dotted key; a key of another kind than the config's has its default."""
+    values = flatten(config.model_dump(mode="json"))
+    return {key: values.get(key, default) for key, default in default_values().items()}
+
+
+def default_values() -> dict[str, Any]:
+    """Return the JSON default of every dotted key, those of all kinds."""
+    return {name: json.loads(json.dumps(key.field.default)) for name, key in all_keys().items()}
 
 
 def computed_values(config: Config) -> dict[str, Any]:
-    """What the run computes, as JSON: all keys but where it is written, `resume`, and when a run that hangs is given up."""
-    return config.model_dump(mode="json", exclude=_NOT_COMPUTED)
+    """Return `all_values` without those that do not change what the run computes.
+
+    These are `resume`, the keys of `log`, and the time after which a run that hangs is given up.
+    """
+    return _computed(all_values(config))
 
 
 def config_hash(config: Config) -> str:
-    """First 12 hex digits of the SHA-256 of what the run computes."""
-    return hashlib.sha256(json.dumps(computed_values(config), sort_keys=True).encode()).hexdigest()[:12]
+    """Return the first 12 hex digits of the SHA-256 of what the run computes.
+
+    Keys of other kinds count with their defaults: so did older versions, where every kind had all keys.
+    """
+    return _hash(all_values(config))
+
+
+def hash_of_run(recipe: Path) -> str:
+    """Return the hash that the checkpoints of a run hold, from its `config.yaml` as it is written.
+
+    It is `config_hash`, except for a run of an older version that gave keys of another kind, which counted
+    (`data.num_classes: 4` beside `data.dataset: digits`).
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _hash(default_values() | flatten(read_recipe(recipe).values))
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    text = json.dumps(_nest(_computed(values)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _computed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not key.startswith(_NOT_COMPUTED)}
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `flatten`, for sections that hold no sections."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return nested
+
+
+def _describe_no_effect(config: Config, source: Source) -> list[str]:
+    warnings = []
+    for keys, reason in find_no_effect(config):
+        verb, them = ("has", "the key") if len(keys) == 1 else ("have", "the keys")
+        warnings.append(
+            f"{source.where(keys[0])}: {listed(keys)} {verb} no effect {reason}, or remove {them}"
+        )
+    return warnings

@@ -1,38 +1,25 @@
-"""The names of the networks, and which keys of the model section mean something for which. Imports no torch."""
+"""Names the networks, and defines the section `model`. Imports no torch."""
 
 import difflib
-import json
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
-if TYPE_CHECKING:
-    from pipeline.config.schema import ModelConfig
+from pipeline.config.base import Section
 
 BOTTLENECK_NETWORKS = ("resnet50", "resnet101", "resnet152")
 IMAGENET_NETWORKS = ("resnet18", "resnet34", *BOTTLENECK_NETWORKS)
 PLAIN_NETWORKS = ("plain20", "plain32", "plain44", "plain56")
-CIFAR_NETWORKS = (
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet110",
-    *PLAIN_NETWORKS,
-    "wrn16",
-    "wrn22",
-    "wrn28",
-    "wrn40",
-)
+_SMALL_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+_WIDE_NETWORKS = ("wrn16", "wrn22", "wrn28", "wrn40")
+CIFAR_NETWORKS = (*_SMALL_RESNETS, *PLAIN_NETWORKS, *_WIDE_NETWORKS)
 NETWORKS = (*IMAGENET_NETWORKS, *CIFAR_NETWORKS, "davidnet")
 LIBRARIES = ("torchvision", "timm")
 
-_BLOCK_KEYS = ("stem", "shortcut", "width", "groups", "squeeze_excitation", "preactivation")
-
 
 def library_of(name: str) -> str | None:
-    """`torchvision` or `timm` where the network is theirs, None where it is one of ours."""
+    """Return `torchvision` or `timm` if the network is that library's, None if it is one of ours."""
     library, slash, _ = name.partition("/")
     return library if slash and library in LIBRARIES else None
 
@@ -42,63 +29,87 @@ def _check_name(name: str) -> str:
         return name
     near = difflib.get_close_matches(name, NETWORKS, n=1)
     hint = f"; did you mean {near[0]}" if near else ""
-    raise ValueError(
-        f"no network is called {name!r}{hint}; there are {', '.join(NETWORKS)}, torchvision/NAME and timm/NAME"
-    )
+    there = f"{', '.join(NETWORKS)}, torchvision/NAME and timm/NAME"
+    raise ValueError(f"no network is called {name!r}{hint}; there are {there}")
 
 
 NetworkName = Annotated[str, AfterValidator(_check_name)]
 
 
 def default_stem(name: str, image_size: int) -> Literal["cifar", "imagenet"]:
-    """What `model.stem: auto` means: see the key."""
+    """Return the stem that `model.stem: auto` stands for: see the key."""
     return "imagenet" if name in IMAGENET_NETWORKS and image_size > 64 else "cifar"
 
 
-def check_model(model: "ModelConfig", image_size: int) -> None:
-    """Refuse keys that the network, on images of this height and width, has no use for.
+class ModelConfig(Section):
+    name: NetworkName = Field(
+        default="resnet18",
+        description="Architecture: resnet18, 34, 50, 101, 152; for small images resnet20, 32, 44, 56, 110, "
+        "plain20, 32, 44, 56 (without shortcuts), wrn16, 22, 28, 40 (wide) and davidnet (ResNet-9); "
+        "torchvision/NAME or timm/NAME for a network of these libraries",
+    )
+    stem: Literal["auto", "cifar", "imagenet"] = Field(
+        default="auto",
+        description="First layers: `cifar` 3x3 convolution, `imagenet` 7x7 with stride 2 and max-pool; "
+        "`auto`: `imagenet` for resnet18 to resnet152 on images of more than 64 pixels",
+    )
+    shortcut: Literal["A", "B"] = Field(
+        default="B",
+        description="Shortcut where the shape changes: A zero-padded identity, B 1x1 projection (He et al. "
+        "2015)",
+    )
+    width: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Factor for the channels of the stages; in resnet50 to resnet152 for those of the 3x3 "
+        "convolutions alone",
+    )
+    groups: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Groups of a bottleneck's 3x3 convolution; resnet50 with 32 and width 2 is ResNeXt-50 "
+        "32x4d",
+    )
+    squeeze_excitation: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Reduction of a squeeze-and-excitation gate in each block (16 in the paper); 0: no gate",
+    )
+    preactivation: bool | None = Field(
+        default=None,
+        description="Batch norm and ReLU before each convolution, not after; null: in wrn16 to wrn40 only",
+    )
+    zero_init_residual: bool = Field(
+        default=True,
+        description="Start the last batch-norm scale of each block at 0 (with pre-activation its last "
+        "convolution), so that blocks start as identities; not in plain networks, davidnet and those of "
+        "other libraries",
+    )
+    fused_norm: bool = Field(
+        default=False,
+        description="Batch norm, residual and ReLU in training by our own Triton kernels, on a GPU; needs "
+        "`runtime.channels_last`",
+    )
+    fused_stem: bool = Field(
+        default=False,
+        description="The first convolution, 3x3, in training by our own Triton kernels, on a GPU, and with "
+        "`fused_norm` its norm and ReLU in the same; needs `runtime.channels_last`",
+    )
+    sync_batchnorm: bool = Field(
+        default=False,
+        description="Batch norm in training by the statistics of all processes' batches together; else each "
+        "process has its own, and the running ones are averaged before evaluating and saving",
+    )
+    weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File of weights to start from, .safetensors or .pth, in our names or torchvision's; the "
+        "head is kept only if the number of classes is the same; null: random weights",
+    )
 
-    Raises:
-        ValueError: names the key and the remedy.
-    """
-    name, defaults = model.name, type(model).model_fields
-
-    def given(*keys: str) -> list[str]:
-        return [key for key in keys if getattr(model, key) != defaults[key].default]
-
-    def refuse(keys: list[str], why: str, instead: str = "") -> None:
-        """All of the keys at once: over a recipe of another network they are rarely alone."""
-        if keys:
-            idle = " ".join(
-                f"model.{key}={json.dumps(defaults[key].default)}".replace('"', "") for key in keys
-            )
-            raise ValueError(f"model.{keys[0]}: {why}; remove it ({idle} over a recipe){instead}")
-
-    if library_of(name):
-        keys = given(*_BLOCK_KEYS, "zero_init_residual", "fused_norm", "fused_stem", "sync_batchnorm")
-        refuse(keys, f"{name} is built by {library_of(name)}, which does not know the key")
-    if name == "davidnet":
-        refuse(given(*_BLOCK_KEYS, "zero_init_residual"), "davidnet has one form only")
-    if name in PLAIN_NETWORKS:
-        keys = given("shortcut", "preactivation", "zero_init_residual")
-        refuse(keys, f"{name} has no shortcuts", f", or use model.name={name.replace('plain', 'resnet')}")
-    if model.sync_batchnorm and model.fused_norm:
-        raise ValueError(
-            "model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics; set model.fused_norm=false"
-        )
-    if (
-        model.fused_stem
-        and (default_stem(name, image_size) if model.stem == "auto" else model.stem) == "imagenet"
-    ):
-        raise ValueError(
-            f"model.fused_stem: {name} starts with a 7x7 convolution here; remove the key, or use model.stem=cifar"
-        )
-    if model.groups > 1:
-        if name not in BOTTLENECK_NETWORKS:
-            raise ValueError(
-                f"model.groups: {name} has no bottlenecks to group; use model.name={', '.join(BOTTLENECK_NETWORKS)}"
-            )
-        if 64 * model.width % model.groups:
-            raise ValueError(
-                f"model.groups: does not divide the {64 * model.width} channels of the first bottleneck; use a power of 2"
-            )
+    def stem_for(self, image_size: int) -> Literal["cifar", "imagenet"]:
+        """Return the stem that the network has on images of this height and width."""
+        return default_stem(self.name, image_size) if self.stem == "auto" else self.stem

@@ -1,131 +1,134 @@
-"""Keys that change nothing where another key has a certain value: refused, so that every key that is given has an effect. No torch."""
+"""Finds keys that change nothing while another key has a certain value: a run warns of them. No torch."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
+from pipeline.config.data import FolderData
 from pipeline.config.durations import to_steps
+from pipeline.config.keys import all_keys, sections_of_kinds
+from pipeline.config.model import BOTTLENECK_NETWORKS, NETWORKS, PLAIN_NETWORKS, library_of
+from pipeline.config.schema import Config
 
-if TYPE_CHECKING:
-    from pipeline.config.schema import Config
+
+class NoEffect(NamedTuple):
+    """Keys of one config that have no effect.
+
+    Attributes:
+        keys: dotted.
+        reason: when they have none, and the remedy.
+    """
+
+    keys: list[str]
+    reason: str
 
 
 class _Rule(NamedTuple):
-    """Keys; whether they have an effect; why not, in words that may name the config `c`."""
+    """Keys, the condition for their effect, and the words for its absence, with a remedy."""
 
     keys: tuple[str, ...]
-    matter: Callable[["Config"], bool]
-    why: str
+    have_effect: Callable[[Config], bool]
+    reason: Callable[[Config], str]
 
 
-# Of folders whose images are streamed: how they are shown, and what is drawn besides.
+# Keys of folders whose images are streamed: how evaluation shows them, and how training draws them.
 SHOWN_FROM_FILES = (
     *("data.eval_image_size", "data.eval_crop", "data.decoder", "data.hw_decoder_load"),
     *("augment.crop_scale", "augment.crop_ratio"),
 )
 DRAWN_FROM_FILES = ("augment.progressive", "augment.color_jitter", "augment.randaugment")
 
+_BLOCK_KEYS = (
+    *("model.stem", "model.shortcut", "model.width", "model.groups", "model.squeeze_excitation"),
+    *("model.preactivation", "model.zero_init_residual"),
+)
+_KERNEL_KEYS = ("model.fused_norm", "model.fused_stem", "model.sync_batchnorm")
+
 _RULES = (
     _Rule(
-        ("data.image_size",),
-        lambda c: not c.data.dataset.startswith("cifar"),
-        "the images of {c.data.dataset} are 32 pixels high and wide; set data.dataset=folder for others",
-    ),
-    _Rule(("augment.cutout_mode",), lambda c: c.augment.cutout > 0, "there is no box; set augment.cutout"),
-    _Rule(
-        ("augment.mix_alpha", "augment.mix_probability"),
-        lambda c: c.augment.mix != "none",
-        "nothing is mixed; set augment.mix",
+        ("augment.cutout_mode",),
+        lambda c: c.augment.cutout > 0,
+        lambda _: "while augment.cutout is 0; set augment.cutout",
     ),
     _Rule(
         ("augment.randaugment_magnitude",),
         lambda c: c.augment.randaugment > 0,
-        "RandAugment has no operations; set augment.randaugment",
+        lambda _: "while augment.randaugment is 0; set augment.randaugment",
     ),
     _Rule(
         ("schedule.start_fraction",),
         lambda c: to_steps(c.schedule.warmup, steps_per_epoch=1, total_steps=1) > 0,
-        "there is no warm-up; set schedule.warmup",
-    ),
-    _Rule(
-        ("schedule.milestones", "schedule.gamma"),
-        lambda c: c.schedule.name == "step",
-        "only `schedule.name: step` has it, not {c.schedule.name}; set schedule.name=step",
-    ),
-    _Rule(
-        ("schedule.final_fraction",),
-        lambda c: c.schedule.name != "step",
-        "`schedule.name: step` ends where its milestones lead; set schedule.gamma and schedule.milestones",
-    ),
-    _Rule(
-        ("optimizer.betas",),
-        lambda c: c.optimizer.name == "adamw",
-        "only `optimizer.name: adamw` has it, not {c.optimizer.name}; set optimizer.name=adamw",
-    ),
-    _Rule(
-        ("optimizer.sgd_lr_ratio", "optimizer.sgd_weight_decay"),
-        lambda c: c.optimizer.name == "muon",
-        "only `optimizer.name: muon` has it, not {c.optimizer.name}; set optimizer.name=muon",
-    ),
-    _Rule(
-        ("optimizer.momentum", "optimizer.nesterov"),
-        lambda c: c.optimizer.name != "adamw",
-        "`optimizer.name: adamw` has optimizer.betas in its place; set optimizer.name=sgd",
-    ),
-    _Rule(
-        ("precision.init_scale", "precision.growth_interval", "precision.max_consecutive_skips"),
-        lambda c: c.precision.mode == "fp16",
-        "only `precision.mode: fp16` scales the loss, not {c.precision.mode}; set precision.mode=fp16",
+        lambda c: f"while schedule.warmup is {c.schedule.warmup}; set schedule.warmup",
     ),
     _Rule(
         ("data.hw_decoder_load",),
-        lambda c: c.data.decoder == "gpu",
-        "is of data.decoder: gpu, not {c.data.decoder}; set data.decoder=gpu",
+        lambda c: not isinstance(c.data, FolderData) or c.data.decoder == "gpu",
+        lambda _: "while data.decoder is cpu; set data.decoder=gpu",
     ),
-    # `synthetic` may stand in for the folder of a recipe whose files are not there, for a benchmark or a summary, and has its keys
     _Rule(
-        (
-            *(
-                "data.train_list",
-                "data.test_list",
-                "data.class_names",
-                "data.on_bad_image",
-                "data.cache_below",
-            ),
-            *SHOWN_FROM_FILES,
-            *DRAWN_FROM_FILES,
+        ("augment.crop_scale", "augment.crop_ratio", *DRAWN_FROM_FILES),
+        lambda c: isinstance(c.data, FolderData),
+        lambda c: (
+            f"with data.dataset={c.data.dataset}, whose images are not streamed; set data.dataset=folder"
         ),
-        lambda c: c.data.dataset in ("folder", "synthetic"),
-        "is for folders of images, not for {c.data.dataset}; set data.dataset=folder",
+    ),
+    _Rule(
+        (*_BLOCK_KEYS, *_KERNEL_KEYS),
+        lambda c: library_of(c.model.name) is None,
+        lambda c: f"on {c.model.name}, which {library_of(c.model.name)} builds; set model.name=resnet18",
+    ),
+    _Rule(
+        _BLOCK_KEYS,
+        lambda c: c.model.name != "davidnet",
+        lambda _: "on davidnet, which has one form only; set model.name=resnet18",
+    ),
+    _Rule(
+        ("model.shortcut", "model.preactivation", "model.zero_init_residual"),
+        lambda c: c.model.name not in PLAIN_NETWORKS,
+        lambda c: f"on {c.model.name}, which has no shortcuts; set model.name=resnet{c.model.name[5:]}",
+    ),
+    _Rule(
+        ("model.groups",),
+        lambda c: c.model.name in BOTTLENECK_NETWORKS or c.model.name not in NETWORKS,
+        lambda c: (
+            f"on {c.model.name}, which has no bottlenecks; set model.name={', '.join(BOTTLENECK_NETWORKS)}"
+        ),
+    ),
+    _Rule(
+        ("model.fused_stem",),
+        lambda c: c.model.stem_for(c.image_size) == "cifar",
+        lambda c: f"on {c.model.name}, which starts with a 7x7 convolution here; set model.stem=cifar",
     ),
 )
 
 
-def keys_without_effect(config: "Config") -> set[str]:
-    """Dotted keys that may have any value without changing what this config computes."""
-    return {key for keys, matter, _ in _RULES if not matter(config) for key in keys}
-
-
-def check_effect(config: "Config") -> None:
-    """Refuse values other than the default of keys that have no effect.
-
-    Raises:
-        ValueError: names the key and the remedy.
-    """
-    for keys, matter, why in _RULES:
-        if matter(config):
+def find_no_effect(config: Config) -> Iterator[NoEffect]:
+    """Yield the keys that have another value than their default and no effect, each key once."""
+    seen: set[str] = set()
+    for keys, have_effect, reason in _RULES:
+        if have_effect(config):
             continue
-        for key, default in changed_keys(config, keys):
-            raise ValueError(
-                f"{key}: {why.format(c=config)}, or remove the key ({key}={json.dumps(default)} over a recipe)"
-            )
+        changed = [key for key in changed_keys(config, keys) if key not in seen]
+        seen.update(changed)
+        if changed:
+            yield NoEffect(changed, reason(config))
 
 
-def changed_keys(config: "Config", keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Those of the dotted keys that have another value than their default, each with it."""
+def keys_without_effect(config: Config) -> set[str]:
+    """Return the dotted keys, those of other kinds too, that do not change what this config computes."""
+    foreign = {key for key in all_keys() if not exists(config, key)}
+    return foreign | {key for keys, have_effect, _ in _RULES if not have_effect(config) for key in keys}
+
+
+def changed_keys(config: Config, keys: Iterable[str]) -> Iterator[str]:
+    """Yield those of the dotted keys that have another value than their default."""
     for key in keys:
         section, _, name = key.partition(".")
-        part = getattr(config, section)
-        default = type(part).model_fields[name].default
-        if getattr(part, name) != default:
-            yield key, default
+        if exists(config, key) and getattr(getattr(config, section), name) != all_keys()[key].field.default:
+            yield key
+
+
+def exists(config: Config, key: str) -> bool:
+    """Return True unless a dotted key is one of another kind than the config's."""
+    section = key.partition(".")[0]
+    mark = sections_of_kinds().get(section)
+    return mark is None or all_keys()[key].exists_for(getattr(getattr(config, section), mark.key))

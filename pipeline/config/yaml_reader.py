@@ -1,4 +1,4 @@
-"""Reading a recipe: YAML with the scalars of YAML 1.2, the line of every key, and no silent duplicates."""
+"""Reads a recipe: YAML with the scalars of YAML 1.2, the line of every key, and duplicate keys as errors."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,64 +10,25 @@ import yaml
 from pipeline.errors import UserError
 
 MAX_RECIPE_BYTES = 1 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2: `3e-4` is a float, `off` a word, `1:30` no number."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
-# PyYAML's own int constructor reads a leading zero as octal, YAML 1.2 does not.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what either version of YAML reads as a number: `3e-4` is a word to PyYAML."""
-
-
-_Dumper.yaml_implicit_resolvers = {
-    first: [
-        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
-        *_Loader.yaml_implicit_resolvers.get(first, []),
-    ]
-    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
-}
-
-
-def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # in single quotes PyYAML writes these line breaks with an indentation that it then reads as text
-    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def dump(values: dict[str, Any]) -> str:
-    """YAML text that `parse` reads back to equal values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+COMMAND_LINE = "command line"  # the origin of a key that an override gives
 
 
 @dataclass
 class Source:
-    """Nested values of a recipe, and where each dotted key was written ("recipe.yaml:12")."""
+    """Nested values of a recipe, and the origin of each.
+
+    Attributes:
+        values: nested by section.
+        origins: place of each dotted key: `recipe.yaml:12`, or `command line`.
+        replaced: the recipe's own values of the dotted keys that the command line has changed.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    replaced: dict[str, Any] = field(default_factory=dict)
 
     def where(self, key: str) -> str:
-        """Origin of a dotted key, or of the nearest section around it."""
+        """Return the origin of a dotted key, or of the nearest section around it; empty if there is none."""
         while key and key not in self.origins:
             key = key.rpartition(".")[0]
         return self.origins.get(key, "")
@@ -100,21 +61,19 @@ def parse(text: str, name: str) -> Source:
     Raises:
         UserError: the text is no YAML mapping of plain keys, or holds a key twice.
     """
-    loader = _Loader(text)
+    loader = _Loader(text, name)
     try:
         node = loader.get_single_node()
-        source = Source()
         if node is None:
-            return source
+            return Source()
         if not isinstance(node, yaml.MappingNode):
             raise UserError(
-                f"{name}:{node.start_mark.line + 1}: expected `key: value` lines, as in configs/quickstart.yaml"
+                f"{loader.place(node)}: expected `key: value` lines, as in configs/quickstart.yaml"
             )
-        source.values = _mapping(loader, node, name, "", source.origins, ())
-        return source
+        return Source(loader.read(node), loader.origins)
+    except UserError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or str(error) or type(error).__name__
@@ -125,39 +84,8 @@ def parse(text: str, name: str) -> Source:
         loader.dispose()
 
 
-def _mapping(
-    loader: _Loader,
-    node: yaml.MappingNode,
-    name: str,
-    prefix: str,
-    origins: dict[str, str],
-    around: tuple[int, ...],
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if id(node) in around:
-        raise UserError(
-            f"{name}:{node.start_mark.line + 1}: {prefix or 'the recipe'} contains itself; remove the anchor"
-        )
-    for key_node, value_node in node.value:
-        origin = f"{name}:{key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{origin}: a key must be a word")
-        key = str(key_node.value)
-        dotted = f"{prefix}.{key}" if prefix else key
-        if key in values:
-            raise UserError(
-                f"{origin}: duplicate key {dotted}, first at {origins[dotted]}; keep one of the two"
-            )
-        origins[dotted] = origin
-        if isinstance(value_node, yaml.MappingNode):
-            values[key] = _mapping(loader, value_node, name, dotted, origins, (*around, id(node)))
-        else:
-            values[key] = loader.construct_object(value_node, deep=True)
-    return values
-
-
 def apply_overrides(source: Source, overrides: list[str]) -> Source:
-    """The recipe with each `a.b=value` of the command line put over it.
+    """Put each `a.b=value` of the command line over the recipe, which is changed in place.
 
     Raises:
         UserError: an override is not of that form, or a key is given twice.
@@ -166,33 +94,127 @@ def apply_overrides(source: Source, overrides: list[str]) -> Source:
         key, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
             raise UserError(f"{override!r}: expected KEY=VALUE with a dotted key, such as optimizer.lr=0.1")
-        if source.origins.get(key) == "command line":
-            raise UserError(f"command line: duplicate key {key}; keep one of the two")
+        if source.origins.get(key) == COMMAND_LINE:
+            raise UserError(f"{COMMAND_LINE}: duplicate key {key}; keep one of the two")
         value = _override_value(text)
         if isinstance(value, dict):
             raise UserError(
-                f"command line: {key}: give the keys of a section one by one, such as optimizer.lr=0.1"
+                f"{COMMAND_LINE}: {key}: give the keys of a section one by one, such as optimizer.lr=0.1"
             )
-        *sections, last = key.split(".")
-        target = source.values
-        for depth, section in enumerate(sections, 1):
-            dotted = ".".join(sections[:depth])
-            if target.get(section) is None:
-                target[section] = {}
-                source.origins[dotted] = "command line"
-            elif not isinstance(target[section], dict):
-                raise UserError(
-                    f"{source.where(dotted)}: {dotted}: expected a section with keys such as {key}, got {target[section]!r}"
-                )
-            target = target[section]
-        target[last] = value
-        source.origins[key] = "command line"
+        section, last = _section_of(source, key)
+        if last in section:
+            source.replaced[key] = section[last]
+        section[last] = value
+        source.origins[key] = COMMAND_LINE
     return source
 
 
+def dump(values: dict[str, Any]) -> str:
+    """Return YAML text that `parse` reads back to equal values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _section_of(source: Source, key: str) -> tuple[dict[str, Any], str]:
+    """Return the section of a dotted key, which is made where it is missing, and the last part of the key."""
+    *sections, last = key.split(".")
+    target = source.values
+    for depth, section in enumerate(sections, 1):
+        dotted = ".".join(sections[:depth])
+        if target.get(section) is None:
+            target[section] = {}
+            source.origins[dotted] = COMMAND_LINE
+        elif not isinstance(target[section], dict):
+            raise UserError(
+                f"{source.where(dotted)}: {dotted}: expected a section with keys such as {key}, got "
+                f"{target[section]!r}"
+            )
+        target = target[section]
+    return target, last
+
+
 def _override_value(text: str) -> Any:
-    """A value as a recipe would hold it; what is no YAML on one line (a path with a colon, say) is text."""
+    """Return a value as a recipe would hold it; text that is no YAML (a path with a colon) stays text."""
     try:
-        return text if "\n" in text else parse(f"value: {text}", "command line").values["value"]
+        return text if "\n" in text else parse(f"value: {text}", COMMAND_LINE).values["value"]
     except UserError:
         return text
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with lines of keys and YAML 1.2's scalars: `3e-4` is a float, `off` and `1:30` are text.
+
+    Args:
+        text: YAML.
+        name: of the file, in messages.
+
+    Attributes:
+        origins: place of each dotted key that `read` has met.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's)
+
+    def __init__(self, text: str, name: str):
+        super().__init__(text)
+        self._name = name
+        self.origins: dict[str, str] = {}
+
+    def place(self, node: yaml.Node) -> str:
+        return f"{self._name}:{node.start_mark.line + 1}"
+
+    def read(self, node: yaml.MappingNode, prefix: str = "", around: tuple[int, ...] = ()) -> dict[str, Any]:
+        """Return the mapping of the key PREFIX as nested dicts; AROUND has the ids of those that hold it."""
+        if id(node) in around:
+            raise UserError(
+                f"{self.place(node)}: {prefix or 'the recipe'} contains itself; remove the anchor"
+            )
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            place = self.place(key_node)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"{place}: a key must be a word")
+            key = str(key_node.value)
+            dotted = f"{prefix}.{key}" if prefix else key
+            if key in values:
+                raise UserError(
+                    f"{place}: duplicate key {dotted}, first at {self.origins[dotted]}; keep one of the two"
+                )
+            self.origins[dotted] = place
+            if isinstance(value_node, yaml.MappingNode):
+                values[key] = self.read(value_node, dotted, (*around, id(node)))
+            else:
+                values[key] = self.construct_object(value_node, deep=True)
+        return values
+
+
+_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", _FLOAT, "-+0123456789."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
+# PyYAML's own int constructor reads a leading zero as octal, YAML 1.2 does not.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what either version of YAML reads as a number: `3e-4` is a word to PyYAML."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+        *_Loader.yaml_implicit_resolvers.get(first, []),
+    ]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # in single quotes PyYAML writes these line breaks with an indentation that it then reads as text
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)

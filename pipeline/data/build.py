@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.config import Config, check_batches, to_bytes
+from pipeline.config import Config, FolderData, check_batches, to_bytes
 from pipeline.config.rules import DRAWN_FROM_FILES, SHOWN_FROM_FILES, changed_keys
 from pipeline.data.batch import Loader
 from pipeline.data.datasets.file_set import FileSet
@@ -78,7 +78,8 @@ def build_loaders(
 def _check_photometric(context: _Context) -> None:
     """Refuse the augmentation of DALI with other loaders; warn that DALI does not repeat its draws."""
     augment, loader = context.config.augment, context.config.data.loader
-    if not (augment.color_jitter or augment.randaugment):
+    of_folder = isinstance(context.config.data, FolderData)  # `load_config` warns of the keys elsewhere
+    if not of_folder or not (augment.color_jitter or augment.randaugment):
         return
     if loader != "dali":
         raise UserError(
@@ -106,9 +107,9 @@ def _train_sampler(context: _Context) -> TrainSampler:
     if isinstance(train, FileSet):
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
         return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
-    # a synthetic data set can replace the folder of a recipe, whose keys of evaluation then have no effect
-    streamed_keys = DRAWN_FROM_FILES + (SHOWN_FROM_FILES if config.data.dataset == "folder" else ())
-    for key, _ in changed_keys(config, streamed_keys):
+    # only the files tell that a folder is not streamed; for other data sets `load_config` warns of these keys
+    streamed_keys = DRAWN_FROM_FILES + SHOWN_FROM_FILES if isinstance(config.data, FolderData) else ()
+    for key in changed_keys(config, streamed_keys):
         raise UserError(
             f"{key}: is for streamed folders, but these images are decoded and kept in memory; "
             "remove the key (see data.cache_below)"
@@ -131,6 +132,7 @@ def _build_dali(context: _Context, samples: Samples, sampler: Sampler, transform
     data, augment, device = context.config.data, context.config.augment, context.device
     labels = _as_tensor(samples.labels).to(device)
     if isinstance(samples, FileSet):
+        assert isinstance(data, FolderData), "files come from a folder"
         decoding = Decoding(data.num_threads, data.prefetch, data.decoder == "gpu", data.hw_decoder_load)
         photometric = Photometric(
             augment.color_jitter,
@@ -153,6 +155,7 @@ def _build_fused(context: _Context, samples: Samples, sampler: Sampler, transfor
             "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
         )
     if isinstance(samples, FileSet):
+        assert isinstance(data, FolderData), "files come from a folder"
         raise UserError(
             f"data.loader: fused keeps all images on the GPU, but those of {data.root} are larger than "
             f"data.cache_below={data.cache_below} and streamed from their files; use data.loader=dali"

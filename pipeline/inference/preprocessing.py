@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 
 from pipeline.atomic_io import write_json
-from pipeline.config import Config
+from pipeline.config import Config, FolderData
 from pipeline.data import FileSet, Splits
 from pipeline.data.datasets.file_set import read_centre
 from pipeline.data.files.decode import decode_image, images_of_any_size, try_all
@@ -51,6 +51,8 @@ class InputSpec:
         )
         if self.crop is None:
             return replace(self, image_size=config.image_size, **statistics)
+        if not isinstance(data, FolderData):  # a data set that stands in for the run's streamed folder
+            return replace(self, **statistics)
         return replace(
             self, image_size=data.eval_image_size or data.image_size, crop=data.eval_crop, **statistics
         )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.atomic_io import read_json
-from pipeline.config import Config, load_config
+from pipeline.config import Config, UnscaledPrecision, load_config
 from pipeline.data import Splits, build_loaders, load_splits
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError
@@ -86,8 +86,7 @@ class Trained:
 
     def test_logits(self) -> np.ndarray:
         """Return logits of the whole test set in order, (N, K) float32 on the CPU, with the run's loader."""
-        precision = self.config.precision.model_copy(update={"mode": "fp32"})
-        config = self.config.model_copy(update={"precision": precision})
+        config = self.config.model_copy(update={"precision": UnscaledPrecision(mode="fp32")})
         return predict(self.model, build_loaders(config, self.splits, self.device).test).numpy()
 
 
@@ -121,7 +120,7 @@ def load_trained(
         UserError: no such run or checkpoint, a damaged checkpoint, or one without a moving average.
     """
     run = find_run(Path(path))
-    config = load_config(run.config, overrides)
+    config = load_config(run.config, overrides, of_run=True)
     set_backends(config)
     device = device or pick_device(config)
     checkpoint = _checkpoint(run, which)

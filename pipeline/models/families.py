@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.config.model import PLAIN_NETWORKS, default_stem
+from pipeline.config.model import PLAIN_NETWORKS
 from pipeline.models.blocks import (
     BasicBlock,
     BlockOptions,
@@ -65,9 +65,11 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
     if config.name == "davidnet":
         return DavidNet(num_classes, in_channels, config.fused_norm, config.fused_stem)
     family = FAMILIES[config.name]
-    preactivation = family.preactivation if config.preactivation is None else config.preactivation
+    plain = config.name in PLAIN_NETWORKS
+    chosen = config.preactivation is not None and not plain
+    preactivation = config.preactivation if chosen else family.preactivation
     options = BlockOptions(
-        shortcut=None if config.name in PLAIN_NETWORKS else config.shortcut,
+        shortcut=None if plain else config.shortcut,
         width=config.width,
         groups=config.groups,
         squeeze_excitation=config.squeeze_excitation,
@@ -77,6 +79,5 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
     factor = family.block.expansion if family.block is BottleneckBlock else config.width
     block = _PREACTIVATION[family.block] if preactivation else family.block
     stages = StageOptions(block, family.depths, [factor * channels for channels in family.channels])
-    stem_kind = default_stem(config.name, image_size) if config.stem == "auto" else config.stem
-    stem = StemOptions(stem_kind, family.channels[0], config.fused_stem)
+    stem = StemOptions(config.stem_for(image_size), family.channels[0], config.fused_stem)
     return ResNet(stages, num_classes, in_channels, stem, options, config.zero_init_residual)

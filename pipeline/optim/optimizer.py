@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import OptimizerConfig
+from pipeline.config import AdamwConfig, MuonConfig, OptimizerConfig, SgdConfig
 from pipeline.errors import UserError
 from pipeline.optim.muon import Muon
 
@@ -23,12 +23,17 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     lr = torch.tensor(config.lr, device=trained[0].device)
-    builders = {"adamw": _build_adamw, "muon": _build_muon, "sgd": _build_sgd}
-    return builders[config.name](config, trained, lr)
+    match config:
+        case AdamwConfig():
+            return _build_adamw(config, trained, lr)
+        case MuonConfig():
+            return _build_muon(config, trained, lr)
+        case SgdConfig():
+            return _build_sgd(config, trained, lr)
 
 
 def _build_adamw(
-    config: OptimizerConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor
+    config: AdamwConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor
 ) -> torch.optim.Optimizer:
     groups = _groups(config, trained, config.weight_decay)
     optimizer = torch.optim.AdamW(
@@ -38,9 +43,7 @@ def _build_adamw(
     return optimizer
 
 
-def _build_sgd(
-    config: OptimizerConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor
-) -> torch.optim.Optimizer:
+def _build_sgd(config: SgdConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor) -> torch.optim.Optimizer:
     groups = _groups(config, trained, config.weight_decay)
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     _zero_momentum(optimizer)
@@ -48,7 +51,7 @@ def _build_sgd(
 
 
 def _build_muon(
-    config: OptimizerConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor
+    config: MuonConfig, trained: Sequence[nn.Parameter], lr: torch.Tensor
 ) -> torch.optim.Optimizer:
     matrices = hidden_matrices(trained)
     matrix_ids = {id(p) for p in matrices}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from pipeline.config import ScheduleConfig, to_steps
+from pipeline.config import ScheduleConfig, StepSchedule, to_steps
 
 
 def build_schedule(
@@ -23,19 +23,20 @@ def build_schedule(
     The peak is at step `warmup`. The end of the fall is at `total_steps`, one step after the last update. The
     learning rate depends only on the step, not on the number of processes or on skipped updates.
 
-    >>> config = ScheduleConfig(warmup="2st", start_fraction=0.0)
+    >>> from pipeline.config import SmoothSchedule
+    >>> config = SmoothSchedule(warmup="2st", start_fraction=0.0)
     >>> lr_at = build_schedule(1.0, config, steps_per_epoch=10, total_steps=10)
     >>> [round(lr_at(step), 3) for step in (0, 1, 2, 6)]
     [0.0, 0.5, 1.0, 0.5]
     """
     warmup = to_steps(config.warmup, steps_per_epoch, total_steps)
-    milestones = sorted(to_steps(m, steps_per_epoch, total_steps) for m in config.milestones)
+    milestones = sorted(to_steps(m, steps_per_epoch, total_steps) for m in _milestones(config))
 
     def lr_at(step: int) -> float:
         if step < warmup:
             rise = _half_cosine(step / warmup) if config.name == "one_cycle" else step / warmup
             return peak * (config.start_fraction + (1 - config.start_fraction) * rise)
-        if config.name == "step":
+        if isinstance(config, StepSchedule):
             return peak * config.gamma ** sum(step >= m for m in milestones)
         progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
         fall = progress if config.name == "linear" else _half_cosine(progress)
@@ -51,7 +52,7 @@ def parts_after_the_end(
 
     This happens if only `duration` was shortened. It is no error: a short run is a way to try a recipe.
     """
-    late = [m for m in config.milestones if to_steps(m, steps_per_epoch, total_steps) >= total_steps]
+    late = [m for m in _milestones(config) if to_steps(m, steps_per_epoch, total_steps) >= total_steps]
     messages = []
     if late:
         verb = "are" if len(late) > 1 else "is"
@@ -66,6 +67,10 @@ def parts_after_the_end(
             "does not reach optimizer.lr; shorten it, or give a fraction of the run such as 10%"
         )
     return messages
+
+
+def _milestones(config: ScheduleConfig) -> tuple[str, ...]:
+    return config.milestones if isinstance(config, StepSchedule) else ()
 
 
 def _half_cosine(progress: float) -> float:

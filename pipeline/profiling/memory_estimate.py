@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.config import MIX_SOURCES, Config, to_bytes
+from pipeline.config import MIX_SOURCES, AdamwConfig, Config, to_bytes
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.models import build_model
 from pipeline.models.flops import on_meta
@@ -67,7 +67,7 @@ def estimate_memory(
     model = on_meta(build_model(config.model, num_classes, NUM_CHANNELS, config.image_size))
     summary = summarise(model, (NUM_CHANNELS, config.image_size, config.image_size), 1, config.precision.mode)
     parameters, half = summary.layers[0].parameters, config.precision.mode != "fp32"
-    optimizer = {"adamw": 2}.get(config.optimizer.name, 1 if config.optimizer.momentum else 0)
+    optimizer = 2 if isinstance(config.optimizer, AdamwConfig) else int(config.optimizer.momentum > 0)
     saved = 1 + optimizer + (config.ema.decay is not None)
     copies = saved + 1 + (0.5 if half else 0) + saved  # gradients; half precision; a checkpoint
     pixels = NUM_CHANNELS * config.image_size**2

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.config import Config, leaf_fields, load_config
+from pipeline.config import Config, default_values, exists, flatten, load_config
 from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 from pipeline.inference.predictions import Predictions
@@ -56,7 +56,7 @@ class RunRecord:
 
     Attributes:
         name: of its folder.
-        values: every key of its config, dotted.
+        values: every key of its config, dotted, without those of other kinds.
         config: the same, checked; None if it is of another version.
         environment: env.json; empty if missing.
         result: result.json; None if the run has not finished.
@@ -97,9 +97,11 @@ def read_run(folder: Path) -> RunRecord:
             problems.append(str(error))
             return otherwise
 
-    values = {key: field.get_default() for key, field in leaf_fields()}
+    values = default_values()
     values |= attempt(lambda: flatten(read_recipe(run.config).values), {})
-    config = attempt(lambda: load_config(run.config), None)
+    config = attempt(lambda: load_config(run.config, of_run=True), None)
+    if config is not None:  # older versions wrote out the keys of all kinds
+        values = {key: value for key, value in values.items() if exists(config, key)}
     result = attempt(lambda: RunResult.read(run.result) if run.result.exists() else None, None)
     environment = attempt(lambda: _read_json(run.environment), {})
     metrics = attempt(lambda: read_metrics(run.metrics), Metrics())
@@ -147,15 +149,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object")
     return value
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted key.
-
-    >>> flatten({"seed": 1, "data": {"root": "x"}})
-    {'seed': 1, 'data.root': 'x'}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

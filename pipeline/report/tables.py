@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import leaf_fields
-from pipeline.report.run_record import RunRecord, flatten
+from pipeline.config import flatten, leaf_fields
+from pipeline.report.run_record import RunRecord
 from pipeline.report.series import number, percent
 from pipeline.run.records import EvalRecord
 
@@ -63,15 +63,16 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def config_rows(runs: Sequence[RunRecord]) -> list[Row]:
-    """Return all keys of the config, and those of a run that this version does not have."""
+    """Return the keys that a run has, those that this version does not have included."""
     fields = dict(leaf_fields())
     rows = []
-    for key in dict.fromkeys([*fields, *(key for run in runs for key in run.values)]):
-        values = [_text(run.values.get(key)) for run in runs]
+    there = dict.fromkeys(key for run in runs for key in run.values)
+    for key in [*(key for key in fields if key in there), *(key for key in there if key not in fields)]:
+        values = [_text(run.values[key]) if key in run.values else _UNKNOWN for run in runs]
         default, meaning = "", "unknown key in this version"
         if key in fields:
             default, meaning = _text(fields[key].get_default()), fields[key].description or ""
-        changed = tuple(value != default for value in values)
+        changed = tuple(value not in (default, _UNKNOWN) for value in values)
         rows.append(Row(key, values, meaning, default, changed, len(set(values)) > 1))
     return rows
 

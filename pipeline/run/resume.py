@@ -3,10 +3,9 @@
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pipeline.atomic_io import write_whole
-from pipeline.config import Config, computed_values, config_hash, dump_config, load_config
+from pipeline.config import Config, computed_values, config_hash, dump_config, hash_of_run, load_config
 from pipeline.errors import UserError
 from pipeline.run.checkpoint import newest_intact
 from pipeline.run.folder import RunFolder, find_run, runs_in
@@ -106,7 +105,7 @@ def _newest_unfinished(config: Config, lock: RunLock | None) -> tuple[RunFolder 
             continue
         if lock is not None:
             lock.take(run.path)
-        checkpoint, damaged = newest_intact(run.checkpoints, wanted)
+        checkpoint, damaged = newest_intact(run.checkpoints, hash_of_run(run.config))
         # the run may have ended while this process waited for the lock
         if checkpoint is not None and not run.result.exists():
             return RunFolder(run.path, checkpoint, tuple(damaged)), []
@@ -124,7 +123,7 @@ def _newest_first(runs: Path) -> list[RunFolder]:
 
 def _has_config(run: RunFolder, wanted: str) -> bool:
     try:
-        return config_hash(load_config(run.config)) == wanted
+        return config_hash(load_config(run.config, of_run=True)) == wanted
     except UserError:  # such as a run of an older version: its config is another one
         return False
 
@@ -135,14 +134,14 @@ def _named_run(config: Config, path: Path, lock: RunLock | None) -> RunFolder:
         lock.take(run.path)
     if run.result.exists():
         raise UserError(f"resume: {path} is finished; see {run.result}, or start a new run with resume=none")
-    saved = load_config(run.config)
+    saved = load_config(run.config, of_run=True)
     if config_hash(saved) != config_hash(config):
         changed = ", ".join(_differences(saved, config))
         raise UserError(
             f"resume: {path} was started with another config (different: {changed}); "
             "give the same keys, or resume=none"
         )
-    checkpoint, damaged = newest_intact(run.checkpoints, config_hash(config))
+    checkpoint, damaged = newest_intact(run.checkpoints, hash_of_run(run.config))
     if checkpoint is None:
         message = f"resume: {path} has no intact checkpoint; start a new run with resume=none"
         raise UserError("\n".join([message, *damaged]))
@@ -150,12 +149,5 @@ def _named_run(config: Config, path: Path, lock: RunLock | None) -> RunFolder:
 
 
 def _differences(old: Config, new: Config) -> list[str]:
-    before, after = _flatten(computed_values(old)), _flatten(computed_values(new))
+    before, after = computed_values(old), computed_values(new)
     return [key for key in after if before.get(key) != after[key]]
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

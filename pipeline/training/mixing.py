@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from pipeline.config import MIX_SOURCES, AugmentConfig
+from pipeline.config import MIX_SOURCES, MixAugment
 
 _STREAM = 3  # highest word of the Philox counter; the loaders' draws have 0, 1 and 2
 _WORDS = 8  # 64-bit random words for each step: two Philox blocks
@@ -24,7 +24,7 @@ _STEPS_AHEAD = 1024  # drawn at once
 
 
 def draw_mixing(
-    augment: AugmentConfig, seed: int, first_step: int, num_steps: int, image_size: int
+    augment: MixAugment, seed: int, first_step: int, num_steps: int, image_size: int
 ) -> np.ndarray:
     """Draw the mixing of NUM_STEPS steps, beginning with FIRST_STEP.
 
@@ -52,12 +52,12 @@ def draw_mixing(
     return np.ascontiguousarray(draws.T, np.float32)
 
 
-def _draw_mixup(augment: AugmentConfig, words: np.ndarray, image_size: int) -> np.ndarray:
+def _draw_mixup(augment: MixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
     fraction = np.where(_unmixed(augment, words), 1.0, np.rint(_beta(augment, words[0]) * 1024) / 1024)
     return np.stack([fraction, 1 - fraction])
 
 
-def _draw_cutmix(augment: AugmentConfig, words: np.ndarray, image_size: int) -> np.ndarray:
+def _draw_cutmix(augment: MixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
     half = (image_size * np.sqrt(1 - _beta(augment, words[0]))).astype(np.int64) // 2
     centre = np.stack([_below(_high(words[3]), image_size), _below(_low(words[3]), image_size)])
     edges = [np.clip(edge, 0, image_size) for edge in (centre - half, centre + half)]
@@ -66,7 +66,7 @@ def _draw_cutmix(augment: AugmentConfig, words: np.ndarray, image_size: int) -> 
     return np.stack([fraction, 1 - fraction, start[0], end[0], start[1], end[1]])
 
 
-def _draw_ricap(augment: AugmentConfig, words: np.ndarray, image_size: int) -> np.ndarray:
+def _draw_ricap(augment: MixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
     extents = [np.rint(image_size * _beta(augment, words[number])) for number in (1, 0)]
     unmixed = _unmixed(augment, words)
     height, width = (np.where(unmixed, image_size, extent).astype(np.int64) for extent in extents)
@@ -84,13 +84,13 @@ def _uniform(words: np.ndarray) -> np.ndarray:
     return (words >> np.uint64(11)) * 2.0**-53
 
 
-def _beta(augment: AugmentConfig, words: np.ndarray) -> np.ndarray:
+def _beta(augment: MixAugment, words: np.ndarray) -> np.ndarray:
     from scipy.special import betaincinv  # takes a while to import
 
     return betaincinv(augment.mix_alpha, augment.mix_alpha, _uniform(words))
 
 
-def _unmixed(augment: AugmentConfig, words: np.ndarray) -> np.ndarray:
+def _unmixed(augment: MixAugment, words: np.ndarray) -> np.ndarray:
     return _uniform(words[2]) >= augment.mix_probability
 
 
@@ -107,7 +107,7 @@ def _below(bits: np.ndarray, limit: np.ndarray | int) -> np.ndarray:
     return ((bits * np.asarray(limit, np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
-_DRAW: dict[str, Callable[[AugmentConfig, np.ndarray, int], np.ndarray]] = {
+_DRAW: dict[str, Callable[[MixAugment, np.ndarray, int], np.ndarray]] = {
     "mixup": _draw_mixup,
     "cutmix": _draw_cutmix,
     "ricap": _draw_ricap,
@@ -118,13 +118,13 @@ class MixDraws:
     """Holds the mixing draws of a run's steps on the device.
 
     Args:
-        augment: with a `mix` other than `none`.
+        augment: the section `augment`, with a `mix`.
         seed: the run's seed.
         image_size: height and width of the images, in pixels.
         device: of the draws.
     """
 
-    def __init__(self, augment: AugmentConfig, seed: int, image_size: int, device: torch.device):
+    def __init__(self, augment: MixAugment, seed: int, image_size: int, device: torch.device):
         self._augment, self._seed, self._image_size, self._device = augment, seed, image_size, device
         self._chunk: int | None = None
         self._table = torch.empty(0)

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.config import PrecisionConfig
+from pipeline.config import PrecisionConfig, ScaledPrecision
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -21,11 +21,13 @@ class Precision:
 
     def __init__(self, config: PrecisionConfig, device: torch.device):
         self.mode = config.mode
+        scaled = isinstance(config, ScaledPrecision)
+        scale = config if scaled else ScaledPrecision()  # of no effect in a scaler that is disabled
         self.scaler = torch.amp.GradScaler(
             device.type,
-            init_scale=config.init_scale,
-            growth_interval=config.growth_interval,
-            enabled=config.mode == "fp16",
+            init_scale=scale.init_scale,
+            growth_interval=scale.growth_interval,
+            enabled=scaled,
         )
         self._device_type = device.type
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.config import Config
+from pipeline.config import Config, MixAugment
 from pipeline.data.batch import Batch
 from pipeline.optim.muon import Muon
 from pipeline.training.losses import classification_loss, count_correct
@@ -175,8 +175,9 @@ class Step:
     def __init__(self, config: Config, state: TrainState, lr_at: Callable[[int], float], capture: bool):
         self._state, self._lr_at = state, lr_at
         self._options = StepOptions.of(config)
-        mixes, device = config.augment.mix != "none", state.totals.values.device
-        self._mix_draws = MixDraws(config.augment, config.seed, config.image_size, device) if mixes else None
+        augment, device = config.augment, state.totals.values.device
+        mixes = isinstance(augment, MixAugment)
+        self._mix_draws = MixDraws(augment, config.seed, config.image_size, device) if mixes else None
         self._capture = capture
         self._shapes: dict[torch.Size, _Shape] = {}  # by height and width
         self._shape = _Shape(_WARMUP)

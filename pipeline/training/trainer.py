@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from pipeline.config import Config, config_hash
+from pipeline.config import Config, ScaledPrecision, hash_of_run
 from pipeline.data import Batch, Loader, Loaders, Splits, build_loaders
 from pipeline.distributed.processes import Processes, average_batch_norm
 from pipeline.distributed.watchdog import Watch
@@ -109,7 +109,7 @@ class Trainer:
         console.begin(plan.total_steps, state.step)
         trainer = cls(config, processes, splits, loaders, plan, state, step, clock, console, run)
         if run is not None and processes.is_main:
-            trainer.checkpoints = CheckpointWriter(run.checkpoints, config_hash(config))
+            trainer.checkpoints = CheckpointWriter(run.checkpoints, hash_of_run(run.config))
             trainer.metrics = MetricsLog(run, config.log.tensorboard, state.step)
         return trainer
 
@@ -209,7 +209,8 @@ class Trainer:
     def _check_window(self, loss: float, skipped_in_a_row: int) -> None:
         where, lr = f"step {self.state.step}", f"learning rate {self._last_lr():g}"
         advice = f"{_remedies(self.config)}. The last checkpoint is kept"
-        if skipped_in_a_row >= self.config.precision.max_consecutive_skips:
+        precision = self.config.precision
+        if isinstance(precision, ScaledPrecision) and skipped_in_a_row >= precision.max_consecutive_skips:
             scale = f"loss scale {self.state.precision.loss_scale():g}"
             overflow = f"{skipped_in_a_row} updates in a row overflowed in fp16"
             raise TrainingError(f"{where}: {overflow} at {scale} and {lr}; {advice}")

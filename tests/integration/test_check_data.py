@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
-from pipeline.config import DataConfig
+from pipeline.config import FolderData
 from pipeline.data.datasets.load import load_splits
 from pipeline.data.files.check import Checked, write_report
 from pipeline.data.files.list_files import list_files
@@ -58,7 +58,7 @@ def test_any_class_name_is_one_field_of_the_table(tmp_path: Path):
     root, name = make_folder(tmp_path / "root", train=2, test=1), '12" disc, black'
     for part in ("train", "val"):
         (root / part / "a").rename(root / part / name)
-    listing = list_files(root, DataConfig(dataset="folder"))
+    listing = list_files(root, FolderData())
     sizes = {part: np.ones((len(files), 2), np.int32) for part, files in listing.parts.items()}
     with write_report(Checked(listing, sizes, []), tmp_path)[1].open(newline="") as file:
         assert list(csv.reader(file)) == [["class", "train", "test"], [name, "2", "1"], ["b", "2", "1"]]
@@ -71,7 +71,7 @@ def test_a_bad_file_of_any_name_is_one_line(tmp_path: Path, capsys: pytest.Captu
     path = rf"{root}/train/a/two\nlines\t\x1b[31m.jpg"
     assert (tmp_path / "bad_images.txt").read_text() == f"{path}\tnot a JPEG or PNG image\n"
     with pytest.raises(UserError) as caught:
-        load_splits(DataConfig(dataset="folder", root=str(root)), 0)
+        load_splits(FolderData(root=str(root)), 0)
     assert str(caught.value).splitlines()[1:] == [f"  {path}: not a JPEG or PNG image"]
 
 

@@ -5,7 +5,7 @@ import torch
 
 from kernels.epoch_draws.op import epoch_draws
 from kernels.epoch_draws.reference import DrawRanges, epoch_draws_reference
-from pipeline.config import AugmentConfig
+from pipeline.config import PlainAugment
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 
 ON_GPU = torch.cuda.is_available()
@@ -26,7 +26,7 @@ def test_kernel_definition_and_numpy_agree(
     ranges = DrawRanges(image_size, padding, flip, cutout, inside=mode == "inside")
     kernel = epoch_draws(seed, epoch, num_samples, ranges, DEVICE)
     reference = epoch_draws_reference(seed, epoch, num_samples, ranges)
-    augment = AugmentConfig.model_validate(
+    augment = PlainAugment.model_validate(
         {"crop_padding": padding, "flip": flip, "cutout": cutout, "cutout_mode": mode}
     )
     numpy = draw_padded_crops(seed, epoch, num_samples, image_size, augment)

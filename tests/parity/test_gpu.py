@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.config import AugmentConfig, Config
+from pipeline.config import Config, PlainAugment
 from pipeline.data import Batch
 from pipeline.data.loaders.base import Transform
 from pipeline.data.loaders.dali_arrays import DaliLoader
@@ -23,7 +23,7 @@ PADDING, CUTOUT, NUM_SAMPLES, NUM_EPOCHS = 4, 16, 2100, 6
 DELAY = 20_000_000  # clock cycles: about 10 ms, several times what DALI takes for a batch
 
 
-AUGMENT = AugmentConfig(crop_padding=PADDING, cutout=CUTOUT)
+AUGMENT = PlainAugment(crop_padding=PADDING, cutout=CUTOUT)
 
 
 def _sampler(batch_size: int) -> TrainSampler:

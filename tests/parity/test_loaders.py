@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from pipeline.config import AugmentConfig
+from pipeline.config import AugmentConfig, PlainAugment
 from pipeline.data import Batch, Loader, Transform, build_loaders
 from pipeline.data.loaders import dali_arrays as dali
 from pipeline.data.loaders.dali_arrays import DaliLoader
@@ -161,7 +161,7 @@ def test_the_fill_of_cutout_is_within_half_a_grey_value_of_the_paper_s_zero(buil
 
 # --- real draws, positions and processes ---
 
-AUGMENT = AugmentConfig(crop_padding=2, flip=True, cutout=4)
+AUGMENT = PlainAugment(crop_padding=2, flip=True, cutout=4)
 NUM_SAMPLES, BATCH_SIZE, STEPS = 34, 6, 5
 
 

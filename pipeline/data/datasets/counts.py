@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Config, DataConfig
+from pipeline.config import CifarData, Config, DataConfig, FolderData, SyntheticData
 from pipeline.data.datasets.cifar import CIFAR_FILES, missing_files
 from pipeline.data.datasets.load import draw_holdout
 from pipeline.data.files.list_files import list_files
@@ -40,18 +40,18 @@ def count_images(config: DataConfig, seed: int) -> Counts:
         UserError: folders that do not exist or are not as described, or a `data.holdout` that does not fit.
     """
     root, note = Path(config.root).expanduser(), "needs no files"
-    if config.dataset == "folder":
+    if isinstance(config, FolderData):
         listing = list_files(root, config)
         labels, test = listing.parts["train"].labels, len(listing.parts["test"])
         num_classes, note = len(listing.classes), f"as listed in {root}, no image opened"
     else:
-        if config.dataset == "synthetic":
+        if isinstance(config, SyntheticData):
             train, test, num_classes = config.num_samples, max(1, config.num_samples // 5), config.num_classes
         else:
-            train, test = _DIGITS if config.dataset == "digits" else _CIFAR
+            train, test = _CIFAR if isinstance(config, CifarData) else _DIGITS
             num_classes = _NUM_CLASSES[config.dataset]
         labels = np.arange(train) % num_classes
-    if config.dataset in CIFAR_FILES:
+    if isinstance(config, CifarData):
         files, missing = CIFAR_FILES[config.dataset], missing_files(root, config.dataset)
         note = f"in {root}"
         if missing:
@@ -69,9 +69,9 @@ def num_classes_of(config: Config) -> int:
         UserError: the folder does not exist, or a list file is not as described.
     """
     data = config.data
-    if data.dataset == "synthetic":
+    if isinstance(data, SyntheticData):
         return data.num_classes
-    if data.dataset != "folder":
+    if not isinstance(data, FolderData):
         return _NUM_CLASSES[data.dataset]
     if data.train_list is not None:
         return len(read_list_classes(data))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.atomic_io import write_whole
-from pipeline.config import DataConfig
+from pipeline.config import FolderData
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import FileSet, read_centre
 from pipeline.data.datasets.splits import ImageSet, RawSplits
@@ -30,7 +30,7 @@ _FORMAT_VERSION = 3
 _STATISTICS_IMAGES = 1024  # the mean of this many images differs from the mean of all by about 0.005 at most
 
 
-def load_folder(config: DataConfig, *, is_main: bool = True) -> RawSplits:
+def load_folder(config: FolderData, *, is_main: bool = True) -> RawSplits:
     """Read class folders, or the files that list files name: see `list_files`.
 
     If no side of an image is longer than `data.cache_below`, all images are decoded to one size (see
@@ -66,7 +66,7 @@ class _FolderReader:
         class_names: in label order.
     """
 
-    def __init__(self, listing: Listing, config: DataConfig, class_names: tuple[str, ...], is_main: bool):
+    def __init__(self, listing: Listing, config: FolderData, class_names: tuple[str, ...], is_main: bool):
         self._listing, self._config = listing, config
         self._class_names, self._is_main = class_names, is_main
         state = f"{_FORMAT_VERSION} {listing.key()} {config.cache_below}"

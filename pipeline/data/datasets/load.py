@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import DataConfig
+from pipeline.config import CifarData, DataConfig, DigitsData, FolderData, SyntheticData
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.builtin import load_digits, make_synthetic
 from pipeline.data.datasets.cifar import load_cifar
@@ -52,14 +52,14 @@ def load_splits(config: DataConfig, seed: int, *, is_main: bool = True) -> Split
 
 def _read(config: DataConfig, seed: int, is_main: bool) -> RawSplits:
     root = Path(config.root).expanduser()  # the shell does not expand ~ in `data.root=~/images`
-    match config.dataset:
-        case "digits":
+    match config:
+        case DigitsData():
             return load_digits(config.image_size)
-        case "cifar10" | "cifar100":
+        case CifarData():
             return load_cifar(root, config.dataset, is_main=is_main)
-        case "folder":
+        case FolderData():
             return load_folder(config, is_main=is_main)
-        case "synthetic":
+        case SyntheticData():
             return make_synthetic(config.num_samples, config.num_classes, config.image_size, seed)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.atomic_io import write_whole
-from pipeline.config import DataConfig
+from pipeline.config import FolderData
 from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
 from pipeline.data.files.list_files import list_files
 from pipeline.data.files.listing import Listing
@@ -43,7 +43,7 @@ class Checked:
         return sizes[sizes[:, 0] > 0]
 
 
-def check_folder(config: DataConfig) -> Checked:
+def check_folder(config: FolderData) -> Checked:
     """Decode every file, in `data.num_threads` threads, with a progress bar on a terminal.
 
     Raises:

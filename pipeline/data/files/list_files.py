@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from pipeline.config import DataConfig
+from pipeline.config import FolderData
 from pipeline.data.files.class_folders import list_class_folders
 from pipeline.data.files.listing import LAYOUT, Listing, check_classes
 from pipeline.data.files.path_lists import read_path_lists
 from pipeline.errors import UserError
 
 
-def list_files(root: Path, config: DataConfig) -> Listing:
+def list_files(root: Path, config: FolderData) -> Listing:
     """List class folders, or the files that `data.train_list` and `data.test_list` name.
 
     Raises:

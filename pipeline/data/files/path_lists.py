@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import DataConfig
+from pipeline.config import FolderData
 from pipeline.data.files.listing import LISTING_THREADS, Files, Listing, name_classes, size_and_mtime
 from pipeline.data.files.paths import Paths, printable
 from pipeline.errors import UserError
@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 _Lines = dict[str, list[tuple[str, str]]]  # the (path, label) pairs of each part
 
 
-def read_path_lists(root: Path, config: DataConfig) -> Listing:
+def read_path_lists(root: Path, config: FolderData) -> Listing:
     """Read both list files, and the size and time of every file that they name.
 
     A line is a path (absolute, or relative to the root), blanks, and a label without blanks. The labels of
@@ -30,7 +30,7 @@ def read_path_lists(root: Path, config: DataConfig) -> Listing:
     return Listing(root, parts, classes, _list_paths(config), from_lists=True)
 
 
-def read_list_classes(config: DataConfig) -> tuple[str, ...]:
+def read_list_classes(config: FolderData) -> tuple[str, ...]:
     """Read the names of the classes from both list files, in label order. Looks at no image.
 
     Raises:
@@ -39,14 +39,14 @@ def read_list_classes(config: DataConfig) -> tuple[str, ...]:
     return _read_labels(config)[-1]
 
 
-def _list_paths(config: DataConfig) -> dict[str, Path]:
+def _list_paths(config: FolderData) -> dict[str, Path]:
     return {
         "train": Path(str(config.train_list)).expanduser(),
         "test": Path(str(config.test_list)).expanduser(),
     }
 
 
-def _read_labels(config: DataConfig) -> tuple[_Lines, dict[str, int], tuple[str, ...]]:
+def _read_labels(config: FolderData) -> tuple[_Lines, dict[str, int], tuple[str, ...]]:
     """Return the lines of each part, the integer of each label, and the names of the classes."""
     root = Path(config.root).expanduser()
     lines = {part: _read_list(f"data.{part}_list", path, root) for part, path in _list_paths(config).items()}

@@ -32,6 +32,28 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str]):
         assert command in listed
 
 
+def test_config_reference_of_a_word(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["config-reference", "hang_timeout"]) == 0
+    assert [line.split("|")[1] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        " `runtime.hang_timeout_s` "
+    ]
+    assert cli.main(["config-reference", "optimizer.momentun"]) == 2
+    assert capsys.readouterr().err == (
+        "error: no key or meaning holds 'optimizer.momentun'; did you mean optimizer.momentum?\n"
+    )
+
+
+def test_check_warns_and_says_valid(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["check", QUICKSTART, "optimizer.name=adamw", "augment.cutout_mode=inside"]) == 0
+    assert capsys.readouterr() == (f"{QUICKSTART}: valid\n", "")
+    assert cli.main(["check", QUICKSTART, "augment.cutout=0", "augment.cutout_mode=inside"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{QUICKSTART}: valid\n" and len(err.splitlines()) == 1
+    assert err.startswith(
+        "warning: command line: augment.cutout_mode has no effect while augment.cutout is 0"
+    )
+
+
 def test_config_reference(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["config-reference"]) == 0
     assert "\n| `optimizer.lr` | float, > 0, ≤ 10000 | `0.1` | " in capsys.readouterr().out

@@ -127,9 +127,10 @@ def test_a_folder_is_listed_and_not_read(tmp_path: Path, capsys: pytest.CaptureF
                 (tmp_path / split / name / f"{number}.jpg").write_bytes(b"not opened")
     keys = ["data.dataset=folder", f"data.root={tmp_path}", f"log.dir={tmp_path}/runs"]
     before = files_in(tmp_path)
-    data = plan_of(capsys, str(RECIPE), *keys)["data"]
+    plan = plan_of(capsys, str(RECIPE), *keys)
+    assert re.search(rf"^warning: {RECIPE}:.*data.num_classes.*data.dataset=folder", plan["config"])
     expected = "folder: 10 training images, 4 test images, 2 classes"
-    assert data == f"{expected} (as listed in {tmp_path}, no image opened)"
+    assert plan["data"] == f"{expected} (as listed in {tmp_path}, no image opened)"
     assert files_in(tmp_path) == before
     assert train.main([str(RECIPE), "--dry-run", *keys, "data.batch_size=16"]) == 2
     assert re.search("data.batch_size: 16 .*10 training images", capsys.readouterr().err)

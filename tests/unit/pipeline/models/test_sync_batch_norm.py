@@ -60,19 +60,8 @@ def test_alone_it_is_torch_s_own():
     assert torch.equal(actual(x), expected(x))
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        (
-            ("model.fused_norm=true",),
-            "model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics",
-        ),
-        (
-            ("model.name=torchvision/resnet18", "model.shortcut=B"),
-            "model.sync_batchnorm: torchvision/resnet18 is built by torchvision",
-        ),
-    ],
-)
-def test_what_it_does_not_go_with(keys: tuple[str, ...], message: str):
-    with pytest.raises(UserError, match=message):
-        tiny_config("model.sync_batchnorm=true", *keys)
+def test_the_fused_norm_is_refused_and_another_library_s_network_warned_of():
+    with pytest.raises(UserError, match=r"model\.sync_batchnorm: .*model\.fused_norm=false"):
+        tiny_config("model.sync_batchnorm=true", "model.fused_norm=true")
+    (warning,) = tiny_config("model.sync_batchnorm=true", "model.name=torchvision/resnet18").warnings
+    assert "model.sync_batchnorm" in warning and "no effect on torchvision/resnet18" in warning

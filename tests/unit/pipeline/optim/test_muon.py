@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import ModelConfig, OptimizerConfig
+from pipeline.config import AdamwConfig, ModelConfig, MuonConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model
 from pipeline.optim.muon import Muon, orthogonalise
@@ -126,7 +126,7 @@ def test_a_skipped_step_leaves_everything_alone():
 
 def build(**keys: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = build_model(ModelConfig(name="resnet20", shortcut="B"), 10)
-    return model, build_optimizer(OptimizerConfig.model_validate({"name": "muon", **keys}), model)
+    return model, build_optimizer(MuonConfig.model_validate(keys), model)
 
 
 def test_what_is_muon_s_and_what_is_sgd_s():
@@ -219,7 +219,7 @@ def test_adamw_is_torch_s_with_one_rate_on_the_device():
         "betas": (0.8, 0.95),
         "decay_norm_and_bias": False,
     }
-    optimizer = build_optimizer(OptimizerConfig.model_validate(keys), model)
+    optimizer = build_optimizer(AdamwConfig.model_validate(keys), model)
     first, second = optimizer.param_groups
     assert first["lr"] is second["lr"] and first["fused"]
     oracle = torch.optim.AdamW(
@@ -241,4 +241,4 @@ def test_a_network_without_hidden_matrices_is_refused():
     with pytest.raises(
         UserError, match=r"optimizer\.name: muon is for the weights between the first and the last"
     ):
-        build_optimizer(OptimizerConfig(name="muon"), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+        build_optimizer(MuonConfig(), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig
@@ -16,7 +17,7 @@ TOTAL, PER_EPOCH, PEAK = 100, 10, 0.4
 
 
 def schedule(total: int = TOTAL, **keys: Any) -> Any:
-    return build_schedule(PEAK, ScheduleConfig.model_validate(keys), PER_EPOCH, total)
+    return build_schedule(PEAK, TypeAdapter(ScheduleConfig).validate_python(keys), PER_EPOCH, total)
 
 
 def rates(*steps: int, **keys: Any) -> list[float]:
@@ -87,8 +88,8 @@ def test_one_cycle_is_torch_s(warmup: int, final: float):
 
 @pytest.mark.parametrize("name", ["linear", "one_cycle", "cosine", "step"])
 def test_without_warmup_the_first_step_has_the_peak(name: str):
-    milestones = ["50%"] if name == "step" else []
-    assert rates(0, name=name, warmup="0st", milestones=milestones, start_fraction=0.5) == [1]
+    keys = {"milestones": ["50%"]} if name == "step" else {}
+    assert rates(0, name=name, warmup="0st", start_fraction=0.5, **keys) == [1]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_without_warmup_the_first_step_has_the_peak(name: str):
     ],
 )
 def test_parts_that_a_run_is_too_short_for_are_named(keys: dict[str, Any], expected: str):
-    actual = parts_after_the_end(ScheduleConfig.model_validate(keys), "10ep", PER_EPOCH, TOTAL)
+    actual = parts_after_the_end(TypeAdapter(ScheduleConfig).validate_python(keys), "10ep", PER_EPOCH, TOTAL)
     assert [sentence.partition(":")[0] for sentence in actual] == [expected.partition(":")[0]] * bool(
         expected
     )
@@ -134,7 +135,7 @@ def build(model: nn.Module | None = None, **keys: Any) -> tuple[nn.Module, torch
     model = model or build_model(ModelConfig(name="resnet20", shortcut="B"), 10).to(
         memory_format=torch.channels_last
     )
-    return model, build_optimizer(OptimizerConfig.model_validate(keys), model)
+    return model, build_optimizer(TypeAdapter(OptimizerConfig).validate_python(keys), model)
 
 
 def test_all_parameters_are_in_one_group_with_the_penalty():

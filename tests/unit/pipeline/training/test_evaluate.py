@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import PrecisionConfig
+from pipeline.config import UnscaledPrecision
 from pipeline.data import Batch
 from pipeline.training.evaluate import EvalResult, evaluate
 from pipeline.training.precision import Precision
 
 CPU = torch.device("cpu")
-PLAIN = Precision(PrecisionConfig(mode="fp32"), CPU)
+PLAIN = Precision(UnscaledPrecision(mode="fp32"), CPU)
 
 
 class Given:

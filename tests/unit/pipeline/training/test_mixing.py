@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.config import MIX_SOURCES, AugmentConfig
+from pipeline.config import MIX_SOURCES, MixAugment
 from pipeline.data.sampling.philox import RESIZED_CROPS, philox_blocks
 from pipeline.training.losses import count_correct
 from pipeline.training.mixing import MixDraws, draw_mixing, mix
@@ -17,8 +17,8 @@ NAMES = ["mixup", "cutmix", "ricap"]
 SIZE = 9
 
 
-def config(name: str, **keys: Any) -> AugmentConfig:
-    return AugmentConfig.model_validate({"mix": name, **keys})
+def config(name: str, **keys: Any) -> MixAugment:
+    return MixAugment.model_validate({"mix": name, **keys})
 
 
 def draw(

@@ -4,6 +4,7 @@ import ast
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from pipeline.config import PrecisionConfig
 from pipeline.training.precision import Precision
@@ -13,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def build(mode: str, **keys: object) -> Precision:
-    return Precision(PrecisionConfig.model_validate({"mode": mode, **keys}), CPU)
+    return Precision(TypeAdapter(PrecisionConfig).validate_python({"mode": mode, **keys}), CPU)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_autocast_runs_products_in_the_type_of_the_mode(mode: str, dtype: torch.
 
 @pytest.mark.parametrize(("mode", "enabled"), [("fp32", False), ("bf16", False), ("fp16", True)])
 def test_only_fp16_scales_the_loss(mode: str, enabled: bool):
-    precision = build(mode, init_scale=512.0, growth_interval=7)
+    precision = build(mode, **({"init_scale": 512.0, "growth_interval": 7} if enabled else {}))
     assert precision.scaler.is_enabled() is enabled
     assert precision.loss_scale() == (512 if enabled else 1)
     assert precision.scaler.scale(torch.tensor(2.0)).item() == (1024 if enabled else 2)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from pipeline.config import DataConfig
+from pipeline.config import CifarData
 from pipeline.data.datasets import cifar
 from pipeline.data.datasets.cifar import CIFAR_FILES, load_cifar
 from pipeline.data.datasets.load import load_splits
@@ -111,7 +111,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reads_the_standard_files(lay_out: Any, name: str) -> None:
     root, values, files = lay_out(name), standard_files(name), CIFAR_FILES[name]
     splits: Any = load_splits(
-        DataConfig.model_validate({"dataset": name, "root": str(root)}), seed=0, is_main=False
+        CifarData.model_validate({"dataset": name, "root": str(root)}), seed=0, is_main=False
     )
     for actual, expected in ((splits.train, files.train), (splits.test, files.test)):
         data = np.concatenate([values[file]["data"] for file, _ in expected])
@@ -210,7 +210,7 @@ def test_content_that_does_not_fit_is_named(lay_out: Any, file: str, value: Any,
 def test_without_network_one_message_says_what_to_do(tmp_path: Path, no_network: None) -> None:
     root = tmp_path / "data"
     with pytest.raises(UserError) as caught:
-        load_splits(DataConfig.model_validate({"dataset": "cifar10", "root": str(root)}), seed=0)
+        load_splits(CifarData.model_validate({"dataset": "cifar10", "root": str(root)}), seed=0)
     message = str(caught.value)
     for text in (
         "data.root: CIFAR-10 is not in",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
 from pipeline.config import DataConfig
 from pipeline.data.datasets.load import load_splits
@@ -18,7 +19,7 @@ from pipeline.errors import UserError
 
 def load(seed: int = 0, **values: object) -> Any:
     """Load the splits; `Any`, because streamed ones would have no `images`."""
-    return load_splits(DataConfig.model_validate(values), seed)
+    return load_splits(TypeAdapter(DataConfig).validate_python(values), seed)
 
 
 def synthetic(seed: int = 0, **changes: object) -> Any:

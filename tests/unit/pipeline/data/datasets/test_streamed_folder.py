@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import DataConfig, load_config
+from pipeline.config import FolderData, load_config
 from pipeline.data import build_loaders
 from pipeline.data.datasets import folder
 from pipeline.data.datasets.file_set import FileSet
@@ -32,8 +32,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, is_main: bool = True, **changes: Any) -> Any:
-    values = {"dataset": "folder", "root": str(root), "image_size": 32, "num_threads": 2, **changes}
-    return load_splits(DataConfig.model_validate(values), 0, is_main=is_main)
+    values = {"root": str(root), "image_size": 32, "num_threads": 2, **changes}
+    return load_splits(FolderData.model_validate(values), 0, is_main=is_main)
 
 
 def size_of(path: Path) -> list[int]:

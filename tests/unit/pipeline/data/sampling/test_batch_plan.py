@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import AugmentConfig, share
+from pipeline.config import PlainAugment, share
 from pipeline.data.sampling.batch_plan import BatchPlan, EvalSampler, Shard, TrainSampler, plans_from
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 from pipeline.errors import UserError
 
-AUGMENT = AugmentConfig(crop_padding=2, flip=True, cutout=4)
+AUGMENT = PlainAugment(crop_padding=2, flip=True, cutout=4)
 WORLD_SIZES = (1, 2, 3)
 
 

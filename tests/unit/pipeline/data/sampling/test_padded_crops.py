@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipeline.config import AugmentConfig
+from pipeline.config import PlainAugment
 from pipeline.data.sampling.padded_crops import PaddedCropDraws, draw_padded_crops
 from pipeline.data.sampling.philox import draw_order
 
-ALL_ON = AugmentConfig(crop_padding=4, flip=True, cutout=8)
+ALL_ON = PlainAugment(crop_padding=4, flip=True, cutout=8)
 SIZE = (32, 24)
 _MASK = 2**64 - 1
 

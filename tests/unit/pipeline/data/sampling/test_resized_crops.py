@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from pipeline.config import AugmentConfig, load_config
+from pipeline.config import AugmentConfig, PlainAugment, load_config
 from pipeline.data.sampling import resized_crops as crops
 from pipeline.data.sampling.batch_plan import Shard, StreamSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.data.sampling.resized_crops import CentreView, draw_resized_crops
 from pipeline.errors import UserError
 
-AUGMENT = AugmentConfig()
+AUGMENT = PlainAugment()
 SIZES = np.array(
     [[375, 500], [500, 375], [64, 64], [1, 1], [10, 1000], [1000, 10], [9000, 12000], [2, 3]], np.int32
 )
@@ -34,7 +34,7 @@ def test_boxes_lie_inside_and_keep_to_scale_and_ratio():
     assert 0.07 < share.min() < 0.1 and 0.99 < share.max() <= 1.0
     assert 0.72 < ratio.min() < 0.76 and 1.32 < ratio.max() < 1.37
     assert 0.48 < draws.flip.mean() < 0.52
-    assert not draw_resized_crops(3, 0, SIZES, AugmentConfig(flip=False)).flip.any()
+    assert not draw_resized_crops(3, 0, SIZES, PlainAugment(flip=False)).flip.any()
 
 
 @pytest.mark.parametrize("size", [(375, 500), (333, 250), (40, 120)])
@@ -89,7 +89,7 @@ def sequence(world_size: int, epoch: int, augment: AugmentConfig = AUGMENT) -> l
 
 
 def test_the_sequence_of_an_epoch_does_not_depend_on_the_processes():
-    augment = AugmentConfig(cutout=8)
+    augment = PlainAugment(cutout=8)
     for epoch in (0, 1):
         alone = sequence(1, epoch, augment)
         assert sequence(2, epoch, augment) == sequence(3, epoch, augment) == alone
@@ -108,7 +108,7 @@ def test_a_plan_can_be_asked_for_anywhere_and_in_another_process():
 
 @pytest.mark.parametrize("mode", ["clipped", "inside"])
 def test_cutout_grows_with_the_image(mode: str):
-    augment = AugmentConfig.model_validate({"cutout": 8, "cutout_mode": mode})
+    augment = PlainAugment.model_validate({"cutout": 8, "cutout_mode": mode})
     one = sampler(augment=augment)
     for epoch, side, size in ((0, 4, 16), (2, 8, 32)):
         places = np.array([one.plan(epoch, step).draws for step in range(6)])[..., 5:]

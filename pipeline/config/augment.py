@@ -1,0 +1,87 @@
+"""Defines the section `augment`: images of a batch that are mixed (`augment.mix`) bring further keys."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from pipeline.config.base import Kinds, Section, as_pairs, as_tuple
+from pipeline.config.durations import Duration
+
+Resolution = Annotated[int, Field(ge=8, le=4096)]
+Resolutions = Annotated[tuple[tuple[Duration, Resolution], ...], BeforeValidator(as_pairs)]
+_AreaFraction = Annotated[float, Field(gt=0, le=1)]
+Scale = Annotated[tuple[_AreaFraction, _AreaFraction], BeforeValidator(as_tuple)]
+_RatioPart = Annotated[float, Field(ge=0.01, le=100)]
+Ratio = Annotated[tuple[_RatioPart, _RatioPart], BeforeValidator(as_tuple)]
+
+# Number of images that each mixed image is made of.
+MIX_SOURCES = {"none": 1, "mixup": 2, "cutmix": 2, "ricap": 4}
+
+
+class _AnyAugment(Section):
+    """The keys that do not depend on `augment.mix`."""
+
+    crop_padding: int = Field(
+        default=4,
+        ge=0,
+        le=512,
+        description="Black pixels around the image before the random crop, per side; 0: no crop. Not for "
+        "streamed folders",
+    )
+    crop_scale: Scale = Field(
+        default=(0.08, 1.0),
+        description="Streamed folders: area of the random crop, as a fraction of the image, from and to",
+    )
+    crop_ratio: Ratio = Field(
+        default=(0.75, 4 / 3), description="Streamed folders: width by height of the random crop, from and to"
+    )
+    flip: bool = Field(default=True, description="Mirror every other image, at random")
+    cutout: int = Field(default=0, ge=0, le=1024, description="Side of the Cutout box in pixels; 0: no box")
+    cutout_mode: Literal["clipped", "inside"] = Field(
+        default="clipped",
+        description="`clipped`: the box's centre is anywhere, its edges may fall outside (the paper); "
+        "`inside`: all of the box is inside",
+    )
+    progressive: Resolutions = Field(
+        default=(),
+        description="Streamed folders: `[when, size]` pairs: height and width of training images from then "
+        "on; ends at `data.image_size`",
+    )
+    color_jitter: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Streamed folders, `dali`: brightness, contrast and saturation change by up to this "
+        "fraction; drawn by DALI",
+    )
+    randaugment: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="Streamed folders, `dali`: RandAugment operations for each image; 0: none; drawn by DALI",
+    )
+    randaugment_magnitude: int = Field(
+        default=9, ge=0, le=30, description="Strength of RandAugment's operations, out of 30"
+    )
+
+
+class PlainAugment(_AnyAugment):
+    mix: Literal["none"] = "none"
+
+
+class MixAugment(_AnyAugment):
+    mix: Literal["mixup", "cutmix", "ricap"]
+    mix_alpha: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Both parameters of the Beta distribution of an image's fraction of the mixed image",
+    )
+    mix_probability: float = Field(default=1.0, gt=0, le=1, description="Fraction of the steps that mix")
+
+
+AugmentConfig = Annotated[
+    PlainAugment | MixAugment,
+    Field(discriminator="mix"),
+    Kinds("mix", "none", "Mix images of a batch, and their labels"),
+]

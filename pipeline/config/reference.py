@@ -1,0 +1,56 @@
+"""Prints the reference of all keys as a Markdown table, made from the schema."""
+
+import json
+from typing import get_args
+
+from pydantic.fields import FieldInfo
+
+from pipeline.config import durations
+from pipeline.config.keys import Key, all_keys
+from pipeline.config.messages import suggest
+from pipeline.errors import UserError
+
+_HEAD = ["| key | type | default | meaning |", "|---|---|---|---|"]
+_NAMES = {int: "int", float: "float", bool: "bool", str: "str"}
+_LIMITS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+
+
+def reference_table(word: str = "") -> str:
+    """Return the rows whose key or meaning holds the word, in any case of letters; all for an empty word.
+
+    Raises:
+        UserError: no row holds the word; names the nearest key.
+    """
+    rows = [
+        f"| `{name}` | {_type(key.field)} | `{json.dumps(key.field.default)}` | {_meaning(key)} |"
+        for name, key in all_keys().items()
+        if word.lower() in f"{name} {_meaning(key)}".lower()
+    ]
+    if not rows:
+        raise UserError(f"no key or meaning holds {word!r}{suggest(word)}")
+    return "\n".join([*_HEAD, *rows])
+
+
+def _meaning(key: Key) -> str:
+    return f"{key.field.description} (`{key.owner}`)" if key.kinds else str(key.field.description)
+
+
+def _type(field: FieldInfo) -> str:
+    """Return the type and the range of a field."""
+    text = str(field.annotation)
+    if text.startswith("typing.Literal"):
+        return " \\| ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    signed = ((sign, getattr(m, name, None)) for m in field.metadata for name, sign in _LIMITS)
+    limits = [f"{sign} {limit:g}" for sign, limit in signed if limit is not None]
+    return ", ".join([_type_name(field, text), *limits])
+
+
+def _type_name(field: FieldInfo, text: str) -> str:
+    checks = [m.func for m in field.metadata if hasattr(m, "func")]
+    if field.annotation is str and checks and checks[-1].__module__ == durations.__name__:
+        return "size" if "size" in checks[-1].__name__ else "duration"
+    if field.annotation in _NAMES:
+        return _NAMES[field.annotation]
+    if "tuple" in text:
+        return "list of durations" if "AfterValidator" in text else "list of float"
+    return text.replace("None", "null").replace(" | ", " or ")
