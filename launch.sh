@@ -215,7 +215,8 @@ run_tests() {
         say "pyright" && PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$python" -m pyright
         say "pytest"
     fi
-    exec "$python" -m pytest "$@"
+    # one worker a core, and with a GPU no workers (tests/conftest.py); of two -n, pytest takes the last: `-n 0` is one process
+    exec "$python" -m pytest -n auto --dist worksteal "$@"
 }
 
 lock() {

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 
 PYTHON = f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'  # -S: starts fast
@@ -59,12 +61,12 @@ match recipe:
         signal.signal(signal.SIGTERM, save)
     case "stubborn.yaml":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen(["sleep", "60"], start_new_session=True)
+        subprocess.Popen(["sleep", "300"], start_new_session=True)
     case "hangs.yaml": signal.signal(signal.SIGTERM, signal.SIG_DFL)
     case _: leave(0)
 pathlib.Path("trainer.pid").write_text(str(os.getpid()))
 os.write(1, b"ready\\n")
-time.sleep(60)
+time.sleep(300)
 """
 
 
@@ -125,7 +127,7 @@ class Checkout:
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **variables)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def launched(self) -> dict[str, str]:
