@@ -1,8 +1,9 @@
-"""`python -m tests.kill_nine [--kills 50]`: kill -9 at random moments of saving; each time a checkpoint is left that can be loaded.
+"""Kill a process at random moments of saving; each time, a checkpoint that can be loaded is left.
 
-A process saves one checkpoint after another and is killed at a moment drawn at random; what it left is verified and loaded, and the next
-process goes on from there, as a run does. It is forked, so that a kill costs milliseconds, not the start of Python. Told at the end: where
-the kills fell, by what they left on disk.
+`python -m tests.kill_nine [--kills 50]`. A process saves one checkpoint after another, and is killed at a
+random moment. Its checkpoints are verified and loaded, and the next process goes on from there, as a run
+does. Processes are forked, so that a kill costs milliseconds, not the start of Python. At the end, the kills
+are counted by what they left on disk.
 """
 
 import argparse
@@ -22,11 +23,14 @@ from pipeline.training.state import load_checkpoint
 from tests.tiny import tiny_config, tiny_trainer
 
 _HASH = "0123456789ab"
-_LONGEST_S = 0.3  # a process may live after its first save
+_LONGEST_S = 0.3  # the longest time between the first save and the kill
 
 
 def save_without_end(checkpoints: Path, ready: int) -> None:
-    """In the child: continue from what is there, then save step after step; one byte into the pipe when saving begins."""
+    """Continue from the newest checkpoint and save step after step.
+
+    One byte into the pipe tells that saving begins.
+    """
     trainer = tiny_trainer(tiny_config("ema.decay=0.9"))
     found, _ = newest_intact(checkpoints, _HASH)
     if found is not None:
@@ -61,7 +65,7 @@ def kill_one(checkpoints: Path, draw: random.Random) -> None:
 
 
 def describe(checkpoints: Path) -> str:
-    """What a kill has left, in words."""
+    """Describe the files that a kill has left."""
     names = [path.name for path in checkpoints.iterdir()]
     if any(name.endswith(".old.tmp") for name in names):
         return "between moving an old one aside and putting the new one in its place"
@@ -92,10 +96,8 @@ def main(argv: list[str] | None = None) -> int:
             left[describe(checkpoints)] += 1
             found, damaged = newest_intact(checkpoints, _HASH)
             if found is None or damaged:
-                print(
-                    f"kill {number}: {folder} holds no checkpoint that can be loaded, or a damaged one: {damaged}",
-                    file=sys.stderr,
-                )
+                problem = f"no checkpoint that can be loaded, or a damaged one: {damaged}"
+                print(f"kill {number}: {folder} holds {problem}", file=sys.stderr)
                 return 1
             load_checkpoint(found, trainer.state)
             if trainer.state.step < steps:

@@ -1,11 +1,11 @@
-"""An empty home for a command, to see what it writes."""
+"""Give a command an empty home folder, so that a test sees the files that it writes."""
 
 import os
 from pathlib import Path
 
 from tests.tiny import ROOT
 
-# Set by a test that ran before, or by the user; each would hide where things go by default.
+# an earlier test or the user may have set them: they would hide the default folders
 CACHE_VARIABLES = (
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
@@ -16,7 +16,7 @@ CACHE_VARIABLES = (
 
 
 def sandbox(folder: Path) -> dict[str, str]:
-    """An environment whose home, temporary and working folders are empty ones below FOLDER."""
+    """Return an environment whose home, temporary and working folders are empty folders in FOLDER."""
     for name in ("home", "tmp", "work"):
         (folder / name).mkdir(exist_ok=True)
     kept = {

@@ -1,4 +1,4 @@
-"""The smallest runs that are still real ones: ResNet-20 on forty 8x8 images, and the parts of such a run without a folder."""
+"""Build the smallest runs that are still real: ResNet-20 on forty 8x8 images, and parts of such a run."""
 
 import json
 from itertools import islice
@@ -20,7 +20,7 @@ from pipeline.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).with_name("tiny.yaml")
-# What says when, how fast or where, and so differs between two equal runs.
+# keys of records that depend on the time, and so differ between two equal runs
 TIME_DEPENDENT = ("images_per_sec", "steps_per_sec")
 
 
@@ -29,7 +29,10 @@ def tiny_config(*overrides: str) -> Config:
 
 
 def in_precision(mode: str, *fp16_keys: str) -> list[str]:
-    """The keys of a precision; with fp16, of the loss scale too: by default one that the first steps do not overflow at."""
+    """Return the keys of a precision; for fp16 also those of the loss scale.
+
+    At the default scale the first steps do not overflow.
+    """
     return [
         f"precision.mode={mode}",
         *((fp16_keys or ("precision.init_scale=1024.0",)) if mode == "fp16" else ()),
@@ -41,25 +44,25 @@ def tiny_splits(config: Config) -> Splits:
 
 
 def tiny_trainer(config: Config) -> Trainer:
-    """A trainer on one process and without a run folder: nothing is written, printed or saved."""
+    """Build a trainer on one process, without a run folder: it writes, prints and saves nothing."""
     set_backends(config)
     return Trainer.build(config, tiny_splits(config), connect(config))
 
 
 def open_and_release(config: Config) -> RunFolder:
-    """A run folder as its process leaves it."""
+    """Return a run folder as its process leaves it."""
     with RunLock() as lock:
         return open_run(config, "recipe", lock)
 
 
 def train_steps(trainer: Trainer, count: int) -> list[float]:
-    """Run COUNT steps without the loop around them; the loss of each."""
+    """Run COUNT steps without the loop around them, and return the loss of each."""
     batches = trainer.loaders.train.batches_from(trainer.state.step)
     return [trainer.step(batch).loss.item() for batch in islice(batches, count)]
 
 
 def a_train_record(step: int, loss: float | None = 0.5, **changes: Any) -> TrainRecord:
-    """A record of training as a run writes it."""
+    """Return a record of training as a run writes it."""
     figures: dict[str, Any] = {
         "epoch": step / 5,
         "accuracy": 0.875,
@@ -73,7 +76,7 @@ def a_train_record(step: int, loss: float | None = 0.5, **changes: Any) -> Train
 
 
 def an_eval_record(step: int, loss: float = 0.5) -> EvalRecord:
-    """A record of an evaluation as a run writes it."""
+    """Return a record of an evaluation as a run writes it."""
     return EvalRecord(split="test", step=step, epoch=step / 5, loss=loss, accuracy=0.75, correct=3, seen=4)
 
 
@@ -106,7 +109,7 @@ def assert_equal(actual: Any, expected: Any, where: str = "") -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of a run, without what depends on the time."""
+    """Return the records of a run, without the keys that depend on the time."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in TIME_DEPENDENT} for record in records]
 
@@ -118,13 +121,13 @@ def last_weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def last_ema(run: Path) -> dict[str, torch.Tensor]:
-    """The moving average of the weights in a run's last checkpoint; empty where there is none."""
+    """Return the moving average of the weights in the last checkpoint of a run; empty if there is none."""
     checkpoint, _ = newest_intact(run / "checkpoints")
     assert checkpoint is not None
     return load_weights(checkpoint, EMA) if (checkpoint / EMA).exists() else {}
 
 
 def only_run(folder: Path) -> Path:
-    """The one run folder in a `log.dir`."""
+    """Return the one run folder in a `log.dir`."""
     (run,) = (path for path in folder.iterdir() if path.name != "latest")
     return run

@@ -1,6 +1,7 @@
-"""`python -m tests.integration.interrupted SIGNAL STEP CONFIG key=value…`: train, and send this very process a signal after a step.
+"""Train, and send this process a signal after a step.
 
-With CRASH for the signal, an error that nobody expects.
+`python -m tests.integration.interrupted SIGNAL STEP CONFIG key=value…`. With CRASH in place of a signal,
+training fails with an error that the pipeline does not expect.
 """
 
 import os
@@ -13,7 +14,7 @@ from pipeline.training.step import Step, StepOutput
 
 
 def interrupt_at(last: int, name: str) -> None:
-    """From now on, training sends its own process a signal, or fails, once step LAST is done."""
+    """Let training send its own process a signal, or fail, after step LAST."""
     step = Step.__call__
 
     def watched(self: Step, batch: Any) -> StepOutput:

@@ -1,4 +1,4 @@
-"""What the server that forks ranks has imported: all that takes its time when a run starts."""
+"""Import, in the server that forks ranks, all that takes time when a run starts."""
 
 import accelerate  # noqa: F401
 import nvidia.dali.fn  # noqa: F401

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE_S, wait_until
 from tests.tiny import ROOT
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -54,7 +55,6 @@ class Ranks:
 
     Attributes:
         processes: one for each rank.
-        started: when, by the monotonic clock.
     """
 
     def __init__(self, folder: Path, world_size: int, work: Callable[..., int], *arguments: Any):
@@ -63,7 +63,7 @@ class Ranks:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "exit_code").unlink(missing_ok=True)
-        # as torchrun does, the store is kept outside of the ranks
+        # the ranks connect to a store of this process, as to torchrun's
         store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._store: torch.distributed.Store | None = store
         address = {
@@ -78,26 +78,27 @@ class Ranks:
             )
             process.start()
             self.processes.append(process)
-        self.started = time.monotonic()
 
     def pid(self, rank: int) -> int:
         pid = self.processes[rank].pid
         assert pid is not None
         return pid
 
-    def wait(self, timeout_s: float = 60) -> list[int | None]:
+    def wait(self, timeout_s: float = PATIENCE_S) -> list[int | None]:
         """Return the exit codes; None for a process that still runs after the timeout."""
         ends = time.monotonic() + timeout_s
         for process in self.processes:
             process.join(max(ends - time.monotonic(), 0))
         return [process.exitcode for process in self.processes]
 
-    def wait_for(self, pattern: str, timeout_s: float = 60) -> None:
+    def wait_for(self, pattern: str, limit_s: float = PATIENCE_S) -> None:
         """Wait for a file of this pattern in the folder."""
-        ends = time.monotonic() + timeout_s
-        while not any(self.folder.glob(pattern)):
-            assert time.monotonic() < ends and self.processes[0].exitcode is None, self.errors
-            time.sleep(0.02)
+
+        def is_there() -> bool:
+            assert self.processes[0].exitcode is None, self.errors
+            return any(self.folder.glob(pattern))
+
+        wait_until(is_there, pattern, limit_s)
 
     def text(self, name: str) -> str:
         path = self.folder / name

@@ -13,6 +13,7 @@ import torch
 from pipeline import train
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import connect
+from pipeline.training import step as step_module
 from pipeline.training.step import Step, StepOutput
 from tests.tiny import RECIPE, tiny_config
 
@@ -35,11 +36,16 @@ def fail() -> None:
     raise RuntimeError("a bug on one process")
 
 
+def hang() -> None:
+    Path(os.environ["QUICKRES_EXIT_CODE_FILE"]).with_name("hanging").touch()
+    time.sleep(600)
+
+
 ACTS: dict[str, Act] = {
     "nothing": lambda: None,
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "fail": fail,
-    "hang": lambda: time.sleep(600),
+    "hang": hang,
     "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
 }
 
@@ -122,6 +128,24 @@ def run_and_note(rank: int, arguments: list[str], note: Path, number: int = 0) -
         code = train.main(arguments)
     torch.save([step["indices"] for step in steps], f"{note}-{rank}.pt")
     return code
+
+
+def run_and_note_mixing(rank: int, folder: Path, arguments: list[str]) -> int:
+    """Train, and write to FOLDER/rank-R.pt what each step mixed: images, labels, shares."""
+    notes: list[tuple[torch.Tensor, ...]] = []
+    mix = step_module.mix
+
+    def watched(*given: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mixed = mix(*given)
+        notes.append(tuple(tensor.clone() for tensor in mixed))
+        return mixed
+
+    step_module.mix = watched
+    try:
+        return train.main(arguments)
+    finally:
+        step_module.mix = mix
+        torch.save(notes, folder / f"rank-{rank}.pt")
 
 
 def run(rank: int, arguments: list[str], number: int = 0, acts: dict[int, str] | None = None) -> int:

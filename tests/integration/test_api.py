@@ -1,4 +1,4 @@
-"""The library as the documentation shows it, and that training by its parts is the training of a run."""
+"""The library as the documentation shows it. Training by its parts equals the training of a run."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.training.evaluate import EvalResult
 from tests.tiny import ROOT, last_weights, tiny_config
 
-pytestmark = [pytest.mark.usefixtures("process_state"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("process_state")
 
 
 def example() -> str:
@@ -30,7 +30,7 @@ def example() -> str:
 def test_the_example_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The lines of the docstring, for two steps in place of three epochs."""
+    """Run the lines of the docstring for two steps in place of three epochs."""
     lines = example()
     assert len(lines.splitlines()) == 11
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def test_fit_trains_as_a_run_does(tmp_path: Path):
 
 
 def test_weights_from_a_file_predict_without_training(tmp_path: Path):
-    """Those that `export` wrote, into a network with a head of as many classes."""
+    """`export` wrote the weights. They fit a network whose head has as many classes."""
     config = tiny_config(f"log.dir={tmp_path}/runs", "duration=1ep", "log.tensorboard=false")
     run = api.train(config, "tiny")
     expected = api.load_trained(run.path)
@@ -98,7 +98,10 @@ def test_weights_from_a_file_predict_without_training(tmp_path: Path):
 
 
 def test_it_works_in_a_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Whose cells run inside an event loop. Its interrupt button is its own again after a run, and no bar is drawn into its output."""
+    """A notebook runs its cells inside an event loop.
+
+    After a run its interrupt button works as before, and no progress bar is drawn into its output.
+    """
     config = tiny_config(f"log.dir={tmp_path}", "duration=2st", "log.tensorboard=false")
 
     async def cell() -> EvalResult:
@@ -122,7 +125,9 @@ def test_a_network_of_one_s_own_is_trained_and_copied(capsys: pytest.CaptureFixt
     before = first.weight.detach().clone()
     api.fit(config, model, api.build_loaders(config, splits), quiet=True)
     assert capsys.readouterr().out == ""
-    model.compile(backend="eager")  # as a config may ask `fit` to; the copy is eager again, and explains
+    model.compile(
+        backend="eager"
+    )  # a config may let `fit` compile in place; the copy is eager again, and can be explained
     trained = api.Trained.of(config, model, splits)
     assert not torch.equal(before, trained.model.state_dict()["0.weight"])
     assert all(
@@ -132,7 +137,7 @@ def test_a_network_of_one_s_own_is_trained_and_copied(capsys: pytest.CaptureFixt
     assert (explained.layer, len(explained)) == ("1", 3)
     assert model.training and all(
         parameter.requires_grad for parameter in model.parameters()
-    )  # as `fit` leaves it
+    )  # `fit` leaves the network like this
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -3,16 +3,16 @@
 import re
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.measure import session
+from benchmarks.measure import session, timing
 from benchmarks.measure.bottleneck import Measured, name_bottleneck
 from benchmarks.measure.options import QUICK, merge
 from benchmarks.measure.timing import Workload, time_interleaved
@@ -239,24 +239,28 @@ def test_images_that_grow_in_training_are_timed_at_their_last_size(
 
 
 class Noted(Workload):
-    def __init__(self, name: str, notes: list[str], seconds: float):
+    """A workload that notes its steps and moves a clock."""
+
+    def __init__(self, name: str, notes: list[str], clock: SimpleNamespace, seconds: float):
         super().__init__(name, images_per_step=10, lead_in=2)
-        self.notes, self.seconds = notes, seconds
+        self.notes, self.clock, self.seconds = notes, clock, seconds
 
     def run(self, steps: int) -> None:
         self.notes.append(f"{self.name}{steps}")
-        time.sleep(steps * self.seconds)
+        self.clock.now += steps * self.seconds
 
 
-def test_windows_are_interleaved_and_compared_in_pairs():
+def test_windows_are_interleaved_and_compared_in_pairs(monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
-    workloads = [Noted("a", notes, 0.01), Noted("b", notes, 0.02)]
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    workloads = [Noted("a", notes, clock, 0.01), Noted("b", notes, clock, 0.02)]
     fast, slow = time_interleaved(workloads, windows=3, steps=4, device=torch.device("cpu"))
     assert notes == ["a2", "a1", "b2", "b1"] + ["a2", "a4", "b2", "b4"] * 3
     assert fast.images_per_sec.n == 3
-    assert fast.images_per_sec.median == pytest.approx(1000, rel=0.2)
+    assert fast.images_per_sec.median == pytest.approx(1000)
     assert fast.against(slow).variant == "b"
-    assert fast.against(slow).ratio.median == pytest.approx(2, rel=0.2)
+    assert fast.against(slow).ratio.median == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from pipeline.errors import TrainingError, UserError
 from pipeline.run.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in
 from pipeline.run.records import MetricsLog
 from pipeline.training.step import Step
+from tests.patience import wait_until
 from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -254,8 +255,8 @@ def test_a_disk_that_fills_up_within_a_checkpoint(tmp_path: Path):
 def test_a_run_folder_that_goes_away(before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def remove(*_: object) -> None:
         checkpoints = only_run(tmp_path) / "checkpoints"
-        while not (folder_of(checkpoints, 5).exists() and (checkpoints / "best.json").exists()):
-            time.sleep(0.01)
+        wanted = (folder_of(checkpoints, 5), checkpoints / "best.json")
+        wait_until(lambda: all(path.exists() for path in wanted), "the checkpoint of step 5")
         shutil.rmtree(checkpoints.parent)
 
     before_step(6, remove)
@@ -268,8 +269,7 @@ def test_an_error_in_the_thread_surfaces_once_and_at_the_end(tmp_path: Path):
     trainer = tiny_trainer(tiny_config())
     writer = CheckpointWriter(tmp_path / "gone" / "checkpoints", "0" * 12)
     writer.save(trainer.state.snapshot())
-    while not writer._pending.done():  # type: ignore[union-attr]
-        time.sleep(0.01)
+    wait_until(writer._pending.done, "the thread fails")  # type: ignore[union-attr]
     with pytest.raises(TrainingError, match="checkpoints: "):
         writer.check()
     writer.check()
@@ -388,12 +388,12 @@ def test_setting_the_clock_changes_no_duration(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    real = time.time
+    real, began = time.time, time.monotonic()
     monkeypatch.setenv("QUICKRES_START_TIME", str(real() - 2))
     before_step(3, lambda *_: monkeypatch.setattr(time, "time", lambda: real() + jump))
     assert train.main([str(RECIPE), f"log.dir={tmp_path}", *QUIET]) == 0
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
-    assert 2 < result["first_step_s"] < result["wall_s"] < 120
+    assert 2 < result["first_step_s"] < result["wall_s"] < 3 + time.monotonic() - began
     assert 0 < result["train_s"] < result["wall_s"]
 
 

@@ -1,4 +1,4 @@
-"""The same run on one, two and three processes: the same samples in the same order, draws, learning rates, counts and updates."""
+"""The same run on one, two and three processes: the same samples, order, draws, rates, counts and updates."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from tests.integration.ranks import ranks
 from tests.tiny import RECIPE, tiny_config
 
 pytestmark = pytest.mark.slow
-# Six steps with the sums of the gradients in another order: rounding of float32, which 20 layers and their batch norms enlarge.
+# In six steps the gradients are summed in another order. The rounding of float32 is enlarged by 20 layers and
+# their batch norms.
 TOLERANCES = {"without batch norm": (1e-5, 1e-6), "with synchronised batch norm": (1e-3, 1e-4)}
 
 
@@ -34,14 +35,14 @@ def train_on(folders: dict[int, Path], *keys: str) -> Left:
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Left:
-    """What each process left, by their number."""
+    """Return what each process wrote, by the number of processes."""
     return train_on({number: tmp_path_factory.mktemp(f"processes-{number}") for number in (1, 2, 3)})
 
 
 @pytest.mark.parametrize("network", scenes.NETWORKS)
 @pytest.mark.parametrize("number", [2, 3])
 def test_batches_draws_and_rates(left: Left, number: int, network: str):
-    """The processes' parts, one after another, are bit for bit the batch of one process: its samples, in its order, with its draws."""
+    """The parts of the processes, one after another, are bit for bit the batch of one process."""
     assert_same_batches(left, number, network)
 
 
@@ -75,7 +76,7 @@ def assert_same_updates(left: Left, number: int, network: str, rtol: float, atol
 
 
 def test_continued_on_another_number_of_processes(tmp_path: Path):
-    """Begun on two, continued on three: every sample of every epoch once, in the order of one process."""
+    """A run on two processes is continued on three: samples come once, in the order of one process."""
     config = tiny_config(*scenes.SHARED)
     arguments = [str(RECIPE), f"log.dir={tmp_path}/runs", "log.tensorboard=false", *scenes.SHARED]
     with ranks(tmp_path, 2, scenes.run_and_note, arguments, tmp_path / "begun", 2) as run:

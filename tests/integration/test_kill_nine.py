@@ -1,4 +1,4 @@
-"""The shipped script, in a process of its own: it forks."""
+"""Run the shipped script in a process of its own, because it forks."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Runs with the methods that are off by default: what they record, print and save."""
+"""Runs with the methods that are off by default: their records, output and files."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def flipped(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> tuple[Path, str]:
-    """The folder of a run that evaluates mirror images too, and what it printed."""
+    """Return the folder and the output of a run that evaluates mirror images too."""
     folder = tmp_path_factory.mktemp("runs")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert (
@@ -63,7 +63,7 @@ def test_every_figure_with_a_flipped_view_says_so(
 
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> tuple[Path, str]:
-    """The folder of a run with a moving average of the weights, in fp16, and what it printed."""
+    """Return the folder and the output of a run in fp16 with a moving average of the weights."""
     folder = tmp_path_factory.mktemp("runs")
     keys = (
         "ema.decay=0.5",
@@ -114,8 +114,8 @@ def test_the_average_is_saved_beside_the_weights_and_evaluated_again(
     assert cli.main(["evaluate", str(run)]) == 0
     told = capsys.readouterr().out
     assert (
-        f"\nema           {again.ema.accuracy:.4%}\nema with flip {result['test_ema_accuracy_flip_tta']:.4%}\n"
-        in told
+        f"\nema           {again.ema.accuracy:.4%}"
+        f"\nema with flip {result['test_ema_accuracy_flip_tta']:.4%}\n" in told
     )
 
 

@@ -1,35 +1,28 @@
-"""One run on one and on three processes: the same mixed images, the same micro-batches, the same weights and averages."""
+"""A run on one process and on three: the same mixed images, micro-batches, weights and averages."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.integration.methods_processes import run
-from tests.tiny import RECIPE, ROOT, last_ema, last_weights, only_run, read_metrics
+from tests.integration import scenes
+from tests.integration.ranks import ranks
+from tests.tiny import RECIPE, last_ema, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).with_name("methods_processes.py")
 MICRO_BATCHES = 6
-PROCESSES = 3  # each start costs seconds; on two, nothing is shared out that is not on three
+PROCESSES = 3  # two processes share nothing that three do not
 KEYS = (
-    *(
-        "data.num_samples=72",
-        "data.batch_size=24",
-        "data.eval_batch_size=6",
-        "duration=1ep",
-        "optimizer.lr=0.02",
-    ),
-    *(
-        "augment.mix=ricap",
-        "ema.decay=0.5",
-        "optimizer.clip_norm=1.0",
-        "log.log_every=1st",
-        "log.tensorboard=false",
-    ),
+    "data.num_samples=72",
+    "data.batch_size=24",
+    "data.eval_batch_size=6",
+    "duration=1ep",
+    "optimizer.lr=0.02",
+    "augment.mix=ricap",
+    "ema.decay=0.5",
+    "optimizer.clip_norm=1.0",
+    "log.log_every=1st",
+    "log.tensorboard=false",
 )
 
 
@@ -41,33 +34,15 @@ def start(folder: Path, processes: int) -> None:
         *KEYS,
     ]
     if processes == 1:
-        assert run(folder, arguments) == 0
+        assert scenes.run_and_note_mixing(0, folder, arguments) == 0
         return
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(processes),
-        str(SCRIPT),
-        str(folder),
-    ]
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with ranks(folder, processes, scenes.run_and_note_mixing, folder, arguments) as run:
+        assert run.wait() == [0] * processes, run.errors
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> dict[int, Path]:
-    """Folders of the run on each number of processes."""
+    """Return the folder of the run on each number of processes."""
     folders = {processes: tmp_path_factory.mktemp(f"processes-{processes}") for processes in (1, PROCESSES)}
     for processes, folder in folders.items():
         start(folder, processes)
@@ -75,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: N
 
 
 def test_the_same_images_are_mixed(folders: dict[int, Path]):
-    """The processes' parts, one after another, are bit for bit the batch of one process."""
+    """The parts of the processes, one after another, are bit for bit the batch of one process."""
     expected = torch.load(folders[1] / "rank-0.pt", weights_only=True)
     ranks = [
         torch.load(folders[PROCESSES] / f"rank-{rank}.pt", weights_only=True) for rank in range(PROCESSES)
@@ -89,13 +64,12 @@ def test_the_same_images_are_mixed(folders: dict[int, Path]):
 
 
 def test_the_same_is_learnt(folders: dict[int, Path]):
-    """Six micro-batches of four images, whoever has them: the gradients are the same sums in another order, added up once."""
+    """Both runs have six micro-batches of four images: their gradients are the same sums in another order."""
     found, expected = (only_run(folders[number] / "runs") for number in (PROCESSES, 1))
     for read in (last_weights, last_ema):
         for key, value in read(expected).items():
-            if (
-                "running" not in key and "num_batches" not in key
-            ):  # of batch norm: each process has its own, averaged
+            # each process has statistics of batch norm of its own, which are averaged
+            if "running" not in key and "num_batches" not in key:
                 torch.testing.assert_close(
                     read(found)[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
                 )

@@ -1,4 +1,4 @@
-"""Runs two processes on the CPU, started by torchrun and connected by gloo."""
+"""Runs two processes on the CPU, by accelerate's launcher, by torchrun or forked, connected by gloo."""
 
 import json
 import os
@@ -23,10 +23,13 @@ from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.models import build_model
 from pipeline.run.checkpoint import newest_intact
+from tests.integration import two_processes
+from tests.integration.ranks import ranks
+from tests.patience import PATIENCE_S
 from tests.tiny import RECIPE, ROOT, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).with_name("two_processes.py")
+SCRIPT = Path(two_processes.__file__)
 
 
 @dataclass
@@ -66,7 +69,7 @@ def start(
         env={**os.environ, **settings, **variables},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
@@ -74,9 +77,21 @@ def start(
     return Started(done.returncode, code, done.stdout.splitlines(), done.stderr, reports)
 
 
+def fork(folder: Path, *arguments: str) -> Started:
+    """Do the same as `start` without a launcher, in processes that start in a moment."""
+    arguments = (str(RECIPE), f"log.dir={folder}/runs", "data.eval_batch_size=6", *arguments)
+    with ranks(folder, 2, two_processes.main, folder, 0, list(arguments)) as run:
+        codes = run.wait()
+    assert None not in codes, run.errors
+    assert not run.text("out-1")
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+    code = next(filter(None, codes), 0)
+    return Started(code, run.exit_code, run.text("out-0").splitlines(), "\n".join(run.errors), reports)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Started]:
-    """A run from its first step to its last, by accelerate's launcher."""
+    """Return a run from its first step to its last, by accelerate's launcher."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, start(folder, launcher=ACCELERATE)
 
@@ -170,7 +185,7 @@ def test_a_compiled_run_in_bf16_explains_as_its_eager_twin(tmp_path: Path):
 
     A run on two processes, compiled, in bf16, has the maps of an eager float32 network with the same weights.
     """
-    started = start(
+    started = fork(
         tmp_path, "precision.mode=bf16", "compile.mode=default", "compile.backend=aot_eager", "duration=2st"
     )
     assert (started.code, started.err) == (0, "")
@@ -205,7 +220,7 @@ def test_a_signal_to_one_process_stops_all_two_steps_later(interrupted: tuple[Pa
 def assert_same_training(actual: Path, expected: Path) -> None:
     weights, wanted = (last_weights(only_run(folder / "runs")) for folder in (actual, expected))
     for key, value in weights.items():
-        if "running" in key:  # averaged at other steps: the same sums in another order
+        if "running" in key:  # the statistics were averaged at other steps: the same sums in another order
             torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(value, wanted[key]), key
@@ -220,7 +235,7 @@ def test_it_is_continued_on_two_processes(
 ):
     folder = tmp_path / "continued"
     shutil.copytree(interrupted[0], folder, symlinks=True)
-    run = start(folder, "resume=auto")
+    run = fork(folder, "resume=auto")
     assert (run.code, run.exit_code_file) == (0, "0"), run.err
     assert [len(report["steps"]) for report in run.ranks] == [9, 9]
     assert_same_training(folder, whole[0])

@@ -12,6 +12,7 @@ import torch
 from pipeline.run.checkpoint import folder_of, newest_intact
 from tests.integration import scenes
 from tests.integration.ranks import Ranks, ranks
+from tests.patience import PATIENCE_S
 from tests.tiny import RECIPE, only_run
 
 pytestmark = pytest.mark.slow
@@ -38,10 +39,8 @@ def assert_loadable(folder: Path, step: int | None = None) -> None:
 
 
 def assert_stopped(run: Ranks, cause: str) -> None:
-    """Every process stops at the same step, which is saved, within 10 s."""
-    asked = time.monotonic()
+    """Every process stops at the same step, which is saved."""
     assert run.wait() == [75] * len(run.processes), run.errors
-    assert time.monotonic() < asked + 10
     (message,) = run.errors
     match = re.fullmatch(rf"stopped: by {cause}, saved at step (\d+); .*resume=auto", message)
     assert match is not None, message
@@ -76,12 +75,12 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
     """Also if the main thread of a process waits for another one, and runs no handler."""
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 8, {1: "hang"}) as run:
         run.wait_for("runs/*/checkpoints/step-*")
-        time.sleep(0.5)  # until it waits
+        run.wait_for("hanging")
         os.kill(run.pid(0), signal.SIGTERM)
-        time.sleep(2.5)
+        time.sleep(2.5)  # within 2 s a signal counts as the echo of the first
         assert run.processes[0].is_alive()
         os.kill(run.pid(0), signal.SIGTERM)
-        run.processes[0].join(2)
+        run.processes[0].join(PATIENCE_S)
         assert run.processes[0].exitcode == 128 + signal.SIGTERM
 
 
@@ -93,10 +92,8 @@ def test_bad_input_is_reported_once(tmp_path: Path):
         assert not (tmp_path / "runs").exists()
 
 
-def assert_failed(run: Ranks, message: str, within_s: float) -> None:
-    began = time.monotonic()
+def assert_failed(run: Ranks, message: str) -> None:
     codes = run.wait()
-    assert time.monotonic() < began + within_s
     errors = [line for line in run.errors if not line.startswith((" ", "Traceback"))]
     assert len(errors) == 1 and re.fullmatch(message, errors[0]), run.errors
     assert set(codes) <= {1, -signal.SIGKILL} and run.exit_code == "1"
@@ -106,7 +103,7 @@ def assert_failed(run: Ranks, message: str, within_s: float) -> None:
 def test_an_exception_ends_all_and_is_reported_once(tmp_path: Path):
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 8, {1: "fail"}) as run:
         run.wait_for("runs/*/checkpoints/step-*")
-        assert_failed(run, "RuntimeError: a bug on one process", within_s=10)
+        assert_failed(run, "RuntimeError: a bug on one process")
 
 
 def test_a_killed_process_ends_all_and_is_named(tmp_path: Path):
@@ -116,7 +113,6 @@ def test_a_killed_process_ends_all_and_is_named(tmp_path: Path):
         assert_failed(
             run,
             r"error: process 1 has not responded for 4 s \(last seen .*\).*killed.*resume=auto",
-            within_s=20,
         )
 
 
@@ -127,14 +123,14 @@ def test_a_hang_ends_all_and_is_named(tmp_path: Path):
         run.wait_for("runs/*/checkpoints/step-*")
         hang = r"error: process 1 hangs: .* 2 s \(runtime\.hang_timeout_s\).*"
         places = ("0: in step 8, .*", r"1: in step 8, at integration/scenes\.py:\d+", "2: in step 8, .*")
-        assert_failed(run, hang + "; ".join(f"process {place}" for place in places), within_s=15)
+        assert_failed(run, hang + "; ".join(f"process {place}" for place in places))
 
 
 def test_a_lost_launcher_leaves_no_orphan(tmp_path: Path):
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path)) as run:
         run.wait_for("runs/*/checkpoints/step-*")
         run.end_store()
-        assert run.wait(15) == [1, 1]
+        assert run.wait() == [1, 1]
         last = [run.text(f"err-{rank}").splitlines()[-1] for rank in (0, 1)]  # after torch's messages
         for rank, line in enumerate(last):
             assert line.startswith(f"error: process {rank}: lost its launcher")
@@ -143,10 +139,10 @@ def test_a_lost_launcher_leaves_no_orphan(tmp_path: Path):
 # --- on GPUs: NCCL waits for a process that is gone, while gloo raises an error -------------------------
 
 SCENES = {
-    "terminate": (75, r"stopped: by a signal to another process, saved at step \d+; .*resume=auto", 10),
-    "fail": (1, "RuntimeError: a bug on one process", 15),
-    "die": (1, "error: process 1 has not responded for .*", 30),
-    "hang": (1, "error: process 1 hangs: .* 60 s .*", 90),  # longer than compiling takes
+    "terminate": (75, r"stopped: by a signal to another process, saved at step \d+; .*resume=auto"),
+    "fail": (1, "RuntimeError: a bug on one process"),
+    "die": (1, "error: process 1 has not responded for .*"),
+    "hang": (1, "error: process 1 hangs: .* 60 s .*"),  # longer than compiling takes
 }
 
 
@@ -156,7 +152,7 @@ SCENES = {
 @pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
 def test_on_two_gpus(act: str, mode: str, tmp_path: Path):
     """With eager steps, and with captured steps, which the host enqueues up to eight ahead."""
-    code, message, within_s = SCENES[act]
+    code, message = SCENES[act]
     keys = (
         "runtime.device=gpu",
         "precision.mode=fp16",
@@ -165,12 +161,9 @@ def test_on_two_gpus(act: str, mode: str, tmp_path: Path):
         "runtime.hang_timeout_s=60",
     )
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path, *keys), 53, {1: act}) as run:
-        run.wait_for("runs/*/checkpoints/step-00000050", timeout_s=240)
-        began = time.monotonic()
-        codes = run.wait(within_s)
-        assert None not in codes, (
-            f"still running after {time.monotonic() - began:.0f} s: {codes}, {run.errors}"
-        )
+        run.wait_for("runs/*/checkpoints/step-00000050", limit_s=240)
+        codes = run.wait()
+        assert None not in codes, f"still running: {codes}, {run.errors}"
         assert run.exit_code == str(code)
         assert any(re.fullmatch(message, line) for line in run.errors)
         assert sum(line.startswith("error: ") for line in run.errors) <= 1

@@ -1,4 +1,4 @@
-"""A run that was interrupted anywhere and continued is, on the CPU and bit for bit, the run that was not."""
+"""On the CPU, a run that is interrupted and continued equals bit for bit one that is not interrupted."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from pipeline.process.signals import StopSignal
 from pipeline.run.checkpoint import folder_of, newest_intact
 from pipeline.training.step import Step, StepOutput
 from tests.integration.scenes import watched_steps
+from tests.patience import PATIENCE_S
 from tests.tiny import RECIPE, ROOT, assert_equal, last_ema, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -27,14 +28,17 @@ LOADERS = ["dali", "reference", "synthetic"]
 
 @pytest.fixture(autouse=True)
 def signals_only_ask() -> Iterator[None]:
-    """A command that gets a signal before its first step is done ends at once: here that would be pytest."""
+    """Keep a signal before the first step from ending the process, which is pytest's here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "StopSignal", lambda exits: StopSignal())
         yield
 
 
 def run_tiny(folder: Path, *overrides: str) -> int:
-    """Train; a run that is continued was started seconds ago at least, as TensorBoard needs, which orders files by name and second."""
+    """Train. The event files of earlier starts are renamed as if those were seconds ago.
+
+    TensorBoard orders its files by name, which holds the second of the start.
+    """
     for number, path in enumerate(sorted(folder.glob("*/tb/*"), key=lambda path: path.stat().st_mtime_ns)):
         if not path.parents[1].is_symlink():
             path.rename(path.with_name(f"events.out.tfevents.{number:010d}"))
@@ -43,7 +47,7 @@ def run_tiny(folder: Path, *overrides: str) -> int:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> dict[str, Path]:
-    """A whole run with each loader."""
+    """Return a whole run with each loader."""
     folders = {loader: tmp_path_factory.mktemp(loader) for loader in LOADERS}
     for loader, folder in folders.items():
         assert run_tiny(folder, f"data.loader={loader}") == 0
@@ -56,7 +60,7 @@ class Crash(Exception):
 
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`stop_after(step, number)`: a signal after a step; without a number, a crash in the middle of the next one."""
+    """Return `stop_after(step, number)`: send a signal after a step; without one, crash in the next step."""
 
     def arrange(last: int, number: int | None = None) -> None:
         step = Step.__call__
@@ -115,7 +119,7 @@ def test_stopped_by_a_signal(
     monkeypatch,
     capsys,
 ):
-    """In mid-epoch and mid-window (7), and at the end of an epoch (10)."""
+    """Step 7 is inside an epoch and a log window; step 10 ends an epoch."""
     keys = (f"data.loader={loader}", "resume=auto")
     with monkeypatch.context():
         stop_after(step, signal.SIGTERM)
@@ -141,7 +145,7 @@ def test_crashed(
     stop_after: Any,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """What was logged after the last checkpoint is taken back and written again."""
+    """Records of steps after the last checkpoint are removed and written again."""
     keys = (f"data.loader={loader}", "resume=auto")
     stop_after(step)
     with pytest.raises(Crash):
@@ -234,8 +238,8 @@ def test_auto_starts_anew_where_nothing_is_unfinished(
     assert run_tiny(tmp_path, "duration=1ep") == 75
     monkeypatch.undo()
     assert run_tiny(tmp_path, "duration=1ep", "seed=4", "resume=auto") == 0  # another config
-    assert run_tiny(tmp_path, "duration=1ep", "resume=auto") == 0  # the one that was stopped
-    assert run_tiny(tmp_path, "duration=1ep", "resume=auto") == 0  # which is finished now
+    assert run_tiny(tmp_path, "duration=1ep", "resume=auto") == 0  # the run that was stopped
+    assert run_tiny(tmp_path, "duration=1ep", "resume=auto") == 0  # the same again, which is finished now
     runs = [path for path in tmp_path.iterdir() if path.name != "latest"]
     assert len(runs) == 3
     assert all((run / "result.json").exists() for run in runs)
@@ -262,7 +266,7 @@ def test_a_path_is_continued_and_then_refused(
 def test_on_a_gpu_the_same_batches_follow(
     loader: str, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    """Same samples, pixels, learning rates; captured steps, GradScaler, average of the weights and mixing included."""
+    """Samples, pixels and rates are equal, with captured steps, GradScaler, weight average and mixing."""
     gpu = ("runtime.device=gpu", f"data.loader={loader}", "data.image_size=32")
     keys = (*gpu, "precision.mode=fp16", "ema.decay=0.9", "augment.mix=cutmix")
     whole: list[dict[str, Any]] = []
@@ -289,7 +293,7 @@ def test_on_a_gpu_the_same_batches_follow(
 def test_in_a_process_of_its_own(
     name: str, code: int, step: int, uninterrupted: dict[str, Path], tmp_path: Path
 ):
-    """The real exit code; and, killed, whatever the operating system left of the files."""
+    """The exit code is the real one. The files of a killed process are as the system left them."""
     command = [
         sys.executable,
         "-W",
@@ -315,7 +319,10 @@ def test_in_a_process_of_its_own(
 
 
 def start_in_a_group(*command: str, mark: str) -> subprocess.Popen[str]:
-    """Start a run with two loader workers in a process group of its own, its processes marked by a variable."""
+    """Start a run with two loader workers in a process group of its own.
+
+    The environment of its processes holds MARK.
+    """
     name, value = mark.split("=")
     return subprocess.Popen(
         [sys.executable, *command, "data.loader=reference", "data.num_threads=2", "duration=10000ep"],
@@ -329,7 +336,7 @@ def start_in_a_group(*command: str, mark: str) -> subprocess.Popen[str]:
 
 
 def workers_of(process: subprocess.Popen[str], line: str) -> list[psutil.Process]:
-    """The loaders' worker processes, once the run has printed a line that begins so."""
+    """Return the worker processes of the loaders, once the run has printed a line that begins with LINE."""
     assert process.stdout is not None
     while not (printed := process.stdout.readline()).startswith(line):
         assert printed, "the run ended early"
@@ -337,19 +344,19 @@ def workers_of(process: subprocess.Popen[str], line: str) -> list[psutil.Process
 
 
 def assert_nothing_left(workers: list[psutil.Process], mark: str) -> None:
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=PATIENCE_S)[1] == []
     assert not [path for path in Path("/proc").glob("[0-9]*/environ") if _holds(path, mark)]
 
 
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(tmp_path: Path):
-    """As from launch.sh or Ctrl-C: the run stops as it should, and nothing of it is left."""
+    """launch.sh and Ctrl-C send such a signal: the run saves and stops, and no process is left."""
     mark = f"QUICKRES_TEST={tmp_path}"
     process = start_in_a_group("-m", "pipeline.train", str(RECIPE), f"log.dir={tmp_path}", mark=mark)
     workers = workers_of(process, "epoch   2")
     assert len(workers) == 4  # two for training, two for evaluation
     os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75, err
     assert err.startswith("stopped: by signal 15"), err
     assert_nothing_left(workers, mark)
@@ -362,27 +369,26 @@ def test_a_crash_ends_the_loader_s_workers(tmp_path: Path):
         "-m", "tests.integration.interrupted", "CRASH", "100", str(RECIPE), f"log.dir={tmp_path}", mark=mark
     )
     workers = workers_of(process, "epoch   2")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, "RuntimeError: nobody expects this" in err) == (1, True), err
     assert_nothing_left(workers, mark)
 
 
 @pytest.mark.slow
 def test_a_killed_run_takes_the_loader_s_workers_with_it(tmp_path: Path):
-    """As one does that leaves without clearing up: at a second signal, or beside another that has failed."""
+    """A process that skips cleanup ends like this: after a second signal, or if another one has failed."""
     mark = f"QUICKRES_TEST={tmp_path}"
     process = start_in_a_group("-m", "pipeline.train", str(RECIPE), f"log.dir={tmp_path}", mark=mark)
     workers = workers_of(process, "epoch   2")
     process.kill()
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
-    process.communicate(
-        timeout=20
-    )  # the fork server and torch's keeper of semaphores hold the pipes until they are gone
+    assert psutil.wait_procs(workers, timeout=PATIENCE_S)[1] == []
+    # the fork server and torch's tracker of semaphores hold the pipes until they end
+    process.communicate(timeout=PATIENCE_S)
     assert_nothing_left(workers, mark)
 
 
 def _holds(environ: Path, entry: str) -> bool:
-    """Whether a living process was started with this variable."""
+    """Return True if a living process was started with this variable."""
     try:
         return entry.encode() in environ.read_bytes().split(b"\0")
     except OSError:

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,12 @@ from pipeline.inference.predictions import Predictions
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.step import Step, StepOutput
+from tests.integration import two_processes
+from tests.integration.ranks import ranks
 from tests.pictures import picture, save
-from tests.tiny import RECIPE, ROOT, assert_equal, last_weights, only_run, read_metrics
+from tests.tiny import RECIPE, assert_equal, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.usefixtures("process_state")
-SCRIPT = Path(__file__).with_name("two_processes.py")
 NUM_TRAIN, NUM_TEST = 32, 10
 LOADERS = ["dali", "reference"]
 # 4 steps per epoch; the images become larger in the middle of the second epoch
@@ -154,32 +153,13 @@ def test_two_processes_see_the_samples_of_one(root: Path, runs: dict[str, Path],
         *STREAMED,
         "data.eval_batch_size=4",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(SCRIPT),
-        str(tmp_path),
-        "0",
-    ]
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text())["steps"] for rank in (0, 1)]
+    with ranks(tmp_path, 2, two_processes.main, tmp_path, 0, arguments) as run:
+        assert run.wait() == [0, 0], run.errors
+    reports = [json.loads((tmp_path / f"rank-{rank}.json").read_text())["steps"] for rank in (0, 1)]
     trained = load_trained(runs["dali"])
     alone = build_loaders(trained.config, trained.splits, trained.device).train
     expected = [batch.indices.tolist() for _ in range(2) for batch in alone]
-    assert [zero["indices"] + one["indices"] for zero, one in zip(*ranks, strict=True)] == expected
+    assert [zero["indices"] + one["indices"] for zero, one in zip(*reports, strict=True)] == expected
     record = read_metrics(only_run(tmp_path / "runs"))[-1]
     assert (record["kind"], record["seen"]) == ("eval", NUM_TEST)
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.sweep.plan import Plan, Question, Run, make_plan, read_plan
 from benchmarks.sweep.run import Sweep, run_sweep
 from pipeline.errors import EXIT_PREEMPTED, UserError
+from tests.patience import wait_until
 from tests.unit.benchmarks.results import make_result
 
 QUICKSTART = "configs/quickstart.yaml"
@@ -29,7 +29,7 @@ folder = pathlib.Path(given["log.dir"])
 if given.get("optimizer.lr") == "9":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     (folder / "waiting").touch()
-    time.sleep(60)
+    time.sleep(300)
 if given.get("optimizer.lr") == "7" and not (folder / "repaired").exists():
     sys.exit("error: the loss is nan")
 run = folder / f"{name}-20260101-000000"
@@ -100,8 +100,7 @@ def test_a_changed_config_is_trained_anew(make_sweep: Any):
 
 def test_a_signal_stops_a_sweep_with_its_run(make_sweep: Any, tmp_path: Path):
     def stop_when_waiting() -> None:
-        while not (tmp_path / "sweeps/question/waiting").exists():
-            time.sleep(0.05)
+        wait_until((tmp_path / "sweeps/question/waiting").exists, "the second run waits")
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=stop_when_waiting, daemon=True).start()

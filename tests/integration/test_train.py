@@ -1,4 +1,4 @@
-"""A run from its first step to its result, in this process: what it leaves behind, and that it can be evaluated and explained again."""
+"""A run from its first step to its result, in this process, and its evaluation and explanation afterwards."""
 
 import contextlib
 import gzip
@@ -55,7 +55,7 @@ WANTED = {
 
 @dataclass
 class Run:
-    """A finished run: its folder, what it printed, and the output of each of its steps."""
+    """A finished run: its folder, its printed lines, the output of each step and the exit code."""
 
     path: Path
     printed: list[str]
@@ -87,13 +87,13 @@ def run_tiny(folder: Path, *overrides: str) -> Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Run:
-    """A run as `tests/tiny.yaml` describes it: 3 epochs of 5 steps, logged every 2, saved every 4."""
+    """Train as `tests/tiny.yaml` says: 3 epochs of 5 steps, logged every 2 steps, saved every 4."""
     return run_tiny(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Run:
-    """A run with a holdout, in fp16, with Grad-CAM at its end and nothing for TensorBoard: 3 epochs of 3 steps."""
+    """Train 3 epochs of 3 steps with a holdout, in fp16, with Grad-CAM at the end, without TensorBoard."""
     keys = (
         "data.holdout=9",
         "precision.mode=fp16",
@@ -181,11 +181,12 @@ def test_the_result_holds_what_is_promised(run: Run):
 def test_what_is_printed(run: Run, held_out: Run):
     first, *epochs, summary, curves, following, last = run.printed
     assert (
-        "resnet20 on synthetic (40 train, 8 test), 1 x CPU, loader dali (CPU backend), fp32, compile none, batch 8, 15 steps"
-        in first
+        "resnet20 on synthetic (40 train, 8 test), 1 x CPU, loader dali (CPU backend), fp32, compile none, "
+        "batch 8, 15 steps" in first
     )
     line = (
-        r"epoch   {}.00/3  lr 0\.\d{{5}}  train loss \d\.\d{{4}} acc +\d+\.\d\d%  +([\d,]+ img/s +[\d.]+ it/s|warm-up)  "
+        r"epoch   {}.00/3  lr 0\.\d{{5}}  train loss \d\.\d{{4}} acc +\d+\.\d\d%  +"
+        r"([\d,]+ img/s +[\d.]+ it/s|warm-up)  "
         r"test loss .* \(\d/8\)  left 0:\d\d"
     )
     assert len(epochs) == 3
@@ -226,11 +227,11 @@ def test_what_to_do_next_is_this_very_run_with_another_rate(
     )
 
 
-# --- metrics --------------------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------
 
 
 def test_the_cadence_of_the_log(run: Run):
-    """Every 2 steps, counted from each evaluation, and at each evaluation: steps and epochs need not divide each other."""
+    """Records come every 2 steps, counted from each evaluation, and at each evaluation."""
     assert [record["step"] for record in run.records("train")] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
     assert [record["step"] for record in run.records("eval")] == [5, 10, 15]
     assert [record["epoch"] for record in run.records("eval")] == [1, 2, 3]
@@ -282,11 +283,11 @@ def test_evaluations(run: Run, held_out: Run):
 
 @pytest.mark.parametrize("which", ["run", "held_out"])
 def test_best_is_the_first_of_the_highest(which: str, request: pytest.FixtureRequest):
-    """On the holdout where there is one; the test accuracy told beside it is the one of that step."""
+    """The best step is of the holdout if there is one; its test accuracy is of the same step."""
     run: Run = request.getfixturevalue(which)
     split = "test" if which == "run" else "holdout"
     records = [record for record in run.records("eval") if record["split"] == split]
-    best = max(records, key=lambda record: record["accuracy"])  # the first of several
+    best = max(records, key=lambda record: record["accuracy"])  # of several, the first
     at_best = next(
         record
         for record in run.records("eval")
@@ -324,13 +325,13 @@ def test_tensorboard_reads_the_same(run: Run):
     )
 
 
-# --- checkpoints, and what is done with a finished run --------------------------------------------------------------------------
+# --- checkpoints, and what is done with a finished run ------------------------------------------------------
 
 
 def test_the_kept_checkpoints(run: Run):
     checkpoints = run.path / "checkpoints"
     steps = {int(path.name.removeprefix("step-")) for path in steps_in(checkpoints)}
-    assert steps == {15, 12, run.result["best_step"]} or steps == {15, 12}
+    assert steps == {12, 15} | {run.result["best_step"]}
     assert newest_intact(checkpoints) == (folder_of(checkpoints, 15), [])
     assert verify(folder_of(checkpoints, 15))["step"] == 15
 
@@ -359,7 +360,7 @@ def test_evaluate_other_checkpoints(run: Run, capsys: pytest.CaptureFixture[str]
         == run.result["test_correct"]
     )
     for checkpoint, told in (
-        ("7", "keeps no step 7; it keeps "),
+        ("7", "no step 7; it "),
         ("newest", "'newest' is neither last, best nor a step"),
         ("²", "neither"),
     ):
@@ -375,7 +376,7 @@ def test_explain_takes_options_and_keys_in_any_order(run: Run, capsys: pytest.Ca
     sheet.unlink()
 
 
-# --- runs that fail -------------------------------------------------------------------------------------------------------------
+# --- runs that fail -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("process_state")

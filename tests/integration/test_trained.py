@@ -30,8 +30,6 @@ from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.build import build_raw_model
 from tests.tiny import RECIPE, last_ema, last_weights, only_run
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Path:

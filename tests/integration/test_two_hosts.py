@@ -1,18 +1,20 @@
 """Simulates two hosts: the real Slurm script, stand-ins for srun and scontrol, two real launchers."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.integration.checkout import write
+from tests.patience import PATIENCE_S, wait_until
 from tests.tiny import RECIPE, ROOT, only_run, read_metrics
 
 # As srun does: run the command once on each host, and return the worst exit code.
@@ -35,11 +37,10 @@ esac
 def free_job_id() -> int:
     """Return a job id whose port, 20000 more, is free."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if 20000 <= port < 40000:
-            return port - 20000
+        job_id = random.SystemRandom().randrange(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", 20_000 + job_id))
+            return job_id
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -71,19 +72,18 @@ def trainers(script: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         write(tmp_path / name, text, 0o755)
     script = start(tmp_path)
-    while not any(tmp_path.glob("runs/*/checkpoints/step-*")):
-        assert script.poll() is None, script.communicate()
-        time.sleep(0.05)
+    saved = "runs/*/checkpoints/step-*"
+    wait_until(lambda: script.poll() is not None or any(tmp_path.glob(saved)), "the first checkpoint")
+    assert script.poll() is None, script.communicate()
     processes = trainers(script)
     hosts = [process.environ()["GROUP_RANK"] for process in processes]
     assert hosts == ["0", "1"]
     processes[1].send_signal(signal.SIGTERM)
-    out, err = script.communicate(timeout=60)
+    out, err = script.communicate(timeout=PATIENCE_S)
     assert script.returncode == 75, err
     assert "2 x CPU" in out
     (message,) = (line for line in err.splitlines() if line.startswith(("stopped", "error")))
@@ -92,7 +92,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path):
     assert (tmp_path / "options").read_text().split() == ["--kill-on-bad-exit=0", "--cpus-per-task=1"]
 
     script = start(tmp_path)
-    out, err = script.communicate(timeout=60)
+    out, err = script.communicate(timeout=PATIENCE_S)
     assert script.returncode == 0, err
     run = only_run(tmp_path / "runs")
     assert f"continuing {run} from step " in out

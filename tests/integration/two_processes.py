@@ -13,15 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-warnings.simplefilter("error")
+if __name__ == "__main__":
+    warnings.simplefilter("error")  # before torch is imported
 
-import torch  # noqa: E402
+import torch
 
-from pipeline import train  # noqa: E402
-from pipeline.config import load_config  # noqa: E402
-from pipeline.distributed.processes import Processes, average_batch_norm, connect  # noqa: E402
-from pipeline.errors import UserError  # noqa: E402
-from pipeline.training.step import Step, StepOutput  # noqa: E402
+from pipeline import train
+from pipeline.config import load_config
+from pipeline.distributed.processes import Processes, average_batch_norm, connect
+from pipeline.errors import UserError
+from pipeline.training.step import Step, StepOutput
 
 
 def error_of(work: Callable[[], Any]) -> str:
@@ -92,9 +93,7 @@ def watch_steps(stop: int, rank: int) -> list[dict[str, Any]]:
     return seen
 
 
-def main() -> int:
-    folder, stop, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    rank = int(os.environ["RANK"])
+def main(rank: int, folder: Path, stop: int, arguments: list[str]) -> int:
     report: dict[str, Any] = {"steps": watch_steps(stop, rank)}
     report |= check_agreement(connect(load_config(arguments[0], arguments[1:])))
     report["code"] = train.main(arguments)
@@ -103,4 +102,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(os.environ["RANK"]), Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

@@ -1,4 +1,4 @@
-"""What the tests of training on a GPU share: a stream of their own, and a small network in the step."""
+"""Share between the tests of training on a GPU: a stream of their own, and a small network in the step."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ _SMALL = {
 
 @pytest.fixture
 def own_stream() -> Iterator[None]:
-    """As in training: the captured step must not run on the default stream."""
+    """Run a test on a stream of its own: the captured step must not run on the default stream."""
     with torch.cuda.stream(torch.cuda.Stream()):
         yield
 
@@ -38,7 +38,7 @@ def small_config(*overrides: str) -> Config:
 
 
 def start(config: Config) -> tuple[Step, Loader]:
-    """The step and the training loader, nothing trained yet."""
+    """Return the step and the training loader before the first step."""
     set_backends(config)
     torch._dynamo.reset()
     processes = connect(config)
@@ -50,7 +50,7 @@ def start(config: Config) -> tuple[Step, Loader]:
 
 
 def train(step: Step, loader: Loader, num_steps: int = 20) -> torch.Tensor:
-    """The losses of some steps, none of them compiled anew."""
+    """Return the losses of NUM_STEPS steps, none of which is recompiled."""
     losses = [step(batch).loss.clone() for batch, _ in zip(loader, range(num_steps), strict=False)]
     assert len(losses) == num_steps and step.recompilations == 0
     return torch.stack(losses).cpu()

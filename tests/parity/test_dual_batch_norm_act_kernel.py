@@ -16,6 +16,7 @@ from kernels.dual_batch_norm_act.reference import (
     dual_batch_norm_act_reference,
     dual_forward_reference,
 )
+from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -204,13 +205,12 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 
 
 def test_operators_are_registered_soundly() -> None:
-    """Run PyTorch's own checks: schema, changed arguments, shapes without data, and tracing."""
     case, (gradient,) = random_case((3, 5, 3, 3), torch.float32, 1)
-    torch.library.opcheck(torch.ops.quickres.dual_batch_norm_act.default, (*case, MOMENTUM, EPS))
+    assert_registered(torch.ops.quickres.dual_batch_norm_act.default, (*case, MOMENTUM, EPS))
     _, statistics, mask = torch.ops.quickres.dual_batch_norm_act(*case, MOMENTUM, EPS)
     parameters = case.weight, case.bias, case.residual_weight
     backward = (gradient, None, case.x, case.residual, mask, *parameters, statistics)
-    torch.library.opcheck(torch.ops.quickres.dual_batch_norm_act_backward.default, backward)
+    assert_registered(torch.ops.quickres.dual_batch_norm_act_backward.default, backward)
 
 
 @pytest.mark.parametrize(

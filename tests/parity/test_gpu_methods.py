@@ -1,4 +1,4 @@
-"""On a GPU the methods train captured in a CUDA graph as they do eagerly."""
+"""On a GPU, every method trains the same captured in a CUDA graph and eagerly."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ METHODS = {
 
 
 def _train(config: Config) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The losses, and what the weights and their moving average are at the end."""
+    """Return the losses, and the weights and their moving average at the end."""
     step, loader = start(config)
     losses, state = train(step, loader), step._state
     models = {"weights": state.model} | ({"ema": state.ema.model} if state.ema is not None else {})
@@ -50,7 +50,7 @@ def _train(config: Config) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("mode", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", METHODS)
 def test_captured_steps_train_like_the_compiled_ones(name: str, mode: str) -> None:
-    """Losses, weights and averages; no host sync shows as an error here, because a capture forbids it."""
+    """Losses, weights and averages agree. A host sync would be an error, because a capture forbids it."""
     keys = (f"precision.mode={mode}", *METHODS[name])
     losses, weights = _train(small_config("compile.mode=default", *keys))
     captured, captured_weights = _train(small_config("compile.mode=reduce-overhead", *keys))
@@ -66,7 +66,7 @@ def test_captured_steps_train_like_the_compiled_ones(name: str, mode: str) -> No
 @pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
 @pytest.mark.parametrize("name", METHODS)
 def test_an_overflow_skips_exactly_that_update(name: str, mode: str) -> None:
-    """Weights, the optimizer's state and the moving average (not the statistics of batch norm, which saw the images)."""
+    """Weights, optimizer state and moving average stay; the statistics of batch norm have seen the images."""
     step, loader = start(
         small_config(
             "precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0", *METHODS[name]
@@ -93,7 +93,7 @@ def _poisoned(batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_waits_for_nothing(name: str) -> None:
-    """Neither eagerly nor in the steps that copy into the captured one."""
+    """The host waits neither in an eager step nor in one that copies its batch into the captured step."""
     step, loader = start(
         small_config(
             "precision.mode=fp16", "compile.mode=reduce-overhead", "data.loader=synthetic", *METHODS[name]
@@ -108,9 +108,10 @@ def test_a_step_waits_for_nothing(name: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
         step(next(stream))  # captures
         torch.cuda.set_sync_debug_mode("error")
-        step(next(stream))
+        output = step(next(stream))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert step._state.step == 5 and torch.isfinite(output.loss)
 
 
 def test_what_dropout_draws_from_is_saved() -> None:

@@ -22,6 +22,7 @@ from pipeline.data.loaders.synthetic import SyntheticLoader
 from pipeline.data.sampling.batch_plan import BatchPlan, EvalSampler, Sampler, Shard, TrainSampler
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 from tests.parity.tolerances import assert_parity
+from tests.patience import PATIENCE_S
 from tests.tiny import tiny_config, tiny_splits
 
 CPU = torch.device("cpu")
@@ -391,7 +392,7 @@ def test_worker_processes_change_nothing_and_leave_nothing():
     workers = [worker for server in psutil.Process().children() for worker in server.children()]
     assert len(workers) == 2
     del loader
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=PATIENCE_S)[1] == []
 
 
 # --- the synthetic loader, and loaders from a config ---

@@ -20,7 +20,7 @@ SMALL = (
 
 
 def accuracies(mode: str, device: str) -> list[float]:
-    """Test accuracy at the last step, one of each seed."""
+    """Return the test accuracy at the last step of each seed."""
     found = []
     for seed in SEEDS:
         overrides = (*SMALL, f"precision.mode={mode}", f"runtime.device={device}", f"seed={seed}")
@@ -45,7 +45,6 @@ def test_mixed_precision_reaches_the_accuracy_of_float32(device: str, modes: lis
         mixed = accuracies(mode, device)
         error = (statistics.variance(mixed) / len(mixed) + statistics.variance(full) / len(full)) ** 0.5
         difference = abs(statistics.mean(mixed) - statistics.mean(full))
-        print(
-            f"{mode}: {statistics.mean(mixed):.4f}, fp32: {statistics.mean(full):.4f}, standard error {error:.4f}"
-        )
+        means = f"{mode}: {statistics.mean(mixed):.4f}, fp32: {statistics.mean(full):.4f}"
+        print(f"{means}, standard error {error:.4f}")
         assert difference <= 2 * error, (mode, mixed, full)

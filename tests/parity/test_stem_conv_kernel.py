@@ -12,6 +12,7 @@ from kernels.stem_conv.forward import launch_forward
 from kernels.stem_conv.op import stem_conv
 from kernels.stem_conv.reference import stem_conv_reference, stem_conv_weight_gradient_reference
 from kernels.stem_tiles import TILINGS, Tiling
+from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -158,15 +159,13 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
     torch.testing.assert_close(compiled, run_operator(*case, step), rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # of `opcheck` itself
+# `opcheck` itself warns
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operators_are_registered_soundly(dtype: torch.dtype) -> None:
-    """Run PyTorch's own checks: schema, shapes without data, autograd, and tracing."""
     images, weight, dy = random_case((2, 3, 5, 3, 7), dtype)
-    torch.library.opcheck(torch.ops.quickres.stem_conv.default, (images, weight.requires_grad_(), dtype))
-    torch.library.opcheck(torch.ops.quickres.stem_conv_weight_gradient.default, (dy, images, weight.detach()))
+    assert_registered(torch.ops.quickres.stem_conv.default, (images, weight.requires_grad_(), dtype))
+    assert_registered(torch.ops.quickres.stem_conv_weight_gradient.default, (dy, images, weight.detach()))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def _is_type_guard(node: ast.AST) -> bool:
 
 
 def imports_of(path: Path, *, at_run_time: bool = False) -> set[str]:
-    """Every module that a file imports, anywhere in it; for `from package import name`, both with and without the name."""
+    """Return every module that a file imports; for `from package import name`, with and without the name."""
     found: set[str] = set()
     tree = ast.parse(path.read_text(), str(path))
     for_types = (
@@ -157,11 +157,13 @@ def test_rooms_that_need_no_torch(room: str):
 
 _IMPORT_ALL = """
 import importlib, json, os, pkgutil, random, signal, sys, threading
-import accelerate, einops, matplotlib.figure, numpy, PIL.Image, pydantic, rich.console, safetensors.torch, torch
+import accelerate, einops, matplotlib.figure, numpy, PIL.Image, pydantic, rich.console
+import safetensors.torch, torch
 import torch.utils.data, torchvision.transforms.v2, triton, yaml
 
 def state():
-    return torch.get_rng_state().sum().item(), random.getstate(), torch.get_num_threads(), threading.active_count(), dict(os.environ)
+    drawn = torch.get_rng_state().sum().item(), random.getstate()
+    return drawn, torch.get_num_threads(), threading.active_count(), dict(os.environ)
 
 def watch(event, arguments):
     if watching and event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
@@ -172,21 +174,26 @@ def watch(event, arguments):
 before, events, watching = state(), [], True
 sys.addaudithook(watch)
 import kernels, pipeline
-names = [m.name for package in (pipeline, kernels) for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+walks = [pkgutil.walk_packages(package.__path__, package.__name__ + ".") for package in (pipeline, kernels)]
+names = [module.name for walk in walks for module in walk]
 for name in names:
     importlib.import_module(name)
 watching = False
-slow = ("nvidia.dali", "pytorch_grad_cam", "tensorboard", "sklearn", "timm", "torchview", "pygraphviz", "onnx", "onnxruntime", "onnxscript")
-lazy = [name for name in slow if name in sys.modules]
-handlers = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getsignal(signal.SIGINT) == signal.default_int_handler
-print(json.dumps({"count": len(names), "events": events, "same": before == state(), "lazy": lazy, "handlers": handlers}))
+slow = "pytorch_grad_cam tensorboard sklearn timm torchview pygraphviz onnx onnxruntime onnxscript".split()
+lazy = [name for name in ["nvidia.dali", *slow] if name in sys.modules]
+expected = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+handlers = [signal.getsignal(number) == handler for number, handler in expected.items()]
+same = before == state()
+print(json.dumps({"count": len(names), "events": events, "same": same, "lazy": lazy, "handlers": handlers}))
 """
 
 
 @pytest.mark.slow
 def test_importing_everything_does_no_work():
-    """No file written, no process or thread started, no switch or random state touched, and nothing imported that takes seconds and may
-    not be needed."""
+    """Importing writes no file, starts no process or thread and changes no switch or random state.
+
+    It imports nothing that takes seconds and may not be needed.
+    """
     command = [sys.executable, "-B", "-W", "error", "-c", _IMPORT_ALL]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -197,7 +204,8 @@ def test_importing_everything_does_no_work():
 
 def test_checking_a_recipe_needs_no_torch():
     """launch.sh checks before it launches: that must take a moment only."""
-    code = "import sys, pipeline.__main__ as m; m.main(['check', 'configs/quickstart.yaml']); print('torch' in sys.modules)"
+    check = "import sys, pipeline.__main__ as m; m.main(['check', 'configs/quickstart.yaml'])"
+    code = f"{check}; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -27,7 +27,7 @@ INDEX_OPTION = re.compile(r"^(?:-i|-f|--(?:extra-)?index-url|--find-links|--trus
 
 
 def read_lock(extra: str) -> dict[str, list[tuple[Requirement, list[str]]]]:
-    """Requirements by name, each with its hashes; a name may stand there once for each range of Python versions."""
+    """Return requirements by name, each with its hashes, once for each range of Python versions."""
     text = (ROOT / f"requirements-{extra}.lock").read_text().replace("\\\n", " ")
     entries: dict[str, list[tuple[Requirement, list[str]]]] = {}
     for line in text.splitlines():

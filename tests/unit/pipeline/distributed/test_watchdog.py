@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.tiny import ROOT
 
 SCRIPT = """
@@ -20,23 +21,26 @@ class Store:
     def set(self, key, value):
         pass
 
-watchdog._SILENT_S = 2.0
+watchdog._BEAT_S, watchdog._SILENT_S = 0.1, 1.0
 processes = SimpleNamespace(shard=SimpleNamespace(rank=1, world_size=2), open_store=Store)
 with watchdog.Watch(processes, 60.0):
-    time.sleep(6)
+    time.sleep(TRAINS)
 print("trained")
 """
 
 
 @pytest.mark.parametrize(
-    ("silent_s", "code", "output", "message"),
-    [("0.5", 0, "trained", ""), ("None", 1, "", "error: process 1: no answer for 2 s .*resume=auto")],
+    ("silent_s", "trains_s", "code", "output", "message"),
+    [
+        ("0.1", 2.0, 0, "trained", ""),
+        ("None", PATIENCE_S, 1, "", "error: process 1: no answer for 1 s .*resume=auto"),
+    ],
 )
-def test_a_store_that_falls_silent(silent_s: str, code: int, output: str, message: str):
+def test_a_store_that_falls_silent(silent_s: str, trains_s: float, code: int, output: str, message: str):
     """As if the host of the store had lost power: the connection does not break."""
-    script = SCRIPT.replace("SILENT)", f"{silent_s})")
+    script = SCRIPT.replace("SILENT)", f"{silent_s})").replace("TRAINS", str(trains_s))
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (code, output), done.stderr
     assert re.fullmatch(message, done.stderr.strip())

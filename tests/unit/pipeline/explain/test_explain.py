@@ -16,8 +16,6 @@ from pipeline.errors import UserError
 from pipeline.explain import Explained, Explanations, contact_sheet
 from pipeline.plotting import style
 
-pytestmark = pytest.mark.timeout(120)  # the first import of the grad-cam library takes 13 s or more
-
 
 class TinyNet(nn.Module):
     """Convolution, batch norm, ReLU, global average, linear.

@@ -131,8 +131,12 @@ def test_their_own_weights_load_and_the_head_may_differ(tmp_path: Path, caplog: 
 
 
 def test_a_network_without_batch_norm_has_nothing_to_average():
-    with patch("torch.distributed.is_initialized", return_value=True):
+    with (
+        patch("torch.distributed.is_initialized", return_value=True),
+        patch("torch.distributed.all_reduce") as all_reduce,
+    ):
         average_batch_norm(nn.Linear(2, 2))
+    all_reduce.assert_not_called()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.tiny import ROOT
 
 # from a thread, as signals and the watchdog do, while the main thread is stuck
@@ -16,7 +17,7 @@ SCRIPT = """
 import threading, time
 from pipeline.process.exit import leave_now
 threading.Thread(target=leave_now, args=(75, "stopped"), daemon=True).start()
-time.sleep(20)
+time.sleep(300)
 """
 
 
@@ -52,10 +53,10 @@ import sys, time
 from pipeline.process.signals import StopSignal
 if sys.argv[1:] == ["starts"]:
     print("ready", flush=True)
-    time.sleep(20)
+    time.sleep(300)
 with StopSignal(exits=True):
     print("ready", flush=True)
-    time.sleep(20)
+    time.sleep(300)
 """
 
 
@@ -98,11 +99,11 @@ def test_a_launcher_that_ends_the_rest(
     for process in processes:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     processes[1].send_signal(first)
-    errors = {1: processes[1].communicate(timeout=20)[1]}
+    errors = {1: processes[1].communicate(timeout=PATIENCE_S)[1]}
     if written.isdecimal():
         code_file.write_text(written)
     processes[0].send_signal(signal.SIGTERM)
-    errors[0] = processes[0].communicate(timeout=20)[1]
+    errors[0] = processes[0].communicate(timeout=PATIENCE_S)[1]
     assert tuple(process.returncode for process in processes) == codes
     assert re.fullmatch(message, errors[0]) and errors[1] == ""
     assert code_file.read_text().strip() == str(codes[0])

@@ -1,6 +1,6 @@
 """Checks the layout of charts: the places of lines, ticks and labels."""
 
-import re
+import math
 
 import numpy as np
 import pytest
@@ -26,23 +26,26 @@ from tests.tiny import a_train_record, an_eval_record
     ],
 )
 @pytest.mark.parametrize("scale", ["linear", "log10", "log2"])
-def test_lines_stay_inside_their_panel(values: list[float], scale: str):
+def test_lines_run_through_their_values(values: list[float], scale: str):
+    """The ticks of the y axis tell the place of a value; only a linear axis is bounded at 1."""
     records = [a_train_record(i, loss=value, epoch=i / 10) for i, value in enumerate(values)]
-    chart = lay_out(
-        "Title",
-        [series_of("a", "c1", records, "loss"), series_of("b", "c2", records, "loss")],
-        Axis(scale, high=1.0),
-    )
+    lines = [series_of("a", "c1", records, "loss"), series_of("b", "c2", records, "loss")]
+    chart = lay_out("Title", lines, Axis(scale, high=1.0))
+    assert 2 <= len(chart.y_ticks) <= 10 and chart.width == WIDTH
+    transform = {"linear": lambda value: min(value, 1.0), "log10": math.log10, "log2": math.log2}[scale]
+    numbers = [transform(float(text.replace(",", ""))) for _, text in chart.y_ticks]
+    slope, foot = np.polyfit(numbers, [y for y, _ in chart.y_ticks], 1)
+    drawable = {i: transform(value) for i, value in enumerate(values) if scale == "linear" or value > 0}
+    pitch = (chart.right - chart.left) / max(len(values) - 1, 1)
+    across = [chart.left + pitch * i for i in drawable]
+    up = [slope * value + foot for value in drawable.values()]
     for line in chart.lines:
-        places = [float(number) for number in re.findall(r"[-\d.]+(?:e[-+]\d+)?", line.path)]
-        assert all(chart.left <= x <= chart.right for x in places[::2]) and all(
-            chart.top <= y <= chart.bottom for y in places[1::2]
-        )
+        points = [tuple(map(float, pair.split())) for pair in line.path.removeprefix("M").split("L")]
+        assert len(points) == len(drawable) or 200 < len(points) < len(drawable)
         assert len(line.path) < 10_000 and 0 < line.end[1] < HEIGHT
-    # labels do not overlap
-    assert len(chart.lines) < 2 or abs(chart.lines[0].end[1] - chart.lines[1].end[1]) >= 13
-    assert 2 <= len(chart.y_ticks) <= 10 or not chart.lines
-    assert chart.width == WIDTH
+        assert [points[0][0], points[-1][0]] == pytest.approx([across[0], across[-1]], abs=0.1)
+        assert [y for _, y in points] == pytest.approx(np.interp([x for x, _ in points], across, up), abs=1)
+    assert abs(chart.lines[0].end[1] - chart.lines[1].end[1]) >= 13  # the labels do not overlap
 
 
 def test_an_error_of_0_does_not_shorten_a_logarithmic_axis():

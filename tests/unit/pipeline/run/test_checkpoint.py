@@ -1,4 +1,4 @@
-"""Checkpoints: what is in one, what happens to damaged ones, which are kept, and that opening one runs nothing."""
+"""Checkpoints: content, damage, which are kept, and that opening one runs no code."""
 
 import json
 import pickle
@@ -77,6 +77,7 @@ def test_nothing_else_is_left_behind(saved: Path):
     assert sorted(path.name for path in saved.iterdir()) == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.usefixtures("short_network")
 @pytest.mark.parametrize(("source", "target"), [("default", "none"), ("none", "default")])
 def test_weights_load_compiled_and_not(tmp_path: Path, source: str, target: str):
     backend = "compile.backend=aot_eager"
@@ -89,7 +90,7 @@ def test_weights_load_compiled_and_not(tmp_path: Path, source: str, target: str)
     assert not any(key.startswith(("_orig_mod", "module")) for key in load_weights(folder_of(tmp_path, 1)))
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------------------
+# --- damage -------------------------------------------------------------------------------------------------
 
 
 def truncate(path: Path) -> None:
@@ -157,8 +158,8 @@ def test_a_foreign_checkpoint_is_named(copy: Path):
     found, told = newest_intact(copy, "another hash")
     assert found is None and len(told) == 2
     assert (
-        told[0]
-        == f"{folder_of(copy, 2)}: saved by a run of another config, or by another version; use an earlier checkpoint"
+        told[0] == f"{folder_of(copy, 2)}: saved by a run of another config, or by another version; "
+        "use an earlier checkpoint"
     )
     folder_of(copy, 2).rename(folder_of(copy, 3))
     found, told = newest_intact(copy, "0123456789ab")
@@ -239,7 +240,7 @@ def test_a_checkpoint_of_another_config(saved: Path, other: str):
         load_checkpoint(folder_of(saved, 2), start(other).state)
 
 
-# --- which are kept -------------------------------------------------------------------------------------------------------------
+# --- which are kept -----------------------------------------------------------------------------------------
 
 
 def kept(folder: Path) -> list[int]:
@@ -257,7 +258,7 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path):
 
 
 def test_what_lies_ahead_of_a_run_that_went_back_is_no_newer(tmp_path: Path):
-    """The checkpoints of steps 8 and 10 are damaged: the run goes on from 6, and must not lose what it saves now for their sake."""
+    """The checkpoints of steps 8 and 10 are damaged: the run continues from 6 and keeps its new ones."""
     trainer = write(tmp_path, 6, 8, 10, best=6)
     for step in (8, 10):
         truncate(folder_of(tmp_path, step) / "state.pt")
@@ -303,7 +304,7 @@ def test_after_going_back_the_best_is_the_one_of_then(tmp_path: Path):
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 1
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 def test_a_write_that_fails_leaves_the_earlier_ones_and_is_told(copy: Path, monkeypatch: pytest.MonkeyPatch):

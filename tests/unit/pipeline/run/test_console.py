@@ -78,6 +78,7 @@ def test_an_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch):
         for _ in range(3):
             console.say("a line")
         console.close()
+        assert os.path.samestat(os.fstat(full.fileno()), os.stat(os.devnull))
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def config_in(folder: Path, *overrides: str):
     return tiny_config(f"log.dir={folder}", *overrides)
 
 
-# --- opening --------------------------------------------------------------------------------------------------------------------
+# --- opening ------------------------------------------------------------------------------------------------
 
 
 def test_a_new_run(tmp_path: Path):
@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path):
         open_and_release(config_in(tmp_path / "file"))
 
 
-# --- finding again --------------------------------------------------------------------------------------------------------------
+# --- finding again ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,9 @@ def test_a_run_that_is_being_trained_is_left_alone(runs: Runs, value: str, monke
     path = runs.make(steps=())  # before its first checkpoint
     with RunLock() as lock:
         lock.take(path)
-        told = rf"resume: .*{path.name} is being trained by process {os.getpid()} on .*; wait for its end, or .* with resume=none"
+        told = (
+            rf"resume: .*{path.name} .* process {os.getpid()} on .*; wait for its end, or .* with resume=none"
+        )
         with pytest.raises(UserError, match=told):
             runs.resume("auto" if value == "auto" else str(path))
         assert runs.make().is_dir()  # one beside it
@@ -229,7 +231,7 @@ def test_damaged_checkpoints_are_passed_over_with_a_warning(runs: Runs):
     assert config_hash(load_config(found.path / "config.yaml")) == config_hash(config_in(runs.folder))
 
 
-# --- metrics --------------------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, *records: TrainRecord, resume_step: int = 0, tensorboard: bool = True) -> None:

@@ -33,7 +33,10 @@ class Given:
 
 @pytest.fixture
 def case() -> tuple[nn.Module, Given]:
-    """A linear net that sees left from right; labels chosen so that one view, and both together, are right at different samples."""
+    """Make a linear network that tells left from right.
+
+    With the labels chosen, one view and both views together are right at different samples.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5))
     images = torch.randn(3, 3, 4, 4)

@@ -48,7 +48,10 @@ def whole(state: TrainState) -> dict[str, Any]:
     ],
 )
 def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: tuple[str, ...]):
-    """Weights, statistics, averages, momentum, loss scale, sums of the open window, best, clock, generator; and it goes on alike."""
+    """The whole state is restored, and training continues alike.
+
+    Compared are weights, statistics, averages, momentum, loss scale, open window, best, clock and generator.
+    """
     overrides = [*in_precision(mode, "precision.init_scale=64.0", "precision.growth_interval=4"), *keys]
     old = start(*overrides)
     train_steps(old, 6)
@@ -77,7 +80,7 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, mode: str, keys: t
 
 
 def test_momentum_of_another_memory_layout_is_laid_out_like_the_weight():
-    """A fused optimizer goes through both in the order of memory, and would mix up elements without a word."""
+    """A fused optimizer reads both in the order of memory, and would mix up elements without an error."""
     old, new = start(), start()
     train_steps(old, 1)
     saved = copy.deepcopy(old.state.state_dict())

@@ -1,7 +1,6 @@
 """The training step: precisions, overflow, clipping, smoothing, compiling."""
 
 import copy
-import time
 from typing import Any
 
 import pytest
@@ -38,7 +37,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 def test_one_step_is_the_textbook_s():
-    """Forward, smoothed loss, gradient, Nesterov's update with weight decay, at the rate of the step: written out by hand."""
+    """Forward, smoothed loss, gradient and Nesterov's update with weight decay, written out by hand."""
     trainer = start("loss.label_smoothing=0.1", "optimizer.weight_decay=0.01", "schedule.warmup=0st")
     by_hand = copy.deepcopy(trainer.state.model)
     batch = random_batch()
@@ -135,7 +134,7 @@ def test_the_scale_grows_after_the_interval():
 
 @pytest.mark.parametrize("mode", ["fp32", "fp16"])
 def test_the_clipped_gradient_is_the_unscaled_one(mode: str):
-    """At rate 1 without momentum the update is the gradient: its norm is the limit, whatever the loss scale."""
+    """At rate 1 without momentum the update is the gradient. Its norm is the limit at any loss scale."""
     keys = [
         "optimizer.momentum=0.0",
         "optimizer.nesterov=false",
@@ -172,7 +171,7 @@ def test_totals_are_sums_over_images():
 @pytest.mark.parametrize("mode", ["fp32", "fp16"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_micro_batches_add_up_to_the_gradient_of_the_batch(mode: str, count: int):
-    """Written out by hand: batch norm sees a micro-batch at a time; the update is clipped and scaled once, over all of them."""
+    """Written out by hand: batch norm sees one micro-batch; the update of all is clipped and scaled once."""
     keys = (*in_precision(mode), "optimizer.clip_norm=0.5", "schedule.warmup=0st")
     trainer = start(f"optimizer.accumulate={count}", *keys)
     by_hand, precision = copy.deepcopy(trainer.state.model), trainer.state.precision
@@ -224,11 +223,14 @@ def test_an_overflow_in_one_micro_batch_skips_the_update():
     assert trainer.step(random_batch()).found_inf.item() == 0
 
 
-# --- compiled -------------------------------------------------------------------------------------------------------------------
+# --- compiled -----------------------------------------------------------------------------------------------
 
 
 def compare_with_eager(*overrides: str, mode: str = "fp32") -> None:
-    """Train compiled and eagerly with evaluations in between, whose shapes and mode must not make it compile again."""
+    """Train compiled and eagerly. Evaluations in between have other shapes, and must not recompile.
+
+    By inductor: see tests/integration/test_no_stray_files.py.
+    """
     torch._dynamo.reset()
     eager = start(f"precision.mode={mode}")
     compiled = start(f"precision.mode={mode}", "compile.mode=default", *overrides)
@@ -244,23 +246,19 @@ def compare_with_eager(*overrides: str, mode: str = "fp32") -> None:
     assert compiled.step.settled and compiled.step.recompilations == 0
 
 
+@pytest.mark.usefixtures("short_network")
 @pytest.mark.parametrize("mode", ["fp32", "bf16"])
 def test_compiled_trains_like_eager(mode: str):
     compare_with_eager("compile.backend=aot_eager", mode=mode)
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor_trains_like_eager():
-    compare_with_eager()
-
-
-@pytest.mark.slow
 def test_an_operator_that_is_first_met_deep_in_the_network_compiles_at_once():
-    """torch 2.11 wrote out what its arguments are made from, twice as much with each residual block; 22 took minutes."""
+    """In torch 2.11 an expression doubled with each residual block: 22 took minutes, 30 would take hours."""
 
     class Deep(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            for _ in range(22):
+            for _ in range(30):
                 images = add(images, images)
             return last(images, images)
 
@@ -274,11 +272,10 @@ def test_an_operator_that_is_first_met_deep_in_the_network_compiles_at_once():
         operator.register_fake(lambda x, y: torch.empty_like(x))
     model = Deep()
     compile_in_place(model, CompileConfig(mode="default"), torch.device("cpu"))
-    began = time.monotonic()
-    assert torch.equal(model(torch.ones(2)), torch.full((2,), 2.0**23))
-    assert time.monotonic() - began < 90
+    assert torch.equal(model(torch.ones(2)), torch.full((2,), 2.0**31))
 
 
+@pytest.mark.usefixtures("short_network")
 def test_a_changed_shape_is_counted_as_a_recompilation():
     torch._dynamo.reset()
     trainer = start("compile.mode=default", "compile.backend=aot_eager")
@@ -290,6 +287,7 @@ def test_a_changed_shape_is_counted_as_a_recompilation():
     assert trainer.step.recompilations == 1
 
 
+@pytest.mark.usefixtures("short_network")
 def test_images_of_another_size_are_compiled_once_and_that_is_no_recompilation():
     torch._dynamo.reset()
     trainer = start("compile.mode=default", "compile.backend=aot_eager")

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,11 +89,10 @@ def test_oddities_are_shown_as_pillow_shows_them(root: Path):
         assert train.sizes[sample].tolist() == [read.height, read.width]
 
 
-def test_a_huge_image_is_only_measured(root: Path):
+def test_a_huge_image_is_only_measured(root: Path, monkeypatch: pytest.MonkeyPatch):
     save(root / "train/a/huge.png", Image.new("L", (12_000, 9_000)))
-    started = time.perf_counter()
+    monkeypatch.setattr(scan, "open_rgb", lambda path: pytest.fail(f"{path} is decoded"))
     splits = load(root, mean=[0.5] * 3, std=[0.2] * 3)
-    assert time.perf_counter() - started < 2
     assert splits.train.sizes.max(0).tolist() == [9_000, 12_000]
 
 
@@ -429,16 +427,12 @@ def test_paths():
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_files_in_one_folder(root: Path):
+def test_many_files_in_one_folder(root: Path, monkeypatch: pytest.MonkeyPatch):
     """Links to a few files take no space on the disk, and are listed and scanned in the same way."""
-    for number in range(100_000):
+    for number in range(30_000):
         os.link(root / f"train/a/{number % 3}.jpg", root / f"train/b/link{number:06d}.jpg")
-    started = time.perf_counter()
     train = load(root, mean=[0.5] * 3, std=[0.2] * 3).train
-    first = time.perf_counter() - started
-    started = time.perf_counter()
+    monkeypatch.setattr(scan, "read_header", lambda path, _: pytest.fail(f"{path} is read again"))
     again = load(root, mean=[0.5] * 3, std=[0.2] * 3).train
-    second = time.perf_counter() - started
-    assert len(train) == len(again) == 100_006 and (train.sizes == again.sizes).all()
+    assert len(train) == len(again) == 30_006 and (train.sizes == again.sizes).all()
     assert len(train.sample_paths.block) < 30 * len(train)
-    assert second < first < 60

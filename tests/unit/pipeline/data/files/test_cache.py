@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.data.datasets import folder
 from pipeline.errors import UserError
 from tests.class_folders import entries, load, make_class_folders, pixels, save, set_age
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_two_processes_may_build_at_once(root: Path, monkeypatch: pytest.MonkeyP
 
     def decode_together(*args: Any) -> Any:
         if "train" in args[-1]:
-            together.wait(timeout=10)
+            together.wait(timeout=PATIENCE_S)
         return decode(*args)
 
     monkeypatch.setattr(folder, "decode_files", decode_together)
