@@ -115,8 +115,8 @@ class CheckpointWriter:
             pending.result()
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"{self._folder}: the checkpoint could not be written ({error}); free space or mend the folder, "
-                "then start again with resume=auto; earlier checkpoints are untouched"
+                f"{self._folder}: the checkpoint could not be written ({error}); free space or mend "
+                "the folder, then start again with resume=auto; earlier checkpoints are untouched"
             ) from None
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pipeline.config import leaf_fields, load_config
 from pipeline.config.yaml_reader import dump, read_recipe
 from pipeline.errors import UserError
+from tests.patience import PATIENCE_S
 from tests.tiny import RECIPE, ROOT
 
 RECIPES = [read_recipe(path).values for path in (*sorted((ROOT / "configs").glob("*.yaml")), RECIPE)]
@@ -164,6 +165,27 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def misspelt_names(key: str) -> st.SearchStrategy[tuple[str, str]]:
+    """Draw the section of a key, and its name with one letter missing, doubled or added, or in capitals."""
+    section, _, name = key.rpartition(".")
+    edits = {name.upper()}
+    for at in range(len(name)):
+        edits |= {
+            name[:at] + name[at + 1 :],
+            name[:at] + name[at] + name[at:],
+            name[: at + 1] + "x" + name[at + 1 :],
+        }
+    return st.tuples(st.just(section), st.sampled_from(sorted(edits)))
+
+
+def unknown_names() -> st.SearchStrategy[tuple[str, str]]:
+    """Draw a section, or the top level, and a name of any letters."""
+    plain = st.from_regex(r"[A-Za-z_][\w-]{0,20}", fullmatch=True)
+    return st.tuples(
+        st.sampled_from(["", *SECTIONS]), plain | st.text(min_size=1, max_size=30).filter(str.isprintable)
+    )
+
+
 @st.composite
 def spoilt_recipes(draw: st.DrawFn) -> Spoilt:
     """One of the shipped recipes with one mistake."""
@@ -189,22 +211,7 @@ def spoilt_recipes(draw: st.DrawFn) -> Spoilt:
         name = draw(st.sampled_from(sorted(values)))
         return Spoilt(kind, name, values, extra=f"{name}: 1\n")
     if kind in ("unknown", "near"):
-        if kind == "near":
-            section, _, name = key.rpartition(".")
-            at = draw(st.integers(0, len(name) - 1))
-            edits = [
-                name[:at] + name[at + 1 :],
-                name[:at] + name[at] + name[at:],
-                name[: at + 1] + "x" + name[at + 1 :],
-                name.upper(),
-            ]
-            name = draw(st.sampled_from(edits))
-        else:
-            section = draw(st.sampled_from(["", *SECTIONS]))
-            name = draw(
-                st.from_regex(r"[A-Za-z_][\w-]{0,20}", fullmatch=True)
-                | st.text(min_size=1, max_size=30).filter(str.isprintable)
-            )
+        section, name = draw(misspelt_names(key) if kind == "near" else unknown_names())
         key = f"{section}.{name}" if section else name
         if not name or key in FIELDS or key in SECTIONS:
             section, name, key = "", "no_such_key", "no_such_key"
@@ -305,7 +312,7 @@ def test_ten_of_them_through_the_command(tmp_path: Path):
         for keys, _ in TEN
     ]
     for process, (keys, told) in zip(started, TEN, strict=True):
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, out) == (2, ""), (keys, err)
         assert len(err.splitlines()) == 1 and err.startswith("error: ") and told in err, err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "home").exists()
