@@ -97,6 +97,7 @@ def build_loaders(config: Config, splits: Splits) -> Loaders:
 def build_model(config: Config, splits: Splits) -> nn.Module:
     """The network of a config, float32, on this process's device: the same weights as `train` starts from.
 
+    >>> import torch
     >>> config = load_config("tests/tiny.yaml")
     >>> build_model(config, load_splits(config))(torch.zeros(2, 3, 8, 8)).shape
     torch.Size([2, 4])
