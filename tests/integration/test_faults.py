@@ -154,7 +154,7 @@ def test_a_data_set_too_large_for_the_machine(tmp_path: Path, capsys: pytest.Cap
 def test_other_commands_report_it_too(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("pipeline.config.reference_table", fail)
