@@ -32,9 +32,8 @@ class Tiling(NamedTuple):
     """The cut of M rows of C channels into tiles and programs, for one kernel."""
 
     channels: int  # of a tile; a power of two
-    loads: (
-        int  # of each thread, tensor and tile: each load takes 8 values, which are 16 bytes in half precision
-    )
+    # loads by each thread of each tensor in a tile; one load takes 8 values, 16 bytes in half precision
+    loads: int
     warps: int
     programs: int  # for each multiprocessor of the GPU
     # of the pipeline through shared memory; 1: no pipeline, all loads of a tile are in flight together

@@ -198,9 +198,8 @@ def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "
         splits = processes.main_first(
             lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
         )
-    loaders = build_loaders(
-        config, splits, device, shard
-    )  # before the folder: a bad batch size leaves none behind
+    # loaders first: a bad batch size must leave no run folder behind
+    loaders = build_loaders(config, splits, device, shard)
     run = processes.on_main(lambda: open_run(config, recipe, lock))
     console = TrainingConsole(enabled=processes.is_main)
     trainer = Trainer.build(config, splits, processes, loaders=loaders, run=run, console=console)

@@ -1,11 +1,10 @@
-"""Wait for an event, with a limit that a loaded machine does not reach."""
+"""Wait for an event; the time limit is so long that a test on a busy machine still passes."""
 
 import time
 from collections.abc import Callable
 
-PATIENCE_S = (
-    120.0  # less than pytest's limit for a whole test, so that the test says which event did not happen
-)
+# less than pytest's limit for a whole test, so that the test says which event did not happen
+PATIENCE_S = 120.0
 
 
 def wait_until(happened: Callable[[], object], event: str, limit_s: float = PATIENCE_S) -> None:

@@ -229,9 +229,8 @@ def run(work: Callable[[Session], None], name: str, options: argparse.Namespace)
     """
     recipe, overrides = read_arguments(options)
     if options.record:
-        with tempfile.TemporaryFile(
-            dir=RESULTS
-        ):  # fails before anything is measured if records cannot be written
+        # fails before anything is measured if records cannot be written
+        with tempfile.TemporaryFile(dir=RESULTS):
             pass
     config = load_config(recipe, overrides)
     set_backends(config)

@@ -24,7 +24,7 @@ class NaiveDaliLoader(PipelinedLoader):
     Args:
         images: (N, H, W, C) uint8.
         labels: (N,) int64.
-        sampler, transform: as for `DaliLoader`.
+        sampler, transform: as for `DaliArrayLoader`.
         device: a CUDA device, or the CPU.
         num_threads: DALI's CPU threads.
         prefetch: batches prepared ahead.

@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from benchmarks.publish import figures, prices, published, results
+from benchmarks.charts import figures
+from benchmarks.publish import prices, published, results
 from benchmarks.publish.records import FOLDER, RESULTS, Record, newest, read
 from benchmarks.publish.tables import MAKERS, Table, to_markdown
 from benchmarks.scaling import scaling_model

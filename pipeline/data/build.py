@@ -13,8 +13,8 @@ from pipeline.data.batch import Loader
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.splits import Samples, Splits
 from pipeline.data.loaders.base import Transform
-from pipeline.data.loaders.dali_arrays import DaliLoader
-from pipeline.data.loaders.dali_files import Decoding, Photometric, StreamLoader
+from pipeline.data.loaders.dali_arrays import DaliArrayLoader
+from pipeline.data.loaders.dali_files import DaliFileLoader, Decoding, Photometric
 from pipeline.data.loaders.fused import FusedLoader
 from pipeline.data.loaders.synthetic import SyntheticLoader
 from pipeline.data.sampling.batch_plan import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
@@ -140,11 +140,11 @@ def _build_dali(context: _Context, samples: Samples, sampler: Sampler, transform
             augment.randaugment_magnitude,
             seed=context.config.seed + context.shard.rank,
         )
-        return StreamLoader(samples, labels, sampler, transform, device, decoding, photometric)
+        return DaliFileLoader(samples, labels, sampler, transform, device, decoding, photometric)
     images = _as_tensor(samples.images)
     if images.nbytes <= to_bytes(data.resident_limit):
         images = images.to(device)
-    return DaliLoader(images, labels, sampler, transform, device, data.num_threads, data.prefetch)
+    return DaliArrayLoader(images, labels, sampler, transform, device, data.num_threads, data.prefetch)
 
 
 def _build_fused(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:

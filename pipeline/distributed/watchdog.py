@@ -22,8 +22,7 @@ _GRACE_S = 4.0  # for the others to end by themselves once one process has faile
 _FAILED = "failed"
 _DONE = "done"
 _RESUME = "The last checkpoint is kept; continue with resume=auto"
-# Files in which the main thread waits for the device or for another process. A process there does not hang
-# itself.
+# Files in which the main thread waits for the device or for another process: not the process that hangs.
 _WAITS = (
     "/torch/autograd/",
     "/torch/distributed/",

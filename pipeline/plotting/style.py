@@ -35,10 +35,8 @@ PAPER = "#FFFFFF"
 # so that readers need not see the hue.
 SALIENCY = ((1.0, 0.93, 0.6, 0.0), (1.0, 0.8, 0.3, 0.45), (0.96, 0.45, 0.1, 0.7), (0.7, 0.02, 0.1, 0.85))
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R BT.601
-GREY_RANGE = (
-    -60,
-    275,
-)  # values drawn black and white: the grey picture has a little less contrast than the image
+# the values that are drawn black and white: the grey picture has a little less contrast than the image
+GREY_RANGE = (-60, 275)
 
 DPI = 100
 PX = 72 / DPI  # points in one pixel

@@ -24,6 +24,8 @@ class StopSignal:
     A second signal within 2 s counts as an echo of the first. A thread listens to signals too: Python runs no
     handler while the main thread is in a call into C, such as one that waits for another process.
 
+    `Trainer.fit` calls `due` after each step; if it is True, the trainer saves a checkpoint and ends the run.
+
     Args:
         exits: True in a command: while there is nothing to save, before the first step and after the result,
             a signal ends the process.

@@ -39,7 +39,7 @@ class Series:
 def series_of(name: str, color: str, records: Records, key: str) -> Series:
     """Collect the values of one key over the epochs; values that are missing or not finite are left out."""
     values = [(record, getattr(record, key, None)) for record in records]
-    # None is NaN as the loss of an evaluation only: elsewhere no update was made, or no figure was asked for
+    # the loss of an evaluation is None if it was NaN; any other None means that there was nothing to measure
     measured = [(r, v) for r, v in values if v is not None or (key == "loss" and isinstance(r, EvalRecord))]
     points = [(finite(record.epoch), finite(value)) for record, value in measured]
     pairs = np.array([p for p in points if None not in p], dtype=np.float64).reshape(-1, 2)

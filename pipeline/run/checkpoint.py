@@ -1,8 +1,7 @@
 """Writes, verifies and reads checkpoints, each of them whole or not there at all.
 
 A checkpoint is a folder: weights in safetensors, all other state in a file that
-    `torch.load(weights_only=True)` reads, and a
-manifest with checksums.
+`torch.load(weights_only=True)` reads, and a manifest with checksums.
 """
 
 import io

@@ -1,4 +1,7 @@
-"""Owns mixed precision: the autocast context and the only GradScaler of the program."""
+"""Owns mixed precision: the autocast context and the only GradScaler of the program.
+
+`training/step.py` scales the loss with it, and updates the loss scale.
+"""
 
 import torch
 

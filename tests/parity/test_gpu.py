@@ -6,7 +6,7 @@ import torch
 from pipeline.config import Config, PlainAugment
 from pipeline.data import Batch
 from pipeline.data.loaders.base import Transform
-from pipeline.data.loaders.dali_arrays import DaliLoader
+from pipeline.data.loaders.dali_arrays import DaliArrayLoader
 from pipeline.data.loaders.fused import FusedLoader
 from pipeline.data.loaders.reference import ArraySource, ReferenceLoader
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
@@ -46,7 +46,7 @@ def _images() -> tuple[torch.Tensor, torch.Tensor, torch.device]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_dali_on_the_gpu_applies_the_draws(dtype: torch.dtype, resident: bool) -> None:
     images, labels, device = _images()
-    loader = DaliLoader(
+    loader = DaliArrayLoader(
         images.to(device) if resident else images, labels.to(device), _sampler(96), _transform(dtype), device
     )
     oracle = ReferenceLoader(
@@ -60,7 +60,7 @@ def test_dali_on_the_gpu_applies_the_draws(dtype: torch.dtype, resident: bool) -
         assert_parity(batch.images.cpu(), expected.images, "loader, DALI on the GPU", dtype)
 
 
-class Late(DaliLoader):
+class Late(DaliArrayLoader):
     """Its batches are prepared late: before each is fed, the stream that it is gathered on is held up."""
 
     def _feed(self) -> None:
@@ -81,7 +81,7 @@ def test_dali_on_the_gpu_is_right_whoever_is_late(
     The delays are like those of a GPU that several programs share in turns.
     """
     images, labels, device = _images()
-    given, kind = images.to(device) if resident else images, DaliLoader if late == "consumer" else Late
+    given, kind = images.to(device) if resident else images, DaliArrayLoader if late == "consumer" else Late
     loader = kind(given, labels.to(device), _sampler(batch_size), _transform(dtype), device)
     oracle = FusedLoader(
         images.to(device), labels.to(device), _sampler(batch_size), _transform(dtype), 3, AUGMENT, Shard()
@@ -152,6 +152,7 @@ def test_the_first_update_may_be_the_skipped_one() -> None:
     assert all(torch.isfinite(parameter).all() for parameter in step._state.model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("mode", ["none", "default", "reduce-overhead"])
 def test_the_host_waits_for_no_step(mode: str) -> None:
     config = small_config("precision.mode=fp16", f"compile.mode={mode}", "optimizer.clip_norm=1")
@@ -162,8 +163,8 @@ def test_the_host_waits_for_no_step(mode: str) -> None:
     stream = iter(loader)
     for _ in range(6):
         step(next(stream))
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for _ in range(4):
             step(next(stream))
     finally:

@@ -15,7 +15,7 @@ import torch
 from pipeline.config import AugmentConfig, PlainAugment
 from pipeline.data import Batch, Loader, Transform, build_loaders
 from pipeline.data.loaders import dali_arrays as dali
-from pipeline.data.loaders.dali_arrays import DaliLoader
+from pipeline.data.loaders.dali_arrays import DaliArrayLoader
 from pipeline.data.loaders.fused import FusedLoader
 from pipeline.data.loaders.reference import ArraySource, ReferenceLoader
 from pipeline.data.loaders.synthetic import SyntheticLoader
@@ -35,7 +35,7 @@ Build = Callable[[torch.Tensor, torch.Tensor, Sampler, Transform], Loader]
 
 
 def build_dali(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
-    return DaliLoader(images, labels, sampler, transform, CPU, num_threads=1, prefetch=2)
+    return DaliArrayLoader(images, labels, sampler, transform, CPU, num_threads=1, prefetch=2)
 
 
 def build_reference(
@@ -327,7 +327,7 @@ def test_grouping_and_prefetching_change_nothing(
     expected = epochs_of(train_loader(build_dali), 2)
     monkeypatch.setattr(dali, "_GROUP_IMAGES", group_images)
     actual = epochs_of(
-        train_loader(lambda i, y, s, t: DaliLoader(i, y, s, t, CPU, num_threads=2, prefetch=prefetch)), 2
+        train_loader(lambda i, y, s, t: DaliArrayLoader(i, y, s, t, CPU, num_threads=2, prefetch=prefetch)), 2
     )
     for one, other in zip(actual, expected, strict=True):
         for batch, reference in zip(one, other, strict=True):

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
 from pipeline.data.files.decode import open_rgb
-from pipeline.data.loaders.dali_files import StreamLoader
+from pipeline.data.loaders.dali_files import DaliFileLoader
 from pipeline.data.loaders.reference import FileSource, ReferenceLoader
 from pipeline.data.sampling.resized_crops import draw_resized_crops
 from pipeline.errors import TrainingError, UserError
@@ -84,7 +84,7 @@ def assert_same(actual: Batch, expected: Batch) -> None:
 
 def test_dali_shows_what_pillow_shows(root: Path):
     ours, theirs = loaders(root), loaders(root, "data.loader=reference")
-    assert isinstance(ours.train, StreamLoader) and isinstance(theirs.train, ReferenceLoader)
+    assert isinstance(ours.train, DaliFileLoader) and isinstance(theirs.train, ReferenceLoader)
     sizes = []
     for split in ("train", "train", "train", "test"):
         for actual, expected in zip(getattr(ours, split), getattr(theirs, split), strict=True):
@@ -273,7 +273,7 @@ def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pyt
     train = loaders(root, "data.batch_size=4").train
     victim = root / "train/a/1.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
-    monkeypatch.setattr(StreamLoader, "_check_file", lambda *_: None)
+    monkeypatch.setattr(DaliFileLoader, "_check_file", lambda *_: None)
     with pytest.raises(
         TrainingError, match=rf"are damaged[^\n]*\n  {victim}: Pillow can decode it, DALI cannot$"
     ):

@@ -44,7 +44,7 @@ def crop_flip_matrices(draws: np.ndarray, padding: int, width: int) -> np.ndarra
     return matrices
 
 
-class DaliLoader(PipelinedLoader):
+class DaliArrayLoader(PipelinedLoader):
     """Loads batches of a uint8 image set through a DALI pipeline.
 
     On the GPU, the images are gathered by index on the loader's own stream.

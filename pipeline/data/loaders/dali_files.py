@@ -60,7 +60,7 @@ class Decoding:
     hw_load: float = 1.0
 
 
-class StreamLoader(PipelinedLoader):
+class DaliFileLoader(PipelinedLoader):
     """Loads batches of images that stay in their files.
 
     Training shows a random crop of each image, evaluation the centre (`FileSet.view`). Batches may differ in

@@ -172,7 +172,7 @@ class ReferenceLoader(PositionedLoader):
     Args:
         source: of the images.
         labels: (N,) int64 in host memory.
-        sampler, transform, device: as for `DaliLoader`.
+        sampler, transform, device: as for `DaliArrayLoader`.
         num_workers: processes that load; 0: this process loads.
         prefetch: batches prepared in advance by each worker.
     """

@@ -2,8 +2,7 @@
 
 Sample i reads block i of a counter-based generator (Philox4x64-10; Salmon et al. 2011, "Parallel random
 numbers: as easy as 1, 2, 3") whose key is (seed, epoch). So the draws do not depend on the loader, on the
-    number of processes or
-threads, or on the step at which a run was interrupted.
+number of processes or threads, or on the step at which a run was interrupted.
 """
 
 import numpy as np

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.charts import depth, figures
 from benchmarks.measure.options import merge
-from benchmarks.publish import depth, figures, prices, published, readme, recipes
+from benchmarks.publish import prices, published, readme, recipes
 from benchmarks.publish import results as results_table
 from benchmarks.publish.records import RESULTS, Record, append, read
 from benchmarks.publish.tables import MAKERS, to_markdown

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.publish import figures, readme, throughput, waterfall
+from benchmarks.charts import figures, throughput, waterfall
+from benchmarks.publish import readme
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
 from benchmarks.publish.tables import MAKERS, to_markdown
 from pipeline.errors import UserError

@@ -21,7 +21,7 @@ from pipeline import api
 from pipeline import finalize as finish
 from pipeline.config import Config, leaf_fields
 from pipeline.data import build_loaders, load_splits
-from pipeline.data.loaders.dali_arrays import DaliLoader
+from pipeline.data.loaders.dali_arrays import DaliArrayLoader
 from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import TrainingError, UserError
@@ -57,7 +57,7 @@ def loader_of(config: Config, split: str = "train") -> Any:
 def num_threads(config: Config) -> object:
     reference_data = config.data.model_copy(update={"loader": "reference"})
     dali, reference = loader_of(config), loader_of(config.model_copy(update={"data": reference_data}))
-    assert isinstance(dali, DaliLoader) and isinstance(reference, ReferenceLoader)
+    assert isinstance(dali, DaliArrayLoader) and isinstance(reference, ReferenceLoader)
     next(iter(dali))
     return dali._pipe.num_threads, reference._num_workers
 
@@ -71,7 +71,7 @@ def prefetched(config: Config) -> int:
 def images_live_on(config: Config) -> str:
     """Return the device of a training set of 7,680 bytes for a device that is neither host nor hardware."""
     loader = build_loaders(config, tiny_splits(config), torch.device("meta")).train
-    assert isinstance(loader, DaliLoader)
+    assert isinstance(loader, DaliArrayLoader)
     return loader._images.device.type
 
 

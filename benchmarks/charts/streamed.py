@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.charts.bars import BARS_FRACTION, draw_bar, draw_label, new_bar_chart
 from benchmarks.measure.cells import count
-from benchmarks.publish.frame import BARS_FRACTION, draw_bar, draw_label, new_bar_chart
 from benchmarks.publish.records import Record, newest_of
 from pipeline.plotting import style
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from matplotlib.ticker import LogLocator
 
-from benchmarks.measure.cells import accuracy, count
-from benchmarks.publish.frame import (
+from benchmarks.charts.bars import (
     BARS_FRACTION,
     LABEL_PT,
     draw_bar,
@@ -15,6 +14,7 @@ from benchmarks.publish.frame import (
     new_bar_chart,
     use_log_x,
 )
+from benchmarks.measure.cells import accuracy, count
 from benchmarks.publish.records import Record, newest_of
 from pipeline.plotting import style
 

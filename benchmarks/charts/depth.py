@@ -11,8 +11,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator
 
+from benchmarks.charts.bars import LABEL_PT, new_frame
 from benchmarks.publish import published
-from benchmarks.publish.frame import LABEL_PT, new_frame
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record, newest
 from pipeline.plotting import style

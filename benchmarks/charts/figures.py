@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.publish.depth import draw_depth, is_by_depth
+from benchmarks.charts.depth import draw_depth, is_by_depth
+from benchmarks.charts.streamed import draw_streamed, is_streamed, is_streamed_on_one_gpu
+from benchmarks.charts.throughput import draw_throughput
+from benchmarks.charts.waterfall import draw_waterfall
 from benchmarks.publish.records import FOLDER, Record
-from benchmarks.publish.streamed import draw_streamed, is_streamed, is_streamed_on_one_gpu
-from benchmarks.publish.throughput import draw_throughput
-from benchmarks.publish.waterfall import draw_waterfall
 
-FOLDER_OF_FIGURES = FOLDER / "figures"
+FOLDER_OF_FIGURES = FOLDER / "pictures"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from benchmarks.charts.bars import LABEL_PT, new_frame, short, use_log_x
+from benchmarks.charts.streamed import is_streamed
 from benchmarks.measure.cells import thousands
-from benchmarks.publish.frame import LABEL_PT, new_frame, short, use_log_x
 from benchmarks.publish.records import Record, newest_of
-from benchmarks.publish.streamed import is_streamed
 from pipeline.plotting import style
 
 Lines = dict[str, list[Record]]  # by the name of the line

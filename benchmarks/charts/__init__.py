@@ -1,0 +1,1 @@
+"""Draws the figures of the records: bars, lines and their frame."""
