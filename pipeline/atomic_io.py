@@ -20,7 +20,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         OSError: with the path of the file.
     """
     data = content if isinstance(content, bytes) else content.encode(errors="replace")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(data)
         flush_to_disk(temporary)  # after a power cut, a name without its content would pass for a whole file

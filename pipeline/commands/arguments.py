@@ -1,8 +1,11 @@
 """Declares the arguments that several commands share."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from pipeline.config import Config
 
 
 def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
@@ -68,3 +71,9 @@ def numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, such as 3,17") from None
+
+
+def print_warnings(config: Config) -> None:
+    """Print the warnings of a config, a line each, to stderr."""
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)

@@ -1,9 +1,8 @@
 """Validates a recipe and its overrides."""
 
 import argparse
-import sys
 
-from pipeline.commands.arguments import add_training, count
+from pipeline.commands.arguments import add_training, count, print_warnings
 from pipeline.config import check_batches, load_config
 
 
@@ -22,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     check_batches(config, arguments.processes)
-    for warning in config.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(config.runtime.device if arguments.print_device else f"{arguments.config}: valid")
+    if arguments.print_device:
+        print(config.runtime.device)
+        return 0
+    if arguments.processes == 1:  # otherwise launch.sh asks, and the run prints the warnings itself
+        print_warnings(config)
+    print(f"{arguments.config}: valid")
     return 0

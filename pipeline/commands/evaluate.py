@@ -1,8 +1,10 @@
 """Prints the accuracy of a run's checkpoint on the test set."""
 
 import argparse
+from pathlib import Path
 
 from pipeline.commands.arguments import add_run
+from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
@@ -20,5 +22,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{label:13} {accuracy:.4%}")
     file = RunFolder(arguments.run).result
     if arguments.checkpoint == "last" and file.is_file():
-        print(f"recorded      {RunResult.read(file).test_accuracy:.4%}")
+        print(_recorded(file))
     return 0
+
+
+def _recorded(file: Path) -> str:
+    """Return the line of the recorded accuracy; a damaged result.json is no reason to fail after the work."""
+    try:
+        return f"recorded      {RunResult.read(file).test_accuracy:.4%}"
+    except UserError as error:
+        return f"recorded      unknown: {error}"

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands.arguments import add_recipe, whole_number
+from pipeline.commands.arguments import add_recipe, print_warnings, whole_number
 from pipeline.config import load_config
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    print_warnings(config)
     from pipeline.report.lr_curve import draw
     from pipeline.training import lr_finder
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_recipe, count
+from pipeline.commands.arguments import add_recipe, count, print_warnings
 from pipeline.config import load_config
 
 
@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.profiling.model_summary import build_for_summary, print_summary, summarise
 
     config = load_config(arguments.config, arguments.overrides)
+    print_warnings(config)
     model, shape = build_for_summary(config)
     picture = arguments.picture or Path(config.log.dir) / f"architecture-{Path(arguments.config).stem}.png"
     title = f"{config.model.name} for {shape[0]} × {shape[1]} × {shape[2]} images"

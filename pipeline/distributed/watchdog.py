@@ -1,5 +1,6 @@
 """Ends all processes of a run if one of them fails, dies or hangs, and lets one process report the reason."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -119,9 +120,10 @@ class Watch:
                 self._forget(now)
             number, last = number + 1, now
             # torch waits for a silent store as long as TCP does
-            limit = threading.Timer(_SILENT_S, self._report_silence, [now + _SILENT_S])
-            limit.daemon = True
-            limit.start()
+            answered = threading.Event()
+            limit = threading.Thread(target=self._limit_silence, args=(answered,), daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can be started now: this look has no limit
+                limit.start()
             try:
                 self._publish(number)
                 self._check(now)
@@ -130,14 +132,17 @@ class Watch:
                     reason = str(error).splitlines()[0]
                     self._leave(f"lost its launcher, or the host of the first process ({reason})")
             finally:
-                limit.cancel()
+                answered.set()
 
-    def _report_silence(self, due: float) -> None:
-        # late: this process itself was stopped, and the store may answer at once
-        if not self._closed.is_set() and time.monotonic() < due + _LATE_S:
-            self._leave(
-                f"no answer for {_SILENT_S:.0f} s from its launcher, or from the host of the first process"
-            )
+    def _limit_silence(self, answered: threading.Event) -> None:
+        """End the process if the store does not answer. A process that was suspended did not wait."""
+        # seconds are counted by wake-ups, since the clock runs on in a suspended process
+        for _ in range(round(_SILENT_S)):
+            if answered.wait(1.0):
+                return
+        if not self._closed.is_set():
+            silence = f"no answer for {_SILENT_S:.0f} s"
+            self._leave(f"{silence} from its launcher, or from the host of the first process")
 
     def _leave(self, problem: str) -> NoReturn:
         leave_now(EXIT_FAILURE, f"error: process {self._rank}: {problem}. {_RESUME}")

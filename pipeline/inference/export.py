@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.atomic_io import write_whole
 from pipeline.config import dump_config
 from pipeline.errors import UserError
 from pipeline.inference.trained_model import Trained, load_trained
@@ -132,9 +133,9 @@ def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> 
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
-    (folder / "README.md").write_text(_readme(trained, format, description, exported), encoding="utf-8")
+    write_whole(folder / "README.md", _readme(trained, format, description, exported))
     if format == "safetensors":
-        (folder / "config.yaml").write_text(dump_config(trained.config), encoding="utf-8")
+        write_whole(folder / "config.yaml", dump_config(trained.config))
     return exported
 
 

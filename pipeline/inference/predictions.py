@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from scipy.special import log_softmax
 
 from pipeline.atomic_io import write_whole
 from pipeline.errors import UserError
@@ -47,6 +46,8 @@ class Predictions:
         >>> Predictions.of(np.log([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ("cat", "dog")).rank.tolist()
         [0, 1]
         """
+        from scipy.special import log_softmax  # a report reads predictions only, and does without this import
+
         predicted = logits.argmax(axis=1)
         true = np.take_along_axis(logits, labels[:, None], axis=1)
         # of two equal logits, the earlier class is predicted

@@ -23,6 +23,9 @@ OTHER_ACCURACIES = {
 }
 
 Split = Literal["test", "holdout"]
+_ON_DEMAND_FIGURES = ("accuracy_flip_tta", "ema_loss", "ema_accuracy", "ema_accuracy_flip_tta")
+# keys that are left out of the files while they are None
+_ON_DEMAND = {*_ON_DEMAND_FIGURES, *(f"test_{name}" for name in _ON_DEMAND_FIGURES)}
 
 
 class Record(BaseModel):
@@ -31,12 +34,11 @@ class Record(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON values: null for NaN and infinity, and no key for a figure that was not
-        asked for."""
-        optional = {name for name, field in type(self).model_fields.items() if not field.is_required()}
+        """Return the record as JSON values: null for NaN and infinity, no key for a figure that was not asked
+        for."""
         values = self.model_dump()
         return {
-            key: _finite(value) for key, value in values.items() if value is not None or key not in optional
+            key: _finite(value) for key, value in values.items() if value is not None or key not in _ON_DEMAND
         }
 
     @classmethod
@@ -79,13 +81,13 @@ class TrainRecord(Record):
     kind: Literal["train"] = "train"
     step: int
     epoch: float
-    loss: float | None
-    accuracy: float | None
+    loss: float | None = None
+    accuracy: float | None = None
     lr: float
-    images_per_sec: float | None
-    steps_per_sec: float | None
-    loss_scale: float
-    skipped_steps: int
+    images_per_sec: float | None = None
+    steps_per_sec: float | None = None
+    loss_scale: float = 1.0
+    skipped_steps: int = 0
 
 
 class EvalFigures(Record):
@@ -99,7 +101,7 @@ class EvalFigures(Record):
             none.
     """
 
-    loss: float | None
+    loss: float | None = None
     accuracy: float
     correct: int
     seen: int
@@ -139,7 +141,7 @@ class BestEvaluation(Record):
     accuracy: float
     step: int
     selected_on: Split
-    test_accuracy: float | None
+    test_accuracy: float | None = None
 
 
 class Throughput(Record):
@@ -169,7 +171,7 @@ class RunResult(Record):
         recompilations: graphs compiled after warm-up.
     """
 
-    test_loss: float | None
+    test_loss: float | None = None
     test_accuracy: float
     test_correct: int
     test_seen: int
@@ -177,23 +179,23 @@ class RunResult(Record):
     test_ema_loss: float | None = None
     test_ema_accuracy: float | None = None
     test_ema_accuracy_flip_tta: float | None = None
-    best_test_accuracy: float | None
+    best_test_accuracy: float | None = None
     best_step: int
     best_selected_on: Split
-    train_loss: float | None
+    train_loss: float | None = None
     num_parameters: int
     steps: int
     epochs: float
     images_per_sec: Throughput
-    step_ms: float | None
-    data_wait_fraction: float | None
-    first_step_s: float | None
+    step_ms: float | None = None
+    data_wait_fraction: float | None = None
+    first_step_s: float | None = None
     compile_s: float
     train_s: float
     wall_s: float
     peak_memory_bytes: int
-    skipped_steps: int
-    recompilations: int
+    skipped_steps: int = 0
+    recompilations: int = 0
     loader: str
     device: str
     world_size: int

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ class Window:
     step_s: float
     data_wait_fraction: float
     steps: int
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> "Window":
+        """Return a saved window; keys of another version are passed over."""
+        return cls(**{field.name: saved[field.name] for field in fields(cls)})
 
 
 class Clock:
@@ -61,7 +66,7 @@ class Clock:
     ):
         saved = saved or {}
         self._device, self._cuda, self._is_steady = device, device.type == "cuda", is_steady
-        self.windows = [Window(**values) for values in saved.get("windows", [])]
+        self.windows = [Window.of(values) for values in saved.get("windows", [])]
         self.train_s: float = saved.get("train_s", 0.0)
         self.warmup_s: float = 0.0
         self.first_step_at: float | None = None

@@ -311,11 +311,9 @@ def side_stream(device: torch.device) -> Iterator[None]:
         return
     outer, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     stream.wait_stream(outer)
-    try:
-        with torch.cuda.stream(stream):
-            yield
-    finally:
-        outer.wait_stream(stream)
+    with torch.cuda.stream(stream):
+        yield
+    outer.wait_stream(stream)  # not after an error: on a broken GPU it would hide the reason
 
 
 def _given(splits: Splits | None) -> Splits:
