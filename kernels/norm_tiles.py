@@ -58,8 +58,8 @@ TILINGS = {
     ("gradient", 128): Tiling(64, 4, 16, 1, 1),
     ("gradient", 256): Tiling(64, 4, 8, 2, 1),
     ("gradient", 512): Tiling(64, 4, 8, 2, 1),
-    # A residual that is normalised too is one more tensor in registers: so fewer loads of each tensor, and as
-    # many programs.
+    # A residual that is normalised too is one more tensor in registers. So each tensor has fewer loads; the
+    # number of programs is the same as without it.
     **{("dual gradient sums", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
     **{("dual gradient", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
 }

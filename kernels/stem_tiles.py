@@ -73,7 +73,8 @@ def gather_taps(  # noqa: PLR0913
 def _taps_inside(start, pixel, num_pixels, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr):
     """Return one bit for each tap of each pixel: 1 if the tap is inside the image.
 
-    All, the first row's and the first column's taps are constants. So a border costs one instruction a tap.
+    The bits of all taps, of the first row's taps and of the first column's taps are constants. So the test
+    for a border costs one instruction for each tap.
     """
     ROW: tl.constexpr = 3 * CHANNELS
     ALL: tl.constexpr = (1 << 3 * ROW) - 1

@@ -99,8 +99,8 @@ def _leave_process_group(code: int) -> None:
     if not _in_process_group():
         return
     if code not in (0, EXIT_PREEMPTED):
-        # NCCL would wait for the captured steps, which a traceback keeps alive, or for answers of the other
-        # ranks
+        # Destroying the group could hang: NCCL waits for captured steps, which the traceback keeps alive, or
+        # for other ranks.
         leave_now(code)
     sys.modules["torch"].distributed.destroy_process_group()
 

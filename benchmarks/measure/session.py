@@ -82,11 +82,11 @@ class Session:
         return num_steps(self.options, self.on_gpu)
 
     def lead_in(self, config: Config) -> int:
-        """Return the untimed steps before a window of loader and step together, at most those of a window."""
+        """Return the number of untimed steps before a timed window; at most the steps of a window."""
         return 1 if self.quick else min(batches_ahead(config), self.steps)
 
     def config(self, *overrides: str) -> Config:
-        """Return the recipe with the user's keys and, over them, these."""
+        """Return the recipe's config with the user's overrides, then these, which win."""
         return load_config(self.recipe, merge(self.overrides, overrides))
 
     def splits(self, config: Config) -> Splits:

@@ -2,8 +2,8 @@
 
     step time on N GPUs = step time on one + fixed + exposed share × all-reduce(N)
 
-`fixed` and the exposed share are fitted to one measured point, of GPUs together and apart;
-benchmarks/README.md has the assumptions and limits of the model.
+`fixed` and the exposed share are fitted to one measurement: GPUs that exchange gradients, beside the same
+GPUs at the same time without communication. benchmarks/README.md has the assumptions and limits of the model.
 """
 
 from collections.abc import Iterator, Sequence

@@ -75,8 +75,8 @@ class Question:
         base: recipe.
         variants: overrides by name.
         seeds: of each variant.
-        common: overrides of all variants, under their own.
-        extra: overrides over everything.
+        common: overrides of all variants; a variant's own overrides win.
+        extra: overrides that win over all others.
         places: file and line of each variant, for messages; empty if no file asks.
     """
 

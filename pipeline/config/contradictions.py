@@ -1,4 +1,4 @@
-"""Refuses keys that contradict each other: a run would break, or be another one. Imports no torch."""
+"""Refuses keys that contradict each other, with which a run would fail or would not be the intended one."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -98,7 +98,7 @@ def _own_kernels(config: "Config") -> str | None:
         return None  # the keys have no effect
     if model.sync_batchnorm and model.fused_norm:
         return (
-            "model.sync_batchnorm: the kernels of model.fused_norm know one process's statistics; set "
+            "model.sync_batchnorm: the kernels of model.fused_norm use one process's statistics only; set "
             "model.fused_norm=false"
         )
     for key in ("fused_norm", "fused_stem"):

@@ -32,7 +32,9 @@ def _check_duration(text: str) -> str:
 
 def _check_run_length(text: str) -> str:
     if text.endswith("%"):
-        raise ValueError(f"{text!r} is a share of itself: write the length of the run as 20ep or 500st")
+        raise ValueError(
+            f"{text!r} cannot be a share of the run: write the length of the run as 20ep or 500st"
+        )
     if float(text[:-2]) == 0:
         raise ValueError(f"{text!r} trains nothing: write at least 1st")
     return text

@@ -24,7 +24,7 @@ _NO_SECTION = ("model_type", "model_attributes_type")  # pydantic's names of the
 
 def explain(error: ValidationError, source: Source) -> str:
     """Return one line for each key that is wrong."""
-    # each branch of a union gives an error at the same key: the last one is told
+    # a union gives one error for each of its types, all at the same key; the last error is shown
     return "\n".join({_key_of(item): _explain(item, source) for item in error.errors()}.values())
 
 

@@ -28,7 +28,8 @@ class GradientMean:
         early = {id(parameter) for parameter in first}
         self._first = _Bucket(parameter for parameter in trained if id(parameter) in early)
         self._rest = _Bucket(parameter for parameter in trained if id(parameter) not in early)
-        # gradients that the first bucket still misses; negative outside of the last backward pass
+        # number of gradients that are not ready yet in the first bucket; negative except in the last backward
+        # pass of a step
         self._missing = -1
         for parameter in self._first.parameters:
             parameter.register_post_accumulate_grad_hook(self._gradient_ready)

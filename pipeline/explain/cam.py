@@ -73,9 +73,9 @@ def explain_images(
 
     Grad-CAM (Selvaraju et al. 2017, section 3): the gradient of the class's logit, averaged over the
     positions of `target_layer`'s output, weighs that output's channels; the positive part of their sum,
-    scaled to [0, 1] and resized bilinearly to the image, is the map. The other methods have other weights. Of
-    the methods that project on a principal component, whose sign has no meaning, the sign is chosen that
-    makes the largest value positive (Chung and Ying 2025, doi:10.3390/app15137562, equation 13).
+    scaled to [0, 1] and resized bilinearly to the image, is the map. The other methods have other weights.
+    Some methods project on a principal component, whose sign has no meaning. The map then has the sign that
+    makes its largest value positive (Chung and Ying 2025, doi:10.3390/app15137562, equation 13).
 
     Args:
         model: float32, eager, not wrapped; from images to (N, K) logits. Its modes, gradients and hooks are

@@ -55,8 +55,9 @@ def announce() -> None:
 def failure_of_peer() -> tuple[int, str | None] | None:
     """Return exit code and message if the launcher ends this process because another one on this host failed.
 
-    torchrun sends SIGTERM to the other processes, as a user does who stops the run. The peer has failed if it
-    reported another exit code than that of a stop, or if it is gone without a report: then it was killed.
+    torchrun sends SIGTERM to the other processes. A user who stops the run sends the same signal. The peer
+    has failed if it reported an exit code other than that of a stop. If it is gone without a report, it was
+    killed.
     A peer that ended before it handled SIGTERM has written no id. It does not count: SIGTERM itself ended it.
 
     Returns:
@@ -69,7 +70,8 @@ def failure_of_peer() -> tuple[int, str | None] | None:
     # look at the processes before the report: a process writes its report before it is gone
     for number in range(first, first + count):
         with contextlib.suppress(OSError):
-            # the launcher reaps a process, which is a zombie until then, before it ends the others
+            # a dead process stays in /proc until the launcher reaps it, which it does before it ends the
+            # others
             alive[number] = Path("/proc", _id_file(path, number).read_text()).exists()
     try:
         code = int(Path(path).read_text() or EXIT_PREEMPTED)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def imports_uncollected() -> Iterator[None]:
-    """Import torch and packages that build on it without garbage collection, now and later.
+    """Import torch and packages that build on it without garbage collection, and keep the objects out of
+    later collections.
 
     The imports make a million objects that stay. The collector would walk over them again and again
     meanwhile, which is a third of the import time. The imported objects are frozen afterwards, so later

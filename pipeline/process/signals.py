@@ -85,10 +85,9 @@ class StopSignal:
     def due(self, step: int) -> bool:
         """Return True if the run stops after this step, which has just been enqueued; same on every process.
 
-        The first process that gets a signal writes a step to the store that no process can have reached. Each
-        process looks for that entry after every step, which takes the host about 20 µs. When a process
-        reaches the step, the entry is in the store, because the process that wrote it has enqueued steps
-        since.
+        The first process that gets a signal writes the number of a later step to the store; no process can
+        have reached that step yet. Each process looks for that entry after every step, which takes the host
+        about 20 µs. Processes are only a few steps apart, so each one finds the entry before that step.
         """
         self._idle = None
         if self._store is None:

@@ -63,8 +63,9 @@ def step_work(
         scaled: True if a loss scaler reads the gradients before the optimizer.
 
     The passes over an activation are those of the kernels (`kernels/batch_norm_act/op.py`,
-    `dual_batch_norm_act/op.py`, `stem_conv_norm_act/op.py`): 3 forward and 5 backward, one more each with a
-    residual, and with a projection shortcut 5 and 9 for the two norms together; the fused stem 1 and 2.
+    `dual_batch_norm_act/op.py`, `stem_conv_norm_act/op.py`). A norm makes 3 passes forward and 5 backward,
+    and one more each if it adds a residual. The two norms of a block with a projection shortcut take
+    5 and 9 passes together. The fused stem makes 1 and 2.
     """
     work = _convolution_work(model, input_shape, batch_size)
     if optimizer in _OPTIMIZER_VALUES:

@@ -86,7 +86,7 @@ class CheckpointWriter:
         self._folder, self._config_hash, self._keep = checkpoints, config_hash, keep
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        # one stream for all saves: torch has 32, and would soon hand out the one of training itself
+        # one stream for all saves: torch has a pool of 32 and hands them out in turn, training's stream too
         self._stream: torch.cuda.Stream | None = None
 
     def save(self, snapshot: Snapshot) -> None:
@@ -138,7 +138,8 @@ class CheckpointWriter:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         best = snapshot.best
-        if best is not None:  # always: a run that went back to an earlier checkpoint has the best one of then
+        if best is not None:
+            # written each time: after a return to an earlier checkpoint the best one is an earlier one too
             write_json(self._folder / BEST, best.to_json())
         self._prune(final, best.step if best is not None else -1)
 

@@ -294,8 +294,10 @@ class Trainer:
             self.checkpoints.save(state.snapshot())
 
     def close(self) -> None:
-        """End what is shown and written, each part even if another one fails; what was saved is on disk
-        then."""
+        """Close console, profiler, metrics and checkpoints, each even if another one fails.
+
+        After it all snapshots are on disk.
+        """
         with contextlib.ExitStack() as closing:
             for part in (self.console, self.profiler, self.metrics, self.checkpoints):
                 if part is not None:

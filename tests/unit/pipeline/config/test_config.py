@@ -291,7 +291,7 @@ def test_duplicate_key():
         ),
         ("model:\n  name: torchvision/\n", ["recipe.yaml:2: model.name: ", "'torchvision/'"]),
         ("duration: 20 epochs\n", ["recipe.yaml:1: duration: ", "write epochs as 20ep"]),
-        ("duration: 50%\n", ["recipe.yaml:1: duration: ", "share of itself"]),
+        ("duration: 50%\n", ["recipe.yaml:1: duration: ", "20ep or 500st"]),
         ("log:\n  log_every: 0st\n", ["recipe.yaml:2: log.log_every: ", "at least 1st"]),
         ("data:\n  resident_limit: 8GB\n", ["recipe.yaml:2: data.resident_limit: ", "8GiB"]),
         ("optimizer:\n  lr: .nan\n", ["recipe.yaml:2: optimizer.lr: ", "finite"]),
