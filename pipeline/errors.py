@@ -38,3 +38,8 @@ class Preempted(Exception):
     """A signal asked the run to stop, and it has been saved. Exit code 75."""
 
     exit_code = EXIT_PREEMPTED
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]

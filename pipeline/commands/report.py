@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from pipeline.run.folder import RunFolder
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folder, such as runs/latest")
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.report.page import FILE, write_report
+    from pipeline.report.page import write_report
 
     if arguments.refresh:
         from pipeline.explain.analyse_test_set import refresh
@@ -27,6 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
         for folder in arguments.runs:
             refresh(folder)
     runs = arguments.runs
-    output = arguments.output or (runs[0] if len(runs) == 1 else runs[0].resolve().parent) / FILE
-    print(write_report(runs, output))
+    folder = runs[0] if len(runs) == 1 else runs[0].resolve().parent
+    print(write_report(runs, arguments.output or RunFolder(folder).report))
     return 0

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 
 from pipeline.distributed.processes import Processes
-from pipeline.errors import EXIT_FAILURE, PeerError, Preempted
+from pipeline.errors import EXIT_FAILURE, PeerError, Preempted, first_line
 from pipeline.process.exit import leave_now
 
 _BEAT_S = 1.0
@@ -129,7 +129,7 @@ class Watch:
                 self._check(now)
             except RuntimeError as error:
                 if not self._closed.wait(_GRACE_S):
-                    reason = str(error).splitlines()[0]
+                    reason = first_line(error)
                     self._leave(f"lost its launcher, or the host of the first process ({reason})")
             finally:
                 answered.set()

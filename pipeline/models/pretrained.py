@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.models.resnet import ResNet
 
 _log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _load(path: Path) -> Any:
             f"model.weights: {path} does not exist; give a .safetensors or .pth file, or null"
         ) from None
     except _READ_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # its message advises to run the code in the file
             reason = "it was not written by torch.save, or holds more than tensors"
         raise UserError(

@@ -18,7 +18,6 @@ from pipeline.report.run_record import RunRecord, read_run
 from pipeline.report.series import number, percent
 from pipeline.report.tables import config_rows, duration, environment_rows, evaluations, figures, tiles
 
-FILE = "report.html"
 _MAX_MISTAKES_OF_MANY = 5  # of each run where several are shown
 _MAX_UNSURE = 5
 _MAX_STRETCHES = 6  # of skipped steps

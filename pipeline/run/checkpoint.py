@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.atomic_io import flush_to_disk, sha256, write_json
-from pipeline.errors import TrainingError, UserError
+from pipeline.errors import TrainingError, UserError, first_line
+from pipeline.run.folder import BEST
 from pipeline.run.records import BestEvaluation
 
 WEIGHTS, EMA, STATE, MANIFEST = "weights.safetensors", "ema.safetensors", "state.pt", "manifest.json"
-BEST = "best.json"
 FORMAT = 1
 _NAME = re.compile(r"step-\d{8,}")
 
@@ -279,8 +279,3 @@ def read_checkpoint(folder: Path, *, with_ema: bool) -> Snapshot:
             f"{folder / STATE}: does not hold a training state ({first_line(error)}); "
             "use an earlier checkpoint"
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
+BEST = "best.json"  # beside the checkpoints
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -48,7 +50,7 @@ class RunFolder:
     @property
     def best(self) -> Path:
         """Names the step of the best checkpoint."""
-        return self.checkpoints / "best.json"
+        return self.checkpoints / BEST
 
     @property
     def predictions(self) -> Path:

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data.datasets.counts import count_images, num_classes_of
-from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError
+from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError, first_line
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
 
 _MANY_CLASSES = 1000  # for an estimate if the data set is missing; the head is a small part of the network
@@ -79,7 +79,7 @@ def explain_fault(
     """Return the message for an error or for one of its causes; None if it is a bug."""
     resume = ". The saved checkpoints are kept; start again with resume=auto" if config is not None else ""
     for cause in _causes(error):
-        text = (str(cause) or type(cause).__name__).splitlines()[0]
+        text = first_line(cause)
         if isinstance(cause, RuntimeError | OSError) and _NO_SHARED_MEMORY.search(str(cause)):
             return OutOfMemory(
                 f"shared memory is used up ({text}); enlarge /dev/shm, or lower data.num_threads or "

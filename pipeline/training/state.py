@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from pipeline.distributed.gradient_averaging import GradientMean
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.optim.ema import Ema
-from pipeline.run.checkpoint import EMA, WEIGHTS, Snapshot, first_line, map_tensors, read_checkpoint
+from pipeline.run.checkpoint import EMA, WEIGHTS, Snapshot, map_tensors, read_checkpoint
 from pipeline.run.records import BestEvaluation, TrainRecord
 from pipeline.training.precision import Precision
 
