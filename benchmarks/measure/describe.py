@@ -81,8 +81,10 @@ def describe_augment(config: Config, streamed: bool = False) -> str:
     'crop 4, flip, cutout 16'
     """
     augment = config.augment
-    padded = f"crop {augment.crop_padding}" if augment.crop_padding else ""
-    parts = ["resized crop" if streamed else padded, "flip" if augment.flip else ""]
+    reflected = " reflected" if augment.crop_border == "reflect" else ""
+    padded = f"crop {augment.crop_padding}{reflected}" if augment.crop_padding else ""
+    flip = {False: "", True: "flip", "alternating": "alternating flip"}[augment.flip]
+    parts = ["resized crop" if streamed else padded, flip]
     inside = " inside" if augment.cutout_mode == "inside" else ""
     parts.append(f"cutout {augment.cutout}{inside}" if augment.cutout else "")
     return ", ".join(part for part in parts if part) or "none"

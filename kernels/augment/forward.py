@@ -28,6 +28,7 @@ def _augment_kernel(  # noqa: PLR0913
     CHANNELS: tl.constexpr,
     PADDING: tl.constexpr,
     CUTOUT: tl.constexpr,
+    REFLECT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     IMAGE_SIZE: tl.constexpr = HEIGHT * WIDTH * CHANNELS
@@ -47,12 +48,21 @@ def _augment_kernel(  # noqa: PLR0913
 
     source_y = y + top
     source_x = tl.where(flip, WIDTH - 1 - x, x) + left
+    if REFLECT:
+        source_y, source_x = _mirror(source_y, HEIGHT), _mirror(source_x, WIDTH)
     visible = in_output & (source_y >= 0) & (source_y < HEIGHT)
     visible = visible & (source_x >= 0) & (source_x < WIDTH) & ~in_box
     source = images_ptr + sample * IMAGE_SIZE + ((source_y * WIDTH + source_x) * CHANNELS + channel)
     pixel = tl.load(source, mask=visible, other=0).to(tl.float32)
     normalised = _fill_and_normalise(pixel, in_box, channel, constants_ptr, CHANNELS)
     tl.store(out_ptr + slot * IMAGE_SIZE + element, normalised.to(out_ptr.dtype.element_ty), mask=in_output)
+
+
+@triton.jit
+def _mirror(position, SIZE: tl.constexpr):
+    """Return the position inside that a position in the border shows; the edge itself is not repeated."""
+    position = tl.where(position < 0, -position, position)
+    return tl.where(position >= SIZE, 2 * (SIZE - 1) - position, position)
 
 
 @triton.jit
@@ -100,7 +110,7 @@ def launch(
     """Write the augmented images of the samples `order[start : start + len(out)]` to `out`."""
     constants = _constants(tuple(augmentation.mean), tuple(augmentation.std), images.device)
     tensors = images, order, draws, constants, out
-    sizes = *images.shape[1:], augmentation.padding, augmentation.cutout
+    sizes = *images.shape[1:], augmentation.padding, augmentation.cutout, augmentation.reflect
     _augment_kernel[len(out), triton.cdiv(images[0].numel(), _BLOCK)](
         *tensors,
         start,

@@ -5,8 +5,8 @@ Shapes: N images in the data set, B samples in the call, H rows, W columns, C ch
 The draws are made elsewhere. This op only applies them, so it gives the same pixels as every other loader.
 For one sample with the draws (crop_y, crop_x, flip, cutout_y, cutout_x):
 
-1. crop: an H×W window of the image padded with black (0) by `padding` on each side; (crop_y, crop_x) is its
-   top-left corner in the padded image;
+1. crop: an H×W window of the image with a border of `padding` pixels on each side, black (0) or the image
+   mirrored at its edges; (crop_y, crop_x) is its top-left corner in the padded image;
 2. flip: the window is mirrored left to right if `flip` is not 0;
 3. Cutout (DeVries and Taylor 2017, arXiv:1708.04552, section 3): the square of side `cutout` with top-left
    corner (cutout_y, cutout_x) in the output, clipped by the border, is set to `rint(255 * mean)`;
@@ -77,7 +77,12 @@ def augment(
 
 def _check(images: torch.Tensor, draws: torch.Tensor, augmentation: Augmentation) -> None:
     """Raise a ValueError if images, draws or the number of means is wrong."""
-    num_images, _, _, channels = images.shape
+    num_images, height, width, channels = images.shape
+    if augmentation.reflect and augmentation.padding >= min(height, width):
+        raise ValueError(
+            f"a reflected border of {augmentation.padding} pixels needs images larger than that, not "
+            f"{height}x{width}"
+        )
     if images.dtype is not torch.uint8 or not images.is_contiguous():
         raise ValueError(
             f"images must be contiguous uint8 (N, H, W, C), not {images.dtype} with strides {images.stride()}"

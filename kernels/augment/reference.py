@@ -13,9 +13,11 @@ class Augmentation(NamedTuple):
     Attributes:
         mean: of each channel, as a fraction of 1.
         std: of each channel, as a fraction of 1.
-        padding: black pixels added to each side before the crop.
+        padding: pixels added to each side before the crop.
         cutout: side of the Cutout box in pixels; 0: no box.
         dtype: of the result: float16, bfloat16 or float32.
+        reflect: the border of `padding` pixels is the image mirrored at its edges, and not black. Needs an
+            image larger than `padding`.
     """
 
     mean: Sequence[float]
@@ -23,6 +25,7 @@ class Augmentation(NamedTuple):
     padding: int
     cutout: int
     dtype: torch.dtype = torch.float16
+    reflect: bool = False
 
 
 def augment_reference(
@@ -39,7 +42,7 @@ def augment_reference(
     The crop is a gather from padded images in place of index arithmetic with bounds, so that it can check the
     kernel.
     """
-    mean, std, padding, cutout, dtype = augmentation
+    mean, std, padding, cutout, dtype, reflect = augmentation
     _, height, width, _ = images.shape
     device = images.device
     samples = order[start : start + count].long()
@@ -48,7 +51,7 @@ def augment_reference(
     x = torch.arange(width, device=device)
 
     # (B, H + 2p, W + 2p, C)
-    padded = functional.pad(images[samples], (0, 0, padding, padding, padding, padding))
+    padded = _pad(images[samples], padding, reflect)
     rows = crop_y + y  # (B, H)
     columns = crop_x + torch.where(flip != 0, x.flip(0), x)  # (B, W)
     batch = torch.arange(count, device=device)
@@ -63,6 +66,15 @@ def augment_reference(
 
     normalised = (pixels.float() - mean255.float()) * (1 / std255.float())
     return normalised.to(dtype).permute(0, 3, 1, 2)
+
+
+def _pad(images: torch.Tensor, padding: int, reflect: bool) -> torch.Tensor:
+    """Add a border to (B, H, W, C) uint8 images; torch's reflection takes no uint8."""
+    if not reflect:
+        return functional.pad(images, (0, 0, padding, padding, padding, padding))
+    channels_first = images.permute(0, 3, 1, 2).float()
+    padded = functional.pad(channels_first, (padding,) * 4, mode="reflect")
+    return padded.permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def _by_channel(values: Sequence[float], device: torch.device) -> torch.Tensor:

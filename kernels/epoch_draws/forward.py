@@ -21,7 +21,7 @@ def _epoch_draws_kernel(  # noqa: PLR0913
     seed,
     epoch,
     CROPS: tl.constexpr,  # number of crop offsets, 2 * padding + 1
-    FLIP: tl.constexpr,
+    FLIP: tl.constexpr,  # 0: none, 1: drawn in each epoch, 2: alternating
     CUTOUT: tl.constexpr,
     CENTRE: tl.constexpr,  # pixels from the drawn position to the box's corner
     CORNERS_Y: tl.constexpr,  # number of drawn positions
@@ -35,11 +35,14 @@ def _epoch_draws_kernel(  # noqa: PLR0913
     tl.store(keys_ptr + sample, (key ^ 0x8000000000000000).to(tl.int64, bitcast=True), mask=inside)
 
     crop, flip, corner = _philox(sample, 1, seed, epoch)
+    if FLIP == 2:
+        _, first, _ = _philox(sample, 1, seed, epoch * 0)
+        flip = first ^ epoch.to(tl.uint64)
     draws = draws_ptr + sample * 5
     low = 0xFFFFFFFF
     tl.store(draws, _below(crop >> 32, CROPS), mask=inside)
     tl.store(draws + 1, _below(crop & low, CROPS), mask=inside)
-    tl.store(draws + 2, (flip & 1).to(tl.int32) * FLIP, mask=inside)
+    tl.store(draws + 2, (flip & 1).to(tl.int32) * (FLIP > 0), mask=inside)
     if CUTOUT:
         tl.store(draws + 3, _below(corner >> 32, CORNERS_Y) - CENTRE, mask=inside)
         tl.store(draws + 4, _below(corner & low, CORNERS_X) - CENTRE, mask=inside)
@@ -82,7 +85,8 @@ def launch(
     keys = torch.empty(num_samples, dtype=torch.int64, device=device)
     draws = torch.empty(num_samples, 5, dtype=torch.int32, device=device)
     corners = (height - cutout + 1, width - cutout + 1) if inside else (height, width)
-    sizes = 2 * padding + 1, flip, cutout, 0 if inside else cutout // 2, *corners
+    mode = 2 if flip == "alternating" else int(flip)
+    sizes = 2 * padding + 1, mode, cutout, 0 if inside else cutout // 2, *corners
     grid = (triton.cdiv(num_samples, _BLOCK),)
     _epoch_draws_kernel[grid](keys, draws, num_samples, seed, epoch, *sizes, _BLOCK, **FP_FUSION)
     return keys, draws

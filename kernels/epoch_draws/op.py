@@ -7,7 +7,7 @@ as 1, 2, 3") with key (seed, epoch) and counter (i + 1, 0, 0, s). numpy's `Philo
 gives this block as words 4 i to 4 i + 3. Stream 0: word 0 is the sample's sort key, and the order of the
 epoch is the samples sorted by it. Stream 1: the high and the low half of word 0 are crop_y and crop_x, bit 0
 of word 1 is flip, the high and the low half of word 2 are cutout_y and cutout_x. A half becomes an integer
-below a limit by multiply and shift.
+below a limit by multiply and shift. An alternating flip is that of epoch 0, inverted in odd epochs.
 """
 
 import torch

@@ -13,14 +13,15 @@ class DrawRanges(NamedTuple):
     Attributes:
         image_size: height and width in pixels.
         padding: crop offsets are in [0, 2 * padding].
-        flip: draw flips; False: no sample is flipped.
+        flip: True: draw flips; False: no sample is flipped; "alternating": draw the flips of epoch 0, and
+            flip a sample in every other epoch.
         cutout: side of the Cutout box in pixels; 0: all boxes are at 0.
         inside: the whole box is inside the image; False: only its centre is.
     """
 
     image_size: tuple[int, int]
     padding: int
-    flip: bool
+    flip: bool | str
     cutout: int
     inside: bool
 
@@ -30,7 +31,12 @@ def epoch_draws_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the order and the draws of one epoch, on the CPU. Arguments as of `epoch_draws`."""
     keys = [philox4x64((sample + 1, 0, 0, 0), (seed, epoch))[0] for sample in range(num_samples)]
-    draws = [_draw(philox4x64((sample + 1, 0, 0, 1), (seed, epoch)), ranges) for sample in range(num_samples)]
+    draws = []
+    for sample in range(num_samples):
+        crop, mirror, box, _ = philox4x64((sample + 1, 0, 0, 1), (seed, epoch))
+        if ranges.flip == "alternating":
+            mirror = philox4x64((sample + 1, 0, 0, 1), (seed, 0))[1] + epoch
+        draws.append(_draw((crop, mirror, box), ranges))
     order = sorted(range(num_samples), key=lambda sample: keys[sample])
     return torch.tensor(order), torch.tensor(draws, dtype=torch.int32)
 
@@ -47,10 +53,10 @@ def philox4x64(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
     return c0, c1, c2, c3
 
 
-def _draw(words: tuple[int, int, int, int], ranges: DrawRanges) -> list[int]:
+def _draw(words: tuple[int, int, int], ranges: DrawRanges) -> list[int]:
     """Return crop_y, crop_x, flip, cutout_y, cutout_x of one sample."""
     (height, width), padding, flip, cutout, inside = ranges
-    crop, mirror, box, _ = words
+    crop, mirror, box = words
 
     def below(half: int, limit: int) -> int:
         return half * limit >> 32
@@ -65,4 +71,4 @@ def _draw(words: tuple[int, int, int, int], ranges: DrawRanges) -> list[int]:
 
     crop_y, crop_x = (below(half, 2 * padding + 1) for half in halves(crop))
     box_y, box_x = halves(box)
-    return [crop_y, crop_x, (mirror & 1) * flip, corner(box_y, height), corner(box_x, width)]
+    return [crop_y, crop_x, (mirror & 1) * bool(flip), corner(box_y, height), corner(box_x, width)]

@@ -18,6 +18,15 @@ Ratio = Annotated[tuple[_RatioPart, _RatioPart], BeforeValidator(as_tuple)]
 MIX_SOURCES = {"none": 1, "mixup": 2, "cutmix": 2, "ricap": 4}
 
 
+def _check_flip(value: object) -> object:
+    if isinstance(value, bool) or value == "alternating":
+        return value
+    raise ValueError(f"{value!r} is none of true, false, alternating")
+
+
+Flip = Annotated[Literal[True, False, "alternating"], BeforeValidator(_check_flip)]
+
+
 class _AnyAugment(Section):
     """The keys that do not depend on `augment.mix`."""
 
@@ -25,8 +34,12 @@ class _AnyAugment(Section):
         default=4,
         ge=0,
         le=512,
-        description="Black pixels around the image before the random crop, per side; 0: no crop. Not for "
+        description="Pixels of border around the image before the random crop, per side; 0: no crop. Not for "
         "streamed folders",
+    )
+    crop_border: Literal["black", "reflect"] = Field(
+        default="black",
+        description="The border of `augment.crop_padding`: black, or the image mirrored at its edges",
     )
     crop_scale: Scale = Field(
         default=(0.08, 1.0),
@@ -35,7 +48,11 @@ class _AnyAugment(Section):
     crop_ratio: Ratio = Field(
         default=(0.75, 4 / 3), description="Streamed folders: width by height of the random crop, from and to"
     )
-    flip: bool = Field(default=True, description="Mirror every other image, at random")
+    flip: Flip = Field(
+        default=True,
+        description="Mirror every other image, at random; `alternating`: an image is mirrored in every other "
+        "epoch, at random in the first one (Jordan 2024, arXiv:2404.00498, section 3.6)",
+    )
     cutout: int = Field(default=0, ge=0, le=1024, description="Side of the Cutout box in pixels; 0: no box")
     cutout_mode: Literal["clipped", "inside"] = Field(
         default="clipped",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config.keys import all_keys, listed, sections_of_kinds
+from pipeline.config.keys import LATER_KEYS, all_keys, listed, sections_of_kinds
 from pipeline.config.yaml_reader import COMMAND_LINE, Source
 
 
@@ -21,7 +21,7 @@ def pass_over_other_kinds(source: Source, of_run: bool) -> list[str]:
         A warning for each section that lost keys.
     """
     warnings = []
-    of_run = of_run or all(key in source.origins for key in all_keys())
+    of_run = of_run or all(key in source.origins for key in all_keys() if key not in LATER_KEYS)
     for section, mark in sections_of_kinds().items():
         kind_key, values = f"{section}.{mark.key}", source.values.get(section)
         if not isinstance(values, dict):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.keys import all_keys, listed
+from pipeline.config.keys import LATER_KEYS, all_keys, listed
 from pipeline.config.kinds import pass_over_other_kinds
 from pipeline.config.messages import explain
 from pipeline.config.rules import find_no_effect
@@ -110,7 +110,13 @@ def hash_of_run(recipe: Path) -> str:
 
 
 def _hash(values: Mapping[str, Any]) -> str:
-    text = json.dumps(_nest(_computed(values)), sort_keys=True)
+    defaults = default_values()
+    counted = {
+        key: value
+        for key, value in _computed(values).items()
+        if key not in LATER_KEYS or value != defaults[key]
+    }
+    text = json.dumps(_nest(counted), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -39,10 +39,14 @@ def _type(field: FieldInfo) -> str:
     """Return the type and the range of a field."""
     text = str(field.annotation)
     if text.startswith("typing.Literal"):
-        return " \\| ".join(f"`{choice}`" for choice in get_args(field.annotation))
+        return " \\| ".join(f"`{_spelling(choice)}`" for choice in get_args(field.annotation))
     signed = ((sign, getattr(m, name, None)) for m in field.metadata for name, sign in _LIMITS)
     limits = [f"{sign} {limit:g}" for sign, limit in signed if limit is not None]
     return ", ".join([_type_name(field, text), *limits])
+
+
+def _spelling(choice: str | bool) -> str:
+    return choice if isinstance(choice, str) else json.dumps(choice)
 
 
 def _type_name(field: FieldInfo, text: str) -> str:

@@ -50,6 +50,11 @@ _RULES = (
         lambda _: "while augment.cutout is 0; set augment.cutout",
     ),
     _Rule(
+        ("augment.crop_border",),
+        lambda c: c.augment.crop_padding > 0,
+        lambda _: "while augment.crop_padding is 0; set augment.crop_padding",
+    ),
+    _Rule(
         ("augment.randaugment_magnitude",),
         lambda c: c.augment.randaugment > 0,
         lambda _: "while augment.randaugment is 0; set augment.randaugment",

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ def build_loaders(
     check_batches(config, context.shard.world_size)
     splits.check_labels()
     _check_photometric(context)
+    _check_border(context)
     train = _build_loader(context, splits.train, _train_sampler(context), _transform(context, augmented=True))
     return Loaders(
         train=train,
@@ -93,12 +94,28 @@ def _check_photometric(context: _Context) -> None:
         )
 
 
+def _check_border(context: _Context) -> None:
+    """Raise a UserError if the images are too small for the reflected border of the crop."""
+    augment, train = context.config.augment, context.splits.train
+    if augment.crop_border == "reflect" and not isinstance(train, FileSet):
+        side = min(train.image_size)
+        if augment.crop_padding >= side:
+            raise UserError(
+                f"augment.crop_padding: {augment.crop_padding} pixels cannot be mirrored from images of "
+                f"{side}; give at most {side - 1}, or augment.crop_border=black"
+            )
+
+
 def _transform(context: _Context, augmented: bool) -> Transform:
     config, splits = context.config, context.splits
     # DALI has no bfloat16: autocast converts float16
     dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16
-    padding, cutout = (config.augment.crop_padding, config.augment.cutout) if augmented else (0, 0)
-    return Transform(splits.mean, splits.std, dtype, config.runtime.channels_last, padding, cutout)
+    transform = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last)
+    if not augmented:
+        return transform
+    augment = config.augment
+    reflect = augment.crop_border == "reflect"
+    return replace(transform, crop_padding=augment.crop_padding, cutout=augment.cutout, reflect=reflect)
 
 
 def _train_sampler(context: _Context) -> TrainSampler:

@@ -108,6 +108,20 @@ def test_corner_draws(dtype: torch.dtype) -> None:
     assert_kernel(images, order, draws, settings(3, padding, cutout, dtype))
 
 
+@pytest.mark.parametrize("padding", [1, 4, 7])
+def test_a_reflected_border(padding: int) -> None:
+    images, draws = random_images(9, 8, 8, 3), random_draws(9, 8, 8, padding, 3)
+    reflected = settings(3, padding, 3, torch.float32)._replace(reflect=True)
+    assert_kernel(images, torch.arange(9, device=DEVICE), draws, reflected)
+
+
+def test_a_reflected_border_as_wide_as_the_image_is_refused() -> None:
+    images, draws = random_images(2, 8, 8, 3), random_draws(2, 8, 8, 4, 0)
+    reflected = settings(3, 8, 0)._replace(reflect=True)
+    with pytest.raises(ValueError, match="border of 8 pixels"):
+        augment(images, torch.arange(2, device=DEVICE), draws, reflected, count=2)
+
+
 @pytest.mark.parametrize(("padding", "cutout"), [(0, 0), (0, 4), (4, 0), (9, 4), (4, 8), (4, 20)])
 def test_padding_and_box_sizes(padding: int, cutout: int) -> None:
     """Cover no padding, no box, padding wider than the image, and a box as large as the image and larger."""

@@ -17,10 +17,10 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (1, 16), (2**63 - 1, 2**40)])
 @pytest.mark.parametrize(
     ("num_samples", "padding", "flip", "cutout"),
-    [(1, 4, True, 16), (777, 4, True, 16), (300, 0, False, 0), (257, 2, True, 5)],
+    [(1, 4, True, 16), (777, 4, True, 16), (300, 0, False, 0), (257, 2, "alternating", 5)],
 )
 def test_kernel_definition_and_numpy_agree(
-    mode: str, seed: int, epoch: int, num_samples: int, padding: int, flip: bool, cutout: int
+    mode: str, seed: int, epoch: int, num_samples: int, padding: int, flip: bool | str, cutout: int
 ) -> None:
     image_size = (31, 33)
     ranges = DrawRanges(image_size, padding, flip, cutout, inside=mode == "inside")

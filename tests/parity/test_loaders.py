@@ -21,6 +21,7 @@ from pipeline.data.loaders.reference import ArraySource, ReferenceLoader
 from pipeline.data.loaders.synthetic import SyntheticLoader
 from pipeline.data.sampling.batch_plan import BatchPlan, EvalSampler, Sampler, Shard, TrainSampler
 from pipeline.data.sampling.padded_crops import draw_padded_crops
+from pipeline.errors import UserError
 from tests.parity.tolerances import assert_parity
 from tests.patience import PATIENCE_S
 from tests.tiny import tiny_config, tiny_splits
@@ -60,10 +61,14 @@ def oracle(image: np.ndarray, draws: np.ndarray | None, transform: Transform) ->
     fill = [round(255 * mean) for mean in transform.mean]
     crop_y, crop_x, flip, box_y, box_x = (0, 0, 0, 0, 0) if draws is None else draws.tolist()
     padding, cutout = (0, 0) if draws is None else (transform.crop_padding, transform.cutout)
+    if transform.reflect:  # numpy's own mirror, and every crop is inside
+        image, offset = np.pad(image, [(padding, padding), (padding, padding), (0, 0)], mode="reflect"), 0
+    else:
+        offset = padding
     out = np.zeros((channels, height, width))
     for y, x, channel in product(range(height), range(width), range(channels)):
-        source_y, source_x = y + crop_y - padding, (width - 1 - x if flip else x) + crop_x - padding
-        inside = 0 <= source_y < height and 0 <= source_x < width
+        source_y, source_x = y + crop_y - offset, (width - 1 - x if flip else x) + crop_x - offset
+        inside = 0 <= source_y < image.shape[0] and 0 <= source_x < image.shape[1]
         value = float(image[source_y, source_x, channel]) if inside else 0.0
         if box_y <= y < box_y + cutout and box_x <= x < box_x + cutout:
             value = fill[channel]
@@ -118,13 +123,14 @@ def corners(padding: int, cutout: int, mode: str) -> np.ndarray:
     return np.array(rows, np.int32)
 
 
+@pytest.mark.parametrize("reflect", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("padding", [1, 4])
 @pytest.mark.parametrize(("cutout", "mode"), [(4, "clipped"), (5, "clipped"), (4, "inside"), (0, "clipped")])
-def test_corner_draws(padding: int, cutout: int, mode: str, dtype: torch.dtype):
+def test_corner_draws(padding: int, cutout: int, mode: str, dtype: torch.dtype, reflect: bool):
     draws = corners(padding, cutout, mode)
     images, labels = make_images(len(draws))
-    transform = Transform(MEAN, STD, dtype, crop_padding=padding, cutout=cutout)
+    transform = Transform(MEAN, STD, dtype, crop_padding=padding, cutout=cutout, reflect=reflect)
     sampler = Prescribed(draws, len(draws) // 2)
     dali_loader, reference = (
         build(images, labels, sampler, transform) for build in (build_dali, build_reference)
@@ -138,13 +144,15 @@ def test_corner_draws(padding: int, cutout: int, mode: str, dtype: torch.dtype):
         assert_parity(one.images, other.images, "loader", dtype)
 
 
+@pytest.mark.parametrize("reflect", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("build", BACKENDS)
-def test_the_right_pixels_and_no_other(build: Build, dtype: torch.dtype):
+def test_the_right_pixels_and_no_other(build: Build, dtype: torch.dtype, reflect: bool):
     """With whole numbers as statistics every value is exact in every type, so no tolerance is needed."""
     draws = corners(2, 3, "clipped")
     images, labels = make_images(len(draws))
-    transform = Transform((10 / 255, 20 / 255, 30 / 255), (1 / 255,) * 3, dtype, crop_padding=2, cutout=3)
+    means, stds = (10 / 255, 20 / 255, 30 / 255), (1 / 255,) * 3
+    transform = Transform(means, stds, dtype, crop_padding=2, cutout=3, reflect=reflect)
     sampler = Prescribed(draws, len(draws))
     (batch,) = build(images, labels, sampler, transform)
     assert torch.equal(batch.images, oracle_batch(images, sampler.plan(0, 0), transform))
@@ -175,9 +183,9 @@ def train_loader(
 ) -> Loader:
     images, labels = make_images(NUM_SAMPLES)
     sampler = TrainSampler(NUM_SAMPLES, batch_size, shard or Shard(), 5, (HEIGHT, WIDTH), augment)
-    transform = Transform(
-        MEAN, STD, keys.pop("dtype", torch.float32), True, augment.crop_padding, augment.cutout
-    )
+    reflect = augment.crop_border == "reflect"
+    dtype = keys.pop("dtype", torch.float32)
+    transform = Transform(MEAN, STD, dtype, True, augment.crop_padding, augment.cutout, reflect)
     return build(images, labels, sampler, transform)
 
 
@@ -206,7 +214,8 @@ def epochs_of(loader: Loader, count: int) -> list[list[Batch]]:
 
 def check_against_the_oracle(epochs: list[list[Batch]], augment: AugmentConfig) -> None:
     images, labels = make_images(NUM_SAMPLES)
-    transform = Transform(MEAN, STD, torch.float32, True, augment.crop_padding, augment.cutout)
+    reflect = augment.crop_border == "reflect"
+    transform = Transform(MEAN, STD, torch.float32, True, augment.crop_padding, augment.cutout, reflect)
     for epoch, batches in enumerate(epochs):
         draws = draw_padded_crops(5, epoch, NUM_SAMPLES, (HEIGHT, WIDTH), augment)
         assert len(batches) == STEPS
@@ -226,17 +235,24 @@ def check_against_the_oracle(epochs: list[list[Batch]], augment: AugmentConfig) 
             )
 
 
-@pytest.mark.parametrize("mode", ["clipped", "inside"])
+CHANGES: list[dict[str, Any]] = [
+    {"cutout_mode": "clipped"},
+    {"cutout_mode": "inside"},
+    {"flip": "alternating", "crop_border": "reflect"},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("build", BACKENDS)
-def test_epochs_follow_the_draws(build: Build, mode: str):
-    augment = AUGMENT.model_copy(update={"cutout_mode": mode})
+def test_epochs_follow_the_draws(build: Build, changes: dict[str, Any]):
+    augment = AUGMENT.model_copy(update=changes)
     check_against_the_oracle(epochs_of(train_loader(build, augment=augment), 3), augment)
 
 
-@pytest.mark.parametrize("mode", ["clipped", "inside"])
-def test_the_fused_loader_follows_them_too(mode: str):
+@pytest.mark.parametrize("changes", CHANGES)
+def test_the_fused_loader_follows_them_too(changes: dict[str, Any]):
     """Without a GPU it runs in Triton's interpreter."""
-    augment = AUGMENT.model_copy(update={"cutout_mode": mode})
+    augment = AUGMENT.model_copy(update=changes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def build(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
@@ -244,7 +260,7 @@ def test_the_fused_loader_follows_them_too(mode: str):
 
     epochs = [
         [Batch(*(t.cpu() for t in vars(batch).values())) for batch in epoch]
-        for epoch in epochs_of(train_loader(build), 2)
+        for epoch in epochs_of(train_loader(build, augment=augment), 2)
     ]
     check_against_the_oracle(epochs, augment)
 
@@ -456,3 +472,13 @@ def test_an_evaluation_batch_is_no_larger_than_the_set():
         [True] * 3,
         [True, True, False],
     ]
+
+
+@pytest.mark.parametrize("padding", [7, 8])
+def test_a_reflected_border_as_wide_as_the_image_is_refused(padding: int):
+    config = tiny_config("augment.crop_border=reflect", f"augment.crop_padding={padding}")
+    if padding < 8:
+        assert build_loaders(config, tiny_splits(config), CPU).train
+    else:
+        with pytest.raises(UserError, match=r"augment.crop_padding: 8 .* at most 7"):
+            build_loaders(config, tiny_splits(config), CPU)

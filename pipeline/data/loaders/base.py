@@ -20,8 +20,9 @@ class Transform:
         mean, std: per channel, fractions of 1.
         dtype: torch.float16 or torch.float32.
         channels_last: memory layout of the (B, C, H, W) images.
-        crop_padding: black pixels per side around the image before the crop.
+        crop_padding: pixels of border per side around the image before the crop.
         cutout: side of the Cutout box in pixels, 0 for none.
+        reflect: the border is the image mirrored at its edges, and not black.
     """
 
     mean: Sequence[float]
@@ -30,6 +31,7 @@ class Transform:
     channels_last: bool = True
     crop_padding: int = 0
     cutout: int = 0
+    reflect: bool = False
 
     @property
     def mean_255(self) -> list[float]:

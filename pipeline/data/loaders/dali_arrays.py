@@ -44,6 +44,15 @@ def crop_flip_matrices(draws: np.ndarray, padding: int, width: int) -> np.ndarra
     return matrices
 
 
+def _reflect(images: torch.Tensor, padding: int) -> torch.Tensor:
+    """Add a border of mirrored pixels to (B, H, W, C) images of any type: (B, H + 2 p, W + 2 p, C)."""
+    for axis in (1, 2):
+        size = images.shape[axis]
+        positions = torch.arange(-padding, size + padding, device=images.device).abs()
+        images = images.index_select(axis, torch.where(positions < size, positions, 2 * size - 2 - positions))
+    return images
+
+
 class DaliArrayLoader(PipelinedLoader):
     """Loads batches of a uint8 image set through a DALI pipeline.
 
@@ -104,11 +113,14 @@ class DaliArrayLoader(PipelinedLoader):
             images = self._images.index_select(0, on_device)
         else:
             images = self._to_device(self._images.index_select(0, torch.from_numpy(indices)))
+        padding = self._transform.crop_padding
+        if self._augmented and self._transform.reflect:
+            images, padding = _reflect(images, padding), 0  # the crop is inside the larger image
         keep_alive: list[Any] = [images]
         self._feed_pixels(images)
         if self._augmented:
             draws = np.concatenate([plan.draws for plan in plans if plan.draws is not None])
-            matrices = crop_flip_matrices(draws, self._transform.crop_padding, self._images.shape[2])
+            matrices = crop_flip_matrices(draws, padding, self._images.shape[2])
             self._pipe.feed_input("matrices", matrices)
             keep_alive.append(matrices)
             if self._transform.cutout:

@@ -120,7 +120,12 @@ class FusedLoader(PositionedLoader):
 
         transform = self._transform
         augmentation = Augmentation(
-            transform.mean, transform.std, transform.crop_padding, transform.cutout, transform.dtype
+            transform.mean,
+            transform.std,
+            transform.crop_padding,
+            transform.cutout,
+            transform.dtype,
+            transform.reflect,
         )
         images = augment(self._images, order, draws, augmentation, start=start, count=count)
         return images.contiguous(memory_format=transform.memory_format)

@@ -22,11 +22,13 @@ from pipeline.errors import TrainingError
 
 
 def _apply_crop_and_flip(
-    image: torch.Tensor, crop_y: int, crop_x: int, flip: int, padding: int
+    image: torch.Tensor, crop_y: int, crop_x: int, flip: int, transform: Transform
 ) -> torch.Tensor:
-    """Pad a (C, H, W) image with black, crop its old size at (crop_y, crop_x), and flip it horizontally."""
+    """Pad a (C, H, W) image, crop its old size at (crop_y, crop_x), and flip it horizontally."""
     _, height, width = image.shape
-    image = F.crop(F.pad(image, [padding] * 4, fill=0), crop_y, crop_x, height, width)
+    mode = "reflect" if transform.reflect else "constant"
+    padded = F.pad(image, [transform.crop_padding] * 4, fill=0, padding_mode=mode)
+    image = F.crop(padded, crop_y, crop_x, height, width)
     return F.horizontal_flip(image) if flip else image
 
 
@@ -76,7 +78,7 @@ class ArraySource:
         image = rearrange(self.images[index], "h w c -> c h w")
         if draws is not None:
             crop_y, crop_x, flip, cutout_y, cutout_x = draws.tolist()
-            image = _apply_crop_and_flip(image, crop_y, crop_x, flip, transform.crop_padding)
+            image = _apply_crop_and_flip(image, crop_y, crop_x, flip, transform)
             image = _apply_cutout(image, cutout_y, cutout_x, transform.cutout, transform)
         return _normalise(image, transform)
 

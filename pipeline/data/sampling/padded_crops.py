@@ -1,6 +1,6 @@
 """Draws crop, flip and Cutout box of images in memory, for a whole epoch at once.
 
-A crop has the size of the image, and is taken from the image with a black border. Drawing is separate from
+A crop has the size of the image, and is taken from the image with a border. Drawing is separate from
 applying: every loader applies the same draws.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.philox import PADDED_CROPS, below, draw_order, philox_blocks
+from pipeline.data.sampling.philox import PADDED_CROPS, below, draw_order, flips, philox_blocks
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def draw_padded_crops(
         order=draw_order(seed, epoch, num_samples),
         crop_y=below(high[:, 0], num_offsets),
         crop_x=below(low[:, 0], num_offsets),
-        flip=(low[:, 1] & np.uint64(1)).astype(bool) & augment.flip,
+        flip=flips(
+            augment.flip, epoch, words[:, 1], lambda: philox_blocks(seed, 0, PADDED_CROPS, num_samples)[:, 1]
+        ),
         cutout_y=corner(high[:, 2], height),
         cutout_x=corner(low[:, 2], width),
     )

@@ -5,6 +5,8 @@ numbers: as easy as 1, 2, 3") whose key is (seed, epoch). So the draws do not de
 number of processes or threads, or on the step at which a run was interrupted.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from einops import rearrange
 
@@ -33,6 +35,20 @@ def below(bits: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
 def draw_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """Draw the order of an epoch: (N,) int64 sample ids, sorted by a random 64-bit key each."""
     return np.argsort(philox_blocks(seed, epoch, ORDER, num_samples)[:, 0], kind="stable")
+
+
+def flips(flip: bool | str, epoch: int, bits: np.ndarray, first_bits: Callable[[], np.ndarray]) -> np.ndarray:
+    """Draw the samples to mirror: (N,) bool.
+
+    Args:
+        flip: `augment.flip`.
+        epoch: 0 for the first.
+        bits: (N,) unsigned, of which the lowest bit is used: the sample's bits of this epoch.
+        first_bits: returns the same of the first epoch, which is needed for `alternating` only.
+    """
+    if flip == "alternating":
+        bits = first_bits() ^ bits.dtype.type(epoch % 2)
+    return (bits & bits.dtype.type(1)).astype(bool) & bool(flip)
 
 
 def named_generator(seed: int, name: str) -> np.random.Generator:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from einops import rearrange
 
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.philox import RESIZED_CROPS, below, draw_order, philox_blocks
+from pipeline.data.sampling.philox import RESIZED_CROPS, below, draw_order, flips, philox_blocks
 
 _TRIES = 10
 _BLOCKS = 3  # Philox blocks of a sample: 24 draws of 32 bits, 20 of them for the tries
@@ -49,11 +50,10 @@ def draw_resized_crops(seed: int, epoch: int, sizes: np.ndarray, augment: Augmen
         sizes: (N, 2) int32, height and width of each image.
         augment: what is switched on.
     """
-    boxes, flips, positions = [], [], []
+    boxes, mirrored, positions = [], [], []
     for start in range(0, len(sizes), _CHUNK):
         chunk = sizes[start : start + _CHUNK]
-        words = philox_blocks(seed, epoch, RESIZED_CROPS, len(chunk) * _BLOCKS, start * _BLOCKS)
-        draws = rearrange(words.view(np.uint32), "(n blocks) halves -> n (blocks halves)", blocks=_BLOCKS)
+        draws = _uniform_bits(seed, epoch, start, len(chunk))
         tries, corner_bits = draws[:, : 2 * _TRIES], draws[:, 2 * _TRIES :].astype(np.uint64)
         extents = _draw_extents(tries, chunk, augment)
         corners = np.stack(
@@ -65,10 +65,22 @@ def draw_resized_crops(seed: int, epoch: int, sizes: np.ndarray, augment: Augmen
         corners[centred] = (chunk[centred] - extents[centred]) // 2
         boxes.append(np.concatenate([corners, extents], axis=1))
         # `below` uses the high bits of this number, the flip its lowest bit
-        flips.append((draws[:, 2 * _TRIES] & 1).astype(bool) & augment.flip)
+        first_bits = partial(_flip_bits, seed, start, len(chunk))
+        mirrored.append(flips(augment.flip, epoch, draws[:, 2 * _TRIES], first_bits))
         positions.append(draws[:, 2 * _TRIES + 2 :])
     order = draw_order(seed, epoch, len(sizes))
-    return ResizedCropDraws(order, *(np.concatenate(parts) for parts in (boxes, flips, positions)))
+    return ResizedCropDraws(order, *(np.concatenate(parts) for parts in (boxes, mirrored, positions)))
+
+
+def _uniform_bits(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
+    """Return the random bits of COUNT samples from START on: (count, 8 * _BLOCKS) uint32."""
+    words = philox_blocks(seed, epoch, RESIZED_CROPS, count * _BLOCKS, start * _BLOCKS)
+    return rearrange(words.view(np.uint32), "(n blocks) halves -> n (blocks halves)", blocks=_BLOCKS)
+
+
+def _flip_bits(seed: int, start: int, count: int) -> np.ndarray:
+    """Return the bits of which the lowest one is the flip in epoch 0: (count,) uint32."""
+    return _uniform_bits(seed, 0, start, count)[:, 2 * _TRIES]
 
 
 def _draw_extents(tries: np.ndarray, sizes: np.ndarray, augment: AugmentConfig) -> np.ndarray:

@@ -247,6 +247,7 @@ KEYS = {
     "data.num_classes": Row("5", lambda config: len(tiny_splits(config).class_names)),
     "data.num_samples": Row("41", lambda config: loader_of(config).num_samples),
     "augment.crop_padding": Row("2", first_batch),
+    "augment.crop_border": Row("reflect", first_batch),
     "augment.crop_scale": Row("[0.9, 1.0]", first_batch, STREAMED),
     "augment.crop_ratio": Row("[1.0, 1.1]", first_batch, STREAMED),
     "augment.flip": Row("false", first_batch),

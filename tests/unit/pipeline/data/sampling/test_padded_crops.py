@@ -175,3 +175,10 @@ def test_the_two_axes_are_independent():
     draws = draw(num_samples=50_000)
     assert chi_square(np.bincount(draws.crop_y * 9 + draws.crop_x, minlength=81)) < 81 + 6 * np.sqrt(2 * 81)
     assert abs(np.corrcoef(draws.order, np.arange(50_000))[0, 1]) < 0.03
+
+
+def test_alternating_flips_turn_in_every_epoch():
+    first, second, third = (draw(5, epoch, flip="alternating").flip for epoch in (0, 1, 2))
+    assert np.array_equal(first, draw(5, 0).flip)
+    assert np.array_equal(second, ~first) and np.array_equal(third, first)
+    assert not np.array_equal(draw(5, 1, flip="alternating").crop_x, draw(5, 0).crop_x)

@@ -156,3 +156,11 @@ def test_resolutions_in_steps():
             UserError, match=r"^augment\.progressive: .* is not before the end of the run, 4ep \(step 40\)"
         ):
             resolutions(f"[[0ep, 32], [{late}, 64]]", "duration=4ep")
+
+
+def test_alternating_flips_of_streamed_images_turn_in_every_epoch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(crops, "_CHUNK", 7)
+    alternating = PlainAugment(flip="alternating")
+    first, second = (draw_resized_crops(3, epoch, MANY[:100], alternating).flip for epoch in (0, 1))
+    assert np.array_equal(first, draw_resized_crops(3, 0, MANY[:100], AUGMENT).flip)
+    assert np.array_equal(second, ~first)
