@@ -14,7 +14,9 @@ PLAIN_NETWORKS = ("plain20", "plain32", "plain44", "plain56")
 _SMALL_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 _WIDE_NETWORKS = ("wrn16", "wrn22", "wrn28", "wrn40")
 CIFAR_NETWORKS = (*_SMALL_RESNETS, *PLAIN_NETWORKS, *_WIDE_NETWORKS)
-NETWORKS = (*IMAGENET_NETWORKS, *CIFAR_NETWORKS, "davidnet")
+SPEED_NETWORKS = ("speednet94", "speednet96")
+SINGLE_FORM_NETWORKS = ("davidnet", *SPEED_NETWORKS)
+NETWORKS = (*IMAGENET_NETWORKS, *CIFAR_NETWORKS, *SINGLE_FORM_NETWORKS)
 LIBRARIES = ("torchvision", "timm")
 
 
@@ -45,7 +47,8 @@ class ModelConfig(Section):
     name: NetworkName = Field(
         default="resnet18",
         description="Architecture: resnet18, 34, 50, 101, 152; for small images resnet20, 32, 44, 56, 110, "
-        "plain20, 32, 44, 56 (without shortcuts), wrn16, 22, 28, 40 (wide) and davidnet (ResNet-9); "
+        "plain20, 32, 44, 56 (without shortcuts), wrn16, 22, 28, 40 (wide), davidnet (ResNet-9), speednet94 "
+        "and 96 (airbench); "
         "torchvision/NAME or timm/NAME for a network of these libraries",
     )
     stem: Literal["auto", "cifar", "imagenet"] = Field(
@@ -97,6 +100,9 @@ class ModelConfig(Section):
         default=False,
         description="The first convolution, 3x3, in training by our own Triton kernels, on a GPU, and with "
         "`fused_norm` its norm and ReLU in the same; needs `runtime.channels_last`",
+    )
+    activation: Literal["gelu", "silu"] = Field(
+        default="gelu", description="Activation in the groups of speednet94 and speednet96"
     )
     sync_batchnorm: bool = Field(
         default=False,

@@ -6,7 +6,14 @@ from typing import NamedTuple
 from pipeline.config.data import FolderData
 from pipeline.config.durations import to_steps
 from pipeline.config.keys import all_keys, sections_of_kinds
-from pipeline.config.model import BOTTLENECK_NETWORKS, NETWORKS, PLAIN_NETWORKS, library_of
+from pipeline.config.model import (
+    BOTTLENECK_NETWORKS,
+    NETWORKS,
+    PLAIN_NETWORKS,
+    SINGLE_FORM_NETWORKS,
+    SPEED_NETWORKS,
+    library_of,
+)
 from pipeline.config.schema import Config
 
 
@@ -83,8 +90,18 @@ _RULES = (
     ),
     _Rule(
         _BLOCK_KEYS,
-        lambda c: c.model.name != "davidnet",
-        lambda _: "on davidnet, which has one form only; set model.name=resnet18",
+        lambda c: c.model.name not in SINGLE_FORM_NETWORKS,
+        lambda c: f"on {c.model.name}, which has one form only; set model.name=resnet18",
+    ),
+    _Rule(
+        ("model.activation",),
+        lambda c: c.model.name in SPEED_NETWORKS,
+        lambda c: f"on {c.model.name}, whose activation is ReLU; set model.name={SPEED_NETWORKS[0]}",
+    ),
+    _Rule(
+        _KERNEL_KEYS,
+        lambda c: c.model.name not in SPEED_NETWORKS,
+        lambda c: f"on {c.model.name}, whose layers our kernels do not have; set model.name=davidnet",
     ),
     _Rule(
         ("model.shortcut", "model.preactivation", "model.zero_init_residual"),

@@ -5,5 +5,14 @@ from pipeline.models.cam_layer import cam_target_layer
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.pretrained import load_pretrained
 from pipeline.models.resnet import ResNet
+from pipeline.models.speednet import SpeedNet
 
-__all__ = ["DavidNet", "ResNet", "build_model", "cam_target_layer", "load_pretrained", "num_parameters"]
+__all__ = [
+    "DavidNet",
+    "ResNet",
+    "SpeedNet",
+    "build_model",
+    "cam_target_layer",
+    "load_pretrained",
+    "num_parameters",
+]

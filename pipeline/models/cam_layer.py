@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.flops import on_meta
 from pipeline.models.resnet import ResNet
+from pipeline.models.speednet import SpeedNet
 
 _POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -28,7 +29,7 @@ def cam_target_layer(model: nn.Module, image_size: int = 224) -> nn.Module:
         UserError: no layer has such an output, as in a vision transformer, whose blocks return tokens.
     """
     layer = model.get_submodule(_last_feature_map(model, image_size))
-    if isinstance(model, ResNet | DavidNet) and layer is model.stages:
+    if isinstance(model, ResNet | DavidNet | SpeedNet) and layer is model.stages:
         return model.stages[-1]  # the same output, with a clearer name
     return layer
 

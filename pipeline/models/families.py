@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.config.model import PLAIN_NETWORKS
+from pipeline.config.model import PLAIN_NETWORKS, SPEED_NETWORKS
 from pipeline.models.blocks import (
     BasicBlock,
     BlockOptions,
@@ -15,6 +15,7 @@ from pipeline.models.blocks import (
 )
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.resnet import BlockType, ResNet, StageOptions, StemOptions
+from pipeline.models.speednet import SpeedNet
 
 _PREACTIVATION: dict[BlockType, BlockType] = {
     BasicBlock: PreactivationBasicBlock,
@@ -64,6 +65,8 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
     """Build one of our own networks."""
     if config.name == "davidnet":
         return DavidNet(num_classes, in_channels, config.fused_norm, config.fused_stem)
+    if config.name in SPEED_NETWORKS:
+        return SpeedNet(config.name, num_classes, in_channels, config.activation)
     family = FAMILIES[config.name]
     plain = config.name in PLAIN_NETWORKS
     chosen = config.preactivation is not None and not plain

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +16,7 @@ from pipeline.data import Splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
-from pipeline.models import ResNet, build_model, load_pretrained
+from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained
 from pipeline.optim.ema import Ema
 from pipeline.optim.optimizer import build_optimizer
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
@@ -26,6 +27,8 @@ from pipeline.training.torch_workarounds import keep_headers_in_the_cache, name_
 # Compilations of one function in one process; torch's default is 8. Each image size and each network needs
 # one.
 _COMPILATIONS = 256
+# Images that the whitening of a network is computed from: those with the lowest sample ids.
+_FITTED_IMAGES = 1024
 
 
 def set_backends(config: Config) -> None:
@@ -161,7 +164,20 @@ def build_state(
     """
     num_classes, device = splits.num_classes, processes.device
     model = build_initial_model(config, num_classes, device, pretrained=pretrained, is_main=processes.is_main)
+    if pretrained and config.model.weights is None:
+        fit_to_images(model, splits)
     return build_state_of(model, config, processes)
+
+
+def fit_to_images(model: nn.Module, splits: Splits) -> None:
+    """Compute the layers that depend on the training images: the whitening of a `SpeedNet`."""
+    if not isinstance(model, SpeedNet):
+        return
+    pixels = torch.from_numpy(splits.train.pixels(np.arange(min(len(splits.train), _FITTED_IMAGES))))
+    device = model.head.weight.device
+    mean, std = (torch.tensor(values, device=device) for values in (splits.mean, splits.std))
+    images = (pixels.to(device) / 255 - mean) / std
+    model.stem.fit(images.permute(0, 3, 1, 2))
 
 
 def build_state_of(model: nn.Module, config: Config, processes: Processes) -> TrainState:

@@ -280,6 +280,7 @@ KEYS = {
             module.fused for module in tiny_model(config).modules() if isinstance(module, StemConv)
         ],
     ),
+    "model.activation": Row("silu", trained_weights, ("model.name=speednet94", "data.image_size=9")),
     "model.sync_batchnorm": Row(
         "true",
         lambda config: [
