@@ -112,8 +112,9 @@ class ModelConfig(Section):
     weights: str | None = Field(
         default=None,
         min_length=1,
-        description="File of weights to start from, .safetensors or .pth, in our names or torchvision's; the "
-        "head is kept only if the number of classes is the same; null: random weights",
+        description="File of weights to start from, .safetensors or .pth, in our names or torchvision's: a "
+        "state dict, or a checkpoint with one in it; the head is kept only if the number of classes is the "
+        "same; null: random weights",
     )
 
     def stem_for(self, image_size: int) -> Literal["cifar", "imagenet"]:

@@ -5,39 +5,26 @@ network.
 """
 
 import logging
-import pickle
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError
 from pipeline.models.resnet import ResNet
+from pipeline.models.weights_file import REMEDY, read_weights_file
+from pipeline.models.weights_part import Part, Weights, find_part
 
 _log = logging.getLogger(__name__)
+_log.setLevel(logging.INFO)  # the part of a file that was taken is told, though it is no warning
 
-_Weights = dict[str, torch.Tensor]
-
-_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DDP and torch.compile
 _TORCHVISION_NAMES = (
     (re.compile(r"^conv1\."), "stem.0."),
     (re.compile(r"^bn1\."), "stem.1."),
     (re.compile(r"^layer(\d)\."), lambda match: f"stages.{int(match[1]) - 1}."),
     (re.compile(r"\.downsample\."), ".shortcut."),
     (re.compile(r"^fc\."), "head."),
-)
-_READ_ERRORS = (
-    OSError,
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    KeyError,
 )
 
 
@@ -59,42 +46,69 @@ def load_pretrained(model: nn.Module, path: Path, *, is_main: bool = True) -> No
 
     Args:
         model: as `build_model` returns it, on any device.
-        path: `.safetensors`, or `.pth` or `.pt` as `torch.save` writes a state dict, which is read with
-            `weights_only`. The keys are the network's own or, for our ResNets, torchvision's.
-        is_main: True if this process prints the warning.
+        path: `.safetensors`, or a file of `torch.save`, which is read with `weights_only`: a state dict, or
+            the checkpoint of a training script that has one in it. The names are the network's own or, for
+            our ResNets, torchvision's, with any prefix. The head may have any name.
+        is_main: True if this process says what it took, and warns.
 
     Raises:
-        UserError: no such file, no weights in it, or weights of another network.
+        UserError: no such file, no weights in it, weights of another network, or weights that are not finite
+            floating-point numbers.
     """
-    weights, state = _read(path), model.state_dict()
-    # recognised by a block, because self-supervised weights have no head
-    if isinstance(model, ResNet) and "layer1.0.conv1.weight" in weights:
-        weights = {from_torchvision(key): tensor for key, tensor in weights.items()}
-    head = _head_name(model)
+    state, head = model.state_dict(), _head_name(model)
+    content = read_weights_file(path)
+    try:
+        part, others = find_part(content, state, from_torchvision if isinstance(model, ResNet) else str)
+    except ValueError as error:
+        raise UserError(f"model.weights: {path} {error}; {REMEDY}") from None
+    their_head = _name_of_head(part, state, head)
+    if their_head is not None:
+        part = part.renamed(their_head, head)
+    weights, expected = part.weights, state
     untrained = _mismatched_head(weights, state, head)
     if untrained:
         weights, expected = _without(weights, head), _without(state, head)
-    else:
-        expected = state
-    problems = _find_problems(weights, expected)
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"model.weights: {path} is of another network than the model keys describe: "
-            f"{'; '.join(problems[:3])}{more}"
-        )
+    _check_network(path, weights, expected)
+    _check_numbers(path, part, expected)
     model.load_state_dict(weights, strict=False)
-    if untrained and is_main:
-        num_classes = len(state[untrained[0]])
-        _log.warning(
-            "model.weights: %s has no head for %d classes; the head (%s) starts untrained",
-            path,
-            num_classes,
-            head,
-        )
+    if is_main:
+        _tell(path, part, others, their_head)
+        if untrained:
+            message = "model.weights: %s has no head for %d classes; the head (%s) starts untrained"
+            _log.warning(message, path, len(state[untrained[0]]), head)
 
 
-def _mismatched_head(weights: _Weights, state: _Weights, head: str) -> list[str]:
+def _tell(path: Path, part: Part, others: list[str], their_head: str | None) -> None:
+    """Log in one line which part of a file was taken, and how its names were changed."""
+    said = []
+    if part.place or others:
+        said.append(f"took {part.label}{' (a moving average)' * part.is_average}")
+    if others:
+        said.append(f"did not take {', '.join(others)}")
+    if part.stripped:
+        said.append(f"stripped {' and '.join(part.stripped)} from the names")
+    if part.left_out:
+        more = f" and {len(part.left_out) - 3} more" if len(part.left_out) > 3 else ""
+        said.append(f"left out {', '.join(part.left_out[:3])}{more}")
+    if their_head is not None:
+        said.append(f"took {their_head} for the head")
+    if said:  # the user may have meant one of the others
+        level = logging.WARNING if others else logging.INFO
+        _log.log(level, "model.weights: %s: %s", path, "; ".join(said))
+
+
+def _name_of_head(part: Part, state: Weights, head: str) -> str | None:
+    """Return the other name of the head in the file: of the only layer that the network does not have, if its
+    weight has as many inputs as the head's."""
+    extra = {name.rpartition(".")[0] for name in part.names if name not in state}
+    if f"{head}.weight" in part.names or len(extra) != 1:
+        return None
+    theirs, ours = part.weights.get(f"{(name := extra.pop())}.weight"), state.get(f"{head}.weight")
+    fits = theirs is not None and ours is not None and theirs.shape[1:] == ours.shape[1:]
+    return name if fits else None
+
+
+def _mismatched_head(weights: Weights, state: Weights, head: str) -> list[str]:
     """Return the keys of the head that the file does not have, or has with another shape."""
     return [
         key
@@ -103,39 +117,8 @@ def _mismatched_head(weights: _Weights, state: _Weights, head: str) -> list[str]
     ]
 
 
-def _without(weights: _Weights, layer: str) -> _Weights:
+def _without(weights: Weights, layer: str) -> dict[str, torch.Tensor]:
     return {key: tensor for key, tensor in weights.items() if not key.startswith(f"{layer}.")}
-
-
-def _read(path: Path) -> _Weights:
-    """Read the state dict of a file, without the prefixes and containers of training scripts."""
-    content = _load(path)
-    for wrapper in ("state_dict", "model"):  # of timm's and torchvision's training scripts
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    is_full_dict = isinstance(content, dict) and bool(content)
-    if not is_full_dict or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UserError(f"model.weights: {path} holds no state dict (names and tensors)")
-    return {_PREFIXES.sub("", key): tensor for key, tensor in content.items()}
-
-
-def _load(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(
-            f"model.weights: {path} does not exist; give a .safetensors or .pth file, or null"
-        ) from None
-    except _READ_ERRORS as error:
-        reason = first_line(error)
-        if isinstance(error, pickle.UnpicklingError):  # its message advises to run the code in the file
-            reason = "it was not written by torch.save, or holds more than tensors"
-        raise UserError(
-            f"model.weights: {path} cannot be read ({reason}); "
-            "give weights as .safetensors, or a state dict as torch.save writes it"
-        ) from None
 
 
 def _head_name(model: nn.Module) -> str:
@@ -144,7 +127,53 @@ def _head_name(model: nn.Module) -> str:
     return names[-1]
 
 
-def _find_problems(weights: _Weights, expected: _Weights) -> list[str]:
+def _check_network(path: Path, weights: Weights, expected: Weights) -> None:
+    """Check that a file has the names and shapes of a network.
+
+    Raises:
+        UserError: names the first differences.
+    """
+    problems = _find_problems(weights, expected)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"model.weights: {path} is of another network than the model keys describe: "
+            f"{'; '.join(problems[:3])}{more}"
+        )
+
+
+def _check_numbers(path: Path, part: Part, expected: Weights) -> None:
+    """Check that the weights are finite numbers that the network can start from.
+
+    Raises:
+        UserError: names the first tensor that is not.
+    """
+    for name, tensor in part.weights.items():
+        fault = _find_fault(tensor, expected[name].dtype) if name in expected else None
+        if fault is not None:
+            raise UserError(f"model.weights: {path}: {'.'.join((*part.place, part.names[name]))} {fault}")
+
+
+def _find_fault(tensor: torch.Tensor, dtype: torch.dtype) -> str | None:
+    """Describe why a tensor cannot be copied into one of another dtype, with the remedy."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_meta:
+        return "is on the meta device and has no values; save the weights of a network that is loaded"
+    if tensor.is_quantized or (dtype.is_floating_point and not tensor.is_floating_point()):
+        return f"is of type {kind}; give floating-point weights, as they were before any conversion"
+    if tensor.layout != torch.strided or tensor.is_complex():
+        return f"is {kind} in {str(tensor.layout).removeprefix('torch.')} layout; give a dense real tensor"
+    if dtype.is_floating_point:  # in the network's precision, in which a float64 may be infinite
+        wrong = int((~tensor.to(dtype).isfinite()).sum())
+        if wrong:
+            return (
+                f"is NaN or infinite in {wrong} of {tensor.numel()} places; "
+                "give weights of a run that did not diverge"
+            )
+    return None
+
+
+def _find_problems(weights: Weights, expected: Weights) -> list[str]:
     """Describe every difference between the file and the network, the most helpful first."""
     shapes = [
         f"{key} is {tuple(weights[key].shape)} in the file and {tuple(tensor.shape)} in the network"

@@ -1,10 +1,14 @@
 """Tests weights from files: torchvision's names, ours, and weights that do not fit. Nothing is downloaded."""
 
+import io
+import random
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save as safetensors_of
 from safetensors.torch import save_file
 from torch import nn
 
@@ -135,32 +139,142 @@ def test_weights_of_another_network_are_refused(keys: dict, message: str, tmp_pa
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
+# --- files that hold no weights -----------------------------------------------------------------------------
+
+
 class _Unsafe:
     def __reduce__(self):
         return print, ("unpickled",)
 
 
-def test_files_that_hold_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+NO_WEIGHTS = {
+    "a list": ([1, 2], "holds no state dict"),
+    "nothing": ({}, "holds no state dict"),
+    "numbers alone": ({"epoch": 3, "args": {"lr": 0.1}}, "holds no state dict"),
+    "a tensor": (torch.ones(3), "holds no state dict"),
+    "code": ({"code": _Unsafe()}, r"cannot be read \(it holds more than tensors: print, "),
+    "a network": (
+        nn.Linear(2, 2),
+        r"cannot be read \(it holds more than tensors: torch.nn.modules.linear.Linear, ",
+    ),
+    "None as a name": ({None: torch.ones(3)}, "holds tensors under keys that are not names, such as None"),
+    "numbers as names": (
+        {"net": {0: torch.ones(3)}},
+        "holds tensors under keys that are not names, such as 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("content", NO_WEIGHTS)
+def test_files_that_hold_no_weights(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    held, message = NO_WEIGHTS[content]
+    torch.save(held, tmp_path / "weights.pth")
+    remedy = r".*; give weights as .safetensors, or a state dict alone, as torch.save\(model.state_dict\(\)"
+    with pytest.raises(UserError, match=f"^model.weights: {tmp_path}/weights.pth {message}{remedy}"):
+        load_pretrained(build(name="resnet20"), tmp_path / "weights.pth")
+    assert capsys.readouterr().out == ""
+
+
+def _written(model: nn.Module, suffix: str) -> bytes:
+    """Return a file of weights: one of `torch.save`, of the torch before 1.6, or of safetensors."""
+    if suffix == "safetensors":
+        return safetensors_of(model.state_dict())
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file, _use_new_zipfile_serialization=suffix == "pth")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "old.pth", "safetensors"])
+def test_damaged_files(suffix: str, tmp_path: Path):
+    model, path = build(name="resnet20"), tmp_path / f"weights.{suffix}"
+    whole, draw = _written(model, suffix), random.Random(4)
+    broken = [b"", b"hello", bytes(100), *(whole[: draw.randrange(len(whole))] for _ in range(10))]
+    for _ in range(20):  # many a flipped byte in the names, which stand in front
+        flipped = bytearray(whole)
+        for _ in range(20):
+            flipped[draw.randrange(100, 3000)] = draw.randrange(256)
+        broken.append(bytes(flipped))
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"^model.weights: {path} (cannot be read|is of another|holds)"):
+            load_pretrained(model, path)
+
+
+def test_a_number_that_was_flipped_on_the_disk(tmp_path: Path):
+    """`torch.load` does not compare the checksums in the file."""
+    model, path = build(name="resnet20"), tmp_path / "weights.pth"
+    content = bytearray(_written(model, "pth"))
+    content[content.index(model.get_parameter("head.weight").detach().numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read \(it is damaged: the checksum of .*data/"):
+        load_pretrained(model, path)
+    with patch("torch.serialization.get_crc32_options", return_value=False):  # written without any
+        path.write_bytes(_written(model, "pth"))
+    load_pretrained(model, path)
+
+
+def test_paths_that_are_no_files_of_weights(tmp_path: Path):
     model = build(name="resnet20")
-    for name, content in (
-        ("empty.pth", b""),
-        ("text.pth", b"hello"),
-        ("text.safetensors", b"hello"),
-        ("zeros.pth", bytes(100)),
-    ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"model.weights: .*{name} cannot be read"):
-            load_pretrained(model, tmp_path / name)
     with pytest.raises(UserError, match=r"nowhere.pth does not exist; give a .safetensors or .pth file"):
         load_pretrained(model, tmp_path / "nowhere.pth")
-    with pytest.raises(UserError, match="cannot be read"):
-        load_pretrained(model, tmp_path)
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
-        load_pretrained(model, tmp_path / "list.pth")
-    torch.save({"code": _Unsafe()}, tmp_path / "unsafe.pth")
-    with pytest.raises(
-        UserError, match=r"model.weights: .* cannot be read \(.* holds more than tensors\); give weights as"
-    ):
-        load_pretrained(model, tmp_path / "unsafe.pth")
-    assert capsys.readouterr().out == ""
+    for folder in ("folder", "folder.pth", "folder.safetensors"):
+        (tmp_path / folder).mkdir()
+        with pytest.raises(UserError, match=f"^model.weights: {tmp_path}/{folder} cannot be read"):
+            load_pretrained(model, tmp_path / folder)
+
+
+# --- tensors that are no weights ----------------------------------------------------------------------------
+
+
+def _with_nan(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor.view(-1)[3] = torch.nan
+    return tensor
+
+
+CONVERSIONS = {
+    "int8": (lambda t: t.to(torch.int8), "is of type int8; give floating-point weights"),
+    "bool": (lambda t: t.bool(), "is of type bool; give floating-point weights"),
+    "int64": (lambda t: t.long(), "is of type int64; give floating-point weights"),
+    "complex": (lambda t: t.to(torch.complex64), "is of type complex64; give floating-point weights"),
+    "quantized": (
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        "is of type qint8; give floating-point weights",
+    ),
+    "sparse": (lambda t: t.to_sparse(), "is float32 in sparse_coo layout; give a dense real tensor"),
+    "sparse rows": (lambda t: t[:, 0, 0].to_sparse_csr(), None),
+    "meta": (lambda t: t.to("meta"), "is on the meta device and has no values"),
+    "nan": (_with_nan, "is NaN or infinite in 1 of 432 places"),
+    "inf": (lambda t: t / 0.0, "is NaN or infinite in 432 of 432 places"),
+    "more than float32": (lambda t: t.double().abs() + 1e300, "is NaN or infinite in 432 of 432 places"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz", "ignore:Sparse .* tensor support is in beta")
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+def test_tensors_that_are_no_weights_are_named(conversion: str, tmp_path: Path):
+    convert, message = CONVERSIONS[conversion]
+    model = build(name="resnet20")
+    state = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
+    state["module.stem.0.weight"] = convert(state["module.stem.0.weight"])
+    torch.save({"net": state}, tmp_path / "weights.pth")
+    named = r"module.stem.0.weight " + message if message else "stem.0.weight is "
+    with pytest.raises(UserError, match=f"^model.weights: {tmp_path}/weights.pth.*{named}"):
+        load_pretrained(model, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str
+)
+def test_other_precisions_are_converted(dtype: torch.dtype, tmp_path: Path):
+    model, other = randomise(build(name="resnet20")), build(name="resnet20")
+    state = {key: tensor.to(dtype) for key, tensor in model.state_dict().items()}  # the counters too
+    torch.save(state, tmp_path / "weights.pth")
+    load_pretrained(other, tmp_path / "weights.pth")
+    assert torch.equal(other.get_parameter("head.weight"), state["head.weight"].float())
+
+
+def test_a_head_that_is_not_taken_may_be_anything(tmp_path: Path):
+    state = build(7, name="resnet20").state_dict()
+    torch.save({**state, "head.weight": state["head.weight"] * torch.nan}, tmp_path / "weights.pth")
+    load_pretrained(build(10, name="resnet20"), tmp_path / "weights.pth")
