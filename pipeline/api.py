@@ -16,15 +16,19 @@ On several processes, each process runs the same lines under `accelerate launch`
 whole run with its folder, and `load_trained("runs/latest")` takes the network out of one.
 """
 
+from pathlib import Path
+
+import torch
 from torch import nn
 
 from pipeline import data
+from pipeline.argument_types import typed
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loader, Loaders, Splits
 from pipeline.distributed.processes import connect
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import TrainingError, UserError
-from pipeline.explain import Explained, draw_contact_sheet
+from pipeline.explain import Explained, contact_sheet
 from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.explain.explain_run import explain_run
 from pipeline.inference.evaluate_run import evaluate_run
@@ -35,6 +39,15 @@ from pipeline.run.console import TrainingConsole
 from pipeline.train import train
 from pipeline.training.build import build_initial_model, set_backends
 from pipeline.training.evaluate import EvalResult
+from pipeline.training.own_parts import (
+    InspectedLoader,
+    check_batch,
+    check_classes,
+    check_loaders,
+    check_trainable,
+    try_network,
+)
+from pipeline.training.precision import Precision
 from pipeline.training.trainer import Trainer, side_stream
 
 __all__ = [
@@ -67,7 +80,20 @@ __all__ = [
     "train",
 ]
 
+load_config = typed(load_config)
+load_trained = typed(load_trained)
+train = typed(train)
+evaluate_run = typed(evaluate_run)
+export_run = typed(export_run)
+predict_files = typed(predict_files)
+explain_run = typed(explain_run)
+explain_files = typed(explain_files)
+explain_mistakes = typed(explain_mistakes)
+explain_pixels = typed(explain_pixels)
+explain_samples = typed(explain_samples)
 
+
+@typed
 def load_splits(config: Config) -> Splits:
     """The data set of a config: uint8 images, labels, class names, statistics. Several processes: the first
     one reads it first.
@@ -79,6 +105,7 @@ def load_splits(config: Config) -> Splits:
     return processes.main_first(lambda: data.load_splits(config.data, config.seed, is_main=processes.is_main))
 
 
+@typed
 def build_loaders(config: Config, splits: Splits) -> Loaders:
     """The loaders that `data.loader` names, delivering this process's share of each batch on its device.
 
@@ -94,6 +121,7 @@ def build_loaders(config: Config, splits: Splits) -> Loaders:
     return data.build_loaders(config, splits, processes.device, processes.shard)
 
 
+@typed
 def build_model(config: Config, splits: Splits) -> nn.Module:
     """The network of a config, float32, on this process's device: the same weights as `train` starts from.
 
@@ -107,6 +135,7 @@ def build_model(config: Config, splits: Splits) -> nn.Module:
     return build_initial_model(config, splits.num_classes, processes.device, is_main=processes.is_main)
 
 
+@typed
 def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = False) -> EvalResult:
     """Train a network in place, for `duration`, with the precision, optimizer and schedule of a config. Write
     no files.
@@ -124,16 +153,16 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
         evaluated, but not kept.
 
     Raises:
-        UserError: the model is not on the device of the loaders.
+        UserError: the model is not float32 on the device of the loaders, is frozen, or has too few classes,
+            or does not take the first batch of a loader.
         TrainingError: the loss is not finite, or too many updates in a row were skipped.
     """
     set_backends(config)
     processes = connect(config)
-    if (placed := next(model.parameters()).device) != (device := processes.device):
-        raise UserError(
-            f"fit: the model is on {placed}, the loaders deliver on {device}; "
-            f"move the model with model.to({str(device)!r})"
-        )
+    device = processes.device
+    check_loaders(loaders)
+    check_trainable(model, device)
+    loaders = _inspected(config, model, loaders, device)
     console = TrainingConsole(enabled=processes.is_main and not quiet)
     with side_stream(device), Watch(processes, config.runtime.hang_timeout_s) as watch:
         trainer = Trainer.build(config, None, processes, model=model, loaders=loaders, console=console)
@@ -144,3 +173,39 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
             return trainer.fit()
         finally:
             trainer.close()
+
+
+@typed
+def draw_contact_sheet(path: str | Path, explained: Explained, title: str = "", subtitle: str = "") -> None:
+    """Draw each image beside its map into one PNG of about 1600 pixels width, five pairs in a row.
+
+    Args:
+        path: the PNG; replaced if it is there.
+        explained: images and maps, as the `explain` functions return them.
+        title: the headline.
+        subtitle: one smaller line under the title.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with contact_sheet.naming_picture(path):
+        contact_sheet.draw_contact_sheet(path, explained, title, subtitle)
+
+
+def _inspected(config: Config, model: nn.Module, loaders: Loaders, device: torch.device) -> Loaders:
+    """Return the loaders with a check of their first batches: whether the network takes them."""
+    precision = Precision(config.precision, device)
+
+    def inspect(name: str, loader: Loader) -> Loader:
+        def check(batch: Batch) -> None:
+            check_batch(name, batch, device)
+            logits = try_network(model, batch.images, precision.autocast())
+            check_classes(name, batch, logits.shape[1], loaders.num_classes)
+
+        return InspectedLoader(loader, check)
+
+    return Loaders(
+        train=inspect("train", loaders.train),
+        test=inspect("test", loaders.test),
+        holdout=None if loaders.holdout is None else inspect("holdout", loaders.holdout),
+    )

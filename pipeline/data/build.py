@@ -32,11 +32,13 @@ class Loaders:
         train: shuffled and augmented batches, without end from a given step.
         test: every test image once per iteration.
         holdout: every held-out training image once per iteration; None without `data.holdout`.
+        num_classes: of the data set, if it is known: labels are below it.
     """
 
     train: Loader
     test: Loader
     holdout: Loader | None
+    num_classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,6 @@ def build_loaders(
     """
     context = _Context(config, splits, device, shard or Shard())
     check_batches(config, context.shard.world_size)
-    splits.check_labels()
     _check_photometric(context)
     _check_border(context)
     train = _build_loader(context, splits.train, _train_sampler(context), _transform(context, augmented=True))
@@ -73,6 +74,7 @@ def build_loaders(
         train=train,
         test=_build_eval_loader(context, splits.test),
         holdout=None if splits.holdout is None else _build_eval_loader(context, splits.holdout),
+        num_classes=splits.num_classes,
     )
 
 

@@ -1,12 +1,15 @@
 """Draws a contact sheet: images beside their saliency maps, with true and predicted class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.explain.cam import CLASS_AGNOSTIC, Explanations
+from pipeline.data.datasets.splits import check_pixels
+from pipeline.errors import UserError, first_line
+from pipeline.explain.cam import CLASS_AGNOSTIC, Explanations, check_method
 from pipeline.plotting import style
 from pipeline.plotting.page import Page
 
@@ -42,11 +45,27 @@ class Explained:
     target: str | int
 
     def __post_init__(self) -> None:
-        num_images, height, width = self.images.shape[:3]
-        images_are_rgb = num_images > 0 and self.images.shape[3:] == (3,) and self.images.dtype == np.uint8
-        assert images_are_rgb, f"{self.images.shape} {self.images.dtype}"
-        assert self.found.maps.shape == (num_images, height, width), self.found.maps.shape
-        assert len(self.sources) == num_images and (self.labels is None or len(self.labels) == num_images)
+        """Check that the parts fit together.
+
+        Raises:
+            UserError: names the part that does not.
+        """
+        check_pixels(self.images)
+        count, found, num_classes = len(self.images), self.found, len(self.class_names)
+        if not count:
+            raise UserError("images: there are none; give one or more")
+        if found.maps.shape != self.images.shape[:3]:
+            raise UserError(
+                f"found: maps {found.maps.shape} for images {self.images.shape}; give one for each"
+            )
+        for name, values in (("sources", self.sources), ("labels", self.labels)):
+            if values is not None and len(values) != count:
+                raise UserError(f"{name}: {len(values)} for {count} images; give one for each")
+        indices = [found.predicted, found.classes, *([] if self.labels is None else [self.labels])]
+        wrong = [index for values in indices for index in values if not 0 <= index < num_classes]
+        if wrong:
+            raise UserError(f"class_names: {num_classes} names, and none for class {wrong[0]}; give them all")
+        check_method(self.method)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -66,6 +85,9 @@ def draw_contact_sheet(path: str | Path, explained: Explained, title: str = "", 
         title: the headline, such as the name of the run. Without title and subtitle the images begin at the
             top.
         subtitle: one smaller line under the title: accuracy, architecture, target layer, method.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     names = [style.one_line(name) for name in explained.class_names]
     sources = [style.one_line(source) for source in explained.sources]
@@ -77,6 +99,18 @@ def draw_contact_sheet(path: str | Path, explained: Explained, title: str = "", 
             sheet.draw_pair(i, overlays[i])
         sheet.draw_legend()
         style.save_png(sheet.page.figure, Path(path))
+
+
+@contextmanager
+def naming_picture(path: str | Path) -> Iterator[None]:
+    """Turn the errors of writing a picture inside into a UserError that names it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: an empty path, or one with a null character
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path}: cannot be written ({reason}); choose another place with --output") from None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.argument_types import check_type
+from pipeline.data.datasets.splits import check_pixels, describe_array
 from pipeline.errors import UserError
 from pipeline.explain import (
     CLASS_AGNOSTIC,
@@ -21,8 +23,17 @@ from pipeline.explain import (
 )
 from pipeline.inference.trained_model import Trained
 from pipeline.models import cam_target_layer
+from pipeline.training.own_parts import try_network
 
 EXPLAINED_IMAGES = 10
+
+
+class ExplainKeywords(TypedDict, total=False):
+    """The fields of `ExplainOptions` as keyword arguments."""
+
+    layer: str | None
+    method: str
+    target: str | int
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,10 @@ class ExplainOptions:
     layer: str | None = None
     method: str = "gradcam"
     target: str | int = "predicted"
+
+    def __post_init__(self) -> None:
+        for name, hint in ExplainKeywords.__annotations__.items():
+            check_type(name, getattr(self, name), hint)
 
     def resolve(self, trained: Trained) -> tuple[str, nn.Module, str | int]:
         """Return the layer's name, the layer, and the class as `parse_target` returns it.
@@ -60,14 +75,6 @@ class ExplainOptions:
         return name, module, target
 
 
-class ExplainKeywords(TypedDict, total=False):
-    """The fields of `ExplainOptions` as keyword arguments."""
-
-    layer: str | None
-    method: str
-    target: str | int
-
-
 DEFAULT = ExplainOptions()
 
 
@@ -80,6 +87,9 @@ def explain_mistakes(
     """Explain the most confident mistakes on the test set.
 
     Where there are fewer than COUNT, right predictions with the lowest confidence follow.
+
+    Raises:
+        UserError: names the argument that is wrong.
     """
     return predict_and_explain(trained, count, replace(options, **keywords))[0]
 
@@ -102,9 +112,10 @@ def explain_samples(
     """Explain test images by their indices.
 
     Raises:
-        UserError: an index that the test set does not have.
+        UserError: an index that the test set does not have; or names the argument that is wrong.
     """
-    test = trained.splits.test
+    test, indices = trained.splits.test, list(indices)
+    check_type("indices", indices, Sequence[int])
     wrong = [index for index in indices if not 0 <= index < len(test)]
     if wrong:
         listed = ", ".join(map(str, wrong[:10]))
@@ -124,7 +135,7 @@ def explain_files(
     """Explain image files of any size. They are resized and cropped as the run's evaluation images are.
 
     Raises:
-        UserError: names the files that cannot be read.
+        UserError: names the files that cannot be read, or the argument that is wrong.
     """
     paths = [Path(file) for file in files]
     pixels, bad = trained.inputs.read_images(paths, trained.config.data.num_threads)
@@ -152,18 +163,43 @@ def explain_pixels(
         keywords: single fields of the options.
 
     Raises:
-        UserError: an unknown layer, method or class.
+        UserError: an unknown layer, method or class; or names the argument that is wrong.
     """
     options = replace(options, **keywords)
+    check_pixels(images := np.asarray(images))
+    if not len(images):
+        raise UserError("images: there are none; give one or more")
+    normalised = trained.inputs.normalise(images).to(trained.device)
+    class_names = trained.inputs.class_names
+    labels = None if labels is None else _check_labels(labels, len(images), class_names)
+    names = tuple(map(str, sources)) or tuple(map(str, range(len(images))))
+    if len(names) != len(images):
+        raise UserError(f"sources: {len(names)} names for {len(images)} images; give one for each, or none")
     layer, module, target = options.resolve(trained)
     if target == "true" and labels is None:
         raise UserError("class: the true classes are not known; choose predicted, a name or an index")
     classes = labels if target == "true" else [target] * len(images) if isinstance(target, int) else None
-    normalised = trained.inputs.normalise(images).to(trained.device)
+    try_network(trained.model, normalised)  # of images that it does not take, the library's error says little
     found = explain_images(trained.model, normalised, module, method=options.method, classes=classes)
-    names = tuple(sources) or tuple(str(number) for number in range(len(images)))
-    class_names = trained.inputs.class_names
     return Explained(images, found, labels, names, class_names, layer, options.method, target)
+
+
+def _check_labels(labels: np.ndarray, num_images: int, class_names: Sequence[str]) -> np.ndarray:
+    """Return labels, (N,) integer, as an array.
+
+    Raises:
+        UserError: they are not one index of a class for each image.
+    """
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu" or array.shape != (num_images,):
+        raise UserError(
+            f"labels: {describe_array(array)} for {num_images} images; give ({num_images},) integer, the "
+            "index of each image's class"
+        )
+    wrong = array[(array < 0) | (array >= len(class_names))]
+    if len(wrong):
+        raise UserError(f"labels: {wrong[0]} is none of the classes 0 to {len(class_names) - 1}")
+    return array
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

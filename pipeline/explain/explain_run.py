@@ -7,8 +7,8 @@ from typing import Unpack
 
 import torch
 
-from pipeline.errors import UserError
 from pipeline.explain import METHODS, Explained, draw_contact_sheet
+from pipeline.explain.contact_sheet import naming_picture
 from pipeline.explain.explain_model import (
     EXPLAINED_IMAGES,
     ExplainKeywords,
@@ -67,25 +67,24 @@ def explain_run(
 
     Returns:
         The picture's path.
+
+    Raises:
+        UserError: as `load_trained` and the functions of `explain_model`, or the picture cannot be written.
     """
     options = ExplainRunOptions(**keywords)
     trained = load_trained(path, which, overrides, device, ema=options.ema)
     assert trained.run is not None and trained.checkpoint is not None
     accuracy = None
-    if options.files:
-        explained = explain_files(trained, options.files, options)
-    elif options.indices:
-        explained = explain_samples(trained, options.indices, options)
+    files, indices = list(options.files or ()), list(() if options.indices is None else options.indices)
+    if files:
+        explained = explain_files(trained, files, options)
+    elif indices:
+        explained = explain_samples(trained, indices, options)
     else:
         explained, accuracy = predict_and_explain(trained, count, options)
     picture = Path(options.output) if options.output is not None else trained.run.explained
-    try:
+    with naming_picture(picture):
         draw_contact_sheet(picture, explained, trained.run.path.name, _subtitle(trained, explained, accuracy))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{picture}: cannot be written ({reason}); choose another place with --output"
-        ) from None
     return picture
 
 

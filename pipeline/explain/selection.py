@@ -17,6 +17,9 @@ def select_images(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndar
         labels: (N,) integer, the true classes.
         count: number of images to select.
 
+    Raises:
+        UserError: `count` is less than 1.
+
     Returns:
         (min(count, N),) int64 indices in order of interest; equals are in order of index.
 
@@ -27,6 +30,8 @@ def select_images(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndar
     """
     shapes = f"{logits.shape} logits, {labels.shape} labels"
     assert logits.ndim == 2 and labels.shape == (len(logits),), shapes
+    if count < 1:
+        raise UserError(f"count: {count} images; give 1 or more")
     log_confidence = log_softmax(logits.astype(np.float64), axis=1).max(axis=1)
     wrong = logits.argmax(axis=1) != labels
     order = np.lexsort((np.where(wrong, -log_confidence, log_confidence), ~wrong))
@@ -54,7 +59,7 @@ def parse_target(target: str | int, class_names: Sequence[str]) -> str | int:
         return target
     if target in names:
         return names.index(str(target))
-    if isinstance(target, int) or target.isdecimal():
+    if not isinstance(target, str) or target.isdecimal():
         if 0 <= int(target) < len(names):
             return int(target)
         raise UserError(f"class: {target} is none of the indices 0 to {len(names) - 1}")

@@ -100,6 +100,9 @@ def export_run(
         UserError: a missing package, a folder that cannot be written, or a file whose logits are not the
             network's.
     """
+    for name, given, known in (("format", format, tuple(_FILES)), ("input", input, ("unit", "normalised"))):
+        if given not in known:
+            raise UserError(f"{name}: {given!r} is none of {', '.join(known)}; choose one of them")
     trained = load_trained(path, which, overrides, torch.device("cpu"), ema=ema)
     assert trained.run is not None
     folder = Path(output) if output is not None else trained.run.exports / format

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from pipeline.data.files.listing import SUFFIXES
+from pipeline.errors import UserError
 from pipeline.inference.trained_model import Trained
 
 _CHUNK = 1024  # images in memory at once
@@ -43,7 +44,12 @@ def predict_files(
 
     Returns:
         The predictions, and the files that cannot be read with their reasons; both in the order of the files.
+
+    Raises:
+        UserError: `top` is less than 1.
     """
+    if top < 1:
+        raise UserError(f"top: {top} classes for each image; give 1 or more")
     predictions: list[Prediction] = []
     bad: list[tuple[Path, str]] = []
     for chunk in _chunks(_expand(files, bad)):

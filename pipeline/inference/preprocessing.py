@@ -13,6 +13,7 @@ from pipeline.atomic_io import write_json
 from pipeline.config import Config, FolderData
 from pipeline.data import FileSet, Splits
 from pipeline.data.datasets.file_set import read_centre
+from pipeline.data.datasets.splits import check_pixels
 from pipeline.data.files.decode import decode_image, images_of_any_size, try_all
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError
@@ -96,10 +97,14 @@ class InputSpec:
     def normalise(self, pixels: np.ndarray) -> torch.Tensor:
         """Return the network's input as the loaders make it: (N, H, W, C) uint8 → (N, C, H, W) float32, CPU.
 
+        Raises:
+            UserError: an array of another dtype or shape.
+
         >>> spec = InputSpec(("cat", "dog"), mean=(0.5,) * 3, std=(0.25,) * 3, image_size=1)
         >>> spec.normalise(np.full((1, 1, 1, 3), 255, np.uint8)).flatten()
         tensor([2., 2., 2.])
         """
+        check_pixels(pixels)
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         scaled = (torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255 - mean) / std
         return rearrange(scaled, "n h w c -> n c h w")

@@ -11,16 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.argument_types import check_type
 from pipeline.atomic_io import read_json
 from pipeline.config import Config, UnscaledPrecision, load_config
 from pipeline.data import Splits, build_loaders, load_splits
+from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.datasets.splits import check_pixels
 from pipeline.distributed.processes import pick_device
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.run.checkpoint import EMA, WEIGHTS, folder_of, load_weights, newest_intact, verify
 from pipeline.run.folder import RunFolder, find_run
 from pipeline.training.build import build_raw_model, set_backends
 from pipeline.training.evaluate import predict
+from pipeline.training.own_parts import check_parameters, naming_images, try_network
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +55,31 @@ class Trained:
 
     @classmethod
     def of(cls, config: Config, model: nn.Module, splits: Splits) -> "Trained":
-        """Copy a network after `fit`, compiled or not; later training does not change the copy."""
+        """Copy a network after `fit`, compiled or not; later training does not change the copy.
+
+        Raises:
+            UserError: names the argument that is of another type, or the network that does not return logits
+                for the classes of the data.
+        """
+        for name, value, kind in (
+            ("config", config, Config),
+            ("model", model, nn.Module),
+            ("splits", splits, Splits),
+        ):
+            check_type(name, value, kind)
+        check_parameters(model)
         fresh = copy.deepcopy(model).float().eval().requires_grad_(False)  # a copy has no compiled call
-        device = next(fresh.parameters()).device
-        return cls(config, fresh, InputSpec.of(config, splits), device)._with_splits(splits)
+        inputs, device = InputSpec.of(config, splits), next(fresh.parameters()).device
+        if device.type == "meta":
+            raise UserError("model: the network is on the meta device and has no weights; give one that has")
+        size = inputs.image_size
+        num_logits = try_network(fresh, torch.zeros(2, NUM_CHANNELS, size, size, device=device)).shape[1]
+        if num_logits != inputs.num_classes:
+            raise UserError(
+                f"model: the network returns logits for {num_logits} classes, and the data has "
+                f"{inputs.num_classes}; give it a head for {inputs.num_classes}"
+            )
+        return cls(config, fresh, inputs, device)._with_splits(splits)
 
     def _with_splits(self, splits: Splits | None) -> "Trained":
         """Set the data set that the property `splits` would read."""
@@ -78,11 +103,19 @@ class Trained:
         return splits
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """Return logits, (N, K) float32 on the CPU, of images, (N, H, W, 3) uint8."""
-        starts = range(0, len(pixels), _BATCH_SIZE)
-        with torch.no_grad():
-            batches = (self.inputs.normalise(pixels[i : i + _BATCH_SIZE]).to(self.device) for i in starts)
-            return np.concatenate([self.model(batch).float().cpu().numpy() for batch in batches])
+        """Return logits, (N, K) float32 on the CPU, of images, (N, H, W, 3) uint8.
+
+        Raises:
+            UserError: other arrays, or images that the network does not take.
+        """
+        check_pixels(pixels := np.asarray(pixels))
+        logits = [np.empty((0, self.inputs.num_classes), np.float32)]
+        for start in range(0, max(len(pixels), 1), _BATCH_SIZE):
+            batch = self.inputs.normalise(pixels[start : start + _BATCH_SIZE]).to(self.device)
+            if len(batch):
+                with torch.no_grad(), naming_images(batch):
+                    logits.append(self.model(batch).float().cpu().numpy())
+        return np.concatenate(logits)
 
     def test_logits(self) -> np.ndarray:
         """Return logits of the whole test set in order, (N, K) float32 on the CPU, with the run's loader."""
@@ -98,7 +131,7 @@ def load_trained(
     path: str | Path,
     which: str = "last",
     overrides: Sequence[str] = (),
-    device: torch.device | None = None,
+    device: torch.device | str | int | None = None,
     splits: Splits | None = None,
     *,
     ema: bool = False,
@@ -122,7 +155,7 @@ def load_trained(
     run = find_run(Path(path))
     config = load_config(run.config, overrides, of_run=True)
     set_backends(config)
-    device = device or pick_device(config)
+    device = pick_device(config) if device is None else _check_device(device)
     checkpoint = _checkpoint(run, which)
     if ema and not (checkpoint / EMA).is_file():
         raise UserError(
@@ -137,6 +170,22 @@ def load_trained(
         inputs = InputSpec.of(config, splits)
     model = _build(config, inputs, device, checkpoint, EMA if ema else WEIGHTS)
     return Trained(config, model, inputs, device, run, checkpoint, ema)._with_splits(splits)
+
+
+def _check_device(device: torch.device | str | int) -> torch.device:
+    """Return a device that holds tensors on this machine.
+
+    Raises:
+        UserError: there is none of this name or number.
+    """
+    try:
+        torch.empty(1, device=device).cpu()  # a device without values, `meta`, fails here
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device: {str(device)!r} cannot be used ({first_line(error)}); give cpu, cuda, or None for the "
+            "device of the run"
+        ) from None
 
 
 def _with_statistics(config: Config, recorded: InputSpec) -> Config:

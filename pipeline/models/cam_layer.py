@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.models.davidnet import DavidNet
 from pipeline.models.flops import on_meta
 from pipeline.models.resnet import ResNet
@@ -58,9 +58,16 @@ def _last_feature_map(model: nn.Module, image_size: int) -> str:
             module.register_forward_hook(
                 lambda module, _, output, name=name: note_output(name, module, output)
             )
-    channels = next(module.in_channels for module in copy.modules() if isinstance(module, nn.Conv2d))
-    with torch.no_grad():
-        copy(torch.empty(1, channels, image_size, image_size, device="meta"))
+    channels = next((module.in_channels for module in copy.modules() if isinstance(module, nn.Conv2d)), 3)
+    try:
+        with torch.no_grad():
+            copy(torch.empty(1, channels, image_size, image_size, device="meta"))
+    except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
+        raise UserError(
+            f"Grad-CAM needs a layer whose output is (batch, channels, height, width), and none is found in "
+            f"{type(model).__name__} without values ({first_line(error)}); name a layer, or set "
+            "log.explain=false"
+        ) from error
     if not feature_map or token_layer:
         reason = f": {token_layer} works on tokens" if token_layer else ""
         raise UserError(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.data.batch import Loader
+from pipeline.errors import TrainingError
 from pipeline.run.records import EvalFigures
 from pipeline.training.precision import Precision
 
@@ -93,7 +94,11 @@ def evaluate(
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(totals)
     correct, seen, loss, correct_both = totals.tolist()
-    assert seen == loader.num_samples, f"evaluation saw {seen:.0f} of {loader.num_samples} samples"
+    if seen != loader.num_samples:
+        raise TrainingError(
+            f"the loader has num_samples={loader.num_samples}, but its batches hold {seen:.0f} samples; "
+            "correct the loader"
+        )
     return EvalResult(int(correct), int(seen), loss / seen, int(correct_both) if flip_tta else None)
 
 

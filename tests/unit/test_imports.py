@@ -15,7 +15,7 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 # The floors of `pipeline`, the lowest first. A room imports from lower floors only, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("atomic_io", "plotting"),
+    ("argument_types", "atomic_io", "plotting"),
     ("config", "process"),
     ("data", "models", "optim", "run"),
     ("distributed", "profiling"),
@@ -35,7 +35,7 @@ DATA_FLOORS: tuple[tuple[str, ...], ...] = (
     ("loaders",),
     ("build",),
 )
-NO_TORCH = ("errors", "atomic_io", "config", "process")
+NO_TORCH = ("errors", "argument_types", "atomic_io", "config", "process")
 
 
 def _is_type_guard(node: ast.AST) -> bool:

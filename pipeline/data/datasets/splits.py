@@ -2,14 +2,45 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.argument_types import check_type
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.files.paths import Paths
 from pipeline.errors import UserError
+
+
+def describe_array(array: object) -> str:
+    """Return dtype and shape of an array, or the type of another object.
+
+    >>> describe_array(np.zeros((2, 3)))
+    'float64 (2, 3)'
+    """
+    return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+
+
+def check_pixels(images: object) -> None:
+    """Check that an array holds images as they look: (N, H, W, 3) uint8.
+
+    Raises:
+        UserError: it does not; says what there is.
+    """
+    remedy = "give (N, H, W, 3) uint8, RGB, from 0 to 255"
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"images: {describe_array(images)} is not an array of numpy; {remedy}")
+    if images.ndim == 4 and images.shape[1] == NUM_CHANNELS != images.shape[3]:
+        remedy += ", as images.transpose(0, 2, 3, 1)"
+    elif images.ndim == 3 and images.shape[2] == NUM_CHANNELS:
+        remedy += ", one image as images[None]"
+    elif images.ndim == 3 or images.shape[-1:] == (1,):
+        remedy += ", grey as three equal channels"
+    is_rgb = images.ndim == 4 and images.shape[3] == NUM_CHANNELS and min(images.shape[1:3]) > 0
+    if images.dtype != np.uint8 or not is_rgb:
+        raise UserError(f"images: {describe_array(images)}; {remedy}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +59,24 @@ class ImageSet:
     sample_paths: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        images, labels, shape = self.images, self.labels, self.images.shape
-        is_rgb = len(shape) == 4 and shape[3] == NUM_CHANNELS
-        assert images.dtype == np.uint8 and is_rgb, f"images: {images.dtype} {shape}"
-        assert images.flags.c_contiguous, "images are not C-contiguous"
-        assert labels.dtype == np.int64 and labels.shape == shape[:1], (
-            f"labels: {labels.dtype} {labels.shape}"
-        )
-        assert self.sample_paths is None or len(self.sample_paths) == len(self), "one path per image"
+        """Check the arrays.
+
+        Raises:
+            UserError: names the array, and what it has to be.
+        """
+        check_pixels(self.images)
+        if not self.images.flags.c_contiguous:
+            raise UserError("images: the array is not C-contiguous; give np.ascontiguousarray(images)")
+        labels, count = self.labels, len(self.images)
+        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (count,):
+            raise UserError(
+                f"labels: {describe_array(labels)} for {count} images; give ({count},) int64 class indices, "
+                "as np.asarray(labels, np.int64)"
+            )
+        if self.sample_paths is not None and len(self.sample_paths) != count:
+            raise UserError(
+                f"sample_paths: {len(self.sample_paths)} for {count} images; give one for each, or None"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,25 +145,46 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def check_labels(self) -> None:
-        """Check that all labels are in [0, num_classes).
+    def __post_init__(self) -> None:
+        """Check labels, classes and statistics.
+
+        Raises:
+            UserError: names the field, and what it has to be.
+        """
+        check_type("class_names", self.class_names, Sequence[str])
+        if not self.class_names:
+            raise UserError("class_names: there are none; give one for each label")
+        parts = (("train", self.train), ("holdout", self.holdout), ("test", self.test))
+        for name, part in parts:
+            if part is None:
+                continue
+            if not isinstance(part, Samples):
+                raise UserError(f"{name}: {describe_array(part)} is not a set of images; give an ImageSet")
+            self._check_labels(name, part.labels)
+        if not len(self.test):
+            raise UserError("test: there are no images; give some to evaluate on")
+        for name, values, lowest in (("mean", self.mean, 0.0), ("std", self.std, np.finfo(np.float32).tiny)):
+            numbers = np.asarray(values)
+            fits = numbers.shape == (NUM_CHANNELS,) and numbers.dtype.kind in "iuf"
+            if not fits or not (lowest <= numbers).all() or not (numbers <= 1).all():
+                raise UserError(
+                    f"{name}: {values!r}; give {NUM_CHANNELS} fractions of 1 (pixel / 255), one a channel"
+                    + ", above 0" * (name == "std")
+                )
+
+    def _check_labels(self, name: str, labels: np.ndarray) -> None:
+        """Check that labels are in [0, num_classes).
 
         A GPU does not detect a label outside of this range: it reads other memory as logits, or the loss is
         NaN.
-
-        Raises:
-            UserError: a label is outside.
         """
-        for name, part in (("training", self.train), ("held-out", self.holdout), ("test", self.test)):
-            if part is None or not len(part.labels):
-                continue
-            wrong = np.flatnonzero((part.labels < 0) | (part.labels >= self.num_classes))
-            if len(wrong):
-                raise UserError(
-                    f"data.root: {len(wrong)} {name} labels are not in 0..{self.num_classes - 1}, "
-                    f"the first is {part.labels[wrong[0]]} of image {wrong[0]}; "
-                    "give one class name for each label, or correct the labels"
-                )
+        wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+        if len(wrong):
+            raise UserError(
+                f"{name}: {len(wrong)} labels are not in 0..{self.num_classes - 1}, "
+                f"the first is {labels[wrong[0]]} of image {wrong[0]}; "
+                "give one class name for each label, or correct the labels"
+            )
 
     def fingerprint(self) -> dict[str, int | str]:
         """Return the number of images in each part, and 16 hex digits that identify the data.

@@ -10,7 +10,6 @@ from pydantic import TypeAdapter
 
 from pipeline.config import DataConfig
 from pipeline.data.datasets.load import load_splits
-from pipeline.data.datasets.splits import ImageSet
 from pipeline.data.datasets.statistics import _CHUNK_PIXELS, channel_histogram, mean_and_std
 from pipeline.data.sampling.philox import named_generator
 from pipeline.data.sampling.stratified import allocate, draw_stratified
@@ -214,16 +213,3 @@ def test_constant_images_have_no_statistics(monkeypatch: pytest.MonkeyPatch) -> 
     )
     with pytest.raises(UserError, match=r"data\.std: channel 0 has the same value"):
         synthetic()
-
-
-def test_image_set_rejects_other_arrays() -> None:
-    images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64)
-    ImageSet(images, labels)
-    for bad in (
-        (images.astype(np.float32), labels),
-        (images[..., :1], labels),
-        (images, labels[:1]),
-        (images, labels.astype(np.int32)),
-    ):
-        with pytest.raises(AssertionError):
-            ImageSet(*bad)

@@ -1,0 +1,78 @@
+"""Tests that arrays of a caller's own are checked: each message names the array and what it has to be."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data import ImageSet, Splits
+from pipeline.errors import UserError
+
+IMAGES, LABELS = np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64)
+NOT_IMAGES = {
+    "fractions": (IMAGES / 255, r"float64 \(2, 4, 4, 3\); give \(N, H, W, 3\) uint8"),
+    "channels first": (IMAGES.transpose(0, 3, 1, 2), r"as images.transpose\(0, 2, 3, 1\)"),
+    "grey": (IMAGES[..., 0], "grey as three equal channels"),
+    "one channel": (IMAGES[..., :1], "grey as three equal channels"),
+    "four channels": (np.zeros((2, 4, 4, 4), np.uint8), r"uint8 \(2, 4, 4, 4\); give \(N, H, W, 3\)"),
+    "one image": (IMAGES[0], r"as images\[None\]"),
+    "mirrored": (IMAGES[:, :, ::-1], "np.ascontiguousarray"),
+    "no pixels": (IMAGES[:, :0], r"\(2, 0, 4, 3\)"),
+    "a tensor": (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), "a Tensor is not an array of numpy"),
+    "a list": ([[0]], "a list is not an array of numpy"),
+}
+
+
+@pytest.mark.parametrize("array", NOT_IMAGES)
+def test_an_image_set_refuses_other_images(array: str) -> None:
+    images, message = NOT_IMAGES[array]
+    with pytest.raises(UserError, match=f"^images: .*{message}"):
+        ImageSet(images, LABELS)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS[:1], LABELS.astype(np.int32), LABELS / 2, np.eye(2), [0, 0], torch.zeros(2).long()],
+    ids=str,
+)
+def test_an_image_set_refuses_other_labels(labels: Any) -> None:
+    with pytest.raises(UserError, match=r"^labels: .* for 2 images; give \(2,\) int64 class indices"):
+        ImageSet(IMAGES, labels)
+    with pytest.raises(UserError, match=r"^sample_paths: 1 for 2 images"):
+        ImageSet(IMAGES, LABELS, ("a.png",))
+
+
+def splits(**changes: Any) -> Splits:
+    part = ImageSet(IMAGES, LABELS)
+    fields: dict[str, Any] = {"train": part, "test": part, "holdout": None, "class_names": ("cat", "dog")}
+    fields |= {"mean": (0.5,) * 3, "std": (0.2,) * 3, **changes}
+    return Splits(**fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "train",
+            ImageSet(IMAGES, LABELS + 2),
+            r"2 labels are not in 0\.\.1, the first is 2 of image 0; give one",
+        ),
+        ("test", ImageSet(IMAGES, LABELS - 1), r"2 labels are not in 0\.\.1, the first is -1"),
+        ("holdout", ImageSet(IMAGES, LABELS + 2), "2 labels are not in"),
+        ("test", ImageSet(IMAGES[:0], LABELS[:0]), "there are no images"),
+        ("holdout", IMAGES, r"uint8 \(2, 4, 4, 3\) is not a set of images; give an ImageSet"),
+        ("class_names", (), "there are none"),
+        ("class_names", "cd", "give a list, not 'cd'"),
+        ("mean", (0.5,), r"\(0.5,\); give 3 fractions of 1"),
+        ("mean", (127.0,) * 3, "give 3 fractions of 1"),
+        ("mean", (np.nan,) * 3, "give 3 fractions of 1"),
+        ("mean", 0.5, "give 3 fractions of 1"),
+        ("std", (0.0, 0.2, 0.2), "above 0"),
+        ("std", (-0.2, 0.2, 0.2), "above 0"),
+    ],
+)
+def test_splits_name_the_field_that_is_wrong(field: str, value: Any, message: str) -> None:
+    splits()
+    with pytest.raises(UserError, match=f"^{field}: .*{message}"):
+        splits(**{field: value})
