@@ -35,9 +35,11 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             parameter = signature.parameters[name]
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                for key, hint in typing.get_args(parameter.annotation)[0].__annotations__.items():
-                    if key in value:
-                        check_type(key, value[key], hint)
+                hints = typing.get_args(parameter.annotation)[0].__annotations__
+                for key in value:
+                    if key not in hints:
+                        raise UserError(f"{key}: no argument has this name; give {', '.join(hints)}")
+                    check_type(key, value[key], hints[key])
             else:
                 check_type(name, value, parameter.annotation)
         return function(*args, **kwargs)

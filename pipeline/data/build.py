@@ -67,6 +67,7 @@ def build_loaders(
     """
     context = _Context(config, splits, device, shard or Shard())
     check_batches(config, context.shard.world_size)
+    splits.check_labels()
     _check_photometric(context)
     _check_border(context)
     train = _build_loader(context, splits.train, _train_sampler(context), _transform(context, augmented=True))

@@ -100,6 +100,28 @@ class ImageSet:
 Samples = ImageSet | FileSet
 
 
+def check_labels(name: str, part: Samples, num_classes: int) -> None:
+    """Check that all labels are in [0, num_classes).
+
+    A GPU does not detect a label outside of this range: it reads other memory as logits, or the loss is NaN.
+
+    Args:
+        name: of the part, for the message.
+        part: of the data set.
+        num_classes: outputs of the network.
+
+    Raises:
+        UserError: a label is outside.
+    """
+    wrong = np.flatnonzero((part.labels < 0) | (part.labels >= num_classes))
+    if len(wrong):
+        raise UserError(
+            f"{name} labels: {len(wrong)} are not in 0..{num_classes - 1}, "
+            f"the first is {part.labels[wrong[0]]} of image {wrong[0]}; "
+            "give one class name for each label, or correct the labels"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class RawSplits:
     """A data set as its reader returns it, before the holdout is drawn.
@@ -146,7 +168,7 @@ class Splits:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Check labels, classes and statistics.
+        """Check the parts, classes and statistics.
 
         Raises:
             UserError: names the field, and what it has to be.
@@ -154,13 +176,9 @@ class Splits:
         check_type("class_names", self.class_names, Sequence[str])
         if not self.class_names:
             raise UserError("class_names: there are none; give one for each label")
-        parts = (("train", self.train), ("holdout", self.holdout), ("test", self.test))
-        for name, part in parts:
-            if part is None:
-                continue
-            if not isinstance(part, Samples):
+        for name, part in (("train", self.train), ("test", self.test), ("holdout", self.holdout)):
+            if not isinstance(part, Samples) and (part is not None or name != "holdout"):
                 raise UserError(f"{name}: {describe_array(part)} is not a set of images; give an ImageSet")
-            self._check_labels(name, part.labels)
         if not len(self.test):
             raise UserError("test: there are no images; give some to evaluate on")
         for name, values, lowest in (("mean", self.mean, 0.0), ("std", self.std, np.finfo(np.float32).tiny)):
@@ -172,19 +190,15 @@ class Splits:
                     + ", above 0" * (name == "std")
                 )
 
-    def _check_labels(self, name: str, labels: np.ndarray) -> None:
-        """Check that labels are in [0, num_classes).
+    def check_labels(self) -> None:
+        """Check the labels of all parts: see `check_labels`.
 
-        A GPU does not detect a label outside of this range: it reads other memory as logits, or the loss is
-        NaN.
+        Raises:
+            UserError: a label is outside.
         """
-        wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
-        if len(wrong):
-            raise UserError(
-                f"{name}: {len(wrong)} labels are not in 0..{self.num_classes - 1}, "
-                f"the first is {labels[wrong[0]]} of image {wrong[0]}; "
-                "give one class name for each label, or correct the labels"
-            )
+        for name, part in (("training", self.train), ("held-out", self.holdout), ("test", self.test)):
+            if part is not None:
+                check_labels(name, part, self.num_classes)
 
     def fingerprint(self) -> dict[str, int | str]:
         """Return the number of images in each part, and 16 hex digits that identify the data.

@@ -79,6 +79,8 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str):
         work(**arguments)
 
 
-def test_missing_and_unknown_arguments_are_python_s():
+def test_missing_and_unknown_arguments():
     with pytest.raises(TypeError, match="path"):
         work()  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"^layre: no argument has this name; give layer, count"):
+        work("a", layre="1")  # type: ignore[call-arg]

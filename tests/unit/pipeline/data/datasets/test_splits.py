@@ -53,13 +53,7 @@ def splits(**changes: Any) -> Splits:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        (
-            "train",
-            ImageSet(IMAGES, LABELS + 2),
-            r"2 labels are not in 0\.\.1, the first is 2 of image 0; give one",
-        ),
-        ("test", ImageSet(IMAGES, LABELS - 1), r"2 labels are not in 0\.\.1, the first is -1"),
-        ("holdout", ImageSet(IMAGES, LABELS + 2), "2 labels are not in"),
+        ("train", None, "a NoneType is not a set of images; give an ImageSet"),
         ("test", ImageSet(IMAGES[:0], LABELS[:0]), "there are no images"),
         ("holdout", IMAGES, r"uint8 \(2, 4, 4, 3\) is not a set of images; give an ImageSet"),
         ("class_names", (), "there are none"),
@@ -76,3 +70,12 @@ def test_splits_name_the_field_that_is_wrong(field: str, value: Any, message: st
     splits()
     with pytest.raises(UserError, match=f"^{field}: .*{message}"):
         splits(**{field: value})
+
+
+@pytest.mark.parametrize(("part", "name"), [("train", "training"), ("holdout", "held-out"), ("test", "test")])
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_of_no_class_are_named_with_their_part(part: str, name: str, label: int) -> None:
+    bad = splits(**{part: ImageSet(IMAGES, np.array([0, label]))})
+    message = rf"^{name} labels: 1 are not in 0\.\.1, the first is {label} of image 1; give one class name"
+    with pytest.raises(UserError, match=message):
+        bad.check_labels()
