@@ -65,7 +65,8 @@ def test_half_precision_without_a_gpu_is_warned_of(capsys: pytest.CaptureFixture
 
 def test_milestones_after_the_end_of_a_shorter_run(capsys: pytest.CaptureFixture[str]):
     recipe = str(ROOT / "configs/cifar10_resnet20.yaml")
-    assert train.main([recipe, "duration=100ep", "precision.mode=bf16", "--dry-run"]) == 0
+    epochs = "schedule.milestones=[80ep, 120ep]"
+    assert train.main([recipe, "duration=100ep", epochs, "precision.mode=bf16", "--dry-run"]) == 0
     (warning,) = (line for line in capsys.readouterr().out.splitlines() if "warning" in line)
     assert re.match(" {15}warning: schedule.milestones: 120ep .* 100ep", warning)
 
