@@ -17,7 +17,7 @@ from pipeline.config.load import (
     load_config,
 )
 from pipeline.config.model import ModelConfig
-from pipeline.config.optimizer import AdamwConfig, MuonConfig, OptimizerConfig, SgdConfig
+from pipeline.config.optimizer import AdamwConfig, MuonConfig, OptimizerConfig, ParameterGroup, SgdConfig
 from pipeline.config.precision import PrecisionConfig, ScaledPrecision, UnscaledPrecision
 from pipeline.config.reference import reference_table
 from pipeline.config.rules import changed_keys, exists, keys_without_effect
@@ -50,6 +50,7 @@ __all__ = [
     "ModelConfig",
     "MuonConfig",
     "OptimizerConfig",
+    "ParameterGroup",
     "PlainAugment",
     "PrecisionConfig",
     "RuntimeConfig",

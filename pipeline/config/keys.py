@@ -13,7 +13,13 @@ from pipeline.config.schema import Config
 
 # Keys that older runs do not have. At its default such a key does not count in the hash of a config, so that
 # a run of an older version can be continued. A new key is added here.
-LATER_KEYS = frozenset({"augment.crop_border", "model.activation"})
+LATER_KEYS = frozenset(
+    {
+        *("augment.crop_border", "model.activation", "optimizer.groups", "optimizer.sgd_momentum"),
+        *("optimizer.newton_schulz_steps", "optimizer.newton_schulz_coefficients"),
+        "optimizer.renormalise_every",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,57 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
 from pipeline.config.base import Kinds, Section, as_tuple
+from pipeline.config.durations import Duration, Interval
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[_Decay, _Decay], BeforeValidator(as_tuple)]
+
+
+Coefficients = Annotated[tuple[float, float, float], BeforeValidator(as_tuple)]
+
+
+class ParameterGroup(Section):
+    """Settings of the parameters whose names fit a pattern.
+
+    Attributes:
+        match: pattern of names in which `*` stands for any text, such as `stem.*` or `*norm*.bias`.
+        lr_ratio: factor of the learning rate that the parameters would have without this entry.
+        weight_decay: in place of the optimizer's; None: the same.
+        until: the schedule of these parameters has this length, and they are not trained after it; None: that
+            of the run.
+    """
+
+    match: str = Field(min_length=1)
+    lr_ratio: float = Field(default=1.0, ge=0, le=1e4)
+    weight_decay: float | None = Field(default=None, ge=0, le=10)
+    until: Duration | None = None
+
+
+def _as_groups(value: object) -> object:
+    """Return a list of mappings as a tuple of `ParameterGroup`, and anything else unchanged."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(item if isinstance(item, ParameterGroup) else _as_group(item) for item in value)
+
+
+def _as_group(item: object) -> ParameterGroup:
+    names = ", ".join(ParameterGroup.model_fields)
+    if not isinstance(item, dict):
+        raise ValueError(
+            f"{item!r} is no entry; write {{match: PATTERN, lr_ratio: 0.5}}, with keys of {names}"
+        )
+    try:
+        return ParameterGroup(**item)
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise ValueError(f"the entry {item} is wrong ({reason}); the keys are {names}") from None
+
+
+Groups = Annotated[tuple[ParameterGroup, ...], BeforeValidator(_as_groups)]
 
 
 class _AnyOptimizer(Section):
@@ -32,6 +77,12 @@ class _AnyOptimizer(Section):
         le=2**16,
         description="Micro-batches that a process's share of the batch goes through the network in, one by "
         "one",
+    )
+    groups: Groups = Field(
+        default=(),
+        description="Parameters with settings of their own: a list of {match: PATTERN, lr_ratio: FACTOR, "
+        "weight_decay: VALUE, until: DURATION}, all but `match` optional; the first entry that fits a name "
+        "counts",
     )
 
 
@@ -66,6 +117,24 @@ class MuonConfig(_Momentum):
     )
     sgd_weight_decay: float = Field(
         default=5e-4, ge=0, le=10, description="L2 penalty on the parameters that are left to SGD"
+    )
+    sgd_momentum: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Momentum of the parameters that are left to SGD; null: `optimizer.momentum`",
+    )
+    newton_schulz_steps: int = Field(
+        default=5, ge=1, le=20, description="Iterations that orthogonalise an update"
+    )
+    newton_schulz_coefficients: Coefficients = Field(
+        default=(3.4445, -4.7750, 2.0315),
+        description="a, b, c of an iteration, x ← a x + b (x xᵀ) x + c (x xᵀ)² x",
+    )
+    renormalise_every: Interval | None = Field(
+        default=None,
+        description="Give each weight of Muon the norm sqrt(output channels) at this interval, before its "
+        "update; null: never",
     )
 
 

@@ -55,6 +55,10 @@ def _type_name(field: FieldInfo, text: str) -> str:
         return "size" if "size" in checks[-1].__name__ else "duration"
     if field.annotation in _NAMES:
         return _NAMES[field.annotation]
+    if "Optional" in text and "_check_duration" in text:
+        return "duration or null"
+    if "ParameterGroup" in text:
+        return "list of mappings"
     if "tuple" in text:
         return "list of durations" if "AfterValidator" in text else "list of float"
     return text.replace("None", "null").replace(" | ", " or ")

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.data import Loader, load_splits
 from pipeline.distributed.processes import connect
 from pipeline.errors import UserError
+from pipeline.optim.parts import partition
 from pipeline.training.build import captures, set_backends
 from pipeline.training.state import TrainState
 from pipeline.training.step import Step
@@ -94,14 +95,15 @@ def restored(state: TrainState) -> Iterator[None]:
     saved = copy.deepcopy(state.state_dict())
     models = [state.model, *([state.ema.model] if state.ema is not None else [])]
     weights = [copy.deepcopy(model.state_dict()) for model in models]
-    rate = state.lr.clone()
+    rates = [group["lr"].clone() for group in state.optimizer.param_groups]
     try:
         yield
     finally:
         for model, values in zip(models, weights, strict=True):
             model.load_state_dict(values)
         state.load_state_dict(saved)
-        state.lr.copy_(rate)
+        for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+            group["lr"].copy_(rate)
         state.optimizer.zero_grad(set_to_none=True)
 
 
@@ -135,7 +137,12 @@ def range_test(
     pending: list[torch.Tensor] = []
     losses: list[float] = []
     with restored(state):
-        step = Step(config, state, lambda number: lowest * factor ** (number - first), capture)
+        ratios = [part.lr_ratio for part in partition(config.optimizer, state.model)]
+
+        def rates_at(number: int) -> list[float]:
+            return [ratio * lowest * factor ** (number - first) for ratio in ratios]
+
+        step = Step(config, state, rates_at, capture)
         for number, batch in zip(range(1, num_steps + 1), loader.batches_from(first), strict=False):
             pending.append(step(batch).loss.clone())
             report(number)

@@ -1,9 +1,10 @@
 """Turns every duration of a run into optimizer steps, once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.config import Config, to_steps
+from pipeline.config import Config, MuonConfig, to_steps
+from pipeline.optim.parts import Part
 from pipeline.optim.schedule import build_schedule, parts_after_the_end
 
 
@@ -13,6 +14,7 @@ class Plan:
 
     Attributes:
         lr_at: learning rate of an optimizer step.
+        renormalise_every: interval of Muon's renormalisation; None: never.
         warnings: parts of the schedule that a run of this length does not reach.
     """
 
@@ -22,6 +24,7 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     lr_at: Callable[[int], float]
+    renormalise_every: int | None
     warnings: tuple[str, ...]
 
     @classmethod
@@ -39,8 +42,33 @@ class Plan:
             eval_every=steps(log.eval_every),
             checkpoint_every=steps(log.checkpoint_every),
             lr_at=build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total),
+            renormalise_every=steps(every) if (every := _renormalisation(config)) is not None else None,
             warnings=tuple(parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total)),
         )
+
+    def rates_of(self, config: Config, parts: Sequence[Part]) -> Callable[[int], list[float]]:
+        """Return the learning rates of the parts of the network, as a function of the optimizer step.
+
+        A part with `until` has a schedule of that length, and the rate 0 after it.
+        """
+        ends = [
+            None if part.until is None else to_steps(part.until, self.steps_per_epoch, self.total_steps)
+            for part in parts
+        ]
+        schedules = [
+            self.lr_at
+            if end is None
+            else build_schedule(config.optimizer.lr, config.schedule, self.steps_per_epoch, end)
+            for end in ends
+        ]
+
+        def rates_at(step: int) -> list[float]:
+            return [
+                part.lr_ratio * lr_at(step) if end is None or step < end else 0.0
+                for part, end, lr_at in zip(parts, ends, schedules, strict=True)
+            ]
+
+        return rates_at
 
     @property
     def num_epochs(self) -> float:
@@ -61,6 +89,10 @@ class Plan:
 
     def epoch(self, step: int) -> float:
         return step / self.steps_per_epoch
+
+
+def _renormalisation(config: Config) -> str | None:
+    return config.optimizer.renormalise_every if isinstance(config.optimizer, MuonConfig) else None
 
 
 @dataclass(frozen=True)

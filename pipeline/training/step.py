@@ -1,6 +1,6 @@
 """Computes the training step: forward, loss, scaled backward, unscale, clip, update. It logs nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -63,7 +63,7 @@ def train_step(
     labels: torch.Tensor,
     mix_draws: torch.Tensor | None = None,
 ) -> StepOutput:
-    """Take one optimizer step with the learning rate in `state.lr`.
+    """Take one optimizer step with the learning rates in the groups of `state.optimizer`.
 
     Args:
         state: updated in place (all but `state.step`).
@@ -168,12 +168,20 @@ class Step:
     Args:
         config: the run's config.
         state: updated in place.
-        lr_at: learning rate of an optimizer step.
+        rates_at: learning rate of each parameter group, at an optimizer step.
         capture: replay as a CUDA graph.
+        renormalise_every: steps between Muon's renormalisations; None: never.
     """
 
-    def __init__(self, config: Config, state: TrainState, lr_at: Callable[[int], float], capture: bool):
-        self._state, self._lr_at = state, lr_at
+    def __init__(
+        self,
+        config: Config,
+        state: TrainState,
+        rates_at: Callable[[int], Sequence[float]],
+        capture: bool,
+        renormalise_every: int | None = None,
+    ):
+        self._state, self._rates_at, self._renormalise_every = state, rates_at, renormalise_every
         self._options = StepOptions.of(config)
         augment, device = config.augment, state.totals.values.device
         mixes = isinstance(augment, MixAugment)
@@ -202,7 +210,7 @@ class Step:
     def __call__(self, batch: Batch) -> StepOutput:
         state = self._state
         self._select_shape(batch)
-        state.lr.fill_(self._lr_at(state.step))
+        self._set_rates()
         if state.ema is not None:
             state.ema.set_step(state.step)
         inputs = [batch.images, batch.labels]
@@ -217,6 +225,15 @@ class Step:
             self._graphs_when_settled = _compiled_graphs()
         state.step += 1
         return output
+
+    def _set_rates(self) -> None:
+        """Write the learning rates of this step, and Muon's switch, to the device."""
+        optimizer, step = self._state.optimizer, self._state.step
+        for group, rate in zip(optimizer.param_groups, self._rates_at(step), strict=True):
+            group["lr"].fill_(rate)
+        if isinstance(optimizer, Muon) and optimizer.renormalise is not None:
+            every = self._renormalise_every
+            optimizer.renormalise.fill_(every is not None and step % every == 0)
 
     def _select_shape(self, batch: Batch) -> None:
         """Select the graph of the batch's image size. If the size is new, the next compilation is

@@ -17,6 +17,7 @@ from pipeline.data import Batch, Loader, Loaders, Splits, build_loaders
 from pipeline.distributed.processes import Processes, average_batch_norm
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import Preempted, TrainingError
+from pipeline.optim.parts import partition
 from pipeline.process.signals import StopSignal
 from pipeline.profiling.step_profiler import StepProfiler
 from pipeline.run.checkpoint import CheckpointWriter
@@ -103,7 +104,9 @@ class Trainer:
             state = build_state_of(model, config, processes)
         if run is not None:
             _resume(state, run, processes)
-        step = Step(config, state, plan.lr_at, captures(config.compile, processes.device))
+        rates_at = plan.rates_of(config, partition(config.optimizer, state.model))
+        capture = captures(config.compile, processes.device)
+        step = Step(config, state, rates_at, capture, plan.renormalise_every)
         clock = Clock(processes.device, state.clock, is_steady=lambda: step.settled)
         console = console or TrainingConsole(enabled=False)
         console.begin(plan.total_steps, state.step)

@@ -45,7 +45,8 @@ def start(config: Config) -> tuple[Step, Loader]:
     splits = load_splits(config.data, config.seed)
     loaders = build_loaders(config, splits, processes.device, processes.shard)
     state = build_state(config, splits, processes)
-    step = Step(config, state, lambda _: config.optimizer.lr, captures(config.compile, processes.device))
+    rates = [config.optimizer.lr] * len(state.optimizer.param_groups)
+    step = Step(config, state, lambda _: rates, captures(config.compile, processes.device))
     return step, loaders.train
 
 

@@ -326,7 +326,7 @@ def test_the_reference_of_a_word():
         return [line.split("`")[1] for line in reference_table(word).splitlines()[2:]]
 
     assert keys("optimizer.lr") == ["optimizer.lr", "optimizer.sgd_lr_ratio"]  # whose meaning names it
-    assert keys("momentum") == ["optimizer.momentum", "optimizer.nesterov"]
+    assert keys("nesterov") == ["optimizer.nesterov"]
     assert keys("CUTOUT") == ["augment.cutout", "augment.cutout_mode"]
     assert "(`optimizer.name=sgd or muon`)" in reference_table("momentum")
     with pytest.raises(UserError, match=r"'optimizer.momentun'; did you mean optimizer.momentum\?"):

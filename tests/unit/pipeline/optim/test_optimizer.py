@@ -167,7 +167,7 @@ def test_frozen_parameters_are_left_out():
 def test_fused_with_momentum_of_zeros_and_one_shared_rate():
     _, optimizer = build(lr=0.3, momentum=0.7, nesterov=False, decay_norm_and_bias=False)
     first, second = optimizer.param_groups
-    assert first["lr"] is second["lr"] and isinstance(first["lr"], torch.Tensor)
+    assert first["lr"] == second["lr"] == torch.tensor(0.3) and isinstance(first["lr"], torch.Tensor)
     assert first["lr"].item() == pytest.approx(0.3)
     for group in optimizer.param_groups:
         assert (group["fused"], group["momentum"], group["nesterov"], group["dampening"]) == (
