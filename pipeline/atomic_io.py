@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+
+_DEEPEST = 50  # a file of ours has a few levels of lists and objects
+_TOO_DEEP = f"nests deeper than {_DEEPEST} levels"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -39,17 +43,66 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def parse_json(text: str) -> Any:
+    """Parse JSON as a run writes it.
+
+    Raises:
+        ValueError: the text is not JSON, or nests deeper than a recursive function could follow.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    layer = [value]
+    for _ in range(_DEEPEST):
+        layer = [
+            item
+            for container in layer
+            if isinstance(container, dict | list)
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not layer:
+            return value
+    raise ValueError(_TOO_DEEP)
+
+
+def read_json(path: Path, remedy: str = "is the run finished?") -> Any:
     """Read a JSON file of a run.
+
+    Args:
+        path: the file.
+        remedy: ends the message of an error.
 
     Raises:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read ({reason}); is the run finished?") from None
+        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a damaged file, or a folder in the place of a file, to a free name beside it, which is returned.
+
+    Raises:
+        OSError: the folder around it cannot be written.
+    """
+    names = (f"{path.name}.damaged{number or ''}" for number in count())
+    aside = next(new for new in map(path.with_name, names) if not os.path.lexists(new))
+    path.rename(aside)
+    return aside
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions of a new file. safetensors makes files that their owner alone can read."""
+    example = path.with_name(f".{path.name}.umask")
+    try:
+        example.touch()
+        path.chmod(example.stat().st_mode & 0o777)
+    finally:
+        example.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.atomic_io import write_whole
+from pipeline.atomic_io import flush_to_disk, follow_umask, write_whole
 from pipeline.config import dump_config
 from pipeline.errors import UserError
 from pipeline.inference.trained_model import Trained, load_trained
@@ -133,6 +133,8 @@ def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> 
     try:
         run = _WRITERS[format](trained, module, temporary, description)
         exported = _compare(module, run, trained.inputs.image_size, final, TOLERANCE[format])
+        follow_umask(temporary)
+        flush_to_disk(temporary)
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)

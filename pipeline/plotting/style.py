@@ -106,7 +106,10 @@ def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all: it is written beside `path`, then renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        figure.savefig(beside, format="png")
+        with beside.open("wb") as file:
+            figure.savefig(file, format="png")
+            file.flush()
+            os.fsync(file.fileno())  # after a power cut, a name without its content would pass for a picture
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import matplotlib
 import torch
 from torch import nn
 
+from pipeline.atomic_io import write_whole
 from pipeline.errors import UserError
 from pipeline.plotting import style
 
@@ -62,7 +63,7 @@ def draw_architecture(
     picture = _render(_source(graph.visual_graph, title), path.suffix.removeprefix("."))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture)
+        write_whole(path, picture)
     except OSError as error:
         raise UserError(f"--picture: {path} cannot be written ({error.strerror})") from None
     return depth

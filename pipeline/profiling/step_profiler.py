@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipeline.atomic_io import write_whole
 from pipeline.profiling.roofline import (
     FORWARD,
     INPUT_GRADIENT,
@@ -169,8 +170,7 @@ class StepProfiler:
         trace = self._folder / "trace.json"
         profiler.export_chrome_trace(str(trace))
         text = trace.read_text()
-        with gzip.open(self._folder / "trace.json.gz", "wt", compresslevel=5) as file:
-            file.write(text)
+        write_whole(self._folder / "trace.json.gz", gzip.compress(text.encode(), compresslevel=5))
         trace.unlink()
         rows = shares(json.loads(text)["traceEvents"], self._steps)
         best = Work(matmul_flops_per_s(self._device), copy_bytes_per_s(self._device)) if rows else Work()
@@ -179,4 +179,4 @@ class StepProfiler:
             if rows
             else profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20)
         )
-        (self._folder / "kernels.md").write_text(self.table)
+        write_whole(self._folder / "kernels.md", self.table)
