@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from rich.console import Console
@@ -20,7 +20,7 @@ from benchmarks.measure.options import QUICK, merge, num_steps, num_windows, rea
 from benchmarks.measure.timing import Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
 from benchmarks.publish import tables
-from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, append
+from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, RecordKeywords, append
 from pipeline.config import Config, FolderData, load_config
 from pipeline.data import FileSet, Splits, load_splits
 from pipeline.distributed.processes import Processes, connect
@@ -175,7 +175,7 @@ class Session:
         config: Config,
         timing: Timing | None,
         baseline: Baseline | None = None,
-        **fields: Any,
+        **fields: Unpack[RecordKeywords],
     ) -> None:
         """Make a record, and write it if the user asked for that (`--record`).
 
@@ -183,9 +183,6 @@ class Session:
             benchmark, variant, config, baseline: of the record.
             timing: its windows; None if one event was timed.
             fields: further fields of `Record`, over those that follow from the config.
-
-        Raises:
-            pydantic.ValidationError: `fields` has a name or a type that `Record` has not.
         """
         if not self._environment:
             self._environment = describe_environment(config, self.device, self.processes.shard.world_size)

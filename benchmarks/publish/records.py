@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -199,6 +199,32 @@ class Record(Machine, Setting):
             self.compile_mode,
             self.num_classes,
         )
+
+
+class RecordKeywords(TypedDict, total=False):
+    """The fields of `Record` that a benchmark may give beside those that follow from its config."""
+
+    model: str | None
+    image_size: int
+    dataset: str
+    loader: str | None
+    world_size: int
+    precision: str
+    channels_last: bool
+    compile_mode: str
+    num_classes: int | None
+    peak_memory_bytes: int | None
+    accuracy: float | None
+    accuracy_std: float | None
+    accuracy_n: int | None
+    epochs: float | None
+    compile_s: float | None
+    first_step_s: float | None
+    first_step_n: int | None
+    epochs_to_pay: float | None
+    data_wait_fraction: float | None
+    tflops: float | None
+    peak_share: float | None
 
 
 def gpu_slug(name: str | None) -> str:
