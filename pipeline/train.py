@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.arguments import add_training
 from pipeline.config import Config, load_config
@@ -182,13 +183,11 @@ def train(
 
 
 def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "RunLock") -> "Trainer":
-    """Read the data, open the run folder, assemble the run, and record data and environment."""
+    """Read the data, assemble the run and, once nothing refuses it any more, open its folder."""
     from pipeline.data import build_loaders, load_splits
-    from pipeline.inference.preprocessing import InputSpec
     from pipeline.run.console import TrainingConsole
     from pipeline.run.environment import describe_environment
-    from pipeline.run.records import changed_data, record_environment
-    from pipeline.run.resume import open_run
+    from pipeline.run.resume import find_resumable, open_run
     from pipeline.training.trainer import Trainer
 
     device, shard = processes.device, processes.shard
@@ -198,19 +197,45 @@ def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "
         splits = processes.main_first(
             lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
         )
-    # loaders first: a bad batch size must leave no run folder behind
     loaders = build_loaders(config, splits, device, shard)
-    run = processes.on_main(lambda: open_run(config, recipe, lock))
+    found = processes.on_main(lambda: find_resumable(config, lock))
+    resume_from = found.run.resume_from if found.run is not None else None
     console = TrainingConsole(enabled=processes.is_main)
-    trainer = Trainer.build(config, splits, processes, loaders=loaders, run=run, console=console)
+    trainer = Trainer.build(
+        config, splits, processes, loaders=loaders, resume_from=resume_from, console=console
+    )
+
+    def begin_to_write() -> "RunFolder":
+        assert environment is not None
+        run = open_run(config, recipe, lock, found)
+        return _begin_to_write(trainer, run, environment.result())
+
+    trainer.run = processes.on_main(begin_to_write)
     _announce(trainer)
-    if environment is not None:  # on rank 0
-        InputSpec.of(config, splits).write(run.inputs)
-        data = splits.fingerprint()
-        if (warning := changed_data(run, data)) is not None:
-            console.say(f"warning: {warning}")
-        record_environment(run, {**environment.result(), "data": data}, trainer.state.step)
     return trainer
+
+
+def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str, Any]) -> "RunFolder":
+    """Write what describes the run, and open its log. Return the folder with further warnings.
+
+    What cannot be read of an earlier env.json is no reason to refuse a run that has a checkpoint.
+    """
+    from pipeline.atomic_io import put_aside
+    from pipeline.inference.preprocessing import InputSpec
+    from pipeline.run.environment_record import changed_data, read_environment, record_environment
+
+    assert trainer.splits is not None
+    trainer.write_to(run)
+    data, before, warnings = trainer.splits.fingerprint(), None, list(run.warnings)
+    if run.environment.exists():
+        try:
+            before = read_environment(run.environment)
+            warnings += filter(None, [changed_data(before, data)])
+        except UserError as error:
+            warnings.append(f"{error}; renamed to {put_aside(run.environment).name}, and written anew")
+    InputSpec.of(trainer.config, trainer.splits).write(run.inputs)
+    record_environment(run, {**environment, "data": data}, trainer.state.step, before)
+    return replace(run, warnings=tuple(warnings))
 
 
 def _announce(trainer: "Trainer") -> None:

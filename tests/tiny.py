@@ -14,7 +14,7 @@ from pipeline.run.checkpoint import EMA, load_weights, newest_intact
 from pipeline.run.folder import RunFolder
 from pipeline.run.lock import RunLock
 from pipeline.run.records import EvalRecord, TrainRecord
-from pipeline.run.resume import open_run
+from pipeline.run.resume import find_resumable, open_run
 from pipeline.training.build import set_backends
 from pipeline.training.trainer import Trainer
 
@@ -52,7 +52,7 @@ def tiny_trainer(config: Config) -> Trainer:
 def open_and_release(config: Config) -> RunFolder:
     """Return a run folder as its process leaves it."""
     with RunLock() as lock:
-        return open_run(config, "recipe", lock)
+        return open_run(config, "recipe", lock, find_resumable(config, lock))
 
 
 def train_steps(trainer: Trainer, count: int) -> list[float]:

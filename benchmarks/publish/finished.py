@@ -1,6 +1,7 @@
 """Reads finished runs of shipped recipes, and checks that they are n measurements of one thing."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from benchmarks.publish.prices import differences, recipe_path, recipe_paths
 from pipeline.atomic_io import read_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.run.environment_record import read_environment
 from pipeline.run.folder import find_run
 from pipeline.run.records import RunResult
 
@@ -65,11 +67,11 @@ def read_finished(path: Path) -> Finished:
     run = find_run(path)
     if not run.result.is_file():
         raise UserError(
-            f"{path}: not finished (no result.json in it); continue it with resume={path}, or leave it out"
+            f"{path}: not finished (no result.json in it); continue it with "
+            f"{shlex.quote(f'resume={path}')}, or leave it out"
         )
-    environment = read_json(run.environment)
-    present = environment if isinstance(environment, dict) else {}
-    missing = [key for key in _ENVIRONMENT_KEYS if key not in present]
+    environment = read_environment(run.environment)
+    missing = [key for key in _ENVIRONMENT_KEYS if key not in environment]
     if missing:
         raise UserError(
             f"{run.environment}: lacks {', '.join(missing)}; was it written by another version? Train "
@@ -78,7 +80,7 @@ def read_finished(path: Path) -> Finished:
     return Finished(
         path=run.path,
         recipe=_recipe_of(run.path, environment["command"]),
-        config=load_config(run.config, of_run=True),
+        config=run.read_config(),
         inputs=read_json(run.inputs),
         environment=environment,
         result=RunResult.read(run.result),

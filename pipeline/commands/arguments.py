@@ -40,7 +40,10 @@ def add_run(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
     if overrides:
         add_overrides(parser, "keys that replace those of the run's config, such as data.root=DIR")
     parser.add_argument(
-        "--checkpoint", default="last", metavar="last|best|STEP", help="checkpoint to use (default: last)"
+        "--checkpoint",
+        default="last",
+        metavar="last|best|STEP",
+        help="checkpoint to use: a step, such as 82 or step-82, or the best one (default: last)",
     )
 
 

@@ -41,7 +41,7 @@ def describe_plan(config: Config, recipe: str) -> str:
     _check_loader(config, machine)
     counts = count_images(config.data, config.seed)
     plan = _plan(config, machine, counts)
-    resumed, _ = find_resumable(config)
+    resumed = find_resumable(config).run
     if resumed is None:  # the file of model.weights may not fit
         build_initial_model(config, counts.num_classes, torch.device("cpu"))
     warnings = "\n".join(f"warning: {warning}" for warning in config.warnings)

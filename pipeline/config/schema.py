@@ -110,7 +110,8 @@ class Config(Section):
     resume: str = Field(
         default="none",
         min_length=1,
-        description="`none`, `auto` (the newest unfinished run of the same config), or a run folder",
+        description="`none`, `auto` (the newest unfinished run of the same config), a run folder, or one of "
+        "its checkpoints (`RUN/checkpoints/step-N`)",
     )
     data: DataConfig = Field(default_factory=CifarData, description="Data set and loader")
     augment: AugmentConfig = Field(

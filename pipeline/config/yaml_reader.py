@@ -61,7 +61,13 @@ def parse(text: str, name: str) -> Source:
     Raises:
         UserError: the text is no YAML mapping of plain keys, or holds a key twice.
     """
-    loader = _Loader(text, name)
+    try:
+        loader = _Loader(text, name)
+    except yaml.reader.ReaderError as error:
+        raise UserError(
+            f"{name}: not valid YAML (character {error.position + 1}, U+{error.character:04X}, is no text); "
+            "is it a text file in UTF-8?"
+        ) from None
     try:
         node = loader.get_single_node()
         if node is None:

@@ -57,14 +57,23 @@ class Processes:
         """Do the work on every process, on rank 0 first; raise the error of one process on all processes."""
         done: list[Result] = []
         self.on_main(lambda: done.append(work()))
-        if self.shard.world_size > 1:
-            local_error = None if self.is_main else _attempt(lambda: done.append(work()))[1]
-            errors: list[Any] = [None] * self.shard.world_size
-            torch.distributed.all_gather_object(errors, self._shareable(local_error))
-            for error in (local_error, *errors):
-                if error is not None:
-                    raise error
+        self.together(lambda: None if self.is_main else done.append(work()))
         return done[0]
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do the work on every process at once; raise the error of one process on all processes.
+
+        The work must not wait for other processes.
+        """
+        result, error = _attempt(work)
+        errors: list[Any] = [error]
+        if self.shard.world_size > 1:
+            errors = [None] * self.shard.world_size
+            torch.distributed.all_gather_object(errors, self._shareable(error))
+        for problem in (error, *errors):
+            if problem is not None:
+                raise problem
+        return result  # type: ignore[return-value]
 
     def _shareable(self, error: Exception | None) -> Exception | None:
         """Return the error to raise on the other processes: an error of a library may not be picklable."""

@@ -1,6 +1,7 @@
 """Writes and reads `predictions.npz`: predictions for the test set, so that a report needs no data set."""
 
 import io
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -92,6 +93,5 @@ class Predictions:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in fields(cls)})
         except Exception as error:  # zip, zlib, numpy and key errors all mean a damaged file
-            raise UserError(
-                f"{path}: cannot be read ({error}); make it again with `python -m pipeline report --refresh`"
-            ) from None
+            make_again = shlex.join(["python", "-m", "pipeline", "report", "--refresh", str(folder)])
+            raise UserError(f"{path}: cannot be read ({error}); make it again with `{make_again}`") from None

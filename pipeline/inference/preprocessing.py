@@ -1,6 +1,5 @@
 """Describes the inputs and outputs of a network, so that a prediction needs only the run folder."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.atomic_io import write_json
+from pipeline.atomic_io import read_json, write_json
 from pipeline.config import Config, FolderData
 from pipeline.data import FileSet, Splits
+from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import read_centre
 from pipeline.data.datasets.splits import check_pixels
 from pipeline.data.files.decode import decode_image, images_of_any_size, try_all
@@ -65,21 +66,19 @@ class InputSpec:
         Raises:
             UserError: the file is damaged.
         """
+        remedy = "remove it, and the data set is read instead"
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            crop = saved.get("crop")  # older runs have no crop
-            return cls(
-                tuple(saved["class_names"]),
-                tuple(saved["mean"]),
-                tuple(saved["std"]),
-                int(saved["image_size"]),
-                None if crop is None else float(crop),
-            )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            spec = _SAVED.validate_python(read_json(path, remedy))
+        except ValidationError as error:
+            wrong = ", ".join(dict.fromkeys(str(item["loc"][0]) for item in error.errors() if item["loc"]))
             raise UserError(
-                f"{path}: cannot be read ({type(error).__name__}: {error}); remove it, "
-                "and the data set is read instead"
+                f"{path}: does not describe a network's inputs (see {wrong or 'the whole file'}); {remedy}"
             ) from None
+        if not (spec.class_names and len(spec.mean) == len(spec.std) == NUM_CHANNELS and spec.image_size > 0):
+            raise UserError(
+                f"{path}: has no classes, no size, or not {NUM_CHANNELS} means and deviations; {remedy}"
+            )
+        return spec
 
     def write(self, path: Path) -> None:
         """Write input.json."""
@@ -128,3 +127,6 @@ class InputSpec:
         with images_of_any_size():
             bad = try_all(range(len(files)), show, num_threads, "reading images")
         return pixels, [(files[number], reason) for number, reason in bad.items()]
+
+
+_SAVED = TypeAdapter(InputSpec)

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from pipeline.argument_types import check_type
-from pipeline.atomic_io import read_json
-from pipeline.config import Config, UnscaledPrecision, load_config
+from pipeline.config import Config, UnscaledPrecision
 from pipeline.data import Splits, build_loaders, load_splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.splits import check_pixels
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError, first_line
 from pipeline.inference.preprocessing import InputSpec
-from pipeline.run.checkpoint import EMA, WEIGHTS, folder_of, load_weights, newest_intact, verify
+from pipeline.run.checkpoint import EMA, WEIGHTS, load_weights, newest_intact, verify
 from pipeline.run.folder import RunFolder, find_run
+from pipeline.run.named_checkpoint import best_checkpoint, named_checkpoint
 from pipeline.training.build import build_raw_model, set_backends
 from pipeline.training.evaluate import predict
 from pipeline.training.own_parts import check_parameters, naming_images, try_network
@@ -143,7 +143,7 @@ def load_trained(
 
     Args:
         path: the run folder.
-        which: `last`, `best` or a step number.
+        which: `last`, `best`, a step, or the name of a checkpoint (`step-82`).
         overrides: keys that replace the run's, such as `data.root=DIR` if the data has moved.
         device: default: as `runtime.device` says.
         splits: the run's data, if it is in memory already.
@@ -153,7 +153,7 @@ def load_trained(
         UserError: no such run or checkpoint, a damaged checkpoint, or one without a moving average.
     """
     run = find_run(Path(path))
-    config = load_config(run.config, overrides, of_run=True)
+    config = run.read_config(overrides)
     set_backends(config)
     device = pick_device(config) if device is None else _check_device(device)
     checkpoint = _checkpoint(run, which)
@@ -221,15 +221,6 @@ def _checkpoint(run: RunFolder, which: str) -> Path:
         for message in damaged:
             _log.warning("%s; %s is used", message, newest.name)
         return newest
-    if which == "best":
-        which = str(read_json(run.best)["step"])
-    if not which.isdecimal():
-        raise UserError(f"--checkpoint: {which!r} is neither last, best nor a step")
-    folder = folder_of(run.checkpoints, int(which))
-    if not folder.is_dir():
-        steps = [str(int(p.name.removeprefix("step-"))) for p in sorted(run.checkpoints.glob("step-*"))]
-        raise UserError(
-            f"--checkpoint: {run.path} holds no step {which}; it holds {', '.join(steps) or 'none'}"
-        )
+    folder = best_checkpoint(run) if which == "best" else named_checkpoint(run, which, "--checkpoint")
     verify(folder)
     return folder

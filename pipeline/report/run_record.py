@@ -3,7 +3,6 @@
 This module is the only one of the report that reads metrics.jsonl, result.json and env.json.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.config import Config, default_values, exists, flatten, load_config
+from pipeline.atomic_io import parse_json
+from pipeline.config import Config, default_values, exists, flatten
 from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 from pipeline.inference.predictions import Predictions
+from pipeline.run.environment_record import read_environment
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import EvalRecord, RunResult, Split, TrainRecord
 
@@ -99,11 +100,11 @@ def read_run(folder: Path) -> RunRecord:
 
     values = default_values()
     values |= attempt(lambda: flatten(read_recipe(run.config).values), {})
-    config = attempt(lambda: load_config(run.config, of_run=True), None)
+    config = attempt(run.read_config, None)
     if config is not None:  # older versions wrote out the keys of all kinds
         values = {key: value for key, value in values.items() if exists(config, key)}
     result = attempt(lambda: RunResult.read(run.result) if run.result.exists() else None, None)
-    environment = attempt(lambda: _read_json(run.environment), {})
+    environment = attempt(lambda: read_environment(run.environment) if run.environment.exists() else {}, {})
     metrics = attempt(lambda: read_metrics(run.metrics), Metrics())
     predictions = attempt(lambda: Predictions.load(folder), None)
     name = folder.resolve().name
@@ -117,13 +118,17 @@ def read_metrics(path: Path) -> Metrics:
         UserError: the file is missing, or a line other than an unfinished last one is not a JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the folder of a run that has logged something") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); restore the file, or remove it"
+        ) from None
     metrics = Metrics()
     for line_number, line in enumerate(lines, start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line.decode())
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
             if values.get("kind") == "train":
@@ -137,15 +142,3 @@ def read_metrics(path: Path) -> Metrics:
             reason = "not a record of a run" if isinstance(error, ValidationError) else error
             raise UserError(f"{path}: line {line_number}: {reason}; restore or remove that line") from None
     return metrics
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return value

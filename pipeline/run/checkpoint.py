@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipeline.atomic_io import flush_to_disk, sha256, write_json
+from pipeline.atomic_io import flush_to_disk, follow_umask, parse_json, sha256, write_json
 from pipeline.errors import TrainingError, UserError, first_line
-from pipeline.run.folder import BEST
+from pipeline.run.folder import BEST, step_of
 from pipeline.run.records import BestEvaluation
 
 WEIGHTS, EMA, STATE, MANIFEST = "weights.safetensors", "ema.safetensors", "state.pt", "manifest.json"
@@ -147,6 +148,7 @@ class CheckpointWriter:
         """Write all files of a checkpoint, and bring them to the disk."""
         for name, tensors in snapshot.weights.items():
             save_file(tensors, folder / name)
+            follow_umask(folder / name)
         state = io.BytesIO()  # torch.save to a path hides the OSError of a full disk
         torch.save(snapshot.rest, state)
         (folder / STATE).write_bytes(state.getbuffer())
@@ -186,6 +188,20 @@ def steps_in(checkpoints: Path) -> list[Path]:
     return sorted(checkpoints.glob("step-*"), reverse=True) if checkpoints.is_dir() else []
 
 
+def _use_an_earlier_one(folder: Path) -> str:
+    """Return the remedy for a checkpoint that cannot be used, with the keys that name another one."""
+    earlier = [path for path in steps_in(folder.parent) if path < folder]
+    step = next((step for path in earlier if (step := step_of(path.name)) is not None), None)
+    if step is None:
+        return "there is no earlier checkpoint: train again with resume=none"
+    resume = shlex.quote(f"resume={folder.with_name(f'step-{step}')}")
+    return f"use an earlier checkpoint: {resume} continues from it, --checkpoint step-{step} evaluates it"
+
+
+class _Unusable(Exception):
+    """A checkpoint is missing, damaged or foreign; the message names the file and no remedy."""
+
+
 def verify(folder: Path, config_hash: str | None = None) -> dict[str, Any]:
     """Return the manifest of a checkpoint, after comparing all files with their checksums.
 
@@ -197,37 +213,34 @@ def verify(folder: Path, config_hash: str | None = None) -> dict[str, Any]:
         UserError: names the file that is missing, foreign or damaged.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        return _verified(folder, config_hash)
+    except _Unusable as error:
+        raise UserError(f"{error}; {_use_an_earlier_one(folder)}") from None
+
+
+def _verified(folder: Path, config_hash: str | None) -> dict[str, Any]:
+    try:
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         _check_manifest(folder, manifest, config_hash)
         expected = dict(manifest["sha256"])
         for name in dict.fromkeys((WEIGHTS, STATE, *expected)):
             if sha256(folder / name) != expected[name]:
-                raise UserError(
-                    f"{folder / name}: damaged (its SHA-256 is not the manifest's); use an earlier checkpoint"
-                )
+                raise _Unusable(f"{folder / name}: damaged (its SHA-256 is not the manifest's)")
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: missing from the checkpoint; use an earlier one") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        raise _Unusable(f"{error.filename}: missing from the checkpoint") from None
+    except (OSError, LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{folder / MANIFEST}: not a checkpoint's manifest ({reason}); use an earlier checkpoint"
-        ) from None
+        raise _Unusable(f"{folder / MANIFEST}: not a checkpoint's manifest ({reason})") from None
     return manifest
 
 
 def _check_manifest(folder: Path, manifest: dict[str, Any], config_hash: str | None) -> None:
     if manifest["format"] != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
+        raise _Unusable(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
     if folder_of(folder.parent, manifest["step"]) != folder:
-        raise UserError(
-            f"{folder}: holds step {manifest['step']} of another folder; use an earlier checkpoint"
-        )
+        raise _Unusable(f"{folder}: holds step {manifest['step']} of another folder")
     if config_hash is not None and manifest["config_hash"] != config_hash:
-        raise UserError(
-            f"{folder}: saved by a run of another config, or by another version; use an earlier checkpoint"
-        )
+        raise _Unusable(f"{folder}: saved by a run of another config, or by another version")
 
 
 def newest_intact(checkpoints: Path, config_hash: str | None = None) -> tuple[Path | None, list[str]]:
@@ -235,9 +248,9 @@ def newest_intact(checkpoints: Path, config_hash: str | None = None) -> tuple[Pa
     damaged = []
     for folder in steps_in(checkpoints):
         try:
-            verify(folder, config_hash)
+            _verified(folder, config_hash)
             return folder, damaged
-        except UserError as error:
+        except _Unusable as error:
             damaged.append(str(error))
     return None, damaged
 
@@ -251,7 +264,7 @@ def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
     try:
         return load_file(folder / name)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / name}: cannot be read ({error}); use an earlier checkpoint") from None
+        raise UserError(f"{folder / name}: cannot be read ({error}); {_use_an_earlier_one(folder)}") from None
 
 
 def read_checkpoint(folder: Path, *, with_ema: bool) -> Snapshot:
@@ -272,10 +285,10 @@ def read_checkpoint(folder: Path, *, with_ema: bool) -> Snapshot:
     except pickle.UnpicklingError:  # torch's message advises to run the code that it refused
         raise UserError(
             f"{folder / STATE}: not a training state, and may hold code, which is not run; "
-            "use an earlier checkpoint"
+            f"{_use_an_earlier_one(folder)}"
         ) from None
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError) as error:
         raise UserError(
             f"{folder / STATE}: does not hold a training state ({first_line(error)}); "
-            "use an earlier checkpoint"
+            f"{_use_an_earlier_one(folder)}"
         ) from None

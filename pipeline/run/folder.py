@@ -1,11 +1,19 @@
-"""Names the files of a run folder, and finds a run folder. Imports no torch."""
+"""Names the files of a run folder, reads its config, and finds a run folder. Imports no torch."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic_io import read_json
+from pipeline.config import Config, load_config
+from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 
 BEST = "best.json"  # beside the checkpoints
+# of these keys, every version has written all into config.yaml; `log` stands last there
+_ALWAYS_IN_CONFIG = ("seed", "data", "model", "log")
+_STEP = re.compile(r"step-([0-9]{1,18})")
 
 
 @dataclass(frozen=True)
@@ -90,25 +98,63 @@ class RunFolder:
     def lock(self) -> Path:
         return self.path / ".lock"
 
+    def read_config(self, overrides: Sequence[str] = ()) -> Config:
+        """Read config.yaml.
 
-def runs_in(folder: Path) -> list[RunFolder]:
-    """The run folders right below a folder, in the order of their names; links are left out."""
-    paths = sorted(path.parent for path in folder.glob("*/config.yaml"))
-    return [RunFolder(path) for path in paths if not path.is_symlink()]
+        Args:
+            overrides: keys over those of the file.
+
+        Raises:
+            UserError: the file is damaged, cut off, of another program or of another version; or an override
+                is wrong.
+        """
+        config = load_config(self.config, overrides, of_run=True)
+        missing = [key for key in _ALWAYS_IN_CONFIG if key not in read_recipe(self.config).values]
+        if missing:
+            raise UserError(
+                f"{self.config}: damaged, or not the config of a run (it has no {', '.join(missing)}); "
+                "restore the file, or give another run"
+            )
+        return config
+
+    @property
+    def is_finished(self) -> bool:
+        """True if result.json is whole. If it is damaged, continuing the run trains nothing and writes it."""
+        if not self.result.is_file():
+            return False
+        try:
+            return isinstance(read_json(self.result), dict)
+        except UserError:
+            return False
 
 
 def find_run(path: Path) -> RunFolder:
     """Find the run folder at PATH (`runs/latest` is followed).
 
     Raises:
-        UserError: there is none; names the runs that there are.
+        UserError: there is none, or it cannot be opened; names the runs that there are.
     """
-    if not RunFolder(path).config.is_file():
-        near = next((runs for folder in (path, path.parent, Path("runs")) if (runs := _known(folder))), [])
-        known = ", ".join(near) or "none yet; train one with ./launch.sh"
-        raise UserError(f"{path}: not a run folder (no config.yaml in it). Known: {known}")
+    try:
+        if not RunFolder(path).config.is_file():
+            near = next(
+                (runs for folder in (path, path.parent, Path("runs")) if (runs := _known(folder))), []
+            )
+            known = ", ".join(near) or "none yet; train one with ./launch.sh"
+            raise UserError(f"{path}: not a run folder (no config.yaml in it). Known: {known}")
+    except OSError as error:  # no permission, a name that is too long
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); give a run folder") from None
     return RunFolder(path.resolve() if path.is_symlink() else path)
 
 
 def _known(folder: Path) -> list[str]:
     return sorted(str(path.parent) for path in folder.glob("*/config.yaml"))[-5:]
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint's name, with any number of leading zeros; None for another name.
+
+    >>> step_of("step-00000082"), step_of("step-82"), step_of("step-82.tar")
+    (82, 82, None)
+    """
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match is not None else None

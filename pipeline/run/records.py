@@ -1,5 +1,4 @@
-"""Holds the figures of a run as typed records, and writes and reads `metrics.jsonl`, `result.json` and
-`env.json`."""
+"""Holds the figures of a run as typed records, and writes and reads `metrics.jsonl` and `result.json`."""
 
 import json
 import math
@@ -10,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.atomic_io import read_json, write_json, write_whole
+from pipeline.atomic_io import parse_json, read_json, write_json, write_whole
 from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder
 
@@ -42,12 +41,13 @@ class Record(BaseModel):
         }
 
     @classmethod
-    def of(cls, values: Any, source: Path) -> Self:
+    def of(cls, values: Any, source: Path, remedy: str = "give another run, or train it again") -> Self:
         """Check JSON values.
 
         Args:
             values: as read from a file.
             source: the file, for the message.
+            remedy: ends the message.
 
         Raises:
             UserError: the values are not such a record.
@@ -58,7 +58,7 @@ class Record(BaseModel):
             places = (".".join(map(str, item["loc"])) or "the whole file" for item in error.errors())
             raise UserError(
                 f"{source}: not the file of a run of this version (see {', '.join(dict.fromkeys(places))}); "
-                "give another run, or train it again"
+                f"{remedy}"
             ) from None
 
 
@@ -291,34 +291,6 @@ def _cut_back(path: Path, step: int) -> None:
 def _is_until(line: str, step: int) -> bool:
     """True if a line is a record of a step up to STEP; the last line of a killed run may be cut off."""
     try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
+        return parse_json(line)["step"] <= step
+    except (ValueError, LookupError, TypeError):
         return False
-
-
-def record_environment(run: RunFolder, environment: Mapping[str, Any], step: int) -> None:
-    """Write env.json. A continued run adds its environment under `continued`, with the step."""
-    if run.resume_from is not None and run.environment.is_file():
-        first = read_json(run.environment)
-        environment = {**first, "continued": [*first.get("continued", []), {"step": step, **environment}]}
-    write_json(run.environment, environment)
-
-
-def changed_data(run: RunFolder, data: Mapping[str, Any]) -> str | None:
-    """Return a warning if a run is continued on other images than before.
-
-    Args:
-        run: the run folder.
-        data: the fingerprint of the images, as env.json holds it.
-    """
-    if run.resume_from is None or not run.environment.is_file():
-        return None
-    first = read_json(run.environment)
-    before = [first, *first.get("continued", [])][-1].get("data")
-    if before in (None, data):  # older versions did not record it
-        return None
-    return (
-        f"the images have changed: {before['train']} train and {before['test']} test before, "
-        f"{data['train']} and {data['test']} now, or their names or classes; "
-        "the result is not that of an uninterrupted run"
-    )

@@ -1,71 +1,103 @@
 """Opens a run folder: makes a new one, or finds the one that `resume` means."""
 
 import os
+import shutil
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.atomic_io import write_whole
-from pipeline.config import Config, computed_values, config_hash, dump_config, hash_of_run, load_config
-from pipeline.errors import UserError
-from pipeline.run.checkpoint import newest_intact
-from pipeline.run.folder import RunFolder, find_run, runs_in
-from pipeline.run.lock import RunLock
+from pipeline.atomic_io import put_aside, write_whole
+from pipeline.config import Config, computed_values, config_hash, dump_config, hash_of_run
+from pipeline.errors import UserError, first_line
+from pipeline.run.checkpoint import newest_intact, verify
+from pipeline.run.folder import RunFolder, find_run
+from pipeline.run.lock import RunIsBusy, RunLock
+from pipeline.run.named_checkpoint import named_checkpoint, split_path
 
 _MOST_IN_ONE_SECOND = 1000
 
 
-def open_run(config: Config, recipe: str, lock: RunLock) -> RunFolder:
-    """Make a new run folder, or find the one that `resume` means. Rank 0 calls this and sends the result to
-    the others.
+@dataclass(frozen=True)
+class Found:
+    """The run that `resume` means.
+
+    Attributes:
+        run: the folder with the checkpoint to continue from; None if a new run is to be made.
+        warnings: folders that were skipped, and damaged checkpoints of runs that have no intact one.
+    """
+
+    run: RunFolder | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def open_run(config: Config, recipe: str, lock: RunLock, found: Found) -> RunFolder:
+    """Make the folder of a new run, or go on in the one that was found. Nothing was written before.
+
+    Rank 0 calls this once nothing refuses the run any more, and sends the result to the others.
 
     Args:
         config: of the run.
         recipe: names a new run.
-        lock: taken for the folder.
+        lock: taken for a new folder; of an old one it is held already.
+        found: what `find_resumable` returned.
+
+    Raises:
+        UserError: `log.dir` cannot be written.
+    """
+    if found.run is not None:
+        _point_latest(found.run.path.parent, found.run.path)
+        renamed = _clear_the_places_of_files(found.run)
+        return replace(found.run, warnings=(*found.warnings, *found.run.warnings, *renamed))
+    new_run = (
+        "resume=auto: found no unfinished run with this config and a valid checkpoint; starting a new run"
+    )
+    warnings = (*found.warnings, new_run) if config.resume == "auto" else ()
+    return RunFolder(_make_folder(config, recipe, lock), warnings=warnings)
+
+
+def find_resumable(config: Config, lock: RunLock | None = None) -> Found:
+    """Find the run folder that `resume` means. Nothing is written but the lock file.
+
+    Args:
+        config: of the run.
+        lock: taken for the folder; without one nothing is written at all.
 
     Raises:
         UserError: the run to resume does not exist, is finished, has another config, is being trained, or has
             no intact checkpoint.
     """
-    resumed, damaged = find_resumable(config, lock)
-    if resumed is not None:
-        _point_latest(resumed.path.parent, resumed.path)
-        return resumed
-    new_run = (
-        "resume=auto: found no unfinished run with this config and a valid checkpoint; starting a new run"
-    )
-    warnings = (*damaged, new_run) if config.resume == "auto" else ()
-    return RunFolder(_make_folder(config, recipe, lock), warnings=warnings)
-
-
-def find_resumable(config: Config, lock: RunLock | None = None) -> tuple[RunFolder | None, list[str]]:
-    """Find the run folder that `resume` means.
-
-    Args:
-        config: of the run.
-        lock: taken for the folder; without one nothing is written.
-
-    Returns:
-        The folder, or None if a new run is to be made; and a message for each damaged checkpoint of the runs
-        that have no intact one.
-
-    Raises:
-        UserError: as for `open_run`.
-    """
     if config.resume == "auto":
         return _newest_unfinished(config, lock)
-    return None if config.resume == "none" else _named_run(config, Path(config.resume), lock), []
+    return Found(None if config.resume == "none" else _named_run(config, Path(config.resume), lock))
+
+
+def _clear_the_places_of_files(run: RunFolder) -> list[str]:
+    """Rename what stands in the place of a file that the run will write. Return a warning for each.
+
+    Such a folder would end the run at the next checkpoint, or after training.
+    """
+    files = (run.environment, run.inputs, run.metrics, run.result, run.best)
+    wrong = [file for file in files if file.is_dir()]
+    if run.tensorboard.exists() and not run.tensorboard.is_dir():
+        wrong.append(run.tensorboard)
+    return [f"{path}: is not what a run writes there; renamed to {put_aside(path).name}" for path in wrong]
 
 
 def _make_folder(config: Config, recipe: str, lock: RunLock) -> Path:
     runs, name = Path(config.log.dir), config.log.name or recipe
+    path = None
     try:
         runs.mkdir(parents=True, exist_ok=True)
         path = _new_folder(runs, f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
         lock.take(path)
         write_whole(RunFolder(path).config, dump_config(config))
         _point_latest(runs, path)
-    except OSError as error:
+    except (OSError, UserError) as error:
+        if path is not None:  # what was refused leaves nothing
+            lock.release()
+            shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"log.dir: {error.filename or runs} cannot be written ({error.strerror}); "
             "choose another folder with log.dir="
@@ -85,67 +117,111 @@ def _new_folder(runs: Path, name: str) -> Path:
 
 
 def _point_latest(runs: Path, path: Path) -> None:
-    link = runs / f".latest-{os.getpid()}"
-    link.symlink_to(path.name)
-    try:
-        link.replace(runs / "latest")
-    except IsADirectoryError:
-        link.unlink()
+    latest, link = runs / "latest", runs / f".latest-{os.getpid()}"
+    if latest.exists() and not latest.is_symlink():
         raise UserError(
-            f"{runs / 'latest'}: is a folder, but the link to the newest run belongs there "
-            "(`scp -r` copies the run instead of the link); rename or remove it"
-        ) from None
+            f"{latest}: is a {'folder' if latest.is_dir() else 'file'}, but the link to the newest run "
+            "belongs there (`scp -r` copies the run instead of the link); rename or remove it"
+        )
+    link.unlink(missing_ok=True)  # of a killed process; in a container all have the same number
+    link.symlink_to(path.name)
+    link.replace(latest)
 
 
-def _newest_unfinished(config: Config, lock: RunLock | None) -> tuple[RunFolder | None, list[str]]:
-    """Find the newest run with this config, an intact checkpoint and no result."""
-    wanted, messages = config_hash(config), []
-    for run in _newest_first(Path(config.log.dir)):
-        if run.result.exists() or not _has_config(run, wanted):
+def _newest_unfinished(config: Config, lock: RunLock | None) -> Found:
+    """Find the newest run with this config, an intact checkpoint and no result.
+
+    A folder that cannot be read, or is no run of this version, is skipped with a warning.
+    """
+    wanted, warnings = config_hash(config), []
+    for path in _newest_first(Path(config.log.dir)):
+        try:
+            found = _continued(RunFolder(path), wanted, lock)
+        except RunIsBusy:
+            raise
+        except (UserError, OSError) as error:
+            warnings.append(f"resume=auto: {path} is skipped ({first_line(error)})")
             continue
-        if lock is not None:
-            lock.take(run.path)
-        checkpoint, damaged = newest_intact(run.checkpoints, hash_of_run(run.config))
-        # the run may have ended while this process waited for the lock
-        if checkpoint is not None and not run.result.exists():
-            return RunFolder(run.path, checkpoint, tuple(damaged)), []
-        if lock is not None:
-            lock.release()
-        messages += damaged
-    return None, messages
+        if found.run is not None:
+            return replace(found, warnings=tuple(warnings))
+        warnings += found.warnings
+    return Found(warnings=tuple(warnings))
 
 
-def _newest_first(runs: Path) -> list[RunFolder]:
-    """Sort by time; the run that `latest` points to is the newest, even if the clock was set back since."""
-    latest = (runs / "latest").resolve()
-    return sorted(runs_in(runs), key=lambda run: (run.path.resolve() != latest, -run.config.stat().st_mtime))
+def _continued(run: RunFolder, wanted: str, lock: RunLock | None) -> Found:
+    """Return the run with its newest intact checkpoint, if it is unfinished and its config has this hash.
+
+    Raises:
+        UserError, OSError: its files cannot be read, or it is being trained.
+    """
+    if not run.config.exists():
+        if run.config.is_symlink() or run.checkpoints.is_dir():
+            raise UserError(f"{run.config}: missing, or a link that leads nowhere")
+        return Found()
+    if run.is_finished or config_hash(run.read_config()) != wanted:
+        return Found()
+    if lock is not None:
+        lock.take(run.path)
+    checkpoint, damaged = newest_intact(run.checkpoints, hash_of_run(run.config))
+    # the run may have ended while this process waited for the lock
+    if checkpoint is not None and not run.is_finished:
+        return Found(replace(run, resume_from=checkpoint, warnings=tuple(damaged)))
+    if lock is not None:
+        lock.release()
+    return Found(warnings=tuple(damaged))
 
 
-def _has_config(run: RunFolder, wanted: str) -> bool:
+def _newest_first(runs: Path) -> list[Path]:
+    """Return the folders in RUNS, links left out, the newest first.
+
+    The run that `latest` points to is the newest, even if the clock was set back since.
+    """
     try:
-        return config_hash(load_config(run.config, of_run=True)) == wanted
-    except UserError:  # such as a run of an older version: its config is another one
-        return False
+        paths = sorted(path for path in runs.iterdir() if path.is_dir() and not path.is_symlink())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(
+            f"log.dir: {runs} cannot be read ({error.strerror}); choose another folder with log.dir="
+        ) from None
+    latest = os.path.realpath(runs / "latest")
+
+    def age(path: Path) -> tuple[bool, float]:
+        try:
+            written = RunFolder(path).config.stat().st_mtime
+        except OSError:  # reading it will tell the reason
+            written = path.lstat().st_mtime
+        return os.path.realpath(path) != latest, -written
+
+    return sorted(paths, key=age)
 
 
 def _named_run(config: Config, path: Path, lock: RunLock | None) -> RunFolder:
-    run = find_run(path)
+    folder, name = split_path(path)
+    run = find_run(folder)
     if lock is not None:
         lock.take(run.path)
-    if run.result.exists():
-        raise UserError(f"resume: {path} is finished; see {run.result}, or start a new run with resume=none")
-    saved = load_config(run.config, of_run=True)
+    if run.is_finished:
+        raise UserError(
+            f"resume: {folder} is finished; see {run.result}, or start a new run with resume=none"
+        )
+    saved = run.read_config()
     if config_hash(saved) != config_hash(config):
         changed = ", ".join(_differences(saved, config))
         raise UserError(
-            f"resume: {path} was started with another config (different: {changed}); "
+            f"resume: {folder} was started with another config (different: {changed}); "
             "give the same keys, or resume=none"
         )
-    checkpoint, damaged = newest_intact(run.checkpoints, hash_of_run(run.config))
+    wanted = hash_of_run(run.config)
+    if name is not None:
+        checkpoint = named_checkpoint(run, name, "resume")
+        verify(checkpoint, wanted)
+        return replace(run, resume_from=checkpoint)
+    checkpoint, damaged = newest_intact(run.checkpoints, wanted)
     if checkpoint is None:
-        message = f"resume: {path} has no intact checkpoint; start a new run with resume=none"
+        message = f"resume: {folder} has no intact checkpoint; start a new run with resume=none"
         raise UserError("\n".join([message, *damaged]))
-    return RunFolder(run.path, checkpoint, tuple(damaged))
+    return replace(run, resume_from=checkpoint, warnings=tuple(damaged))
 
 
 def _differences(old: Config, new: Config) -> list[str]:

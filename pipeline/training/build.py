@@ -161,11 +161,19 @@ def build_state(
         splits: the data set, for its number of classes.
         processes: this process among the others.
         pretrained: False leaves `model.weights` unread, as before a checkpoint is restored.
+
+    Raises:
+        UserError: on every process, if one of them cannot build the network or read `model.weights`.
     """
-    num_classes, device = splits.num_classes, processes.device
-    model = build_initial_model(config, num_classes, device, pretrained=pretrained, is_main=processes.is_main)
-    if pretrained and config.model.weights is None:
-        fit_to_images(model, splits)
+    num_classes, device, is_main = splits.num_classes, processes.device, processes.is_main
+
+    def build() -> nn.Module:
+        model = build_initial_model(config, num_classes, device, pretrained=pretrained, is_main=is_main)
+        if pretrained and config.model.weights is None:
+            fit_to_images(model, splits)
+        return model
+
+    model = processes.together(build)
     return build_state_of(model, config, processes)
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -78,10 +79,10 @@ class Trainer:
         *,
         model: nn.Module | None = None,
         loaders: Loaders | None = None,
-        run: RunFolder | None = None,
+        resume_from: Path | None = None,
         console: TrainingConsole | None = None,
     ) -> "Trainer":
-        """Assemble a run. On a GPU, call this and all training inside `side_stream`.
+        """Assemble a run, and write nothing. On a GPU, call this and all training inside `side_stream`.
 
         Args:
             config: of the run.
@@ -89,7 +90,7 @@ class Trainer:
             processes: this process among the others.
             model: float32, on the device of this process, trained in place; default: the config's.
             loaders: default: the config's.
-            run: the folder to write to, and to continue from; default: nothing is written.
+            resume_from: the checkpoint to continue from.
             console: default: nothing is printed.
 
         Raises:
@@ -98,23 +99,27 @@ class Trainer:
         loaders = loaders or build_loaders(config, _given(splits), processes.device, processes.shard)
         plan = Plan.of(config, loaders.train.steps_per_epoch)
         if model is None:
-            fresh = run is None or run.resume_from is None
-            state = build_state(config, _given(splits), processes, pretrained=fresh)
+            state = build_state(config, _given(splits), processes, pretrained=resume_from is None)
         else:
             state = build_state_of(model, config, processes)
-        if run is not None:
-            _resume(state, run, processes)
+        if resume_from is not None:
+            _resume(state, resume_from, processes)
         rates_at = plan.rates_of(config, partition(config.optimizer, state.model))
         capture = captures(config.compile, processes.device)
         step = Step(config, state, rates_at, capture, plan.renormalise_every)
         clock = Clock(processes.device, state.clock, is_steady=lambda: step.settled)
         console = console or TrainingConsole(enabled=False)
         console.begin(plan.total_steps, state.step)
-        trainer = cls(config, processes, splits, loaders, plan, state, step, clock, console, run)
-        if run is not None and processes.is_main:
-            trainer.checkpoints = CheckpointWriter(run.checkpoints, hash_of_run(run.config))
-            trainer.metrics = MetricsLog(run, config.log.tensorboard, state.step)
-        return trainer
+        return cls(config, processes, splits, loaders, plan, state, step, clock, console)
+
+    def write_to(self, run: RunFolder) -> None:
+        """Write metrics and checkpoints into a run folder from now on. Call this on rank 0.
+
+        The records of steps after the one that the run continues from are removed from metrics.jsonl.
+        """
+        self.run = run
+        self.checkpoints = CheckpointWriter(run.checkpoints, hash_of_run(run.config))
+        self.metrics = MetricsLog(run, self.config.log.tensorboard, self.state.step)
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -326,11 +331,8 @@ def _given(splits: Splits | None) -> Splits:
     return splits
 
 
-def _resume(state: TrainState, run: RunFolder, processes: Processes) -> None:
-    """Restore the checkpoint that the run continues from, if there is one."""
-    folder = run.resume_from
-    if folder is None:
-        return
+def _resume(state: TrainState, folder: Path, processes: Processes) -> None:
+    """Restore the checkpoint that the run continues from."""
     processes.main_first(lambda: load_checkpoint(folder, state))  # a host without that folder stops all
     if not processes.is_main:  # the sums of the open log window were saved for all processes together
         state.totals.start_window()

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from pipeline import train
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import connect
+from pipeline.models import build_model
 from pipeline.training import step as step_module
 from pipeline.training.step import Step, StepOutput
 from tests.tiny import RECIPE, tiny_config
@@ -153,6 +155,14 @@ def run(rank: int, arguments: list[str], number: int = 0, acts: dict[int, str] |
     if acts and rank in acts:
         before_step(number, ACTS[acts[rank]])
     return train.main(arguments)
+
+
+def run_with_weights_of_its_own(rank: int, arguments: list[str], refusing: int) -> int:
+    """Train from a file of weights that process REFUSING does not have."""
+    weights = Path(os.environ["QUICKRES_EXIT_CODE_FILE"]).with_name(f"weights-{rank}.safetensors")
+    if rank != refusing:
+        save_file(build_model(tiny_config().model, 4).state_dict(), weights)
+    return train.main([*arguments, f"model.weights={weights}"])
 
 
 def average_gradients(rank: int, folder: Path, *overrides: str) -> int:

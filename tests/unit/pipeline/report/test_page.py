@@ -155,13 +155,15 @@ def make_run(folder: Path, name: str = "one", *, missing: tuple[str, ...] = (), 
     run = folder / name
     run.mkdir(parents=True)
     parts = {
-        "config": "data: {dataset: digits, num_threads: 2}\n",
+        "config": {"data": {"dataset": "digits", "num_threads": 2}},
         "env": ENVIRONMENT,
         "result": RESULT,
         "metrics": metrics(),
     } | changes
     for part, suffix in (("config", "yaml"), ("env", "json"), ("result", "json"), ("metrics", "jsonl")):
         value = parts[part]
+        if part == "config" and isinstance(value, dict):  # a run writes out every section
+            value = {"seed": 0, "data": {}, "model": {}, "log": {}} | value
         if part not in missing:
             text = value if isinstance(value, str) else json.dumps(value)
             text = "".join(f"{json.dumps(record)}\n" for record in value) if isinstance(value, list) else text
@@ -222,7 +224,7 @@ def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     second = make_run(
         tmp_path,
         "second",
-        config="data: {dataset: digits}\noptimizer: {lr: 0.3}\n",
+        config={"data": {"dataset": "digits"}, "optimizer": {"lr": 0.3}},
         env={**ENVIRONMENT, "python": "3.12"},
         result=RESULT,
     )
@@ -249,7 +251,7 @@ def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_a_value_that_is_nearly_the_default_is_marked(tmp_path: Path):
     runs = [
-        make_run(tmp_path, str(lr), config=f"optimizer: {{lr: {lr}, weight_decay: 5e-4}}\n")
+        make_run(tmp_path, str(lr), config={"optimizer": {"lr": lr, "weight_decay": 5e-4}})
         for lr in (0.10000004, 0.1)
     ]
     (row,) = (row for row in config_rows([read_run(run) for run in runs]) if any(row.changed))
@@ -271,7 +273,7 @@ def test_nothing_of_a_run_is_markup(tmp_path: Path):
             shown_names=np.array([HOSTILE, "\x1b[31m\n", "a"]),
         ),
         env={**ENVIRONMENT, "command": ["x", HOSTILE], "platform": HOSTILE},
-        config="data: {root: '</style><b>'}\n",
+        config={"data": {"root": "</style><b>"}},
     )
     page = page_of(run, make_run(tmp_path, "other"))
     assert (
@@ -331,10 +333,13 @@ NO_SPEED = {
         ({"metrics": []}, (), "nothing recorded"),
         ({"metrics": "{\nnonsense\n{}\n"}, (), "metrics.jsonl: line 1"),
         ({"result": "{"}, (), "result.json: cannot be read"),
-        ({"env": "[]"}, (), "env.json: holds no JSON object"),
+        ({"env": "[]"}, (), "env.json: not the file of a run"),
+        ({"env": {**ENVIRONMENT, "continued": "x"}}, (), "env.json: not the file of a run"),
         ({"env": {}}, (), "The command was not recorded."),
         ({"config": "of: another version\n"}, (), "unknown key of"),
         ({"config": "]"}, (), "config.yaml"),
+        ({"config": ""}, (), "config.yaml: "),
+        ({"config": "\0\0"}, (), "config.yaml: not valid YAML"),
         (
             {"metrics": metrics(scale=1024.0, skipped=2)},
             (),
@@ -371,7 +376,11 @@ def test_what_is_missing_is_a_sentence(
 
 def test_a_run_that_has_logged_nothing_is_told_nothing_of(tmp_path: Path):
     page = page_of(
-        make_run(tmp_path, missing=("result", "metrics", "predictions"), config="precision: {mode: fp16}\n")
+        make_run(
+            tmp_path,
+            missing=("result", "metrics", "predictions"),
+            config={"precision": {"mode": "fp16"}},
+        )
     )
     assert "No step was recorded." in page.words
     assert "No step was skipped" not in page.words and "1 throughout" not in page.words

@@ -1,23 +1,23 @@
-"""Run folders: opened, found again, refused; and the metrics log, cut back to where a run continues."""
+"""Run folders: opened, found again, refused, and skipped if they are damaged."""
 
 import json
 import os
 import re
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.atomic_io import read_json
 from pipeline.config import config_hash, load_config
 from pipeline.errors import UserError
-from pipeline.run.checkpoint import CheckpointWriter, folder_of
+from pipeline.run.checkpoint import CheckpointWriter, folder_of, verify
 from pipeline.run.folder import RunFolder, find_run
 from pipeline.run.lock import RunLock
-from pipeline.run.records import MetricsLog, TrainRecord, record_environment
-from tests.tiny import a_train_record, an_eval_record, open_and_release, tiny_config, tiny_trainer
+from tests.tiny import open_and_release, tiny_config, tiny_trainer
 
 
 def config_in(folder: Path, *overrides: str):
@@ -221,6 +221,138 @@ def test_a_path_that_is_no_run(runs: Runs, monkeypatch: pytest.MonkeyPatch):
         find_run(runs.folder / "deep/nowhere/at-all")
 
 
+# --- neighbours ---------------------------------------------------------------------------------------------
+
+
+def with_config(text: bytes) -> Callable[[Path], object]:
+    """Return what makes a folder with this config.yaml and no other file."""
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / "config.yaml").write_bytes(text)
+
+    return make
+
+
+def make_config_a_folder(path: Path) -> None:
+    (path / "config.yaml").mkdir(parents=True)
+
+
+def link_config_to_itself(path: Path) -> None:
+    path.mkdir()
+    (path / "config.yaml").symlink_to("config.yaml")
+
+
+NEIGHBOURS = {
+    "empty": with_config(b""),
+    "comments": with_config(b"# nothing yet\n"),
+    "NUL": with_config(b"\0\0"),
+    "cut off": with_config(b"seed: 3\nduration: 3ep\ndata:\n  dataset: digits\n"),
+    "of another program": with_config(b"of: another program\n"),
+    "no YAML": with_config(b"]"),
+    "no mapping": with_config(b"3\n"),
+    "no UTF-8": with_config(b"seed: \xff\n"),
+    "deep": with_config(b"[" * 10_000),
+    "folder": make_config_a_folder,
+    "loop": link_config_to_itself,
+    "without config": lambda path: (path / "checkpoints").mkdir(parents=True),
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+@pytest.mark.parametrize("found", [True, False])
+def test_a_bad_neighbour_is_skipped_with_one_warning(runs: Runs, name: str, found: bool):
+    """It is the newest."""
+    run = runs.make() if found else None
+    bad = runs.folder / "bad"
+    NEIGHBOURS[name](bad)
+    (runs.folder / "latest").unlink(missing_ok=True)
+    resumed = runs.resume()
+    assert (resumed.path == run) == found
+    (warning,) = resumed.warnings[:1] if found else resumed.warnings[:-1]
+    assert warning.startswith(f"resume=auto: {bad} is skipped (")
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, lambda path: path.symlink_to("elsewhere")], ids=["folder", "link"]
+)
+def test_a_lock_file_that_is_none(runs: Runs, make: Callable[[Path], object]):
+    older, newer = runs.make(), runs.make()
+    (newer / ".lock").unlink()
+    make(newer / ".lock")
+    found = runs.resume()
+    assert found.path == older and f"{newer} is skipped" in found.warnings[0]
+    with pytest.raises(UserError, match=rf"^{newer}/\.lock: .*; remove or mend it, or .* resume=none"):
+        runs.resume(str(newer))
+    assert not (newer / "elsewhere").exists()
+
+
+def test_a_system_that_refuses_all_locks_locks_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    """As a security policy may: filelock takes that for the lock of another process."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pipeline.run.lock._PATIENCE_S", 0.2)
+    run = runs.make()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert runs.resume().path == run
+
+
+def test_links_that_lead_nowhere_and_files_beside_the_runs(runs: Runs):
+    run = runs.make()
+    (runs.folder / "gone").symlink_to("nowhere")
+    (runs.folder / "picture.png").touch()
+    (runs.folder / "latest").unlink()
+    (runs.folder / "latest").symlink_to("latest")
+    (runs.folder / f".latest-{os.getpid()}").symlink_to("x")  # a process with this number was killed here
+    found = runs.resume()
+    assert (found.path, found.warnings) == (run, ())
+    assert os.readlink(runs.folder / "latest") == run.name
+
+
+def test_a_folder_that_cannot_be_filled_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, _: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("pipeline.run.resume.write_whole", full)
+    with pytest.raises(UserError, match=r"log.dir: .*No space left on device.*log.dir="):
+        open_and_release(config_in(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "\0", "[]", "[" * 10_000])
+def test_a_damaged_result_is_written_again(runs: Runs, content: str):
+    run = runs.make()
+    (run / "result.json").write_text(content)
+    assert runs.resume().path == runs.resume(str(run)).path == run
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_resumed_by_its_path(runs: Runs):
+    run = runs.make()
+    for name in ("step-1", "step-00000001"):
+        found = runs.resume(str(run / "checkpoints" / name))
+        assert (found.path, found.resume_from) == (run, folder_of(run / "checkpoints", 1))
+    (folder_of(run / "checkpoints", 1) / "state.pt").unlink()
+    with pytest.raises(UserError, match=r"step-00000001/state\.pt: missing .*resume=none"):
+        runs.resume(str(run / "checkpoints/step-1"))
+    with pytest.raises(UserError, match=r"^resume: .* no step 82; it holds 1, 2$"):
+        runs.resume(str(run / "checkpoints/step-82"))
+
+
+def test_a_checkpoint_that_cannot_be_used_names_the_keys_for_another_one(runs: Runs):
+    checkpoints = runs.make("log.name=a").rename(runs.folder / "a b") / "checkpoints"
+    (folder_of(checkpoints, 2) / "state.pt").unlink()
+    with pytest.raises(UserError) as caught:
+        verify(folder_of(checkpoints, 2))
+    key = shlex.quote(f"resume={checkpoints}/step-1")
+    assert key.startswith("'") and key in str(caught.value) and "--checkpoint step-1 " in str(caught.value)
+    assert runs.resume(f"{checkpoints}/step-1").resume_from == folder_of(checkpoints, 1)
+
+
 def test_damaged_checkpoints_are_passed_over_with_a_warning(runs: Runs):
     path = runs.make(steps=(1,))
     damaged = folder_of(path / "checkpoints", 3)
@@ -229,108 +361,3 @@ def test_damaged_checkpoints_are_passed_over_with_a_warning(runs: Runs):
     assert found.resume_from == folder_of(path / "checkpoints", 1)
     assert len(found.warnings) == 1 and str(damaged) in found.warnings[0]
     assert config_hash(load_config(found.path / "config.yaml")) == config_hash(config_in(runs.folder))
-
-
-# --- metrics ------------------------------------------------------------------------------------------------
-
-
-def write(folder: Path, *records: TrainRecord, resume_step: int = 0, tensorboard: bool = True) -> None:
-    log = MetricsLog(RunFolder(folder), tensorboard, resume_step)
-    for record in records:
-        log.write(record)
-    log.close()
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard itself reads."""
-    accumulator = EventAccumulator(str(folder / "tb"))
-    accumulator.Reload()
-    return {
-        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
-        for tag in accumulator.Tags()["scalars"]
-    }
-
-
-def test_metrics_are_written_at_once_to_both(tmp_path: Path):
-    log = MetricsLog(RunFolder(tmp_path), True, 0)
-    log.write(a_train_record(2))
-    assert read(tmp_path) == [a_train_record(2).to_json()]  # a run that is killed now has it
-    log.write(an_eval_record(2))
-    log.close()
-    scalars = events(tmp_path)
-    assert (scalars["train/loss"], scalars["test/loss"]) == ([(2, 0.5)], [(2, 0.5)])
-    assert "test/correct" not in scalars and "train/epoch" not in scalars
-
-
-def test_figures_that_json_cannot_hold_are_null(tmp_path: Path):
-    write(tmp_path, a_train_record(2, loss=float("nan")), tensorboard=False)
-    assert read(tmp_path)[0]["loss"] is None
-
-
-def test_figures_that_were_not_asked_for_are_left_out():
-    values = an_eval_record(2).to_json()
-    assert list(values) == ["kind", "split", "step", "epoch", "loss", "accuracy", "correct", "seen"]
-    assert "accuracy_flip_tta" in an_eval_record(2).model_copy(update={"accuracy_flip_tta": 0.5}).to_json()
-
-
-def test_a_flush_is_enough_for_tensorboard(tmp_path: Path):
-    log = MetricsLog(RunFolder(tmp_path), True, 0)
-    log.write(a_train_record(2))
-    log.flush()
-    assert events(tmp_path)["train/loss"] == [(2, 0.5)]
-    log.close()
-
-
-def test_without_tensorboard(tmp_path: Path):
-    write(tmp_path, a_train_record(1), tensorboard=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-def test_both_are_cut_back_to_the_step_that_a_run_continues_from(tmp_path: Path):
-    write(tmp_path, *(a_train_record(step, loss=1 / step) for step in (2, 4, 6, 8)))
-    write(tmp_path, *(a_train_record(step, loss=5.0) for step in (6, 8, 10)), resume_step=4)
-    assert [item["step"] for item in read(tmp_path)] == [2, 4, 6, 8, 10]
-    assert [item["loss"] for item in read(tmp_path)] == [1 / 2, 1 / 4, 5, 5, 5]
-    assert events(tmp_path)["train/loss"] == [(2, 1 / 2), (4, 1 / 4), (6, 5), (8, 5), (10, 5)]
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b'{"kind": "train", "st',
-        b"5\n",
-        b"[]\n",
-        b'{"kind": "train"}\n',
-        b'{"step": null}\n',
-        b"\0\0\0",
-        b"\xa1\xff\n{",
-    ],
-)
-def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, garbage: bytes):
-    write(tmp_path, a_train_record(2), a_train_record(4), tensorboard=False)
-    with (tmp_path / "metrics.jsonl").open("ab") as file:
-        file.write(garbage)
-    write(tmp_path, a_train_record(6), resume_step=4, tensorboard=False)
-    assert [item["step"] for item in read(tmp_path)] == [2, 4, 6]
-
-
-def test_a_json_file_that_is_none(tmp_path: Path):
-    (tmp_path / "result.json").write_text("{")
-    with pytest.raises(UserError, match="is the run finished"):
-        read_json(tmp_path / "result.json")
-    with pytest.raises(
-        UserError, match=r"none\.json: cannot be read \(No such file or directory\); is the run finished\?$"
-    ):
-        read_json(tmp_path / "none.json")
-
-
-def test_the_environment_of_each_process_that_continued_a_run(tmp_path: Path):
-    record_environment(RunFolder(tmp_path), {"command": ["a"]}, step=0)
-    for step in (3, 5):
-        record_environment(RunFolder(tmp_path, resume_from=tmp_path), {"command": ["b"]}, step)
-    continued = [{"step": step, "command": ["b"]} for step in (3, 5)]
-    assert read_json(tmp_path / "env.json") == {"command": ["a"], "continued": continued}

@@ -1,0 +1,81 @@
+"""Writes and reads `env.json`: the process that began a run, and each process that continued it. No torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.atomic_io import read_json, write_json
+from pipeline.run.folder import RunFolder
+from pipeline.run.records import Record
+
+
+class _Images(Record):
+    """The fingerprint of the images, as `Splits.fingerprint` makes it."""
+
+    train: int
+    test: int
+
+
+class _Process(Record):
+    """The part of an entry of env.json that this program reads: of the process that began the run, or of one
+    that continued it."""
+
+    step: int | None = None
+    command: tuple[str, ...] = ()
+    world_size: int | None = None
+    device: str | None = None
+    gpu: dict[str, Any] | None = None
+    data: _Images | None = None
+
+
+class _Environment(_Process):
+    continued: tuple[_Process, ...] = ()
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Read an env.json.
+
+    Returns:
+        Its content, unchanged: hardware, versions and command of the process that began the run, and under
+        `continued` the same of each process that continued it.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or is not the environment of a run.
+    """
+    remedy = "command and machine of the run are unknown"
+    values = read_json(path, remedy)
+    _Environment.of(values, path, remedy)
+    return values
+
+
+def record_environment(
+    run: RunFolder, environment: Mapping[str, Any], step: int, before: Mapping[str, Any] | None = None
+) -> None:
+    """Write env.json.
+
+    Args:
+        run: the run folder.
+        environment: of this process.
+        step: at which it continues the run.
+        before: the env.json of the run so far; the environment is added to its `continued`.
+    """
+    if before is not None:
+        environment = {**before, "continued": [*before.get("continued", []), {"step": step, **environment}]}
+    write_json(run.environment, environment)
+
+
+def changed_data(before: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Return a warning if a run is continued on other images than before.
+
+    Args:
+        before: the env.json of the run so far.
+        data: the fingerprint of the images.
+    """
+    used = [before, *before.get("continued", [])][-1].get("data")
+    if used in (None, data):  # older versions did not record it
+        return None
+    return (
+        f"the images have changed: {used['train']} train and {used['test']} test before, "
+        f"{data['train']} and {data['test']} now, or their names or classes; "
+        "the result is not that of an uninterrupted run"
+    )
