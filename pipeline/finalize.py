@@ -3,12 +3,13 @@
 Once result.json is written the run is finished: a failure after it becomes a warning.
 """
 
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.process.command_line import module_command, pipeline_command, same_command
+from pipeline.process.signals import name_of
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
@@ -37,12 +38,12 @@ def finish(trainer: "Trainer", evaluation: "EvalResult", started: float) -> None
     assert run is not None
     result = describe_result(trainer, evaluation, started)
     result.write(run)
-    make_report = f"python -m pipeline report --refresh {run.path} makes its report"
+    make_report = f"{pipeline_command('report', '--refresh', run.path)} makes its report"
     stop.idle(0, f"after training; {make_report}")
     say(_describe_for_people(result))
     _print_profile(trainer, run)
     if stop.requested:
-        say(f"stopped: by signal {stop.number} after training; {make_report}\n{run.path}")
+        say(f"stopped: by {name_of(stop.number)} after training; {make_report}\n{run.path}")
         return
     _draw_pictures(trainer, run, result)
     say(next_commands(run.path, trainer.config))
@@ -211,15 +212,10 @@ def _write_report(run: RunFolder) -> Path:
 
 
 def next_commands(path: Path, config: "Config") -> str:
-    """Return commands to go on with; they begin with `./launch.sh` if the run was started by it."""
-    from pipeline.run.environment import command_line
-
-    command = command_line()
-    pipeline = "./launch.sh" if "./launch.sh" in command else "python -m pipeline"
-    parts = [f"next: {pipeline} evaluate {path}", f"tensorboard --logdir {path.parent}"]
-    # a program of the user's own, which called `train`, is not to be run again
-    if {"./launch.sh", "pipeline.train", "pipeline"} & set(command):
-        same = [word for word in command if not word.startswith(("optimizer.lr=", "resume="))]
-        again = shlex.join([*same, f"optimizer.lr={config.optimizer.lr / 2:g}"])
+    """Return commands to go on with, ready to be copied."""
+    tensorboard = module_command("tensorboard.main", "--logdir", path.parent)
+    parts = [f"next: {pipeline_command('evaluate', path)}", tensorboard]
+    again = same_command(f"optimizer.lr={config.optimizer.lr / 2:g}")
+    if again is not None:
         parts.append(f"change a key and run again, such as {again}")
     return "; ".join(parts)

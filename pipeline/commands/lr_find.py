@@ -1,12 +1,12 @@
 """Runs a learning-rate range test: draws the curve and suggests a maximum."""
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands.arguments import add_recipe, print_warnings, whole_number
 from pipeline.config import load_config
+from pipeline.process.command_line import pipeline_command
 
 if TYPE_CHECKING:
     from pipeline.training.lr_finder import RangeTest
@@ -65,5 +65,5 @@ def _print_suggestion(result: "RangeTest", arguments: argparse.Namespace) -> Non
         return
     print(f"suggested maximum: {result.suggested:.2g}, {RULE}; it falls fastest at {result.steepest:.2g}")
     others = [word for word in arguments.overrides if not word.startswith("optimizer.lr=")]
-    command = ["./launch.sh", arguments.config, *others, f"optimizer.lr={result.suggested:.2g}"]
-    print(f"use it: {shlex.join(command)}")
+    command = pipeline_command("train", arguments.config, *others, f"optimizer.lr={result.suggested:.2g}")
+    print(f"use it: {command}")

@@ -18,6 +18,15 @@ _ECHO_S = 2.0
 _KEY = "stop"
 
 
+def name_of(number: int) -> str:
+    """Return the name of a signal.
+
+    >>> name_of(15)
+    'SIGTERM'
+    """
+    return signal.Signals(number).name
+
+
 class StopSignal:
     """SIGTERM or SIGINT asks the run to stop at the next step; a second signal ends the process at once.
 
@@ -78,7 +87,7 @@ class StopSignal:
 
         Args:
             code: exit code of the command.
-            activity: end of its message "stopped: by signal …".
+            activity: end of its message "stopped: by SIGTERM …".
         """
         self._idle = (code, activity)
 
@@ -117,7 +126,7 @@ class StopSignal:
             if self._exits and idle is not None:
                 code, activity = idle
                 failure = failure_of_peer() if code == EXIT_PREEMPTED else None
-                message = f"stopped: by signal {number} {activity}" if rank() == 0 else None
+                message = f"stopped: by {name_of(number)} {activity}" if rank() == 0 else None
                 leave_now(*(failure or (code, message)))
         elif time.monotonic() > self._first + _ECHO_S:
             leave_now(128 + number)

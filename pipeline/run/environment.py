@@ -4,7 +4,6 @@ import contextlib
 import os
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
+from pipeline.process.command_line import command_line
 
 _PACKAGES = (
     "torch",
@@ -60,25 +60,6 @@ def commit() -> dict[str, Any]:
         "commit": output_of("git", "rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
     }
-
-
-def command_line() -> list[str]:
-    """Return the command that starts this run again, as a list of words.
-
-    launch.sh and `accelerate launch` start this process with another command line; this function restores the
-    command that a person gave to them. `NUM_PROCESSES` is the only environment variable in it.
-    """
-    words = [Path(sys.executable).name, *sys.orig_argv[1:]]
-    if "pipeline.train" not in words:  # started by hand, without a launcher
-        return words
-    arguments = words[words.index("pipeline.train") + 1 :]
-    num_processes = os.environ.get("NUM_PROCESSES")
-    if "QUICKRES_NUM_PROCESSES" in os.environ:
-        return [*([f"NUM_PROCESSES={num_processes}"] if num_processes else []), "./launch.sh", *arguments]
-    if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
-        launch = ["accelerate", "launch", "--num_processes", os.environ.get("WORLD_SIZE", "1")]
-        return [*launch, "-m", "pipeline.train", *arguments]
-    return words
 
 
 def describe_environment(config: Config, device: torch.device, world_size: int) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from pipeline.distributed.processes import Processes, average_batch_norm
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import Preempted, TrainingError
 from pipeline.optim.parts import partition
-from pipeline.process.signals import StopSignal
+from pipeline.process.command_line import same_command
+from pipeline.process.signals import StopSignal, name_of
 from pipeline.profiling.step_profiler import StepProfiler
 from pipeline.run.checkpoint import CheckpointWriter
 from pipeline.run.console import TrainingConsole
@@ -177,8 +178,9 @@ class Trainer:
         if due.save or stops or (due.evaluate and self._is_best(step)):
             self.save()
         if stops and step < self.plan.total_steps:
-            cause = f"signal {self.stop.number}" if self.stop.requested else "a signal to another process"
-            raise Preempted(f"by {cause}, saved at step {step}; continue with resume=auto")
+            cause = name_of(self.stop.number) if self.stop.requested else "a signal to another process"
+            command = same_command("resume=auto") or "resume=auto"
+            raise Preempted(f"by {cause}, saved at step {step}; continue with {command}")
         return evaluation
 
     def _is_best(self, step: int) -> bool:

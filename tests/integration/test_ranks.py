@@ -54,7 +54,7 @@ def test_a_signal_to_all_processes(tmp_path: Path):
         run.wait_for("runs/*/checkpoints/step-*")
         for rank in (0, 1, 1, 0):
             os.kill(run.pid(rank), signal.SIGINT)
-        assert_stopped(run, "signal 2")
+        assert_stopped(run, "SIGINT")
 
 
 def test_a_signal_to_one_process_of_three(tmp_path: Path):
@@ -68,7 +68,7 @@ def test_a_signal_before_the_first_step_ends_at_once(tmp_path: Path):
     with ranks(tmp_path, 2, scenes.run, arguments(tmp_path), 1, {0: "terminate", 1: "terminate"}) as run:
         assert run.wait() == [75, 75] and run.exit_code == "75"
         (message,) = run.errors
-        assert re.fullmatch("stopped: by signal 15 before the first step; .*resume=auto", message)
+        assert re.fullmatch("stopped: by SIGTERM before the first step; .*resume=auto", message)
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path):

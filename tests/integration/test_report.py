@@ -20,6 +20,7 @@ from pipeline.data.datasets import load as datasets
 from pipeline.finalize import describe_result
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.predictions import Predictions
+from pipeline.process.command_line import pipeline_command
 from pipeline.run.records import RunResult
 from tests.tiny import RECIPE, only_run
 from tests.unit.pipeline.report.test_page import SECTIONS, Page
@@ -146,11 +147,12 @@ def test_the_advice_of_a_run_that_is_stopped_after_training(tmp_path: Path):
 
     with patch("pipeline.finalize.describe_result", stopped):
         path, code, printed = run_digits(tmp_path, "log.report=true", "log.tensorboard=false")
-    advice = f"python -m pipeline report --refresh {path}"
+    advice = pipeline_command("report", "--refresh", path)
     assert (code, printed[-2:]) == (
         0,
-        [f"stopped: by signal 15 after training; {advice} makes its report", str(path)],
+        [f"stopped: by SIGTERM after training; {advice} makes its report", str(path)],
     )
     assert not (path / "report.html").exists()
-    assert cli.main(shlex.split(advice)[3:]) == 0
+    words = shlex.split(advice)
+    assert cli.main(words[words.index("report") :]) == 0
     assert len(Predictions.load(path).maps) and "Confusion matrix" in Page(path / "report.html").words  # pyright: ignore[reportOptionalMemberAccess]

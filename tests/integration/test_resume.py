@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -122,11 +123,16 @@ def test_stopped_by_a_signal(
     """Step 7 is inside an epoch and a log window; step 10 ends an epoch."""
     keys = (f"data.loader={loader}", "resume=auto")
     with monkeypatch.context():
+        command = ["python", "-m", "pipeline.train", str(RECIPE), f"log.dir={tmp_path}", *keys]
+        monkeypatch.setattr(sys, "orig_argv", command)
         stop_after(step, signal.SIGTERM)
         assert run_tiny(tmp_path, *keys) == 75
     monkeypatch.undo()
     told = capsys.readouterr()
-    assert told.err == f"stopped: by signal 15, saved at step {step}; continue with resume=auto\n"
+    words = ["pipeline.train", str(RECIPE), f"log.dir={tmp_path}", keys[0], "resume=auto"]
+    saved, _, command = told.err.partition("; continue with ")
+    assert saved == f"stopped: by SIGTERM, saved at step {step}"
+    assert shlex.split(command)[-len(words) :] == words
     run = only_run(tmp_path)
     assert newest_intact(run / "checkpoints") == (folder_of(run / "checkpoints", step), [])
     assert not (run / "result.json").exists()
@@ -358,7 +364,7 @@ def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(tmp_path: Path)
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75, err
-    assert err.startswith("stopped: by signal 15"), err
+    assert err.startswith("stopped: by SIGTERM"), err
     assert_nothing_left(workers, mark)
 
 

@@ -21,6 +21,7 @@ from pipeline import train
 from pipeline.config import load_config
 from pipeline.finalize import next_commands
 from pipeline.inference.evaluate_run import evaluate_run
+from pipeline.process.command_line import module_command, pipeline_command
 from pipeline.run.checkpoint import folder_of, newest_intact, steps_in, verify
 from pipeline.training.precision import SLOW_ON_CPU
 from pipeline.training.step import Step, StepOutput
@@ -197,9 +198,8 @@ def test_what_is_printed(run: Run, held_out: Run):
         and "on the test set" in summary
     )
     assert curves == f"curves: {run.path}/curves.png"
-    assert (
-        following == f"next: python -m pipeline evaluate {run.path}; tensorboard --logdir {run.path.parent}"
-    )
+    tensorboard = module_command("tensorboard.main", "--logdir", run.path.parent)
+    assert following == f"next: {pipeline_command('evaluate', run.path)}; {tensorboard}"
     assert last == str(run.path)
     assert "31 train, 8 test, 9 held out" in held_out.printed[0]
     assert held_out.printed[1] == f"warning: {SLOW_ON_CPU}"
@@ -213,16 +213,17 @@ def test_what_to_do_next_is_this_very_run_with_another_rate(
 ):
     words = ["python", "-m", "pipeline.train", "configs/a.yaml", "optimizer.lr=0.3", "seed=1", "resume=auto"]
     monkeypatch.setattr(sys, "orig_argv", words)
-    monkeypatch.setattr(sys, "executable", "/somewhere/bin/python")
+    monkeypatch.setattr(sys, "executable", "/my tools/bin/python")
     monkeypatch.delenv("NUM_PROCESSES", raising=False)
     if front_door:
         monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "1")
-    told = next_commands(Path("runs/a-1"), load_config(RECIPE, ["optimizer.lr=0.3"]))
+    told = next_commands(Path("my runs/a-1"), load_config(RECIPE, ["optimizer.lr=0.3"]))
+    python = "'/my tools/bin/python' -m"
     evaluate, again = (
-        ("./launch.sh", "./launch.sh") if front_door else ("python -m pipeline", "python -m pipeline.train")
+        ("./launch.sh", "./launch.sh") if front_door else (f"{python} pipeline", f"{python} pipeline.train")
     )
     assert told == (
-        f"next: {evaluate} evaluate runs/a-1; tensorboard --logdir runs; "
+        f"next: {evaluate} evaluate 'my runs/a-1'; {python} tensorboard.main --logdir 'my runs'; "
         f"change a key and run again, such as {again} configs/a.yaml seed=1 optimizer.lr=0.15"
     )
 

@@ -60,7 +60,7 @@ with StopSignal(exits=True):
 """
 
 
-STOPPED = "stopped: by signal 15 before the first step; .*resume=auto\n"
+STOPPED = "stopped: by SIGTERM before the first step; .*resume=auto\n"
 KILLED = "error: process 1 is gone before the first step; .*killed.*\n"
 
 

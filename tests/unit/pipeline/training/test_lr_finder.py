@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from pipeline import __main__ as cli
+from pipeline.process.command_line import pipeline_command
 from pipeline.training.lr_finder import RangeTest, range_test, smooth
 from tests.tiny import RECIPE, assert_equal, tiny_config, tiny_trainer, train_steps
 
@@ -117,7 +118,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     if not suggestion.startswith("no suggestion: "):
         assert suggestion.startswith("suggested maximum: ") and "Smith 2017, arXiv:1506.01186" in suggestion
         rate = suggestion.split()[2].rstrip(",")
-        assert last == [f"use it: ./launch.sh {RECIPE} {' '.join(keys)} optimizer.lr={rate}"]
+        assert last == [f"use it: {pipeline_command('train', RECIPE, *keys, f'optimizer.lr={rate}')}"]
     with Image.open(picture) as image:
         assert image.size == (1000, 600)
 
@@ -129,7 +130,7 @@ def test_the_suggested_command_names_one_rate(
     monkeypatch.setattr("pipeline.training.lr_finder.lr_find", lambda *_: valley)
     assert cli.main(["lr-find", str(RECIPE), "optimizer.lr=0.5", f"log.dir={tmp_path}"]) == 0
     *_, last = capsys.readouterr().out.splitlines()
-    assert last == f"use it: ./launch.sh {RECIPE} log.dir={tmp_path} optimizer.lr=0.1"
+    assert last == f"use it: {pipeline_command('train', RECIPE, f'log.dir={tmp_path}', 'optimizer.lr=0.1')}"
 
 
 @pytest.mark.usefixtures("process_state")
