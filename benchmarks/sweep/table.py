@@ -9,6 +9,7 @@ from typing import Literal
 from benchmarks.publish.tables import Column, Table, make_table, to_markdown
 from benchmarks.sweep.plan import Plan, Run
 from pipeline.atomic_io import read_json, write_json
+from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
 Status = Literal["waiting", "running", "done", "failed", "stopped"]
@@ -109,7 +110,8 @@ class Variant:
 def find_finished(plan: Plan, run: Run) -> Outcome:
     """Return a finished run of the same name, seed and config in the sweep's folder; else one that waits."""
     for path in sorted(plan.folder.glob(f"{run.key}-*/result.json"), reverse=True):
-        return Outcome(run, "done", path.parent, RunResult.read(path))
+        if RunFolder(path.parent).is_finished:  # a damaged result is written again by a resume
+            return Outcome(run, "done", path.parent, RunResult.read(path))
     return Outcome(run)
 
 

@@ -91,7 +91,25 @@ class Predictions:
             return None
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return cls(**{field.name: file[field.name] for field in fields(cls)})
+                predictions = cls(**{field.name: file[field.name] for field in fields(cls)})
+            predictions._check()
+            return predictions
         except Exception as error:  # zip, zlib, numpy and key errors all mean a damaged file
             make_again = shlex.join(["python", "-m", "pipeline", "report", "--refresh", str(folder)])
             raise UserError(f"{path}: cannot be read ({error}); make it again with `{make_again}`") from None
+
+    def _check(self) -> None:
+        """Raise a ValueError if the arrays do not belong together."""
+        images, classes, shown = len(self.labels), len(self.class_names), len(self.shown)
+        fits = (
+            {array.shape for array in (self.labels, self.predicted, self.confidence, self.rank)}
+            == {(images,)}
+            and all(((a >= 0) & (a < classes)).all() for a in (self.labels, self.predicted))
+            and ((self.shown >= 0) & (self.shown < images)).all()
+            and len(self.shown_names) == len(self.images) == shown
+            and len(self.maps) in (0, shown)
+            and (self.images.ndim, self.maps.ndim) == (4, 3)
+            and (self.images.dtype, self.images.shape[3]) == (np.uint8, 3)
+        )
+        if not fits:
+            raise ValueError("its arrays do not belong together")

@@ -357,6 +357,11 @@ NO_SPEED = {
             (),
             "1 min 30 s since it was continued",
         ),
+        (
+            {"predictions": replace(predictions(), labels=np.full(12, 7, np.int32))},
+            (),
+            "predictions.npz: cannot be read (its arrays do not belong together)",
+        ),
         ({"predictions": predictions(maps=False)}, (), "with the highest confidence. true cat"),
         (
             {"metrics": [{"kind": "train"}, *metrics()]},
