@@ -28,6 +28,7 @@ from pipeline.config.schema import (
     EmaConfig,
     EvaluationConfig,
     LogConfig,
+    LookaheadConfig,
     LossConfig,
     RuntimeConfig,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "EvaluationConfig",
     "FolderData",
     "LogConfig",
+    "LookaheadConfig",
     "LossConfig",
     "MixAugment",
     "ModelConfig",

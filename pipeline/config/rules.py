@@ -72,6 +72,11 @@ _RULES = (
         lambda c: f"while schedule.warmup is {c.schedule.warmup}; set schedule.warmup",
     ),
     _Rule(
+        ("lookahead.decay", "lookahead.power"),
+        lambda c: c.lookahead.every is not None,
+        lambda _: "while lookahead.every is null; set lookahead.every",
+    ),
+    _Rule(
         ("data.hw_decoder_load",),
         lambda c: not isinstance(c.data, FolderData) or c.data.decoder == "gpu",
         lambda _: "while data.decoder is cpu; set data.decoder=gpu",

@@ -31,6 +31,23 @@ class EmaConfig(Section):
     )
 
 
+class LookaheadConfig(Section):
+    every: Interval | None = Field(
+        default=None,
+        description="Interval at which the weights go back to a slow average of themselves (Lookahead); "
+        "null: never",
+    )
+    decay: float = Field(
+        default=0.77, ge=0, lt=1, description="Share of the slow weights that stays, at the end of the run"
+    )
+    power: float = Field(
+        default=3.0,
+        ge=0,
+        le=100,
+        description="That share grows with this power of the fraction of the run; 0: it is constant",
+    )
+
+
 class EvaluationConfig(Section):
     flip_tta: bool = Field(
         default=False,
@@ -122,6 +139,9 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(default_factory=SgdConfig, description="Optimizer")
     schedule: ScheduleConfig = Field(default_factory=SmoothSchedule, description="Learning rate over the run")
     ema: EmaConfig = Field(default_factory=EmaConfig, description="Moving average of the weights")
+    lookahead: LookaheadConfig = Field(
+        default_factory=LookaheadConfig, description="Slow average that the weights go back to"
+    )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What is evaluated")
     precision: PrecisionConfig = Field(default_factory=ScaledPrecision, description="Mixed precision")
     compile: CompileConfig = Field(default_factory=CompileConfig, description="torch.compile and CUDA graphs")

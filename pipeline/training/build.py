@@ -18,6 +18,7 @@ from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
 from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained
 from pipeline.optim.ema import Ema
+from pipeline.optim.lookahead import Lookahead
 from pipeline.optim.optimizer import build_optimizer
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.training.precision import Precision
@@ -203,4 +204,7 @@ def build_state_of(model: nn.Module, config: Config, processes: Processes) -> Tr
     optimizer = build_optimizer(config.optimizer, model)
     first = model.back_parameters() if isinstance(model, ResNet) else []
     mean = GradientMean(model.parameters(), first) if several else None
-    return TrainState(model, optimizer, Precision(config.precision, device), Totals(device), ema, mean)
+    lookahead = Lookahead(model) if config.lookahead.every is not None else None
+    return TrainState(
+        model, optimizer, Precision(config.precision, device), Totals(device), ema, lookahead, mean
+    )

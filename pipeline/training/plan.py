@@ -15,6 +15,7 @@ class Plan:
     Attributes:
         lr_at: learning rate of an optimizer step.
         renormalise_every: interval of Muon's renormalisation; None: never.
+        lookahead_every: interval of Lookahead; None: never.
         warnings: parts of the schedule that a run of this length does not reach.
     """
 
@@ -25,6 +26,7 @@ class Plan:
     checkpoint_every: int
     lr_at: Callable[[int], float]
     renormalise_every: int | None
+    lookahead_every: int | None
     warnings: tuple[str, ...]
 
     @classmethod
@@ -34,6 +36,9 @@ class Plan:
         def steps(duration: str) -> int:
             return max(to_steps(duration, steps_per_epoch, total), 1)
 
+        def steps_or_none(duration: str | None) -> int | None:
+            return None if duration is None else steps(duration)
+
         log = config.log
         return cls(
             steps_per_epoch=steps_per_epoch,
@@ -42,7 +47,8 @@ class Plan:
             eval_every=steps(log.eval_every),
             checkpoint_every=steps(log.checkpoint_every),
             lr_at=build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total),
-            renormalise_every=steps(every) if (every := _renormalisation(config)) is not None else None,
+            renormalise_every=steps_or_none(_renormalisation(config)),
+            lookahead_every=steps_or_none(config.lookahead.every),
             warnings=tuple(parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total)),
         )
 

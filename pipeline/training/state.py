@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.errors import UserError, first_line
 from pipeline.optim.ema import Ema
+from pipeline.optim.lookahead import Lookahead
 from pipeline.run.checkpoint import EMA, WEIGHTS, Snapshot, map_tensors, read_checkpoint
 from pipeline.run.records import BestEvaluation, TrainRecord
 from pipeline.training.precision import Precision
@@ -55,6 +56,7 @@ class TrainState:
         precision: autocast and GradScaler.
         totals: sums of the open log window.
         ema: moving average of the weights, or None.
+        lookahead: slow weights, or None.
         gradient_mean: averages the gradients over the processes; None on one process.
         step: optimizer steps done.
         best: the best evaluation so far; None before the first one.
@@ -67,6 +69,7 @@ class TrainState:
     precision: Precision
     totals: Totals
     ema: Ema | None = None
+    lookahead: Lookahead | None = None
     gradient_mean: GradientMean | None = None
     step: int = 0
     best: BestEvaluation | None = None
@@ -101,6 +104,7 @@ class TrainState:
             "best": self.best.to_json() if self.best is not None else {},
             "last_train": self.last_train.to_json() if self.last_train is not None else {},
             "clock": self.clock,
+            **({"lookahead": self.lookahead.slow} if self.lookahead is not None else {}),
             "rng": torch.get_rng_state(),
             # dropout draws from this generator on a GPU; each replay of a captured step advances it
             **({"cuda_rng": torch.cuda.get_rng_state(self.lr.device)} if self.lr.is_cuda else {}),
@@ -114,6 +118,8 @@ class TrainState:
         self._load_optimizer(saved["optimizer"])
         self.precision.scaler.load_state_dict(saved["scaler"])
         self.totals.values.copy_(saved["totals"])
+        if self.lookahead is not None:
+            self.lookahead.load(saved["lookahead"])
         torch.set_rng_state(saved["rng"].cpu())
         if self.lr.is_cuda and "cuda_rng" in saved:  # a checkpoint of a CPU has none
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.lr.device)

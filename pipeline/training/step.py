@@ -10,6 +10,7 @@ from pipeline.data.batch import Batch
 from pipeline.optim.muon import Muon
 from pipeline.training.losses import classification_loss, count_correct
 from pipeline.training.mixing import MixDraws, mix
+from pipeline.training.plan import Plan
 from pipeline.training.state import TrainState
 
 _WARMUP = 3  # eager steps before a capture
@@ -170,7 +171,7 @@ class Step:
         state: updated in place.
         rates_at: learning rate of each parameter group, at an optimizer step.
         capture: replay as a CUDA graph.
-        renormalise_every: steps between Muon's renormalisations; None: never.
+        plan: durations in steps; None: no renormalisation and no Lookahead.
     """
 
     def __init__(
@@ -179,9 +180,10 @@ class Step:
         state: TrainState,
         rates_at: Callable[[int], Sequence[float]],
         capture: bool,
-        renormalise_every: int | None = None,
+        plan: Plan | None = None,
     ):
-        self._state, self._rates_at, self._renormalise_every = state, rates_at, renormalise_every
+        self._state, self._rates_at, self._plan = state, rates_at, plan
+        self._lookahead = config.lookahead
         self._options = StepOptions.of(config)
         augment, device = config.augment, state.totals.values.device
         mixes = isinstance(augment, MixAugment)
@@ -224,7 +226,16 @@ class Step:
         if self._graphs_when_settled is None and self.settled:
             self._graphs_when_settled = _compiled_graphs()
         state.step += 1
+        self._look_ahead()
         return output
+
+    def _look_ahead(self) -> None:
+        state, plan = self._state, self._plan
+        if state.lookahead is None or plan is None or plan.lookahead_every is None:
+            return
+        if state.step % plan.lookahead_every == 0:
+            done = state.step / plan.total_steps
+            state.lookahead.update(self._lookahead.decay * done**self._lookahead.power)
 
     def _set_rates(self) -> None:
         """Write the learning rates of this step, and Muon's switch, to the device."""
@@ -232,7 +243,7 @@ class Step:
         for group, rate in zip(optimizer.param_groups, self._rates_at(step), strict=True):
             group["lr"].fill_(rate)
         if isinstance(optimizer, Muon) and optimizer.renormalise is not None:
-            every = self._renormalise_every
+            every = self._plan.renormalise_every if self._plan is not None else None
             optimizer.renormalise.fill_(every is not None and step % every == 0)
 
     def _select_shape(self, batch: Batch) -> None:

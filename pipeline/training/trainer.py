@@ -107,7 +107,7 @@ class Trainer:
             _resume(state, resume_from, processes)
         rates_at = plan.rates_of(config, partition(config.optimizer, state.model))
         capture = captures(config.compile, processes.device)
-        step = Step(config, state, rates_at, capture, plan.renormalise_every)
+        step = Step(config, state, rates_at, capture, plan)
         clock = Clock(processes.device, state.clock, is_steady=lambda: step.settled)
         console = console or TrainingConsole(enabled=False)
         console.begin(plan.total_steps, state.step)

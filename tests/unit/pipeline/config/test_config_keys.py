@@ -311,6 +311,9 @@ KEYS = {
     "schedule.final_fraction": Row("0.5", schedule, COSINE),
     "schedule.milestones": Row("[1ep, 2ep]", schedule, STEP),
     "schedule.gamma": Row("0.5", schedule, STEP),
+    "lookahead.every": Row("2st", trained_weights),
+    "lookahead.decay": Row("0.5", trained_weights, ("lookahead.every=2st",)),
+    "lookahead.power": Row("0.0", trained_weights, ("lookahead.every=2st",)),
     "ema.decay": Row("0.9", lambda config: tiny_trainer(config).state.ema is None),
     "evaluation.flip_tta": Row(
         "true",
