@@ -16,7 +16,7 @@ def exit_code_of(work: Callable[[], int]) -> int:
         return work()
     except (UserError, TrainingError) as error:
         failure = error
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         from pipeline.training.faults import explain_fault  # imports torch, which not every command needs
 
         fault = explain_fault(error)

@@ -22,6 +22,12 @@ _NO_MEMORY = re.compile(
 _NO_SHARED_MEMORY = re.compile(
     r"out of shared memory|unable to (write to|open|resize|allocate) (shared memory|file <)", re.IGNORECASE
 )
+# glibc's words for a library on a file system that allows no programs, DALI's or one that a compiler wrote
+_NOT_EXECUTABLE = re.compile(r"(?:^|: )(/[^\n]*?): failed to map segment from shared object")
+_REMOUNT = (
+    "remount it with exec, or use another place: XDG_CACHE_HOME for compiled kernels, TMPDIR for temporary "
+    "files, another folder of the project for packages"
+)
 _PLACES = "(log.dir, data.cache_dir, XDG_CACHE_HOME)"
 _REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): f"free space there, or choose another place {_PLACES}",
@@ -87,6 +93,10 @@ def explain_fault(
             )
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _NO_MEMORY.search(text)):
             return OutOfMemory(_out_of_memory(cause, text, config, num_processes))
+        if (found := _NOT_EXECUTABLE.search(str(cause))) is not None:
+            return TrainingError(
+                f"{found[1]}: cannot be loaded, because its file system is mounted noexec; {_REMOUNT}{resume}"
+            )
         if isinstance(cause, OSError) and (message := _explain_os_error(cause, training=config is not None)):
             return TrainingError(f"{message}{resume}")
     return None
