@@ -1,5 +1,6 @@
 """Reads a recipe: YAML with the scalars of YAML 1.2, the line of every key, and duplicate keys as errors."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,13 +39,12 @@ def read_recipe(path: str | Path) -> Source:
     """Read one YAML recipe.
 
     Raises:
-        UserError: the file is missing, unreadable or too large, is no YAML mapping, or holds a key twice.
+        UserError: the file is missing, unreadable, empty or too large, is no YAML mapping, or holds a key
+            twice.
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise UserError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; a recipe is a short YAML file")
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     except FileNotFoundError:
         near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
         raise UserError(f"{path}: no such recipe. Shipped: {', '.join(near) or 'none in configs/'}") from None
@@ -52,7 +52,22 @@ def read_recipe(path: str | Path) -> Source:
         raise UserError(
             f"{path}: cannot be read ({error}); give a YAML recipe such as configs/quickstart.yaml"
         ) from None
-    return parse(text, str(path))
+    source = parse(text, str(path))
+    if not source.values:
+        raise UserError(f"{path}: empty; a recipe is a YAML file such as configs/quickstart.yaml")
+    return source
+
+
+def _read_text(path: Path) -> str:
+    # a pipe can be read only once: launch.sh has read it, and hands its name and its text over
+    name, _, text = os.environ.get("QUICKRES_RECIPE", "").partition("\n")
+    if name == str(path):
+        return text
+    with path.open("rb") as file:  # a pipe tells no size
+        content = file.read(MAX_RECIPE_BYTES + 1)
+    if len(content) > MAX_RECIPE_BYTES:
+        raise UserError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; a recipe is a short YAML file")
+    return content.decode("utf-8")
 
 
 def parse(text: str, name: str) -> Source:

@@ -112,10 +112,6 @@ def test_command_line_over_recipe_over_defaults(tmp_path: Path):
     assert config.augment == Config().augment
 
 
-def test_an_empty_recipe_is_all_defaults():
-    assert read("") == read("# nothing\n") == load_config() == Config()
-
-
 @pytest.mark.parametrize("text", ["3e-4", "3E-4", "+3e-4", "0.3e-3", ".0003", "3.e-4"])
 def test_numbers_with_an_exponent_are_floats(text: str):
     assert (
@@ -264,7 +260,7 @@ def test_unknown_key_that_is_like_no_other():
 
 def test_unknown_key_on_the_command_line(tmp_path: Path):
     assert (
-        message("", "model.nam=resnet20", folder=tmp_path)
+        message("seed: 1\n", "model.nam=resnet20", folder=tmp_path)
         == "command line: unknown key model.nam; did you mean model.name?"
     )
 

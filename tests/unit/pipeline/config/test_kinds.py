@@ -103,12 +103,12 @@ NO_EFFECT = [
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Load a recipe by its text; messages name `recipe.yaml` alone."""
+    """Load a recipe by its text, or without one; messages name `recipe.yaml` alone."""
     monkeypatch.chdir(tmp_path)
 
     def load(text: str, *overrides: str, of_run: bool = False) -> Config:
         Path("recipe.yaml").write_text(text)
-        return load_config("recipe.yaml", overrides, of_run=of_run)
+        return load_config("recipe.yaml" if text else None, overrides, of_run=of_run)
 
     return load
 
