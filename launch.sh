@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv on the first start, then trains, tests, or runs a command of `python -m pipeline`.
+# `sh launch.sh` starts another shell than bash, or bash in its POSIX mode
+case ${BASH_VERSION:-}:${SHELLOPTS:-} in :* | *posix*) exec bash "$0" "$@" ;; esac
 set -euo pipefail
 
 usage() {
@@ -35,6 +37,13 @@ say() { printf 'launch.sh: %s\n' "$*" >&2; }
 die() {
     say "$@"
     exit 2
+}
+
+checking='' # process id of the command that checks the recipe
+interrupted() {
+    [[ -z $checking ]] || kill "$checking" 2>/dev/null || true
+    say "stopped before the start" || true
+    exit $((128 + $1))
 }
 
 # --- set-up -----------------------------------------------------------------------------------------------
@@ -75,9 +84,24 @@ make_venv() { # make a .venv that works and has uv, with the version and the has
     fi
 }
 
+# Refuse what an installation would not mend, before anything is removed.
+check_rights() {
+    local status=0 folder=$PWD/.venv
+    "$python" -c '' &>/dev/null || status=$?
+    ((status != 126)) ||
+        die "$python is $(readlink -m "$python"), which this user cannot start. Let its owner allow it, or make" \
+            "an environment of your own: rm -r .venv; PYTHON=/usr/bin/python3 ./launch.sh"
+    [[ -e .venv ]] || folder=$PWD
+    [[ -w $folder ]] ||
+        die "$folder: packages must be installed, and this user cannot write there. Let its owner start" \
+            "./launch.sh once, or use a copy of $PWD"
+}
+
 install() {
+    check_rights
     rm -f "$stamp"
     make_venv
+    "$python" -m pipeline.process.relocate # the scripts of a copied .venv start the Python of the original
     say "installing requirements-$dali.lock into .venv"
     # sync also removes packages that are not in the lock, so the two DALI packages, which share files, are
     # never both installed. The lock also constrains the build tools: grad-cam is a source package.
@@ -113,7 +137,7 @@ count_gpus() {
     local entry entries listed visible=0
     listed=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || listed=0
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-        IFS=, read -ra entries <<<"$CUDA_VISIBLE_DEVICES"
+        IFS=, read -ra entries < <(echo "$CUDA_VISIBLE_DEVICES") # <<< may need a temporary file
         for entry in "${entries[@]}"; do
             [[ $entry == GPU-* || $entry == MIG-* || ($entry =~ ^[0-9]+$ && $entry -lt $listed) ]] || break
             visible=$((visible + 1))
@@ -124,15 +148,15 @@ count_gpus() {
 }
 
 # List the processes of this run, except zombies, by a variable that they inherit: torchrun starts each rank
-# in a session of its own, and accelerate's launcher may die before the trainer. A signal to the process group
-# of launch.sh must not interrupt the listing.
+# in a session of its own, and the launcher may die before the trainer. A signal to the process group of
+# launch.sh must not interrupt the listing.
 run_pids() (
     trap '' HUP INT TERM
-    grep -lzsxF "QUICKRES_EXIT_CODE_FILE=$scratch/exit_code" /proc/[0-9]*/environ | cut -d/ -f3 || true
+    grep -lzsxF "QUICKRES_LAUNCH=$launch" /proc/[0-9]*/environ | cut -d/ -f3 || true
 )
 
-# Send SIGTERM even after SIGINT, at which accelerate prints a traceback. There is no process group before
-# `setsid` has run, or if torchrun, which passes the signal on to its ranks, has been killed.
+# There is no process group before `setsid` has run, or if the launcher, which passes the signal on to its
+# ranks, has been killed.
 ask_to_stop() { kill -s TERM -- "-$launcher" || kill -s TERM "$launcher" || signal_all TERM; } 2>/dev/null
 
 signal_all() { run_pids | xargs --no-run-if-empty kill -s "$1" || true; }
@@ -147,63 +171,102 @@ stop() { # at the first signal, ask; at a later one that is not its echo (`timeo
     fi
 }
 
-# Run a command in a process group of its own until all its processes are gone; exit with the trainer's code.
+# Run a command in a process group of its own until all its processes are gone; exit with its code.
 run_group() {
-    local status
+    local launch=$$-$start_time status=0
     signal='' launcher=''
-    scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch"' EXIT
     trap 'stop 1' HUP
     trap 'stop 2' INT
     trap 'stop 15' TERM
     trap '' PIPE # Ctrl-C ends a `| tee` first
-    QUICKRES_EXIT_CODE_FILE=$scratch/exit_code setsid "$@" </dev/null &
+    QUICKRES_LAUNCH=$launch setsid "$@" </dev/null &
     launcher=$!
     [[ -z $signal ]] || ask_to_stop
-    while true; do
-        status=0
-        wait "$launcher" || status=$? # a trapped signal ends the wait too
-        kill -0 "$launcher" 2>/dev/null || break
-    done
+    while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" || true; done # a trapped signal ends a wait
     while [[ -n $(run_pids) ]]; do sleep 0.1 || true; done
-    if [[ -s $scratch/exit_code ]]; then
-        status=$(<"$scratch/exit_code") # accelerate returns 1 for every failure
-    elif [[ -n $signal ]]; then
-        status=$((128 + signal))
-    fi
+    wait "$launcher" || status=$?
+    [[ -z $signal ]] || ((status < 128)) || status=$((128 + signal))
     exit "$status"
 }
 
+# Print the answer of `python -m pipeline check`; end if the recipe is bad. Ctrl-C reaches launch.sh alone: in a
+# Python that has just started, it would print a traceback.
+check() {
+    local answers status=0
+    exec {answers}< <(exec setsid "$python" -m pipeline check "$@")
+    checking=$!
+    read -r answer <&"$answers" || true
+    wait "$checking" || status=$?
+    checking=''
+    exec {answers}<&-
+    ((status == 0)) || exit "$status"
+}
+
+# A pipe can be read only once, and every process reads the recipe: if it comes by a pipe, hand its name and its
+# text over.
+read_pipe() {
+    local limit=100000 text # bytes; a variable can hold 128 KiB
+    [[ -e $1 && ! -d $1 && (! -f $1 || $1 == /dev/* || $1 == /proc/*) ]] || return 0
+    text=$(head -c $((limit + 1)) "$1" | tr -d '\0') || die "$1: cannot be read; give a YAML recipe"
+    ((${#text} <= limit)) || die "$1: longer than $limit bytes; a recipe is a short YAML file"
+    export QUICKRES_RECIPE=$1$'\n'$text
+}
+
+# True if somebody else starts the processes of the run, as a PyTorchJob of Kubernetes does
+is_joining() {
+    [[ -n ${RANK:-} && -n ${MASTER_ADDR:-} && -n ${MASTER_PORT:-} && ${WORLD_SIZE:-1} != 1 ]]
+}
+
 train() {
-    local counted device gpus=0 hardware=cpu processes recipe=configs/quickstart.yaml threads where='the CPU'
+    local answer counted device gpus=0 hardware=cpu processes recipe=configs/quickstart.yaml threads total
+    local where='the CPU'
     if [[ $# -gt 0 && $1 != *=* ]]; then
         recipe=$1
         shift
     fi
-    trap 'exit 130' INT # bash alone would ignore a SIGINT that reaches only bash while another command runs
+    read_pipe "$recipe"
     exec {counted}< <(count_gpus) # nvidia-smi may take a second; the recipe is checked meanwhile
-    device=$("$python" -m pipeline check --print-device "$recipe" "$@")
+    check --print-device "$recipe" "$@"
+    device=$answer
     if [[ $device != cpu ]]; then
         read -r gpus <&"$counted"
         if [[ $gpus -gt 0 || $device == gpu ]]; then hardware=gpu where='the GPU'; fi
     fi
     exec {counted}<&-
-    processes=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
-    [[ $processes =~ ^[1-9][0-9]*$ ]] || die "NUM_PROCESSES=$processes: expected a whole number above 0"
-    ((gpus == 0 || processes <= gpus)) ||
-        die "NUM_PROCESSES=$processes, but only $gpus GPUs are visible; choose at most one process per GPU"
-    ((processes == 1)) || "$python" -m pipeline check --processes "$processes" "$recipe" "$@" >/dev/null
+    count_processes
+    ((total == 1)) || check --processes "$total" "$recipe" "$@"
     threads=${OMP_NUM_THREADS:-$(($(nproc) > processes ? $(nproc) / processes : 1))}
+    threads=${threads%%,*} # OpenMP takes a list, for nested threads
+    [[ $threads =~ ^[1-9][0-9]*$ ]] || die "OMP_NUM_THREADS=$threads: expected a whole number above 0"
     [[ $hardware == cpu || $processes -eq 1 ]] || where='one GPU each'
-    say "processes: $processes, on $where; CPU threads each: $threads"
-    export QUICKRES_START_TIME=$start_time QUICKRES_NUM_PROCESSES=$processes
+    if is_joining; then
+        say "process $RANK of $total (RANK and WORLD_SIZE), on $where; CPU threads: $threads"
+    else
+        say "processes: $processes, on $where; CPU threads each: $threads"
+    fi
+    export QUICKRES_START_TIME=$start_time QUICKRES_NUM_PROCESSES=$total
     # one process needs no launcher, whose imports take three seconds
     if ((processes == 1)) || [[ " $* " == *' --dry-run '* ]]; then
         OMP_NUM_THREADS=$threads run_group "$python" -m pipeline.train "$recipe" "$@"
     fi
-    run_group "$python" -m accelerate.commands.launch --quiet \
+    run_group "$python" -m pipeline.distributed.launcher --quiet \
         --config_file "configs/accelerate/${hardware}2.yaml" --num_processes "$processes" \
         --num_cpu_threads_per_process "$threads" -m pipeline.train "$recipe" "$@"
+}
+
+# Set the number of processes to start here, and of all that the run has.
+count_processes() {
+    processes=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
+    [[ $processes =~ ^[1-9][0-9]*$ ]] || die "NUM_PROCESSES=$processes: expected a whole number above 0"
+    ((gpus == 0 || processes <= gpus)) ||
+        die "NUM_PROCESSES=$processes, but only $gpus GPUs are visible; choose at most one process per GPU"
+    total=$processes
+    is_joining || return 0
+    [[ ${NUM_PROCESSES:-1} == 1 ]] ||
+        die "NUM_PROCESSES=$processes, but RANK and WORLD_SIZE make this start one process of $WORLD_SIZE." \
+            "Unset NUM_PROCESSES; or, to train here alone, unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT"
+    [[ $WORLD_SIZE =~ ^[1-9][0-9]{0,5}$ ]] || die "WORLD_SIZE=$WORLD_SIZE: expected a whole number above 0"
+    processes=1 total=$WORLD_SIZE
 }
 
 # --- test, lock -------------------------------------------------------------------------------------------
@@ -236,6 +299,8 @@ case ${1:-} in
         ;;
     -*) die "unknown option $1; ./launch.sh -h lists the commands and options" ;;
 esac
+trap 'interrupted 2' INT
+trap 'interrupted 15' TERM
 start_time=$(date +%s.%N)
 cd "$(dirname "$(readlink -f "$0")")"
 case ${1:-} in
@@ -251,6 +316,7 @@ case ${1:-} in
         ;;
     bench)
         set_up
+        for argument in "${@:2}"; do read_pipe "$argument"; done
         exec "$python" -m benchmarks "${@:2}"
         ;;
     sweep)

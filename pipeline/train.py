@@ -24,9 +24,10 @@ from pipeline.errors import (
     UserError,
 )
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
-from pipeline.process.exit import flush, leave_now, rank, report_exit_code
+from pipeline.process.exit import flush, leave_now
 from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.signals import StopSignal
+from pipeline.process.world import rank_on_host, read_world
 
 if TYPE_CHECKING:
     from pipeline.distributed.processes import Processes
@@ -75,7 +76,7 @@ def _command_started() -> float:
 def _exit_code(arguments: argparse.Namespace, started: float, stop: StopSignal) -> int:
     """Train or print the plan; print an error that a person can mend, and return its exit code."""
     try:
-        config, recipe = load_config(arguments.config, arguments.overrides), Path(arguments.config).stem
+        config, recipe = load_config(arguments.config, arguments.overrides), _name_of(arguments.config)
         if arguments.dry_run:
             _print_plan(config, recipe)
         else:
@@ -94,8 +95,13 @@ def _exit_code(arguments: argparse.Namespace, started: float, stop: StopSignal) 
         return EXIT_FAILURE
 
 
+def _name_of(recipe: str) -> str:
+    """Return the name that a recipe gives its runs: that of its file, and `recipe` if it came by a pipe."""
+    is_pipe = recipe.startswith(("/dev/", "/proc/"))
+    return "recipe" if is_pipe else Path(recipe).stem
+
+
 def _leave_process_group(code: int) -> None:
-    report_exit_code(code)
     flush()
     if not _in_process_group():
         return
@@ -110,7 +116,7 @@ def _print_plan(config: Config, recipe: str) -> None:
     from pipeline.commands.dry_run import describe_plan
 
     plan = describe_plan(config, recipe)
-    if rank() == 0:
+    if read_world().rank == 0:
         print(plan)
 
 
@@ -118,11 +124,14 @@ def _should_report(error: Exception) -> bool:
     """True if this rank prints the error.
 
     Of connected ranks the first one that fails prints it; the others get a `PeerError`. Of ranks that are not
-    connected, rank 0 prints it, since all have the same error; but memory may run out on one rank alone.
+    connected, the first one of each host prints it, since all of a host have the same error; but memory may
+    run out on one rank alone.
     """
-    if _in_process_group() and not isinstance(error, Preempted):
+    if isinstance(error, Preempted):
+        return read_world().rank == 0
+    if _in_process_group():
         return not isinstance(error, PeerError)
-    return rank() == 0 or isinstance(error, OutOfMemory)
+    return rank_on_host() == 0 or isinstance(error, OutOfMemory)
 
 
 def _in_process_group() -> bool:

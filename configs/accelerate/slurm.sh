@@ -25,13 +25,12 @@ processes=$((SLURM_JOB_NUM_NODES * per_host))
 address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
-scratch=$(mktemp -d "$PWD/.slurm-$SLURM_JOB_ID-XXXXXX") # seen by all hosts
-trap 'rm -rf "$scratch"' EXIT
 trap : TERM # wait for the run
-export QUICKRES_NUM_PROCESSES=$processes QUICKRES_EXIT_CODE_FILE=$scratch/exit_code
+export QUICKRES_NUM_PROCESSES=$processes
 
+# accelerate's launcher, with the exit code of the run: accelerate itself returns 1 for every failure
 launch=(
-    "$python" -m accelerate.commands.launch --quiet --config_file configs/accelerate/two_nodes.yaml
+    "$python" -m pipeline.distributed.launcher --quiet --config_file configs/accelerate/two_nodes.yaml
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$processes"
     --num_cpu_threads_per_process "$((cores > per_host ? cores / per_host : 1))"
     --main_process_ip "$address" --main_process_port "$port"
@@ -43,9 +42,6 @@ srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PE
     bash -c 'exec "${@:2:$1}" --machine_rank "$SLURM_NODEID" -m pipeline.train "${@:$1+2}"' \
     launch "${#launch[@]}" "${launch[@]}" "$@" resume=auto || status=$?
 
-if [[ -s $scratch/exit_code ]]; then
-    status=$(<"$scratch/exit_code") # accelerate returns 1 for every failure
-fi
 if ((status == 75)); then
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -15,6 +15,7 @@ from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
 from pipeline.process.cache_dirs import cache_folder
+from pipeline.process.world import read_world
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
 from pipeline.run.environment import output_of
 from pipeline.run.folder import RunFolder
@@ -88,7 +89,8 @@ class _Machine:
 
 def _find_machine(config: Config) -> _Machine:
     """Ask nvidia-smi for the GPUs, and torch for their number, which it gets without opening one."""
-    processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("QUICKRES_NUM_PROCESSES") or 1)
+    world = read_world()
+    processes = int(os.environ.get("QUICKRES_NUM_PROCESSES") or world.size)
     num_gpus = torch.cuda.device_count()
     if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not num_gpus):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -96,7 +98,7 @@ def _find_machine(config: Config) -> _Machine:
         return _Machine(torch.device("cpu"), name, memory, processes)
     if not num_gpus:
         return _Machine(torch.device("cuda"), "a GPU, of which this machine has none", None, processes)
-    if processes > num_gpus and "WORLD_SIZE" not in os.environ:
+    if processes > num_gpus and world.size == 1:
         raise UserError(
             f"more processes than the {num_gpus} visible GPUs; start at most one per GPU (NUM_PROCESSES)"
         )

@@ -1,6 +1,9 @@
 """Joins the processes of a run, which accelerate starts and connects, and checks them against the config."""
 
 import os
+import socket
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,15 +12,17 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.sampling.batch_plan import Shard
-from pipeline.errors import TrainingError, UserError
+from pipeline.errors import TrainingError, UserError, first_line
+from pipeline.process.world import World, forget_world, read_world
 
 Result = TypeVar("Result")
 
+# until all processes have started: a host may be late, but one that never starts must not be waited for
+_MEETING_TIMEOUT = timedelta(minutes=10)
 # the others wait while rank 0 downloads and decodes a data set; in training, `Watch` ends a hang sooner
 _SETUP_TIMEOUT = timedelta(hours=6)
 _RUNS = count()  # numbers the runs of this process, in the same order on all processes
@@ -131,33 +136,78 @@ def pick_device(config: Config) -> torch.device:
 
 
 def connect(config: Config) -> Processes:
-    """Join the process group that the launcher set up.
+    """Join the process group that a launcher has set up; without one, this process trains alone.
 
     Raises:
         UserError: there is no GPU though the config asks for one; the number of processes is not that of
             launch.sh; or a mixed precision or dynamo backend of `accelerate launch` contradicts the config.
+        TrainingError: other processes of the group have not started in time.
     """
     _check_launcher(config)
+    world = read_world()
     wants_gpu = pick_device(config).type == "cuda"
-    if wants_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+    if wants_gpu and world.local_size > torch.cuda.device_count():
         raise UserError(
             f"more processes than the {torch.cuda.device_count()} visible GPUs; start at most one per GPU "
             "(NUM_PROCESSES)"
         )
-    group = InitProcessGroupKwargs(timeout=_SETUP_TIMEOUT)
-    accelerator = Accelerator(
-        cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[group]
-    )
     expected = os.environ.get("QUICKRES_NUM_PROCESSES")
-    if expected is not None and int(expected) != accelerator.num_processes:
+    if expected is not None and int(expected) != world.size:
         raise UserError(
-            f"launch.sh started {expected} processes, but {accelerator.num_processes} are connected; on the "
+            f"launch.sh started {expected} processes, but {world.size} are connected; on the "
             "CPU use configs/accelerate/cpu2.yaml, with which accelerate starts several processes"
         )
+    if world.size == 1:
+        if (warning := forget_world()) is not None:
+            print(f"warning: {warning}", file=sys.stderr)
+    elif not torch.distributed.is_initialized():
+        _meet(world, "nccl" if wants_gpu else "gloo")
+    accelerator = Accelerator(cpu=not wants_gpu, mixed_precision="no", dynamo_backend="no")
     # one name per device: accelerate's is cpu:0 with several processes, and cuda without an index with one
     on_gpu = accelerator.device.type == "cuda"
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     return Processes(device, Shard(accelerator.process_index, accelerator.num_processes))
+
+
+def _meet(world: World, backend: str) -> None:
+    """Open the process group once all its processes have started."""
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_size))
+    limit = f"{_MEETING_TIMEOUT.total_seconds():.0f} s"
+    place = f"all {world.size} processes (WORLD_SIZE) at {world.host}:{world.port} (MASTER_ADDR, MASTER_PORT)"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun starts all processes itself
+        print(f"process {world.rank}: waiting at most {limit} for {place}", file=sys.stderr)
+    try:
+        if world.rank > 0:
+            _wait_for_store(world)
+        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=_MEETING_TIMEOUT))
+    except (torch.distributed.DistError, OSError) as error:
+        raise TrainingError(
+            f"waited {limit} in vain for {place}: {first_line(error).rstrip('.')}. Start all at about the "
+            "same time, with an address that all can reach; or train alone: unset RANK WORLD_SIZE "
+            "MASTER_ADDR MASTER_PORT"
+        ) from None
+    store.set_timeout(_SETUP_TIMEOUT)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.size, timeout=_SETUP_TIMEOUT
+    )
+
+
+def _wait_for_store(world: World) -> None:
+    """Wait until the first process listens: torch would print a trace of itself at each attempt.
+
+    Raises:
+        OSError: it does not listen in time.
+    """
+    ends = time.monotonic() + _MEETING_TIMEOUT.total_seconds()
+    while True:
+        try:
+            socket.create_connection((world.host, world.port), timeout=5.0).close()
+            return
+        except OSError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.5)
 
 
 def _check_launcher(config: Config) -> None:

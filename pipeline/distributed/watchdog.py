@@ -1,6 +1,8 @@
 """Ends all processes of a run if one of them fails, dies or hangs, and lets one process report the reason."""
 
 import contextlib
+import os
+import signal
 import sys
 import threading
 import time
@@ -12,7 +14,8 @@ import torch
 
 from pipeline.distributed.processes import Processes
 from pipeline.errors import EXIT_FAILURE, PeerError, Preempted, first_line
-from pipeline.process.exit import leave_now
+from pipeline.process.exit import leave_now, siblings
+from pipeline.process.world import read_world
 
 _BEAT_S = 1.0
 _LATE_S = 5.0  # after this delay of its own thread, a process does not judge the others
@@ -153,12 +156,13 @@ class Watch:
         self._progress = (self._progress[0], now)
 
     def _publish(self, number: int) -> None:
-        """Write a heartbeat to the store: its number, and the place of the main thread."""
+        """Write a heartbeat to the store: its number, the process id, and the place of the main thread."""
         assert self.store is not None
         frame = sys._current_frames().get(self._main)
         file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
         place = f"{self._place}, at {'/'.join(file.split('/')[-2:])}:{line}"
-        self.store.set(f"beat/{self._rank}", f"{number}|{self._count}|{int(_waits_in(file))}|{place}")
+        waits = int(_waits_in(file))
+        self.store.set(f"beat/{self._rank}", f"{number}|{os.getpid()}|{self._count}|{waits}|{place}")
 
     def _check(self, now: float) -> None:
         """Read the heartbeats of all processes; end the run if one has failed, died or hung."""
@@ -176,19 +180,31 @@ class Watch:
             if peer.beat != _DONE and now > peer.beat_at + self._dead_s:
                 return self._end(
                     f"process {rank} has not responded for {self._dead_s:.0f} s (last seen {peer.place}); it "
-                    "was probably killed (out of memory?), or its host is down"
+                    "was probably killed (out of memory?), or its host is down",
+                    [rank],
                 )
         counts = tuple(peer.count for peer in self._peers)
         if counts != self._progress[0] or min(counts) == 0:
             self._progress = (counts, now)
         elif now > self._progress[1] + self._timeout_s:
-            self._end(_describe_hang(self._peers, self._timeout_s))
+            ranks = _furthest_behind(self._peers)
+            self._end(_describe_hang(self._peers, ranks, self._timeout_s), ranks)
 
-    def _end(self, message: str) -> None:
+    def _end(self, message: str, ranks: list[int]) -> None:
+        """End the run because of these ranks, unless another failure was earlier."""
         rank, code = self._fail(EXIT_FAILURE)
+        self._kill(ranks)
         if rank == self._rank:
             leave_now(code, f"error: {message}. {_RESUME}")
         self._failed_at = self._failed_at or time.monotonic()
+
+    def _kill(self, ranks: list[int]) -> None:
+        """Kill the ranks of this host: torchrun would wait 30 s for the end of a suspended process."""
+        here = read_world().local_ranks
+        pids = {self._peers[rank].pid for rank in ranks if rank in here and rank != self._rank}
+        for pid in pids & siblings():  # not a process that has got the id of one that is gone
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @dataclass
@@ -198,6 +214,7 @@ class _Peer:
     Attributes:
         beat: text of the heartbeat.
         beat_at: time at which the text was new.
+        pid: process id.
         count: places that the main thread has passed.
         waits: True if the main thread waits for the device or for another process.
         place: of the main thread.
@@ -205,6 +222,7 @@ class _Peer:
 
     beat: str = ""
     beat_at: float = 0.0
+    pid: int = 0
     count: int = 0
     waits: bool = False
     place: str = ""
@@ -214,14 +232,18 @@ class _Peer:
             return
         self.beat, self.beat_at = beat, now
         if beat != _DONE:
-            _, count, waits, self.place = beat.split("|", 3)
-            self.count, self.waits = int(count), bool(int(waits))
+            _, pid, count, waits, self.place = beat.split("|", 4)
+            self.pid, self.count, self.waits = int(pid), int(count), bool(int(waits))
 
 
-def _describe_hang(peers: list[_Peer], timeout_s: float) -> str:
-    """Name the process that is furthest behind; of those in the same place, the one that does not wait."""
+def _furthest_behind(peers: list[_Peer]) -> list[int]:
+    """Return the ranks that are furthest behind; of those in the same place, the ones that do not wait."""
     behind = min((peer.count, peer.waits) for peer in peers)
-    ranks = [rank for rank, peer in enumerate(peers) if (peer.count, peer.waits) == behind]
+    return [rank for rank, peer in enumerate(peers) if (peer.count, peer.waits) == behind]
+
+
+def _describe_hang(peers: list[_Peer], ranks: list[int], timeout_s: float) -> str:
+    """Name the processes that hang, and the place of each process."""
     who = f"process {ranks[0]} hangs" if len(ranks) == 1 else f"processes {', '.join(map(str, ranks))} hang"
     places = "; ".join(f"process {rank}: {peer.place}" for rank, peer in enumerate(peers))
     return f"{who}: no progress for {timeout_s:g} s (runtime.hang_timeout_s). {places}"

@@ -35,10 +35,13 @@ def same_command(*overrides: str) -> str | None:
         overrides: `key=value`, each in place of what the command gives for the key.
 
     Returns:
-        The command, or None if a program of the user's own called this library: it is not to be run again.
+        The command. None if it cannot be given once more: the recipe came by a pipe, or a program of the
+        user's own called this library.
     """
     words = command_line()
     if not {_LAUNCHER, "pipeline.train", "pipeline"} & set(words):
+        return None
+    if any(word.startswith(("/dev/", "/proc/")) for word in words):
         return None
     if words[0] == Path(sys.executable).name:
         words[0] = _interpreter()

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_PREEMPTED
-from pipeline.process.exit import announce, failure_of_peer, leave_now, rank
+from pipeline.process.exit import leave_now, peer_has_ended
+from pipeline.process.world import rank_on_host
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -60,8 +61,6 @@ class StopSignal:
             handlers = {number: signal.signal(number, self._handle) for number in _NUMBERS}
             self._undo = [handlers, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False), sender]
             threading.Thread(target=self._listen, args=(receiver,), name="signals", daemon=True).start()
-            if self._exits:
-                announce()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,8 +124,8 @@ class StopSignal:
             idle = self._idle  # read once: the first step may end at this moment
             if self._exits and idle is not None:
                 code, activity = idle
-                failure = failure_of_peer() if code == EXIT_PREEMPTED else None
-                message = f"stopped: by {name_of(number)} {activity}" if rank() == 0 else None
-                leave_now(*(failure or (code, message)))
+                if code == EXIT_PREEMPTED and (rank_on_host() > 0 or peer_has_ended()):
+                    leave_now(128 + number)  # the first process of the host, or the launcher, says why
+                leave_now(code, f"stopped: by {name_of(number)} {activity}")
         elif time.monotonic() > self._first + _ECHO_S:
             leave_now(128 + number)

@@ -34,12 +34,11 @@ LAUNCHER = """
 import pathlib, subprocess, sys
 pathlib.Path("launcher.argv").write_text("\\n".join(sys.argv[1:]))
 module = sys.argv.index("-m")
-sys.exit(min(subprocess.run([sys.executable, *sys.argv[module:]]).returncode, 1))
+sys.exit(subprocess.run([sys.executable, *sys.argv[module:]]).returncode)
 """
 TRAINER = """
 import os, pathlib, signal, subprocess, sys, time
 def leave(code):
-    pathlib.Path(os.environ["QUICKRES_EXIT_CODE_FILE"]).write_text(f"{code}\\n")
     os.write(1, b"runs/stand-in\\n")
     os._exit(code)
 def save(*_):
@@ -48,6 +47,7 @@ def save(*_):
     leave(75)
 recipe, *overrides = sys.argv[1:]
 pathlib.Path("trainer.argv").write_text("\\n".join(sys.argv[1:]))
+pathlib.Path("recipe.text").write_text(os.environ.get("QUICKRES_RECIPE", ""))
 names = ("QUICKRES_NUM_PROCESSES", "WORLD_SIZE", "OMP_NUM_THREADS", "QUICKRES_START_TIME")
 values = [os.environ.get(name, "-") for name in names]
 line = " ".join([*values, str(os.isatty(1)), *overrides]) + "\\n"
@@ -94,8 +94,8 @@ class Checkout:
         write(root / ".venv/bin/uv", UV, 0o755)
         write(root / "pipeline/__main__.py", CLI)
         write(root / "pipeline/train.py", TRAINER)
-        write(root / "accelerate/commands/launch.py", LAUNCHER)
-        (root / "tmp").mkdir()
+        write(root / "pipeline/distributed/launcher.py", LAUNCHER)
+        self._copy("process/relocate")
         self.set_gpus(0)
 
     def set_gpus(self, count: int) -> None:
@@ -103,14 +103,25 @@ class Checkout:
         write(self.root / "bin/nvidia-smi", f"#!/bin/sh\n{lines}", 0o755)
 
     def use_real_accelerate(self) -> None:
-        shutil.rmtree(self.root / "accelerate")
+        for name in (
+            "errors",
+            "distributed/launcher",
+            "process/exit",
+            "process/fast_import",
+            "process/world",
+        ):
+            shutil.copy(ROOT / f"pipeline/{name}.py", self.root / f"pipeline/{name}.py")
         write(self.root / ".venv/bin/python", PYTHON.replace(" -S", ""), 0o755)
+
+    def _copy(self, *modules: str) -> None:
+        for module in modules:
+            write(self.root / f"pipeline/{module}.py", (ROOT / f"pipeline/{module}.py").read_text())
 
     def environment(self, **variables: str) -> dict[str, str]:
         return {
             "PATH": f"{self.root}/bin:/usr/bin:/bin",
             "HOME": str(self.root),
-            "TMPDIR": f"{self.root}/tmp",
+            "TMPDIR": f"{self.root}/missing",  # nothing may depend on a temporary file
             **variables,
         }
 
@@ -129,6 +140,17 @@ class Checkout:
         process = self.start(*arguments, **variables)
         out, err = process.communicate(timeout=PATIENCE_S)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def shell(self, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the shell in this folder."""
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.root,
+            env=self.environment(**variables),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def launched(self) -> dict[str, str]:
         """Return the options given to the launcher; empty if the trainer was started without it."""

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from pipeline.distributed.launcher import outcome
 from tests.patience import PATIENCE_S, wait_until
 from tests.tiny import ROOT
 
@@ -31,7 +32,7 @@ def _run(
         "LOCAL_WORLD_SIZE": str(world_size),
     }
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["QUICKRES_EXIT_CODE_FILE"] = str(folder / "exit_code")
+    os.environ["RANKS_FOLDER"] = str(folder)
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
         file = os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream.fileno())
@@ -62,7 +63,6 @@ class Ranks:
 
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "exit_code").unlink(missing_ok=True)
         # the ranks connect to a store of this process, as to torchrun's
         store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._store: torch.distributed.Store | None = store
@@ -117,8 +117,11 @@ class Ranks:
         return [re.sub(r"^\[rank\d+\]: ", "", line) for line in lines]
 
     @property
-    def exit_code(self) -> str:
-        return self.text("exit_code").strip()
+    def exit_code(self) -> int:
+        """The exit code of the run, as the launcher finds it."""
+        codes = [(rank, process.exitcode or 0) for rank, process in enumerate(self.processes)]
+        failed = [(rank, code) for rank, code in codes if code]
+        return outcome(failed)[0] if failed else 0
 
 
 def _with(address: dict[str, str], work: Callable[..., int], *arguments: Any) -> None:

@@ -39,7 +39,7 @@ def fail() -> None:
 
 
 def hang() -> None:
-    Path(os.environ["QUICKRES_EXIT_CODE_FILE"]).with_name("hanging").touch()
+    Path(os.environ["RANKS_FOLDER"], "hanging").touch()
     time.sleep(600)
 
 
@@ -159,7 +159,7 @@ def run(rank: int, arguments: list[str], number: int = 0, acts: dict[int, str] |
 
 def run_with_weights_of_its_own(rank: int, arguments: list[str], refusing: int) -> int:
     """Train from a file of weights that process REFUSING does not have."""
-    weights = Path(os.environ["QUICKRES_EXIT_CODE_FILE"]).with_name(f"weights-{rank}.safetensors")
+    weights = Path(os.environ["RANKS_FOLDER"], f"weights-{rank}.safetensors")
     if rank != refusing:
         save_file(build_model(tiny_config().model, 4).state_dict(), weights)
     return train.main([*arguments, f"model.weights={weights}"])

@@ -123,6 +123,28 @@ def test_no_python_is_an_error_with_a_remedy(checkout: Checkout):
     assert not (checkout.root / ".venv").exists()
 
 
+def test_a_python_that_this_user_cannot_start(checkout: Checkout):
+    python = checkout.root / ".venv/bin/python"
+    python.chmod(0o644)
+    result = checkout.run()
+    assert result.returncode == 2
+    assert f"{python}, which this user cannot start" in result.stderr and "rm -r .venv" in result.stderr
+    assert python.exists() and checkout.uv_calls == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("has_venv", [True, False])
+def test_a_folder_that_this_user_cannot_write(checkout: Checkout, has_venv: bool):
+    folder = checkout.root / ".venv" if has_venv else checkout.root
+    if not has_venv:
+        shutil.rmtree(checkout.root / ".venv")
+    folder.chmod(0o555)
+    result = checkout.run()
+    folder.chmod(0o755)
+    assert result.returncode == 2
+    assert f"{folder}: packages must be installed" in result.stderr and "copy" in result.stderr
+
+
 def test_a_fresh_venv_gets_the_locked_uv(checkout: Checkout):
     shutil.rmtree(checkout.root / ".venv")
     write(
@@ -222,6 +244,67 @@ def test_arguments(checkout: Checkout):
     assert checkout.launched()["--num_cpu_threads_per_process"] == "5"
 
 
+@pytest.mark.parametrize("threads", ["x", "0", "-1", "1.5"])
+def test_an_impossible_number_of_threads(checkout: Checkout, threads: str):
+    result = checkout.run(OMP_NUM_THREADS=threads)
+    assert result.returncode == 2
+    assert f"OMP_NUM_THREADS={threads}" in result.stderr and "whole number" in result.stderr
+    assert not (checkout.root / "trainer.argv").exists()
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash --posix"])
+def test_another_shell(checkout: Checkout, shell: str):
+    assert checkout.shell(f"{shell} launch.sh recipe.yaml").returncode == 0
+    assert (checkout.root / "trainer.argv").exists()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("is_pipe", [True, False])
+def test_a_recipe_without_a_file_is_read_once(checkout: Checkout, processes: str, is_pipe: bool):
+    """The check would drink the pipe, and the run has no standard input at all."""
+    (checkout.root / "text").write_text("seed: 3\n\nduration: 1ep\n")
+    source = "cat text |" if is_pipe else "<text"
+    result = checkout.shell(f"{source} ./launch.sh /dev/stdin", NUM_PROCESSES=processes)
+    assert result.returncode == 0, result.stderr
+    handed_over = (checkout.root / "recipe.text").read_text()
+    assert handed_over == "/dev/stdin\nseed: 3\n\nduration: 1ep"
+    assert (checkout.root / "trainer.argv").read_text() == "/dev/stdin"
+
+
+def test_a_pipe_for_the_benchmarks(checkout: Checkout):
+    write(checkout.root / "benchmarks.py", "import os\nprint(os.environ['QUICKRES_RECIPE'])\n")
+    result = checkout.shell("echo seed: 3 | ./launch.sh bench /dev/stdin")
+    assert result.stdout == "/dev/stdin\nseed: 3\n"
+
+
+def test_a_pipe_that_does_not_end(checkout: Checkout):
+    result = checkout.shell("yes | ./launch.sh /dev/stdin")
+    assert result.returncode == 2
+    assert "/dev/stdin" in result.stderr and "longer than" in result.stderr
+
+
+def test_a_process_of_a_world_that_somebody_else_starts(checkout: Checkout):
+    checkout.set_gpus(4)
+    world = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}
+    result = checkout.run("recipe.yaml", **world)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[:2] == ["2", "2"]
+    assert checkout.launched() == {}
+    assert "process 1 of 2" in result.stderr
+    refused = checkout.run("recipe.yaml", **world, NUM_PROCESSES="2")
+    assert refused.returncode == 2
+    assert "NUM_PROCESSES=2" in refused.stderr and "unset" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "world", [{"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0"}]
+)
+def test_what_is_no_world_changes_nothing(checkout: Checkout, world: dict[str, str]):
+    checkout.set_gpus(2)
+    assert checkout.run("recipe.yaml", **world, MASTER_ADDR="first").returncode == 0
+    assert checkout.launched()["--num_processes"] == "2"
+
+
 def test_tests_run_on_all_cores_unless_the_user_says_otherwise(checkout: Checkout):
     write(checkout.root / "pytest.py", "import sys\nprint(*sys.argv[1:])\n")
     assert (
@@ -239,7 +322,6 @@ def test_exit_code_is_the_trainers(checkout: Checkout, recipe: str, code: int):
     result = checkout.run(recipe)
     assert result.returncode == code
     assert code == 9 or result.stdout.splitlines()[-1] == "runs/stand-in"
-    assert list((checkout.root / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("waiting", ["waits.yaml"], indirect=True)
@@ -252,15 +334,16 @@ def test_a_signal_reaches_the_trainer_and_is_waited_for(
     out, _ = waiting.communicate(timeout=PATIENCE_S)
     assert out.splitlines() == ["saving", "runs/stand-in"]
     assert waiting.returncode == 75
-    assert list((checkout.root / "tmp").iterdir()) == []
 
 
 def test_an_interrupt_while_the_recipe_is_checked(checkout: Checkout):
+    """Python would print a traceback, so the signal must not reach it."""
     process = checkout.start("works.yaml", "slow=1")
     wait_until((checkout.root / "checking").exists, "the recipe is checked")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=PATIENCE_S)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + signal.SIGINT
+    assert err.splitlines()[1:] == ["launch.sh: stopped before the start"]  # after that of the set-up
     assert not (checkout.root / "trainer.argv").exists()
 
 
@@ -273,8 +356,9 @@ def test_a_killed_launcher_leaves_no_run_behind(checkout: Checkout, waiting: sub
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(0.5)
     waiting.terminate()
-    waiting.communicate(timeout=PATIENCE_S)
-    assert waiting.returncode == 75
+    out, _ = waiting.communicate(timeout=PATIENCE_S)
+    assert out.splitlines() == ["saving", "runs/stand-in"]
+    assert waiting.returncode == 128 + signal.SIGTERM  # the trainer's own code is lost with its parent
 
 
 @pytest.mark.parametrize("waiting", ["hangs.yaml"], indirect=True)

@@ -4,13 +4,16 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -25,7 +28,7 @@ from pipeline.models import build_model
 from pipeline.run.checkpoint import newest_intact
 from tests.integration import two_processes
 from tests.integration.ranks import ranks
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, wait_until
 from tests.tiny import RECIPE, ROOT, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.slow
@@ -37,7 +40,6 @@ class Started:
     """Results of a run on two processes: exit code, output, and the reports of the ranks."""
 
     code: int
-    exit_code_file: str
     out: list[str]
     err: str
     ranks: list[dict[str, Any]]
@@ -45,22 +47,19 @@ class Started:
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = (
-    *("accelerate.commands.launch", "--quiet", "--config_file", "configs/accelerate/cpu2.yaml"),
+    *("pipeline.distributed.launcher", "--quiet", "--config_file", "configs/accelerate/cpu2.yaml"),
     *("--num_processes", "2", "--num_cpu_threads_per_process", "1"),
 )
 
 
 def start(
-    folder: Path, *arguments: str, launcher: tuple[str, ...] = TORCHRUN, stop: int = 0, **variables: str
+    folder: Path, *arguments: str, launcher: tuple[str, ...] = ACCELERATE, stop: int = 0, **variables: str
 ) -> Started:
     """Run `two_processes.py` in a folder, which may hold an earlier run."""
-    code_file = folder / "exit_code"
-    code_file.unlink(missing_ok=True)
     settings = {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "QUICKRES_NUM_PROCESSES": "2",
-        "QUICKRES_EXIT_CODE_FILE": str(code_file),
     }
     keys = (f"log.dir={folder}/runs", "data.eval_batch_size=6", *arguments)
     done = subprocess.run(
@@ -73,8 +72,7 @@ def start(
         check=False,
     )
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
-    code = code_file.read_text().strip() if code_file.exists() else ""
-    return Started(done.returncode, code, done.stdout.splitlines(), done.stderr, reports)
+    return Started(done.returncode, done.stdout.splitlines(), done.stderr, reports)
 
 
 def fork(folder: Path, *arguments: str) -> Started:
@@ -85,8 +83,7 @@ def fork(folder: Path, *arguments: str) -> Started:
     assert None not in codes, run.errors
     assert not run.text("out-1")
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
-    code = next(filter(None, codes), 0)
-    return Started(code, run.exit_code, run.text("out-0").splitlines(), "\n".join(run.errors), reports)
+    return Started(run.exit_code, run.text("out-0").splitlines(), "\n".join(run.errors), reports)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +106,7 @@ def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def test_it_ends_well_and_only_the_first_process_prints(whole: tuple[Path, Started]):
     folder, run = whole
-    assert (run.code, run.exit_code_file, run.err) == (0, "0", "")
+    assert (run.code, run.err) == (0, "")
     assert [report["code"] for report in run.ranks] == [0, 0]
     first, *epochs, _, _, _, last = run.out
     assert "2 x CPU" in first and "batch 8, 15 steps of which 5 an epoch" in first
@@ -209,10 +206,10 @@ def test_a_compiled_run_in_bf16_explains_as_its_eager_twin(tmp_path: Path):
 
 def test_a_signal_to_one_process_stops_all_two_steps_later(interrupted: tuple[Path, Started]):
     folder, run = interrupted
-    assert (run.code, run.exit_code_file) == (1, "75")  # the launcher returns 1 for every failure
+    assert run.code == 75
     ends = [(report["code"], len(report["steps"])) for report in run.ranks]
     assert ends == [(75, 6), (75, 6)]  # step 6 is not logged
-    (message,) = (line for line in run.err.splitlines() if line.startswith(("stopped", "error")))
+    (message,) = run.err.splitlines()
     assert re.fullmatch("stopped: by a signal to another process, saved at step 6; .*resume=auto", message)
     assert not (only_run(folder / "runs") / "result.json").exists()
 
@@ -236,7 +233,7 @@ def test_it_is_continued_on_two_processes(
     folder = tmp_path / "continued"
     shutil.copytree(interrupted[0], folder, symlinks=True)
     run = fork(folder, "resume=auto")
-    assert (run.code, run.exit_code_file) == (0, "0"), run.err
+    assert run.code == 0, run.err
     assert [len(report["steps"]) for report in run.ranks] == [9, 9]
     assert_same_training(folder, whole[0])
 
@@ -259,7 +256,38 @@ def test_it_is_continued_on_one_process(
 
 def test_a_bug_on_one_process_ends_all(tmp_path: Path):
     run = start(tmp_path, stop=-6)
-    assert (run.code, run.exit_code_file) == (1, "1")
-    (line,) = (line for line in run.err.splitlines() if "RuntimeError: " in line)
-    assert line.startswith("[rank1]"), run.err
+    assert run.code == 1
+    first, *_, last = run.err.splitlines()
+    assert first == "[rank1]: Traceback (most recent call last):", run.err
+    assert last == "[rank1]: RuntimeError: a bug on one process", run.err
     assert newest_intact(only_run(tmp_path / "runs") / "checkpoints")[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGKILL, "error: process 1 has not responded .*killed.*resume=auto"),
+        (signal.SIGSTOP, "error: process 1 hangs: .*runtime.hang_timeout_s.*resume=auto"),
+    ],
+)
+def test_a_lost_process_is_named_once_and_soon(number: signal.Signals, message: str, tmp_path: Path):
+    """The launcher adds nothing of its own, and does not wait for a suspended process."""
+    hang_s = 8
+    durations = ("duration=100000ep", "log.eval_every=100000ep", "log.log_every=100000ep")
+    keys = ("log.checkpoint_every=20st", f"runtime.hang_timeout_s={hang_s}", "data.eval_batch_size=6")
+    arguments = [str(RECIPE), f"log.dir={tmp_path}", "log.tensorboard=false", *durations, *keys]
+    command = [sys.executable, "-m", *ACCELERATE, "-m", "pipeline.train", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as launcher:
+        try:
+            wait_until(lambda: any(tmp_path.glob("*/checkpoints/step-*")), "the first checkpoint")
+            time.sleep(2.5)  # two heartbeats, from which the process is known to train
+            children = psutil.Process(launcher.pid).children()
+            (lost,) = (child for child in children if child.environ()["RANK"] == "1")
+            lost.send_signal(number)
+            _, errors = launcher.communicate(timeout=2 * hang_s)
+        finally:
+            for child in psutil.Process(launcher.pid).children() if launcher.poll() is None else []:
+                child.kill()
+            launcher.kill()
+    assert launcher.returncode == 1
+    assert re.fullmatch(message, errors.strip()), errors

@@ -64,6 +64,7 @@ def test_the_command(
             "/somewhere/bin/python -m pipeline train c.yaml 'log.dir=a b' --profile resume=auto",
         ),
         (["python3", "mine.py"], {}, None),  # a program of the user's own is not to be run again
+        ([*CHILD[:4], "/dev/fd/63", "seed=1"], ONE, None),  # nor is a recipe by a pipe
     ],
 )
 def test_the_command_that_continues_the_run(
