@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -82,3 +82,45 @@ def bad_pictures() -> dict[str, bytes]:
         "empty.jpg": b"",
         "text.jpg": b"this is text",
     }
+
+
+def pictures_of_formats() -> dict[str, bytes]:
+    """Return good files by name: every format that is read, in its common forms and in some unusual ones."""
+    image = picture(80, 100, 7)
+    half = image.convert("RGBA")
+    half.putalpha(Image.linear_gradient("L").resize(image.size))
+    turned, tiff_turned = Image.Exif(), TiffImagePlugin.ImageFileDirectory_v2()
+    turned[0x112] = tiff_turned[0x112] = 6
+    grey, palette = image.convert("L"), image.quantize(16)
+    grey16 = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    forms: list[tuple[str, Image.Image, str, dict[str, Any]]] = [
+        *[(f"jpeg.{suffix}", image, "JPEG", {"quality": 95}) for suffix in ("jpe", "JFIF")],
+        ("lossy.webp", image, "WEBP", {"quality": 95}),
+        ("lossless.webp", image, "WEBP", {"lossless": True}),
+        ("grey.webp", grey, "WEBP", {"lossless": True}),
+        ("opaque.webp", image.convert("RGBA"), "WEBP", {"lossless": True, "exact": True}),
+        ("transparent.webp", half, "WEBP", {"quality": 95}),
+        ("turned.webp", image, "WEBP", {"lossless": True, "exif": turned}),
+        ("moving.webp", image, "WEBP", {"save_all": True, "append_images": [image.rotate(180)]}),
+        *[
+            (f"{name}.bmp", shown, "BMP", {})
+            for name, shown in (("rgb", image), ("grey", grey), ("p", palette))
+        ],
+        ("rgbx.bmp", half, "BMP", {}),
+        *[
+            (f"{compression}.tif", image, "TIFF", {"compression": compression})
+            for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+        ],
+        ("grey.tiff", grey, "TIFF", {}),
+        ("grey16.tiff", grey16, "TIFF", {}),
+        ("palette.tiff", palette, "TIFF", {}),
+        ("transparent.tiff", half, "TIFF", {}),
+        ("cmyk.tiff", image.convert("CMYK"), "TIFF", {}),
+        ("turned.tiff", image, "TIFF", {"tiffinfo": tiff_turned}),
+        ("pages.tiff", image, "TIFF", {"save_all": True, "append_images": [image.rotate(180)]}),
+        *[(f"rgb.{suffix}", image, "PPM", {}) for suffix in ("ppm", "pnm")],
+        ("grey.pgm", grey, "PPM", {}),
+        ("grey16.pgm", grey16, "PPM", {}),
+        ("bits.pbm", image.convert("1", dither=Image.Dither.NONE), "PPM", {}),
+    ]
+    return {name: encoded(shown, kind, **options) for name, shown, kind, options in forms}

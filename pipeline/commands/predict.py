@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="JPEG or PNG files of any size, or folders of such files",
+        help="image files of any size, or folders of such files",
     )
     parser.add_argument(
         "--top",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from pipeline.data.files.listing import SUFFIXES
+from pipeline.data.files.image_formats import FORMAT_NAMES, SUFFIXES
 from pipeline.errors import UserError
 from pipeline.inference.trained_model import Trained
 
@@ -39,7 +39,7 @@ def predict_files(
 
     Args:
         trained: the network.
-        files: files, and folders whose JPEG and PNG files are read, hidden ones excepted.
+        files: files, and folders whose image files are read, hidden ones excepted.
         top: number of classes for each image; at most all of them.
 
     Returns:
@@ -87,7 +87,7 @@ def _expand(files: Sequence[str | Path], bad: list[tuple[Path, str]]) -> Iterato
                     count += 1
                     yield Path(folder, name)
         if not count:
-            bad.append((path, "no .jpg, .jpeg or .png file in this folder"))
+            bad.append((path, f"no {FORMAT_NAMES} file in this folder"))
 
 
 def _chunks(files: Iterator[Path]) -> Iterator[list[Path]]:

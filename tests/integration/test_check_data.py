@@ -11,6 +11,7 @@ from pipeline.__main__ import main
 from pipeline.config import FolderData
 from pipeline.data.datasets.load import load_splits
 from pipeline.data.files.check import Checked, write_report
+from pipeline.data.files.image_formats import NO_IMAGE
 from pipeline.data.files.list_files import list_files
 from pipeline.errors import UserError
 from tests.pictures import bad_pictures, make_folder, odd_pictures
@@ -69,10 +70,10 @@ def test_a_bad_file_of_any_name_is_one_line(tmp_path: Path, capsys: pytest.Captu
     (root / "train/a/two\nlines\t\x1b[31m.jpg").write_text("text")
     assert main(["check-data", str(root), "--out", str(tmp_path)]) == 1
     path = rf"{root}/train/a/two\nlines\t\x1b[31m.jpg"
-    assert (tmp_path / "bad_images.txt").read_text() == f"{path}\tnot a JPEG or PNG image\n"
+    assert (tmp_path / "bad_images.txt").read_text() == f"{path}\t{NO_IMAGE}\n"
     with pytest.raises(UserError) as caught:
         load_splits(FolderData(root=str(root)), 0)
-    assert str(caught.value).splitlines()[1:] == [f"  {path}: not a JPEG or PNG image"]
+    assert str(caught.value).splitlines()[1:] == [f"  {path}: {NO_IMAGE}"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.config import load_config
 from pipeline.data import build_loaders
+from pipeline.data.files.image_formats import FORMAT_NAMES, NO_IMAGE
 from pipeline.errors import UserError
 from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.explain.explain_run import explain_run
@@ -306,9 +307,9 @@ def test_predict_prints_json_and_names_bad_files(
     assert sum(entry["probability"] for entry in first) == pytest.approx(1)
     assert first[0]["class"] == f"class {first[0]['index']}"
     reasons = {
-        str(nested / "bad.jpg"): "not a JPEG or PNG image",
+        str(nested / "bad.jpg"): NO_IMAGE,
         "nowhere.png": "No such file or directory",
-        str(tmp_path / "empty"): "no .jpg, .jpeg or .png file in this folder",
+        str(tmp_path / "empty"): f"no {FORMAT_NAMES} file in this folder",
     }
     assert {error["file"]: error["reason"] for error in found["errors"]} == reasons
     errors = [f"error: {file}: {reason}" for file, reason in reasons.items()]

@@ -21,9 +21,10 @@ from pipeline.data.loaders.reference import FileSource, ReferenceLoader
 from pipeline.data.sampling.resized_crops import draw_resized_crops
 from pipeline.errors import TrainingError, UserError
 from tests.parity.tolerances import GREY_LEVELS
-from tests.pictures import make_folder, odd_pictures, picture, save
+from tests.pictures import make_folder, odd_pictures, picture, pictures_of_formats, save
 
 CPU = torch.device("cpu")
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.2, 0.3]
 
 
@@ -58,9 +59,9 @@ def config_of(root: Path, *overrides: str) -> Config:
     return load_config(overrides=[*others, *overrides])
 
 
-def loaders(root: Path, *overrides: str, shard: Shard | None = None) -> Loaders:
+def loaders(root: Path, *overrides: str, shard: Shard | None = None, device: torch.device = CPU) -> Loaders:
     config = config_of(root, *overrides)
-    return build_loaders(config, load_splits(config.data, config.seed), CPU, shard)
+    return build_loaders(config, load_splits(config.data, config.seed), device, shard)
 
 
 def grey_levels(images: torch.Tensor) -> torch.Tensor:
@@ -94,6 +95,20 @@ def test_dali_shows_what_pillow_shows(root: Path):
             assert_close(actual.images, expected.images, "streamed, DALI's CPU backend")
             sizes.append(actual.images.shape[-1])
     assert sizes == [32] * 5 + [48] * 4 + [48] * 3
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=needs_gpu)], ids=str)
+def test_every_format_is_shown_alike(tmp_path: Path, device: torch.device):
+    root = make_folder(tmp_path / "root", train=1, test=1)
+    for name, content in pictures_of_formats().items():
+        (root / "train/b" / name).write_bytes(content)
+    backend = "streamed, DALI on the GPU" if device.type == "cuda" else "streamed, DALI's CPU backend"
+    batch = 2 + len(pictures_of_formats())
+    keys = (f"data.batch_size={batch}", "augment.progressive=[]", "data.on_bad_image=stop")
+    expected, shown = loaders(root, *keys, "data.loader=reference"), loaders(root, *keys, device=device)
+    (theirs,), (ours,) = list(expected.train), list(shown.train)
+    assert len(ours.images) == batch and torch.equal(ours.indices.cpu(), theirs.indices)
+    assert_close(ours.images.cpu(), theirs.images, backend)
 
 
 def test_pillow_shows_what_torchvision_shows(root: Path):

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 _log = logging.getLogger(__name__)
 
 # Raise this number when the same files give other pixels or sizes, or when the layout of the cache changes.
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _STATISTICS_IMAGES = 1024  # the mean of this many images differs from the mean of all by about 0.005 at most
 
 

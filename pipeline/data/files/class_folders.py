@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.files.image_formats import SUFFIXES
 from pipeline.data.files.listing import (
     LAYOUT,
     LISTING_THREADS,
-    SUFFIXES,
     Files,
     Listing,
     name_classes,

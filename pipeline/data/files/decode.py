@@ -1,4 +1,4 @@
-"""Decodes JPEG and PNG files with Pillow: one to an RGB image, or many to arrays of one size, in threads."""
+"""Decodes image files with Pillow: one to an RGB image, or many to arrays of one size, in threads."""
 
 import os
 import stat
@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.data.files.headers import exif_orientation
+from pipeline.data.files.exif import exif_orientation
+from pipeline.data.files.image_formats import NO_IMAGE, PILLOW_FORMATS
 
-_FORMATS = ("JPEG", "PNG")
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +31,7 @@ _CHUNK = (
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Decode one JPEG or PNG file to RGB.
+    """Decode one file of a format in `image_formats` to RGB, the first frame of it.
 
     The image is rotated to its EXIF orientation. 16-bit samples lose their low byte. Transparent pixels are
     blended with white.
@@ -42,7 +42,7 @@ def open_rgb(path: str | Path) -> Image.Image:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("not a file")  # opening a pipe would wait for ever
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=PILLOW_FORMATS) as image:
         image.load()
         turn = _TURNS.get(orientation_of(image))
         return _to_rgb(image if turn is None else image.transpose(turn))
@@ -80,6 +80,8 @@ def decode_image(path: str | Path, image_size: int) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of an unknown range; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         high_bytes = np.clip(np.asarray(image).astype(np.int32) >> 8, 0, 255)
         return Image.fromarray(high_bytes.astype(np.uint8)).convert("RGB")
@@ -110,18 +112,20 @@ def decode_files(
     def decode(row: int) -> None:
         out[row] = decode_image(paths[row], out.shape[1])
 
-    with warnings.catch_warnings():
+    with images_of_any_size():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return try_all(range(len(paths)), decode, num_threads, description)
 
 
 @contextmanager
 def images_of_any_size() -> Iterator[None]:
-    """Silence Pillow's warning of large images, in all threads: the scan has a limit of its own.
+    """Silence Pillow's warnings of large images and of damaged TIFF files, in all threads.
 
-    Pillow still refuses images above twice the size of its warning.
+    The scan has a limit of its own, and Pillow still refuses images above twice the size of its warning. A
+    damaged TIFF file raises an error too.
     """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
@@ -165,7 +169,7 @@ def try_all(
 def reason_of(error: Exception) -> str:
     """Return in a few words why a file could not be decoded."""
     if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG or PNG image"
+        return NO_IMAGE
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -1,23 +1,19 @@
-"""Reads size, orientation and completeness of JPEG and PNG files from their first and last bytes."""
+"""Reads size, orientation and completeness of an image file from its first and last bytes."""
 
 import os
 import struct
 from dataclasses import dataclass
 
+from pipeline.data.files.exif import TRANSPOSED, parse_orientation
+from pipeline.data.files.image_formats import NO_IMAGE, NotAnImage
+from pipeline.data.files.more_headers import is_for_pillow, is_webp, read_webp, read_with_pillow
+
 # bytes read from either end: enough, except for files with a picture in their metadata
 _HEAD, _TAIL = 4096, 64
 _MAX_PARTS = 100_000  # markers, fill bytes and chunks before the image: a limit for files of fill bytes alone
 _MAX_EXIF = 65536  # bytes, the limit of a JPEG marker
-_ORIENTATION = 0x0112  # EXIF tag
-_SHORT = 3  # EXIF type of an orientation in the standard
-_INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types that occur for it in practice
-_TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-
-
-class NotAnImage(OSError):
-    """The file is not a JPEG or PNG image, or its header is damaged."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Header:
     Attributes:
         height, width: in pixels, upright, after the EXIF orientation is applied.
         plain: True if every decoder shows the same image: RGB or grey, without transparency. A plain JPEG has
-            8 bits, Huffman coding and valid EXIF; a plain PNG has no palette and no EXIF rotation.
+            8 bits, Huffman coding and valid EXIF; other plain files have no palette and no rotation.
         complete: True if the file ends as its format requires. Other files can still be complete: decode them
             to find out.
     """
@@ -47,7 +43,7 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
 
     Raises:
         OSError: the file cannot be read.
-        NotAnImage: the file is not a JPEG or PNG image, or its header is damaged.
+        NotAnImage: the file is not an image of a format that is read, or its header is damaged.
     """
     if num_bytes == 0:
         raise NotAnImage("the file is empty")
@@ -62,15 +58,24 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
             height, width, simple, orientation = _read_png(descriptor, head)
             complete = tail.endswith(_PNG_END)
             plain = simple and orientation == 1
+        elif is_webp(head):
+            return _checked(Header(*read_webp(descriptor, num_bytes)))
+        elif is_for_pillow(head):
+            return _checked(Header(*read_with_pillow(path, num_bytes)))
         else:
-            raise NotAnImage("not a JPEG or PNG image")
+            raise NotAnImage(NO_IMAGE)
     except (IndexError, struct.error):
         raise NotAnImage("its header is cut off") from None
     finally:
         os.close(descriptor)
-    if not height or not width:
+    size = (width, height) if orientation in TRANSPOSED else (height, width)
+    return _checked(Header(*size, plain, complete))
+
+
+def _checked(header: Header) -> Header:
+    if not header.height or not header.width:
         raise NotAnImage("its header gives no size")
-    return Header(*((width, height) if orientation in _TRANSPOSED else (height, width)), plain, complete)
+    return header
 
 
 def _read_jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
@@ -107,37 +112,10 @@ def _read_jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
                 exif = block[here + 10 : here + 2 + length]
                 if len(exif) < length - 8:
                     exif = os.pread(descriptor, length - 8, at + 10)
-                orientation, exif_valid = _parse_orientation(exif)
+                orientation, exif_valid = parse_orientation(exif)
             exif_seen = True
         at += 2 + length
     raise NotAnImage("its header does not end")
-
-
-def exif_orientation(exif: bytes) -> int:
-    """Return the orientation in an EXIF block (a TIFF header and its first directory); 1 if there is none."""
-    return _parse_orientation(exif)[0]
-
-
-def _parse_orientation(exif: bytes) -> tuple[int, bool]:
-    """Return the orientation, and True if it is stored as the standard requires; if not, decoders differ."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None:
-        return 1, False
-    try:
-        (offset,) = struct.unpack_from(f"{order}I", exif, 4)
-        (entries,) = struct.unpack_from(f"{order}H", exif, offset)
-        for entry in range(entries):
-            at = offset + 2 + 12 * entry
-            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, at)
-            if tag == _ORIENTATION:
-                if kind not in _INTEGERS:
-                    return 1, False
-                (value,) = struct.unpack_from(f"{order}{_INTEGERS[kind]}", exif, at + 8)
-                complete = offset + 2 + 12 * entries <= len(exif)
-                return value if 1 <= value <= 8 else 1, kind == _SHORT and count == 1 and complete
-    except struct.error:
-        return 1, False
-    return 1, True
 
 
 def _read_png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
@@ -159,7 +137,7 @@ def _read_png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
             simple = False
         elif kind == b"eXIf":
             exif = os.pread(descriptor, min(length, _MAX_EXIF), at + 8)
-            orientation, exif_valid = _parse_orientation(exif)
+            orientation, exif_valid = parse_orientation(exif)
             simple = simple and exif_valid
         at += 12 + length
     raise NotAnImage("its header does not end")

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.files.image_formats import FORMAT_NAMES
 from pipeline.data.files.paths import Paths, printable
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-LAYOUT = "expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or val/ for test/; .jpeg and .png too)"
+LAYOUT = "expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or val/ for test/)"
 LISTING_THREADS = 16  # the threads wait for the file system, which may be on a network
-_FILE = ".jpg, .jpeg or .png file"
+_FILE = f"{FORMAT_NAMES} file"
 _MAX_NAMED = 10
 
 

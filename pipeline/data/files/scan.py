@@ -17,7 +17,8 @@ from PIL import Image
 from pipeline.atomic_io import write_json
 from pipeline.data.files.cache import MANIFEST, BadImages, mark_used, new_entry, report_damaged
 from pipeline.data.files.decode import images_of_any_size, open_rgb, orientation_of, try_all
-from pipeline.data.files.headers import NotAnImage, read_header
+from pipeline.data.files.headers import read_header
+from pipeline.data.files.image_formats import NotAnImage
 from pipeline.data.files.listing import Files, Listing
 from pipeline.data.files.paths import printable
 from pipeline.errors import UserError
@@ -58,8 +59,8 @@ def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int
     If the images are to be streamed, two kinds of files are also decoded:
 
     - a file that does not end as its format requires, to learn if it is complete;
-    - images with transparency, CMYK images and rotated PNGs, which decoders show in different ways: Pillow
-      decodes them, and a copy in RGB is stored in the entry.
+    - images with transparency, CMYK images, rotated PNGs and the like, which decoders show in different ways:
+      Pillow decodes them, and a copy in RGB is stored in the entry.
 
     Args:
         listing: the files.
@@ -104,7 +105,8 @@ def _read_headers(
         if not (header.plain and header.complete):
             unusual[index] = header.plain
 
-    bad = try_all(range(len(files)), read, _SCAN_THREADS, f"reading sizes of {part} images")
+    with images_of_any_size():
+        bad = try_all(range(len(files)), read, _SCAN_THREADS, f"reading sizes of {part} images")
     return sizes, bad, unusual
 
 
@@ -133,11 +135,11 @@ def _decode_unusual(
 def _decoders_differ(path: Path) -> bool:
     """Return True if a simple decoder shows other pixels than Pillow.
 
-    A simple decoder knows neither transparency nor CMYK nor palettes nor rotated PNGs.
+    A simple decoder knows neither transparency nor CMYK nor palettes nor rotated PNGs nor unusual TIFFs.
     DALI 2.4 shows whole images with a palette wrongly if it decodes for a GPU. Opaque images need no copy.
     """
     with Image.open(path) as image:
-        if image.mode == "P" or not image.has_transparency_data:
+        if image.format == "TIFF" or image.mode == "P" or not image.has_transparency_data:
             return True
         return image.convert("RGBA").getextrema()[3][0] < 255 or orientation_of(image) != 1  # type: ignore[index]
 

@@ -19,6 +19,7 @@ from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.load import load_splits
 from pipeline.data.files import scan
 from pipeline.data.files.decode import open_rgb
+from pipeline.data.files.image_formats import NO_IMAGE
 from pipeline.data.files.paths import Paths
 from pipeline.errors import UserError
 from tests.class_folders import set_age
@@ -138,7 +139,7 @@ def test_bad_files_stop_the_run_in_one_message(root: Path):
         "val/b/pipe.jpg",
     ]
     assert [line.partition(": ")[0] for line in lines] == [f"  {root / name}" for name in names]
-    assert "truncated" in lines[0] and "empty" in lines[2] and "not a JPEG or PNG" in lines[3]
+    assert "truncated" in lines[0] and "empty" in lines[2] and NO_IMAGE in lines[3]
 
 
 @pytest.mark.parametrize("cache_below", [64, 200])

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.files.decode import decode_image
+from pipeline.data.files.decode import decode_image, reason_of
+from pipeline.data.files.image_formats import NO_IMAGE
 
 SIZE = 8
 
@@ -89,3 +90,20 @@ def test_smaller_sizes_are_antialiased(tmp_path: Path) -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(saved(tmp_path, "x.png", stripes)[:, 1:-1].astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["bmp", "tif", "ppm", "webp"])
+def test_every_lossless_format_gives_its_pixels(tmp_path: Path, kind: str) -> None:
+    options = {"lossless": True} if kind == "webp" else {}
+    assert (saved(tmp_path, f"x.{kind}", pixels(0), **options) == pixels(0)).all()
+
+
+def test_floats_have_no_known_range(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"floats.*convert it to 8 or 16 bits"):
+        saved(tmp_path, "float.tif", Image.new("F", (SIZE, SIZE), 0.5))
+
+
+def test_gif_is_no_image_that_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UnidentifiedImageError) as caught:
+        saved(tmp_path, "x.gif", Image.fromarray(pixels(0)).quantize(4))
+    assert reason_of(caught.value) == NO_IMAGE

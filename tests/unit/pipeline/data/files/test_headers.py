@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from pipeline.data.files.decode import open_rgb
-from pipeline.data.files.headers import NotAnImage, read_header
+from pipeline.data.files.decode import images_of_any_size, open_rgb
+from pipeline.data.files.headers import read_header
+from pipeline.data.files.image_formats import NO_IMAGE, NotAnImage
+from tests.pictures import pictures_of_formats
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
 
@@ -109,8 +111,8 @@ def test_a_header_that_is_cut_off(tmp_path: Path, length: int):
     ("content", "message"),
     [
         (b"", "the file is empty"),
-        (b"this is text", "not a JPEG or PNG image"),
-        (b"GIF89a" + bytes(40), "not a JPEG or PNG image"),
+        (b"this is text", NO_IMAGE),
+        (b"GIF89a" + bytes(40), NO_IMAGE),
         (b"\x89PNG\r\n\x1a\n", "cut off"),
         (b"\xff\xd8\xff\xd9", "no size"),
         (b"\xff\xd8\xff" + bytes(100), "damaged"),
@@ -192,3 +194,31 @@ def test_random_damage_is_an_error_or_a_size_but_nothing_else(tmp_path: Path):
             damaged[at] = generator.integers(256)
         with contextlib.suppress(OSError):
             assert header(tmp_path, bytes(damaged)).height > 0
+
+
+@pytest.mark.parametrize("name", pictures_of_formats())
+def test_every_format_has_the_size_that_pillow_decodes(tmp_path: Path, name: str):
+    content = pictures_of_formats()[name]
+    actual, rgb = header(tmp_path, content), open_rgb(tmp_path / "file")
+    assert (actual.width, actual.height) == rgb.size
+    unusual = (
+        *("transparent.webp", "turned.webp", "moving.webp", "grey.bmp", "p.bmp", "rgbx.bmp", "jpeg.tif"),
+        *("grey16.tiff", "palette.tiff", "transparent.tiff", "cmyk.tiff", "turned.tiff"),
+        *("grey16.pgm", "bits.pbm"),
+    )
+    assert actual.plain == (name not in unusual)
+    assert actual.complete or not actual.plain
+    for missing in (1, len(content) // 2):
+        (tmp_path / "file").write_bytes(content[:-missing])
+        with images_of_any_size(), contextlib.suppress(NotAnImage):
+            cut = read_header(os.fsencode(tmp_path / "file"), len(content) - missing)
+            assert not cut.complete or open_rgb(tmp_path / "file").size == rgb.size  # the first page is whole
+
+
+@pytest.mark.parametrize(
+    "start", [b"RIFF\x10\0\0\0WEBP", b"RIFF\x10\0\0\0WEBPVP8X", b"BM", b"II*\0\x08\0\0\0", b"P6\n4"]
+)
+def test_a_damaged_start_of_any_format(tmp_path: Path, start: bytes):
+    for content in (start, start + bytes(40)):
+        with images_of_any_size(), pytest.raises(NotAnImage):
+            header(tmp_path, content)
