@@ -32,7 +32,7 @@ _PLAIN_WIDTH = 180  # columns of a table without a terminal
 # keys of `data` that determine the images and labels
 _DATA_KEYS = {
     *("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples"),
-    *("train_list", "test_list", "class_names", "on_bad_image"),
+    *("train_folder", "test_folder", "train_list", "test_list", "class_names", "on_bad_image"),
     *("cache_below", "eval_image_size", "eval_crop"),
 }
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from pipeline.config import Config
+from pipeline.config import Config, FolderData
 from pipeline.data import Batch, FileSet, Splits
 
 
@@ -29,6 +29,7 @@ class ImageFolderLoader:
     def __init__(self, config: Config, splits: Splits, device: torch.device):
         assert isinstance(splits.train, FileSet), "this loader is for streamed folders"
         data, augment = config.data, config.augment
+        assert isinstance(data, FolderData), "files come from a folder"
         transform = v2.Compose(
             [
                 v2.RandomResizedCrop(splits.image_size, augment.crop_scale, augment.crop_ratio),
@@ -39,7 +40,7 @@ class ImageFolderLoader:
             ]
         )
         self._loader = DataLoader(
-            ImageFolder(str(splits.train.root / "train"), transform),
+            ImageFolder(str(splits.train.root / data.train_folder), transform),
             data.batch_size,
             shuffle=True,
             num_workers=data.num_threads,

@@ -19,14 +19,19 @@ RECIPES = FOLDER.parent / "configs"
 # and is still one of the recipe.
 _FREE_KEYS = (
     *("seed", "resume", "log.", "evaluation.flip_tta", "runtime.hang_timeout_s"),
-    *("data.dataset", "data.root", "data.train_list", "data.test_list", "data.class_names", "data.cache_dir"),
+    *("data.dataset", "data.root", "data.train_folder", "data.test_folder", "data.train_list"),
+    *("data.test_list", "data.class_names", "data.cache_dir"),
 )
 _WIDTH = 140
 _START = "# Price:"
 _PRICE = re.compile(r"^# Price:.*\n(?:#.*\n)*", re.MULTILINE)
 # without effect on CIFAR-10, but with effect on a folder of images that replaces it
 _FOLDER_KEYS = {
-    f"data.{key}" for key in ("image_size", "cache_below", "on_bad_image", "train_list", "test_list")
+    f"data.{key}"
+    for key in (
+        *("image_size", "cache_below", "on_bad_image"),
+        *("train_folder", "test_folder", "train_list", "test_list"),
+    )
 }
 _NOT_MEASURED = f"{_START} not measured."
 

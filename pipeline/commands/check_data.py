@@ -1,4 +1,4 @@
-"""Decodes all images of a folder, lists bad files, counts classes, draws sizes; exit code 1: bad files."""
+"""Decodes all images of a folder, lists bad files, counts classes, draws sizes; exit code 1: faults."""
 
 import argparse
 import os
@@ -40,6 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(line)
     for path, reason in checked.bad[:10]:
         print(f"  {style.one_line(path)}: {reason}")
+    for problem in checked.problems:
+        print(f"error: {problem}")
+    for warning in checked.warnings:
+        print(f"warning: {warning}")
     try:
         written = write_report(checked, out)
         if len(checked.good_sizes):
@@ -49,4 +53,4 @@ def run(arguments: argparse.Namespace) -> int:
             f"--out: cannot write {error.filename or out} ({error.strerror}); choose another folder"
         ) from None
     print("written:", *written)
-    return 1 if checked.bad else 0
+    return 1 if checked.bad or checked.problems else 0

@@ -81,13 +81,26 @@ class DigitsData(_AnySize):
 
 class FolderData(_AnySize):
     dataset: Literal["folder"] = "folder"
+    train_folder: str = Field(
+        default="train",
+        min_length=1,
+        description="Folder of the training images in `data.root`, with a folder for each class",
+    )
+    test_folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Likewise for the test images; default: `test`, or `val` if `test` has no class folders",
+    )
     train_list: str | None = Field(
         default=None,
         min_length=1,
-        description="File of `path label` lines in place of `train/`, paths absolute or from `data.root`",
+        description="File of `path label` lines in place of `data.train_folder`; paths are absolute or from "
+        "`data.root`",
     )
     test_list: str | None = Field(
-        default=None, min_length=1, description="Likewise in place of `test/`; needs `data.train_list`"
+        default=None,
+        min_length=1,
+        description="Likewise in place of `data.test_folder`; needs `data.train_list`",
     )
     class_names: str | None = Field(
         default=None,

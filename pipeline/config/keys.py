@@ -18,6 +18,7 @@ LATER_KEYS = frozenset(
         *("augment.crop_border", "model.activation", "optimizer.groups", "optimizer.sgd_momentum"),
         *("optimizer.newton_schulz_steps", "optimizer.newton_schulz_coefficients"),
         *("optimizer.renormalise_every", "lookahead.every", "lookahead.decay", "lookahead.power"),
+        *("data.train_folder", "data.test_folder"),
     }
 )
 

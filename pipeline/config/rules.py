@@ -82,6 +82,11 @@ _RULES = (
         lambda _: "while data.decoder is cpu; set data.decoder=gpu",
     ),
     _Rule(
+        ("data.train_folder", "data.test_folder"),
+        lambda c: not isinstance(c.data, FolderData) or c.data.train_list is None,
+        lambda _: "while data.train_list and data.test_list name the files; remove both",
+    ),
+    _Rule(
         ("augment.crop_scale", "augment.crop_ratio", *DRAWN_FROM_FILES),
         lambda c: isinstance(c.data, FolderData),
         lambda c: (

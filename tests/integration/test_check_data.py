@@ -14,7 +14,7 @@ from pipeline.data.files.check import Checked, write_report
 from pipeline.data.files.image_formats import NO_IMAGE
 from pipeline.data.files.list_files import list_files
 from pipeline.errors import UserError
-from tests.pictures import bad_pictures, make_folder, odd_pictures
+from tests.pictures import bad_pictures, encoded, make_folder, odd_pictures, picture, save
 
 
 def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(
@@ -32,7 +32,7 @@ def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(
     assert main(["check-data", str(root)]) == 1
     output, out = capsys.readouterr().out, root / ".quickres/check"
     assert (
-        f"5 of {21 + 15} files cannot be trained on" in output
+        f"5 of {21 + 15} files are bad" in output
         and "train: 26 images, 6 to 20 in each of 2 classes" in output
     )
     bad = [line.split("\t") for line in (out / "bad_images.txt").read_text().splitlines()]
@@ -74,6 +74,53 @@ def test_a_bad_file_of_any_name_is_one_line(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(UserError) as caught:
         load_splits(FolderData(root=str(root)), 0)
     assert str(caught.value).splitlines()[1:] == [f"  {path}: {NO_IMAGE}"]
+
+
+def test_everything_that_is_wrong_is_listed_in_one_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root, whole = make_folder(tmp_path / "root", train=2, test=1), encoded(picture(80, 100), quality=90)
+    (root / "train/empty").mkdir()
+    (root / "train/a/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "train/b/text.jpg").write_text("this is text")
+    (root / "train/b/copy.jpg").write_bytes((root / "train/a/0.jpg").read_bytes())
+    save(root / "val/unknown/0.jpg", picture(40, 40))
+    (root / "train/b/moving.gif").write_bytes(b"GIF89a")
+    assert main(["check-data", str(root), "--out", str(tmp_path / "out")]) == 1
+    output = capsys.readouterr().out
+    assert "2 of 9 files are bad" in output
+    for told in (
+        *(
+            "train/a/cut.jpg: ",
+            "train/b/text.jpg: not a ",
+        ),
+        "error: data.root: no JPEG, PNG, WebP, BMP, TIFF or PNM file for class empty in",
+        "error: data.root: {root}/val has class unknown, unknown to {root}/train",
+        "warning: data.root: 1 train files stand under several labels: train/a/0.jpg",
+        "warning: data.root: left out in {root}: 1 .gif",
+    ):
+        assert told.replace("{root}", str(root)) in output
+    assert (tmp_path / "out/class_counts.csv").read_text().splitlines()[1:] == ["a,2,1", "b,3,1", "empty,0,0"]
+
+
+def test_a_missing_test_folder_does_not_hide_bad_training_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root = make_folder(tmp_path / "root", train=2, test=1)
+    (root / "val").rename(root / "valid")
+    (root / "train/a/text.jpg").write_text("this is text")
+    assert main(["check-data", str(root)]) == 1
+    output = capsys.readouterr().out
+    assert "text.jpg: not a" in output and "data.test_folder=valid" in output
+    (root / "train/a/text.jpg").unlink()
+    assert main(["check-data", str(root), "data.test_folder=valid"]) == 0
+
+
+def test_lists_are_checked_with_their_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root, train = make_folder(tmp_path / "root", train=1, test=1), tmp_path / "train.txt"
+    train.write_text("train/a/0.jpg a\ntrain/b/0.jpg b\nb/0.jpg b\n")
+    assert main(["check-data", str(root), f"data.train_list={train}", f"data.test_list={train}"]) == 1
+    output = capsys.readouterr().out
+    assert f"b/0.jpg: No such file or directory (line 3 of {train})" in output
+    assert "absolute or from data.root=" in output and "2 of 3 test files are training files" in output
 
 
 @pytest.mark.parametrize(

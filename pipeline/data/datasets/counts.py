@@ -8,9 +8,9 @@ import numpy as np
 from pipeline.config import CifarData, Config, DataConfig, FolderData, SyntheticData
 from pipeline.data.datasets.cifar import CIFAR_FILES, missing_files
 from pipeline.data.datasets.load import draw_holdout
+from pipeline.data.files.class_folders import count_class_folders
 from pipeline.data.files.list_files import list_files
 from pipeline.data.files.path_lists import read_list_classes
-from pipeline.errors import UserError
 
 _DIGITS, _CIFAR = (1437, 360), (50_000, 10_000)  # images for training and for testing
 _NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
@@ -75,10 +75,4 @@ def num_classes_of(config: Config) -> int:
         return _NUM_CLASSES[data.dataset]
     if data.train_list is not None:
         return len(read_list_classes(data))
-    folder = Path(data.root).expanduser() / "train"
-    if not folder.is_dir():
-        raise UserError(
-            f"data.root: no folder {folder} to count the classes in; "
-            "set data.root, or data.dataset=synthetic data.num_classes=N"
-        )
-    return sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+    return count_class_folders(Path(data.root).expanduser(), data)

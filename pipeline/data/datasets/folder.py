@@ -19,7 +19,8 @@ from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.decode import decode_files, images_of_any_size, try_all
 from pipeline.data.files.list_files import list_files
 from pipeline.data.files.listing import Listing
-from pipeline.data.files.scan import Scan, read_scan, report_bad, scan_files
+from pipeline.data.files.reports import report_bad
+from pipeline.data.files.scan import Scan, read_scan, scan_files, spread
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError
 
@@ -27,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 # Raise this number when the same files give other pixels or sizes, or when the layout of the cache changes.
 _FORMAT_VERSION = 4
-_STATISTICS_IMAGES = 1024  # the mean of this many images differs from the mean of all by about 0.005 at most
 
 
 def load_folder(config: FolderData, *, is_main: bool = True) -> RawSplits:
@@ -48,7 +48,7 @@ def load_folder(config: FolderData, *, is_main: bool = True) -> RawSplits:
             written.
     """
     root = Path(config.root).expanduser()  # the shell does not expand ~ in `data.root=~/images`
-    listing = list_files(root, config)
+    listing = list_files(root, config, is_main=is_main)
     names = listing.classes
     if config.class_names is not None:
         names = read_class_names(Path(config.class_names).expanduser(), names)
@@ -172,7 +172,7 @@ class _FolderReader:
     def _histogram(self, train: FileSet, scan: Scan) -> np.ndarray:
         """Return the histogram of evenly spread training images, as in evaluation; keep it in the cache."""
         path = scan.entry / f"histogram-{train.view.size}-{train.view.share:g}.npy"
-        samples = np.unique(np.linspace(0, len(train) - 1, _STATISTICS_IMAGES).astype(np.int64))
+        samples = spread(len(train))
         if path.exists():
             try:
                 return _read_histogram(path, len(samples) * train.view.size**2)

@@ -3,16 +3,17 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.atomic_io import write_whole
+from pipeline.atomic_io import sha256, write_whole
 from pipeline.config import FolderData
+from pipeline.data.files.copies import find_copies
 from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
-from pipeline.data.files.list_files import list_files
-from pipeline.data.files.listing import Listing
+from pipeline.data.files.list_files import find_files
+from pipeline.data.files.listing import Listing, describe_line, find_problems, find_warnings
 from pipeline.data.files.paths import on_one_line, printable
 from pipeline.data.files.scan import MAX_PIXELS
 
@@ -24,12 +25,16 @@ class Checked:
     Attributes:
         listing: the files.
         sizes: (N, 2) int32 by part, height and width in pixels, upright; 0 if a file is bad.
-        bad: (path, reason) of the files that cannot be trained on.
+        bad: (path, reason) of the files that cannot be read.
+        problems: the other reasons why the folder cannot be trained on, a sentence each.
+        warnings: what a person should know, a sentence each.
     """
 
     listing: Listing
     sizes: dict[str, np.ndarray]
     bad: list[tuple[str, str]]
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def class_counts(self, part: str) -> np.ndarray:
         """Count the good files of each class: (C,) int64."""
@@ -47,29 +52,40 @@ def check_folder(config: FolderData) -> Checked:
     """Decode every file, in `data.num_threads` threads, with a progress bar on a terminal.
 
     Raises:
-        UserError: folders or lists that are not as described.
+        UserError: there are no training classes, or a list file cannot be read.
     """
-    listing = list_files(Path(config.root).expanduser(), config)
-    sizes, bad = {}, []
+    listing = find_files(Path(config.root).expanduser(), config)
+    sizes, hashes, reasons = {}, {}, {}
     with images_of_any_size():
-        for part, files in listing.parts.items():
-            sizes[part], reasons = _decode_part(listing, part, config.num_threads)
-            bad += [(str(listing.root / files.paths[index]), reason) for index, reason in reasons.items()]
-    return Checked(listing, sizes, bad)
+        for part in listing.parts:
+            sizes[part], hashes[part], reasons[part] = _decode_part(listing, part, config.num_threads)
+    bad = []
+    for part, files in listing.parts.items():
+        sizes[part][list(reasons[part])] = hashes[part][list(reasons[part])] = 0
+        for index, reason in sorted(reasons[part].items()):
+            bad.append((str(listing.root / files.paths[index]), reason + listing.place(part, index)))
+    warnings = [*find_warnings(listing), *find_copies(listing, hashes)]
+    if bad and listing.from_lists:
+        warnings.append(describe_line(listing.root))
+    return Checked(listing, sizes, bad, find_problems(listing), warnings)
 
 
-def _decode_part(listing: Listing, part: str, num_threads: int) -> tuple[np.ndarray, dict[int, str]]:
-    """Return the sizes of one part, and the reason for each bad file."""
+def _decode_part(
+    listing: Listing, part: str, num_threads: int
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Return the sizes of one part, a hash of the content of each file, and the reasons for bad ones."""
     files = listing.parts[part]
-    sizes = np.zeros((len(files), 2), np.int32)
+    sizes, hashes = np.zeros((len(files), 2), np.int32), np.zeros(len(files), np.int64)
 
     def decode(index: int) -> None:
-        image = open_rgb(listing.root / files.paths[index])
+        path = listing.root / files.paths[index]
+        image = open_rgb(path)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+        hashes[index] = int.from_bytes(bytes.fromhex(sha256(path))[:8], signed=True)
         sizes[index] = image.height, image.width
 
-    return sizes, try_all(range(len(files)), decode, num_threads, f"decoding {part} images")
+    return sizes, hashes, try_all(range(len(files)), decode, num_threads, f"decoding {part} images")
 
 
 def write_report(checked: Checked, folder: Path) -> list[Path]:
@@ -107,5 +123,5 @@ def describe(checked: Checked) -> Sequence[str]:
         (low, middle, high) = np.quantile(sizes, [0, 0.5, 1], axis=0).astype(int)[:, ::-1].tolist()
         span = "" if low == high else f" to {high[0]}x{high[1]}, median {middle[0]}x{middle[1]}"
         lines.append(f"width x height: {low[0]}x{low[1]}{span}")
-    lines.append(f"{len(checked.bad):,} of {len(checked.listing):,} files cannot be trained on")
+    lines.append(f"{len(checked.bad):,} of {len(checked.listing):,} files are bad")
     return lines

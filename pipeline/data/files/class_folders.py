@@ -1,92 +1,131 @@
 """Lists the files of class folders: `ROOT/train/CLASS/*.jpg` and `ROOT/test/CLASS/*.jpg`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.config import FolderData
+from pipeline.data.files.folders import LeftOut, class_folders_in, is_dir, is_of_system, propose_folders
 from pipeline.data.files.image_formats import SUFFIXES
-from pipeline.data.files.listing import (
-    LAYOUT,
-    LISTING_THREADS,
-    Files,
-    Listing,
-    name_classes,
-    size_and_mtime,
-)
-from pipeline.data.files.paths import Paths
+from pipeline.data.files.listing import LAYOUT, LISTING_THREADS, Files, Listing, name_classes, read_status
+from pipeline.data.files.paths import Paths, from_root
 from pipeline.errors import UserError
 
-_ClassFiles = tuple[Paths, np.ndarray]  # of one class: paths, and (N, 2) int64 bytes and times of change
-_NO_FILES: _ClassFiles = Paths(b"", np.empty(0, np.int64)), np.empty((0, 2), np.int64)
+_ClassFiles = tuple[Paths, np.ndarray]  # of one class: paths, and (N, 3) int64 as from `read_status`
+_NO_FILES: _ClassFiles = Paths(b"", np.empty(0, np.int64)), np.empty((0, 3), np.int64)
+_Part = dict[str, _ClassFiles]
 
 
-def list_class_folders(root: Path) -> Listing:
-    """List the image files in `train/` and in `test/` or `val/`.
+def list_class_folders(root: Path, config: FolderData) -> Listing:
+    """List the image files in `data.train_folder` and in `data.test_folder`.
 
-    A class is a folder in `train/`. Classes are in the order of their names, and the images of a class in the
-    order of their paths; folders inside a class belong to it. Hidden files, and files whose name does not end
-    like that of a JPEG or PNG file, are skipped. `test/` is used if it holds classes (the one of ImageNet
-    holds images without labels), otherwise `val/`.
+    A class is a folder in the training folder. Classes are in the order of their names, and the images of a
+    class in the order of their paths; folders inside a class belong to it. Hidden files, files whose name
+    does not end like that of an image, and folders that a system makes for itself are left out and counted.
+
+    Returns:
+        The listing; its `problems` tell what is wrong with the test folder.
 
     Raises:
-        UserError: folders that are not as described.
+        UserError: there are no training classes, or a link leads back to a folder above it.
         OSError: a folder cannot be read.
     """
-    candidates = [name for name in ("test", "val") if (root / name).is_dir()]
-    default = candidates[0] if candidates else "val"
-    test_name = next((name for name in candidates if _class_names(root / name)), default)
-    train, test = _find_files(root, "train"), _find_files(root, test_name)
-    unknown = [name for name, files in test.items() if len(files[1]) and name not in train]
-    if unknown and len(train) > 1:  # `check_classes` refuses a data set of one class
-        raise UserError(
-            f"data.root: {root / test_name} has {name_classes(unknown)}, unknown to {root / 'train'}; "
-            "add training images or remove them"
+    names = {"train": config.train_folder, "test": config.test_folder or _default_test_folder(root)}
+    folders = {part: from_root(root, name) for part, name in names.items()}
+    left_out, problems = LeftOut(), []
+    train, test = (_find_files(root, folder, left_out) for folder in folders.values())
+    if not train:
+        raise UserError(_no_classes(root, "train", names["train"], config))
+    if not test:
+        problems.append(_no_classes(root, "test", names["test"], config, train))
+    unknown = [name for name, (_, numbers) in test.items() if len(numbers) and name not in train]
+    if unknown and len(train) > 1:  # `find_problems` tells of a data set of one class
+        other = propose_folders(root, "test", folders.values(), train)
+        problems.append(
+            f"data.root: {root / names['test']} has {name_classes(unknown)}, unknown to "
+            f"{root / names['train']}; add training images or remove them{other}"
         )
     parts = {
-        "train": _concatenate([train[name] for name in train]),
+        "train": _concatenate(list(train.values())),
         "test": _concatenate([test.get(name, _NO_FILES) for name in train]),
     }
-    return Listing(root, parts, tuple(train), {"train": root / "train", "test": root / test_name})
+    sources = {part: root / name for part, name in names.items()}
+    warnings = tuple(left_out.describe(root))
+    return Listing(root, parts, tuple(train), sources, problems=tuple(problems), warnings=warnings)
+
+
+def _default_test_folder(root: Path) -> str:
+    """Return `test` if it holds folders, otherwise `val`: the `test` of ImageNet has no labels."""
+    candidates = [name for name in ("test", "val") if (root / name).is_dir()]
+    default = candidates[0] if candidates else "val"
+    return next((name for name in candidates if class_folders_in(root / name)), default)
+
+
+def count_class_folders(root: Path, config: FolderData) -> int:
+    """Count the class folders of the training folder, without looking into them.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder = from_root(root, config.train_folder)
+    if not (root / folder).is_dir():
+        other = propose_folders(root, "train", ())
+        raise UserError(
+            f"data.root: no folder {root / folder} to count the classes in; "
+            f"set data.root, or data.dataset=synthetic data.num_classes=N{other}"
+        )
+    return len(class_folders_in(root / folder))
+
+
+def _no_classes(root: Path, part: str, folder: str, config: FolderData, classes: Collection[str] = ()) -> str:
+    """Return the message for a part without class folders."""
+    given = config.train_folder != "train" if part == "train" else config.test_folder is not None
+    key = f"data.{part}_folder" if given else "data.root"
+    taken = [folder] if part == "train" else [folder, config.train_folder]
+    other = propose_folders(root, part, taken, classes)
+    if (root / folder).is_dir():
+        return f"{key}: {root / folder} holds no class folders; {LAYOUT}{other}"
+    wanted = f"{folder}/" if given or part == "train" else "test/ or val/"
+    return f"{key}: {root} has no folder {wanted}; {LAYOUT}{other}"
 
 
 def _concatenate(classes: Sequence[_ClassFiles]) -> Files:
-    numbers = np.concatenate([numbers for _, numbers in classes])
+    numbers = np.concatenate([_NO_FILES[1], *(numbers for _, numbers in classes)])
     labels = np.repeat(np.arange(len(classes)), [len(numbers) for _, numbers in classes])
-    paths = Paths.joined([paths for paths, _ in classes])
-    return Files(paths, labels, numbers[:, 0].copy(), numbers[:, 1].copy())
+    return Files.of(Paths.joined([paths for paths, _ in classes]), labels, numbers)
 
 
-def _find_files(root: Path, part: str) -> dict[str, _ClassFiles]:
-    """Find the image files of every class of a part; classes are sorted by name, files by path."""
+def _find_files(root: Path, part: str, left_out: LeftOut) -> _Part:
+    """Find the image files of every class of a part; classes are sorted by name, files by path.
+
+    The result is empty if there is no such folder, or if it holds no class folders.
+    """
     folder = root / part
     if not folder.is_dir():
-        wanted = "train/" if part == "train" else "test/ or val/"
-        raise UserError(f"data.root: {root} has no folder {wanted}; {LAYOUT}")
-    names = _class_names(folder)
-    if not names:
-        raise UserError(f"data.root: {folder} holds no class folders; {LAYOUT}")
+        return {}
+    names = class_folders_in(folder)
+    left_out.add_beside_classes(folder)
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        files = pool.map(lambda name: _find_class_files(str(folder / name), f"{part}/{name}"), names)
-        return dict(zip(names, files, strict=True))
+        found = list(pool.map(lambda name: _find_class_files(str(folder / name), f"{part}/{name}"), names))
+    for _, others in found:
+        left_out.update(others)
+    return {name: files for name, (files, _) in zip(names, found, strict=True)}
 
 
-def _class_names(folder: Path) -> list[str]:
-    """Return the sorted names of the folders in a folder, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_dir(entry))
+def _find_class_files(folder: str, relative: str) -> tuple[_ClassFiles, LeftOut]:
+    left_out = LeftOut()
+    files = sorted(_walk(folder, relative, (), left_out))
+    numbers = np.array([status for _, status in files], np.int64).reshape(-1, 3)
+    return (Paths.of(path for path, _ in files), numbers), left_out
 
 
-def _find_class_files(folder: str, relative: str) -> _ClassFiles:
-    files = sorted(_walk(folder, relative, ()))
-    numbers = np.array([(size, mtime) for _, size, mtime in files], np.int64).reshape(-1, 2)
-    return Paths.of(path for path, _, _ in files), numbers
-
-
-def _walk(folder: str, relative: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, int]]:
-    """Yield path, bytes and time of change of the image files in a folder and in the folders below it.
+def _walk(
+    folder: str, relative: str, above: tuple[tuple[int, int], ...], left_out: LeftOut
+) -> Iterator[tuple[str, tuple[int, int, int]]]:
+    """Yield path and `read_status` of the image files in a folder and in the folders below it.
 
     Links are followed, except a link to a folder that holds the link.
     """
@@ -96,17 +135,13 @@ def _walk(folder: str, relative: str, above: tuple[tuple[int, int], ...]) -> Ite
         raise UserError(f"data.root: the link {folder} leads back to a folder above it; remove it")
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = f"{relative}/{entry.name}"
-            if _is_dir(entry):
-                yield from _walk(entry.path, path, (*above, identity))
-            elif entry.name.lower().endswith(SUFFIXES):
-                yield path, *size_and_mtime(entry)
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+            name, hidden = entry.name, entry.name.startswith(".")
+            if is_dir(entry):
+                if hidden or is_of_system(name):
+                    left_out.add_folder(name)
+                else:
+                    yield from _walk(entry.path, f"{relative}/{name}", (*above, identity), left_out)
+            elif not hidden and name.lower().endswith(SUFFIXES):
+                yield f"{relative}/{name}", read_status(entry)
+            else:
+                left_out.add_file(name)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.files.listing import name_classes
+from pipeline.data.files.paths import printable
 from pipeline.errors import UserError
 
 
@@ -14,7 +15,7 @@ def read_class_names(path: Path, classes: Sequence[str]) -> tuple[str, ...]:
     the class is everything before the first tab. Lines for other classes are skipped.
 
     Raises:
-        UserError: the file cannot be read, or a class is not in it.
+        UserError: the file cannot be read, or a class is not in it, or stands in it twice with two names.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -23,8 +24,17 @@ def read_class_names(path: Path, classes: Sequence[str]) -> tuple[str, ...]:
             f"data.class_names: cannot read {path} ({error}); "
             "write a line `CLASS name` for each class, in UTF-8"
         ) from None
-    split = [line.strip().split("\t" if "\t" in line else None, 1) for line in lines if line.strip()]
-    names = {pair[0].strip(): pair[-1].strip() for pair in split}
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        pair = line.strip().split("\t" if "\t" in line else None, 1)
+        label, name = pair[0].strip(), pair[-1].strip()
+        if names.setdefault(label, name) != name and label in classes:
+            raise UserError(
+                f"data.class_names: {path}:{number}: a second name for class {printable(label)}, "
+                f"{printable(name)} after {printable(names[label])}; remove one of the lines"
+            )
     missing = [name for name in classes if name not in names]
     if missing:
         raise UserError(

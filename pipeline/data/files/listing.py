@@ -1,20 +1,18 @@
 """Describes the files of a data set and their classes: `Files` of one part, `Listing` of all parts."""
 
 import hashlib
-import logging
 import os
 import stat
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.files.folders import propose_folders
 from pipeline.data.files.image_formats import FORMAT_NAMES
 from pipeline.data.files.paths import Paths, printable
 from pipeline.errors import UserError
-
-_log = logging.getLogger(__name__)
 
 LAYOUT = "expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or val/ for test/)"
 LISTING_THREADS = 16  # the threads wait for the file system, which may be on a network
@@ -31,12 +29,19 @@ class Files:
         labels: (N,) int64.
         num_bytes: (N,) int64; -1: not a file that can be read.
         mtime_ns: (N,) int64, time of the last change.
+        identity: (N,) int64, equal for two paths that lead to the same file.
     """
 
     paths: Paths
     labels: np.ndarray
     num_bytes: np.ndarray
     mtime_ns: np.ndarray
+    identity: np.ndarray
+
+    @classmethod
+    def of(cls, paths: Paths, labels: np.ndarray, numbers: np.ndarray) -> "Files":
+        """Put files together from their paths, labels and (N, 3) int64 numbers of `read_status`."""
+        return cls(paths, labels, *(numbers[:, column].copy() for column in range(3)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,9 +52,8 @@ class Files:
 
     def take(self, indices: np.ndarray) -> "Files":
         """Copy the files with these indices."""
-        return Files(
-            self.paths.take(indices), self.labels[indices], self.num_bytes[indices], self.mtime_ns[indices]
-        )
+        numbers = (self.num_bytes[indices], self.mtime_ns[indices], self.identity[indices])
+        return Files(self.paths.take(indices), self.labels[indices], *numbers)
 
     def without(self, indices: Collection[int]) -> "Files":
         """Return the files without those with these indices."""
@@ -68,6 +72,9 @@ class Listing:
         classes: names in label order, as in the class folders or list files.
         sources: the class folders' parent or the list file of each part.
         from_lists: True if the files come from list files, False if they come from class folders.
+        lines: of list files, (N,) int64 by part: the line that names each file.
+        problems: what is not as it must be for training, a sentence each.
+        warnings: what a person should know, a sentence each.
     """
 
     root: Path
@@ -75,6 +82,9 @@ class Listing:
     classes: tuple[str, ...]
     sources: dict[str, Path]
     from_lists: bool = False
+    lines: Mapping[str, np.ndarray] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(files) for files in self.parts.values())
@@ -88,9 +98,21 @@ class Listing:
         if not any(dropped.values()):
             return self
         parts = {name: files.without(dropped.get(name, ())) for name, files in self.parts.items()}
-        listing = Listing(self.root, parts, self.classes, self.sources, self.from_lists)
-        check_classes(listing)
+        lines = {name: np.delete(lines, list(dropped.get(name, ()))) for name, lines in self.lines.items()}
+        listing = replace(self, parts=parts, lines=lines)
+        for problem in find_problems(listing):
+            raise UserError(problem)
         return listing
+
+    def key_of(self, part: str) -> str:
+        """Return the key of the config that names the files of a part."""
+        return f"data.{part}_list" if self.from_lists else "data.root"
+
+    def place(self, part: str, index: int) -> str:
+        """Return the line of a list file that names a file, for a message; empty for class folders."""
+        if not self.from_lists:
+            return ""
+        return f" (line {self.lines[part][index]} of {printable(self.sources[part])})"
 
     def key(self) -> str:
         """Return 16 hex digits that change with the state of the files: paths, labels, sizes and times."""
@@ -103,36 +125,54 @@ class Listing:
         return digest.hexdigest()[:16]
 
 
-def check_classes(listing: Listing) -> None:
-    """Check the classes. A class without test images gives a warning.
+def find_problems(listing: Listing) -> list[str]:
+    """Return a sentence for each reason why a listing cannot be trained on.
 
-    Raises:
-        UserError: a class without training images, fewer than two classes, or no test images.
+    The reasons are those that the listing has already, classes without training images, fewer than two
+    classes, and no test images.
     """
-    classes = listing.classes
-    without_files = {
-        part: [classes[label] for label in np.flatnonzero(files.class_sizes(len(classes)) == 0)]
-        for part, files in listing.parts.items()
-    }
+    problems = list(listing.problems)
     lists, train, test = listing.from_lists, listing.sources["train"], listing.sources["test"]
-    train_key, test_key = ("data.train_list", "data.test_list") if lists else ("data.root", "data.root")
-    if without_files["train"]:
-        empty = name_classes(without_files["train"])
+    train_key, test_key = listing.key_of("train"), listing.key_of("test")
+    empty = _classes_without_files(listing, "train")
+    if empty:
         remedy = (
             "add lines, or number the classes without a gap" if lists else "add some, or remove the folder"
         )
-        raise UserError(f"{train_key}: no {_FILE} for {empty} in {train}; {remedy}")
+        problems.append(f"{train_key}: no {_FILE} for {name_classes(empty)} in {train}; {remedy}")
     if len(listing.classes) < 2:
         only, layout = name_classes(listing.classes), "" if lists else f". {LAYOUT}"
-        raise UserError(f"{train_key}: {train} holds one class, {only}; training needs at least two{layout}")
-    if not len(listing.parts["test"]):
-        remedy = "add lines of other files" if lists else LAYOUT
-        raise UserError(f"{test_key}: no {_FILE} in {test}; {remedy}")
-    if without_files["test"]:
-        untested = name_classes(without_files["test"])
-        _log.warning(
-            "%s: %s has no images of %s: the test accuracy does not cover them", test_key, test, untested
+        problems.append(f"{train_key}: {train} holds one class, {only}; training needs at least two{layout}")
+    if not len(listing.parts["test"]) and not listing.problems:
+        other = propose_folders(listing.root, "test", [train.name, test.name], listing.classes)
+        remedy = "add lines of other files" if lists else LAYOUT + other
+        problems.append(f"{test_key}: no {_FILE} in {test}; {remedy}")
+    return problems
+
+
+def find_warnings(listing: Listing) -> list[str]:
+    """Return a sentence for each thing that a person should know, and that does not prevent training."""
+    warnings = list(listing.warnings)
+    untested = _classes_without_files(listing, "test")
+    if untested and len(listing.parts["test"]):
+        key, test = listing.key_of("test"), listing.sources["test"]
+        warnings.append(
+            f"{key}: {test} has no images of {name_classes(untested)}: the test accuracy does not cover them"
         )
+    return warnings
+
+
+def _classes_without_files(listing: Listing, part: str) -> list[str]:
+    sizes = listing.parts[part].class_sizes(len(listing.classes))
+    return [listing.classes[label] for label in np.flatnonzero(sizes == 0)]
+
+
+def describe_line(root: Path) -> str:
+    """Describe a line of a list file, for a message."""
+    return (
+        f"a line of a list is a path, absolute or from data.root={printable(root)}, then blanks or a tab, "
+        "then a label without blanks (`cats/1.jpg cat`); there is no header and no comment"
+    )
 
 
 def name_classes(names: Sequence[str]) -> str:
@@ -142,10 +182,17 @@ def name_classes(names: Sequence[str]) -> str:
     return f"class{'es' if len(names) > 1 else ''} {listed}{more}"
 
 
-def size_and_mtime(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
-    """Return the bytes of a file and its time of change in nanoseconds; -1 and 0 if it cannot be read."""
+def read_status(entry: os.DirEntry[str] | Path) -> tuple[int, int, int]:
+    """Return the bytes of a file, its time of change in nanoseconds, and a number that identifies it.
+
+    They are -1, 0 and 0 if the file cannot be read.
+    """
     try:
         status = entry.stat()
     except OSError:  # a broken link
-        return -1, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, 0)
+        return -1, 0, 0
+    if not stat.S_ISREG(status.st_mode):
+        return -1, 0, 0
+    # some network file systems number all files alike: size and time tell most of them apart
+    identity = hash((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return status.st_size, status.st_mtime_ns, identity

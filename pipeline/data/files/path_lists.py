@@ -1,19 +1,37 @@
 """Reads list files, `data.train_list` and `data.test_list`, and checks their labels."""
 
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.config import FolderData
-from pipeline.data.files.listing import LISTING_THREADS, Files, Listing, name_classes, size_and_mtime
-from pipeline.data.files.paths import Paths, printable
+from pipeline.data.files.listing import (
+    LISTING_THREADS,
+    Files,
+    Listing,
+    describe_line,
+    name_classes,
+    read_status,
+)
+from pipeline.data.files.paths import Paths, from_root, printable
 from pipeline.errors import UserError
 
-_Lines = dict[str, list[tuple[str, str]]]  # the (path, label) pairs of each part
+_MAX_NAMED = 10
+
+
+class _Line(NamedTuple):
+    """One line of a list file; the path is relative to the root."""
+
+    number: int
+    path: str
+    label: str
+
+
+_Lines = dict[str, list[_Line]]  # of each part
 
 
 def read_path_lists(root: Path, config: FolderData) -> Listing:
@@ -26,8 +44,9 @@ def read_path_lists(root: Path, config: FolderData) -> Listing:
         UserError: a list file cannot be read or is not as described.
     """
     lines, label_of, classes = _read_labels(config)
-    parts = {part: _read_status(root, pairs, label_of) for part, pairs in lines.items()}
-    return Listing(root, parts, classes, _list_paths(config), from_lists=True)
+    parts = {part: _find_files(root, of_part, label_of) for part, of_part in lines.items()}
+    numbers = {part: np.array([line.number for line in of_part], np.int64) for part, of_part in lines.items()}
+    return Listing(root, parts, classes, _list_paths(config), from_lists=True, lines=numbers)
 
 
 def read_list_classes(config: FolderData) -> tuple[str, ...]:
@@ -50,28 +69,62 @@ def _read_labels(config: FolderData) -> tuple[_Lines, dict[str, int], tuple[str,
     """Return the lines of each part, the integer of each label, and the names of the classes."""
     root = Path(config.root).expanduser()
     lines = {part: _read_list(f"data.{part}_list", path, root) for part, path in _list_paths(config).items()}
-    labels = {label for pairs in lines.values() for _, label in pairs}
+    labels = {line.label for of_part in lines.values() for line in of_part}
+    _check_headers(lines, root, config)
     _check_not_negative(lines)
     if all(label.isascii() and label.isdigit() for label in labels):
         _check_largest_label(labels, len(lines["train"]))
         classes = [str(number) for number in range(max(map(int, labels)) + 1)]
         return lines, {label: int(label) for label in labels}, tuple(classes)
-    classes = sorted({label for _, label in lines["train"]})
+    classes = sorted({line.label for line in lines["train"]})
     unknown = sorted(labels - set(classes))
     if unknown:
+        first = next(line.number for line in lines["test"] if line.label in unknown)
         raise UserError(
-            f"data.test_list: has {name_classes(unknown)}, unknown to data.train_list; "
-            "add training images or remove them"
+            f"data.test_list: has {name_classes(unknown)}, unknown to data.train_list (line {first} of "
+            f"{_list_paths(config)['test']}); add training images or remove them; {describe_line(root)}"
         )
     return lines, {label: number for number, label in enumerate(classes)}, tuple(classes)
+
+
+def _check_headers(lines: _Lines, root: Path, config: FolderData) -> None:
+    """Refuse a header and comments: a class of their last word would have no image.
+
+    A header is a first line that names no file, with a word as label that no other line has.
+    """
+    heads = {
+        part: [
+            line for line in of_part if line.path.startswith("#") or (line is of_part[0] and _is_header(line))
+        ]
+        for part, of_part in lines.items()
+    }
+    numbers = {(part, line.number) for part, of_part in heads.items() for line in of_part}
+    labels = {
+        line.label
+        for part, of_part in lines.items()
+        for line in of_part
+        if (part, line.number) not in numbers
+    }
+    for part, of_part in heads.items():
+        for line in of_part:
+            if line.label not in labels and not (root / line.path).exists():
+                text = printable(f"{line.path} {line.label}")
+                raise UserError(
+                    f"data.{part}_list: {_list_paths(config)[part]}:{line.number}: {text!r} names no file; "
+                    f"remove it; {describe_line(root)}"
+                )
+
+
+def _is_header(line: _Line) -> bool:
+    return not {*line.path} & {".", "/"} and not re.fullmatch(r"-?[0-9]+", line.label)
 
 
 def _check_not_negative(lines: _Lines) -> None:
     """Refuse a negative number as a label."""
     negative = [
         (label, part)
-        for part, pairs in lines.items()
-        for label in {label for _, label in pairs}
+        for part, of_part in lines.items()
+        for label in {line.label for line in of_part}
         if re.fullmatch(r"-[0-9]+", label)
     ]
     if negative:
@@ -96,30 +149,32 @@ def _check_largest_label(labels: Collection[str], num_train: int) -> None:
         )
 
 
-def _read_list(key: str, path: Path, root: Path) -> list[tuple[str, str]]:
-    """Return the (path, label) pairs of a list file, all paths relative to the root."""
+def _read_list(key: str, path: Path, root: Path) -> list[_Line]:
+    """Return the lines of a list file."""
     try:
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UserError(f"{key}: cannot read {path} ({error.strerror})") from None
-    pairs: list[tuple[str, str]] = []
-    root_prefix, up = f"{os.path.abspath(root)}/", os.path.relpath("/", os.path.realpath(root))
+    lines: list[_Line] = []
+    wrong: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             match = re.fullmatch(r"(.*?)[ \t]+([^ \t]+)", line.strip())
             if match is None or "\0" in line:
-                raise UserError(f"{key}: {path}:{number}: {printable(line)!r} is not a `path label` line")
-            name, label = match.groups()
-            if name.startswith("/"):
-                name = name.removeprefix(root_prefix) if name.startswith(root_prefix) else up + name
-            pairs.append((name, label))
-    if not pairs:
+                wrong.append(f"{path}:{number}: {printable(line.strip())!r} is not a `path label` line")
+            else:
+                lines.append(_Line(number, from_root(root, match[1]), match[2]))
+    if wrong:
+        more = f"\n  and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
+        listed = "\n  ".join(wrong[:_MAX_NAMED])
+        raise UserError(f"{key}: {listed}{more}{'; ' if len(wrong) == 1 else chr(10)}{describe_line(root)}")
+    if not lines:
         raise UserError(f"{key}: {path} lists no files; write a `path label` line for each")
-    return pairs
+    return lines
 
 
-def _read_status(root: Path, pairs: Sequence[tuple[str, str]], label_of: Mapping[str, int]) -> Files:
+def _find_files(root: Path, lines: Sequence[_Line], label_of: Mapping[str, int]) -> Files:
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        numbers = np.array(list(pool.map(lambda pair: size_and_mtime(root / pair[0]), pairs)), np.int64)
-    labels = np.array([label_of[label] for _, label in pairs], np.int64)
-    return Files(Paths.of(name for name, _ in pairs), labels, numbers[:, 0].copy(), numbers[:, 1].copy())
+        numbers = np.array(list(pool.map(lambda line: read_status(root / line.path), lines)), np.int64)
+    labels = np.array([label_of[line.label] for line in lines], np.int64)
+    return Files.of(Paths.of(line.path for line in lines), labels, numbers)

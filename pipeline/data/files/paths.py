@@ -70,6 +70,16 @@ class Paths(Sequence[str]):
         return (os.fsdecode(self.raw(index)) for index in range(len(self)))
 
 
+def from_root(root: Path, name: str) -> str:
+    """Return a path relative to a folder; NAME is relative to it already, or absolute."""
+    if not name.startswith("/"):
+        return name
+    prefix = f"{os.path.abspath(root)}/"
+    if name.startswith(prefix):
+        return name.removeprefix(prefix)
+    return os.path.relpath("/", os.path.realpath(root)) + name
+
+
 def printable(name: str | Path) -> str:
     """Return a file name that any terminal or log can show: on one line, invalid UTF-8 as escapes."""
     return on_one_line(os.fsencode(name).decode("utf-8", "backslashreplace"))

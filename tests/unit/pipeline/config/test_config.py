@@ -224,6 +224,8 @@ def test_hash_is_of_what_is_computed():
     ):
         assert config_hash(read(same)) == config_hash(Config())
     assert re.fullmatch(r"[0-9a-f]{12}", config_hash(Config()))
+    folder = "data:\n  dataset: folder\n"
+    assert config_hash(read(f"{folder}  test_folder: val")) != config_hash(read(folder))
 
 
 # --- messages ---

@@ -220,6 +220,8 @@ KEYS = {
     "resume": Row("nowhere", run_folder),
     "data.dataset": Row("digits", first_batch),
     "data.root": Row("{tmp}/two", lambda config: folder_images(config)[0], FOLDER),  # type: ignore[index]
+    "data.train_folder": Row("val", lambda config: list(streamed(config).train.sample_paths), STREAMED),
+    "data.test_folder": Row("train", lambda config: list(streamed(config).test.sample_paths), STREAMED),
     "data.train_list": Row("{tmp}/test.txt", lambda config: list(streamed(config).train.sample_paths), LISTS),
     "data.test_list": Row("{tmp}/train.txt", lambda config: list(streamed(config).test.sample_paths), LISTS),
     "data.class_names": Row("{tmp}/names.txt", lambda config: streamed(config).class_names, STREAMED),

@@ -71,6 +71,12 @@ NO_EFFECT = [
         "set data.decoder=gpu",
     ),
     (
+        "data:\n  dataset: folder\n  train_list: a\n  test_list: b\n  test_folder: val\n",
+        5,
+        ["data.test_folder"],
+        "data.train_list and data.test_list name the files",
+    ),
+    (
         "data:\n  dataset: digits\naugment:\n  progressive: [[0st, 48]]\n",
         4,
         ["augment.progressive"],

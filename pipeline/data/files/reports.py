@@ -1,0 +1,48 @@
+"""Tells which image files are bad."""
+
+import logging
+from collections.abc import Iterator, Mapping
+
+from pipeline.data.files.cache import BadImages
+from pipeline.data.files.listing import Listing, describe_line
+from pipeline.data.files.paths import printable
+from pipeline.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_MAX_NAMED = 10
+
+
+def report_bad(listing: Listing, bad: BadImages, stop: bool) -> None:
+    """Name the files that cannot be read: with STOP the first ones in an error, otherwise all in a warning.
+
+    Raises:
+        UserError: there are bad files, and STOP is True.
+    """
+    lines = list(_name(listing, bad))
+    count = len(lines)
+    if not count:
+        return
+    rule = f"\n{describe_line(listing.root)}" if listing.from_lists else ""
+    if stop:
+        key = next(listing.key_of(part) for part, reasons in bad.items() if reasons)
+        more = f"\n  and {count - _MAX_NAMED} more" if count > _MAX_NAMED else ""
+        raise UserError(
+            f"{key}: {count} of {len(listing)} images cannot be read; replace or remove them, or set "
+            f"data.on_bad_image=skip:{''.join(lines[:_MAX_NAMED])}{more}{rule}"
+        )
+    _log.warning(
+        "data.on_bad_image: %d of %d images cannot be read and are left out:%s%s",
+        count,
+        len(listing),
+        "".join(lines),
+        rule,
+    )
+
+
+def _name(listing: Listing, reasons: Mapping[str, Mapping[int, str]]) -> Iterator[str]:
+    """Yield a line for each file: its path, the reason, and its place in a list file."""
+    for part, of_part in reasons.items():
+        for index, reason in of_part.items():
+            path = printable(str(listing.root / listing.parts[part].paths[index]))
+            yield f"\n  {path}: {reason}{listing.place(part, index)}"
