@@ -124,3 +124,13 @@ def pictures_of_formats() -> dict[str, bytes]:
         ("bits.pbm", image.convert("1", dither=Image.Dither.NONE), "PPM", {}),
     ]
     return {name: encoded(shown, kind, **options) for name, shown, kind, options in forms}
+
+
+def flip_bytes(content: bytes, every: int = 97) -> bytes:
+    """Change bytes of the compressed pixels of a JPEG file, so that decoders still show a picture."""
+    damaged = bytearray(content)
+    for at in range(content.index(b"\xff\xda") + 14, len(content) - 2, every):
+        changed = damaged[at] ^ 0x55
+        if 0xFF not in (damaged[at - 1], damaged[at], changed):  # no new marker
+            damaged[at] = changed
+    return bytes(damaged)

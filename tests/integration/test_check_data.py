@@ -14,7 +14,7 @@ from pipeline.data.files.check import Checked, write_report
 from pipeline.data.files.image_formats import NO_IMAGE
 from pipeline.data.files.list_files import list_files
 from pipeline.errors import UserError
-from tests.pictures import bad_pictures, encoded, make_folder, odd_pictures, picture, save
+from tests.pictures import bad_pictures, encoded, flip_bytes, make_folder, odd_pictures, picture, save
 
 
 def test_what_is_wrong_is_listed_and_the_rest_is_counted_and_drawn(
@@ -81,16 +81,18 @@ def test_everything_that_is_wrong_is_listed_in_one_go(tmp_path: Path, capsys: py
     (root / "train/empty").mkdir()
     (root / "train/a/cut.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "train/b/text.jpg").write_text("this is text")
+    (root / "train/b/flipped.jpg").write_bytes(flip_bytes(whole))
     (root / "train/b/copy.jpg").write_bytes((root / "train/a/0.jpg").read_bytes())
     save(root / "val/unknown/0.jpg", picture(40, 40))
     (root / "train/b/moving.gif").write_bytes(b"GIF89a")
     assert main(["check-data", str(root), "--out", str(tmp_path / "out")]) == 1
     output = capsys.readouterr().out
-    assert "2 of 9 files are bad" in output
+    assert "3 of 10 files are bad" in output
     for told in (
         *(
             "train/a/cut.jpg: ",
             "train/b/text.jpg: not a ",
+            "train/b/flipped.jpg: damaged inside: Corrupt JPEG",
         ),
         "error: data.root: no JPEG, PNG, WebP, BMP, TIFF or PNM file for class empty in",
         "error: data.root: {root}/val has class unknown, unknown to {root}/train",

@@ -19,7 +19,7 @@ from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.decode import decode_files, images_of_any_size, try_all
 from pipeline.data.files.list_files import list_files
 from pipeline.data.files.listing import Listing
-from pipeline.data.files.reports import report_bad
+from pipeline.data.files.reports import report_bad, report_damage
 from pipeline.data.files.scan import Scan, read_scan, scan_files, spread
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError
@@ -90,6 +90,8 @@ class _FolderReader:
             except OSError as error:
                 raise _cannot_write(entry, error) from None
             remove_unused(entry, f"{self._owner}scan-")
+        if self._is_main:
+            report_damage(self._listing, scan)
         return scan
 
     def decode(self) -> RawSplits:

@@ -12,6 +12,7 @@ from pipeline.atomic_io import sha256, write_whole
 from pipeline.config import FolderData
 from pipeline.data.files.copies import find_copies
 from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
+from pipeline.data.files.jpeg_damage import find_damaged_jpegs
 from pipeline.data.files.list_files import find_files
 from pipeline.data.files.listing import Listing, describe_line, find_problems, find_warnings
 from pipeline.data.files.paths import on_one_line, printable
@@ -25,7 +26,7 @@ class Checked:
     Attributes:
         listing: the files.
         sizes: (N, 2) int32 by part, height and width in pixels, upright; 0 if a file is bad.
-        bad: (path, reason) of the files that cannot be read.
+        bad: (path, reason) of the bad files: those that cannot be read, and those that are damaged inside.
         problems: the other reasons why the folder cannot be trained on, a sentence each.
         warnings: what a person should know, a sentence each.
     """
@@ -59,6 +60,7 @@ def check_folder(config: FolderData) -> Checked:
     with images_of_any_size():
         for part in listing.parts:
             sizes[part], hashes[part], reasons[part] = _decode_part(listing, part, config.num_threads)
+    _add_damage(listing, reasons, config.num_threads)
     bad = []
     for part, files in listing.parts.items():
         sizes[part][list(reasons[part])] = hashes[part][list(reasons[part])] = 0
@@ -86,6 +88,20 @@ def _decode_part(
         sizes[index] = image.height, image.width
 
     return sizes, hashes, try_all(range(len(files)), decode, num_threads, f"decoding {part} images")
+
+
+def _add_damage(listing: Listing, reasons: dict[str, dict[int, str]], num_processes: int) -> None:
+    """Add the JPEG files that Pillow decodes though they are damaged inside."""
+    good = [
+        (part, index)
+        for part, files in listing.parts.items()
+        for index in range(len(files))
+        if index not in reasons[part]
+    ]
+    paths = [listing.root / listing.parts[part].paths[index] for part, index in good]
+    for row, text in find_damaged_jpegs(paths, num_processes).items():
+        part, index = good[row]
+        reasons[part][index] = f"damaged inside: {text}"
 
 
 def write_report(checked: Checked, folder: Path) -> list[Path]:

@@ -26,12 +26,14 @@ class Header:
             8 bits, Huffman coding and valid EXIF; other plain files have no palette and no rotation.
         complete: True if the file ends as its format requires. Other files can still be complete: decode them
             to find out.
+        is_jpeg: True for a JPEG file.
     """
 
     height: int
     width: int
     plain: bool
     complete: bool
+    is_jpeg: bool = False
 
 
 def read_header(path: str | bytes, num_bytes: int) -> Header:
@@ -51,7 +53,8 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
     try:
         head = os.pread(descriptor, _HEAD, 0)
         tail = head if num_bytes <= _HEAD else os.pread(descriptor, _TAIL, num_bytes - _TAIL)
-        if head.startswith(b"\xff\xd8\xff"):
+        is_jpeg = head.startswith(b"\xff\xd8\xff")
+        if is_jpeg:
             height, width, plain, orientation = _read_jpeg(descriptor, head)
             complete = tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
         elif head.startswith(_PNG):
@@ -69,7 +72,7 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
     finally:
         os.close(descriptor)
     size = (width, height) if orientation in TRANSPOSED else (height, width)
-    return _checked(Header(*size, plain, complete))
+    return _checked(Header(*size, plain, complete, is_jpeg))
 
 
 def _checked(header: Header) -> Header:

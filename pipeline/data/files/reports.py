@@ -1,4 +1,4 @@
-"""Tells which image files are bad."""
+"""Tells which image files are bad, and which are damaged inside."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pipeline.data.files.cache import BadImages
 from pipeline.data.files.listing import Listing, describe_line
 from pipeline.data.files.paths import printable
+from pipeline.data.files.scan import Scan
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,18 @@ def report_bad(listing: Listing, bad: BadImages, stop: bool) -> None:
         len(listing),
         "".join(lines),
         rule,
+    )
+
+
+def report_damage(listing: Listing, scan: Scan) -> None:
+    """Warn of JPEG files that are damaged inside: decoders show them, with wrong pixels."""
+    lines = list(_name(listing, scan.damaged))
+    if not lines:
+        return
+    _log.warning(
+        "data.root: %d of %d JPEG files that were inspected are damaged inside, and some of their pixels are "
+        "wrong; replace them (python -m pipeline check-data finds all such files):%s",
+        *(len(lines), scan.num_inspected, "".join(lines)),
     )
 
 

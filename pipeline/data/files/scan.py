@@ -18,6 +18,7 @@ from pipeline.data.files.cache import MANIFEST, BadImages, mark_used, new_entry,
 from pipeline.data.files.decode import images_of_any_size, open_rgb, orientation_of, try_all
 from pipeline.data.files.headers import read_header
 from pipeline.data.files.image_formats import NotAnImage
+from pipeline.data.files.jpeg_damage import find_damaged_jpegs
 from pipeline.data.files.listing import Files, Listing
 
 MAX_PIXELS = 178_956_970  # of one image. Above this limit Pillow refuses an image: a mistake, or an attack
@@ -36,12 +37,16 @@ class Scan:
         sizes: (N, 2) int32 for each part, height and width in pixels, upright; 0 for bad files.
         bad: the reason why a file cannot be used.
         replaced: name in `entry` of the copy to read in place of a file that decoders show in different ways.
+        damaged: what is wrong inside a file that decoders show nevertheless.
+        num_inspected: number of files in which such damage was looked for.
     """
 
     entry: Path
     sizes: dict[str, np.ndarray]
     bad: BadImages
     replaced: dict[str, dict[int, str]]
+    damaged: dict[str, dict[int, str]]
+    num_inspected: int
 
     @property
     def longest_side(self) -> int:
@@ -58,6 +63,8 @@ def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int
     - images with transparency, CMYK images, rotated PNGs and the like, which decoders show in different ways:
       Pillow decodes them, and a copy in RGB is stored in the entry.
 
+    JPEG files are inspected for damage inside: a sample of them if the images are to be streamed, else all.
+
     Args:
         listing: the files.
         entry: the folder to make.
@@ -67,21 +74,28 @@ def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int
     Raises:
         OSError: the entry cannot be written.
     """
-    sizes, bad, unusual = {}, {}, {}
+    sizes, bad, unusual, jpegs = {}, {}, {}, {}
     replaced: dict[str, dict[int, str]] = {part: {} for part in listing.parts}
     with new_entry(entry) as building:
         for part, files in listing.parts.items():
-            sizes[part], bad[part], unusual[part] = _read_headers(listing, part, files)
-        if max(part.max() for part in sizes.values()) > cache_below:
+            sizes[part], bad[part], unusual[part], jpegs[part] = _read_headers(listing, part, files)
+        streamed = max(part.max() for part in sizes.values()) > cache_below
+        if streamed:
             for part in listing.parts:
                 also_bad, replaced[part] = _decode_unusual(
                     listing, part, unusual[part], building, num_threads
                 )
                 bad[part] = dict(sorted((bad[part] | also_bad).items()))
                 sizes[part][list(also_bad)] = 0
+        inspected = {part: np.flatnonzero(jpegs[part] & (sizes[part][:, 0] > 0)) for part in jpegs}
+        if streamed:
+            inspected = {part: indices[spread(len(indices))] for part, indices in inspected.items()}
+        damaged = _inspect(listing, inspected, num_threads)
         np.savez(building / _SIZES, allow_pickle=False, **sizes)
-        write_json(building / MANIFEST, {"bad": bad, "replaced": replaced})
-    return Scan(entry, sizes, bad, replaced)
+        found = {"bad": bad, "replaced": replaced, "damaged": damaged}
+        num_inspected = sum(map(len, inspected.values()))
+        write_json(building / MANIFEST, {**found, "num_inspected": num_inspected})
+    return Scan(entry, sizes, **found, num_inspected=num_inspected)
 
 
 def spread(count: int) -> np.ndarray:
@@ -89,11 +103,30 @@ def spread(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64))
 
 
+def _inspect(
+    listing: Listing, indices: dict[str, np.ndarray], num_processes: int
+) -> dict[str, dict[int, str]]:
+    """Return the damage inside of the JPEG files with these indices, by part and index."""
+    inspected = [(part, index) for part, of_part in indices.items() for index in of_part.tolist()]
+    paths = [listing.root / listing.parts[part].paths[index] for part, index in inspected]
+    damaged: dict[str, dict[int, str]] = {part: {} for part in listing.parts}
+    for row, text in find_damaged_jpegs(paths, num_processes).items():
+        part, index = inspected[row]
+        damaged[part][index] = text
+    return damaged
+
+
 def _read_headers(
     listing: Listing, part: str, files: Files
-) -> tuple[np.ndarray, dict[int, str], dict[int, bool]]:
-    """Return the sizes, the bad files, and the unusual files: True if only the end of the file is unusual."""
+) -> tuple[np.ndarray, dict[int, str], dict[int, bool], np.ndarray]:
+    """Read the headers of one part.
+
+    Returns:
+        The sizes, the bad files, the unusual files (True if only the end of the file is unusual), and a mask
+        of the JPEG files.
+    """
     sizes, unusual = np.zeros((len(files), 2), np.int32), {}
+    jpegs = np.zeros(len(files), bool)
     root = bytes(listing.root) + b"/"
 
     def read(index: int) -> None:
@@ -102,13 +135,13 @@ def _read_headers(
         header = read_header(root + files.paths.raw(index), int(files.num_bytes[index]))
         if header.height * header.width > MAX_PIXELS:
             raise NotAnImage(f"{header.width}x{header.height} pixels are more than {MAX_PIXELS}")
-        sizes[index] = header.height, header.width
+        sizes[index], jpegs[index] = (header.height, header.width), header.is_jpeg
         if not (header.plain and header.complete):
             unusual[index] = header.plain
 
     with images_of_any_size():
         bad = try_all(range(len(files)), read, _SCAN_THREADS, f"reading sizes of {part} images")
-    return sizes, bad, unusual
+    return sizes, bad, unusual, jpegs
 
 
 def _decode_unusual(
@@ -166,7 +199,7 @@ def _read_scan(entry: Path, listing: Listing) -> Scan:
             part: {int(index): value for index, value in manifest[key][part].items()}
             for part in listing.parts
         }
-        for key in ("bad", "replaced")
+        for key in ("bad", "replaced", "damaged")
     }
     for part, files in listing.parts.items():
         if sizes[part].shape != (len(files), 2):
@@ -175,4 +208,4 @@ def _read_scan(entry: Path, listing: Listing) -> Scan:
             copy = read_header(os.fsencode(entry / name), (entry / name).stat().st_size)
             if not copy.complete or [copy.height, copy.width] != sizes[part][index].tolist():
                 raise ValueError(f"{name} is incomplete")
-    return Scan(entry, sizes, **by_index)
+    return Scan(entry, sizes, **by_index, num_inspected=int(manifest["num_inspected"]))
