@@ -28,7 +28,7 @@ class Files:
         paths: relative to `data.root`.
         labels: (N,) int64.
         num_bytes: (N,) int64; -1: not a file that can be read.
-        mtime_ns: (N,) int64, time of the last change.
+        mtime_ns: (N,) int64, time of the last change, modulo 2**64.
         identity: (N,) int64, equal for two paths that lead to the same file.
     """
 
@@ -185,7 +185,8 @@ def name_classes(names: Sequence[str]) -> str:
 def read_status(entry: os.DirEntry[str] | Path) -> tuple[int, int, int]:
     """Return the bytes of a file, its time of change in nanoseconds, and a number that identifies it.
 
-    They are -1, 0 and 0 if the file cannot be read.
+    They are -1, 0 and 0 if the file cannot be read. A time before 1677 or after 2262 does not fit into an
+    int64, so all times are taken modulo 2**64: they are only compared with one another.
     """
     try:
         status = entry.stat()
@@ -195,4 +196,4 @@ def read_status(entry: os.DirEntry[str] | Path) -> tuple[int, int, int]:
         return -1, 0, 0
     # some network file systems number all files alike: size and time tell most of them apart
     identity = hash((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-    return status.st_size, status.st_mtime_ns, identity
+    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63, identity

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def test_a_changed_folder_is_noticed(root: Path) -> None:
     splits = load(root)
     assert len(splits.train) == 7
     assert (splits.train.images[0] == pixels(77)).all()
+
+
+@pytest.mark.parametrize("year", [2400, 1969])
+def test_a_file_whose_time_is_far_from_now(tmp_path: Path, year: int) -> None:
+    """Clocks are wrong. A file of the year 2400 is read, and a change of its time is noticed."""
+    root, found = make_class_folders(tmp_path / "root"), []
+    seconds = int(datetime(year, 12, 31, tzinfo=UTC).timestamp())
+    for shift in (0, 1):
+        os.utime(root / "train/a/0.png", (seconds + shift, seconds + shift))
+        assert load(root).train.images.shape == (6, 8, 8, 3)
+        found.append(entries(root))
+    assert len(found[0]) == 1 and len(found[1]) == 2
 
 
 def test_an_older_entry_is_removed_when_no_run_has_opened_it_for_30_days(root: Path) -> None:
