@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
+from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.files.decode import open_rgb
 from pipeline.data.loaders.dali_files import DaliFileLoader
 from pipeline.data.loaders.reference import FileSource, ReferenceLoader
@@ -268,18 +269,19 @@ def test_a_file_that_changes_during_the_run_is_named(tmp_path: Path, loader: str
             list(batches)
 
 
-def test_a_file_that_is_smaller_than_it_was_is_named(tmp_path: Path):
+@pytest.mark.parametrize("size", [(9, 8), (200, 300)], ids=["smaller", "larger"])
+@pytest.mark.parametrize("loader", ["dali", "reference"])
+def test_a_file_that_is_replaced_by_another_size_is_named(tmp_path: Path, loader: str, size: tuple[int, int]):
     root = make_folder(tmp_path / "root")
-    train = loaders(root, "data.batch_size=4").train
-    victim = root / "train/a/1.jpg"
-    with Image.open(victim) as image:
-        width, height = image.size
-    save(victim, picture(9, 8))
-    with pytest.raises(
-        TrainingError,
-        match=rf"since the run began(.*\n)+  {victim}: 8x9 pixels, and no longer {width}x{height}",
-    ):
-        list(train)
+    built = loaders(root, "data.batch_size=4", f"data.loader={loader}")
+    for part, batches in (("train", built.train), ("val", built.test)):
+        victim = root / part / "a/1.jpg"
+        with Image.open(victim) as image:
+            width, height = image.size
+        save(victim, picture(*size))
+        found = rf"  {victim}: {size[1]}x{size[0]} pixels, and no longer {width}x{height}"
+        with pytest.raises(TrainingError, match=rf"since the run began(.*\n)+{found}"):
+            list(batches)
 
 
 def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -288,7 +290,7 @@ def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pyt
     train = loaders(root, "data.batch_size=4").train
     victim = root / "train/a/1.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
-    monkeypatch.setattr(DaliFileLoader, "_check_file", lambda *_: None)
+    monkeypatch.setattr(FileSet, "decode", lambda *_: None)
     with pytest.raises(
         TrainingError, match=rf"are damaged[^\n]*\n  {victim}: Pillow can decode it, DALI cannot$"
     ):

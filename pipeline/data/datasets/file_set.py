@@ -23,7 +23,10 @@ def read_centre(path: str | Path, view: CentreView) -> np.ndarray:
     Returns:
         (S, S, 3) uint8, where S is `view.size`.
     """
-    rgb = open_rgb(path)
+    return _show_centre(open_rgb(path), view)
+
+
+def _show_centre(rgb: Image.Image, view: CentreView) -> np.ndarray:
     top, left, bottom, right = view.boxes(np.array([[rgb.height, rgb.width]], np.int32))[0].tolist()
     return np.asarray(rgb.resize((view.size, view.size), BILINEAR, box=(left, top, right, bottom)))
 
@@ -40,6 +43,7 @@ class FileSet:
         size: height and width of training images at the end of the run, in pixels.
         view: resize and crop of evaluation.
         replaced: by sample id, the copies to read in place of files that decoders show in different ways.
+        all_decoded: True if every file could be decoded before the run (`data.on_bad_image=skip`).
     """
 
     root: Path
@@ -49,6 +53,7 @@ class FileSet:
     size: int
     view: CentreView
     replaced: Mapping[int, Path] = field(default_factory=dict)
+    all_decoded: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -78,11 +83,24 @@ class FileSet:
             self.size,
             self.view,
             {new: self.replaced[old] for old, new in new_ids.items()},
+            self.all_decoded,
         )
 
     def file(self, sample: int) -> Path:
         """Return the file to read for a sample."""
         return self.replaced.get(sample) or self.root / self.sample_paths[sample]
+
+    def decode(self, sample: int) -> Image.Image:
+        """Decode the file of a sample to RGB, and compare its size with that of the scan.
+
+        Raises:
+            ValueError: the image has another size.
+            Exception: as for `open_rgb`.
+        """
+        image, (height, width) = open_rgb(self.file(sample)), self.sizes[sample].tolist()
+        if image.size != (width, height):
+            raise ValueError(f"{image.width}x{image.height} pixels, and no longer {width}x{height}")
+        return image
 
     def read_crop(self, sample: int, box: np.ndarray, size: int) -> np.ndarray:
         """Read a box (top, left, height, width) of an image and resize it, bilinearly with antialiasing.
@@ -91,31 +109,41 @@ class FileSet:
             (size, size, 3) uint8.
 
         Raises:
-            TrainingError: the file cannot be read.
+            TrainingError: the file cannot be read, or holds an image of another size than in the scan.
         """
         top, left, height, width = box.tolist()
         with self._file_in_error(sample):
-            crop = open_rgb(self.file(sample)).crop((left, top, left + width, top + height))
+            crop = self.decode(sample).crop((left, top, left + width, top + height))
         return np.asarray(crop.resize((size, size), BILINEAR))
 
     def read_centre(self, sample: int) -> np.ndarray:
         """Read an image as in evaluation: (S, S, 3) uint8.
 
         Raises:
-            TrainingError: the file cannot be read.
+            TrainingError: as for `read_crop`.
         """
         with self._file_in_error(sample):
-            return read_centre(self.file(sample), self.view)
+            return _show_centre(self.decode(sample), self.view)
 
     @contextmanager
     def _file_in_error(self, sample: int) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            path = printable(self.file(sample))
-            raise TrainingError(
-                f"an image cannot be read; check the disk, or replace it: {path}: {reason_of(error)}"
-            ) from error
+            raise self.error_of({sample: reason_of(error)}) from error
+
+    def error_of(self, bad: Mapping[int, str]) -> TrainingError:
+        """Return the error of a run that cannot read some samples, each with the reason."""
+        if self.all_decoded:
+            cause = "images have changed or become unreadable since the run began"
+            remedy = "check the disk, or replace them, and resume"
+        else:
+            cause = "images are damaged, or have changed since the run began"
+            remedy = (
+                "check the disk, replace them and resume; or start again with data.on_bad_image=skip, "
+                "which leaves damaged images out"
+            )
+        return TrainingError(f"{cause}; {remedy}:{self.list_bad(bad)}")
 
     def list_bad(self, bad: Mapping[int, str]) -> str:
         """Return a line for each bad file: its path, and the reason that BAD gives for the sample."""

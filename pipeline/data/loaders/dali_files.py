@@ -17,7 +17,7 @@ import torch
 
 from pipeline.data.batch import Batch
 from pipeline.data.datasets.file_set import FileSet
-from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
+from pipeline.data.files.decode import images_of_any_size, try_all
 from pipeline.data.loaders.base import Transform
 from pipeline.data.loaders.dali_base import PipelinedLoader
 from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side
@@ -97,7 +97,7 @@ class DaliFileLoader(PipelinedLoader):
 
     def _define(self, fn: Any, types: Any) -> Any:
         encoded = fn.io.file.read(_source("images", fn))
-        size = _source("size", fn)
+        size = _check_size(encoded, _source("size", fn), fn, types)
         if not self._augmented:
             return self._normalise(self._apply_centre_crop(encoded, size, fn), fn, types)
         images = self._apply_photometric(self._apply_crop_and_flip(encoded, size, fn), fn)
@@ -163,6 +163,7 @@ class DaliFileLoader(PipelinedLoader):
         (plan,) = plans
         size = np.full((len(indices), 2), plan.image_size or self._files.view.size, np.float32)
         inputs = {"images": self._paths(indices), "size": size}
+        inputs["scanned"] = self._files.sizes[indices].astype(np.int64)
         if plan.draws is None:
             boxes = self._files.view.boxes(self._files.sizes[indices])
             inputs |= {"start": boxes[:, :2], "end": boxes[:, 2:]}
@@ -201,30 +202,20 @@ class DaliFileLoader(PipelinedLoader):
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise TrainingError(self._explain(error)) from error
+            raise self._explain(error) from error
 
-    def _explain(self, error: RuntimeError) -> str:
-        """Find the files that DALI could not read: changed after the scan, or not accepted by DALI."""
+    def _explain(self, error: RuntimeError) -> TrainingError:
+        """Find the files that DALI could not read: damaged, changed after the scan, or refused by DALI."""
         samples = np.unique(np.concatenate([plan.indices for plan, *_ in self._fed])).tolist()
         with images_of_any_size():
-            bad = try_all(samples, self._check_file, self._num_threads, "looking for the cause")
+            bad = try_all(samples, self._files.decode, self._num_threads, "looking for the cause")
         if bad:
-            return (
-                "images have changed or become unreadable since the run began; check the disk, "
-                f"or replace them, and resume:{self._files.list_bad(bad)}"
-            )
+            return self._files.error_of(bad)
         bad = dict.fromkeys(self._refused_by_dali(samples), "Pillow can decode it, DALI cannot")
         if bad:
             listed = self._files.list_bad(bad)
-            return f"images are damaged; replace or remove them, and start again:{listed}"
-        return f"DALI failed: {error}"
-
-    def _check_file(self, sample: int) -> None:
-        """Decode a file with Pillow, and compare its size with that of the scan."""
-        image = open_rgb(self._files.file(sample))
-        height, width = self._files.sizes[sample].tolist()
-        if image.size != (width, height):
-            raise ValueError(f"{image.width}x{image.height} pixels, and no longer {width}x{height}")
+            return TrainingError(f"images are damaged; replace or remove them, and start again:{listed}")
+        return TrainingError(f"DALI failed: {error}")
 
     def _refused_by_dali(self, samples: list[int]) -> list[int]:
         """Decode each file alone with DALI, and return the samples for which it fails."""
@@ -249,6 +240,17 @@ class DaliFileLoader(PipelinedLoader):
 
 def _source(name: str, fn: Any) -> Any:
     return fn.external_source(name=name, no_copy=True)
+
+
+def _check_size(encoded: Any, size: Any, fn: Any, types: Any) -> Any:
+    """Return SIZE, the input of `resize`; end the pipeline if an image has another size than in the scan.
+
+    Without this check, DALI would crop the wrong part of an image that was replaced by a larger one, and in
+    evaluation it would read memory beyond the end of a smaller one.
+    """
+    differ = fn.peek_image_shape(encoded)[:2] != _source("scanned", fn)
+    # DALI has no operator that raises an error: a slice that begins at 1 is out of bounds
+    return fn.slice(size, start=fn.reductions.max(fn.cast(differ, dtype=types.INT32)), shape=[2], axes=[0])
 
 
 def _preallocation(sizes: np.ndarray) -> dict[str, int]:
