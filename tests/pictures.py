@@ -134,3 +134,10 @@ def flip_bytes(content: bytes, every: int = 97) -> bytes:
         if 0xFF not in (damaged[at - 1], damaged[at], changed):  # no new marker
             damaged[at] = changed
     return bytes(damaged)
+
+
+def damaged_inside() -> bytes:
+    """Return a PNG with an intact header and end, and zeros in the middle."""
+    content = bytearray(encoded(picture(80, 100), "PNG"))
+    content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
+    return bytes(content)

@@ -109,7 +109,8 @@ class FolderData(_AnySize):
     )
     on_bad_image: Literal["stop", "skip"] = Field(
         default="stop",
-        description="Files that cannot be read end the run before it begins, or are left out; both list them",
+        description="Files that cannot be read end the run before it begins, or are left out; both list "
+        "them. `skip` decodes every streamed file once to find damage inside, and caches the result",
     )
     cache_below: int = Field(
         default=64,

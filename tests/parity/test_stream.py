@@ -22,7 +22,7 @@ from pipeline.data.loaders.reference import FileSource, ReferenceLoader
 from pipeline.data.sampling.resized_crops import draw_resized_crops
 from pipeline.errors import TrainingError, UserError
 from tests.parity.tolerances import GREY_LEVELS
-from tests.pictures import make_folder, odd_pictures, picture, pictures_of_formats, save
+from tests.pictures import damaged_inside, make_folder, odd_pictures, picture, pictures_of_formats, save
 
 CPU = torch.device("cpu")
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -282,6 +282,18 @@ def test_a_file_that_is_replaced_by_another_size_is_named(tmp_path: Path, loader
         found = rf"  {victim}: {size[1]}x{size[0]} pixels, and no longer {width}x{height}"
         with pytest.raises(TrainingError, match=rf"since the run began(.*\n)+{found}"):
             list(batches)
+
+
+@pytest.mark.parametrize("loader", ["dali", "reference"])
+def test_a_file_that_was_damaged_before_the_run_is_named(tmp_path: Path, loader: str):
+    """Header and end are intact, so the scan does not find the damage; no file has changed."""
+    root = make_folder(tmp_path / "root")
+    victim = root / "train/a/1.png"
+    victim.write_bytes(damaged_inside())
+    train = loaders(root, "data.batch_size=6", f"data.loader={loader}").train
+    remedy = r"images are damaged, or .*data\.on_bad_image=skip"
+    with pytest.raises(TrainingError, match=rf"{remedy}(.*\n)+  {victim}: "):
+        list(train)  # 12 of the 13 images: the victim is one of them
 
 
 def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -81,15 +81,18 @@ class _FolderReader:
 
     def scan(self) -> Scan:
         """Return the sizes of the images and the bad files."""
-        entry, config = self._entry("scan"), self._config
+        config, decode_all = self._config, self._config.on_bad_image == "skip"
+        kind = "scan-decoded" if decode_all else "scan"
+        entry = self._entry(kind)
         scan = read_scan(entry, self._listing, discard_damaged=self._is_main)
         if scan is None:
             assert self._is_main, f"no cache {entry}: the main process has to build it first"
             try:
-                scan = scan_files(self._listing, entry, config.num_threads, config.cache_below)
+                options = config.num_threads, config.cache_below
+                scan = scan_files(self._listing, entry, *options, decode_all=decode_all)
             except OSError as error:
                 raise _cannot_write(entry, error) from None
-            remove_unused(entry, f"{self._owner}scan-")
+            remove_unused(entry, f"{self._owner}{kind}-")
         if self._is_main:
             report_damage(self._listing, scan)
         return scan
@@ -164,7 +167,14 @@ class _FolderReader:
                 for old, name in scan.replaced[part].items()
             }
             return FileSet(
-                good.root, files.paths, files.labels, sizes[old_ids], config.image_size, view, replaced
+                good.root,
+                files.paths,
+                files.labels,
+                sizes[old_ids],
+                config.image_size,
+                view,
+                replaced,
+                all_decoded=config.on_bad_image == "skip",
             )
 
         train, test = file_set("train"), file_set("test")
@@ -205,8 +215,8 @@ class _FolderReader:
             listed = train.list_bad({int(samples[row]): reason for row, reason in bad.items()})
             raise UserError(
                 f"data.root: {len(bad)} of a sample of {len(samples)} images cannot be decoded, though their "
-                "headers and ends are intact; replace or remove them "
-                f"(python -m pipeline check-data finds all such files):{listed}"
+                "headers and ends are intact; replace or remove them (python -m pipeline check-data finds "
+                f"all such files), or set data.on_bad_image=skip:{listed}"
             )
         return histograms.sum(axis=0)
 

@@ -54,22 +54,26 @@ class Scan:
         return max(int(sizes.max()) for sizes in self.sizes.values())
 
 
-def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int) -> Scan:
+def scan_files(
+    listing: Listing, entry: Path, num_threads: int, cache_below: int, *, decode_all: bool = False
+) -> Scan:
     """Read all headers and store the results in a new entry of the cache.
 
-    If the images are to be streamed, two kinds of files are also decoded:
+    If the images are to be streamed, two kinds of files are also decoded, or with DECODE_ALL all of them:
 
     - a file that does not end as its format requires, to learn if it is complete;
     - images with transparency, CMYK images, rotated PNGs and the like, which decoders show in different ways:
       Pillow decodes them, and a copy in RGB is stored in the entry.
 
-    JPEG files are inspected for damage inside: a sample of them if the images are to be streamed, else all.
+    JPEG files are inspected for damage inside: a sample of them if the images are to be streamed, all with
+    DECODE_ALL or if they are to be decoded.
 
     Args:
         listing: the files.
         entry: the folder to make.
         num_threads: threads to decode in.
         cache_below: `data.cache_below`.
+        decode_all: find the files that are damaged between an intact header and an intact end, too.
 
     Raises:
         OSError: the entry cannot be written.
@@ -78,7 +82,9 @@ def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int
     replaced: dict[str, dict[int, str]] = {part: {} for part in listing.parts}
     with new_entry(entry) as building:
         for part, files in listing.parts.items():
-            sizes[part], bad[part], unusual[part], jpegs[part] = _read_headers(listing, part, files)
+            sizes[part], bad[part], unusual[part], jpegs[part] = _read_headers(
+                listing, part, files, all_unusual=decode_all
+            )
         streamed = max(part.max() for part in sizes.values()) > cache_below
         if streamed:
             for part in listing.parts:
@@ -88,7 +94,7 @@ def scan_files(listing: Listing, entry: Path, num_threads: int, cache_below: int
                 bad[part] = dict(sorted((bad[part] | also_bad).items()))
                 sizes[part][list(also_bad)] = 0
         inspected = {part: np.flatnonzero(jpegs[part] & (sizes[part][:, 0] > 0)) for part in jpegs}
-        if streamed:
+        if streamed and not decode_all:
             inspected = {part: indices[spread(len(indices))] for part, indices in inspected.items()}
         damaged = _inspect(listing, inspected, num_threads)
         np.savez(building / _SIZES, allow_pickle=False, **sizes)
@@ -117,7 +123,7 @@ def _inspect(
 
 
 def _read_headers(
-    listing: Listing, part: str, files: Files
+    listing: Listing, part: str, files: Files, *, all_unusual: bool = False
 ) -> tuple[np.ndarray, dict[int, str], dict[int, bool], np.ndarray]:
     """Read the headers of one part.
 
@@ -136,7 +142,7 @@ def _read_headers(
         if header.height * header.width > MAX_PIXELS:
             raise NotAnImage(f"{header.width}x{header.height} pixels are more than {MAX_PIXELS}")
         sizes[index], jpegs[index] = (header.height, header.width), header.is_jpeg
-        if not (header.plain and header.complete):
+        if all_unusual or not (header.plain and header.complete):
             unusual[index] = header.plain
 
     with images_of_any_size():

@@ -23,7 +23,7 @@ from pipeline.data.files.image_formats import NO_IMAGE
 from pipeline.data.files.paths import Paths
 from pipeline.errors import UserError
 from tests.class_folders import set_age
-from tests.pictures import bad_pictures, encoded, make_folder, odd_pictures, picture, save
+from tests.pictures import bad_pictures, damaged_inside, encoded, make_folder, odd_pictures, picture, save
 
 
 @pytest.fixture
@@ -180,15 +180,27 @@ def test_a_jpeg_that_no_decoder_here_knows_is_named(root: Path, offset: int, val
 
 def test_damage_that_only_decoding_shows_is_named_where_it_is_met(root: Path):
     """Header and end are intact: the scan sees nothing, but the statistics come from decoded images."""
-    content = bytearray(encoded(picture(80, 100), "PNG"))
-    content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
     for name in ("damaged.png", "too.png"):
-        (root / "train/a" / name).write_bytes(content)
+        (root / "train/a" / name).write_bytes(damaged_inside())
     message = (
-        r"data\.root: 2 of a sample of 8 images .*check-data.*:\n  .*/a/damaged\.png: .+\n  .*/too\.png: .+$"
+        r"data\.root: 2 of a sample of 8 images .*check-data.*data\.on_bad_image=skip:"
+        r"\n  .*/a/damaged\.png: .+\n  .*/too\.png: .+$"
     )
     with pytest.raises(UserError, match=message):
-        load(root, on_bad_image="skip")
+        load(root)
+
+
+@pytest.mark.parametrize("keys", [{}, {"mean": [0.5] * 3, "std": [0.2] * 3}], ids=["computed", "given"])
+def test_damage_that_only_decoding_shows_is_left_out(
+    root: Path, keys: dict[str, Any], caplog: pytest.LogCaptureFixture
+):
+    load(root, mean=[0.5] * 3, std=[0.2] * 3)  # the cache of a run that did not decode all files
+    for path in ("train/a/damaged.png", "val/b/too.png"):
+        (root / path).write_bytes(damaged_inside())
+    splits = load(root, on_bad_image="skip", **keys)
+    assert "2 of 12 images cannot be read and are left out" in caplog.text
+    assert (len(splits.train), len(splits.test)) == (6, 4)
+    assert splits.train.all_decoded and not splits.train.replaced
 
 
 def test_a_class_of_bad_files_only_is_named(root: Path):
