@@ -4,7 +4,7 @@ import argparse
 import contextlib
 
 from pipeline.commands.arguments import add_training, count, print_warnings
-from pipeline.config import Config, check_batches, load_config
+from pipeline.config import Config, check_batches, load_config, micro_batch_size
 from pipeline.config.model import library_of
 from pipeline.errors import UserError
 
@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     check_batches(config, arguments.processes)
+    if micro_batch_size(config, arguments.processes) == 1:  # others need no look at the network
+        from pipeline.models.norm_batches import check_norm_batches  # imports torch, which takes seconds
+
+        check_norm_batches(config, arguments.processes)
     if arguments.print_device:
         print(config.runtime.device)
         return 0

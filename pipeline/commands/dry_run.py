@@ -14,6 +14,7 @@ from pipeline.data.datasets.counts import Counts, count_images
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
+from pipeline.models.norm_batches import check_norm_batches
 from pipeline.process.cache_dirs import cache_folder
 from pipeline.process.world import read_world
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
@@ -39,6 +40,7 @@ def describe_plan(config: Config, recipe: str) -> str:
     """
     machine = _find_machine(config)
     check_batches(config, machine.processes)
+    check_norm_batches(config, machine.processes)
     _check_loader(config, machine)
     counts = count_images(config.data, config.seed)
     plan = _plan(config, machine, counts)

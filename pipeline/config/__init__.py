@@ -1,7 +1,7 @@
 """Reads recipes: YAML and command-line overrides in, one frozen `Config` out. Imports no torch."""
 
 from pipeline.config.augment import MIX_SOURCES, AugmentConfig, MixAugment, PlainAugment
-from pipeline.config.batches import check_batches, share
+from pipeline.config.batches import check_batches, micro_batch_size, share
 from pipeline.config.data import CifarData, DataConfig, DigitsData, FolderData, SyntheticData
 from pipeline.config.durations import to_bytes, to_steps
 from pipeline.config.keys import leaf_fields
@@ -76,6 +76,7 @@ __all__ = [
     "keys_without_effect",
     "leaf_fields",
     "load_config",
+    "micro_batch_size",
     "reference_table",
     "share",
     "to_bytes",

@@ -38,3 +38,8 @@ def check_batches(config: Config, num_processes: int) -> None:
     share(data.batch_size, num_processes * config.optimizer.accumulate, key, micro_batches)
     mixed = f"(processes times the {group} images of each {mix} image)"
     share(data.batch_size, num_processes * group, key, mixed)
+
+
+def micro_batch_size(config: Config, num_processes: int) -> int:
+    """Return the images of one forward pass in training, on each process."""
+    return config.data.batch_size // (num_processes * config.optimizer.accumulate)

@@ -18,6 +18,7 @@ from pipeline.data import Batch, Loader, Loaders, Splits, build_loaders
 from pipeline.distributed.processes import Processes, average_batch_norm
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import Preempted, TrainingError
+from pipeline.models.norm_batches import check_norm_batches
 from pipeline.optim.parts import partition
 from pipeline.process.command_line import same_command
 from pipeline.process.signals import StopSignal, name_of
@@ -95,11 +96,12 @@ class Trainer:
             console: default: nothing is printed.
 
         Raises:
-            UserError: the config does not fit the data set, the device or the checkpoint.
+            UserError: the config does not fit the data set, the network, the device or the checkpoint.
         """
         loaders = loaders or build_loaders(config, _given(splits), processes.device, processes.shard)
         plan = Plan.of(config, loaders.train.steps_per_epoch)
         if model is None:
+            check_norm_batches(config, processes.shard.world_size)
             state = build_state(config, _given(splits), processes, pretrained=resume_from is None)
         else:
             state = build_state_of(model, config, processes)
