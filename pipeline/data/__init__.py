@@ -1,10 +1,10 @@
 """Reads data sets and loads batches: from files to device tensors that are ready for the model."""
 
 from pipeline.data.batch import Batch, Loader
-from pipeline.data.build import Loaders, build_loaders
+from pipeline.data.build import Loaders, build_loaders, build_test_loader
 from pipeline.data.datasets.file_set import FileSet
-from pipeline.data.datasets.load import load_splits
-from pipeline.data.datasets.splits import ImageSet, Splits
+from pipeline.data.datasets.load import check_class_names, load_splits, load_test
+from pipeline.data.datasets.splits import ImageSet, Samples, Splits
 from pipeline.data.loaders.base import Transform
 from pipeline.data.sampling.batch_plan import Shard
 
@@ -14,9 +14,13 @@ __all__ = [
     "ImageSet",
     "Loader",
     "Loaders",
+    "Samples",
     "Shard",
     "Splits",
     "Transform",
     "build_loaders",
+    "build_test_loader",
+    "check_class_names",
     "load_splits",
+    "load_test",
 ]

@@ -9,9 +9,9 @@ import torch
 
 from pipeline.config import Config, FolderData, check_batches, to_bytes
 from pipeline.config.rules import DRAWN_FROM_FILES, SHOWN_FROM_FILES, changed_keys
-from pipeline.data.batch import Loader
+from pipeline.data.batch import NUM_CHANNELS, Loader
 from pipeline.data.datasets.file_set import FileSet
-from pipeline.data.datasets.splits import Samples, Splits
+from pipeline.data.datasets.splits import Samples, Splits, check_labels
 from pipeline.data.loaders.base import Transform
 from pipeline.data.loaders.dali_arrays import DaliArrayLoader
 from pipeline.data.loaders.dali_files import DaliFileLoader, Decoding, Photometric
@@ -43,10 +43,12 @@ class Loaders:
 
 @dataclass(frozen=True)
 class _Context:
-    """The arguments of `build_loaders`, for the functions that build one loader."""
+    """What the loaders of a run have in common, for the functions that build one loader."""
 
     config: Config
-    splits: Splits
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
     device: torch.device
     shard: Shard
 
@@ -65,12 +67,13 @@ def build_loaders(
     Raises:
         UserError: the processes do not divide a batch size, or it is more than the training set.
     """
-    context = _Context(config, splits, device, shard or Shard())
+    context = _Context(config, splits.mean, splits.std, splits.num_classes, device, shard or Shard())
     check_batches(config, context.shard.world_size)
     splits.check_labels()
-    _check_photometric(context)
-    _check_border(context)
-    train = _build_loader(context, splits.train, _train_sampler(context), _transform(context, augmented=True))
+    _check_photometric(context, splits.train)
+    _check_border(config, splits.train)
+    sampler = _train_sampler(context, splits.train)
+    train = _build_loader(context, splits.train, sampler, _transform(context, augmented=True))
     return Loaders(
         train=train,
         test=_build_eval_loader(context, splits.test),
@@ -79,7 +82,35 @@ def build_loaders(
     )
 
 
-def _check_photometric(context: _Context) -> None:
+def build_test_loader(
+    config: Config,
+    test: Samples,
+    device: torch.device,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    num_classes: int,
+) -> Loader:
+    """Build a loader of test images for a network that has been trained. No training image is needed.
+
+    Args:
+        config: the run's config.
+        test: the images.
+        device: device of the batches.
+        mean, std: of the network's images, per channel.
+        num_classes: outputs of the network.
+
+    Raises:
+        UserError: a label is not one of the network, or a key does not fit the images.
+    """
+    context = _Context(config, mean, std, num_classes, device, Shard())
+    check_labels("test", test, num_classes)
+    if not isinstance(test, FileSet):
+        _refuse_keys_of_streams(config, SHOWN_FROM_FILES)
+    return _build_eval_loader(context, test)
+
+
+def _check_photometric(context: _Context, train: Samples) -> None:
     """Refuse the augmentation of DALI with other loaders; warn that DALI does not repeat its draws."""
     augment, loader = context.config.augment, context.config.data.loader
     of_folder = isinstance(context.config.data, FolderData)  # `load_config` warns of the keys elsewhere
@@ -90,16 +121,16 @@ def _check_photometric(context: _Context) -> None:
             f"augment.color_jitter and augment.randaugment: only DALI has them, not data.loader={loader}; "
             "use data.loader=dali, or set both to 0"
         )
-    if isinstance(context.splits.train, FileSet) and context.shard.rank == 0:
+    if isinstance(train, FileSet) and context.shard.rank == 0:
         _log.warning(
             "augment.color_jitter and augment.randaugment are drawn by DALI: a resumed run, or one on "
             "another number of processes, sees other colours; order, crops and flips stay the same"
         )
 
 
-def _check_border(context: _Context) -> None:
+def _check_border(config: Config, train: Samples) -> None:
     """Raise a UserError if the images are too small for the reflected border of the crop."""
-    augment, train = context.config.augment, context.splits.train
+    augment = config.augment
     if augment.crop_border == "reflect" and not isinstance(train, FileSet):
         side = min(train.image_size)
         if augment.crop_padding >= side:
@@ -110,10 +141,10 @@ def _check_border(context: _Context) -> None:
 
 
 def _transform(context: _Context, augmented: bool) -> Transform:
-    config, splits = context.config, context.splits
+    config = context.config
     # DALI has no bfloat16: autocast converts float16
     dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16
-    transform = Transform(splits.mean, splits.std, dtype, config.runtime.channels_last)
+    transform = Transform(context.mean, context.std, dtype, config.runtime.channels_last)
     if not augmented:
         return transform
     augment = config.augment
@@ -121,20 +152,24 @@ def _transform(context: _Context, augmented: bool) -> Transform:
     return replace(transform, crop_padding=augment.crop_padding, cutout=augment.cutout, reflect=reflect)
 
 
-def _train_sampler(context: _Context) -> TrainSampler:
-    config, train, shard = context.config, context.splits.train, context.shard
+def _train_sampler(context: _Context, train: Samples) -> TrainSampler:
+    config, shard = context.config, context.shard
     augment, batch_size = config.augment, config.data.batch_size
     if isinstance(train, FileSet):
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
         return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
-    # only the files tell that a folder is not streamed; for other data sets `load_config` warns of these keys
-    streamed_keys = DRAWN_FROM_FILES + SHOWN_FROM_FILES if isinstance(config.data, FolderData) else ()
-    for key in changed_keys(config, streamed_keys):
-        raise UserError(
-            f"{key}: is for streamed folders, but these images are decoded and kept in memory; "
-            "remove the key (see data.cache_below)"
-        )
+    _refuse_keys_of_streams(config, DRAWN_FROM_FILES + SHOWN_FROM_FILES)
     return TrainSampler(len(train), batch_size, shard, config.seed, train.image_size, augment)
+
+
+def _refuse_keys_of_streams(config: Config, keys: tuple[str, ...]) -> None:
+    """Refuse keys of streamed folders. Only the files tell that a folder is not streamed."""
+    if isinstance(config.data, FolderData):  # for other data sets `load_config` warns of these keys
+        for key in changed_keys(config, keys):
+            raise UserError(
+                f"{key}: is for streamed folders, but these images are decoded and kept in memory; "
+                "remove the key (see data.cache_below)"
+            )
 
 
 def _build_eval_loader(context: _Context, samples: Samples) -> Loader:
@@ -204,8 +239,10 @@ def _build_reference(context: _Context, samples: Samples, sampler: Sampler, tran
 
 def _build_synthetic(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
     size = (samples.view.size, samples.view.size) if isinstance(samples, FileSet) else samples.image_size
-    shape, num_classes = (*size, context.splits.num_channels), context.splits.num_classes
-    return SyntheticLoader(shape, num_classes, sampler, transform, context.device, context.config.seed)
+    shape = (*size, NUM_CHANNELS)
+    return SyntheticLoader(
+        shape, context.num_classes, sampler, transform, context.device, context.config.seed
+    )
 
 
 _BUILDERS: dict[str, Callable[[_Context, Samples, Sampler, Transform], Loader]] = {

@@ -27,7 +27,7 @@ def examine(trained: Trained, *, count: int = SHOWN_IMAGES, explain: bool = True
         explain: make Grad-CAM maps, which takes some seconds to import. A network without a layer for them
             gets a warning.
     """
-    logits, test = trained.test_logits(), trained.splits.test
+    logits, test = trained.test_logits(), trained.test
     shown = select_images(logits, test.labels, count)
     images = test.pixels(shown)
     maps = np.empty((0, *images.shape[1:3]), np.uint8)
@@ -37,7 +37,7 @@ def examine(trained: Trained, *, count: int = SHOWN_IMAGES, explain: bool = True
         except UserError as error:  # such as for a vision transformer, whose predictions are still wanted
             _log.warning("no maps: %s", error)
     names = ["" if test.sample_paths is None else one_line(test.sample_paths[i]) for i in shown]
-    predictions = Predictions.of(logits, test.labels, trained.splits.class_names)
+    predictions = Predictions.of(logits, test.labels, trained.inputs.class_names)
     return replace(predictions, shown=shown, shown_names=np.array(names, np.str_), images=images, maps=maps)
 
 

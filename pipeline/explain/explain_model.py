@@ -97,7 +97,7 @@ def explain_mistakes(
 def predict_and_explain(trained: Trained, count: int, options: ExplainOptions) -> tuple[Explained, float]:
     """Explain as `explain_mistakes`, and return the accuracy on the test set as well."""
     options.resolve(trained)  # reports a wrong name before the whole test set is predicted
-    logits, labels = trained.test_logits(), trained.splits.test.labels
+    logits, labels = trained.test_logits(), trained.test.labels
     selected = select_images(logits, labels, count)
     accuracy = float((logits.argmax(1) == labels).mean())
     return explain_samples(trained, selected.tolist(), options), accuracy
@@ -114,7 +114,7 @@ def explain_samples(
     Raises:
         UserError: an index that the test set does not have; or names the argument that is wrong.
     """
-    test, indices = trained.splits.test, list(indices)
+    test, indices = trained.test, list(indices)
     check_type("indices", indices, Sequence[int])
     wrong = [index for index in indices if not 0 <= index < len(test)]
     if wrong:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.data import build_loaders
 from pipeline.inference.trained_model import load_trained
 from pipeline.run.checkpoint import EMA, load_weights
 from pipeline.training.evaluate import EvalResult, evaluate
@@ -14,11 +13,11 @@ from pipeline.training.precision import Precision
 def evaluate_run(path: str | Path, which: str = "last", overrides: Sequence[str] = ()) -> EvalResult:
     """Evaluate a run's checkpoint on the test set, and the moving average if it holds one.
 
-    The precision is that of the training.
+    The precision is that of the training. No training image is read.
     """
     trained = load_trained(path, which, overrides)
     assert trained.checkpoint is not None
-    loader = build_loaders(trained.config, trained.splits, trained.device).test
+    loader = trained.test_loader(trained.config)
     precision = Precision(trained.config.precision, trained.device)
     settings = (loader, precision, trained.device, trained.config.evaluation.flip_tta)
     result = evaluate(trained.model, *settings)

@@ -13,7 +13,15 @@ from torch import nn
 
 from pipeline.argument_types import check_type
 from pipeline.config import Config, UnscaledPrecision
-from pipeline.data import Splits, build_loaders, load_splits
+from pipeline.data import (
+    Loader,
+    Samples,
+    Splits,
+    build_test_loader,
+    check_class_names,
+    load_splits,
+    load_test,
+)
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.splits import check_pixels
 from pipeline.distributed.processes import pick_device
@@ -95,12 +103,31 @@ class Trained:
             UserError: the data set is missing, or has other classes than the network.
         """
         splits = load_splits(self.config.data, self.config.seed)
-        if splits.class_names != self.inputs.class_names:
-            raise UserError(
-                f"data.root: the classes are {_first(splits.class_names)}, but the network was trained on "
-                f"{_first(self.inputs.class_names)}; give the data set of the run"
-            )
+        check_class_names(splits.class_names, self.inputs.class_names)
         return splits
+
+    @cached_property
+    def test(self) -> Samples:
+        """The test images of the run's data set, read at the first access. No training image is read.
+
+        Raises:
+            UserError: there are none, or they are of other classes than the network's.
+        """
+        if "splits" in self.__dict__:
+            return self.splits.test
+        config, streamed = self.config, self.inputs.crop is not None
+        return load_test(config.data, config.seed, self.inputs.class_names, streamed=streamed)
+
+    def test_loader(self, config: Config) -> Loader:
+        """Build the loader of the test images, as the evaluation of the run shows them, under a config."""
+        return build_test_loader(
+            config,
+            self.test,
+            self.device,
+            mean=self.inputs.mean,
+            std=self.inputs.std,
+            num_classes=self.inputs.num_classes,
+        )
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Return logits, (N, K) float32 on the CPU, of images, (N, H, W, 3) uint8.
@@ -120,11 +147,7 @@ class Trained:
     def test_logits(self) -> np.ndarray:
         """Return logits of the whole test set in order, (N, K) float32 on the CPU, with the run's loader."""
         config = self.config.model_copy(update={"precision": UnscaledPrecision(mode="fp32")})
-        return predict(self.model, build_loaders(config, self.splits, self.device).test).numpy()
-
-
-def _first(names: Sequence[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+        return predict(self.model, self.test_loader(config)).numpy()
 
 
 def load_trained(
@@ -138,8 +161,8 @@ def load_trained(
 ) -> Trained:
     """Load the network of one of a run's checkpoints.
 
-    The data set is not needed for that: it is read only if `splits` is accessed. Mean and standard deviation
-    are the run's.
+    The data set is not needed for that: it is read only if `test` or `splits` is accessed. Mean and standard
+    deviation are the run's.
 
     Args:
         path: the run folder.

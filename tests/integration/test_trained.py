@@ -67,7 +67,8 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: object, **__: object) -> None:
         raise AssertionError("reads the data set")
 
-    monkeypatch.setattr("pipeline.inference.trained_model.load_splits", gone)
+    for name in ("load_splits", "load_test"):
+        monkeypatch.setattr(f"pipeline.inference.trained_model.{name}", gone)
 
 
 # --- the network --------------------------------------------------------------------------------------------

@@ -104,7 +104,30 @@ def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
         UserError: no files and no download, or a file that is not the published one.
     """
     files = CIFAR_FILES[name]
-    folder, missing = root / files.folder, missing_files(root, name)
+    parts, class_names = _read_parts(root, name, (*files.train, *files.test), is_main)
+    train, test = parts[: len(files.train)], parts[len(files.train) :]
+    return RawSplits(_concatenate(train), _concatenate(test), class_names)
+
+
+def load_cifar_test(root: Path, name: str) -> tuple[ImageSet, tuple[str, ...]]:
+    """Read the test images and the class names; the training images may be missing. Otherwise `load_cifar`.
+
+    Raises:
+        UserError: as for `load_cifar`.
+    """
+    parts, class_names = _read_parts(root, name, CIFAR_FILES[name].test, is_main=True)
+    return _concatenate(parts), class_names
+
+
+_Part = tuple[np.ndarray, list[int]]  # images and labels of one file
+
+
+def _read_parts(
+    root: Path, name: str, wanted: tuple[tuple[str, str], ...], is_main: bool
+) -> tuple[list[_Part], tuple[str, ...]]:
+    """Read these (file, MD5) parts, and the class names. Missing files are unpacked or downloaded first."""
+    files = CIFAR_FILES[name]
+    folder, missing = root / files.folder, _missing(root, files, (*wanted, files.meta))
     if missing:
         assert is_main, f"{files.title} is not in {root}: the main process has to fetch it first"
         try:
@@ -119,26 +142,25 @@ def load_cifar(root: Path, name: str, *, is_main: bool = True) -> RawSplits:
         raise _damaged(folder / files.meta[0], f"has no list {files.names_key}")
     class_names = tuple(item.decode() for item in names)
 
-    def read_part(item: tuple[str, str]) -> tuple[np.ndarray, list[int]]:
+    def read_part(item: tuple[str, str]) -> _Part:
         return _read_part(folder, item, files.label_key, len(class_names))
 
     # threads: hashing and copying release the lock of the interpreter
-    with ThreadPoolExecutor(len(files.train) + len(files.test)) as pool:
-        parts = list(pool.map(read_part, (*files.train, *files.test)))
-    train, test = parts[: len(files.train)], parts[len(files.train) :]
-    return RawSplits(_concatenate(train), _concatenate(test), class_names)
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        return list(pool.map(read_part, wanted)), class_names
 
 
 def missing_files(root: Path, name: str) -> list[tuple[str, str]]:
     """Return (file, MD5) of the files that are not in `root` yet."""
     files = CIFAR_FILES[name]
-    folder = root / files.folder
-    return [item for item in (*files.train, *files.test, files.meta) if not (folder / item[0]).exists()]
+    return _missing(root, files, (*files.train, *files.test, files.meta))
 
 
-def _read_part(
-    folder: Path, item: tuple[str, str], label_key: str, num_classes: int
-) -> tuple[np.ndarray, list[int]]:
+def _missing(root: Path, files: CifarFiles, wanted: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    return [item for item in wanted if not (root / files.folder / item[0]).exists()]
+
+
+def _read_part(folder: Path, item: tuple[str, str], label_key: str, num_classes: int) -> _Part:
     """Return images and labels of one file."""
     path, content = folder / item[0], _read_pickle(folder, item)
     data, labels, size = content.get("data"), content.get(label_key), NUM_CHANNELS * _SIDE**2
@@ -156,7 +178,7 @@ def _check_labels(path: Path, label_key: str, labels: Any, num_images: int, num_
     return labels
 
 
-def _concatenate(parts: list[tuple[np.ndarray, list[int]]]) -> ImageSet:
+def _concatenate(parts: list[_Part]) -> ImageSet:
     images = np.concatenate([images for images, _ in parts]) if len(parts) > 1 else parts[0][0]
     return ImageSet(images, np.array([label for _, labels in parts for label in labels], np.int64))
 

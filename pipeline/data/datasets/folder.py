@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ from pipeline.atomic_io import write_whole
 from pipeline.config import FolderData
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import FileSet, read_centre
-from pipeline.data.datasets.splits import ImageSet, RawSplits
+from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples
 from pipeline.data.datasets.statistics import channel_histogram
 from pipeline.data.files.cache import BadImages, CachedArrays, read_entry, remove_unused, write_entry
 from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.decode import decode_files, images_of_any_size, try_all
 from pipeline.data.files.list_files import list_files
+from pipeline.data.files.list_test_part import list_test_files
 from pipeline.data.files.listing import Listing
 from pipeline.data.files.reports import report_bad, report_damage
 from pipeline.data.files.scan import Scan, read_scan, scan_files, spread
@@ -52,9 +54,29 @@ def load_folder(config: FolderData, *, is_main: bool = True) -> RawSplits:
     names = listing.classes
     if config.class_names is not None:
         names = read_class_names(Path(config.class_names).expanduser(), names)
-    reader = _FolderReader(listing, config, names, is_main)
+    reader = _FolderReader(listing, config, is_main)
     scan = reader.scan()
-    return reader.stream(scan) if scan.longest_side > config.cache_below else reader.decode()
+    streamed = scan.longest_side > config.cache_below
+    parts, histogram = reader.stream(scan) if streamed else reader.decode()
+    return RawSplits(parts["train"], parts["test"], names, histogram)
+
+
+def load_test_folder(config: FolderData, class_names: Sequence[str], *, streamed: bool) -> Samples:
+    """Read the test images alone, for a network that has been trained: see `list_test_files`.
+
+    Args:
+        config: the section `data`.
+        class_names: of the network, in label order.
+        streamed: True if the network was trained on streamed files. The sizes of the test images do not
+            decide it: they are shown to the network as in its own evaluation.
+
+    Raises:
+        UserError: as for `load_folder`.
+    """
+    listing = list_test_files(Path(config.root).expanduser(), config, class_names)
+    reader = _FolderReader(listing, config.model_copy(update={"cache_below": 0}), is_main=True)
+    parts, _ = reader.stream(reader.scan()) if streamed else reader.decode()
+    return parts["test"]
 
 
 class _FolderReader:
@@ -63,18 +85,18 @@ class _FolderReader:
     Args:
         listing: the files.
         config, is_main: as for `load_folder`.
-        class_names: in label order.
     """
 
-    def __init__(self, listing: Listing, config: FolderData, class_names: tuple[str, ...], is_main: bool):
-        self._listing, self._config = listing, config
-        self._class_names, self._is_main = class_names, is_main
+    def __init__(self, listing: Listing, config: FolderData, is_main: bool):
+        self._listing, self._config, self._is_main = listing, config, is_main
         state = f"{_FORMAT_VERSION} {listing.key()} {config.cache_below}"
         self._key = hashlib.sha256(state.encode()).hexdigest()[:16]
         self._folder, self._owner = listing.root / ".quickres", ""
         if config.cache_dir is not None:  # several data sets can share this folder
             self._folder, root = Path(config.cache_dir).expanduser(), listing.root.resolve()
             self._owner = f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}-"
+        if "train" not in listing.parts:
+            self._owner += "test-"
 
     def _entry(self, kind: str) -> Path:
         return self._folder / f"{self._owner}{kind}-{self._key}"
@@ -97,8 +119,8 @@ class _FolderReader:
             report_damage(self._listing, scan)
         return scan
 
-    def decode(self) -> RawSplits:
-        """Return all images, decoded."""
+    def decode(self) -> tuple[dict[str, Samples], np.ndarray]:
+        """Return the parts with their images decoded, and the histogram of the training images."""
         listing, size = self._listing, self._config.image_size
         kind = f"{size}px"
         entry = self._entry(kind)
@@ -117,7 +139,7 @@ class _FolderReader:
                 images = np.delete(images, list(cached.bad[part]), axis=0)
             return ImageSet(images, files.labels, tuple(files.paths))
 
-        return RawSplits(image_set("train"), image_set("test"), self._class_names, cached.histogram)
+        return {part: image_set(part) for part in listing.parts}, cached.histogram
 
     def _report_bad(self, bad: BadImages) -> None:
         if self._is_main:
@@ -141,7 +163,7 @@ class _FolderReader:
         """Decode all files into the arrays.
 
         Returns:
-            The histogram of the good training images, and the bad rows.
+            The histogram of the good training images (0 if there are none), and the bad rows.
         """
         listing, bad = self._listing, {}
         for part, files in listing.parts.items():
@@ -150,11 +172,13 @@ class _FolderReader:
             arrays[part][list(bad[part])] = 0
         if self._config.on_bad_image == "stop":
             report_bad(listing, bad, stop=True)
-        train = arrays["train"]
-        return channel_histogram(np.delete(train, list(bad["train"]), axis=0) if bad["train"] else train), bad
+        train = arrays.get("train", np.empty((0, 1, 1, NUM_CHANNELS), np.uint8))
+        if bad.get("train"):
+            train = np.delete(train, list(bad["train"]), axis=0)
+        return channel_histogram(train), bad
 
-    def stream(self, scan: Scan) -> RawSplits:
-        """Return the files, with their sizes from the scan."""
+    def stream(self, scan: Scan) -> tuple[dict[str, Samples], np.ndarray | None]:
+        """Return the parts as files with their sizes from the scan, and the histogram if one is needed."""
         self._report_bad(scan.bad)
         good, config = self._listing.without(scan.bad), self._config
         view = CentreView(config.eval_image_size or config.image_size, config.eval_crop)
@@ -177,9 +201,9 @@ class _FolderReader:
                 all_decoded=config.on_bad_image == "skip",
             )
 
-        train, test = file_set("train"), file_set("test")
-        histogram = None if config.mean and config.std else self._histogram(train, scan)
-        return RawSplits(train, test, self._class_names, histogram)
+        parts = {part: file_set(part) for part in good.parts}
+        needed = "train" in parts and not (config.mean and config.std)
+        return {**parts}, self._histogram(parts["train"], scan) if needed else None
 
     def _histogram(self, train: FileSet, scan: Scan) -> np.ndarray:
         """Return the histogram of evenly spread training images, as in evaluation; keep it in the cache."""

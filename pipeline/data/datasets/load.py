@@ -1,6 +1,7 @@
 """Loads a data set by name: training, holdout and test part, with the statistics for normalisation."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy as np
 from pipeline.config import CifarData, DataConfig, DigitsData, FolderData, SyntheticData
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.builtin import load_digits, make_synthetic
-from pipeline.data.datasets.cifar import load_cifar
-from pipeline.data.datasets.folder import load_folder
+from pipeline.data.datasets.cifar import load_cifar, load_cifar_test
+from pipeline.data.datasets.folder import load_folder, load_test_folder
 from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples, Splits
 from pipeline.data.datasets.statistics import channel_histogram, mean_and_std
 from pipeline.data.sampling.philox import named_generator
@@ -48,6 +49,49 @@ def load_splits(config: DataConfig, seed: int, *, is_main: bool = True) -> Split
         train = train.take(np.setdiff1d(np.arange(len(train)), held_out, assume_unique=True))
     mean, std = (config.mean, config.std) if config.mean and config.std else _statistics(raw, holdout)
     return Splits(train, raw.test, holdout, raw.class_names, mean, std)
+
+
+def load_test(
+    config: DataConfig, seed: int, class_names: tuple[str, ...], *, streamed: bool = False
+) -> Samples:
+    """Read the test images for a network that has been trained, and no others where they are in files.
+
+    Args:
+        config: the section `data`.
+        seed: the run's seed.
+        class_names: of the network, in label order.
+        streamed: True if the network was trained on streamed files.
+
+    Raises:
+        UserError: data that is missing or bad, or of other classes than the network's.
+    """
+    match config:
+        case FolderData():
+            return load_test_folder(config, class_names, streamed=streamed)
+        case CifarData():
+            test, found = load_cifar_test(Path(config.root).expanduser(), config.dataset)
+        case _:
+            raw = _read(config, seed, is_main=True)
+            test, found = raw.test, raw.class_names
+    check_class_names(found, class_names)
+    return test
+
+
+def check_class_names(found: Sequence[str], wanted: Sequence[str]) -> None:
+    """Check that a data set has the classes of a network.
+
+    Raises:
+        UserError: it has others.
+    """
+    if tuple(found) != tuple(wanted):
+        raise UserError(
+            f"data.root: the classes are {_first(found)}, but the network was trained on {_first(wanted)}; "
+            "give the data set of the run"
+        )
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _read(config: DataConfig, seed: int, is_main: bool) -> RawSplits:

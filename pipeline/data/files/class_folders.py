@@ -1,8 +1,9 @@
 """Lists the files of class folders: `ROOT/train/CLASS/*.jpg` and `ROOT/test/CLASS/*.jpg`."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,36 @@ def _no_classes(root: Path, part: str, folder: str, config: FolderData, classes:
         return f"{key}: {root / folder} holds no class folders; {LAYOUT}{other}"
     wanted = f"{folder}/" if given or part == "train" else "test/ or val/"
     return f"{key}: {root} has no folder {wanted}; {LAYOUT}{other}"
+
+
+def list_test_folder(
+    root: Path,
+    config: FolderData,
+    number_classes: Callable[[Sequence[str], Sequence[str]], Mapping[str, int]],
+) -> tuple[Path, Files, tuple[str, ...]]:
+    """List the image files in `data.test_folder`, without looking at the training folder.
+
+    Args:
+        root: `data.root`.
+        config: the section `data`.
+        number_classes: returns the labels of the classes, from all of them and from those with images.
+
+    Returns:
+        The folder, its files, and what a person should know, a sentence each.
+
+    Raises:
+        UserError: there is no such folder, or it holds no folder of a class.
+        OSError: a folder cannot be read.
+    """
+    folder, left_out = config.test_folder or _default_test_folder(root), LeftOut()
+    classes = _find_files(root, from_root(root, folder), left_out)
+    used = [name for name, (_, numbers) in classes.items() if len(numbers)]
+    if not classes:
+        raise UserError(_no_classes(root, "test", folder, config))
+    label_of = number_classes(list(classes), used)
+    files = _concatenate([classes[name] for name in used])
+    labels = np.array([label_of[name] for name in used], np.int64)
+    return root / folder, replace(files, labels=labels[files.labels]), tuple(left_out.describe(root))
 
 
 def _concatenate(classes: Sequence[_ClassFiles]) -> Files:

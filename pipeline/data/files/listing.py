@@ -68,7 +68,7 @@ class Listing:
 
     Attributes:
         root: the paths are relative to this folder.
-        parts: `train` and `test`.
+        parts: `train` and `test`, or `test` alone.
         classes: names in label order, as in the class folders or list files.
         sources: the class folders' parent or the list file of each part.
         from_lists: True if the files come from list files, False if they come from class folders.
@@ -126,27 +126,35 @@ class Listing:
 
 
 def find_problems(listing: Listing) -> list[str]:
-    """Return a sentence for each reason why a listing cannot be trained on.
+    """Return a sentence for each reason why a listing cannot be used.
 
     The reasons are those that the listing has already, classes without training images, fewer than two
-    classes, and no test images.
+    classes, and no test images. A listing without the part `train` needs test images only.
     """
     problems = list(listing.problems)
-    lists, train, test = listing.from_lists, listing.sources["train"], listing.sources["test"]
-    train_key, test_key = listing.key_of("train"), listing.key_of("test")
+    if "train" in listing.parts:
+        problems += _training_problems(listing)
+    test, key = listing.sources["test"], listing.key_of("test")
+    if not len(listing.parts["test"]) and not listing.problems:
+        taken = [source.name for source in listing.sources.values()]
+        other = propose_folders(listing.root, "test", taken, listing.classes)
+        remedy = "add lines of other files" if listing.from_lists else LAYOUT + other
+        problems.append(f"{key}: no {_FILE} in {test}; {remedy}")
+    return problems
+
+
+def _training_problems(listing: Listing) -> list[str]:
+    problems: list[str] = []
+    lists, train, key = listing.from_lists, listing.sources["train"], listing.key_of("train")
     empty = _classes_without_files(listing, "train")
     if empty:
         remedy = (
             "add lines, or number the classes without a gap" if lists else "add some, or remove the folder"
         )
-        problems.append(f"{train_key}: no {_FILE} for {name_classes(empty)} in {train}; {remedy}")
+        problems.append(f"{key}: no {_FILE} for {name_classes(empty)} in {train}; {remedy}")
     if len(listing.classes) < 2:
         only, layout = name_classes(listing.classes), "" if lists else f". {LAYOUT}"
-        problems.append(f"{train_key}: {train} holds one class, {only}; training needs at least two{layout}")
-    if not len(listing.parts["test"]) and not listing.problems:
-        other = propose_folders(listing.root, "test", [train.name, test.name], listing.classes)
-        remedy = "add lines of other files" if lists else LAYOUT + other
-        problems.append(f"{test_key}: no {_FILE} in {test}; {remedy}")
+        problems.append(f"{key}: {train} holds one class, {only}; training needs at least two{layout}")
     return problems
 
 

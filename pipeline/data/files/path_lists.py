@@ -1,7 +1,7 @@
 """Reads list files, `data.train_list` and `data.test_list`, and checks their labels."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +47,36 @@ def read_path_lists(root: Path, config: FolderData) -> Listing:
     parts = {part: _find_files(root, of_part, label_of) for part, of_part in lines.items()}
     numbers = {part: np.array([line.number for line in of_part], np.int64) for part, of_part in lines.items()}
     return Listing(root, parts, classes, _list_paths(config), from_lists=True, lines=numbers)
+
+
+def read_test_list(
+    root: Path,
+    config: FolderData,
+    number_classes: Callable[[Sequence[str], Sequence[str]], Mapping[str, int]],
+) -> tuple[Path, Files, np.ndarray]:
+    """Read `data.test_list`, and the size and time of every file that it names, without `data.train_list`.
+
+    Args:
+        root: the paths are relative to this folder.
+        config: the section `data`.
+        number_classes: returns the labels of the classes, from all of them and from those with images, which
+            are the same here.
+
+    Returns:
+        The list file, its files, and the line of each: (N,) int64.
+
+    Raises:
+        UserError: the list file cannot be read or is not as `read_path_lists` describes it.
+    """
+    path = _list_paths(config)["test"]
+    lines = _read_list("data.test_list", path, root)
+    _check_headers({"test": lines}, root, config)
+    _check_not_negative({"test": lines})
+    if all(line.label.isascii() and line.label.isdigit() for line in lines):
+        lines = [line._replace(label=line.label.lstrip("0") or "0") for line in lines]
+    classes = sorted({line.label for line in lines}, key=lambda label: (label.isdigit(), len(label), label))
+    numbers = np.array([line.number for line in lines], np.int64)
+    return path, _find_files(root, lines, number_classes(classes, classes)), numbers
 
 
 def read_list_classes(config: FolderData) -> tuple[str, ...]:

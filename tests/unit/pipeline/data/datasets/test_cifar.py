@@ -19,7 +19,8 @@ import pytest
 from pipeline.config import CifarData
 from pipeline.data.datasets import cifar
 from pipeline.data.datasets.cifar import CIFAR_FILES, load_cifar
-from pipeline.data.datasets.load import load_splits
+from pipeline.data.datasets.load import load_splits, load_test
+from pipeline.data.datasets.splits import ImageSet
 from pipeline.errors import UserError
 
 PICKLER: Any = pickle._Pickler  # the pickler in Python, whose parts can be replaced
@@ -344,3 +345,18 @@ def test_a_root_that_cannot_be_written(lay_out: Any, no_network: None) -> None:
         UserError, match=r"data\.root: cannot unpack cifar-10-python\.tar\.gz .* a folder you can write to"
     ):
         load_cifar(root, "cifar10")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_test_images_are_read_alone(lay_out: Any, name: str):
+    root = lay_out(name)
+    expected = load_cifar(root, name)
+    for file, _ in CIFAR_FILES[name].train:
+        (root / CIFAR_FILES[name].folder / file).unlink()
+    config = CifarData.model_validate({"dataset": name, "root": str(root)})
+    test = load_test(config, 0, expected.class_names)
+    assert isinstance(test, ImageSet) and isinstance(expected.test, ImageSet)
+    np.testing.assert_array_equal(test.images, expected.test.images)
+    np.testing.assert_array_equal(test.labels, expected.test.labels)
+    with pytest.raises(UserError, match=r"data\.root: the classes are .* trained on cat; give the data set"):
+        load_test(config, 0, ("cat",))

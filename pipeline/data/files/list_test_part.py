@@ -1,0 +1,91 @@
+"""Lists the test images alone, for a network that has been trained: no training image is looked at."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config import FolderData
+from pipeline.data.files.class_folders import list_test_folder
+from pipeline.data.files.class_names import read_class_names
+from pipeline.data.files.listing import LAYOUT, Listing, find_problems, find_warnings, name_classes
+from pipeline.data.files.path_lists import read_test_list
+from pipeline.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def list_test_files(root: Path, config: FolderData, class_names: Sequence[str]) -> Listing:
+    """List the files of `data.test_folder`, or those that `data.test_list` names.
+
+    Args:
+        root: `data.root`.
+        config: the section `data`.
+        class_names: of the network, in label order. A class is found by its name, or by the name that
+            `data.class_names` gives it.
+
+    Returns:
+        A listing with the part `test` alone. Its classes are those of the network.
+
+    Raises:
+        UserError: there is no test image, or one of a class that the network does not know.
+    """
+
+    def number(found: Sequence[str], used: Sequence[str]) -> dict[str, int]:
+        return _number_classes(found, used, config, class_names)
+
+    try:
+        if not root.is_dir():
+            raise UserError(f"data.root: there is no folder {root}; {LAYOUT}")
+        listing = Listing(root, {}, tuple(class_names), {}, from_lists=config.test_list is not None)
+        if listing.from_lists:
+            source, files, lines = read_test_list(root, config, number)
+            listing = replace(listing, lines={"test": lines})
+        else:
+            source, files, warnings = list_test_folder(root, config, number)
+            listing = replace(listing, warnings=warnings)
+    except OSError as error:
+        raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
+    listing = replace(listing, parts={"test": files}, sources={"test": source})
+    for problem in find_problems(listing):
+        raise UserError(problem)
+    for warning in find_warnings(listing):
+        _log.warning("%s", warning)
+    return listing
+
+
+def _number_classes(
+    found: Sequence[str], used: Sequence[str], config: FolderData, class_names: Sequence[str]
+) -> dict[str, int]:
+    """Return the label of each class.
+
+    Args:
+        found: the classes of the test images in order, those without an image too.
+        used: those with an image.
+        config, class_names: as for `list_test_files`.
+    """
+    key = "data.root" if config.test_list is None else "data.test_list"
+
+    def shown(names: Sequence[str]) -> Sequence[str]:
+        if config.class_names is None:
+            return names
+        return read_class_names(Path(config.class_names).expanduser(), names)
+
+    if len(found) == len(class_names) and tuple(shown(found)) == tuple(class_names):
+        return {name: label for label, name in enumerate(found)}
+    names = dict(zip(used, shown(used), strict=True))
+    unknown = [name for name, title in names.items() if title not in class_names]
+    if unknown:
+        raise UserError(
+            f"{key}: the test images are of {name_classes(unknown)}, but the network was trained on "
+            f"{name_classes(class_names)}; give the data set of the run, or remove the other images"
+        )
+    counts = Counter(class_names)
+    repeated = [name for name, title in names.items() if counts[title] > 1]
+    if repeated:
+        raise UserError(
+            f"{key}: {name_classes(repeated)}: several classes of the network have this name, by "
+            "data.class_names; add a test image, or an empty folder, of every class to tell them apart"
+        )
+    return {name: list(class_names).index(title) for name, title in names.items()}
