@@ -1,9 +1,12 @@
 """Reads image folders. Small images are decoded once and cached; larger ones are read from their files."""
 
+import atexit
 import hashlib
 import io
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +78,7 @@ def load_test_folder(config: FolderData, class_names: Sequence[str], *, streamed
     """
     listing = list_test_files(Path(config.root).expanduser(), config, class_names)
     reader = _FolderReader(listing, config.model_copy(update={"cache_below": 0}), is_main=True)
+    reader.use_temporary_cache_if_read_only()
     parts, _ = reader.stream(reader.scan()) if streamed else reader.decode()
     return parts["test"]
 
@@ -97,6 +101,18 @@ class _FolderReader:
             self._owner = f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}-"
         if "train" not in listing.parts:
             self._owner += "test-"
+
+    def use_temporary_cache_if_read_only(self) -> None:
+        """Keep the cache until the process ends, if its folder cannot be written: a run may have left a cache
+        of all images there, but none of the test images alone."""
+        parent = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
+        if not os.access(parent, os.W_OK):
+            folder = tempfile.mkdtemp(prefix="quickres-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            _log.warning(
+                "data.cache_dir: %s cannot be written, so the test images are not cached", self._folder
+            )
+            self._folder = Path(folder)
 
     def _entry(self, kind: str) -> Path:
         return self._folder / f"{self._owner}{kind}-{self._key}"

@@ -1,5 +1,7 @@
 """Tests that the test images of a folder are read alone, for a network that has been trained."""
 
+import atexit
+import os
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.config import FolderData
 from pipeline.data import FileSet, ImageSet
@@ -65,6 +68,26 @@ def test_the_cache_of_all_images_stays(root: Path):
     read(root, streamed=True)
     after = {path.name for path in (root / ".quickres").iterdir()}
     assert before < after and all(name.startswith("test-") for name in after - before)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_folder_that_cannot_be_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, streamed: bool
+):
+    """The test simulates it, because root may write everywhere."""
+    transparent = Image.fromarray(pixels(5)).convert("RGBA")
+    transparent.putalpha(100)
+    save(root / "test/a/0.png", transparent)
+    expected, added = read(root, streamed=streamed).pixels(np.arange(4)), []
+    shutil.rmtree(root / ".quickres")
+    monkeypatch.setattr(os, "access", lambda path, mode: not root.is_relative_to(path) and path != root)
+    monkeypatch.setattr(atexit, "register", lambda act, path, **_: added.append(path))
+    test = read(root, streamed=streamed)
+    np.testing.assert_array_equal(test.pixels(np.arange(4)), expected)
+    assert f"data.cache_dir: {root}/.quickres cannot be written" in caplog.text
+    assert sorted(path.name for path in root.iterdir()) == ["test", "train"]
+    (folder,) = added
+    shutil.rmtree(folder)
 
 
 def test_a_class_without_test_images(root: Path, caplog: pytest.LogCaptureFixture):
