@@ -79,6 +79,8 @@ def describe_augment(config: Config, streamed: bool = False) -> str:
     >>> from pipeline.config import load_config
     >>> describe_augment(load_config(overrides=["augment.cutout=16"]))
     'crop 4, flip, cutout 16'
+    >>> describe_augment(load_config(overrides=["augment.brightness=0.14", "augment.contrast=0.13"]))
+    'crop 4, flip, brightness 0.14, contrast 0.13'
     """
     augment = config.augment
     reflected = " reflected" if augment.crop_border == "reflect" else ""
@@ -87,4 +89,6 @@ def describe_augment(config: Config, streamed: bool = False) -> str:
     parts = ["resized crop" if streamed else padded, flip]
     inside = " inside" if augment.cutout_mode == "inside" else ""
     parts.append(f"cutout {augment.cutout}{inside}" if augment.cutout else "")
+    parts.append(f"brightness {augment.brightness:g}" if augment.brightness else "")
+    parts.append(f"contrast {augment.contrast:g}" if augment.contrast else "")
     return ", ".join(part for part in parts if part) or "none"

@@ -18,7 +18,7 @@ from pipeline.data.sampling.batch_plan import BatchPlan, Sampler
 class NaiveDaliLoader(PipelinedLoader):
     """Crops, mirrors and normalises in one `crop_mirror_normalize` with arguments for each sample.
 
-    `erase` before it is Cutout.
+    `erase` before it is Cutout. Brightness and contrast stay as they are.
     All images are padded beforehand and kept on the device, so that only the graph is timed.
 
     Args:
@@ -84,10 +84,10 @@ def arguments_of(draws: np.ndarray, transform: Transform, width: int) -> dict[st
     They are `x`, `y` (crop, as fractions of the slack), `mirror`, and `anchors` if there is a box.
 
     Args:
-        draws: (B, 5) int32, as `PaddedCropDraws.table`.
+        draws: (B, 5) or (B, 7) int32, as `PaddedCropDraws.table`.
         width: of the output, in pixels.
     """
-    crop_y, crop_x, flip, box_y, box_x = draws.T
+    crop_y, crop_x, flip, box_y, box_x = draws[:, :5].T
     slack = max(2 * transform.crop_padding, 1)
     arguments = {
         "x": (crop_x / slack).astype(np.float32),

@@ -19,8 +19,8 @@ _BLOCK = 1024
 def _augment_kernel(  # noqa: PLR0913
     images_ptr,  # (N, H, W, C) uint8
     order_ptr,  # (M,) int64 or int32
-    draws_ptr,  # (N, 5) int32
-    constants_ptr,  # (3, C) float32: 255 * mean, 1 / (255 * std), Cutout fill
+    draws_ptr,  # (N, 5) int32, or (N, 7) with JITTER
+    constants_ptr,  # (3 C + 2,) float32: 255 * mean, 1 / (255 * std), Cutout fill; units of the jitter
     out_ptr,  # (B, H, W, C) in memory
     start,
     HEIGHT: tl.constexpr,
@@ -29,15 +29,14 @@ def _augment_kernel(  # noqa: PLR0913
     PADDING: tl.constexpr,
     CUTOUT: tl.constexpr,
     REFLECT: tl.constexpr,
+    JITTER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     IMAGE_SIZE: tl.constexpr = HEIGHT * WIDTH * CHANNELS
     slot = tl.program_id(0).to(tl.int64)  # int64: N * H * W * C passes 2**31 at 14,000 images of 224×224
     sample = tl.load(order_ptr + start + slot).to(tl.int64)
-    draws = draws_ptr + sample * 5
-    top = tl.load(draws) - PADDING
-    left = tl.load(draws + 1) - PADDING
-    flip = tl.load(draws + 2) != 0
+    draws = draws_ptr + sample * (7 if JITTER else 5)
+    top, left, flip = _crop_and_flip(draws, PADDING)
 
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     in_output = element < IMAGE_SIZE
@@ -46,23 +45,34 @@ def _augment_kernel(  # noqa: PLR0913
     y = element // (CHANNELS * WIDTH)
     in_box = _in_box(draws, y, x, CUTOUT)
 
-    source_y = y + top
-    source_x = tl.where(flip, WIDTH - 1 - x, x) + left
-    if REFLECT:
-        source_y, source_x = _mirror(source_y, HEIGHT), _mirror(source_x, WIDTH)
+    source_y = _mirror_border(y + top, HEIGHT, REFLECT)
+    source_x = _mirror_border(tl.where(flip, WIDTH - 1 - x, x) + left, WIDTH, REFLECT)
     visible = in_output & (source_y >= 0) & (source_y < HEIGHT)
     visible = visible & (source_x >= 0) & (source_x < WIDTH) & ~in_box
     source = images_ptr + sample * IMAGE_SIZE + ((source_y * WIDTH + source_x) * CHANNELS + channel)
     pixel = tl.load(source, mask=visible, other=0).to(tl.float32)
     normalised = _fill_and_normalise(pixel, in_box, channel, constants_ptr, CHANNELS)
+    if JITTER:
+        jittered = _jitter(normalised, draws, constants_ptr + 3 * CHANNELS)
+        normalised = tl.where(in_box, normalised, jittered)
     tl.store(out_ptr + slot * IMAGE_SIZE + element, normalised.to(out_ptr.dtype.element_ty), mask=in_output)
 
 
 @triton.jit
-def _mirror(position, SIZE: tl.constexpr):
-    """Return the position inside that a position in the border shows; the edge itself is not repeated."""
-    position = tl.where(position < 0, -position, position)
-    return tl.where(position >= SIZE, 2 * (SIZE - 1) - position, position)
+def _crop_and_flip(draws, PADDING: tl.constexpr):
+    """Return the crop's corner in the image without its border, and True if the crop is mirrored."""
+    top = tl.load(draws) - PADDING
+    left = tl.load(draws + 1) - PADDING
+    return top, left, tl.load(draws + 2) != 0
+
+
+@triton.jit
+def _mirror_border(position, SIZE: tl.constexpr, REFLECT: tl.constexpr):
+    """Return the position inside that a position in a reflected border shows; the edge is not repeated."""
+    if REFLECT:
+        position = tl.where(position < 0, -position, position)
+        position = tl.where(position >= SIZE, 2 * (SIZE - 1) - position, position)
+    return position
 
 
 @triton.jit
@@ -91,12 +101,23 @@ def _fill_and_normalise(pixel, in_box, channel, constants_ptr, CHANNELS: tl.cons
     return (pixel - mean) * inverse_std
 
 
+@triton.jit
+def _jitter(normalised, draws, units_ptr):
+    """Return the pixels with the brightness and the contrast that one sample's draws give."""
+    shift = tl.load(draws + 5).to(tl.float32) * tl.load(units_ptr)
+    change = tl.load(draws + 6).to(tl.float32) * tl.load(units_ptr + 1)
+    return (normalised + shift) * (1 + change)
+
+
 @lru_cache(maxsize=16)
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return the (3, C) float32 constants of the kernel, which are copied to the device once a data set."""
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], ranges: tuple[float, float], device: torch.device
+) -> torch.Tensor:
+    """Return the (3 C + 2,) float32 constants of the kernel, copied to the device once for each setting."""
     mean255 = 255 * torch.tensor(mean, dtype=torch.float64)
     std255 = 255 * torch.tensor(std, dtype=torch.float64)
-    return torch.stack([mean255.float(), 1 / std255.float(), mean255.round().float()]).to(device)
+    units = torch.tensor(ranges, dtype=torch.float64) / 2**31
+    return torch.cat([mean255.float(), 1 / std255.float(), mean255.round().float(), units.float()]).to(device)
 
 
 def launch(
@@ -108,13 +129,16 @@ def launch(
     out: torch.Tensor,
 ) -> None:
     """Write the augmented images of the samples `order[start : start + len(out)]` to `out`."""
-    constants = _constants(tuple(augmentation.mean), tuple(augmentation.std), images.device)
+    ranges = augmentation.brightness, augmentation.contrast
+    constants = _constants(tuple(augmentation.mean), tuple(augmentation.std), ranges, images.device)
     tensors = images, order, draws, constants, out
-    sizes = *images.shape[1:], augmentation.padding, augmentation.cutout, augmentation.reflect
+    sizes = *images.shape[1:], augmentation.padding, augmentation.cutout
     _augment_kernel[len(out), triton.cdiv(images[0].numel(), _BLOCK)](
         *tensors,
         start,
         *sizes,
+        augmentation.reflect,
+        augmentation.jitters,
         _BLOCK,
         num_warps=4,
         enable_fp_fusion=False,  # the arithmetic of the definition, bit for bit

@@ -1,16 +1,21 @@
-"""Gather, crop, flip, cut out, normalise and cast a batch of small images in one kernel launch.
+"""Gather, crop, flip, normalise, brighten, cut out and cast a batch of small images in one kernel launch.
 
 Shapes: N images in the data set, B samples in the call, H rows, W columns, C channels.
 
 The draws are made elsewhere. This op only applies them, so it gives the same pixels as every other loader.
-For one sample with the draws (crop_y, crop_x, flip, cutout_y, cutout_x):
+For one sample with the draws (crop_y, crop_x, flip, cutout_y, cutout_x, shift, change):
 
 1. crop: an H×W window of the image with a border of `padding` pixels on each side, black (0) or the image
    mirrored at its edges; (crop_y, crop_x) is its top-left corner in the padded image;
 2. flip: the window is mirrored left to right if `flip` is not 0;
-3. Cutout (DeVries and Taylor 2017, arXiv:1708.04552, section 3): the square of side `cutout` with top-left
-   corner (cutout_y, cutout_x) in the output, clipped by the border, is set to `rint(255 * mean)`;
-4. normalisation: `(pixel - 255 * mean) * (1 / (255 * std))` in float32, then the cast to the output's dtype.
+3. normalisation: `(pixel - 255 * mean) * (1 / (255 * std))` in float32;
+4. brightness and contrast, if one of the settings is not 0: `(y + b) * (1 + c)` in float32, with
+   b = shift * brightness / 2**31 and c = change * contrast / 2**31 (as Hive's cifar10-speedrun; its numbers
+   are uniform in [-brightness, brightness] and [-contrast, contrast] too);
+5. Cutout (DeVries and Taylor 2017, arXiv:1708.04552, section 3): the square of side `cutout` with top-left
+   corner (cutout_y, cutout_x) in the output, clipped by the border, is set to the normalised
+   `rint(255 * mean)`: brightness and contrast do not change the box;
+6. the cast to the output's dtype.
 
 A small batch takes as long as its launch on the host. So a call takes any number of samples: augment several
 batches, or the whole epoch, at once and hand out slices.
@@ -43,7 +48,7 @@ def augment(
         order: (M,) int64 or int32, contiguous, such as the order of an epoch; sample numbers in [0, N), which
             are not checked.
         draws: (N, 5) int32, contiguous; crop_y, crop_x, flip, cutout_y, cutout_x of each sample, by sample
-            number.
+            number. (N, 7) with brightness or contrast: shift and change follow.
         augmentation: the settings that all samples share.
         count: number of samples to take from `order`: a batch, several batches or all.
         start: position in `order` of the first sample.
@@ -87,10 +92,9 @@ def _check(images: torch.Tensor, draws: torch.Tensor, augmentation: Augmentation
         raise ValueError(
             f"images must be contiguous uint8 (N, H, W, C), not {images.dtype} with strides {images.stride()}"
         )
-    if draws.shape != (num_images, 5) or draws.dtype is not torch.int32 or not draws.is_contiguous():
-        raise ValueError(
-            f"draws must be contiguous int32 ({num_images}, 5), not {draws.dtype} {tuple(draws.shape)}"
-        )
+    shape = num_images, 7 if augmentation.jitters else 5
+    if draws.shape != shape or draws.dtype is not torch.int32 or not draws.is_contiguous():
+        raise ValueError(f"draws must be contiguous int32 {shape}, not {draws.dtype} {tuple(draws.shape)}")
     num_means, num_stds = len(augmentation.mean), len(augmentation.std)
     if num_means != channels or num_stds != channels:
         raise ValueError(

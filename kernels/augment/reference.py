@@ -18,6 +18,7 @@ class Augmentation(NamedTuple):
         dtype: of the result: float16, bfloat16 or float32.
         reflect: the border of `padding` pixels is the image mirrored at its edges, and not black. Needs an
             image larger than `padding`.
+        brightness, contrast: the largest change of either; if both are 0 the draws have no columns for them.
     """
 
     mean: Sequence[float]
@@ -26,6 +27,13 @@ class Augmentation(NamedTuple):
     cutout: int
     dtype: torch.dtype = torch.float16
     reflect: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    @property
+    def jitters(self) -> bool:
+        """Return True if brightness or contrast change."""
+        return self.brightness > 0 or self.contrast > 0
 
 
 def augment_reference(
@@ -42,11 +50,12 @@ def augment_reference(
     The crop is a gather from padded images in place of index arithmetic with bounds, so that it can check the
     kernel.
     """
-    mean, std, padding, cutout, dtype, reflect = augmentation
+    mean, std, padding, cutout, dtype, reflect, _, _ = augmentation
     _, height, width, _ = images.shape
     device = images.device
     samples = order[start : start + count].long()
-    crop_y, crop_x, flip, cutout_y, cutout_x = draws[samples].long().unsqueeze(-1).unbind(1)  # (B, 1) each
+    columns = draws[samples][:, :5].long()
+    crop_y, crop_x, flip, cutout_y, cutout_x = columns.unsqueeze(-1).unbind(1)  # (B, 1) each
     y = torch.arange(height, device=device)
     x = torch.arange(width, device=device)
 
@@ -65,6 +74,9 @@ def augment_reference(
     pixels = torch.where(in_box[..., None], mean255.round().to(torch.uint8), pixels)
 
     normalised = (pixels.float() - mean255.float()) * (1 / std255.float())
+    if augmentation.jitters:
+        jittered = _jitter(normalised, draws[samples][:, 5:], augmentation)
+        normalised = torch.where(in_box[..., None], normalised, jittered)
     return normalised.to(dtype).permute(0, 3, 1, 2)
 
 
@@ -75,6 +87,14 @@ def _pad(images: torch.Tensor, padding: int, reflect: bool) -> torch.Tensor:
     channels_first = images.permute(0, 3, 1, 2).float()
     padded = functional.pad(channels_first, (padding,) * 4, mode="reflect")
     return padded.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def _jitter(images: torch.Tensor, draws: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    """Change brightness and contrast of normalised (B, H, W, C) float32 images; the draws are (B, 2)."""
+    shift, change = draws.float()[..., None, None, None].unbind(1)  # (B, 1, 1, 1) each
+    return (images + shift * (augmentation.brightness / 2**31)) * (
+        1 + change * (augmentation.contrast / 2**31)
+    )
 
 
 def _by_channel(values: Sequence[float], device: torch.device) -> torch.Tensor:

@@ -7,7 +7,8 @@ as 1, 2, 3") with key (seed, epoch) and counter (i + 1, 0, 0, s). numpy's `Philo
 gives this block as words 4 i to 4 i + 3. Stream 0: word 0 is the sample's sort key, and the order of the
 epoch is the samples sorted by it. Stream 1: the high and the low half of word 0 are crop_y and crop_x, bit 0
 of word 1 is flip, the high and the low half of word 2 are cutout_y and cutout_x. A half becomes an integer
-below a limit by multiply and shift. An alternating flip is that of epoch 0, inverted in odd epochs.
+below a limit by multiply and shift. An alternating flip is that of epoch 0, inverted in odd epochs. The high
+and the low half of word 3, read as int32, are the changes of brightness and contrast.
 """
 
 import torch
@@ -30,7 +31,7 @@ def epoch_draws(
 
     Returns:
         order (N,) int64, the sample ids in the order of the epoch, and draws (N, 5) int32 by sample id:
-        crop_y, crop_x, flip, cutout_y, cutout_x.
+        crop_y, crop_x, flip, cutout_y, cutout_x; (N, 7) with `ranges.jitter`: shift and change follow.
     """
     keys, draws = launch(seed, epoch, num_samples, ranges, device)
     return keys.argsort(stable=True), draws

@@ -17,6 +17,7 @@ class DrawRanges(NamedTuple):
             flip a sample in every other epoch.
         cutout: side of the Cutout box in pixels; 0: all boxes are at 0.
         inside: the whole box is inside the image; False: only its centre is.
+        jitter: draw changes of brightness and contrast, each uniform over all int32.
     """
 
     image_size: tuple[int, int]
@@ -24,6 +25,7 @@ class DrawRanges(NamedTuple):
     flip: bool | str
     cutout: int
     inside: bool
+    jitter: bool = False
 
 
 def epoch_draws_reference(
@@ -33,10 +35,10 @@ def epoch_draws_reference(
     keys = [philox4x64((sample + 1, 0, 0, 0), (seed, epoch))[0] for sample in range(num_samples)]
     draws = []
     for sample in range(num_samples):
-        crop, mirror, box, _ = philox4x64((sample + 1, 0, 0, 1), (seed, epoch))
+        crop, mirror, box, light = philox4x64((sample + 1, 0, 0, 1), (seed, epoch))
         if ranges.flip == "alternating":
             mirror = philox4x64((sample + 1, 0, 0, 1), (seed, 0))[1] + epoch
-        draws.append(_draw((crop, mirror, box), ranges))
+        draws.append(_draw((crop, mirror, box, light), ranges))
     order = sorted(range(num_samples), key=lambda sample: keys[sample])
     return torch.tensor(order), torch.tensor(draws, dtype=torch.int32)
 
@@ -53,10 +55,10 @@ def philox4x64(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
     return c0, c1, c2, c3
 
 
-def _draw(words: tuple[int, int, int], ranges: DrawRanges) -> list[int]:
-    """Return crop_y, crop_x, flip, cutout_y, cutout_x of one sample."""
-    (height, width), padding, flip, cutout, inside = ranges
-    crop, mirror, box = words
+def _draw(words: tuple[int, int, int, int], ranges: DrawRanges) -> list[int]:
+    """Return crop_y, crop_x, flip, cutout_y, cutout_x of one sample, and shift and change if drawn."""
+    (height, width), padding, flip, cutout, inside, jitter = ranges
+    crop, mirror, box, light = words
 
     def below(half: int, limit: int) -> int:
         return half * limit >> 32
@@ -71,4 +73,5 @@ def _draw(words: tuple[int, int, int], ranges: DrawRanges) -> list[int]:
 
     crop_y, crop_x = (below(half, 2 * padding + 1) for half in halves(crop))
     box_y, box_x = halves(box)
-    return [crop_y, crop_x, (mirror & 1) * bool(flip), corner(box_y, height), corner(box_x, width)]
+    row = [crop_y, crop_x, (mirror & 1) * bool(flip), corner(box_y, height), corner(box_x, width)]
+    return row + [half - (half >> 31 << 32) for half in halves(light)] * jitter

@@ -59,6 +59,19 @@ class _AnyAugment(Section):
         description="`clipped`: the box's centre is anywhere, its edges may fall outside (the paper); "
         "`inside`: all of the box is inside",
     )
+    brightness: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="A normalised image x becomes (x + b) (1 + c), but its Cutout box does not change: b is "
+        "uniform from minus this to this (after Hive's cifar10-speedrun). Not for streamed folders",
+    )
+    contrast: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="c in `augment.brightness`: uniform from minus this to this. Not for streamed folders",
+    )
     progressive: Resolutions = Field(
         default=(),
         description="Streamed folders: `[when, size]` pairs: height and width of training images from then "
@@ -80,6 +93,11 @@ class _AnyAugment(Section):
     randaugment_magnitude: int = Field(
         default=9, ge=0, le=30, description="Strength of RandAugment's operations, out of 30"
     )
+
+    @property
+    def jitters(self) -> bool:
+        """Return True if brightness or contrast of images in memory change."""
+        return self.brightness > 0 or self.contrast > 0
 
 
 class PlainAugment(_AnyAugment):

@@ -15,7 +15,8 @@ from pipeline.config.schema import Config
 # a run of an older version can be continued. A new key is added here.
 LATER_KEYS = frozenset(
     {
-        *("augment.crop_border", "model.activation", "optimizer.groups", "optimizer.sgd_momentum"),
+        *("augment.brightness", "augment.contrast", "augment.crop_border"),
+        *("model.activation", "optimizer.groups", "optimizer.sgd_momentum"),
         *("optimizer.newton_schulz_steps", "optimizer.newton_schulz_coefficients"),
         *("optimizer.renormalise_every", "lookahead.every", "lookahead.decay", "lookahead.power"),
         *("data.train_folder", "data.test_folder"),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Config, FolderData, check_batches, to_bytes
-from pipeline.config.rules import DRAWN_FROM_FILES, SHOWN_FROM_FILES, changed_keys
+from pipeline.config.rules import DRAWN_FROM_FILES, DRAWN_IN_MEMORY, SHOWN_FROM_FILES, changed_keys
 from pipeline.data.batch import NUM_CHANNELS, Loader
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.splits import Samples, Splits, check_labels
@@ -148,14 +148,25 @@ def _transform(context: _Context, augmented: bool) -> Transform:
     if not augmented:
         return transform
     augment = config.augment
-    reflect = augment.crop_border == "reflect"
-    return replace(transform, crop_padding=augment.crop_padding, cutout=augment.cutout, reflect=reflect)
+    return replace(
+        transform,
+        crop_padding=augment.crop_padding,
+        cutout=augment.cutout,
+        reflect=augment.crop_border == "reflect",
+        brightness=augment.brightness,
+        contrast=augment.contrast,
+    )
 
 
 def _train_sampler(context: _Context, train: Samples) -> TrainSampler:
     config, shard = context.config, context.shard
     augment, batch_size = config.augment, config.data.batch_size
     if isinstance(train, FileSet):
+        for key in changed_keys(config, DRAWN_IN_MEMORY):
+            raise UserError(
+                f"{key}: is for images in memory, but those of data.root are streamed from their files; "
+                "remove the key, or use augment.color_jitter (see data.cache_below)"
+            )
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
         return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
     _refuse_keys_of_streams(config, DRAWN_FROM_FILES + SHOWN_FROM_FILES)

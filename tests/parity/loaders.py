@@ -48,7 +48,9 @@ def oracle(image: np.ndarray, draws: np.ndarray | None, transform: Transform) ->
     """Apply the draws pixel by pixel: (H, W, C) uint8 → (C, H, W) float64."""
     height, width, channels = image.shape
     fill = [round(255 * mean) for mean in transform.mean]
-    crop_y, crop_x, flip, box_y, box_x = (0, 0, 0, 0, 0) if draws is None else draws.tolist()
+    crop_y, crop_x, flip, box_y, box_x = (0, 0, 0, 0, 0) if draws is None else draws[:5].tolist()
+    shift, change = (0, 0) if draws is None or len(draws) == 5 else draws[5:].tolist()
+    brightness, contrast = transform.brightness * shift / 2**31, transform.contrast * change / 2**31
     padding, cutout = (0, 0) if draws is None else (transform.crop_padding, transform.cutout)
     if transform.reflect:  # numpy's own mirror, and every crop is inside
         image, offset = np.pad(image, [(padding, padding), (padding, padding), (0, 0)], mode="reflect"), 0
@@ -59,9 +61,10 @@ def oracle(image: np.ndarray, draws: np.ndarray | None, transform: Transform) ->
         source_y, source_x = y + crop_y - offset, (width - 1 - x if flip else x) + crop_x - offset
         inside = 0 <= source_y < image.shape[0] and 0 <= source_x < image.shape[1]
         value = float(image[source_y, source_x, channel]) if inside else 0.0
-        if box_y <= y < box_y + cutout and box_x <= x < box_x + cutout:
-            value = fill[channel]
-        out[channel, y, x] = (value - 255 * transform.mean[channel]) / (255 * transform.std[channel])
+        in_box = box_y <= y < box_y + cutout and box_x <= x < box_x + cutout
+        value = fill[channel] if in_box else value
+        value = (value - 255 * transform.mean[channel]) / (255 * transform.std[channel])
+        out[channel, y, x] = value if in_box else (value + brightness) * (1 + contrast)
     return out
 
 

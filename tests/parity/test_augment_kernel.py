@@ -36,6 +36,13 @@ def random_draws(num_images: int, height: int, width: int, padding: int, cutout:
     return torch.from_numpy(np.concatenate([offsets, flips, boxes], axis=1).astype(np.int32)).to(DEVICE)
 
 
+def with_jitter(draws: torch.Tensor) -> torch.Tensor:
+    """Add columns of brightness and contrast to draws (N, 5): the limits of int32, and values between."""
+    values = np.random.default_rng(2).integers(-(2**31), 2**31, (len(draws), 2))
+    values[:4] = [[-(2**31), -(2**31)], [2**31 - 1, 2**31 - 1], [0, 0], [-1, 1]]
+    return torch.cat([draws, torch.from_numpy(values.astype(np.int32)).to(draws.device)], dim=1)
+
+
 def settings(channels: int, padding: int, cutout: int, dtype: torch.dtype = torch.float16) -> Augmentation:
     return Augmentation(MEAN[channels], STD[channels], padding, cutout, dtype)
 
@@ -106,6 +113,42 @@ def test_corner_draws(dtype: torch.dtype) -> None:
     images = random_images(len(rows), size, size, 3)
     order = torch.arange(len(rows), device=DEVICE)
     assert_kernel(images, order, draws, settings(3, padding, cutout, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("brightness", "contrast", "reflect"), [(0.14, 0.13, False), (0.5, 0.0, True), (0.0, 0.9, False)]
+)
+@pytest.mark.parametrize(("height", "width", "channels"), [(32, 32, 3), (5, 9, 1)])
+def test_brightness_and_contrast(
+    height: int,
+    width: int,
+    channels: int,
+    brightness: float,
+    contrast: float,
+    reflect: bool,
+    dtype: torch.dtype,
+) -> None:
+    images, draws = random_images(9, height, width, channels), random_draws(9, height, width, 4, 3)
+    order = torch.tensor([8, 0, 3, 3, 1, 2], device=DEVICE)
+    jittered = settings(channels, 4, 3, dtype)._replace(
+        reflect=reflect, brightness=brightness, contrast=contrast
+    )
+    assert_kernel(images, order, with_jitter(draws), jittered)
+
+
+def test_brightness_and_contrast_are_numpy_s_and_leave_the_box() -> None:
+    images, draws = random_images(9, 8, 8, 3), with_jitter(random_draws(9, 8, 8, 4, 3))
+    order, plain = torch.arange(9, device=DEVICE), settings(3, 4, 3, torch.float32)
+    before = augment(images, order, draws[:, :5].contiguous(), plain, count=9).cpu().numpy()
+    shift, change = draws[:, 5:].cpu().numpy().astype(np.float32).T[..., None, None, None]
+    b, c = shift * np.float32(0.3 / 2**31), change * np.float32(0.2 / 2**31)
+    expected = (before + b) * (1 + c)
+    for image, unchanged, row in zip(expected, before, draws.tolist(), strict=True):
+        box = np.s_[:, max(row[3], 0) : max(row[3] + 3, 0), max(row[4], 0) : max(row[4] + 3, 0)]
+        image[box] = unchanged[box]
+    actual = augment(images, order, draws, plain._replace(brightness=0.3, contrast=0.2), count=9)
+    assert np.array_equal(actual.cpu().numpy(), expected)
 
 
 @pytest.mark.parametrize("padding", [1, 4, 7])
@@ -184,6 +227,11 @@ def test_out_is_written_and_returned() -> None:
         ),
         ({"draws": torch.zeros(4, 5, dtype=torch.int64)}, "draws must be contiguous int32"),
         ({"draws": torch.zeros(3, 5, dtype=torch.int32)}, "draws must be contiguous int32"),
+        ({"draws": torch.zeros(4, 7, dtype=torch.int32)}, "draws must be contiguous int32"),
+        (
+            {"augmentation": settings(3, 4, 4)._replace(contrast=0.1)},
+            r"draws must be contiguous int32 \(4, 7\)",
+        ),
         ({"start": 2}, "cannot take 3 samples from position 2"),
         ({"start": -1}, "cannot take 3 samples from position -1"),
         ({"count": 0}, "cannot take 0 samples"),

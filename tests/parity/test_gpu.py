@@ -26,12 +26,16 @@ DELAY = 20_000_000  # clock cycles: about 10 ms, several times what DALI takes f
 AUGMENT = PlainAugment(crop_padding=PADDING, cutout=CUTOUT)
 
 
-def _sampler(batch_size: int) -> TrainSampler:
-    return TrainSampler(NUM_SAMPLES, batch_size, Shard(), 3, (32, 32), AUGMENT)
+JITTERED = AUGMENT.model_copy(update={"brightness": 0.14, "contrast": 0.13})
 
 
-def _transform(dtype: torch.dtype) -> Transform:
-    return Transform((0.49, 0.48, 0.44), (0.24, 0.25, 0.26), dtype, True, PADDING, CUTOUT)
+def _sampler(batch_size: int, augment: PlainAugment = AUGMENT) -> TrainSampler:
+    return TrainSampler(NUM_SAMPLES, batch_size, Shard(), 3, (32, 32), augment)
+
+
+def _transform(dtype: torch.dtype, augment: PlainAugment = AUGMENT) -> Transform:
+    mean, std, jitter = (0.49, 0.48, 0.44), (0.24, 0.25, 0.26), (augment.brightness, augment.contrast)
+    return Transform(mean, std, dtype, True, PADDING, CUTOUT, False, *jitter)
 
 
 def _images() -> tuple[torch.Tensor, torch.Tensor, torch.device]:
@@ -42,22 +46,23 @@ def _images() -> tuple[torch.Tensor, torch.Tensor, torch.device]:
     return images, torch.arange(NUM_SAMPLES) % 10, torch.device("cuda", torch.cuda.current_device())
 
 
+@pytest.mark.parametrize("augment", [AUGMENT, JITTERED])
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_dali_on_the_gpu_applies_the_draws(dtype: torch.dtype, resident: bool) -> None:
+def test_dali_on_the_gpu_applies_the_draws(dtype: torch.dtype, resident: bool, augment: PlainAugment) -> None:
     images, labels, device = _images()
+    sampler, transform = _sampler(96, augment), _transform(dtype, augment)
     loader = DaliArrayLoader(
-        images.to(device) if resident else images, labels.to(device), _sampler(96), _transform(dtype), device
+        images.to(device) if resident else images, labels.to(device), sampler, transform, device
     )
-    oracle = ReferenceLoader(
-        ArraySource(images), labels, _sampler(96), _transform(dtype), torch.device("cpu")
-    )
+    oracle = ReferenceLoader(ArraySource(images), labels, sampler, transform, torch.device("cpu"))
+    op = "loader, brightness and contrast" if augment.jitters else "loader, DALI on the GPU"
     for batch, expected in zip(loader, oracle, strict=True):
         assert torch.equal(batch.indices.cpu(), expected.indices) and torch.equal(
             batch.labels.cpu(), expected.labels
         )
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        assert_parity(batch.images.cpu(), expected.images, "loader, DALI on the GPU", dtype)
+        assert_parity(batch.images.cpu(), expected.images, op, dtype)
 
 
 class Late(DaliArrayLoader):

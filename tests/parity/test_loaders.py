@@ -1,7 +1,7 @@
 """Every loader delivers the same draws as the same pixels, from any position, on any number of processes."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -61,18 +61,48 @@ def test_corner_draws(padding: int, cutout: int, mode: str, dtype: torch.dtype, 
         assert_parity(one.images, other.images, "loader", dtype)
 
 
+@pytest.mark.parametrize("jitter", [(0.0, 0.0), (2.0, 0.5)])
 @pytest.mark.parametrize("reflect", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("build", BACKENDS)
-def test_the_right_pixels_and_no_other(build: Build, dtype: torch.dtype, reflect: bool):
-    """With whole numbers as statistics every value is exact in every type, so no tolerance is needed."""
+def test_the_right_pixels_and_no_other(
+    build: Build, dtype: torch.dtype, reflect: bool, jitter: tuple[float, float]
+):
+    """With whole numbers as statistics every value is exact in every type, so no tolerance is needed.
+
+    So it is with whole numbers as brightness, and quarters as contrast.
+    """
     draws = corners(2, 3, "clipped")
+    if any(jitter):
+        draws = with_jitter(draws, [-(2**30), 0, 2**30])
     images, labels = make_images(len(draws))
     means, stds = (10 / 255, 20 / 255, 30 / 255), (1 / 255,) * 3
-    transform = Transform(means, stds, dtype, crop_padding=2, cutout=3, reflect=reflect)
+    transform = Transform(means, stds, dtype, True, 2, 3, reflect, *jitter)
     sampler = Prescribed(draws, len(draws))
     (batch,) = build(images, labels, sampler, transform)
     assert torch.equal(batch.images, oracle_batch(images, sampler.plan(0, 0), transform))
+
+
+def with_jitter(draws: np.ndarray, values: list[int]) -> np.ndarray:
+    """Add columns of brightness and contrast to draws (B, 5): all pairs of the values, in turn."""
+    pairs = list(product(values, values))
+    return np.concatenate([draws, np.resize(np.array(pairs, np.int32), (len(draws), 2))], axis=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("jitter", [(0.4, 0.3), (0.4, 0.0), (0.0, 0.3), (10.0, 0.99)])
+@pytest.mark.parametrize("build", BACKENDS)
+def test_corner_draws_of_brightness_and_contrast(
+    build: Build, jitter: tuple[float, float], dtype: torch.dtype
+):
+    draws = with_jitter(corners(1, 4, "inside"), [-(2**31), -1, 0, 12345678, 2**31 - 1])
+    images, labels = make_images(len(draws))
+    transform = Transform(MEAN, STD, dtype, True, 1, 4, False, *jitter)
+    sampler = Prescribed(draws, len(draws))
+    (batch,) = build(images, labels, sampler, transform)
+    assert batch.images.dtype == dtype and batch.images.is_contiguous(memory_format=torch.channels_last)
+    expected = oracle_batch(images, sampler.plan(0, 0), transform)
+    assert_parity(batch.images.contiguous(), expected, "loader, brightness and contrast", dtype)
 
 
 @pytest.mark.parametrize("build", BACKENDS)
@@ -96,14 +126,15 @@ def train_loader(
     shard: Shard | None = None,
     batch_size: int = BATCH_SIZE,
     augment: AugmentConfig = AUGMENT,
-    **keys: Any,
 ) -> Loader:
     images, labels = make_images(NUM_SAMPLES)
     sampler = TrainSampler(NUM_SAMPLES, batch_size, shard or Shard(), 5, (HEIGHT, WIDTH), augment)
-    reflect = augment.crop_border == "reflect"
-    dtype = keys.pop("dtype", torch.float32)
-    transform = Transform(MEAN, STD, dtype, True, augment.crop_padding, augment.cutout, reflect)
-    return build(images, labels, sampler, transform)
+    return build(images, labels, sampler, transform_of(augment))
+
+
+def transform_of(augment: AugmentConfig) -> Transform:
+    reflect, sizes = augment.crop_border == "reflect", (augment.crop_padding, augment.cutout)
+    return Transform(MEAN, STD, torch.float32, True, *sizes, reflect, augment.brightness, augment.contrast)
 
 
 def eval_loader(build: Build, shard: Shard | None = None) -> Loader:
@@ -131,8 +162,8 @@ def epochs_of(loader: Loader, count: int) -> list[list[Batch]]:
 
 def check_against_the_oracle(epochs: list[list[Batch]], augment: AugmentConfig) -> None:
     images, labels = make_images(NUM_SAMPLES)
-    reflect = augment.crop_border == "reflect"
-    transform = Transform(MEAN, STD, torch.float32, True, augment.crop_padding, augment.cutout, reflect)
+    transform = transform_of(augment)
+    op = "loader, brightness and contrast" if augment.jitters else "loader"
     for epoch, batches in enumerate(epochs):
         draws = draw_padded_crops(5, epoch, NUM_SAMPLES, (HEIGHT, WIDTH), augment)
         assert len(batches) == STEPS
@@ -147,15 +178,15 @@ def check_against_the_oracle(epochs: list[list[Batch]], augment: AugmentConfig) 
                 torch.int64,
                 torch.bool,
             )
-            assert_parity(
-                batch.images.contiguous(), oracle_batch(images, plan, transform), "loader", torch.float32
-            )
+            assert_parity(batch.images.contiguous(), oracle_batch(images, plan, transform), op, torch.float32)
 
 
 CHANGES: list[dict[str, Any]] = [
     {"cutout_mode": "clipped"},
     {"cutout_mode": "inside"},
     {"flip": "alternating", "crop_border": "reflect"},
+    {"brightness": 0.4, "contrast": 0.3},
+    {"flip": "alternating", "crop_border": "reflect", "cutout": 0, "contrast": 0.3},
 ]
 
 
@@ -168,7 +199,10 @@ def test_epochs_follow_the_draws(build: Build, changes: dict[str, Any]):
 
 @pytest.mark.parametrize("changes", CHANGES)
 def test_the_fused_loader_follows_them_too(changes: dict[str, Any]):
-    """Without a GPU it runs in Triton's interpreter."""
+    """Without a GPU it runs in Triton's interpreter.
+
+    In float32 it agrees with DALI's CPU backend bit for bit.
+    """
     augment = AUGMENT.model_copy(update=changes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -180,6 +214,9 @@ def test_the_fused_loader_follows_them_too(changes: dict[str, Any]):
         for epoch in epochs_of(train_loader(build, augment=augment), 2)
     ]
     check_against_the_oracle(epochs, augment)
+    for one, other in zip(epochs, epochs_of(train_loader(build_dali, augment=augment), 2), strict=True):
+        for batch, of_dali in zip(one, other, strict=True):
+            assert_same(batch, of_dali)
 
 
 @pytest.mark.parametrize(
@@ -257,11 +294,13 @@ def test_batches_that_are_kept_are_not_overwritten(build: Build):
 def test_grouping_and_prefetching_change_nothing(
     group_images: int, prefetch: int, monkeypatch: pytest.MonkeyPatch
 ):
-    expected = epochs_of(train_loader(build_dali), 2)
+    def build(images: torch.Tensor, labels: torch.Tensor, sampler: Sampler, transform: Transform) -> Loader:
+        return DaliArrayLoader(images, labels, sampler, transform, CPU, num_threads=2, prefetch=prefetch)
+
+    augment = AUGMENT.model_copy(update={"brightness": 0.4})
+    expected = epochs_of(train_loader(build_dali, augment=augment), 2)
     monkeypatch.setattr(dali, "_GROUP_IMAGES", group_images)
-    actual = epochs_of(
-        train_loader(lambda i, y, s, t: DaliArrayLoader(i, y, s, t, CPU, num_threads=2, prefetch=prefetch)), 2
-    )
+    actual = epochs_of(train_loader(build, augment=augment), 2)
     for one, other in zip(actual, expected, strict=True):
         for batch, reference in zip(one, other, strict=True):
             assert_same(batch, reference)

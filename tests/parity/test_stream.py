@@ -230,6 +230,8 @@ def test_what_dali_draws_changes_the_colours_and_nothing_else(
             ["data.cache_below=1024", "augment.progressive=[]", "augment.color_jitter=0.1"],
             r"augment\.color_jitter: is for streamed",
         ),
+        (["augment.brightness=0.1"], r"augment\.brightness: is for images in memory.*augment\.color_jitter"),
+        (["augment.contrast=0.1"], r"augment\.contrast: is for images in memory"),
         (
             ["data.cache_below=1024", "augment.progressive=[]", "data.eval_crop=0.5"],
             r"data\.eval_crop: is for streamed",

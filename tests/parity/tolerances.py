@@ -134,6 +134,14 @@ TOLERANCES = {
     ("loader", torch.float16): Tolerance(
         _FLOAT16.eps, 0, "as float32, then a cast, which may round the other way"
     ),
+    ("loader, brightness and contrast", torch.float32): Tolerance(
+        4e-7,
+        8e-7,
+        "as the other loaders, then a sum with a rounded shift and a product with a rounded factor",
+    ),
+    ("loader, brightness and contrast", torch.float16): Tolerance(
+        _FLOAT16.eps, 8e-7, "as float32, whose sum can cancel, then a cast, which may round the other way"
+    ),
     ("loader, DALI on the GPU", torch.float32): Tolerance(2e-7, 4e-7, "as the other loaders"),
     ("loader, DALI on the GPU", torch.float16): Tolerance(
         0,

@@ -16,6 +16,9 @@ from pipeline.data.sampling.batch_plan import Sampler
 class Transform:
     """The last step from pixels to the model's input: y = (x - 255 mean) / (255 std), with type and layout.
 
+    In training, (y + b) (1 + c) follows with the draws of brightness and contrast (`jitter_of`), outside of
+    the Cutout box, which keeps its fill.
+
     Attributes:
         mean, std: per channel, fractions of 1.
         dtype: torch.float16 or torch.float32.
@@ -23,6 +26,7 @@ class Transform:
         crop_padding: pixels of border per side around the image before the crop.
         cutout: side of the Cutout box in pixels, 0 for none.
         reflect: the border is the image mirrored at its edges, and not black.
+        brightness, contrast: the largest b and c; if both are 0 there are no draws of them.
     """
 
     mean: Sequence[float]
@@ -32,6 +36,8 @@ class Transform:
     crop_padding: int = 0
     cutout: int = 0
     reflect: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
 
     @property
     def mean_255(self) -> list[float]:
@@ -45,6 +51,20 @@ class Transform:
     def cutout_fill(self) -> list[int]:
         """Return the uint8 colour nearest to the mean. (The paper fills with 0 after normalisation.)"""
         return [int(np.rint(m)) for m in self.mean_255]
+
+    @property
+    def jitters(self) -> bool:
+        """Return True if brightness or contrast change."""
+        return self.brightness > 0 or self.contrast > 0
+
+    def jitter_of(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute b and 1 + c of images, from their draws (B, 7) int32: (B,) float32 each.
+
+        The float32 arithmetic is that of the kernel, bit for bit.
+        """
+        shift = np.float32(self.brightness / 2**31) * draws[:, 5].astype(np.float32)
+        change = np.float32(self.contrast / 2**31) * draws[:, 6].astype(np.float32)
+        return shift, np.float32(1) + change
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -5,6 +5,11 @@ quadratic time if an argument differs per sample. So one `warp_affine` does crop
 integer offsets: an exact copy of pixels), `erase` does Cutout, and `crop_mirror_normalize` has fixed
 arguments. It returns HWC, which is channels_last if read as NCHW.
 
+Brightness and contrast differ per sample. They are one sum and one product of the normalised float32 images
+with a number per sample, which take linear time too. `erase` then comes after them, so that the Cutout box
+keeps its fill, and the cast to float16 is last. `brightness_contrast` would do both in one operator, with
+another rounding.
+
 A run of a DALI pipeline costs about half a millisecond of host time for any batch size. So one run makes
 several small batches.
 """
@@ -27,7 +32,7 @@ def crop_flip_matrices(draws: np.ndarray, padding: int, width: int) -> np.ndarra
     """Compute the matrices that apply crop and flip, for `warp_affine(inverse_map=True)`.
 
     Args:
-        draws: (B, 5) int32, as in `PaddedCropDraws.table`.
+        draws: (B, 5) or (B, 7) int32, as in `PaddedCropDraws.table`.
         padding: pixels of padding, which the crop offsets include.
         width: output width in pixels. A flip maps x to width - x in DALI's coordinates, where pixel i spans
             [i, i + 1].
@@ -42,6 +47,13 @@ def crop_flip_matrices(draws: np.ndarray, padding: int, width: int) -> np.ndarra
     matrices[:, 1, 1] = 1
     matrices[:, 1, 2] = crop_y - padding
     return matrices
+
+
+def normalised_fill(transform: Transform) -> list[float]:
+    """Return the Cutout fill of each channel after normalisation, in the float32 arithmetic of DALI."""
+    mean, std = np.array(transform.mean_255, np.float32), np.array(transform.std_255, np.float32)
+    fill = (np.array(transform.cutout_fill, np.float32) - mean) * (np.float32(1) / std)
+    return fill.tolist()
 
 
 def _reflect(images: torch.Tensor, padding: int) -> torch.Tensor:
@@ -83,8 +95,10 @@ class DaliArrayLoader(PipelinedLoader):
         images = self._pixels(fn)
         if self._augmented:
             images = self._apply_crop_and_flip(images, fn, types)
+            if self._transform.jitters:
+                return self._normalise_and_jitter(images, fn, types)
             if self._transform.cutout:
-                images = self._apply_cutout(images, fn)
+                images = self._apply_cutout(images, fn, self._transform.cutout_fill)
         return self._normalise(images, fn, types)
 
     def _apply_crop_and_flip(self, images: Any, fn: Any, types: Any) -> Any:
@@ -97,13 +111,21 @@ class DaliArrayLoader(PipelinedLoader):
             inverse_map=True,
         )
 
-    def _apply_cutout(self, images: Any, fn: Any) -> Any:
+    def _normalise_and_jitter(self, images: Any, fn: Any, types: Any) -> Any:
+        images = self._normalise(images, fn, types, dtype=types.FLOAT)
+        shift, scale = (fn.external_source(name=name, no_copy=True) for name in ("shifts", "scales"))
+        images = (images + shift) * scale
+        if self._transform.cutout:
+            images = self._apply_cutout(images, fn, normalised_fill(self._transform))
+        return fn.cast(images, dtype=types.FLOAT16) if self._transform.dtype == torch.float16 else images
+
+    def _apply_cutout(self, images: Any, fn: Any, fill: Sequence[float]) -> Any:
         return fn.erase(
             images,
             anchor=fn.external_source(name="anchors", no_copy=True),
             shape=[float(self._transform.cutout)] * 2,
             axis_names="HW",
-            fill_value=self._transform.cutout_fill,
+            fill_value=fill,
         )
 
     def _feed_inputs(
@@ -121,10 +143,12 @@ class DaliArrayLoader(PipelinedLoader):
         if self._augmented:
             draws = np.concatenate([plan.draws for plan in plans if plan.draws is not None])
             matrices = crop_flip_matrices(draws, padding, self._images.shape[2])
-            self._pipe.feed_input("matrices", matrices)
-            keep_alive.append(matrices)
+            inputs = {"matrices": matrices}
             if self._transform.cutout:
-                anchors = draws[:, 3:5].astype(np.float32)
-                self._pipe.feed_input("anchors", anchors)
-                keep_alive.append(anchors)
+                inputs["anchors"] = draws[:, 3:5].astype(np.float32)
+            if self._transform.jitters:
+                inputs["shifts"], inputs["scales"] = self._transform.jitter_of(draws)
+            for name, values in inputs.items():
+                self._pipe.feed_input(name, values)
+                keep_alive.append(values)
         return keep_alive

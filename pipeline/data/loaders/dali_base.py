@@ -124,22 +124,22 @@ class PipelinedLoader(PositionedLoader):
         pixels = images if self._stream else images.numpy()
         self._pipe.feed_input("images", pixels, layout="HWC", cuda_stream=self._stream)
 
-    def _normalise(self, images: Any, fn: Any, types: Any, **crop: Any) -> Any:
-        """Define the last operator, which normalises. Its HWC output, read as NCHW, is channels_last.
+    def _normalise(self, images: Any, fn: Any, types: Any, **options: Any) -> Any:
+        """Define the operator that normalises. Its HWC output, read as NCHW, is channels_last.
 
         Args:
             images: its input.
             fn, types: DALI's modules.
-            crop: more arguments of the operator.
+            options: more arguments of the operator, or another `dtype` than the transform's.
         """
         transform = self._transform
+        dtype = types.FLOAT16 if transform.dtype == torch.float16 else types.FLOAT
         return fn.crop_mirror_normalize(
             images,
             mean=transform.mean_255,
             std=transform.std_255,
-            dtype=types.FLOAT16 if transform.dtype == torch.float16 else types.FLOAT,
             output_layout="HWC",
-            **crop,
+            **{"dtype": dtype, **options},
         )
 
     def _restart(self, epoch: int, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Loads images in GPU memory with our Triton kernels: order, draws, crop, flip, Cutout, normalisation."""
+"""Loads images in GPU memory with our Triton kernels: order, draws, and all of the augmentation."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -95,6 +95,7 @@ class FusedLoader(PositionedLoader):
             flip=augment.flip,
             cutout=augment.cutout,
             inside=augment.cutout_mode == "inside",
+            jitter=augment.jitters,
         )
         order, draws = epoch_draws(self._seed, epoch, self.num_samples, ranges, self._images.device)
         world, batch = self._shard.world_size, self._batch_size
@@ -126,6 +127,8 @@ class FusedLoader(PositionedLoader):
             transform.cutout,
             transform.dtype,
             transform.reflect,
+            transform.brightness,
+            transform.contrast,
         )
         images = augment(self._images, order, draws, augmentation, start=start, count=count)
         return images.contiguous(memory_format=transform.memory_format)

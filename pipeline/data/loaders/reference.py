@@ -32,18 +32,26 @@ def _apply_crop_and_flip(
     return F.horizontal_flip(image) if flip else image
 
 
+def _apply_jitter(image: torch.Tensor, draws: np.ndarray, transform: Transform) -> torch.Tensor:
+    """Change brightness and contrast of a normalised image, with its row of the draws."""
+    if not transform.jitters:
+        return image
+    (shift,), (scale,) = transform.jitter_of(draws[None])
+    return (image + float(shift)) * float(scale)
+
+
 def _apply_cutout(image: torch.Tensor, y: int, x: int, side: int, transform: Transform) -> torch.Tensor:
-    """Fill the part of a square that is inside the (C, H, W) image; nothing if its side is 0."""
+    """Fill the part of a square that is inside the normalised (C, H, W) image; nothing if its side is 0."""
     if not side:
         return image
     top, left = max(y, 0), max(x, 0)
     bottom, right = min(y + side, image.shape[1]), min(x + side, image.shape[2])
     fill = torch.tensor(transform.cutout_fill, dtype=torch.uint8)[:, None, None]
-    return F.erase(image, top, left, bottom - top, right - left, fill)
+    return F.erase(image, top, left, bottom - top, right - left, _normalise(fill, transform))
 
 
 def _normalise(image: torch.Tensor, transform: Transform) -> torch.Tensor:
-    return F.normalize(image.float(), transform.mean_255, transform.std_255).to(transform.dtype)
+    return F.normalize(image.float(), transform.mean_255, transform.std_255)
 
 
 class Source(Protocol):
@@ -76,11 +84,13 @@ class ArraySource:
         self, index: int, draws: np.ndarray | None, plan: BatchPlan, transform: Transform
     ) -> torch.Tensor:
         image = rearrange(self.images[index], "h w c -> c h w")
-        if draws is not None:
-            crop_y, crop_x, flip, cutout_y, cutout_x = draws.tolist()
-            image = _apply_crop_and_flip(image, crop_y, crop_x, flip, transform)
-            image = _apply_cutout(image, cutout_y, cutout_x, transform.cutout, transform)
-        return _normalise(image, transform)
+        if draws is None:
+            return _normalise(image, transform).to(transform.dtype)
+        crop_y, crop_x, flip, cutout_y, cutout_x = draws[:5].tolist()
+        image = _normalise(_apply_crop_and_flip(image, crop_y, crop_x, flip, transform), transform)
+        image = _apply_jitter(image, draws, transform)
+        image = _apply_cutout(image, cutout_y, cutout_x, transform.cutout, transform)
+        return image.to(transform.dtype)
 
 
 @dataclass(frozen=True)
@@ -94,13 +104,15 @@ class FileSource:
     ) -> torch.Tensor:
         with images_of_any_size():
             if draws is None or plan.image_size is None:
-                return _normalise(_channels_first(self.files.read_centre(index)), transform)
+                centre = _channels_first(self.files.read_centre(index))
+                return _normalise(centre, transform).to(transform.dtype)
             image = _channels_first(self.files.read_crop(index, draws[:4], plan.image_size))
         flip, cutout_y, cutout_x = draws[4:].tolist()
         if flip:
             image = F.horizontal_flip(image)
         side = cutout_side(transform.cutout, plan.image_size, self.files.size)
-        return _normalise(_apply_cutout(image, cutout_y, cutout_x, side, transform), transform)
+        image = _apply_cutout(_normalise(image, transform), cutout_y, cutout_x, side, transform)
+        return image.to(transform.dtype)
 
 
 def _channels_first(image: np.ndarray) -> torch.Tensor:

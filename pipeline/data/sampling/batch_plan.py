@@ -30,9 +30,9 @@ class BatchPlan:
     Attributes:
         indices: (B,) int64 sample ids.
         valid: (B,) bool, False for padding.
-        draws: (B, 5) int32 as in `PaddedCropDraws.table`. For streamed files (B, 7) int32: top, left, height
-            and width of the crop, flip, and the top left corner of the Cutout box in the output. None in
-            evaluation.
+        draws: (B, 5) or (B, 7) int32 as in `PaddedCropDraws.table`. For streamed files (B, 7) int32: top,
+            left, height and width of the crop, flip, and the top left corner of the Cutout box in the output.
+            None in evaluation.
         image_size: height and width of a streamed training batch, in pixels; None if the size never changes.
     """
 

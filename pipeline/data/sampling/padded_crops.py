@@ -1,4 +1,4 @@
-"""Draws crop, flip and Cutout box of images in memory, for a whole epoch at once.
+"""Draws crop, flip, jitter and Cutout box of images in memory, for a whole epoch at once.
 
 A crop has the size of the image, and is taken from the image with a border. Drawing is separate from
 applying: every loader applies the same draws.
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.philox import PADDED_CROPS, below, draw_order, flips, philox_blocks
+from pipeline.data.sampling.philox import PADDED_CROPS, below, draw_order, flips, philox_blocks, signed
 
 
 @dataclass(frozen=True)
 class PaddedCropDraws:
     """The draws of one epoch for N samples, all but `order` indexed by sample id.
 
-    A crop is taken from the padded image at (crop_y, crop_x), then flipped horizontally if `flip`, then the
-    Cutout box is filled.
+    A crop is taken from the padded image at (crop_y, crop_x), then flipped horizontally if `flip`, then
+    brightness and contrast of the normalised image change, then the Cutout box is filled.
 
     Attributes:
         order: (N,) int64, a permutation: the sample ids in the order of the epoch.
@@ -25,6 +25,8 @@ class PaddedCropDraws:
         flip: (N,) bool.
         cutout_y, cutout_x: (N,) int32, the top left corner of the box in the output. With
             `augment.cutout_mode: clipped`, part of the box can be outside of the image.
+        jitter: (N, 2) int32, uniform over all values: the changes of brightness and of contrast, in units of
+            `augment.brightness` / 2**31 and `augment.contrast` / 2**31. (N, 0) if both keys are 0.
     """
 
     order: np.ndarray
@@ -33,18 +35,18 @@ class PaddedCropDraws:
     flip: np.ndarray
     cutout_y: np.ndarray
     cutout_x: np.ndarray
+    jitter: np.ndarray
 
     def table(self) -> np.ndarray:
-        """Return crop_y, crop_x, flip, cutout_y, cutout_x of each sample id: (N, 5) int32."""
-        return np.stack(
-            [self.crop_y, self.crop_x, self.flip.astype(np.int32), self.cutout_y, self.cutout_x], axis=1
-        )
+        """Return crop_y, crop_x, flip, cutout_y, cutout_x and jitter by sample id: (N, 5) or (N, 7) int32."""
+        columns = [self.crop_y, self.crop_x, self.flip.astype(np.int32), self.cutout_y, self.cutout_x]
+        return np.concatenate([np.stack(columns, axis=1), self.jitter], axis=1)
 
 
 def draw_padded_crops(
     seed: int, epoch: int, num_samples: int, image_size: tuple[int, int], augment: AugmentConfig
 ) -> PaddedCropDraws:
-    """Draw order, crops, flips and Cutout boxes of one epoch.
+    """Draw order, crops, flips, jitter and Cutout boxes of one epoch.
 
     Cutout follows DeVries & Taylor 2017 (arXiv:1708.04552), section 3.1: the centre is uniform over the
     pixels, and the box is clipped by the border (`clipped`). `inside` draws the corner so that the whole box
@@ -56,6 +58,7 @@ def draw_padded_crops(
         num_samples: N, samples in the training set.
         image_size: height and width of the output, in pixels.
         augment: what is switched on. What is off gets its neutral value (centre crop, no flip, box at 0).
+            Jitter that is off has no columns.
     """
     words = philox_blocks(seed, epoch, PADDED_CROPS, num_samples)
     high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
@@ -78,4 +81,5 @@ def draw_padded_crops(
         ),
         cutout_y=corner(high[:, 2], height),
         cutout_x=corner(low[:, 2], width),
+        jitter=signed(np.stack([high[:, 3], low[:, 3]], axis=1)[:, : 2 * augment.jitters]),
     )

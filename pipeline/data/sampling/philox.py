@@ -32,6 +32,11 @@ def below(bits: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
     return ((bits * np.asarray(limit, np.uint64)) >> np.uint64(32)).astype(np.int32)
 
 
+def signed(bits: np.ndarray) -> np.ndarray:
+    """Return uniform int32 from 32 random bits in uint64: the same bits, read as a number with a sign."""
+    return bits.astype(np.uint32).view(np.int32)
+
+
 def draw_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """Draw the order of an epoch: (N,) int64 sample ids, sorted by a random 64-bit key each."""
     return np.argsort(philox_blocks(seed, epoch, ORDER, num_samples)[:, 0], kind="stable")

@@ -255,6 +255,8 @@ KEYS = {
     "augment.flip": Row("false", first_batch),
     "augment.cutout": Row("3", first_batch),
     "augment.cutout_mode": Row("inside", first_batch),
+    "augment.brightness": Row("0.5", first_batch),
+    "augment.contrast": Row("0.5", first_batch),
     "augment.mix": Row("cutmix", trained_weights),
     "augment.mix_alpha": Row("0.1", trained_weights, MIXUP),
     "augment.mix_probability": Row("0.5", trained_weights, MIXUP),

@@ -333,7 +333,7 @@ def test_the_reference_of_a_word():
 
     assert keys("optimizer.lr") == ["optimizer.lr", "optimizer.sgd_lr_ratio"]  # whose meaning names it
     assert keys("nesterov") == ["optimizer.nesterov"]
-    assert keys("CUTOUT") == ["augment.cutout", "augment.cutout_mode"]
+    assert keys("CUTOUT") == ["augment.cutout", "augment.cutout_mode", "augment.brightness"]
     assert "(`optimizer.name=sgd or muon`)" in reference_table("momentum")
     with pytest.raises(UserError, match=r"'optimizer.momentun'; did you mean optimizer.momentum\?"):
         reference_table("optimizer.momentun")

@@ -177,6 +177,31 @@ def test_the_two_axes_are_independent():
     assert abs(np.corrcoef(draws.order, np.arange(50_000))[0, 1]) < 0.03
 
 
+def test_jitter_is_word_3_of_the_block_and_changes_no_other_draw():
+    draws = draw(7, 3, 20, brightness=0.4, contrast=0.3)
+    for sample in range(20):
+        word = philox4x64([sample + 1, 0, 0, 1], [7, 3])[3]
+        assert draws.jitter[sample].view(np.uint32).tolist() == [word >> 32, word & 0xFFFFFFFF]
+    assert (draws.table()[:, :5] == draw(7, 3, 20).table()).all()
+    assert (draws.order == draw(7, 3, 20).order).all()
+    assert (draws.table()[:, 5:] == draws.jitter).all()
+
+
+@pytest.mark.parametrize(("brightness", "contrast", "columns"), [(0, 0, 5), (0.1, 0, 7), (0, 0.1, 7)])
+def test_jitter_that_is_off_has_no_columns(brightness: float, contrast: float, columns: int):
+    table = draw(num_samples=7, brightness=brightness, contrast=contrast).table()
+    assert (table.shape, table.dtype, table.flags["C_CONTIGUOUS"]) == ((7, columns), np.int32, True)
+
+
+def test_jitter_is_uniform_and_its_two_parts_are_independent():
+    jitter = draw(num_samples=50_000, contrast=0.3).jitter
+    sixteenths = (jitter.astype(np.int64) + 2**31) >> 28
+    for values in sixteenths.T:
+        assert chi_square(np.bincount(values, minlength=16)) < 16 + 6 * np.sqrt(2 * 16)
+    pairs = np.bincount(sixteenths[:, 0] * 16 + sixteenths[:, 1], minlength=256)
+    assert chi_square(pairs) < 256 + 6 * np.sqrt(2 * 256)
+
+
 def test_alternating_flips_turn_in_every_epoch():
     first, second, third = (draw(5, epoch, flip="alternating").flip for epoch in (0, 1, 2))
     assert np.array_equal(first, draw(5, 0).flip)
