@@ -45,7 +45,7 @@ SHOWN_FROM_FILES = (
 DRAWN_FROM_FILES = ("augment.progressive", "augment.color_jitter", "augment.randaugment")
 
 # Keys of images that are kept in memory.
-DRAWN_IN_MEMORY = ("augment.brightness", "augment.contrast")
+DRAWN_IN_MEMORY = ("augment.brightness", "augment.contrast", "augment.crop_border")
 
 _BLOCK_KEYS = (
     *("model.stem", "model.shortcut", "model.width", "model.groups", "model.squeeze_excitation"),

@@ -165,7 +165,7 @@ def _train_sampler(context: _Context, train: Samples) -> TrainSampler:
         for key in changed_keys(config, DRAWN_IN_MEMORY):
             raise UserError(
                 f"{key}: is for images in memory, but those of data.root are streamed from their files; "
-                "remove the key, or use augment.color_jitter (see data.cache_below)"
+                "remove the key (see data.cache_below; streamed images have augment.color_jitter)"
             )
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
         return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
