@@ -59,7 +59,7 @@ def _inspect(paths: Sequence[str | Path], share: Sequence[int]) -> list[str]:
 def _work() -> None:
     """Decode the files whose names are on standard input; print a line for each of them."""
     try:
-        import cv2  # comes with grad-cam
+        import cv2
         import numpy as np
     except ImportError:
         sys.exit(_NO_DECODER)
