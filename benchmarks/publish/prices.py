@@ -18,7 +18,7 @@ RECIPES = FOLDER.parent / "configs"
 # The place of the images, the place and form of the output, and further evaluations: a run may differ here
 # and is still one of the recipe.
 _FREE_KEYS = (
-    *("seed", "resume", "log.", "evaluation.flip_tta", "runtime.hang_timeout_s"),
+    *("seed", "resume", "log.", "evaluation.", "runtime.hang_timeout_s"),
     *("data.dataset", "data.root", "data.train_folder", "data.test_folder", "data.train_list"),
     *("data.test_list", "data.class_names", "data.cache_dir"),
 )

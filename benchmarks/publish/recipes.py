@@ -1,8 +1,8 @@
 """Make records of the shipped recipes out of finished runs of them: accuracy, speed, seconds of training.
 
 The runs must be those of the recipe. A run may differ from it in the place of the data, the seed, the logging
-and `evaluation.flip_tta`, and in nothing else, because the record is a claim about the file in configs/. To
-compare variants, use `sweep`.
+and the test-time views (`evaluation.*`), and in nothing else, because the record is a claim about the file in
+configs/. To compare variants, use `sweep`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def make_record(runs: Sequence[Finished], alone: Sequence[Finished], data: str) 
         alone: the runs that had the machine to themselves, for the speed; without any the speed is left out.
         data: name of the data set.
     """
-    first, results = runs[0], [run.result for run in runs]
+    first, results, views = runs[0], [run.result for run in runs], _shared_views(runs)
     accuracy = Mean.of([result.test_accuracy for result in results])
     assert accuracy is not None
     # a run of a few steps has no steady window
@@ -57,7 +57,9 @@ def make_record(runs: Sequence[Finished], alone: Sequence[Finished], data: str) 
         accuracy=accuracy.mean,
         accuracy_std=accuracy.std,
         accuracy_n=accuracy.n,
-        flip_tta_accuracy=_flip_tta_accuracy(runs),
+        flip_tta_accuracy=_mean_of_all([run.result.test_accuracy_flip_tta for run in runs]),
+        views=views,
+        views_accuracy=_mean_of_all([run.result.test_accuracy_views.get(views or "") for run in runs]),
         images_per_sec=Spread.of(speeds) if speeds else None,
         step_ms=Spread.of(step_ms).median if step_ms else None,
         train_s=Spread.of([run.training_s for run in alone]).median if alone else None,
@@ -74,9 +76,13 @@ def _describe_setting(run: Finished) -> Setting:
     return describe_config(config, run.environment, run.streamed)
 
 
-def _flip_tta_accuracy(runs: Sequence[Finished]) -> float | None:
-    """Return the mean accuracy with the mirror image; None if a run lacks it."""
-    values = [run.result.test_accuracy_flip_tta for run in runs]
+def _shared_views(runs: Sequence[Finished]) -> str | None:
+    """Return the name of the test-time views that all runs have in common; None if there are none."""
+    return min(set.intersection(*(set(run.result.test_accuracy_views) for run in runs)), default=None)
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None if a value is missing."""
     known = [value for value in values if value is not None]
     mean = Mean.of(known) if len(known) == len(values) else None
     return mean.mean if mean else None

@@ -118,6 +118,8 @@ class Record(Machine, Setting):
         accuracy: on the test set, a fraction; mean of `accuracy_n` runs of `epochs` epochs with standard
             deviation `accuracy_std`. It is that of the last step, of raw weights and one view.
         flip_tta_accuracy: of the same runs, by the mean of the logits of each image and its mirror image.
+        views: name of other test-time views, as `Views.name` in `pipeline.config`; None if there are none.
+        views_accuracy: of the same runs, with these views.
         seeds: of these runs.
         data: the data set in words, because `folder` as `dataset` does not name its images.
         parameters: of the network.
@@ -142,6 +144,8 @@ class Record(Machine, Setting):
     accuracy_std: float | None = None
     accuracy_n: int | None = None
     flip_tta_accuracy: float | None = None
+    views: str | None = None
+    views_accuracy: float | None = None
     epochs: float | None = None
     seeds: tuple[int, ...] | None = None
     data: str | None = None

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from benchmarks.measure import cells
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record
+from pipeline.config import label_of
 
 Align = Literal["left", "right"]
 Item = TypeVar("Item")
@@ -83,6 +84,14 @@ def _images(record: Record) -> str:
     return f"{record.dataset} {record.image_size}×{record.image_size}"
 
 
+def _with_views(record: Record) -> str:
+    """Return the accuracy with the mirror image; that of other views beside the mirror image names them."""
+    if record.views is None:
+        return cells.accuracy(record.flip_tta_accuracy, None, record.accuracy_n)
+    figure = cells.accuracy(record.views_accuracy, None, record.accuracy_n)
+    return f"{figure} {label_of(record.views)}"
+
+
 def _efficiency(record: Record) -> str:
     baseline = record.baseline
     return cells.percent(baseline.ratio.median / record.world_size if baseline else None)
@@ -150,9 +159,7 @@ _RECIPE = (
     Column[Record]("parameters", "left", lambda r: cells.count(r.parameters)),
     Column[Record]("data", "left", lambda r: r.data or r.dataset),
     *(EPOCHS, BATCH, GPUS, ACCURACY),
-    Column[Record](
-        "with mirror image", "right", lambda r: cells.accuracy(r.flip_tta_accuracy, None, r.accuracy_n)
-    ),
+    Column[Record]("with mirror image", "right", _with_views),
     *(RATE, SPREAD),
     Column[Record]("training s", "right", lambda r: cells.number(r.train_s, 1)),
 )

@@ -18,8 +18,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     result = evaluate_run(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
-    for label, accuracy in result.figures().other_accuracies().items():
-        print(f"{label:13} {accuracy:.4%}")
+    others = result.figures().other_accuracies()
+    width = max(13, *map(len, others))
+    for label, accuracy in others.items():
+        print(f"{label:{width}} {accuracy:.4%}")
     file = RunFolder(arguments.run).result
     if arguments.checkpoint == "last" and file.is_file():
         print(_recorded(file))

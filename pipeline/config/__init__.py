@@ -4,6 +4,7 @@ from pipeline.config.augment import MIX_SOURCES, AugmentConfig, MixAugment, Plai
 from pipeline.config.batches import check_batches, micro_batch_size, share
 from pipeline.config.data import CifarData, DataConfig, DigitsData, FolderData, SyntheticData
 from pipeline.config.durations import to_bytes, to_steps
+from pipeline.config.evaluation import FLIP, VIEWS_NAME, EvaluationConfig, Views, label_of
 from pipeline.config.keys import leaf_fields
 from pipeline.config.kinds import without_other_kinds
 from pipeline.config.load import (
@@ -26,7 +27,6 @@ from pipeline.config.schema import (
     CompileConfig,
     Config,
     EmaConfig,
-    EvaluationConfig,
     LogConfig,
     LookaheadConfig,
     LossConfig,
@@ -34,7 +34,9 @@ from pipeline.config.schema import (
 )
 
 __all__ = [
+    "FLIP",
     "MIX_SOURCES",
+    "VIEWS_NAME",
     "AdamwConfig",
     "AugmentConfig",
     "CifarData",
@@ -63,6 +65,7 @@ __all__ = [
     "StepSchedule",
     "SyntheticData",
     "UnscaledPrecision",
+    "Views",
     "all_values",
     "changed_keys",
     "check_batches",
@@ -74,6 +77,7 @@ __all__ = [
     "flatten",
     "hash_of_run",
     "keys_without_effect",
+    "label_of",
     "leaf_fields",
     "load_config",
     "micro_batch_size",

@@ -129,6 +129,16 @@ def _compile(config: "Config") -> str | None:
     return None
 
 
+def _views(config: "Config") -> str | None:
+    views = config.evaluation.views
+    if config.evaluation.flip_tta and views != "none":
+        return (
+            "evaluation.flip_tta: is the older form of evaluation.views=mirror, but evaluation.views="
+            f"{views} is given too; set evaluation.flip_tta=false, or remove the key"
+        )
+    return None
+
+
 def _samples(config: "Config") -> str | None:
     data = config.data
     if isinstance(data, SyntheticData) and data.loader != "synthetic" and data.num_samples < data.batch_size:
@@ -139,5 +149,5 @@ def _samples(config: "Config") -> str | None:
 
 _CHECKS: tuple[Callable[["Config"], str | None], ...] = (
     *(_statistics, _holdout, _cutout, _lists, _ranges, _progressive, _milestones, _nesterov),
-    *(_own_kernels, _groups, _compile, _samples),
+    *(_own_kernels, _groups, _compile, _views, _samples),
 )

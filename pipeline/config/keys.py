@@ -17,6 +17,7 @@ LATER_KEYS = frozenset(
     {
         *("augment.brightness", "augment.contrast", "augment.crop_border"),
         *("model.activation", "optimizer.groups", "optimizer.sgd_momentum"),
+        *("evaluation.views", "evaluation.views_share"),
         *("optimizer.newton_schulz_steps", "optimizer.newton_schulz_coefficients"),
         *("optimizer.renormalise_every", "lookahead.every", "lookahead.decay", "lookahead.power"),
         *("data.train_folder", "data.test_folder"),

@@ -80,6 +80,11 @@ _RULES = (
         lambda _: "while lookahead.every is null; set lookahead.every",
     ),
     _Rule(
+        ("evaluation.views_share",),
+        lambda c: c.evaluation.views != "none",
+        lambda _: "while evaluation.views is none; set evaluation.views",
+    ),
+    _Rule(
         ("data.hw_decoder_load",),
         lambda c: not isinstance(c.data, FolderData) or c.data.decoder == "gpu",
         lambda _: "while data.decoder is cpu; set data.decoder=gpu",

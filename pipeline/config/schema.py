@@ -9,6 +9,7 @@ from pipeline.config.base import Section
 from pipeline.config.contradictions import check_together
 from pipeline.config.data import CifarData, DataConfig, FolderData
 from pipeline.config.durations import Interval, RunLength
+from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.optimizer import OptimizerConfig, SgdConfig
 from pipeline.config.precision import PrecisionConfig, ScaledPrecision
@@ -45,14 +46,6 @@ class LookaheadConfig(Section):
         ge=0,
         le=100,
         description="That share grows with this power of the fraction of the run; 0: it is constant",
-    )
-
-
-class EvaluationConfig(Section):
-    flip_tta: bool = Field(
-        default=False,
-        description="Evaluate the mean of the logits of each image and its mirror image too; recorded beside "
-        "the figures of one view",
     )
 
 

@@ -228,6 +228,13 @@ def _check_launcher(config: Config) -> None:
         )
 
 
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Sum the values over the processes that are connected, in place; one process alone keeps its own."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
+
+
 def average_batch_norm(model: nn.Module) -> None:
     """Average the running statistics of batch norm over the processes, which have seen different data."""
     if not torch.distributed.is_initialized():

@@ -19,7 +19,7 @@ def evaluate_run(path: str | Path, which: str = "last", overrides: Sequence[str]
     assert trained.checkpoint is not None
     loader = trained.test_loader(trained.config)
     precision = Precision(trained.config.precision, trained.device)
-    settings = (loader, precision, trained.device, trained.config.evaluation.flip_tta)
+    settings = (loader, precision, trained.device, trained.config.evaluation.test_views)
     result = evaluate(trained.model, *settings)
     if not (trained.checkpoint / EMA).is_file():
         return result

@@ -37,8 +37,24 @@ _Get = Callable[[RunRecord], str]
 
 def figures(runs: Sequence[RunRecord]) -> list[Row]:
     """Return the results of the runs; figures that no run has are left out."""
-    rows = [Row(name, [get(run) for run in runs], meaning) for name, get, meaning in _FIGURES]
+    first, others = _rows(_ACCURACIES, runs), _rows(_FIGURES, runs)
+    rows = [*first, *_other_accuracies(runs), *others]
     return [row for row in rows if set(row.values) != {_UNKNOWN}]
+
+
+def _rows(figures: Sequence[tuple[str, _Get, str]], runs: Sequence[RunRecord]) -> list[Row]:
+    return [Row(name, [get(run) for run in runs], meaning) for name, get, meaning in figures]
+
+
+def _other_accuracies(runs: Sequence[RunRecord]) -> list[Row]:
+    """Return a row for each accuracy besides that of the raw weights with one view, named after its views."""
+    found = [{} if run.result is None else run.result.evaluation.other_accuracies() for run in runs]
+    rows = []
+    for label in dict.fromkeys(label for values in found for label in values):
+        name = f"test accuracy, {label}" if label.startswith("ema") else f"test accuracy {label}"
+        texts = [percent(values[label], 2) if label in values else _UNKNOWN for values in found]
+        rows.append(Row(name, texts, _MEANINGS.get(label, _MEANING_OF_VIEWS)))
+    return rows
 
 
 def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -154,10 +170,6 @@ def _result(key: str, form: Callable[[Any], str]) -> _Get:
     return get
 
 
-def _accuracy(key: str) -> _Get:
-    return _result(key, lambda fraction: percent(fraction, 2))
-
-
 def _speed(run: RunRecord) -> str:
     if run.result is None or not (speed := run.result.images_per_sec).median:
         return _UNKNOWN
@@ -177,20 +189,17 @@ def _best(run: RunRecord) -> str:
     return f"{percent(result.best_test_accuracy, 2)} ({place})"
 
 
-_FIGURES: tuple[tuple[str, _Get, str], ...] = (
+_MEANINGS = {
+    "with flip": "mean of the logits of the image and of its mirror image",
+    "ema": "of the moving average of the weights",
+    "ema with flip": "of the moving average, with the mirror image",
+}
+_MEANING_OF_VIEWS = "mean of the logits of several views, as `evaluation.views` describes them"
+_ACCURACIES: tuple[tuple[str, _Get, str], ...] = (
     ("test accuracy", _test_accuracy, "of the last evaluation"),
     ("best test accuracy", _best, "at the step that the named set selects"),
-    (
-        "test accuracy with flip",
-        _accuracy("test_accuracy_flip_tta"),
-        "mean of the logits of the image and of its mirror image",
-    ),
-    ("test accuracy, ema", _accuracy("test_ema_accuracy"), "of the moving average of the weights"),
-    (
-        "test accuracy, ema with flip",
-        _accuracy("test_ema_accuracy_flip_tta"),
-        "of the moving average, with the mirror image",
-    ),
+)
+_FIGURES: tuple[tuple[str, _Get, str], ...] = (
     ("test loss", _result("test_loss", "{:.4f}".format), "cross-entropy, without label smoothing"),
     ("training loss", _result("train_loss", "{:.4f}".format), "mean of the last log window"),
     ("parameters", _result("num_parameters", "{:,}".format), "trainable"),

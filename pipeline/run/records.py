@@ -2,29 +2,25 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.atomic_io import parse_json, read_json, write_json, write_whole
+from pipeline.config import FLIP, VIEWS_NAME, label_of
 from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder
-
-# Accuracies other than that of the raw weights with one view per image, and their labels wherever they are
-# printed.
-OTHER_ACCURACIES = {
-    "accuracy_flip_tta": "with flip",
-    "ema_accuracy": "ema",
-    "ema_accuracy_flip_tta": "ema with flip",
-}
 
 Split = Literal["test", "holdout"]
 _ON_DEMAND_FIGURES = ("accuracy_flip_tta", "ema_loss", "ema_accuracy", "ema_accuracy_flip_tta")
 # keys that are left out of the files while they are None
 _ON_DEMAND = {*_ON_DEMAND_FIGURES, *(f"test_{name}" for name in _ON_DEMAND_FIGURES)}
+# `accuracy_mirror_shift_25pct`: the key of an accuracy that its views name
+_KEY_OF_VIEWS = re.compile(rf"(.*accuracy)_({VIEWS_NAME})")
 
 
 class Record(BaseModel):
@@ -90,15 +86,46 @@ class TrainRecord(Record):
     skipped_steps: int = 0
 
 
-class EvalFigures(Record):
+class _WithViews(Record):
+    """Base of the records with accuracies from several test-time views.
+
+    In the files each of them has a key of its own, such as `accuracy_mirror_shift_25pct`; the field
+    `accuracy_views` holds them by the rest of the key.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        gathered: dict[Any, Any] = {}
+        for key, value in values.items():
+            match = _KEY_OF_VIEWS.fullmatch(key) if isinstance(key, str) else None
+            if match is None:
+                gathered[key] = value
+            else:
+                gathered.setdefault(f"{match[1]}_views", {})[match[2]] = value
+        return gathered
+
+    def to_json(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in super().to_json().items():
+            start = key.removesuffix("views")
+            by_name = {key: value} if start == key else {f"{start}{name}": of for name, of in value.items()}
+            values |= by_name
+        return values
+
+
+class EvalFigures(_WithViews):
     """The figures of one evaluation. Accuracies are fractions of 1.
 
     Attributes:
         loss: mean cross-entropy, without label smoothing, of one view per image.
         accuracy, correct, seen: of the raw weights with one view per image.
         accuracy_flip_tta: of the mean logits of an image and its mirror image; None if not asked for.
-        ema_loss, ema_accuracy, ema_accuracy_flip_tta: the same of the averaged weights; None if there are
-            none.
+        accuracy_views: by `Views.name`, from other test-time views; empty if none are asked for.
+        ema_loss, ema_accuracy, ema_accuracy_flip_tta, ema_accuracy_views: the same of the averaged weights;
+            None, or empty, if there are none.
     """
 
     loss: float | None = None
@@ -106,13 +133,22 @@ class EvalFigures(Record):
     correct: int
     seen: int
     accuracy_flip_tta: float | None = None
+    accuracy_views: Mapping[str, float] = {}
     ema_loss: float | None = None
     ema_accuracy: float | None = None
     ema_accuracy_flip_tta: float | None = None
+    ema_accuracy_views: Mapping[str, float] = {}
 
     def other_accuracies(self) -> dict[str, float]:
-        """Return the accuracies besides that of the raw weights with one view, by label."""
-        values = {label: getattr(self, name) for name, label in OTHER_ACCURACIES.items()}
+        """Return the accuracies besides that of the raw weights with one view, by label, wherever they are
+        printed: `with flip`, `ema`, `ema with mirror and shift (least sure 25%)`."""
+        of_weights: dict[str, float | None] = {FLIP: self.accuracy_flip_tta, **self.accuracy_views}
+        of_average = {FLIP: self.ema_accuracy_flip_tta, **self.ema_accuracy_views}
+        values = {
+            **{label_of(name): value for name, value in of_weights.items()},
+            "ema": self.ema_accuracy,
+            **{f"ema {label_of(name)}": value for name, value in of_average.items()},
+        }
         return {label: value for label, value in values.items() if value is not None}
 
 
@@ -153,12 +189,12 @@ class Throughput(Record):
     n: int
 
 
-class RunResult(Record):
+class RunResult(_WithViews):
     """The contents of result.json. Accuracies are fractions of 1, of the raw weights with one view unless the
     name says otherwise.
 
     Attributes:
-        test_loss … test_ema_accuracy_flip_tta: as in `EvalFigures`, on the test set at the last step.
+        test_loss … test_ema_accuracy_views: as in `EvalFigures`, on the test set at the last step.
         best_test_accuracy, best_step, best_selected_on: the best evaluation.
         train_loss: of the last window.
         images_per_sec, step_ms, data_wait_fraction: over the steady windows.
@@ -176,9 +212,11 @@ class RunResult(Record):
     test_correct: int
     test_seen: int
     test_accuracy_flip_tta: float | None = None
+    test_accuracy_views: Mapping[str, float] = {}
     test_ema_loss: float | None = None
     test_ema_accuracy: float | None = None
     test_ema_accuracy_flip_tta: float | None = None
+    test_ema_accuracy_views: Mapping[str, float] = {}
     best_test_accuracy: float | None = None
     best_step: int
     best_selected_on: Split

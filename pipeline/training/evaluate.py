@@ -1,15 +1,22 @@
 """Evaluates a network: exact counts over a data set, on any number of processes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.config import FLIP, Views
 from pipeline.data.batch import Loader
+from pipeline.distributed.processes import sum_over_processes
 from pipeline.errors import TrainingError
 from pipeline.run.records import EvalFigures
 from pipeline.training.precision import Precision
+from pipeline.training.second_pass import SeenOnce, count_with_least_sure
+from pipeline.training.views import Forward, confidence, mean_logits
+
+ONE_VIEW = Views()
 
 
 @dataclass(frozen=True)
@@ -20,15 +27,16 @@ class EvalResult:
         correct: correct predictions, from one view per image.
         seen: samples, each counted once.
         loss: mean cross-entropy, without label smoothing, of one view per image.
-        correct_flip_tta: correct predictions from the mean of the logits of the image and its mirror image;
-            None if not asked for.
+        correct_views: correct predictions with the test-time views; None if none are asked for.
+        views: name of these views, as `Views.name`.
         ema: the result of the moving average of the weights; None if there is none.
     """
 
     correct: int
     seen: int
     loss: float
-    correct_flip_tta: int | None = None
+    correct_views: int | None = None
+    views: str = ""
     ema: "EvalResult | None" = None
 
     @property
@@ -37,69 +45,101 @@ class EvalResult:
         return self.correct / self.seen
 
     @property
+    def accuracy_views(self) -> float | None:
+        """Fraction of 1, with the test-time views; None if none are asked for."""
+        return None if self.correct_views is None else self.correct_views / self.seen
+
+    @property
+    def correct_flip_tta(self) -> int | None:
+        """Correct predictions from the mean of the logits of each image and its mirror image; None if not
+        asked for."""
+        return self.correct_views if self.views == FLIP else None
+
+    @property
     def accuracy_flip_tta(self) -> float | None:
         """Fraction of 1; None if not asked for."""
-        return None if self.correct_flip_tta is None else self.correct_flip_tta / self.seen
+        return self.accuracy_views if self.views == FLIP else None
 
     def figures(self) -> EvalFigures:
         """Return the figures as they are recorded, those of the moving average among them."""
-        average = self.ema
+        average = {} if self.ema is None else self.ema._accuracies()
+        accuracies = {**self._accuracies(), **{f"ema_{name}": value for name, value in average.items()}}
+        ema_loss = None if self.ema is None else self.ema.loss
         return EvalFigures(
-            loss=self.loss,
-            accuracy=self.accuracy,
-            correct=self.correct,
-            seen=self.seen,
-            accuracy_flip_tta=self.accuracy_flip_tta,
-            ema_loss=average.loss if average is not None else None,
-            ema_accuracy=average.accuracy if average is not None else None,
-            ema_accuracy_flip_tta=average.accuracy_flip_tta if average is not None else None,
+            loss=self.loss, correct=self.correct, seen=self.seen, ema_loss=ema_loss, **accuracies
         )
+
+    def _accuracies(self) -> dict[str, Any]:
+        """Return the fields of `EvalFigures` for the accuracies of these weights."""
+        fields: dict[str, Any] = {"accuracy": self.accuracy, "accuracy_flip_tta": self.accuracy_flip_tta}
+        if self.correct_views is not None and self.views != FLIP:
+            fields["accuracy_views"] = {self.views: self.accuracy_views}
+        return fields
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Loader, precision: Precision, device: torch.device, flip_tta: bool = False
+    model: nn.Module, loader: Loader, precision: Precision, device: torch.device, views: Views = ONE_VIEW
 ) -> EvalResult:
-    """Count over the whole data set with the model's weights as they are, one view per image.
+    """Count over the whole data set with the model's weights as they are, from one view and from several.
 
     The model runs eagerly: calling `forward` leaves the compiled training graph alone, which would be
-        compiled again
-    for evaluation. The mode (train or eval) of every module in it is restored afterwards. Waits for the
-    device once, at the end.
+    compiled again for evaluation. The mode (train or eval) of every module in it is restored afterwards.
+    Waits for the device once, at the end.
+
+    If only a share of the images gets more than one view, the data set is read twice: the least sure images
+    of all processes are known only when all images have been seen once. The second time they are collected
+    in full batches, each process its own. Streamed files are decoded again, because the pixels of a quarter
+    of ImageNet's images would take gigabytes; there, more views of all images may cost less. The host waits
+    twice more then, not once a batch.
 
     Args:
         model: the network that is trained, or another one.
         loader: this process's share; sums are reduced over all processes.
         precision: autocast as in training.
         device: of the sums.
-        flip_tta: count with test-time augmentation too: the mean of the logits of the image and its mirror
-            image (two of the ten views of Krizhevsky et al. 2012, section 4.1).
+        views: count with these test-time views too.
+
+    Raises:
+        TrainingError: the loader's batches do not hold its samples.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
-    for batch in loader:
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
         with precision.autocast():
-            logits = model.forward(batch.images).float()
-            both = logits + model.forward(batch.images.flip(3)).float() if flip_tta else logits
-        losses = F.cross_entropy(logits, batch.labels, reduction="none")
-        correct, correct_both = (
-            ((votes.argmax(1) == batch.labels) & batch.valid).sum() for votes in (logits, both)
-        )
-        totals += torch.stack(
-            [correct, batch.valid.sum(), torch.where(batch.valid, losses, 0).sum(), correct_both]
-        )
-    for module, training in modes:
-        module.training = training
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(totals)
-    correct, seen, loss, correct_both = totals.tolist()
+            return model.forward(images).float()
+
+    seen_once = _see_once(forward, loader, device, views)
+    correct, seen, loss, correct_views = sum_over_processes(seen_once.totals).tolist()
     if seen != loader.num_samples:
         raise TrainingError(
             f"the loader has num_samples={loader.num_samples}, but its batches hold {seen:.0f} samples; "
             "correct the loader"
         )
-    return EvalResult(int(correct), int(seen), loss / seen, int(correct_both) if flip_tta else None)
+    if seen_once.confidences:
+        correct_views = count_with_least_sure(forward, loader, views, seen_once)
+    for module, training in modes:
+        module.training = training
+    of_views = None if views.kind == "none" else int(correct_views)
+    return EvalResult(int(correct), int(seen), loss / seen, of_views, views.name)
+
+
+def _see_once(forward: Forward, loader: Loader, device: torch.device, views: Views) -> SeenOnce:
+    """See every image once: with the views if all images get them, else with one."""
+    result = SeenOnce(torch.zeros(4, dtype=torch.float64, device=device))
+    for batch in loader:
+        logits = forward(batch.images)
+        mean = logits if views.in_part else mean_logits(forward, batch.images, views.kind, logits)
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        right, right_mean = ((votes.argmax(1) == batch.labels) & batch.valid for votes in (logits, mean))
+        loss = torch.where(batch.valid, losses, 0).sum()
+        result.totals += torch.stack([right.sum(), batch.valid.sum(), loss, right_mean.sum()])
+        if views.in_part:
+            result.confidences.append(torch.where(batch.valid, confidence(logits), torch.inf))
+            result.right.append(right)
+            result.indices.append(batch.indices.clone())  # a loader may use its memory again
+    return result
 
 
 @torch.no_grad()

@@ -248,7 +248,7 @@ class Trainer:
     def evaluate_weights(self, loader: Loader) -> EvalResult:
         """Evaluate the weights and, if there is a moving average of them, the average too."""
         state = self.state
-        given = (loader, state.precision, self.processes.device, self.config.evaluation.flip_tta)
+        given = (loader, state.precision, self.processes.device, self.config.evaluation.test_views)
         result = evaluate(state.model, *given)
         return result if state.ema is None else replace(result, ema=evaluate(state.ema.model, *given))
 

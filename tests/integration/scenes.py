@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import train
+from pipeline.config import Views
+from pipeline.data import build_loaders, load_splits
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import connect
 from pipeline.models import build_model
 from pipeline.training import step as step_module
+from pipeline.training.evaluate import evaluate
+from pipeline.training.precision import Precision
 from pipeline.training.step import Step, StepOutput
 from tests.tiny import RECIPE, tiny_config
 
@@ -163,6 +168,26 @@ def run_with_weights_of_its_own(rank: int, arguments: list[str], refusing: int) 
     if rank != refusing:
         save_file(build_model(tiny_config().model, 4).state_dict(), weights)
     return train.main([*arguments, f"model.weights={weights}"])
+
+
+# Test-time views that one process and several evaluate.
+VIEWS = (Views(), Views("mirror"), Views("mirror_shift", 0.4), Views("mirror", 0.05))
+
+
+def evaluate_views(rank: int, folder: Path, *overrides: str) -> int:
+    """Evaluate a random network on 27 images with all of VIEWS; write the results to rank-R.pt."""
+    keys = ("data.num_samples=135", "data.eval_batch_size=8", *overrides)
+    config = tiny_config(*keys)
+    processes = connect(config)
+    device = processes.device
+    loader = build_loaders(config, load_splits(config.data, config.seed), device, processes.shard).test
+    torch.manual_seed(5)
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 6 * 6, 4)]
+    network = torch.nn.Sequential(*layers).to(device)
+    precision = Precision(config.precision, device)
+    results = [evaluate(network, loader, precision, device, views) for views in VIEWS]
+    torch.save([asdict(result) for result in results], folder / f"rank-{rank}.pt")
+    return 0
 
 
 def average_gradients(rank: int, folder: Path, *overrides: str) -> int:

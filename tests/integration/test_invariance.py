@@ -75,6 +75,21 @@ def assert_same_updates(left: Left, number: int, network: str, rtol: float, atol
             assert torch.equal(found["weights"][key], processes[0]["weights"][key]), key
 
 
+def test_the_least_sure_images_of_all_processes_get_more_views(tmp_path: Path, process_state: None):
+    """The share is one of all images, in whose last batch there is padding on one process alone."""
+    scenes.evaluate_views(0, tmp_path)
+    expected = torch.load(tmp_path / "rank-0.pt")
+    with ranks(tmp_path / "two", 2, scenes.evaluate_views, tmp_path / "two") as run:
+        assert run.wait(120) == [0, 0], run.errors
+    for rank in (0, 1):
+        for found, alone in zip(torch.load(tmp_path / f"two/rank-{rank}.pt"), expected, strict=True):
+            assert found == alone | {"loss": pytest.approx(alone["loss"])}
+    counts = [result["correct_views"] for result in expected]
+    assert expected[0]["seen"] == 27 and len({expected[0]["correct"], *counts}) == 4, (
+        "or the seed is a bad one"
+    )
+
+
 def test_continued_on_another_number_of_processes(tmp_path: Path):
     """A run on two processes is continued on three: samples come once, in the order of one process."""
     config = tiny_config(*scenes.SHARED)

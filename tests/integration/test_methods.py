@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import __main__ as cli
 from pipeline import train
@@ -59,6 +60,39 @@ def test_every_figure_with_a_flipped_view_says_so(
     assert f"; with flip {result['test_accuracy_flip_tta']:.2%}; " in printed
     assert cli.main(["evaluate", str(run)]) == 0
     assert f"\nwith flip     {result['test_accuracy_flip_tta']:.4%}\n" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> tuple[Path, str]:
+    """Return the folder and the output of a run that evaluates more views of the least sure half."""
+    folder = tmp_path_factory.mktemp("runs")
+    keys = ("evaluation.views=mirror_shift", "evaluation.views_share=0.5", "ema.decay=0.5", "duration=2ep")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert train.main([str(RECIPE), f"log.dir={folder}", "log.report=true", *keys]) == 0
+    return only_run(folder), printed.getvalue()
+
+
+def test_every_figure_with_more_views_is_named_after_them(
+    shifted: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+):
+    run, printed = shifted
+    result, last = json.loads((run / "result.json").read_text()), records(run, "eval")[-1]
+    key, label = "accuracy_mirror_shift_50pct", "with mirror and shift (least sure 50%)"
+    for name in (key, f"ema_{key}", "accuracy"):
+        assert result[f"test_{name}"] == last[name]
+    average = last[f"ema_{key}"]
+    for between in ("  ", "; "):  # in the line of the evaluation, and in the last one
+        assert f"{between}{label} {last[key]:.2%}{between}" in printed
+        assert f"{between}ema {label} {average:.2%}{between}" in printed
+    events = EventAccumulator(str(run / "tb"))
+    events.Reload()
+    assert {f"test/{key}", f"test/ema_{key}"} <= set(events.Tags()["scalars"])
+    page = (run / "report.html").read_text()
+    assert f"test accuracy {label}" in page and f"test accuracy, ema {label}" in page
+    assert result["best_test_accuracy"] == max(record["accuracy"] for record in records(run, "eval"))
+    assert cli.main(["evaluate", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert f"\n{label}     {last[key]:.4%}\n" in told and f"\nema {label} {average:.4%}\n" in told
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from benchmarks.measure.options import merge
 from benchmarks.publish import prices, published, readme, recipes
 from benchmarks.publish import results as results_table
 from benchmarks.publish.records import RESULTS, Record, append, read
-from benchmarks.publish.tables import MAKERS, to_markdown
+from benchmarks.publish.tables import MAKERS, tables_of, to_markdown
 from pipeline.config import dump_config, load_config
 from pipeline.errors import UserError
 from tests.tiny import ROOT
@@ -153,6 +153,20 @@ def test_accuracy_with_the_mirror_image_is_of_all_runs_or_of_none(results: Path,
     del result["test_accuracy_flip_tta"]
     (runs[1] / "result.json").write_text(json.dumps(result))
     assert recorded(results, *runs).flip_tta_accuracy is None
+
+
+def test_accuracy_with_other_views_is_named_after_them(results: Path, tmp_path: Path):
+    def make(folder: Path, views: str) -> list[Path]:
+        keys = (f"evaluation.views={views}", "evaluation.views_share=0.25")
+        figure: dict[str, Any] = {f"test_accuracy_{views}_25pct": 0.93}
+        return [make_run(tmp_path / folder, seed, *keys, **figure) for seed in (0, 1)]
+
+    record = recorded(results, *make(Path("same"), "mirror_shift"))
+    assert (record.views, record.views_accuracy) == ("mirror_shift_25pct", pytest.approx(0.93))
+    (row,) = tables_of([record])[0].rows
+    assert "93.00 % (2) with mirror and shift (least sure 25%)" in row
+    mixed = (make(Path("one"), "mirror_shift")[0], make(Path("other"), "mirror")[1])
+    assert recorded(results, *mixed).views is None
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("data.num_classes", {"data": {"dataset": "cifar10", "num_classes": 10}}),
     ("data.decoder", {"data": {"dataset": "synthetic", "decoder": "gpu"}}),
     ("precision.init_scale", {"precision": {"mode": "bf16", "init_scale": 1024.0}}),
+    ("evaluation.flip_tta", {"evaluation": {"flip_tta": True, "views": "mirror"}}),
     ("compile.mode", {"runtime.device": "cpu", "compile.mode": "max-autotune"}),
     (
         "compile.mode",

@@ -119,6 +119,10 @@ def loss_scale(config: Config) -> float:
     return trainer.state.precision.loss_scale()
 
 
+def names_of_figures(config: Config) -> list[str]:
+    return list(tiny_trainer(config).fit().figures().to_json())
+
+
 def end_of_run(config: Config) -> str:
     trainer = tiny_trainer(config)
     try:
@@ -319,11 +323,9 @@ KEYS = {
     "lookahead.decay": Row("0.5", trained_weights, ("lookahead.every=2st",)),
     "lookahead.power": Row("0.0", trained_weights, ("lookahead.every=2st",)),
     "ema.decay": Row("0.9", lambda config: tiny_trainer(config).state.ema is None),
-    "evaluation.flip_tta": Row(
-        "true",
-        lambda config: "accuracy_flip_tta" in tiny_trainer(config).fit().figures().to_json(),
-        ("duration=1st",),
-    ),
+    "evaluation.flip_tta": Row("true", names_of_figures, ("duration=1st",)),
+    "evaluation.views": Row("mirror_shift", names_of_figures, ("duration=1st",)),
+    "evaluation.views_share": Row("0.5", names_of_figures, ("duration=1st", "evaluation.views=mirror_shift")),
     "precision.mode": Row("bf16", trained_weights),
     "precision.init_scale": Row("128.0", loss_scale, FP16),
     "precision.growth_interval": Row("2", loss_scale, FP16),

@@ -64,6 +64,7 @@ NO_EFFECT = [
         ["schedule.start_fraction"],
         "set schedule.warmup",
     ),
+    ("evaluation:\n  views_share: 0.5\n", 2, ["evaluation.views_share"], "set evaluation.views"),
     (
         "data:\n  dataset: folder\n  decoder: cpu\n  hw_decoder_load: 0.5\n",
         4,

@@ -11,11 +11,13 @@ from pipeline.atomic_io import read_json
 from pipeline.errors import UserError
 from pipeline.run.environment_record import changed_data, read_environment, record_environment
 from pipeline.run.folder import RunFolder
-from pipeline.run.records import MetricsLog, TrainRecord
+from pipeline.run.records import EvalRecord, MetricsLog, TrainRecord
 from tests.tiny import a_train_record, an_eval_record
 
 
-def write(folder: Path, *records: TrainRecord, resume_step: int = 0, tensorboard: bool = True) -> None:
+def write(
+    folder: Path, *records: TrainRecord | EvalRecord, resume_step: int = 0, tensorboard: bool = True
+) -> None:
     log = MetricsLog(RunFolder(folder), tensorboard, resume_step)
     for record in records:
         log.write(record)
@@ -56,6 +58,20 @@ def test_figures_that_were_not_asked_for_are_left_out():
     values = an_eval_record(2).to_json()
     assert list(values) == ["kind", "split", "step", "epoch", "loss", "accuracy", "correct", "seen"]
     assert "accuracy_flip_tta" in an_eval_record(2).model_copy(update={"accuracy_flip_tta": 0.5}).to_json()
+
+
+def test_an_accuracy_is_named_after_its_views(tmp_path: Path):
+    name = "mirror_shift_25pct"
+    changes = {"accuracy_views": {name: 0.5}, "ema_accuracy": 0.25, "ema_accuracy_views": {name: 0.75}}
+    record = an_eval_record(2).model_copy(update=changes)
+    write(tmp_path, record)
+    (values,) = read(tmp_path)
+    assert (values[f"accuracy_{name}"], values[f"ema_accuracy_{name}"]) == (0.5, 0.75)
+    assert not any(key.endswith("views") for key in values)
+    assert events(tmp_path)[f"test/ema_accuracy_{name}"] == [(2, 0.75)]
+    assert EvalRecord.of(values, tmp_path) == record
+    shown = "with mirror and shift (least sure 25%)"
+    assert record.other_accuracies() == {shown: 0.5, "ema": 0.25, f"ema {shown}": 0.75}
 
 
 def test_a_flush_is_enough_for_tensorboard(tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import UnscaledPrecision
+from pipeline.config import UnscaledPrecision, Views
 from pipeline.data import Batch
 from pipeline.training.evaluate import EvalResult, evaluate
 from pipeline.training.precision import Precision
@@ -60,6 +60,7 @@ def test_one_view(case: tuple[nn.Module, Given]):
 
 def test_the_mirror_image_is_counted_beside_and_changes_no_other_figure(case: tuple[nn.Module, Given]):
     model, loader = case
-    plain, augmented = evaluate(model, loader, PLAIN, CPU), evaluate(model, loader, PLAIN, CPU, flip_tta=True)
-    assert augmented == EvalResult(plain.correct, 3, plain.loss, correct_flip_tta=3)
+    plain, augmented = (evaluate(model, loader, PLAIN, CPU, Views(kind)) for kind in ("none", "mirror"))
+    assert augmented == EvalResult(plain.correct, 3, plain.loss, correct_views=3, views="flip_tta")
+    assert (augmented.correct_flip_tta, augmented.accuracy_flip_tta) == (3, 1.0)
     assert augmented.figures().to_json() == {**plain.figures().to_json(), "accuracy_flip_tta": 1.0}
