@@ -1,9 +1,9 @@
 """Computes logits from several test-time views of an image, for all images or for the least sure ones.
 
-The views and their weights are those of airbench (Jordan 2024, arXiv:2404.00498, section 3.4): the image and
-its mirror image weigh a half, and this pair shifted by one pixel a quarter for each of the two directions.
-Only the least sure images get more than one view in a program of Hive (github.com/hiverge/cifar10-speedrun),
-which weighs all six views alike; here the weights do not depend on the share of the images.
+The views and their weights are those of airbench (Jordan 2024, arXiv:2404.00498, "multi-crop evaluation"):
+the image and its mirror image weigh a half together, and this pair, shifted by one pixel, a quarter for each
+of two directions. In a program of Hive (github.com/hiverge/cifar10-speedrun) only the least sure images get
+more than one view; it weighs all six views alike. Here the weights do not depend on the share of the images.
 """
 
 from collections.abc import Callable, Iterator
