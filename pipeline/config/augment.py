@@ -1,5 +1,6 @@
 """Defines the section `augment`: images of a batch that are mixed (`augment.mix`) bring further keys."""
 
+import reprlib
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -21,7 +22,7 @@ MIX_SOURCES = {"none": 1, "mixup": 2, "cutmix": 2, "ricap": 4}
 def _check_flip(value: object) -> object:
     if isinstance(value, bool) or value == "alternating":
         return value
-    raise ValueError(f"{value!r} is none of true, false, alternating")
+    raise ValueError(f"{reprlib.repr(value)} is none of true, false, alternating")
 
 
 Flip = Annotated[Literal[True, False, "alternating"], BeforeValidator(_check_flip)]
