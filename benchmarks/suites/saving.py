@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.measure.options import check_at_least
 from benchmarks.measure.session import Session
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
-from pipeline.config import config_hash
+from pipeline.config import config_hash, path_of
 from pipeline.data import Loader
 from pipeline.run.checkpoint import CheckpointWriter
 
@@ -60,7 +60,7 @@ def run(session: Session) -> None:
     rig = Rig(config, splits, processes)
     loader = build_train_loader(config, splits, processes)
     epochs = _QUICK_EPOCHS if session.quick else session.options.epochs or _EPOCHS
-    folder = session.options.folder or Path(config.log.dir)
+    folder = session.options.folder or path_of("log.dir", config.log.dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as checkpoints:
         writer = CheckpointWriter(Path(checkpoints), config_hash(config))

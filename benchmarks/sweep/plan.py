@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, config_hash, load_config
+from pipeline.config import Config, config_hash, load_config, path_of
 from pipeline.config.yaml_reader import Source, read_recipe
 from pipeline.errors import UserError
 
@@ -90,7 +90,7 @@ class Question:
 
     @property
     def folder(self) -> Path:
-        return Path(load_config(self.base, list(self.extra)).log.dir) / SWEEPS / self.name
+        return path_of("log.dir", load_config(self.base, list(self.extra)).log.dir) / SWEEPS / self.name
 
 
 def read_plan(path: Path, extra: Sequence[str] = ()) -> Plan:

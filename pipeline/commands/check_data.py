@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from pipeline.commands.arguments import add_overrides, count
-from pipeline.config import FolderData, load_config
+from pipeline.config import FolderData, load_config, path_of
 from pipeline.errors import UserError
 
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.plotting import style
     from pipeline.report.image_sizes import draw_sizes
 
-    out = arguments.out or Path(arguments.root).expanduser() / ".quickres" / "check"
+    out = arguments.out or path_of("data.root", arguments.root) / ".quickres" / "check"
     config = load_config(
         overrides=["data.dataset=folder", f"data.num_threads={arguments.threads}", *arguments.overrides]
     )

@@ -5,11 +5,10 @@ Uses no GPU, downloads nothing, writes nothing.
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from pipeline.config import Config, ScaledPrecision, check_batches
+from pipeline.config import Config, ScaledPrecision, check_batches, path_of
 from pipeline.data.datasets.counts import Counts, count_images
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
@@ -193,7 +192,7 @@ def _compile(config: Config, machine: _Machine) -> str:
 
 def _run_folder(config: Config, recipe: str, resumed: RunFolder | None) -> str:
     if resumed is None:
-        return f"{Path(config.log.dir) / (config.log.name or recipe)}-TIME"
+        return f"{path_of('log.dir', config.log.dir) / (config.log.name or recipe)}-TIME"
     return (
         f"{resumed.path}, continued from {resumed.resume_from.name if resumed.resume_from else 'its start'}"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands.arguments import add_recipe, print_warnings, whole_number
-from pipeline.config import load_config
+from pipeline.config import load_config, path_of
 from pipeline.process.command_line import pipeline_command
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.training import lr_finder
 
     recipe = Path(arguments.config).stem
-    picture = arguments.output or Path(config.log.dir) / f"lr-find-{recipe}.png"
+    picture = arguments.output or path_of("log.dir", config.log.dir) / f"lr-find-{recipe}.png"
     result = lr_finder.lr_find(config, arguments.min, arguments.max, arguments.steps)
     parts = (config.optimizer.name, f"batch {config.data.batch_size}", config.precision.mode)
     subtitle = f"{config.model.name} on {config.data.dataset}, {', '.join(parts)}"

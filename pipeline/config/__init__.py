@@ -19,6 +19,7 @@ from pipeline.config.load import (
 )
 from pipeline.config.model import ModelConfig
 from pipeline.config.optimizer import AdamwConfig, MuonConfig, OptimizerConfig, ParameterGroup, SgdConfig
+from pipeline.config.paths import path_of
 from pipeline.config.precision import PrecisionConfig, ScaledPrecision, UnscaledPrecision
 from pipeline.config.reference import reference_table
 from pipeline.config.rules import changed_keys, exists, keys_without_effect
@@ -81,6 +82,7 @@ __all__ = [
     "leaf_fields",
     "load_config",
     "micro_batch_size",
+    "path_of",
     "reference_table",
     "share",
     "to_bytes",

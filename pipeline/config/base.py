@@ -1,9 +1,16 @@
 """Defines the base of every section of a recipe, and the mark of a section whose keys differ by kind."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    PlainValidator,
+    field_validator,
+)
 
 _MAX_TEXT = 4096  # characters, as in Linux's PATH_MAX
 
@@ -24,6 +31,25 @@ class Section(BaseModel):
                 f"holds a NUL character or is longer than {_MAX_TEXT} characters; give a shorter, plain text"
             )
         return value
+
+
+def _as_path(value: Any) -> str:
+    """Return the path of a file or folder; pydantic's own `str` refuses names whose bytes are not UTF-8."""
+    if not isinstance(value, str):
+        quotes = f"; a name that looks like a number stands in quotes: '\"{value}\"'"
+        hint = quotes if isinstance(value, int | float) else ""
+        raise ValueError(f"input should be a valid string, got {value!r}{hint}")
+    if not value:
+        raise ValueError("input should be a path, got an empty text")
+    return value
+
+
+def _as_optional_path(value: Any) -> str | None:
+    return None if value is None else _as_path(value)
+
+
+FilePath = Annotated[str, PlainValidator(_as_path)]
+OptionalFilePath = Annotated[str | None, PlainValidator(_as_optional_path)]
 
 
 @dataclass(frozen=True)

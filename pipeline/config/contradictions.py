@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.data import FolderData, SyntheticData
 from pipeline.config.model import BOTTLENECK_NETWORKS, library_of
 from pipeline.config.optimizer import AdamwConfig
+from pipeline.config.paths import is_utf8
 from pipeline.config.schedule import StepSchedule
 
 if TYPE_CHECKING:
@@ -118,6 +119,14 @@ def _groups(config: "Config") -> str | None:
     return None
 
 
+def _tensorboard(config: "Config") -> str | None:
+    folder = config.log.dir
+    if config.log.tensorboard and not is_utf8(folder):
+        reason = f"{folder!a} is not UTF-8, and TensorBoard cannot write there"
+        return f"log.dir: {reason}; choose another folder, or set log.tensorboard=false"
+    return None
+
+
 def _compile(config: "Config") -> str | None:
     mode = config.compile.mode
     if config.runtime.device == "cpu" and mode in ("reduce-overhead", "max-autotune"):
@@ -149,5 +158,5 @@ def _samples(config: "Config") -> str | None:
 
 _CHECKS: tuple[Callable[["Config"], str | None], ...] = (
     *(_statistics, _holdout, _cutout, _lists, _ranges, _progressive, _milestones, _nesterov),
-    *(_own_kernels, _groups, _compile, _views, _samples),
+    *(_own_kernels, _groups, _tensorboard, _compile, _views, _samples),
 )

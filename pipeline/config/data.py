@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.config.base import Kinds, Section, as_tuple
+from pipeline.config.base import FilePath, Kinds, OptionalFilePath, Section, as_tuple
 from pipeline.config.durations import Size
 
 Channels = Annotated[
@@ -17,15 +17,13 @@ Channels = Annotated[
 class _AnyData(Section):
     """The keys that all data sets have."""
 
-    root: str = Field(
+    root: FilePath = Field(
         default="data",
-        min_length=1,
         description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/` or "
         "`val/`",
     )
-    cache_dir: str | None = Field(
+    cache_dir: OptionalFilePath = Field(
         default=None,
-        min_length=1,
         description="Folder of decoded images and statistics; default `.quickres/` in `data.root`",
     )
     loader: Literal["dali", "fused", "reference", "synthetic"] = Field(
@@ -81,30 +79,25 @@ class DigitsData(_AnySize):
 
 class FolderData(_AnySize):
     dataset: Literal["folder"] = "folder"
-    train_folder: str = Field(
+    train_folder: FilePath = Field(
         default="train",
-        min_length=1,
         description="Folder of the training images in `data.root`, with a folder for each class",
     )
-    test_folder: str | None = Field(
+    test_folder: OptionalFilePath = Field(
         default=None,
-        min_length=1,
         description="Likewise for the test images; default: `test`, or `val` if `test` has no class folders",
     )
-    train_list: str | None = Field(
+    train_list: OptionalFilePath = Field(
         default=None,
-        min_length=1,
         description="File of `path label` lines in place of `data.train_folder`; paths are absolute or from "
         "`data.root`",
     )
-    test_list: str | None = Field(
+    test_list: OptionalFilePath = Field(
         default=None,
-        min_length=1,
         description="Likewise in place of `data.test_folder`; needs `data.train_list`",
     )
-    class_names: str | None = Field(
+    class_names: OptionalFilePath = Field(
         default=None,
-        min_length=1,
         description="File of `CLASS name` lines: the names of the classes in reports and figures",
     )
     on_bad_image: Literal["stop", "skip"] = Field(

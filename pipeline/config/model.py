@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from pipeline.config.base import Section
+from pipeline.config.base import OptionalFilePath, Section
 
 BOTTLENECK_NETWORKS = ("resnet50", "resnet101", "resnet152")
 IMAGENET_NETWORKS = ("resnet18", "resnet34", *BOTTLENECK_NETWORKS)
@@ -109,9 +109,8 @@ class ModelConfig(Section):
         description="Batch norm in training by the statistics of all processes' batches together; else each "
         "process has its own, and the running ones are averaged before evaluating and saving",
     )
-    weights: str | None = Field(
+    weights: OptionalFilePath = Field(
         default=None,
-        min_length=1,
         description="File of weights to start from, .safetensors or .pth, in our names or torchvision's: a "
         "state dict, or a checkpoint with one in it; the head is kept only if the number of classes is the "
         "same; null: random weights",

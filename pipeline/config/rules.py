@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from pipeline.config.data import FolderData
+from pipeline.config.data import CifarData, FolderData
 from pipeline.config.durations import to_steps
 from pipeline.config.keys import all_keys, sections_of_kinds
 from pipeline.config.model import (
@@ -83,6 +83,16 @@ _RULES = (
         ("evaluation.views_share",),
         lambda c: c.evaluation.views != "none",
         lambda _: "while evaluation.views is none; set evaluation.views",
+    ),
+    _Rule(
+        ("data.root",),
+        lambda c: isinstance(c.data, CifarData | FolderData),
+        lambda c: f"with data.dataset={c.data.dataset}, which needs no files; set data.dataset=folder",
+    ),
+    _Rule(
+        ("data.cache_dir",),
+        lambda c: isinstance(c.data, FolderData),
+        lambda c: f"with data.dataset={c.data.dataset}, which is not cached; set data.dataset=folder",
     ),
     _Rule(
         ("data.hw_decoder_load",),

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from pipeline.config.augment import AugmentConfig, PlainAugment
-from pipeline.config.base import Section
+from pipeline.config.base import FilePath, Section
 from pipeline.config.contradictions import check_together
 from pipeline.config.data import CifarData, DataConfig, FolderData
 from pipeline.config.durations import Interval, RunLength
@@ -85,7 +85,7 @@ class RuntimeConfig(Section):
 
 
 class LogConfig(Section):
-    dir: str = Field(default="runs", min_length=1, description="Folder that the run folders are made in")
+    dir: FilePath = Field(default="runs", description="Folder that the run folders are made in")
     name: str | None = Field(
         default=None,
         min_length=1,
@@ -117,9 +117,8 @@ class Config(Section):
     duration: RunLength = Field(
         default="20ep", description="Length of the run: epochs (`20ep`) or optimizer steps (`500st`)"
     )
-    resume: str = Field(
+    resume: FilePath = Field(
         default="none",
-        min_length=1,
         description="`none`, `auto` (the newest unfinished run of the same config), a run folder, or one of "
         "its checkpoints (`RUN/checkpoints/step-N`)",
     )

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from pipeline.errors import UserError
 
 MAX_RECIPE_BYTES = 1 << 20
 COMMAND_LINE = "command line"  # the origin of a key that an override gives
+_QUOTED_OR_NESTED = ("'", '"', "[", "{")  # the first characters of a value that YAML reads
+_TEXT = "tag:yaml.org,2002:str"
 
 
 @dataclass
@@ -48,7 +52,12 @@ def read_recipe(path: str | Path) -> Source:
     except FileNotFoundError:
         near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
         raise UserError(f"{path}: no such recipe. Shipped: {', '.join(near) or 'none in configs/'}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8, or give a YAML recipe such "
+            "as configs/quickstart.yaml"
+        ) from None
+    except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error}); give a YAML recipe such as configs/quickstart.yaml"
         ) from None
@@ -76,14 +85,8 @@ def parse(text: str, name: str) -> Source:
     Raises:
         UserError: the text is no YAML mapping of plain keys, or holds a key twice.
     """
-    try:
+    with _explained(name):
         loader = _Loader(text, name)
-    except yaml.reader.ReaderError as error:
-        raise UserError(
-            f"{name}: not valid YAML (character {error.position + 1}, U+{error.character:04X}, is no text); "
-            "is it a text file in UTF-8?"
-        ) from None
-    try:
         node = loader.get_single_node()
         if node is None:
             return Source()
@@ -92,8 +95,20 @@ def parse(text: str, name: str) -> Source:
                 f"{loader.place(node)}: expected `key: value` lines, as in configs/quickstart.yaml"
             )
         return Source(loader.read(node), loader.origins)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn the errors of PyYAML into one message, which names the file and the line."""
+    try:
+        yield
     except UserError:
         raise
+    except yaml.reader.ReaderError as error:
+        raise UserError(
+            f"{name}: not valid YAML (the character U+{error.character:04X} at position {error.position}); "
+            'save the file as UTF-8 text, and write control characters as "\\x01" in double quotes'
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
@@ -101,8 +116,6 @@ def parse(text: str, name: str) -> Source:
         raise UserError(
             f"{name}{line}: not valid YAML ({reason}); check indentation, quotes and special characters"
         ) from None
-    finally:
-        loader.dispose()
 
 
 def apply_overrides(source: Source, overrides: list[str]) -> Source:
@@ -154,9 +167,22 @@ def _section_of(source: Source, key: str) -> tuple[dict[str, Any], str]:
 
 
 def _override_value(text: str) -> Any:
-    """Return a value as a recipe would hold it; text that is no YAML (a path with a colon) stays text."""
+    """Return a number, a word such as `true`, a list or a quoted text as a recipe would hold it.
+
+    Any other text is the value itself, whole: a `#`, a colon or a blank at its end belongs to it.
+    """
+    plain = text.strip(" ")
     try:
-        return text if "\n" in text else parse(f"value: {text}", COMMAND_LINE).values["value"]
+        with _explained(COMMAND_LINE):
+            if plain[:1] in _QUOTED_OR_NESTED:
+                loader = _Loader(plain, COMMAND_LINE)
+                node = loader.get_single_node()
+                is_whole = node and node.end_mark.index == len(plain) and len(plain.splitlines()) == 1
+            else:
+                loader = _Loader("", COMMAND_LINE)
+                node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, plain, (True, False)), plain)
+                is_whole = node.tag != _TEXT
+            return loader.construct_object(node, deep=True) if is_whole else text
     except UserError:
         return text
 
@@ -235,7 +261,7 @@ _Dumper.yaml_implicit_resolvers = {
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     # in single quotes PyYAML writes these line breaks with an indentation that it then reads as text
     style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    return dumper.represent_scalar(_TEXT, text, style=style)
 
 
 _Dumper.add_representer(str, _represent_text)

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.atomic_io import put_aside, write_whole
-from pipeline.config import Config, computed_values, config_hash, dump_config, hash_of_run
+from pipeline.config import Config, computed_values, config_hash, dump_config, hash_of_run, path_of
 from pipeline.errors import UserError, first_line
 from pipeline.run.checkpoint import newest_intact, verify
 from pipeline.run.folder import RunFolder, find_run
@@ -68,7 +68,9 @@ def find_resumable(config: Config, lock: RunLock | None = None) -> Found:
     """
     if config.resume == "auto":
         return _newest_unfinished(config, lock)
-    return Found(None if config.resume == "none" else _named_run(config, Path(config.resume), lock))
+    return Found(
+        None if config.resume == "none" else _named_run(config, path_of("resume", config.resume), lock)
+    )
 
 
 def _clear_the_places_of_files(run: RunFolder) -> list[str]:
@@ -84,7 +86,7 @@ def _clear_the_places_of_files(run: RunFolder) -> list[str]:
 
 
 def _make_folder(config: Config, recipe: str, lock: RunLock) -> Path:
-    runs, name = Path(config.log.dir), config.log.name or recipe
+    runs, name = path_of("log.dir", config.log.dir), config.log.name or recipe
     path = None
     try:
         runs.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,7 @@ def _newest_unfinished(config: Config, lock: RunLock | None) -> Found:
     A folder that cannot be read, or is no run of this version, is skipped with a warning.
     """
     wanted, warnings = config_hash(config), []
-    for path in _newest_first(Path(config.log.dir)):
+    for path in _newest_first(path_of("log.dir", config.log.dir)):
         try:
             found = _continued(RunFolder(path), wanted, lock)
         except RunIsBusy:

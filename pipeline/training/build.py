@@ -4,14 +4,13 @@ import copy
 import importlib
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.config import CompileConfig, Config
+from pipeline.config import CompileConfig, Config, path_of
 from pipeline.data import Splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
@@ -148,7 +147,7 @@ def build_initial_model(
     torch.manual_seed(config.seed)
     model = build_raw_model(config, num_classes, device)
     if pretrained and config.model.weights is not None:
-        load_pretrained(model, Path(config.model.weights).expanduser(), is_main=is_main)
+        load_pretrained(model, path_of("model.weights", config.model.weights), is_main=is_main)
     return model
 
 

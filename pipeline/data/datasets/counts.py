@@ -1,11 +1,10 @@
 """Counts the images of a data set, without reading, downloading or writing any of them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import CifarData, Config, DataConfig, FolderData, SyntheticData
+from pipeline.config import CifarData, Config, DataConfig, FolderData, SyntheticData, path_of
 from pipeline.data.datasets.cifar import CIFAR_FILES, missing_files
 from pipeline.data.datasets.load import draw_holdout
 from pipeline.data.files.class_folders import count_class_folders
@@ -39,7 +38,7 @@ def count_images(config: DataConfig, seed: int) -> Counts:
     Raises:
         UserError: folders that do not exist or are not as described, or a `data.holdout` that does not fit.
     """
-    root, note = Path(config.root).expanduser(), "needs no files"
+    root, note = path_of("data.root", config.root), "needs no files"
     if isinstance(config, FolderData):
         listing = list_files(root, config)
         labels, test = listing.parts["train"].labels, len(listing.parts["test"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.atomic_io import write_whole
-from pipeline.config import FolderData
+from pipeline.config import FolderData, path_of
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import FileSet, read_centre
 from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples
@@ -97,7 +97,7 @@ class _FolderReader:
         self._key = hashlib.sha256(state.encode()).hexdigest()[:16]
         self._folder, self._owner = listing.root / ".quickres", ""
         if config.cache_dir is not None:  # several data sets can share this folder
-            self._folder, root = Path(config.cache_dir).expanduser(), listing.root.resolve()
+            self._folder, root = path_of("data.cache_dir", config.cache_dir), listing.root.resolve()
             self._owner = f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}-"
         if "train" not in listing.parts:
             self._owner += "test-"

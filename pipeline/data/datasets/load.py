@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import CifarData, DataConfig, DigitsData, FolderData, SyntheticData
+from pipeline.config import CifarData, DataConfig, DigitsData, FolderData, SyntheticData, path_of
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.builtin import load_digits, make_synthetic
 from pipeline.data.datasets.cifar import load_cifar, load_cifar_test
@@ -95,7 +95,7 @@ def _first(names: Sequence[str], count: int = 5) -> str:
 
 
 def _read(config: DataConfig, seed: int, is_main: bool) -> RawSplits:
-    root = Path(config.root).expanduser()  # the shell does not expand ~ in `data.root=~/images`
+    root = path_of("data.root", config.root)
     match config:
         case DigitsData():
             return load_digits(config.image_size)

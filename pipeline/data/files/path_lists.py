@@ -90,14 +90,14 @@ def read_list_classes(config: FolderData) -> tuple[str, ...]:
 
 def _list_paths(config: FolderData) -> dict[str, Path]:
     return {
-        "train": Path(str(config.train_list)).expanduser(),
-        "test": Path(str(config.test_list)).expanduser(),
+        "train": path_of("data.train_list", str(config.train_list)),
+        "test": path_of("data.test_list", str(config.test_list)),
     }
 
 
 def _read_labels(config: FolderData) -> tuple[_Lines, dict[str, int], tuple[str, ...]]:
     """Return the lines of each part, the integer of each label, and the names of the classes."""
-    root = Path(config.root).expanduser()
+    root = path_of("data.root", config.root)
     lines = {part: _read_list(f"data.{part}_list", path, root) for part, path in _list_paths(config).items()}
     labels = {line.label for of_part in lines.values() for line in of_part}
     _check_headers(lines, root, config)
