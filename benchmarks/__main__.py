@@ -1,17 +1,17 @@
 """`python -m benchmarks [NAME] [CONFIG] [key=value …]`: time a config, or one part of it in many variants."""
 
-import argparse
-import difflib
-import importlib
-import logging
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-from pipeline.commands.exit_code import exit_code_of
-from pipeline.errors import EXIT_FAILURE, UserError
-from pipeline.process.cache_dirs import use_cache_folder
+from pipeline.commands.exit_code import checked_output, exit_code_of, run_process
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_ABOUT = (
+    "`python -m benchmarks [NAME] [CONFIG] [key=value …]`: time a config, or one part of it in many variants."
+)
 
 # Name of a command: its module in this folder, and a summary.
 BENCHMARKS = {  # with `add_arguments(parser)` and `run(session)`
@@ -43,26 +43,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 2 for bad input, 1 if a measurement cannot be trusted or a run failed.
     """
+    # imports are here, after `run_process` has begun, so that Ctrl-C meanwhile prints no traceback
+    import logging
+    import sys
+
+    from pipeline.process.cache_dirs import use_cache_folder
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     use_cache_folder()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if arguments and arguments[0] in ("-h", "--help"):
         print(_help())
-        return 0
-    try:
-        return exit_code_of(lambda: _run(arguments))
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return EXIT_FAILURE
+        return checked_output(0)
+    return checked_output(exit_code_of(lambda: _run(arguments)))
 
 
 def _help() -> str:
     names = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
     usage = "`python -m benchmarks NAME -h` lists the arguments of one."
-    return f"{__doc__}\n\nNAME is one of:\n{names}\n\n{usage}"
+    return f"{_ABOUT}\n\nNAME is one of:\n{names}\n\n{usage}"
 
 
 def _run(arguments: list[str]) -> int:
+    import importlib
+
     name = _take_name(arguments)
     module = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
     return module.main(arguments) if name in OTHERS else _measure(name, module, arguments)
@@ -70,6 +74,9 @@ def _run(arguments: list[str]) -> int:
 
 def _take_name(arguments: list[str]) -> str:
     """Take the command's name off the arguments; before a recipe, a key or an option it is `bench`."""
+    import difflib
+    from pathlib import Path
+
     first = arguments[0] if arguments else ""
     if first in COMMANDS:
         return arguments.pop(0)
@@ -81,10 +88,12 @@ def _take_name(arguments: list[str]) -> str:
     return "bench"
 
 
-def _measure(name: str, module: ModuleType, arguments: list[str]) -> int:
+def _measure(name: str, module: "ModuleType", arguments: list[str]) -> int:
+    import argparse
+
     from benchmarks.measure import options, session
 
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=module.__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=COMMANDS[name][1])
     options.add_arguments(parser)
     module.add_arguments(parser)
     session.run(module.run, name, parser.parse_intermixed_args(arguments))
@@ -92,4 +101,4 @@ def _measure(name: str, module: ModuleType, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

@@ -6,6 +6,7 @@ instead.
 
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells count it: 128 and the number of the signal
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal and saved; start it again
 
 

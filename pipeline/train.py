@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.arguments import add_training
-from pipeline.config import Config, load_config
+from pipeline.commands.exit_code import run_process
+from pipeline.config import Config, load_config, name_of
 from pipeline.errors import (
     EXIT_FAILURE,
     EXIT_PREEMPTED,
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved."""
     started = _command_started()
     use_cache_folder()
-    parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="pipeline.train", description="Trains one run.")
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -76,7 +76,7 @@ def _command_started() -> float:
 def _exit_code(arguments: argparse.Namespace, started: float, stop: StopSignal) -> int:
     """Train or print the plan; print an error that a person can mend, and return its exit code."""
     try:
-        config, recipe = load_config(arguments.config, arguments.overrides), _name_of(arguments.config)
+        config, recipe = load_config(arguments.config, arguments.overrides), name_of(arguments.config)
         if arguments.dry_run:
             _print_plan(config, recipe)
         else:
@@ -93,12 +93,6 @@ def _exit_code(arguments: argparse.Namespace, started: float, stop: StopSignal) 
             raise
         sys.excepthook(type(error), error, error.__traceback__)
         return EXIT_FAILURE
-
-
-def _name_of(recipe: str) -> str:
-    """Return the name that a recipe gives its runs: that of its file, and `recipe` if it came by a pipe."""
-    is_pipe = recipe.startswith(("/dev/", "/proc/"))
-    return "recipe" if is_pipe else Path(recipe).stem
 
 
 def _leave_process_group(code: int) -> None:
@@ -307,4 +301,4 @@ def _fit(trainer: "Trainer") -> "EvalResult":
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

@@ -30,6 +30,7 @@ from benchmarks.scaling import scaling_model
 from pipeline.errors import EXIT_FAILURE, UserError
 
 FILES = (FOLDER.parent / "README.md", FOLDER / "README.md")
+_ABOUT = "Bring the tables and figures of the README files, and the prices in the recipes, up to date."
 _BLOCK = re.compile(
     r"<!-- benchmarks:(?P<name>\w+) -->\n(?P<content>.*?)<!-- /benchmarks:(?P=name) -->", re.DOTALL
 )
@@ -142,7 +143,7 @@ def outdated(files: Sequence[Path] = (), records: Path = RESULTS) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw all figures and rewrite what disagrees with the records, or, with `--check`, list it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=_ABOUT)
     parser.add_argument(
         "--check",
         action="store_true",

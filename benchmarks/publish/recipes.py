@@ -20,6 +20,10 @@ from benchmarks.publish.records import Record, Setting, Spread, append
 from benchmarks.sweep.table import Mean
 from pipeline.errors import UserError
 
+_ABOUT = (
+    "Make records of the shipped recipes out of finished runs of them. A run may differ from its "
+    "recipe in the place of the data, the seed, the logging and evaluation.flip_tta alone."
+)
 _WIDTH = 200  # columns of a table without a terminal
 _DATA = {
     "cifar10": "CIFAR-10",
@@ -140,7 +144,7 @@ def _check_options(groups: Groups, options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks recipes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks recipes", description=_ABOUT)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--data", metavar="TEXT", help="the images of runs with data.dataset=folder")
     speed = parser.add_mutually_exclusive_group()

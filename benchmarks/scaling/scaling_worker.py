@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from benchmarks.measure import session
 from benchmarks.measure.options import add_arguments, listed
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
 from benchmarks.publish.records import Strict
-from pipeline.commands.exit_code import exit_code_of
+from pipeline.commands.exit_code import exit_code_of, run_process
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes
 from pipeline.process.cache_dirs import use_cache_folder
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the exit codes are those of `python -m benchmarks`."""
     use_cache_folder()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.scaling_worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.scaling_worker")
     add_arguments(parser)
     parser.add_argument("--loaders", type=listed(), required=True, metavar="NAME,…", help="of data.loader")
     parser.add_argument(
@@ -111,4 +110,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

@@ -18,6 +18,7 @@ from pipeline.data import ImageSet, Splits, load_splits
 from pipeline.data.files.decode import try_all
 from pipeline.errors import UserError
 
+_ABOUT = "Make a folder of large JPEGs, train/CLASS/* and val/CLASS/*, to time loaders on."
 _ENLARGED = (
     2  # bicubically: smooth like photographs, which JPEG files of 32x32 tiles at native resolution are not
 )
@@ -99,7 +100,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks make-folder", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks make-folder", description=_ABOUT)
     parser.add_argument("folder", type=Path, help="folder to write; it is created if it does not exist")
     parser.add_argument(
         "--images",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, config_hash, load_config, path_of
+from pipeline.config import Config, config_hash, load_config, name_of, path_of
 from pipeline.config.yaml_reader import Source, read_recipe
 from pipeline.errors import UserError
 
@@ -123,7 +123,7 @@ def read_question(path: Path, extra: Sequence[str] = ()) -> Question:
         raise UserError(f"{place}: base: name {_KEYS['base']}, such as configs/cifar10_resnet18.yaml")
     common = _as_overrides(source.values.get("overrides"), f"{source.where('overrides')}: overrides")
     return Question(
-        name=path.stem,
+        name=name_of(path),
         base=base,
         variants=_variants(source, path),
         seeds=_seeds(source),

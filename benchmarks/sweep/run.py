@@ -26,6 +26,10 @@ from benchmarks.sweep.plan import Plan, Run, read_plan
 from benchmarks.sweep.table import Outcome, Scores, Status, find_finished, read_jobs, save, table_of
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
+_ABOUT = (
+    "Train a recipe with lists of overrides. Everything is checked before the first run. The same "
+    "command again continues where the last one stopped."
+)
 _POLL_S = 0.1
 _PLAIN_WIDTH = 160  # columns of a table without a terminal
 _ROOT = Path(__file__).parents[2]
@@ -212,7 +216,7 @@ def describe_outcome(outcome: Outcome) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks sweep", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks sweep", description=_ABOUT)
     parser.add_argument("file", type=Path, help="sweep, such as configs/sweeps/label_smoothing.yaml")
     parser.add_argument(
         "overrides",

@@ -1,11 +1,14 @@
 """Declares the arguments that several commands share."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import Config
+from pipeline.errors import UserError
 
 
 def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
@@ -74,6 +77,44 @@ def numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, such as 3,17") from None
+
+
+def check_output_file(path: Path, option: str) -> None:
+    """Check, before the work that takes time, that a file can be written.
+
+    Raises:
+        UserError: the path is a folder or a device, or its folder cannot be written; names the option.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{option}: {path} is a folder; name a file in it")
+        if path.exists() and not path.is_file():  # it would be replaced by a file
+            raise UserError(f"{option}: {path} is not a plain file; name a file in a folder")
+    except OSError as error:  # such as a name that is too long
+        raise _cannot_write(path, option, error) from None
+    check_output_folder(path.parent, option)
+
+
+def check_output_folder(path: Path, option: str) -> None:
+    """Check, before the work that takes time, that a folder can be made and written.
+
+    Raises:
+        UserError: it cannot; names the option.
+    """
+    try:
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+    except OSError as error:
+        raise _cannot_write(path, option, error) from None
+
+
+def _cannot_write(path: Path, option: str, error: OSError) -> UserError:
+    return UserError(
+        f"{option}: cannot write {error.filename or path} ({error.strerror}); choose another place"
+    )
 
 
 def print_warnings(config: Config) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from pipeline.commands.arguments import add_overrides, count
+from pipeline.commands.arguments import add_overrides, check_output_folder, count
 from pipeline.config import FolderData, load_config, path_of
 from pipeline.errors import UserError
 
@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.report.image_sizes import draw_sizes
 
     out = arguments.out or path_of("data.root", arguments.root) / ".quickres" / "check"
+    if arguments.out is not None:
+        check_output_folder(out, "--out")
     config = load_config(
         overrides=["data.dataset=folder", f"data.num_threads={arguments.threads}", *arguments.overrides]
     )

@@ -2,8 +2,30 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from pipeline.errors import TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, TrainingError, UserError
+from pipeline.process.exit import flush
+from pipeline.process.interrupt import stopped_by_interrupt
+from pipeline.process.streams import lost_output, make_streams_safe
+
+
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Run the main function of a program, and end the process with its exit code; 130 after Ctrl-C."""
+    make_streams_safe()
+    with stopped_by_interrupt():
+        code = main()
+    sys.exit(code)
+
+
+def checked_output(code: int) -> int:
+    """Return the exit code; 1 with a message instead of 0 if the command's output could not be written."""
+    flush()
+    error = lost_output()
+    if code or error is None:
+        return code
+    print(f"error: stdout: the output cannot be written ({error.strerror})", file=sys.stderr)
+    return EXIT_FAILURE
 
 
 def exit_code_of(work: Callable[[], int]) -> int:

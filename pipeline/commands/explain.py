@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_ema, add_run, count, numbers
+from pipeline.commands.arguments import add_ema, add_run, check_output_file, count, numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.explain.explain_run import explain_run
 
+    if arguments.output is not None:
+        check_output_file(arguments.output, "--output")
     picture = explain_run(
         arguments.run,
         arguments.checkpoint,

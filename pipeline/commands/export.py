@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_ema, add_run
+from pipeline.commands.arguments import add_ema, add_run, check_output_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.inference.export import export_run
 
+    if arguments.output is not None:
+        check_output_folder(arguments.output, "--output")
     exported = export_run(
         arguments.run,
         arguments.format,

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands.arguments import add_recipe, print_warnings, whole_number
-from pipeline.config import load_config, path_of
+from pipeline.commands.arguments import add_recipe, check_output_file, print_warnings, whole_number
+from pipeline.config import load_config, name_of, path_of
 from pipeline.process.command_line import pipeline_command
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.report.lr_curve import draw
     from pipeline.training import lr_finder
 
-    recipe = Path(arguments.config).stem
+    recipe = name_of(arguments.config)
     picture = arguments.output or path_of("log.dir", config.log.dir) / f"lr-find-{recipe}.png"
+    check_output_file(picture, "--output" if arguments.output else "log.dir")
     result = lr_finder.lr_find(config, arguments.min, arguments.max, arguments.steps)
     parts = (config.optimizer.name, f"batch {config.data.batch_size}", config.precision.mode)
     subtitle = f"{config.model.name} on {config.data.dataset}, {', '.join(parts)}"

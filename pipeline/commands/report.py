@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from pipeline.commands.arguments import check_output_file
 from pipeline.run.folder import RunFolder
 
 
@@ -23,12 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.report.page import write_report
 
+    runs = arguments.runs
+    folder = runs[0] if len(runs) == 1 else runs[0].resolve().parent
+    if arguments.output is not None:
+        check_output_file(arguments.output, "--output")
     if arguments.refresh:
         from pipeline.explain.analyse_test_set import refresh
 
-        for folder in arguments.runs:
-            refresh(folder)
-    runs = arguments.runs
-    folder = runs[0] if len(runs) == 1 else runs[0].resolve().parent
+        for run in runs:
+            refresh(run)
     print(write_report(runs, arguments.output or RunFolder(folder).report))
     return 0

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_recipe, count, print_warnings
-from pipeline.config import load_config, path_of
+from pipeline.commands.arguments import add_recipe, check_output_file, count, print_warnings
+from pipeline.config import load_config, name_of, path_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     print_warnings(config)
     model, shape = build_for_summary(config)
-    usual = f"architecture-{Path(arguments.config).stem}.png"
+    usual = f"architecture-{name_of(arguments.config)}.png"
     picture = arguments.picture or path_of("log.dir", config.log.dir) / usual
+    check_output_file(picture, "--picture" if arguments.picture else "log.dir")
     title = f"{config.model.name} for {shape[0]} × {shape[1]} × {shape[2]} images"
     depth = draw_architecture(model, shape, picture, title, arguments.depth)
     print_summary(summarise(model, shape, config.data.batch_size, config.precision.mode), title, depth)

@@ -19,7 +19,7 @@ from pipeline.config.load import (
 )
 from pipeline.config.model import ModelConfig
 from pipeline.config.optimizer import AdamwConfig, MuonConfig, OptimizerConfig, ParameterGroup, SgdConfig
-from pipeline.config.paths import path_of
+from pipeline.config.paths import is_utf8, name_of, path_of
 from pipeline.config.precision import PrecisionConfig, ScaledPrecision, UnscaledPrecision
 from pipeline.config.reference import reference_table
 from pipeline.config.rules import changed_keys, exists, keys_without_effect
@@ -77,11 +77,13 @@ __all__ = [
     "exists",
     "flatten",
     "hash_of_run",
+    "is_utf8",
     "keys_without_effect",
     "label_of",
     "leaf_fields",
     "load_config",
     "micro_batch_size",
+    "name_of",
     "path_of",
     "reference_table",
     "share",

@@ -119,12 +119,10 @@ def _groups(config: "Config") -> str | None:
     return None
 
 
-def _tensorboard(config: "Config") -> str | None:
+def _run_folder(config: "Config") -> str | None:
     folder = config.log.dir
-    if config.log.tensorboard and not is_utf8(folder):
-        reason = f"{folder!a} is not UTF-8, and TensorBoard cannot write there"
-        return f"log.dir: {reason}; choose another folder, or set log.tensorboard=false"
-    return None
+    reason = f"{folder!a} is not UTF-8, and safetensors and TensorBoard cannot write there"
+    return None if is_utf8(folder) else f"log.dir: {reason}; choose another folder"
 
 
 def _compile(config: "Config") -> str | None:
@@ -158,5 +156,5 @@ def _samples(config: "Config") -> str | None:
 
 _CHECKS: tuple[Callable[["Config"], str | None], ...] = (
     *(_statistics, _holdout, _cutout, _lists, _ranges, _progressive, _milestones, _nesterov),
-    *(_own_kernels, _groups, _tensorboard, _compile, _views, _samples),
+    *(_own_kernels, _groups, _run_folder, _compile, _views, _samples),
 )

@@ -10,6 +10,20 @@ def is_utf8(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def name_of(recipe: str | Path) -> str:
+    """Return the name that a recipe gives to its runs: its file's name without the suffix, in UTF-8.
+
+    It is `recipe` if the recipe came by a pipe.
+
+    >>> name_of("configs/quickstart.yaml")
+    'quickstart'
+    """
+    if str(recipe).startswith(("/dev/", "/proc/")):
+        return "recipe"
+    stem = Path(recipe).stem
+    return stem if is_utf8(stem) else stem.encode("utf-8", "replace").decode().replace("?", "_")
+
+
 def path_of(key: str, text: str) -> Path:
     """Return the path that a key of the recipe gives.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.atomic_io import flush_to_disk, follow_umask, write_whole
-from pipeline.config import dump_config
+from pipeline.config import dump_config, is_utf8
 from pipeline.errors import UserError
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.build import build_raw_model
@@ -106,6 +106,9 @@ def export_run(
     trained = load_trained(path, which, overrides, torch.device("cpu"), ema=ema)
     assert trained.run is not None
     folder = Path(output) if output is not None else trained.run.exports / format
+    if not is_utf8(str(folder)):
+        reason = "is not UTF-8, and exporters cannot write there"
+        raise UserError(f"--output: {folder} {reason}; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return export(trained, format, folder, input)

@@ -5,6 +5,7 @@ points.
 """
 
 import os
+import re
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
@@ -139,8 +140,10 @@ def overlay(image: np.ndarray, saliency: np.ndarray, side_px: int) -> np.ndarray
 
 
 def one_line(text: str) -> str:
-    """Return text without control characters, line breaks and the undecodable bytes of file names."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    r"""Return text without control characters and line breaks, and bytes of file names that are not UTF-8 as
+    `\xe9`."""
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", text)  # which stand for no byte
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
 
 

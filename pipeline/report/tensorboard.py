@@ -57,7 +57,7 @@ def _write_hparams(
     from torch.utils.tensorboard.summary import hparams as summaries_of
 
     plain = {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
+        key: value if isinstance(value, bool | int | float) else one_line(str(value))
         for key, value in hparams.items()
     }
     finite = {

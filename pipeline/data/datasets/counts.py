@@ -74,4 +74,4 @@ def num_classes_of(config: Config) -> int:
         return _NUM_CLASSES[data.dataset]
     if data.train_list is not None:
         return len(read_list_classes(data))
-    return count_class_folders(Path(data.root).expanduser(), data)
+    return count_class_folders(path_of("data.root", data.root), data)

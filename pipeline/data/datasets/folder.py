@@ -52,11 +52,11 @@ def load_folder(config: FolderData, *, is_main: bool = True) -> RawSplits:
         UserError: folders that are not as described, images that cannot be read, a cache that cannot be
             written.
     """
-    root = Path(config.root).expanduser()  # the shell does not expand ~ in `data.root=~/images`
+    root = path_of("data.root", config.root)
     listing = list_files(root, config, is_main=is_main)
     names = listing.classes
     if config.class_names is not None:
-        names = read_class_names(Path(config.class_names).expanduser(), names)
+        names = read_class_names(path_of("data.class_names", config.class_names), names)
     reader = _FolderReader(listing, config, is_main)
     scan = reader.scan()
     streamed = scan.longest_side > config.cache_below
@@ -76,7 +76,7 @@ def load_test_folder(config: FolderData, class_names: Sequence[str], *, streamed
     Raises:
         UserError: as for `load_folder`.
     """
-    listing = list_test_files(Path(config.root).expanduser(), config, class_names)
+    listing = list_test_files(path_of("data.root", config.root), config, class_names)
     reader = _FolderReader(listing, config.model_copy(update={"cache_below": 0}), is_main=True)
     reader.use_temporary_cache_if_read_only()
     parts, _ = reader.stream(reader.scan()) if streamed else reader.decode()

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -69,7 +68,7 @@ def load_test(
         case FolderData():
             return load_test_folder(config, class_names, streamed=streamed)
         case CifarData():
-            test, found = load_cifar_test(Path(config.root).expanduser(), config.dataset)
+            test, found = load_cifar_test(path_of("data.root", config.root), config.dataset)
         case _:
             raw = _read(config, seed, is_main=True)
             test, found = raw.test, raw.class_names

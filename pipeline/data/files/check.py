@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.atomic_io import sha256, write_whole
-from pipeline.config import FolderData
+from pipeline.config import FolderData, path_of
 from pipeline.data.files.copies import find_copies
 from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
 from pipeline.data.files.jpeg_damage import find_damaged_jpegs
@@ -55,7 +55,7 @@ def check_folder(config: FolderData) -> Checked:
     Raises:
         UserError: there are no training classes, or a list file cannot be read.
     """
-    listing = find_files(Path(config.root).expanduser(), config)
+    listing = find_files(path_of("data.root", config.root), config)
     sizes, hashes, reasons = {}, {}, {}
     with images_of_any_size():
         for part in listing.parts:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import FolderData
+from pipeline.config import FolderData, path_of
 from pipeline.data.files.class_folders import list_test_folder
 from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.listing import LAYOUT, Listing, find_problems, find_warnings, name_classes
@@ -70,7 +70,7 @@ def _number_classes(
     def shown(names: Sequence[str]) -> Sequence[str]:
         if config.class_names is None:
             return names
-        return read_class_names(Path(config.class_names).expanduser(), names)
+        return read_class_names(path_of("data.class_names", config.class_names), names)
 
     if len(found) == len(class_names) and tuple(shown(found)) == tuple(class_names):
         return {name: label for label, name in enumerate(found)}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.config import FolderData
+from pipeline.config import FolderData, path_of
 from pipeline.data.files.listing import (
     LISTING_THREADS,
     Files,

@@ -82,7 +82,8 @@ def from_root(root: Path, name: str) -> str:
 
 def printable(name: str | Path) -> str:
     """Return a file name that any terminal or log can show: on one line, invalid UTF-8 as escapes."""
-    return on_one_line(os.fsencode(name).decode("utf-8", "backslashreplace"))
+    # not os.fsencode: in the locale C it refuses the letters of a name that came from a recipe
+    return on_one_line(str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def on_one_line(name: str) -> str:

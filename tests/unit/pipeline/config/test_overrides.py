@@ -80,7 +80,6 @@ def test_any_text_is_written_so_that_it_is_read_again(text: str):
     assert parse(dump({"key": text}), "recipe").values == {"key": text}
 
 
-def test_tensorboard_needs_a_folder_whose_name_is_utf_8():
-    with pytest.raises(UserError, match=r"^command line: log\.dir: .*log\.tensorboard=false"):
+def test_runs_need_a_folder_whose_name_is_utf_8():
+    with pytest.raises(UserError, match=r"^command line: log\.dir: .*UTF-8.*another folder"):
         load_config(overrides=["log.dir=caf\udce9"])
-    assert load_config(overrides=["log.dir=caf\udce9", "log.tensorboard=false"]).log.dir == "caf\udce9"

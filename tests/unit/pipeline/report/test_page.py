@@ -427,7 +427,8 @@ def test_a_place_that_cannot_be_written(place: str, tmp_path: Path, capsys: pyte
     run = make_run(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert cli.main(["report", str(run), "--output", str(tmp_path / place)]) == 2
-    assert f"error: {tmp_path / place}: cannot be written" in capsys.readouterr().err
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: ") and "--output" in message and f"{tmp_path}/" in message
     assert sorted(tmp_path.rglob("*")) == before
 
 
