@@ -1,5 +1,6 @@
 """Runs the work of a command; turns its errors into one line and an exit code."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,10 +13,21 @@ from pipeline.process.streams import lost_output, make_streams_safe
 
 def run_process(main: Callable[[], int]) -> NoReturn:
     """Run the main function of a program, and end the process with its exit code; 130 after Ctrl-C."""
+    _keep_docstrings()
     make_streams_safe()
     with stopped_by_interrupt():
         code = main()
     sys.exit(code)
+
+
+def _keep_docstrings() -> None:
+    """Start again without `python -OO` or PYTHONOPTIMIZE=2: DALI cannot be imported without its docstrings."""
+    if sys.flags.optimize < 2:
+        return
+    options = ["-O" if word == "-OO" else word for word in sys.orig_argv[1:]]
+    if options != sys.orig_argv[1:] or os.environ.get("PYTHONOPTIMIZE", "1") != "1":
+        os.environ["PYTHONOPTIMIZE"] = "1"
+        os.execv(sys.executable, [sys.executable, *options])
 
 
 def checked_output(code: int) -> int:

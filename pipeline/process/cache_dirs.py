@@ -17,8 +17,14 @@ VARIABLES = {
 
 
 def cache_folder() -> Path:
-    """Return `$XDG_CACHE_HOME/quickres`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickres"
+    """Return `$XDG_CACHE_HOME/quickres`, by default in `~/.cache`.
+
+    For a user without a home folder, as containers have, it is `quickres-UID` in the folder of temporary files.
+    """
+    home, chosen = os.path.expanduser("~"), os.environ.get("XDG_CACHE_HOME")
+    if chosen or os.path.isabs(home):
+        return Path(chosen or f"{home}/.cache", "quickres")
+    return Path(os.environ.get("TMPDIR") or "/tmp", f"quickres-{os.getuid()}")
 
 
 def use_cache_folder() -> None:
@@ -41,8 +47,10 @@ def make_cache_folder() -> None:
     """
     folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # among temporary files somebody else may have made it, and compiled code is loaded from there
+        is_foreign = folder.name != "quickres" and folder.stat().st_uid != os.getuid()
+        if is_foreign or not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(None, "Permission denied")
     except OSError as error:
         raise UserError(
