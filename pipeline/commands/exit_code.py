@@ -21,7 +21,7 @@ def run_process(main: Callable[[], int]) -> NoReturn:
 
 
 def _keep_docstrings() -> None:
-    """Start again without `python -OO` or PYTHONOPTIMIZE=2: DALI cannot be imported without its docstrings."""
+    """Start again without `python -OO` or PYTHONOPTIMIZE=2: DALI cannot be imported without docstrings."""
     if sys.flags.optimize < 2:
         return
     options = ["-O" if word == "-OO" else word for word in sys.orig_argv[1:]]

@@ -1,5 +1,6 @@
 """Defines the base of every section of a recipe, and the mark of a section whose keys differ by kind."""
 
+import reprlib
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -36,9 +37,10 @@ class Section(BaseModel):
 def _as_path(value: Any) -> str:
     """Return the path of a file or folder; pydantic's own `str` refuses names whose bytes are not UTF-8."""
     if not isinstance(value, str):
-        quotes = f"; a name that looks like a number stands in quotes: '\"{value}\"'"
+        given = reprlib.repr(value)
+        quotes = f"; a name that looks like a number stands in quotes: '\"{given}\"'"
         hint = quotes if isinstance(value, int | float) else ""
-        raise ValueError(f"input should be a valid string, got {value!r}{hint}")
+        raise ValueError(f"input should be a valid string, got {given}{hint}")
     if not value:
         raise ValueError("input should be a path, got an empty text")
     return value

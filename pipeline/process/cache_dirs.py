@@ -19,7 +19,7 @@ VARIABLES = {
 def cache_folder() -> Path:
     """Return `$XDG_CACHE_HOME/quickres`, by default in `~/.cache`.
 
-    For a user without a home folder, as containers have, it is `quickres-UID` in the folder of temporary files.
+    For a user without a home folder, as in containers, it is `quickres-UID` among the temporary files.
     """
     home, chosen = os.path.expanduser("~"), os.environ.get("XDG_CACHE_HOME")
     if chosen or os.path.isabs(home):
