@@ -243,8 +243,8 @@ def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str,
 
 def _announce(trainer: "Trainer") -> None:
     """Print what was resolved from the config and the machine, before the first step."""
+    from pipeline.config import SLOW_ON_CPU
     from pipeline.training.build import compile_mode
-    from pipeline.training.precision import SLOW_ON_CPU
 
     config, plan, run, splits = trainer.config, trainer.plan, trainer.run, trainer.splits
     assert run is not None and splits is not None

@@ -2,13 +2,24 @@
 
 import argparse
 import contextlib
+import sys
 
 from pipeline.commands.arguments import add_training, count, print_warnings
-from pipeline.config import Config, check_batches, load_config, micro_batch_size
+from pipeline.config import (
+    SLOW_ON_CPU,
+    Config,
+    StepSchedule,
+    check_batches,
+    load_config,
+    micro_batch_size,
+    to_steps,
+)
 from pipeline.config.model import library_of
 from pipeline.errors import UserError
+from pipeline.optim.schedule import parts_after_the_end
 
 _ANY_CLASSES = 1000
+_ANY_LENGTH = 10_000  # steps of an epoch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
         type=count,
-        default=1,
         metavar="N",
         help="number of processes, which must divide the batch sizes",
     )
@@ -24,17 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    asked_by_launcher = arguments.print_device or arguments.processes is not None
+    for option in ("dry_run", "profile"):  # launch.sh gives the arguments of the training, whatever they are
+        if getattr(arguments, option) and not asked_by_launcher:
+            flag = f"--{option.replace('_', '-')}"
+            raise UserError(
+                f"check: {flag} is an option of train; use `python -m pipeline train CONFIG {flag}`"
+            )
     config = load_config(arguments.config, arguments.overrides)
-    check_batches(config, arguments.processes)
-    if micro_batch_size(config, arguments.processes) == 1:  # others need no look at the network
+    processes = arguments.processes or 1
+    check_batches(config, processes)
+    if micro_batch_size(config, processes) == 1:  # others need no look at the network
         from pipeline.models.norm_batches import check_norm_batches  # imports torch, which takes seconds
 
-        check_norm_batches(config, arguments.processes)
+        check_norm_batches(config, processes)
     if arguments.print_device:
         print(config.runtime.device)
         return 0
-    if arguments.processes == 1:  # otherwise launch.sh asks, and the run prints the warnings itself
+    if processes == 1:  # otherwise launch.sh asks, and the run prints the warnings itself
         print_warnings(config)
+        for warning in _warnings_of_plan(config):
+            print(f"warning: {warning}", file=sys.stderr)
         _check_network(config)
     print(f"{arguments.config}: valid")
     return 0
@@ -58,3 +78,17 @@ def _check_network(config: Config) -> None:
     fresh = config.resume == "none"  # a run that is continued does without `model.weights`
     device = torch.device("cpu")
     build_initial_model(config, num_classes or _ANY_CLASSES, device, pretrained=fresh, is_main=False)
+
+
+def _warnings_of_plan(config: Config) -> list[str]:
+    """Return the warnings of the plan that need neither the data nor the machine; `--dry-run` tells all."""
+    schedule = config.schedule
+    milestones = schedule.milestones if isinstance(schedule, StepSchedule) else ()
+    durations = (config.duration, schedule.warmup, *milestones)
+    warnings = []
+    if not any(duration.endswith("st") for duration in durations):  # epochs compare without their length
+        total = to_steps(config.duration, _ANY_LENGTH)
+        warnings += parts_after_the_end(schedule, config.duration, _ANY_LENGTH, total)
+    if config.precision.mode == "fp16" and config.runtime.device == "cpu":
+        warnings.append(SLOW_ON_CPU)
+    return warnings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.config import Config, ScaledPrecision, check_batches, path_of
+from pipeline.config import SLOW_ON_CPU, Config, ScaledPrecision, check_batches, path_of
 from pipeline.data.datasets.counts import Counts, count_images
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
@@ -22,7 +22,6 @@ from pipeline.run.folder import RunFolder
 from pipeline.run.resume import find_resumable
 from pipeline.training.build import build_initial_model, captures, compile_mode
 from pipeline.training.plan import Plan
-from pipeline.training.precision import SLOW_ON_CPU
 
 _MIB = 2**20
 

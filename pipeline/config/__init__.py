@@ -20,7 +20,7 @@ from pipeline.config.load import (
 from pipeline.config.model import ModelConfig
 from pipeline.config.optimizer import AdamwConfig, MuonConfig, OptimizerConfig, ParameterGroup, SgdConfig
 from pipeline.config.paths import is_utf8, name_of, path_of
-from pipeline.config.precision import PrecisionConfig, ScaledPrecision, UnscaledPrecision
+from pipeline.config.precision import SLOW_ON_CPU, PrecisionConfig, ScaledPrecision, UnscaledPrecision
 from pipeline.config.reference import reference_table
 from pipeline.config.rules import changed_keys, exists, keys_without_effect
 from pipeline.config.schedule import ScheduleConfig, SmoothSchedule, StepSchedule
@@ -37,6 +37,7 @@ from pipeline.config.schema import (
 __all__ = [
     "FLIP",
     "MIX_SOURCES",
+    "SLOW_ON_CPU",
     "VIEWS_NAME",
     "AdamwConfig",
     "AugmentConfig",

@@ -6,6 +6,12 @@ from pydantic import Field
 
 from pipeline.config.base import Kinds, Section
 
+# oneDNN has fp16 kernels only for CPUs with AVX512-FP16; elsewhere ResNet-20 took 7 to 40 times as long as in
+# fp32.
+SLOW_ON_CPU = (
+    "fp16 on the CPU is many times slower than fp32 and bf16; without a GPU give precision.mode=bf16"
+)
+
 
 class ScaledPrecision(Section):
     mode: Literal["fp16"] = "fp16"

@@ -9,12 +9,6 @@ from pipeline.config import PrecisionConfig, ScaledPrecision
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
-# oneDNN has fp16 kernels only for CPUs with AVX512-FP16; elsewhere ResNet-20 took 7 to 40 times as long as in
-# fp32.
-SLOW_ON_CPU = (
-    "fp16 on the CPU is many times slower than fp32 and bf16; without a GPU give precision.mode=bf16"
-)
-
 
 class Precision:
     """Autocast and loss scaling for one device (Micikevicius et al. 2018, arXiv:1710.03740).

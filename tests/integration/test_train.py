@@ -18,12 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import __main__ as cli
 from pipeline import train
-from pipeline.config import load_config
+from pipeline.config import SLOW_ON_CPU, load_config
 from pipeline.finalize import next_commands
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.process.command_line import module_command, pipeline_command
 from pipeline.run.checkpoint import folder_of, newest_intact, steps_in, verify
-from pipeline.training.precision import SLOW_ON_CPU
 from pipeline.training.step import Step, StepOutput
 from tests.tiny import RECIPE, only_run
 

@@ -120,10 +120,16 @@ def write_report(checked: Checked, folder: Path) -> list[Path]:
     counts, table = folder / "class_counts.csv", io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["class", "train", "test"])
-    names = map(printable, checked.listing.classes)
+    names = map(_cell, checked.listing.classes)
     writer.writerows(zip(names, checked.class_counts("train"), checked.class_counts("test"), strict=True))
     write_whole(counts, table.getvalue())
     return [bad, counts]
+
+
+def _cell(name: str) -> str:
+    """Return a name as a cell of a table: spreadsheets would run one that looks like a formula."""
+    text = printable(name)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def describe(checked: Checked) -> Sequence[str]:

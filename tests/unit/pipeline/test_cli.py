@@ -53,6 +53,50 @@ def test_check_warns_and_says_valid(capsys: pytest.CaptureFixture[str]):
     )
 
 
+def test_check_prints_the_warnings_of_the_plan(capsys: pytest.CaptureFixture[str]):
+    keys = ["schedule.name=step", "schedule.milestones=[1ep, 30ep]", "duration=20ep"]
+    keys += ["precision.mode=fp16", "runtime.device=cpu"]
+    assert cli.main(["check", QUICKSTART, *keys]) == 0
+    late, slow = (line for line in capsys.readouterr().err.splitlines() if "passed over" not in line)
+    assert late.startswith("warning: schedule.milestones: 30ep ") and "20ep" in late
+    assert slow.startswith("warning: fp16 on the CPU") and "precision.mode=bf16" in slow
+
+
+@pytest.mark.parametrize("place", ["folder", "file/picture.png", "/dev/null"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["lr-find", QUICKSTART, "--output"],
+        ["summary", QUICKSTART, "--picture"],
+        ["explain", "runs/nowhere", "--output"],
+        ["report", "runs/nowhere", "--output"],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    command: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    assert cli.main([*command, str(tmp_path / place)]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning"))
+    assert line.startswith(f"error: {command[-1]}: ")
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("place", ["file", "file/folder", "/dev/null"])
+@pytest.mark.parametrize(
+    "command",
+    [["export", "runs/nowhere", "--format", "onnx", "--output"], ["check-data", "nowhere", "--out"]],
+)
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    command: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    assert cli.main([*command, str(tmp_path / place)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {command[-1]}: ") and "another place" in line
+
+
 def test_config_reference(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["config-reference"]) == 0
     assert "\n| `optimizer.lr` | float, > 0, ≤ 10000 | `0.1` | " in capsys.readouterr().out
@@ -72,6 +116,8 @@ def test_check(capsys: pytest.CaptureFixture[str]):
         (["check", "nowhere.yaml"], "nowhere.yaml: "),
         (["check", "--processes", "3", QUICKSTART], "data.batch_size: .*64 .*3 processes"),
         (["check", QUICKSTART, "--processes", "2", "optimizer.accumulate=3"], "64 .*6 micro-batches"),
+        (["check", QUICKSTART, "--dry-run"], "--dry-run .*pipeline train .*--dry-run"),
+        (["check", QUICKSTART, "--profile"], "--profile .*pipeline train .*--profile"),
         (["train", QUICKSTART, "optimizer.lr=-1"], "command line: optimizer.lr"),
         (["evaluate", "runs/nowhere"], "runs/nowhere: .*run folder"),
         (["explain", "runs/nowhere"], "runs/nowhere: .*run folder"),

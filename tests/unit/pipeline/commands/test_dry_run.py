@@ -11,7 +11,7 @@ import torch
 from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.commands import dry_run
-from pipeline.training.precision import SLOW_ON_CPU
+from pipeline.config import SLOW_ON_CPU
 from pipeline.training.trainer import Plan
 from tests.sandbox import files_in, sandbox
 from tests.tiny import RECIPE, ROOT, tiny_config
