@@ -13,20 +13,26 @@ from pipeline.process.streams import lost_output, make_streams_safe
 
 def run_process(main: Callable[[], int]) -> NoReturn:
     """Run the main function of a program, and end the process with its exit code; 130 after Ctrl-C."""
-    _keep_docstrings()
+    _start_again_if_needed()
     make_streams_safe()
     with stopped_by_interrupt():
         code = main()
     sys.exit(code)
 
 
-def _keep_docstrings() -> None:
-    """Start again without `python -OO` or PYTHONOPTIMIZE=2: DALI cannot be imported without docstrings."""
-    if sys.flags.optimize < 2:
-        return
-    options = ["-O" if word == "-OO" else word for word in sys.orig_argv[1:]]
-    if options != sys.orig_argv[1:] or os.environ.get("PYTHONOPTIMIZE", "1") != "1":
-        os.environ["PYTHONOPTIMIZE"] = "1"
+def _start_again_if_needed() -> None:
+    """Start again with docstrings, without which DALI cannot be imported, and with file names in UTF-8.
+
+    `python -OO` removes docstrings; in a locale without UTF-8, classes would have other names than in a run.
+    """
+    options, wanted = sys.orig_argv[1:], dict[str, str]()
+    if sys.flags.optimize > 1:
+        options = ["-O" if word == "-OO" else word for word in options]
+        wanted["PYTHONOPTIMIZE"] = "1"
+    if sys.getfilesystemencoding() != "utf-8":
+        wanted["PYTHONUTF8"] = "1"
+    if any(os.environ.get(name) != value for name, value in wanted.items()):  # once
+        os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, *options])
 
 

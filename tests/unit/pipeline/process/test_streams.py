@@ -62,7 +62,7 @@ def test_a_file_is_not_opened_in_place_of_a_closed_stream():
         ({"PYTHONIOENCODING": "utf-8"}, "error: caf\u00e9\\xe9.yaml".encode()),
         (
             {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""},
-            rb"error: caf\xc3\xa9\xe9.yaml",
+            "error: caf\u00e9\\xe9.yaml".encode(),
         ),
     ],
 )
