@@ -42,8 +42,8 @@ WORK = {
     ctypes.PyDLL(None).usleep(300_000); ctypes.CDLL(None).sleep(60); ctypes.CDLL(None).sleep(60)""",
     "forks": """
     if os.fork() == 0:
+        ready()
         time.sleep(60)
-    ready()
     time.sleep(60)""",
     "removes its files": """
     try: ready(); time.sleep(60)
