@@ -40,7 +40,7 @@ def work(
         {"path": "a", "indices": (number for number in (1, 2)), "share": np.float32(0.5)},
         {"path": "a", "images": [[1]], "layer": None, "count": 3},
     ],
-    ids=str,
+    ids=["path alone", "list", "array", "generator", "keywords"],
 )
 def test_right_arguments_arrive_as_they_are(arguments: dict[str, Any]):
     path, *_, keywords = work(**arguments)
