@@ -1,7 +1,7 @@
 """Turns every duration of a run into optimizer steps, once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import Config, MuonConfig, to_steps
 from pipeline.optim.parts import Part
@@ -17,6 +17,7 @@ class Plan:
         renormalise_every: interval of Muon's renormalisation; None: never.
         lookahead_every: interval of Lookahead; None: never.
         warnings: parts of the schedule that a run of this length does not reach.
+        uninterrupted: nothing is due after any step.
     """
 
     steps_per_epoch: int
@@ -28,6 +29,7 @@ class Plan:
     renormalise_every: int | None
     lookahead_every: int | None
     warnings: tuple[str, ...]
+    uninterrupted: bool = False
 
     @classmethod
     def of(cls, config: Config, steps_per_epoch: int) -> "Plan":
@@ -80,9 +82,16 @@ class Plan:
     def num_epochs(self) -> float:
         return self.total_steps / self.steps_per_epoch
 
+    def without_interruptions(self) -> "Plan":
+        """Return a plan of the same length without logging, evaluation and saving, not even after the last
+        step."""
+        return replace(self, uninterrupted=True)
+
     def due(self, step: int) -> "Due":
         """What is due after a step. Logging is counted from the last evaluation, so that no short window
         follows one."""
+        if self.uninterrupted:
+            return Due(log=False, evaluate=False, save=False)
         evaluate = self._comes(step, self.eval_every)
         return Due(
             log=evaluate or step % self.eval_every % self.log_every == 0,

@@ -185,14 +185,22 @@ class Step:
         self._state, self._rates_at, self._plan = state, rates_at, plan
         self._lookahead = config.lookahead
         self._options = StepOptions.of(config)
-        augment, device = config.augment, state.totals.values.device
-        mixes = isinstance(augment, MixAugment)
-        self._mix_draws = MixDraws(augment, config.seed, config.image_size, device) if mixes else None
         self._capture = capture
+        self.take_draws_of(config)
         self._shapes: dict[torch.Size, _Shape] = {}  # by height and width
         self._shape = _Shape(_WARMUP)
         self._graphs_when_settled: int | None = None
         self._unexpected_graphs = 0
+
+    def take_draws_of(self, config: Config) -> None:
+        """Mix images by the draws of another seed from now on; the captured graphs stay.
+
+        Args:
+            config: that of the step, but for the seed.
+        """
+        augment, device = config.augment, self._state.totals.values.device
+        mixes = isinstance(augment, MixAugment)
+        self._mix_draws = MixDraws(augment, config.seed, config.image_size, device) if mixes else None
 
     @property
     def settled(self) -> bool:

@@ -146,7 +146,7 @@ class Trainer:
                 with self.clock.pause() as window:
                     evaluation = self._do(due, stops, window)
             self._watch_at(f"waiting for the batch of step {self.state.step + 1}")
-        # a run that is continued from its last step has no step left; its evaluation is on record
+        # no step is left of a run that is continued from its last one; an uninterrupted plan evaluates here
         return evaluation or self.evaluate_weights(self.loaders.test)
 
     def _batches_left(self) -> Iterator[Batch]:
