@@ -14,7 +14,7 @@ _ABOUT = (
 )
 
 # Name of a command: its module in this folder, and a summary.
-BENCHMARKS = {  # with `add_arguments(parser)` and `run(session)`
+BENCHMARKS = {  # with `add_arguments(parser)` and `run(session)`, which may return an exit code
     "bench": ("suites.bench", "one config: loader, step, both together, and the bottleneck (the default)"),
     "loaders": ("suites.loaders", "loaders alone, by batch size"),
     "step": ("suites.step", "the step alone: model, precision, layout, compile mode, batch size"),
@@ -26,6 +26,10 @@ BENCHMARKS = {  # with `add_arguments(parser)` and `run(session)`
         "seconds to the first optimizer step, with a cold and a warm compile cache",
     ),
     "saving": ("suites.saving", "training with a checkpoint an epoch, beside training without"),
+    "time-to-accuracy": (
+        "suites.time_to_accuracy",
+        "whole trainings with many seeds: seconds, accuracy, and a test that it reaches a target",
+    ),
     "scaling": ("scaling.scaling", "weak and strong scaling over the GPUs of this host, beside one of them"),
 }
 OTHERS = {  # with `main(arguments)`
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        Exit code: 2 for bad input, 1 if a measurement cannot be trusted or a run failed.
+        Exit code: 2 for bad input, 1 if a measurement cannot be trusted, a run failed or a target is missed.
     """
     # imports are here, after `run_process` has begun, so that Ctrl-C meanwhile prints no traceback
     import logging
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    names = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
+    names = "\n".join(f"  {name:<18}{summary}" for name, (_, summary) in COMMANDS.items())
     usage = "`python -m benchmarks NAME -h` lists the arguments of one."
     return f"{_ABOUT}\n\nNAME is one of:\n{names}\n\n{usage}"
 
@@ -96,8 +100,7 @@ def _measure(name: str, module: "ModuleType", arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=COMMANDS[name][1])
     options.add_arguments(parser)
     module.add_arguments(parser)
-    session.run(module.run, name, parser.parse_intermixed_args(arguments))
-    return 0
+    return session.run(module.run, name, parser.parse_intermixed_args(arguments))
 
 
 if __name__ == "__main__":

@@ -71,3 +71,14 @@ def accuracy(mean: float | None, std: float | None, n: int | None = None) -> str
     deviation = f" ± {100 * std:.2f}" if std is not None else ""
     runs = f" ({n})" if n is not None else ""
     return f"{100 * mean:.2f}{deviation} %{runs}"
+
+
+def p_value(p: float | None) -> str:
+    """Return a probability with two significant digits.
+
+    >>> p_value(0.0312), p_value(3e-9), p_value(None)
+    ('0.031', '< 0.0001', '')
+    """
+    if p is None:
+        return ""
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"

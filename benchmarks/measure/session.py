@@ -29,6 +29,7 @@ from pipeline.run.environment import describe_environment
 from pipeline.training.build import set_backends
 
 _PLAIN_WIDTH = 180  # columns of a table without a terminal
+_WHOLE_RUNS = ("time-to-accuracy",)  # benchmarks whose accuracy counts: they need the images of the recipe
 # keys of `data` that determine the images and labels
 _DATA_KEYS = {
     *("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples"),
@@ -217,8 +218,11 @@ class Session:
             self.console.print(tables.to_rich(table))
 
 
-def run(work: Callable[[Session], None], name: str, options: argparse.Namespace) -> None:
+def run(work: Callable[[Session], int | None], name: str, options: argparse.Namespace) -> int:
     """Run a benchmark in a new session, on a new stream: a step cannot be captured on the default one.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: the config, or a combination of options, is bad.
@@ -238,11 +242,14 @@ def run(work: Callable[[Session], None], name: str, options: argparse.Namespace)
     with torch.cuda.stream(torch.cuda.Stream(processes.device) if session.on_gpu else None):
         if name != "startup":
             session.keep_one_image_size()
-        session.use_synthetic_images_if_missing()
+        if name not in _WHOLE_RUNS:
+            session.use_synthetic_images_if_missing()
         device = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
-        session.say(f"{name}: {recipe}, {processes.shard.world_size} x {device}, {session.windows} windows")
+        windows = "" if name in _WHOLE_RUNS else f", {session.windows} windows"
+        session.say(f"{name}: {recipe}, {processes.shard.world_size} x {device}{windows}")
         with session.progress():
-            work(session)
+            code = work(session) or 0
         session.close()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    return code

@@ -6,7 +6,7 @@ A pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`, mar
 figure in a README. This command writes the lines between the pair from the records. NAME is one of these:
 
 - a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`, `scaling`, `peer`,
-  `recipe`);
+  `recipe`, `time_to_accuracy`);
 - a figure (`streamed`, `throughput`, `waterfall`, `depth`);
 - `scaling_model`, a table made from the records of `scaling`;
 - `published`, the accuracies that others published beside those of the recipes;

@@ -11,22 +11,28 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from benchmarks.publish.strict import Strict
+from benchmarks.publish.whole_runs import WholeRuns
 from pipeline.errors import UserError
 
 FOLDER = Path(__file__).parents[1]
 RESULTS = FOLDER / "results"
 
 Benchmark = Literal[
-    "loader", "step", "end_to_end", "kernel", "ablation", "startup", "saving", "scaling", "peer", "recipe"
+    "loader",
+    "step",
+    "end_to_end",
+    "kernel",
+    "ablation",
+    "startup",
+    "saving",
+    "scaling",
+    "peer",
+    "recipe",
+    "time_to_accuracy",
 ]
-
-
-class Strict(BaseModel):
-    """A frozen model without unknown fields, NaN and infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Spread(Strict):
@@ -132,6 +138,7 @@ class Record(Machine, Setting):
         data_wait_fraction: fraction of the time in which the device waited for data.
         tflops: achieved arithmetic, 1e12 operations per second, of forward and backward, over all GPUs.
         peak_share: `tflops` per GPU over the rate of a large matrix product in the same run.
+        whole_runs: the trainings that `time_to_accuracy` timed; None elsewhere.
     """
 
     benchmark: Benchmark
@@ -159,6 +166,7 @@ class Record(Machine, Setting):
     data_wait_fraction: float | None = None
     tflops: float | None = None
     peak_share: float | None = None
+    whole_runs: WholeRuns | None = None
     utc: str
     command: str
 
@@ -182,10 +190,14 @@ class Record(Machine, Setting):
         """A key that two records share if they measure the same thing; tables show the newer one.
 
         The kernels of a recipe count in `step` and `ablation` only, which ask for them. Elsewhere a recipe
-        that has changed supersedes itself. A record of `recipe` is identified by its data set alone.
+        that has changed supersedes itself. A record of `recipe` is identified by its data set alone. One of
+        `time_to_accuracy` that was stopped early does not supersede a complete one.
         """
         if self.benchmark == "recipe":
             return (self.folder, self.benchmark, self.variant, self.data, self.world_size)
+        if self.whole_runs is not None:
+            runs = self.whole_runs
+            return (self.folder, self.benchmark, self.variant, self.dataset, runs.target, runs.is_complete)
         with_kernels = self.benchmark in ("step", "ablation") or self.model is None
         return (
             self.folder,

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from benchmarks.measure import cells
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record
+from benchmarks.publish.whole_runs import WholeRuns, mean_and_deviation
 from pipeline.config import label_of
 
 Align = Literal["left", "right"]
@@ -164,10 +165,43 @@ _RECIPE = (
     Column[Record]("training s", "right", lambda r: cells.number(r.train_s, 1)),
 )
 
+
+def _of_runs(name: str, align: Align, text: Callable[[WholeRuns], str]) -> Column[Record]:
+    """Return a column of `time_to_accuracy`."""
+    return Column(name, align, lambda record: text(record.whole_runs) if record.whole_runs else "")
+
+
+def _accuracy_of_runs(runs: WholeRuns) -> str:
+    return cells.accuracy(*mean_and_deviation(runs.accuracies(runs.figure)), len(runs.runs))
+
+
+def _seconds_of_runs(runs: WholeRuns) -> str:
+    mean, deviation = mean_and_deviation(runs.seconds)
+    return cells.number(mean, 3) + (f" ± {deviation:.3f}" if deviation is not None else "")
+
+
+_TIME_TO_ACCURACY = (
+    *(VARIANT.renamed("recipe"), MODEL.renamed("network"), DATA),
+    _of_runs("runs", "right", lambda r: str(len(r.runs)) + ("" if r.is_complete else f" of {r.planned}")),
+    _of_runs("views", "left", lambda r: r.figure),
+    _of_runs("accuracy", "right", _accuracy_of_runs),
+    _of_runs("target", "right", lambda r: "" if r.target is None else f"{100 * r.target:g} %"),
+    _of_runs("p", "right", lambda r: cells.p_value(r.p)),
+    _of_runs("seconds", "right", _seconds_of_runs),
+    _of_runs("minimum", "right", lambda r: cells.number(min(r.seconds), 3)),
+    _of_runs("from the command, s", "right", lambda r: cells.number(r.wait_s, 1)),
+    _of_runs("kernels compiled", "right", lambda r: str(r.compiled)),
+)
+
 _PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"
 _RECIPE_NOTE = (
     "test accuracy at the last step, mean ± σ (n); seconds of training without compiling, evaluation and "
     "saving, median"
+)
+_TIME_NOTE = (
+    "mean ± σ (n) over seeds; seconds from the first work on the training images to the last view of the "
+    "test images; p of a one-sided t-test that the mean accuracy is above the target; then the seconds from "
+    "the command to the first trained network, and the kernels compiled in them"
 )
 TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "step": (f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", _STEP),
@@ -179,6 +213,7 @@ TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "saving": ("Loader and step together, with and without saving", _END_TO_END),
     "scaling": ("Loader and step together on one process and on several", _SCALING),
     "recipe": (f"Shipped recipes: {_RECIPE_NOTE}", _RECIPE),
+    "time_to_accuracy": (f"Time to accuracy: {_TIME_NOTE}", _TIME_TO_ACCURACY),
 }
 
 

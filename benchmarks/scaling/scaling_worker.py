@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from benchmarks.measure import session
 from benchmarks.measure.options import add_arguments, listed
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
-from benchmarks.publish.records import Strict
+from benchmarks.publish.strict import Strict
 from pipeline.commands.exit_code import exit_code_of, run_process
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes

@@ -1,7 +1,8 @@
-"""Makes results of runs for tests."""
+"""Makes results of runs, and timed runs, for tests."""
 
 from typing import Any
 
+from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns
 from pipeline.run.records import RunResult
 
 _RESULT: dict[str, Any] = {
@@ -38,3 +39,23 @@ _RESULT: dict[str, Any] = {
 def make_result(**changes: Any) -> RunResult:
     """Return the result of a finished run with these changes."""
     return RunResult.model_validate(_RESULT | changes)
+
+
+def make_whole_runs(planned: int = 2) -> WholeRuns:
+    """Return two runs of a second and of two seconds, with a mean accuracy of 90.5 %."""
+    state = GpuState(sm_mhz=1980.0)
+    return WholeRuns(
+        figure="one view",
+        target=0.94,
+        p=0.99,
+        runs=tuple(
+            TimedRun(seed=seed, seconds=1 + seed, accuracies={"one view": 0.9 + seed / 100})
+            for seed in (0, 1)
+        ),
+        planned=planned,
+        wait_s=40.0,
+        compiled=12,
+        source_hash="0" * 16,
+        gpu_before=state,
+        gpu_after=state,
+    )

@@ -12,6 +12,7 @@ from benchmarks.publish import readme
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
 from benchmarks.publish.tables import MAKERS, to_markdown
 from pipeline.errors import UserError
+from tests.unit.benchmarks.results import make_whole_runs
 
 
 def record(benchmark: str = "loader", variant: str = "dali", rate: float = 1000.0, **more: Any) -> Record:
@@ -75,6 +76,13 @@ EXAMPLES = [
         "startup", "cold compile cache", images_per_sec=None, step_ms=None, first_step_s=21.0, first_step_n=1
     ),
     record("saving", "a checkpoint an epoch", 8.9e4),
+    record(
+        "time_to_accuracy",
+        "cifar10_davidnet",
+        images_per_sec=None,
+        step_ms=None,
+        whole_runs=make_whole_runs(),
+    ),
     record("scaling", "one process", 1e5, loader="dali"),
     *(
         record(

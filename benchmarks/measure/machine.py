@@ -1,0 +1,68 @@
+"""Tells what a measurement of whole runs needs to know of the process, its sources, caches and GPU."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from benchmarks.publish.whole_runs import GpuState
+from pipeline.run.environment import output_of
+
+_ROOT = Path(__file__).parents[2]
+_SOURCES = ("pipeline", "kernels", "benchmarks")
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+_COMPILED = (".cubin", ".so")  # of Triton and of inductor on the CPU
+_QUERY = "clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
+
+
+def seconds_since_start() -> float:
+    """Return the seconds since this process started. `launch.sh` becomes this process, so its time counts."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # field 22, since boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def count_compiled(since: float) -> int:
+    """Count the kernels that have been written to the compile caches.
+
+    Args:
+        since: seconds since 1970; older kernels were in the caches before.
+    """
+    folders = {os.environ[variable] for variable in _CACHES if variable in os.environ}
+    written = (
+        os.path.join(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names
+    )
+    return sum(path.endswith(_COMPILED) and os.path.getmtime(path) >= since for path in written)
+
+
+def hash_of_sources(recipe: Path) -> str:
+    """Return 16 hex digits of a SHA-256 over the names and contents of all Python files, and of a recipe."""
+    files = sorted(path for folder in _SOURCES for path in (_ROOT / folder).rglob("*.py"))
+    return _hash([(path.relative_to(_ROOT).as_posix(), path) for path in files] + [("recipe", recipe)])
+
+
+def _hash(files: Iterable[tuple[str, Path]]) -> str:
+    digest = hashlib.sha256()
+    for name, path in files:
+        digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def gpu_state(device: torch.device) -> GpuState | None:
+    """Return clocks, temperature and power of a GPU now; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    options = (f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits")
+    return parse_gpu_state(output_of("nvidia-smi", f"--id={device.index}", *options) or "")
+
+
+def parse_gpu_state(line: str) -> GpuState:
+    """Return the state in a line of nvidia-smi; a value that it does not know, such as `[N/A]`, is None.
+
+    >>> parse_gpu_state("1980, 3201, 1980, 41, [N/A]")
+    GpuState(sm_mhz=1980.0, memory_mhz=3201.0, max_sm_mhz=1980.0, temperature_c=41.0, power_w=None)
+    """
+    values = [float(word) if word.replace(".", "", 1).isdigit() else None for word in line.split(", ")]
+    return GpuState(**dict(zip(GpuState.model_fields, values, strict=False)))

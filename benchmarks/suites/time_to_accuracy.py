@@ -1,0 +1,243 @@
+"""Train a recipe with many seeds in one process, and test whether its mean accuracy reaches a target.
+
+The step is compiled and captured once, and warmed up on random images. For each seed all state is reset. The
+time of a run is that from the first work on the training images (a whitening layer included), which are on
+the device as uint8, to the last view of the test images. Nothing is logged, evaluated or saved in between.
+
+Exit code: 1 if a mean accuracy above the target is not shown (one-sided t-test, p ≥ .01), 130 after Ctrl-C,
+which keeps the runs done so far.
+"""
+
+import argparse
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.measure import cells
+from benchmarks.measure.machine import count_compiled, gpu_state, hash_of_sources, seconds_since_start
+from benchmarks.measure.options import check_at_least
+from benchmarks.measure.session import Session
+from benchmarks.measure.t_tests import p_not_above
+from benchmarks.measure.whole_run import WholeRunRig, without_old_garbage
+from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns, mean_and_deviation
+from pipeline.config import Config
+from pipeline.errors import EXIT_FAILURE, UserError
+
+_RUNS, _QUICK_RUNS = 10, 2
+_QUICK_DURATION = "duration=5st"
+_SIGNIFICANT = 0.01
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=int, metavar="N", help=f"seeds, from `seed` on (default: {_RUNS})")
+    parser.add_argument(
+        "--target",
+        type=float,
+        metavar="PERCENT",
+        help="test that the mean test accuracy is above this, such as 94; default: no test",
+    )
+
+
+@dataclass
+class _Progress:
+    """The runs done so far, and what is known of the process around them.
+
+    Attributes:
+        planned: number of runs that were asked for.
+        target: a fraction of 1, or None.
+        started: of the process's work on this benchmark, in seconds since 1970.
+        wait_s: seconds from the start of the process to the end of the first run.
+        first_began: start of the first run, in seconds of `time.perf_counter`.
+    """
+
+    planned: int
+    target: float | None
+    started: float = field(default_factory=time.time)
+    runs: list[TimedRun] = field(default_factory=list)
+    wait_s: float = 0.0
+    first_began: float = 0.0
+    gpu_before: GpuState | None = None
+    is_stopped: bool = False
+
+    @property
+    def left_s(self) -> float:
+        """Estimated seconds until the last run ends, resetting included."""
+        elapsed = time.perf_counter() - self.first_began
+        return elapsed / len(self.runs) * (self.planned - len(self.runs))
+
+
+def run(session: Session) -> int:
+    """Time the runs.
+
+    Returns:
+        The exit code.
+    """
+    progress = _check_options(session)
+    rig = None
+    try:
+        rig = _build(session)
+        with without_old_garbage():
+            _train(session, rig, progress)
+    except KeyboardInterrupt:
+        progress.is_stopped = True
+    if rig is None or not progress.runs:
+        session.say("stopped before the end of the first run")
+        return EXIT_INTERRUPTED
+    result = _summarise(session, progress)
+    _report(session, result)
+    rig.check()
+    session.record("time_to_accuracy", Path(session.recipe).stem, _config(session), None, whole_runs=result)
+    session.print_tables()
+    if progress.is_stopped:
+        session.say(f"stopped after {len(result.runs)} of {result.planned} runs")
+        return EXIT_INTERRUPTED
+    return 0 if result.target is None or _is_shown(result.p) else EXIT_FAILURE
+
+
+# --- before the runs ----------------------------------------------------------------------------------------
+
+
+def _check_options(session: Session) -> _Progress:
+    """Check the options and the config.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    options, config = session.options, _config(session)
+    runs = _QUICK_RUNS if options.runs is None and session.quick else options.runs
+    runs = _RUNS if runs is None else runs
+    for name in ("windows", "steps"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: whole runs are timed here; leave it out, and give --runs")
+    check_at_least(1, options, "runs")
+    if options.target is None:
+        return _checked(session, config, _Progress(runs, None))
+    if not 1 < options.target < 100:
+        raise UserError(f"--target: {options.target:g} is no accuracy in per cent; give one such as 94")
+    if runs < 2:
+        raise UserError("--runs: one run has no σ to test with; give 2 or more, or leave out --target")
+    return _checked(session, config, _Progress(runs, options.target / 100))
+
+
+def _checked(session: Session, config: Config, progress: _Progress) -> _Progress:
+    world_size = session.processes.shard.world_size
+    if world_size > 1:
+        raise UserError(
+            f"time-to-accuracy: runs in one process, not in {world_size}; start it without accelerate launch"
+        )
+    if session.on_gpu and config.data.loader != "fused":
+        raise UserError(
+            f"data.loader: {config.data.loader} does not begin with all images on the GPU; "
+            "give data.loader=fused"
+        )
+    if session.streams(config):
+        raise UserError(
+            "data.root: these images are streamed from their files, but this benchmark begins with all "
+            "images in memory; give smaller images, or raise data.cache_below"
+        )
+    return progress
+
+
+def _config(session: Session, *overrides: str) -> Config:
+    """Return the config of the runs; a smoke test takes few steps, unless the user gives a duration."""
+    short = session.quick and not any(item.startswith("duration=") for item in session.overrides)
+    return session.config(*([_QUICK_DURATION] * short), *overrides)
+
+
+def _build(session: Session) -> WholeRunRig:
+    config = _config(session)
+    session.show("building, compiling and warming up on random images")
+    return WholeRunRig(config, session.splits(config), session.processes)
+
+
+# --- the runs -----------------------------------------------------------------------------------------------
+
+
+def _train(session: Session, rig: WholeRunRig, progress: _Progress) -> None:
+    first_seed = _config(session).seed
+    configs = [_config(session, f"seed={first_seed + number}") for number in range(progress.planned)]
+    progress.gpu_before = gpu_state(session.device)
+    progress.first_began = time.perf_counter()
+    for number, config in enumerate(configs, 1):
+        session.show(f"round {number}/{progress.planned}")
+        progress.runs.append(rig.train(config))
+        if number == 1:
+            progress.wait_s = seconds_since_start()
+        _say_run(session, progress)
+
+
+def _say_run(session: Session, progress: _Progress) -> None:
+    run, number = progress.runs[-1], len(progress.runs)
+    accuracies = ", ".join(f"{accuracy:.2%} {label}" for label, accuracy in run.accuracies.items())
+    left = f"; about {_duration(progress.left_s)} left" if number < progress.planned else ""
+    session.say(
+        f"run {number} of {progress.planned}, seed {run.seed}: {accuracies}, {run.seconds:.3f} s{left}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Return whole seconds, or minutes from two minutes on.
+
+    >>> _duration(7.6), _duration(185)
+    ('8 s', '3 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+# --- after the runs -----------------------------------------------------------------------------------------
+
+
+def _summarise(session: Session, progress: _Progress) -> WholeRuns:
+    """Return the runs with their test; the accuracy with the most views, of the average weights if there are
+    any, is compared with the target."""
+    figure = list(progress.runs[0].accuracies)[-1]
+    accuracies = [run.accuracies[figure] for run in progress.runs]
+    return WholeRuns(
+        figure=figure,
+        target=progress.target,
+        p=None if progress.target is None else p_not_above(accuracies, progress.target),
+        runs=tuple(progress.runs),
+        planned=progress.planned,
+        wait_s=progress.wait_s,
+        compiled=count_compiled(progress.started),
+        source_hash=hash_of_sources(Path(session.recipe)),
+        gpu_before=progress.gpu_before,
+        gpu_after=gpu_state(session.device),
+    )
+
+
+def _is_shown(p: float | None) -> bool:
+    return p is not None and p < _SIGNIFICANT
+
+
+def _report(session: Session, result: WholeRuns) -> None:
+    """Print accuracy, time, test and waiting time, a line each."""
+    count = len(result.runs)
+    for label in result.runs[0].accuracies:
+        mean, deviation = mean_and_deviation(result.accuracies(label))
+        session.say(f"accuracy, {label}: {cells.accuracy(mean, deviation, count)}")
+    mean, deviation = mean_and_deviation(result.seconds)
+    spread = "" if deviation is None else f", σ {deviation:.3f} s"
+    session.say(f"time: mean {mean:.3f} s, minimum {min(result.seconds):.3f} s{spread} ({count})")
+    if result.target is not None:
+        verdict = "reached" if _is_shown(result.p) else "not shown"
+        session.say(
+            f"mean accuracy ({result.figure}) of at least {100 * result.target:g} %: {verdict}; p of the "
+            f"one-sided t-test: {cells.p_value(result.p)}, to be below {_SIGNIFICANT:g}"
+        )
+    caches = f"cold: {result.compiled} kernels were" if result.compiled else "warm: no kernel was"
+    session.say(
+        f"from the command to the first trained network: {result.wait_s:.1f} s; the compile caches were "
+        f"{caches} compiled"
+    )
+    if result.gpu_before is not None and result.gpu_after is not None:
+        before, after = result.gpu_before, result.gpu_after
+        session.say(f"clocks of the GPU before {_clocks(before)}, after {_clocks(after)}")
+
+
+def _clocks(state: GpuState) -> str:
+    unknown = "unknown"
+    parts = (cells.count(state.sm_mhz) or unknown, cells.count(state.max_sm_mhz) or unknown)
+    return f"{parts[0]} of {parts[1]} MHz, {cells.count(state.temperature_c) or unknown} °C"

@@ -1,0 +1,165 @@
+"""Tests `bench time-to-accuracy`: its verdict and exit code, its record, its options, and Ctrl-C."""
+
+import os
+import re
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.measure import machine, session
+from benchmarks.measure.whole_run import WholeRunRig
+from benchmarks.publish.records import newest, read
+from benchmarks.publish.tables import MAKERS
+from benchmarks.publish.whole_runs import TimedRun
+from pipeline.config import load_config
+from tests.tiny import RECIPE
+from tests.unit.benchmarks.publish.test_records import record
+from tests.unit.benchmarks.results import make_whole_runs
+
+pytestmark = pytest.mark.usefixtures("process_state")
+NAME = "time-to-accuracy"
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float], stops: bool = False) -> None:
+    """Let runs end with these accuracies at once; then, with STOPS, Ctrl-C comes."""
+    left = list(accuracies)
+
+    def train(_: WholeRunRig, config: Any) -> TimedRun:
+        if stops and not left:
+            raise KeyboardInterrupt
+        accuracy = left.pop(0)
+        return TimedRun(seed=config.seed, seconds=0.5, accuracies={"one view": 0.1, "with flip": accuracy})
+
+    monkeypatch.setattr(WholeRunRig, "train", train)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "target", "code", "verdict"),
+    [
+        ([0.942, 0.943, 0.9435, 0.9425], "94", 0, "reached"),
+        ([0.942, 0.943, 0.9435, 0.9425], "94.2", 1, "not shown"),
+        ([0.939, 0.938, 0.94, 0.9395], "94", 1, "not shown"),
+        ([0.95, 0.95], "94", 0, "reached"),
+    ],
+)
+def test_the_exit_code_is_that_of_the_test(
+    accuracies: list[float],
+    target: str,
+    code: int,
+    verdict: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    scripted(monkeypatch, accuracies)
+    assert main([NAME, str(RECIPE), "--target", target, "--runs", str(len(accuracies))]) == code
+    out = capsys.readouterr().out
+    assert f"mean accuracy (with flip) of at least {target} %: {verdict}" in out
+    assert "accuracy, one view: 10.00" in out and "minimum 0.500 s, σ 0.000 s" in out
+
+
+def test_real_runs_are_shown_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path))
+    arguments = [NAME, str(RECIPE), "--runs", "3", "--record", "evaluation.flip_tta=true", "ema.decay=0.5"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    lines = re.findall(r"^run (\d) of 3, seed (\d): .*% one view, .*% ema with flip, [\d.]+ s", out, re.M)
+    assert lines == [("1", "3"), ("2", "4"), ("3", "5")]
+    assert "left" in out and "from the command to the first trained network" in out and "┃" in out
+    (kept,) = read(tmp_path)
+    runs = kept.whole_runs
+    assert kept.benchmark == "time_to_accuracy" and kept.variant == "tiny" and runs is not None
+    assert (
+        [run.seed for run in runs.runs] == [3, 4, 5] and runs.is_complete and runs.figure == "ema with flip"
+    )
+    assert set(runs.runs[0].accuracies) == {"one view", "with flip", "ema", "ema with flip"}
+    assert runs.wait_s > runs.runs[0].seconds > 0 and runs.gpu_before is None
+    assert load_config(overrides=[]).model_validate(kept.config).seed == 3
+    assert runs.source_hash == machine.hash_of_sources(RECIPE) != machine.hash_of_sources(Path(__file__))
+
+
+def append_to(results: Path, records: Any) -> list[Path]:
+    from benchmarks.publish.records import append
+
+    return append(records, results)
+
+
+@pytest.mark.parametrize("done", [2, 0])
+def test_ctrl_c_keeps_the_runs_that_are_done(
+    done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path))
+    scripted(monkeypatch, [0.95] * done, stops=True)
+    assert main([NAME, str(RECIPE), "--target", "94", "--runs", "5", "--record"]) == 130
+    out = capsys.readouterr().out
+    assert ("stopped after 2 of 5 runs" if done else "stopped before the end of the first run") in out
+    assert ("2 of 5" in out and "┃" in out) == bool(done)
+    assert [len(kept.whole_runs.runs) for kept in read(tmp_path) if kept.whole_runs] == [2] * bool(done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--runs", "0"], ["--runs: ", "1 or more, got 0"]),
+        (["--runs", "1", "--target", "94"], ["--runs: ", "2 or more"]),
+        (["--target", "0.94"], ["--target: 0.94", "such as 94"]),
+        (["--target", "100"], ["--target: 100"]),
+        (["--steps", "5"], ["--steps: ", "--runs"]),
+        (["--windows", "5"], ["--windows: ", "--runs"]),
+        (["data.loader=fused"], ["data.loader: "]),
+        (["optimizer.lrr=1"], ["did you mean optimizer.lr?"]),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_built(
+    arguments: list[str],
+    parts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(WholeRunRig, "train", lambda *_: pytest.fail("this takes time"))
+    assert main([NAME, str(RECIPE), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert [part for part in parts if part not in error] == []
+
+
+def test_random_images_do_not_replace_a_missing_data_set(capsys: pytest.CaptureFixture[str]):
+    missing = ["data.root=missing", "runtime.device=cpu", "precision.mode=bf16"]
+    assert main([NAME, "configs/imagenet_resnet50.yaml", *missing]) == 2
+    printed = capsys.readouterr()
+    assert "missing" in printed.err and "random images" not in printed.out
+
+
+def test_a_stopped_benchmark_does_not_replace_a_complete_one():
+    records = [
+        record(
+            "time_to_accuracy", "fast", images_per_sec=None, step_ms=None, whole_runs=make_whole_runs(planned)
+        )
+        for planned in (2, 5, 2)
+    ]
+    assert newest(records) == records[1:]
+    table = MAKERS["time_to_accuracy"](records[1:])
+    assert [row[table.header.index("runs")] for row in table.rows] == ["2 of 5", "2"]
+    assert "90.50 ± 0.71 % (2)" in table.rows[0] and "1.500 ± 0.707" in table.rows[0]
+
+
+def test_the_wait_counts_from_the_start_of_the_process():
+    assert 0 < machine.seconds_since_start() < 24 * 3600
+    first = machine.seconds_since_start()
+    time.sleep(0.05)
+    assert 0.04 < machine.seconds_since_start() - first < 5
+
+
+def test_new_kernels_tell_that_the_caches_were_cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    (tmp_path / "a").mkdir()
+    for name, age in (("old.cubin", 100), ("new.cubin", 0), ("new.json", 0)):
+        (tmp_path / "a" / name).touch()
+        os.utime(tmp_path / "a" / name, (1e9 - age, 1e9 - age))
+    assert machine.count_compiled(1e9) == 1

@@ -1,0 +1,65 @@
+"""On a GPU, a trainer starts again with another seed in the memory of its captured step."""
+
+import pytest
+import torch
+
+from benchmarks.measure.whole_run import WholeRunRig
+from pipeline.config import Config
+from pipeline.data import load_splits
+from pipeline.distributed.processes import connect
+from pipeline.models import SpeedNet
+from pipeline.training.build import set_backends
+from pipeline.training.trainer import Trainer
+from tests.parity.on_gpu import own_stream, small_config  # noqa: F401
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.usefixtures("process_state", "own_stream"),
+]
+
+METHODS = {
+    "sgd": ("precision.mode=fp16",),
+    "muon, average": ("precision.mode=bf16", "optimizer.name=muon", "optimizer.lr=0.02", "ema.decay=0.9"),
+}
+
+
+def _config(seed: int, *keys: str) -> Config:
+    captured = ("data.loader=fused", "duration=20st", "compile.mode=reduce-overhead", f"seed={seed}")
+    return small_config(*captured, *keys)
+
+
+@pytest.mark.parametrize("keys", METHODS.values(), ids=METHODS)
+def test_a_seed_is_the_run_of_a_fresh_trainer(keys: tuple[str, ...]) -> None:
+    """A fresh trainer takes its first steps before the capture, with the same kernels."""
+    config = _config(0, *keys)
+    set_backends(config)
+    processes = connect(config)
+    rig = WholeRunRig(config, load_splits(config.data, 0), processes)
+    for seed in (0, 1):
+        of_seed = _config(seed, *keys)
+        timed = rig.train(of_seed)
+        weights = {key: value.clone() for key, value in rig.trainer.state.model.state_dict().items()}
+        fresh = Trainer.build(of_seed, load_splits(of_seed.data, seed), processes)
+        assert timed.accuracies["one view"] == pytest.approx(fresh.fit().accuracy, abs=0.01)
+        for key, value in fresh.state.model.named_parameters():
+            torch.testing.assert_close(weights[key], value.detach(), rtol=1e-4, atol=1e-5)
+    rig.check()
+
+
+def test_whitening_is_computed_again_for_the_captured_step() -> None:
+    """Its filters depend on the images, which depend on the seed here."""
+    keys = ("model.name=speednet94", "precision.mode=bf16", "runtime.deterministic=false", "ema.decay=0.9")
+    config = _config(0, *keys)
+    set_backends(config)
+    processes = connect(config)
+    rig = WholeRunRig(config, load_splits(config.data, 0), processes)
+    for seed in (0, 1):
+        of_seed = _config(seed, *keys)
+        rig.train(of_seed)
+        state = rig.trainer.state
+        fresh = Trainer.build(of_seed, load_splits(of_seed.data, seed), processes).state
+        assert isinstance(state.model, SpeedNet) and isinstance(fresh.model, SpeedNet)
+        torch.testing.assert_close(state.model.stem.weight, fresh.model.stem.weight)
+        assert state.is_finite()
+    rig.check()

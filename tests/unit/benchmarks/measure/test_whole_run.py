@@ -1,0 +1,134 @@
+"""Tests that each seed of one process is the run of a process of its own, bit for bit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.measure.whole_run import WholeRunRig, random_splits
+from pipeline.data import ImageSet, Splits
+from pipeline.distributed.processes import connect
+from pipeline.models import SpeedNet
+from pipeline.run.checkpoint import map_tensors
+from pipeline.training.state import TrainState
+from pipeline.training.trainer import Trainer
+from tests.tiny import assert_equal, in_precision, tiny_config, tiny_splits, tiny_trainer
+
+pytestmark = pytest.mark.usefixtures("process_state")
+
+METHODS = {
+    "sgd": (),
+    "views and average": ("evaluation.flip_tta=true", "ema.decay=0.9"),
+    "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01", "ema.decay=0.5"),
+    "muon": ("optimizer.name=muon", "optimizer.sgd_lr_ratio=2.0"),
+    "loss scale": in_precision("fp16", "precision.init_scale=64.0", "precision.growth_interval=4"),
+    "mixing": ("augment.mix=cutmix", "data.loader=reference"),
+    "holdout": ("data.holdout=8",),
+    "whitening": ("model.name=speednet94", "data.image_size=10", "ema.decay=0.9", "duration=2ep"),
+}
+
+
+def of(trainer: Trainer) -> dict[str, Any]:
+    """Return a copy of all that later steps would read."""
+    state = trainer.state
+    values = state.state_dict()
+    kept = {key: values[key] for key in ("step", "optimizer", "scaler", "rng")}
+    average = dict(state.ema.model.state_dict()) if state.ema is not None else {}
+    everything = {**kept, "weights": dict(state.model.state_dict()), "ema": average}
+    return map_tensors(everything, lambda tensor: tensor.detach().clone())
+
+
+def tensors(state: TrainState) -> Iterator[torch.Tensor]:
+    """Yield the tensors that a captured step reads and writes."""
+    models = [state.model, *([state.ema.model] if state.ema is not None else [])]
+    for model in models:
+        yield from (*model.parameters(), *model.buffers())
+    yield from (value for entry in state.optimizer.state.values() for value in entry.values())
+    yield from (group["lr"] for group in state.optimizer.param_groups)
+    yield state.totals.values
+    scaler = state.precision.scaler
+    if scaler.is_enabled():
+        assert scaler._scale is not None and scaler._growth_tracker is not None
+        yield from (scaler._scale, scaler._growth_tracker)
+
+
+@pytest.mark.parametrize("keys", METHODS.values(), ids=METHODS)
+def test_a_seed_is_the_run_of_a_fresh_trainer(keys: tuple[str, ...]):
+    config = tiny_config(*keys)
+    rig = WholeRunRig(config, tiny_splits(config), connect(config))
+    memory = [tensor.data_ptr() for tensor in tensors(rig.trainer.state)]
+    for seed in (config.seed, config.seed + 1):
+        of_seed = tiny_config(*keys, f"seed={seed}")
+        timed = rig.train(of_seed)
+        weights = of(rig.trainer)
+        fresh = tiny_trainer(of_seed)
+        figures = fresh.fit().figures()
+        assert timed.accuracies == {"one view": figures.accuracy, **figures.other_accuracies()}
+        assert_equal(weights, of(fresh))
+        assert timed.seed == seed and timed.seconds > 0
+    assert memory == [tensor.data_ptr() for tensor in tensors(rig.trainer.state)]
+    rig.check()
+
+
+def test_the_first_seed_again_gives_the_same_once_more():
+    config = tiny_config()
+    rig = WholeRunRig(config, tiny_splits(config), connect(config))
+    runs = []
+    for seed in (3, 4, 3):
+        rig.train(tiny_config(f"seed={seed}"))
+        runs.append(of(rig.trainer))
+    assert_equal(runs[2], runs[0])
+    with pytest.raises(AssertionError):
+        assert_equal(runs[1]["weights"], runs[0]["weights"])
+
+
+def test_nothing_is_logged_evaluated_or_saved_on_the_way(monkeypatch: pytest.MonkeyPatch):
+    config = tiny_config("data.holdout=8")
+    rig = WholeRunRig(config, tiny_splits(config), connect(config))
+    evaluated: list[object] = []
+    for name in ("log_window", "evaluate_all", "save"):
+        monkeypatch.setattr(Trainer, name, lambda *_: pytest.fail("this takes time"))
+    evaluate = Trainer.evaluate_weights
+    monkeypatch.setattr(
+        Trainer,
+        "evaluate_weights",
+        lambda trainer, loader: evaluated.append(loader) or evaluate(trainer, loader),
+    )
+    rig.train(config)
+    assert evaluated == [rig.trainer.loaders.test]
+
+
+def test_the_rig_is_built_and_warmed_up_on_random_images(monkeypatch: pytest.MonkeyPatch):
+    """The images of the data set are first looked at by the run that is timed, whitening included."""
+    config = tiny_config("model.name=speednet94", "data.image_size=10")
+    splits = tiny_splits(config)
+    pixels, looked_at = ImageSet.pixels, []
+    monkeypatch.setattr(
+        ImageSet, "pixels", lambda part, samples: looked_at.append(part) or pixels(part, samples)
+    )
+    rig = WholeRunRig(config, splits, connect(config))
+    model = rig.trainer.state.model
+    assert isinstance(model, SpeedNet)
+    of_noise = model.stem.weight.clone()
+    assert splits.train not in looked_at
+    assert _images(rig.trainer.splits).shape == _images(splits).shape
+    assert not np.array_equal(_images(rig.trainer.splits), _images(splits))
+    rig.train(config)
+    assert looked_at[-1] is splits.train
+    assert not torch.equal(model.stem.weight, of_noise)
+
+
+def _images(splits: Splits | None) -> np.ndarray:
+    assert splits is not None and isinstance(splits.train, ImageSet)
+    return splits.train.images
+
+
+def test_random_splits_have_the_shapes_and_classes_of_the_data_set():
+    splits = tiny_splits(tiny_config("data.holdout=8"))
+    noise = random_splits(splits)
+    assert noise.holdout is None and noise.class_names == splits.class_names
+    for part, replaced in ((splits.train, noise.train), (splits.test, noise.test)):
+        assert len(part) == len(replaced) and part.image_size == replaced.image_size
+    noise.check_labels()
