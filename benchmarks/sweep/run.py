@@ -23,7 +23,16 @@ from rich.text import Text
 from benchmarks.measure.options import check_at_least
 from benchmarks.publish.tables import to_rich
 from benchmarks.sweep.plan import Plan, Run, read_plan
-from benchmarks.sweep.table import Outcome, Scores, Status, find_finished, read_jobs, save, table_of
+from benchmarks.sweep.table import (
+    Outcome,
+    Scores,
+    Status,
+    differences_table,
+    find_finished,
+    read_jobs,
+    save,
+    table_of,
+)
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
 
 _ABOUT = (
@@ -177,6 +186,9 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
     else:
         sweep.carry_out(lambda: None, report_run)
     console.print(to_rich(table_of(plan, sweep.outcomes)))
+    differences = differences_table(sweep.outcomes)
+    if differences is not None:
+        console.print(to_rich(differences))
     report(f"saved: {save(plan, sweep.outcomes)} and results.json")
     if sweep.interrupted:
         report("stopped; the same command goes on from here")

@@ -1,11 +1,13 @@
 """Summarises the runs of a sweep: mean ± standard deviation (n) over the seeds of each variant."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
+from benchmarks.measure import cells
+from benchmarks.measure.t_tests import ALPHA, Difference, welch
 from benchmarks.publish.tables import Column, Table, make_table, to_markdown
 from benchmarks.sweep.plan import Plan, Run
 from pipeline.atomic_io import read_json, write_json
@@ -100,6 +102,11 @@ class Variant:
         return Scores.of(self.outcomes)
 
     @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy of each finished run, a fraction."""
+        return [outcome.result.test_accuracy for outcome in self.outcomes if outcome.result]
+
+    @property
     def state(self) -> str:
         """Number of runs in each state; empty if all are done."""
         statuses = [outcome.status for outcome in self.outcomes]
@@ -149,6 +156,53 @@ def table_of(plan: Plan, outcomes: Sequence[Outcome]) -> Table:
     return make_table(title, columns, variants)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A variant beside the first one; None if one of them has fewer than two finished runs, or no spread."""
+
+    variant: Variant
+    difference: Difference | None
+
+    @property
+    def verdict(self) -> str:
+        if self.difference is None:
+            return ""
+        if self.difference.p < ALPHA:
+            return "higher" if self.difference.mean > 0 else "lower"
+        return "not told apart"
+
+
+def compare(outcomes: Sequence[Outcome]) -> list[Comparison]:
+    """Compare the test accuracy of each variant with that of the first, by Welch's t-test."""
+    first, *others = by_variant(outcomes)
+    return [Comparison(other, welch(first.accuracies, other.accuracies)) for other in others]
+
+
+def differences_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """Return one row for each variant but the first; None if no two variants can be compared."""
+    compared = compare(outcomes)
+    if not any(comparison.difference for comparison in compared):
+        return None
+
+    def column(name: str, text: Callable[[Difference], str]) -> Column[Comparison]:
+        return Column(name, "right", lambda row: text(row.difference) if row.difference else "")
+
+    columns = [
+        Column[Comparison]("run", "left", lambda row: row.variant.name),
+        column("difference", lambda d: f"{100 * d.mean:+.2f}"),
+        column("95 % interval", lambda d: f"{100 * d.low:+.2f} to {100 * d.high:+.2f}"),
+        column("p", lambda d: cells.p_value(d.p)),
+        Column[Comparison]("verdict", "left", lambda row: row.verdict),
+        column("n needed", lambda d: f"{d.n_needed:,}" if d.n_needed else "above 1,000,000"),
+    ]
+    first = outcomes[0].run.name
+    title = (
+        f"Difference of the test accuracy from {first}, in points, by Welch's t-test; n needed: seeds of "
+        "each of the two that would tell such a difference at these σ (α 5 %, power 80 %)"
+    )
+    return make_table(title, columns, compared)
+
+
 def _text(mean: Mean | None, scale: float, digits: int) -> str:
     return mean.text(scale, digits) if mean else ""
 
@@ -156,9 +210,10 @@ def _text(mean: Mean | None, scale: float, digits: int) -> str:
 def save(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
     """Write `table.md` and `results.json` into the sweep's folder, and return the path of the former."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    table = table_of(plan, outcomes)
+    tables = [table_of(plan, outcomes), differences_table(outcomes)]
     path = plan.folder / "table.md"
-    path.write_text(f"{table.title}\n\n{to_markdown(table)}\n", encoding="utf-8")
+    texts = [f"{table.title}\n\n{to_markdown(table)}\n" for table in tables if table is not None]
+    path.write_text("\n".join(texts), encoding="utf-8")
     runs = [
         {
             "name": outcome.run.name,
@@ -172,5 +227,11 @@ def save(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
         }
         for outcome in outcomes
     ]
-    write_json(plan.folder / "results.json", {"sweep": plan.name, "base": plan.base, "runs": runs})
+    differences = {
+        comparison.variant.name: asdict(comparison.difference)
+        for comparison in compare(outcomes)
+        if comparison.difference is not None
+    }
+    content = {"sweep": plan.name, "base": plan.base, "runs": runs, "differences": differences}
+    write_json(plan.folder / "results.json", content)
     return path

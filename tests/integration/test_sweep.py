@@ -73,9 +73,10 @@ def test_a_sweep_survives_a_failed_run_and_goes_on_with_it(make_sweep: Any, tmp_
     table = (folder / "table.md").read_text()
     assert "| plain | – | 90.50 ± 0.71 (2) | 1,000 ± 1 (2) | 2.0 ± 0.0 (2) |  |" in table
     assert "| broken | optimizer.lr=7 |  |  |  | 2 failed |" in table
-    assert [run["status"] for run in json.loads((folder / "results.json").read_text())["runs"]] == [
-        "done"
-    ] * 2 + ["failed"] * 2 + ["done"] * 2
+    saved = json.loads((folder / "results.json").read_text())
+    assert [run["status"] for run in saved["runs"]] == ["done"] * 2 + ["failed"] * 2 + ["done"] * 2
+    assert "| other | +0.00 | -3.04 to +3.04 | 1 | not told apart | above 1,000,000 |" in table
+    assert "| broken |  |  |  |  |  |" in table and set(saved["differences"]) == {"other"}
 
     (folder / "repaired").touch()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
