@@ -241,6 +241,7 @@ class RecordKeywords(TypedDict, total=False):
     data_wait_fraction: float | None
     tflops: float | None
     peak_share: float | None
+    whole_runs: WholeRuns | None
 
 
 def gpu_slug(name: str | None) -> str:

@@ -157,13 +157,12 @@ def _build(session: Session) -> WholeRunRig:
 
 def _train(session: Session, rig: WholeRunRig, progress: _Progress) -> None:
     first_seed = _config(session).seed
-    configs = [_config(session, f"seed={first_seed + number}") for number in range(progress.planned)]
     progress.gpu_before = gpu_state(session.device)
     progress.first_began = time.perf_counter()
-    for number, config in enumerate(configs, 1):
-        session.show(f"round {number}/{progress.planned}")
-        progress.runs.append(rig.train(config))
-        if number == 1:
+    for number in range(progress.planned):
+        session.show(f"round {number + 1}/{progress.planned}")
+        progress.runs.append(rig.train(_config(session, f"seed={first_seed + number}")))
+        if number == 0:
             progress.wait_s = seconds_since_start()
         _say_run(session, progress)
 

@@ -22,7 +22,8 @@ def restart(trainer: Trainer, config: Config, splits: Splits, loaders: Loaders) 
     training images: `fit_to_images_again` computes them.
 
     Everything is reset: weights, norm statistics, moving average, slow weights of Lookahead, optimizer, loss
-    scale, sums, counters, draws, and torch's random number generators. On a GPU, call this inside the trainer's stream.
+    scale, sums, counters, draws, and torch's random number generators. On a GPU, call this inside the
+    trainer's stream.
 
     Args:
         trainer: without a run folder; changed in place.

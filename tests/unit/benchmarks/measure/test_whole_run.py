@@ -22,7 +22,11 @@ METHODS = {
     "sgd": (),
     "views and average": ("evaluation.flip_tta=true", "ema.decay=0.9"),
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01", "ema.decay=0.5"),
-    "muon": ("optimizer.name=muon", "optimizer.sgd_lr_ratio=2.0"),
+    "muon": ("optimizer.name=muon", "optimizer.sgd_lr_ratio=2.0", "optimizer.renormalise_every=2st"),
+    "groups": (
+        "optimizer.groups=[{match: '*bias', lr_ratio: 4.0, until: 2ep}, {match: 'h*', weight_decay: 0.0}]",
+    ),
+    "lookahead": ("lookahead.every=2st", "ema.decay=0.9"),
     "loss scale": in_precision("fp16", "precision.init_scale=64.0", "precision.growth_interval=4"),
     "mixing": ("augment.mix=cutmix", "data.loader=reference"),
     "holdout": ("data.holdout=8",),
@@ -34,7 +38,7 @@ def of(trainer: Trainer) -> dict[str, Any]:
     """Return a copy of all that later steps would read."""
     state = trainer.state
     values = state.state_dict()
-    kept = {key: values[key] for key in ("step", "optimizer", "scaler", "rng")}
+    kept = {key: values[key] for key in ("step", "optimizer", "scaler", "rng", "lookahead") if key in values}
     average = dict(state.ema.model.state_dict()) if state.ema is not None else {}
     everything = {**kept, "weights": dict(state.model.state_dict()), "ema": average}
     return map_tensors(everything, lambda tensor: tensor.detach().clone())
@@ -47,6 +51,7 @@ def tensors(state: TrainState) -> Iterator[torch.Tensor]:
         yield from (*model.parameters(), *model.buffers())
     yield from (value for entry in state.optimizer.state.values() for value in entry.values())
     yield from (group["lr"] for group in state.optimizer.param_groups)
+    yield from (state.lookahead.slow if state.lookahead is not None else ())
     yield state.totals.values
     scaler = state.precision.scaler
     if scaler.is_enabled():
