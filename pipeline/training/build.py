@@ -177,11 +177,18 @@ def build_state(
     return build_state_of(model, config, processes)
 
 
-def fit_to_images(model: nn.Module, splits: Splits) -> None:
-    """Compute the layers that depend on the training images: the whitening of a `SpeedNet`."""
+def fit_to_images(model: nn.Module, splits: Splits, pixels: torch.Tensor | None = None) -> None:
+    """Compute the layers that depend on the training images: the whitening of a `SpeedNet`.
+
+    Args:
+        model: changed in place.
+        splits: the data set.
+        pixels: (N, H, W, 3) uint8, all its training images, if they are on the device of the model already.
+    """
     if not isinstance(model, SpeedNet):
         return
-    pixels = torch.from_numpy(splits.train.pixels(np.arange(min(len(splits.train), _FITTED_IMAGES))))
+    count = min(len(splits.train), _FITTED_IMAGES)
+    pixels = torch.from_numpy(splits.train.pixels(np.arange(count))) if pixels is None else pixels[:count]
     device = model.head.weight.device
     mean, std = (torch.tensor(values, device=device) for values in (splits.mean, splits.std))
     images = (pixels.to(device) / 255 - mean) / std

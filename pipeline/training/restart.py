@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.data import Loaders, Splits
+from pipeline.data.loaders.fused import FusedLoader
 from pipeline.models import SpeedNet
 from pipeline.training.build import build_initial_model, build_state_of, fit_to_images
 from pipeline.training.state import TrainState
@@ -48,7 +49,8 @@ def fit_to_images_again(trainer: Trainer) -> None:
     state, splits = trainer.state, trainer.splits
     assert splits is not None
     if isinstance(state.model, SpeedNet) and trainer.config.model.weights is None:
-        fit_to_images(state.model, splits)
+        loader = trainer.loaders.train
+        fit_to_images(state.model, splits, loader.images if isinstance(loader, FusedLoader) else None)
         if state.ema is not None:
             _copy_network(state.model, state.ema.model)
 

@@ -31,6 +31,9 @@ class FusedLoader(PositionedLoader):
         seed: of the draws.
         augment: what to draw; None for evaluation, in the order of the sampler.
         shard: this process among the processes of the run.
+
+    Attributes:
+        images: all images, in the order of the sample ids.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class FusedLoader(PositionedLoader):
         shard: Shard,
     ):
         super().__init__(sampler)
-        self._images, self._labels, self._transform = images, labels, transform
+        self.images, self._labels, self._transform = images, labels, transform
         self._seed, self._augment, self._shard = seed, augment, shard
         self._batch_size = sampler.local_batch_size
         self._valid = torch.ones(
@@ -76,10 +79,10 @@ class FusedLoader(PositionedLoader):
     def _plan_without_draws(self, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sample ids of an evaluation, and draws that change nothing. Sets `_valid`."""
         plans = [sampler.plan(0, step) for step in range(sampler.steps_per_epoch)]
-        device = self._images.device
+        device = self.images.device
         self._valid = torch.from_numpy(np.concatenate([plan.valid for plan in plans])).to(device)
         order = torch.from_numpy(np.concatenate([plan.indices for plan in plans])).to(device)
-        return order, torch.zeros(len(self._images), 5, dtype=torch.int32, device=device)
+        return order, torch.zeros(len(self.images), 5, dtype=torch.int32, device=device)
 
     def _draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw an epoch. Return this process's sample ids, batch after batch, and all samples' draws."""
@@ -88,7 +91,7 @@ class FusedLoader(PositionedLoader):
 
         augment = self._augment
         assert augment is not None
-        height, width = self._images.shape[1:3]
+        height, width = self.images.shape[1:3]
         ranges = DrawRanges(
             image_size=(height, width),
             padding=augment.crop_padding,
@@ -97,7 +100,7 @@ class FusedLoader(PositionedLoader):
             inside=augment.cutout_mode == "inside",
             jitter=augment.jitters,
         )
-        order, draws = epoch_draws(self._seed, epoch, self.num_samples, ranges, self._images.device)
+        order, draws = epoch_draws(self._seed, epoch, self.num_samples, ranges, self.images.device)
         world, batch = self._shard.world_size, self._batch_size
         order = order[: self.steps_per_epoch * world * batch]
         by_rank = rearrange(order, "(step rank image) -> rank (step image)", rank=world, image=batch)
@@ -130,5 +133,5 @@ class FusedLoader(PositionedLoader):
             transform.brightness,
             transform.contrast,
         )
-        images = augment(self._images, order, draws, augmentation, start=start, count=count)
+        images = augment(self.images, order, draws, augmentation, start=start, count=count)
         return images.contiguous(memory_format=transform.memory_format)

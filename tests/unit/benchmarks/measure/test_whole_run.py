@@ -12,6 +12,7 @@ from pipeline.data import ImageSet, Splits
 from pipeline.distributed.processes import connect
 from pipeline.models import SpeedNet
 from pipeline.run.checkpoint import map_tensors
+from pipeline.training.build import build_initial_model, fit_to_images
 from pipeline.training.state import TrainState
 from pipeline.training.trainer import Trainer
 from tests.tiny import assert_equal, in_precision, tiny_config, tiny_splits, tiny_trainer
@@ -137,3 +138,15 @@ def test_random_splits_have_the_shapes_and_classes_of_the_data_set():
     for part, replaced in ((splits.train, noise.train), (splits.test, noise.test)):
         assert len(part) == len(replaced) and part.image_size == replaced.image_size
     noise.check_labels()
+
+
+def test_whitening_is_the_same_from_images_on_the_device():
+    config = tiny_config("model.name=speednet94", "data.image_size=10")
+    splits = tiny_splits(config)
+    filters = []
+    for pixels in (None, torch.from_numpy(_images(splits).copy())):
+        model = build_initial_model(config, splits.num_classes, torch.device("cpu"))
+        fit_to_images(model, splits, pixels)
+        assert isinstance(model, SpeedNet)
+        filters.append(model.stem.weight)
+    assert torch.equal(*filters)
