@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("process_state")
 METHODS = {
     "sgd": (),
     "views and average": ("evaluation.flip_tta=true", "ema.decay=0.9"),
+    "views of some images": ("evaluation.views=mirror_shift", "evaluation.views_share=0.25", "ema.decay=0.9"),
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01", "ema.decay=0.5"),
     "muon": ("optimizer.name=muon", "optimizer.sgd_lr_ratio=2.0", "optimizer.renormalise_every=2st"),
     "groups": (
