@@ -38,8 +38,13 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
-    """Add the folder of a finished run, and the choice of its checkpoint."""
-    parser.add_argument("run", type=Path, help="run folder, such as runs/latest")
+    """Add the folder of a finished run, or the name of shipped weights, and the choice of a checkpoint."""
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="run folder, such as runs/latest, or the name of weights in pipeline/pretrained/registry.json",
+    )
     if overrides:
         add_overrides(parser, "keys that replace those of the run's config, such as data.root=DIR")
     parser.add_argument(

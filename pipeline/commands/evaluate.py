@@ -1,10 +1,11 @@
-"""Prints the accuracy of a run's checkpoint on the test set."""
+"""Prints the accuracy of a run's checkpoint, or of shipped weights, on the test set."""
 
 import argparse
 from pathlib import Path
 
 from pipeline.commands.arguments import add_run
 from pipeline.errors import UserError
+from pipeline.pretrained.registry import find_shipped
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
@@ -22,14 +23,20 @@ def run(arguments: argparse.Namespace) -> int:
     width = max(13, *map(len, others))
     for label, accuracy in others.items():
         print(f"{label:{width}} {accuracy:.4%}")
-    file = RunFolder(arguments.run).result
-    if arguments.checkpoint == "last" and file.is_file():
-        print(_recorded(file))
+    if arguments.checkpoint == "last" and (recorded := _recorded(arguments.run)):
+        print(recorded)
     return 0
 
 
-def _recorded(file: Path) -> str:
-    """Return the line of the recorded accuracy; a damaged result.json is no reason to fail after the work."""
+def _recorded(run: Path) -> str:
+    """Return the line of the recorded accuracy; empty if there is none. A damaged result.json is no reason to
+    fail after the work."""
+    shipped = find_shipped(run)
+    if shipped is not None:
+        return f"recorded      {shipped.accuracy:.4%}"
+    file = RunFolder(run).result
+    if not file.is_file():
+        return ""
     try:
         return f"recorded      {RunResult.read(file).test_accuracy:.4%}"
     except UserError as error:

@@ -42,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: gradcam)",
     )
     add_ema(parser)
-    parser.add_argument(
-        "--output", type=Path, metavar="PNG", help="the picture (default: explained.png in the run folder)"
-    )
+    where = "the picture (default: explained.png in the run folder, or NAME-explained.png here)"
+    parser.add_argument("--output", type=Path, metavar="PNG", help=where)
 
 
 def run(arguments: argparse.Namespace) -> int:

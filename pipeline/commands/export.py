@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder to write to (default: export/FORMAT in the run folder)",
+        help="folder to write to (default: export/FORMAT in the run folder, or NAME-FORMAT here)",
     )
     parser.add_argument(
         "--input",

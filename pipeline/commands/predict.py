@@ -72,7 +72,6 @@ def _describe(
 ) -> dict[str, Any]:
     from pipeline.data.files.paths import printable
 
-    assert trained.run is not None and trained.checkpoint is not None
     names = trained.inputs.class_names
 
     def classes(prediction: "Prediction") -> list[dict[str, Any]]:
@@ -80,8 +79,8 @@ def _describe(
         return [{"class": names[label], "index": label, "probability": value} for label, value in pairs]
 
     return {
-        "run": str(trained.run.path),
-        "checkpoint": trained.checkpoint.name,
+        "run": trained.name if trained.run is None else str(trained.run.path),
+        "checkpoint": None if trained.checkpoint is None else trained.checkpoint.name,
         "ema": trained.ema,
         "predictions": [{"file": printable(item.file), "top": classes(item)} for item in predictions],
         "errors": [{"file": printable(file), "reason": reason} for file, reason in bad],

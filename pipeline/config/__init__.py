@@ -16,6 +16,7 @@ from pipeline.config.load import (
     flatten,
     hash_of_run,
     load_config,
+    load_values,
 )
 from pipeline.config.model import ModelConfig
 from pipeline.config.optimizer import AdamwConfig, MuonConfig, OptimizerConfig, ParameterGroup, SgdConfig
@@ -83,6 +84,7 @@ __all__ = [
     "label_of",
     "leaf_fields",
     "load_config",
+    "load_values",
     "micro_batch_size",
     "name_of",
     "path_of",

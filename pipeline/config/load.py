@@ -1,5 +1,6 @@
 """Turns YAML and command-line overrides into one frozen `Config`, and back. Imports no torch."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,28 @@ def load_config(
     >>> load_config(overrides=["optimizer.lr=3e-4"]).optimizer.lr
     0.0003
     """
-    source = read_recipe(recipe) if recipe is not None else Source()
+    return _load(read_recipe(recipe) if recipe is not None else Source(), overrides, of_run)
+
+
+def load_values(values: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> Config:
+    """Build the config of a run from its values instead of from its `config.yaml`.
+
+    Args:
+        values: nested by section, as `Config.model_dump(mode="json")` returns them.
+        name: of their origin, for messages.
+        overrides: keys over those of the values.
+
+    Raises:
+        UserError: naming the key and the remedy.
+
+    >>> load_values({"optimizer": {"lr": 0.1}}, "registry.json", ["optimizer.lr=0.2"]).optimizer.lr
+    0.2
+    """
+    own = copy.deepcopy(dict(values))
+    return _load(Source(own, dict.fromkeys([*own, *flatten(own)], name)), overrides, of_run=True)
+
+
+def _load(source: Source, overrides: Sequence[str], of_run: bool) -> Config:
     source = apply_overrides(source, list(overrides))
     passed_over = pass_over_other_kinds(source, of_run)
     try:

@@ -111,9 +111,9 @@ class ModelConfig(Section):
     )
     weights: OptionalFilePath = Field(
         default=None,
-        description="File of weights to start from, .safetensors or .pth, in our names or torchvision's: a "
-        "state dict, or a checkpoint with one in it; the head is kept only if the number of classes is the "
-        "same; null: random weights",
+        description="Weights to start from: a name in pipeline/pretrained/registry.json, or a file, "
+        ".safetensors or .pth, in our names or torchvision's: a state dict, or a checkpoint with one in it; "
+        "the head is kept only if the number of classes is the same; null: random weights",
     )
 
     def stem_for(self, image_size: int) -> Literal["cifar", "imagenet"]:

@@ -28,7 +28,7 @@ class ExplainRunOptions(ExplainOptions):
         files: image files of any size.
         indices: of test images.
         output: the picture; default: `explained.png` in the run folder, so that the training's
-            `contact_sheet.png` stays.
+            `contact_sheet.png` stays; for shipped weights `NAME-explained.png` in the current folder.
         ema: explain the moving average of the weights.
     """
 
@@ -73,7 +73,6 @@ def explain_run(
     """
     options = ExplainRunOptions(**keywords)
     trained = load_trained(path, which, overrides, device, ema=options.ema)
-    assert trained.run is not None and trained.checkpoint is not None
     accuracy = None
     files, indices = list(options.files or ()), list(() if options.indices is None else options.indices)
     if files:
@@ -82,17 +81,21 @@ def explain_run(
         explained = explain_samples(trained, indices, options)
     else:
         explained, accuracy = predict_and_explain(trained, count, options)
-    picture = Path(options.output) if options.output is not None else trained.run.explained
+    picture = Path(options.output) if options.output is not None else _default_picture(trained)
     with naming_picture(picture):
-        draw_contact_sheet(picture, explained, trained.run.path.name, _subtitle(trained, explained, accuracy))
+        draw_contact_sheet(picture, explained, trained.name, _subtitle(trained, explained, accuracy))
     return picture
 
 
+def _default_picture(trained: Trained) -> Path:
+    return Path(f"{trained.name}-explained.png") if trained.run is None else trained.run.explained
+
+
 def _subtitle(trained: Trained, explained: Explained, accuracy: float | None) -> str:
-    assert trained.checkpoint is not None
+    checkpoint = trained.checkpoint
     parts = [
         f"{trained.config.model.name} on {trained.config.data.dataset}",
-        f"step {int(trained.checkpoint.name.removeprefix('step-')):,}",
+        "shipped weights" if checkpoint is None else f"step {int(checkpoint.name.removeprefix('step-')):,}",
         *["moving average of the weights"] * trained.ema,
     ]
     if accuracy is not None:

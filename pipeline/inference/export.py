@@ -89,7 +89,8 @@ def export_run(
         path, which, overrides, ema: as for `load_trained`.
         format: `safetensors` (weights, for this library), `torch-export` (a program for torch, in Python or
             C++) or `onnx` (for ONNX Runtime and others).
-        output: the folder to write in; default: `export/FORMAT` in the run folder.
+        output: the folder to write in; default: `export/FORMAT` in the run folder; for shipped weights
+            `NAME-FORMAT` in the current folder.
         input: the input of the exported program: `unit`, RGB images from 0 to 1, which it normalises, or
             `normalised` images.
 
@@ -104,8 +105,7 @@ def export_run(
         if given not in known:
             raise UserError(f"{name}: {given!r} is none of {', '.join(known)}; choose one of them")
     trained = load_trained(path, which, overrides, torch.device("cpu"), ema=ema)
-    assert trained.run is not None
-    folder = Path(output) if output is not None else trained.run.exports / format
+    folder = Path(output) if output is not None else _default_folder(trained, format)
     if not is_utf8(str(folder)):
         reason = "is not UTF-8, and exporters cannot write there"
         raise UserError(f"--output: {folder} {reason}; choose another folder")
@@ -117,6 +117,10 @@ def export_run(
         raise UserError(
             f"{file}: cannot be written ({reason}); choose another folder with --output"
         ) from None
+
+
+def _default_folder(trained: Trained, format: str) -> Path:
+    return Path(f"{trained.name}-{format}") if trained.run is None else trained.run.exports / format
 
 
 def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> Exported:
@@ -172,14 +176,13 @@ def _compare(
 def describe(trained: Trained, input: str) -> dict[str, str]:
     """Return the metadata of the file: texts, and lists as JSON."""
     inputs, size = trained.inputs, trained.inputs.image_size
-    run = "" if trained.run is None else trained.run.path.name
     values = (
         "from 0 to 1 (pixel / 255); the network normalises them"
         if input == "unit"
         else "normalised as (pixel / 255 - mean) / std"
     )
     return {
-        "run": run,
+        "run": trained.name,
         "checkpoint": "" if trained.checkpoint is None else trained.checkpoint.name,
         "weights": "moving average" if trained.ema else "raw",
         "model": trained.config.model.name,
@@ -281,7 +284,9 @@ session = onnxruntime.InferenceSession("model.onnx")
 def _readme(trained: Trained, format: str, description: dict[str, str], exported: Exported) -> str:
     inputs, origin = trained.inputs, description["model"]
     use = Template(_USE[format]).substitute(num_classes=inputs.num_classes, size=inputs.image_size)
-    if description["run"]:
+    if trained.shipped is not None:
+        origin += f", the weights {trained.name} of quickres"
+    elif trained.run is not None:
         origin += f", {description['checkpoint']} of the run {description['run']}"
     if trained.ema:
         origin += ", moving average of its weights"

@@ -1,7 +1,9 @@
-"""Loads a trained network from its run folder, or copies one from `fit`: fresh, eager, float32."""
+"""Loads a trained network from its run folder or from shipped weights, or copies one from `fit`.
+
+The network is fresh, eager and float32.
+"""
 
 import copy
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,14 +29,12 @@ from pipeline.data.datasets.splits import check_pixels
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError, first_line
 from pipeline.inference.preprocessing import InputSpec
-from pipeline.run.checkpoint import EMA, WEIGHTS, load_weights, newest_intact, verify
-from pipeline.run.folder import RunFolder, find_run
-from pipeline.run.named_checkpoint import best_checkpoint, named_checkpoint
+from pipeline.inference.source import Source, find_source
+from pipeline.pretrained.registry import Shipped
+from pipeline.run.folder import RunFolder
 from pipeline.training.build import build_raw_model, set_backends
 from pipeline.training.evaluate import predict
 from pipeline.training.own_parts import check_parameters, naming_images, try_network
-
-_log = logging.getLogger(__name__)
 
 _BATCH_SIZE = 256  # images in one forward pass
 
@@ -51,6 +51,7 @@ class Trained:
         run: its run folder; None if it has none.
         checkpoint: the folder that the weights were read from; None if there is none.
         ema: True if the weights are the moving average.
+        shipped: the entry of the registry, if these are shipped weights.
     """
 
     config: Config
@@ -60,6 +61,14 @@ class Trained:
     run: RunFolder | None = None
     checkpoint: Path | None = None
     ema: bool = False
+    shipped: Shipped | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder or of the shipped weights; empty if it has neither."""
+        if self.shipped is not None:
+            return self.shipped.name
+        return "" if self.run is None else self.run.path.name
 
     @classmethod
     def of(cls, config: Config, model: nn.Module, splits: Splits) -> "Trained":
@@ -159,13 +168,14 @@ def load_trained(
     *,
     ema: bool = False,
 ) -> Trained:
-    """Load the network of one of a run's checkpoints.
+    """Load the network of one of a run's checkpoints, or shipped weights.
 
     The data set is not needed for that: it is read only if `test` or `splits` is accessed. Mean and standard
     deviation are the run's.
 
     Args:
-        path: the run folder.
+        path: the run folder, or the name of shipped weights, such as `cifar10_resnet20`: these compute in
+            float32, unless the overrides say otherwise. A file or folder of that name is looked for first.
         which: `last`, `best`, a step, or the name of a checkpoint (`step-82`).
         overrides: keys that replace the run's, such as `data.root=DIR` if the data has moved.
         device: default: as `runtime.device` says.
@@ -173,26 +183,20 @@ def load_trained(
         ema: take the moving average of the weights.
 
     Raises:
-        UserError: no such run or checkpoint, a damaged checkpoint, or one without a moving average.
+        UserError: no such run or checkpoint, a damaged file, a checkpoint without a moving average, or a
+            choice of a checkpoint or of the moving average for shipped weights.
     """
-    run = find_run(Path(path))
-    config = run.read_config(overrides)
+    source = find_source(path, which, overrides, ema=ema)
+    config, inputs = source.config, source.inputs
     set_backends(config)
     device = pick_device(config) if device is None else _check_device(device)
-    checkpoint = _checkpoint(run, which)
-    if ema and not (checkpoint / EMA).is_file():
-        raise UserError(
-            f"{checkpoint}: holds no moving average of the weights; train with ema.decay, or leave --ema out"
-        )
-    if run.inputs.is_file():
-        recorded = InputSpec.read(run.inputs)
-        config = _with_statistics(config, recorded)
-        inputs = recorded.under(config)
-    else:
+    if inputs is None:
         splits = splits or load_splits(config.data, config.seed)
         inputs = InputSpec.of(config, splits)
-    model = _build(config, inputs, device, checkpoint, EMA if ema else WEIGHTS)
-    return Trained(config, model, inputs, device, run, checkpoint, ema)._with_splits(splits)
+    model = _build(source, inputs, device)
+    return Trained(
+        config, model, inputs, device, source.run, source.checkpoint, source.ema, source.shipped
+    )._with_splits(splits)
 
 
 def _check_device(device: torch.device | str | int) -> torch.device:
@@ -211,39 +215,14 @@ def _check_device(device: torch.device | str | int) -> torch.device:
         ) from None
 
 
-def _with_statistics(config: Config, recorded: InputSpec) -> Config:
-    """Set the run's mean and standard deviation, unless the config gives them.
-
-    They are not computed again: the data set, or the part held out of it, may have changed.
-    """
-    if config.data.mean is not None:
-        return config
-    data = config.data.model_copy(update={"mean": recorded.mean, "std": recorded.std})
-    return config.model_copy(update={"data": data})
-
-
-def _build(config: Config, inputs: InputSpec, device: torch.device, checkpoint: Path, file: str) -> nn.Module:
-    """Build the network, and load its weights from a file of the checkpoint."""
-    model = build_raw_model(config, inputs.num_classes, device)
+def _build(source: Source, inputs: InputSpec, device: torch.device) -> nn.Module:
+    """Build the network, and load its weights."""
+    model = build_raw_model(source.config, inputs.num_classes, device)
     try:
-        model.load_state_dict(load_weights(checkpoint, file))
+        model.load_state_dict(source.read_weights())
     except RuntimeError:  # torch's message names every tensor
         raise UserError(
-            f"{checkpoint}: holds the weights of another network than {config.model.name} with these model "
-            "keys; leave out the model keys that you gave, so that the run's are used"
+            f"{source}: holds the weights of another network than {source.config.model.name} with these "
+            "model keys; leave out the model keys that you gave, so that the run's are used"
         ) from None
     return model.eval()
-
-
-def _checkpoint(run: RunFolder, which: str) -> Path:
-    if which == "last":
-        newest, damaged = newest_intact(run.checkpoints)
-        if newest is None:
-            message = f"{run.checkpoints}: no intact checkpoint; train again, or evaluate another run"
-            raise UserError("\n".join([message, *damaged]))
-        for message in damaged:
-            _log.warning("%s; %s is used", message, newest.name)
-        return newest
-    folder = best_checkpoint(run) if which == "best" else named_checkpoint(run, which, "--checkpoint")
-    verify(folder)
-    return folder

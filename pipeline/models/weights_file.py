@@ -15,12 +15,24 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pipeline.config import path_of
 from pipeline.errors import UserError, first_line
+from pipeline.pretrained.registry import find_shipped, list_names
 
 REMEDY = (
     "give weights as .safetensors, or a state dict alone, as torch.save(model.state_dict(), FILE) writes it"
 )
 _CHUNK = 2**22  # bytes
+
+
+def find_weights_file(value: str) -> Path:
+    """Return the file that the key `model.weights` names. A file that exists comes before shipped weights.
+
+    Raises:
+        UserError: the file of shipped weights is missing or damaged.
+    """
+    shipped = find_shipped(value)
+    return path_of("model.weights", value) if shipped is None else shipped.verified_path()
 
 
 def read_weights_file(path: Path) -> Any:
@@ -43,8 +55,10 @@ def read_weights_file(path: Path) -> Any:
             _check_records(path)
             return content
     except FileNotFoundError:
+        names = list_names()
+        also = f"the name of shipped weights ({names}), " if names else ""
         raise UserError(
-            f"model.weights: {path} does not exist; give a .safetensors or .pth file, or null"
+            f"model.weights: {path} does not exist; give a .safetensors or .pth file, {also}or null"
         ) from None
     except Exception as error:  # damaged bytes end the reading with errors of almost any type
         raise UserError(f"model.weights: {path} cannot be read ({_reason(error)}); {REMEDY}") from None

@@ -1,7 +1,7 @@
 """Names the files of a run folder, reads its config, and finds a run folder. Imports no torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,8 +128,12 @@ class RunFolder:
             return False
 
 
-def find_run(path: Path) -> RunFolder:
+def find_run(path: Path, names: Callable[[], str] = str) -> RunFolder:
     """Find the run folder at PATH (`runs/latest` is followed).
+
+    Args:
+        path: the run folder.
+        names: returns the names that the caller takes in place of a run, for the message.
 
     Raises:
         UserError: there is none, or it cannot be opened; names the runs that there are.
@@ -140,7 +144,8 @@ def find_run(path: Path) -> RunFolder:
                 (runs for folder in (path, path.parent, Path("runs")) if (runs := _known(folder))), []
             )
             known = ", ".join(near) or "none yet; train one with ./launch.sh"
-            raise UserError(f"{path}: not a run folder (no config.yaml in it). Known: {known}")
+            also = f". Shipped weights: {weights}" if (weights := names()) else ""
+            raise UserError(f"{path}: not a run folder (no config.yaml in it). Known: {known}{also}")
     except OSError as error:  # no permission, a name that is too long
         raise UserError(f"{path}: cannot be opened ({error.strerror}); give a run folder") from None
     return RunFolder(path.resolve() if path.is_symlink() else path)

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.config import CompileConfig, Config, path_of
+from pipeline.config import CompileConfig, Config
 from pipeline.data import Splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
 from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained
+from pipeline.models.weights_file import find_weights_file
 from pipeline.optim.ema import Ema
 from pipeline.optim.lookahead import Lookahead
 from pipeline.optim.optimizer import build_optimizer
@@ -147,7 +148,7 @@ def build_initial_model(
     torch.manual_seed(config.seed)
     model = build_raw_model(config, num_classes, device)
     if pretrained and config.model.weights is not None:
-        load_pretrained(model, path_of("model.weights", config.model.weights), is_main=is_main)
+        load_pretrained(model, find_weights_file(config.model.weights), is_main=is_main)
     return model
 
 

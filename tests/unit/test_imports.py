@@ -16,7 +16,7 @@ FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("argument_types", "atomic_io", "plotting"),
-    ("config", "process"),
+    ("config", "pretrained", "process"),
     ("data", "models", "optim", "run"),
     ("distributed", "profiling"),
     ("training",),
@@ -35,7 +35,7 @@ DATA_FLOORS: tuple[tuple[str, ...], ...] = (
     ("loaders",),
     ("build",),
 )
-NO_TORCH = ("errors", "argument_types", "atomic_io", "config", "process")
+NO_TORCH = ("errors", "argument_types", "atomic_io", "config", "pretrained", "process")
 
 
 def _is_type_guard(node: ast.AST) -> bool:
