@@ -36,6 +36,7 @@ OTHERS = {  # with `main(arguments)`
     "make-folder": ("suites.make_folder", "make a folder of large JPEGs for the loaders of streamed folders"),
     "sweep": ("sweep.run", "train a recipe with lists of overrides, as given by a file in configs/sweeps"),
     "recipes": ("publish.recipes", "make records of the shipped recipes out of finished runs of them"),
+    "pretrained": ("publish.pretrained", "make shipped weights and their card out of a run of a recipe"),
     "readme": ("publish.readme", "update tables, figures and the prices in the recipes from the records"),
 }
 COMMANDS = BENCHMARKS | OTHERS

@@ -25,7 +25,7 @@ _ABOUT = (
     "recipe in the place of the data, the seed, the logging and evaluation.flip_tta alone."
 )
 _WIDTH = 200  # columns of a table without a terminal
-_DATA = {
+DATA_NAMES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "digits": "scikit-learn's digits",
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (recipe, dataset), runs in groups.items():
         alone = _select_alone(runs, options)
         check_speed(alone)
-        records.append(make_record(runs, alone, _DATA.get(dataset) or options.data))
+        records.append(make_record(runs, alone, DATA_NAMES.get(dataset) or options.data))
         seeds, plural = ", ".join(str(run.config.seed) for run in runs), "s" * (len(runs) > 1)
         print(f"{recipe}: {len(runs)} run{plural}, seed{plural} {seeds}; speed of {len(alone)}")
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
