@@ -13,7 +13,8 @@
     api.draw_contact_sheet("mistakes.png", mistakes)
 
 On several processes, each process runs the same lines under `accelerate launch`. `train(config)` makes a
-whole run with its folder, and `load_trained("runs/latest")` takes the network out of one.
+whole run with its folder, and `load_trained("runs/latest")` takes the network out of one. A name in
+pipeline/pretrained/registry.json in place of a run folder stands for weights that are shipped.
 """
 
 from pathlib import Path

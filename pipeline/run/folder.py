@@ -152,7 +152,9 @@ def find_run(path: Path, names: Callable[[], str] = str) -> RunFolder:
 
 
 def _known(folder: Path) -> list[str]:
-    return sorted(str(path.parent) for path in folder.glob("*/config.yaml"))[-5:]
+    runs = (path.parent for path in folder.glob("*/config.yaml"))
+    exported = "model.safetensors"  # `export NAME` leaves a config too
+    return sorted(str(run) for run in runs if not (run / exported).exists())[-5:]
 
 
 def step_of(name: str) -> int | None:

@@ -281,6 +281,9 @@ def test_an_unknown_run_names_the_weights(photo: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert "nothing: not a run folder (no config.yaml in it). Known: none yet" in error
     assert error.endswith(f". Shipped weights: {NAME}\n")
+    assert cli.main(["export", NAME, "--format", "safetensors"]) == 0
+    assert cli.main(["evaluate", "nothing"]) == 2
+    assert "Known: none yet" in capsys.readouterr().err  # the export is no run, though it has a config.yaml
 
 
 def test_a_folder_of_that_name_wins(run: Path, capsys: pytest.CaptureFixture[str]):

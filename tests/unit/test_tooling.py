@@ -92,6 +92,25 @@ def test_locks_differ_in_dali_alone():
     assert {name for name, _ in pins[0] ^ pins[1] if not name.startswith("nvidia-")} == set()
 
 
+def test_the_files_beside_the_code_are_package_data():
+    """An installed package holds the templates, and the shipped weights with their cards and registry."""
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    packaged = {
+        path
+        for package, names in patterns.items()
+        if package != "*"
+        for name in names
+        for path in ROOT.joinpath(*package.split(".")).glob(name)
+    }
+    data = {
+        path
+        for folder in ("templates", "pretrained")
+        for path in (ROOT / "pipeline" / folder).iterdir()
+        if path.suffix not in ("", ".py")
+    }
+    assert data and data <= packaged
+
+
 def test_no_file_names_a_package_index():
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("which files are the project's own, git tells")
