@@ -93,6 +93,17 @@ def round_to_half(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     }
 
 
+def _load_last_step(run: Finished, data_root: Path | None) -> Trained:
+    """Load the network of the run's last step, which computes in float32 and with one view.
+
+    Raises:
+        UserError: the checkpoint of that step is gone or damaged.
+    """
+    moved = [] if data_root is None else [f"data.root={data_root}", "data.cache_dir=null"]
+    overrides = [*in_float32([]), "evaluation.flip_tta=false", *moved]
+    return load_trained(run.path, f"step-{run.result.steps}", overrides)
+
+
 def _measure(run: Finished, trained: Trained, half: Mapping[str, torch.Tensor]) -> Measured:
     """Evaluate the run's weights, then the rounded ones, which the network keeps."""
     full = evaluate_trained(trained)
@@ -198,8 +209,7 @@ def ship(path: Path, name: str | None, data_root: Path | None, data: str | None)
     if not is_name(name):
         raise UserError(f"--name: {name!r} is no name; use letters, digits, - and _")
     data, registry = _name_data(run, data), read_registry()
-    moved = [] if data_root is None else [f"data.root={data_root}"]
-    trained = load_trained(run.path, "last", [*in_float32([]), "evaluation.flip_tta=false", *moved])
+    trained = _load_last_step(run, data_root)
     half = round_to_half(trained.model.state_dict())
     measured = _measure(run, trained, half)
     measured.check(run)

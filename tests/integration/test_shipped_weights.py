@@ -175,6 +175,16 @@ def test_a_run_that_does_not_suit_is_refused(
     assert (registry.folder() / "registry.json").read_text() == before
 
 
+def test_the_weights_are_those_of_the_last_step_or_none(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(run, tmp_path / "tiny")
+    last = max((tmp_path / "tiny" / "checkpoints").glob("step-*"))
+    shutil.rmtree(last)
+    assert benchmarks(["pretrained", str(tmp_path / "tiny")]) == 2
+    assert "holds no step 15" in capsys.readouterr().err
+
+
 def test_rounding_that_costs_too_much_is_refused(run: Path):
     result = pretrained.Measured(recorded=0.9130, full=0.9130, half=0.9128, num_images=10_000)
     of_cifar = read_finished(run)
