@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = evaluate_run(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
     others = result.figures().other_accuracies()
-    width = max(13, *map(len, others))
+    width = max([13, *map(len, others)])
     for label, accuracy in others.items():
         print(f"{label:{width}} {accuracy:.4%}")
     if arguments.checkpoint == "last" and (recorded := _recorded(arguments.run)):
