@@ -18,7 +18,7 @@ from benchmarks.publish.model_card import render, why_no_card
 from benchmarks.publish.prices import recipe_path
 from benchmarks.publish.recipes import DATA_NAMES
 from pipeline.atomic_io import write_whole
-from pipeline.config import Config, load_config
+from pipeline.config import Config, default_values, load_config
 from pipeline.errors import UserError
 from pipeline.inference.evaluate_run import evaluate_trained
 from pipeline.inference.source import in_float32
@@ -94,14 +94,13 @@ def round_to_half(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def _load_last_step(run: Finished, data_root: Path | None) -> Trained:
-    """Load the network of the run's last step, which computes in float32 and with one view.
+    """Load the network of the run's last step, which computes in float32.
 
     Raises:
         UserError: the checkpoint of that step is gone or damaged.
     """
     moved = [] if data_root is None else [f"data.root={data_root}", "data.cache_dir=null"]
-    overrides = [*in_float32([]), "evaluation.flip_tta=false", *moved]
-    return load_trained(run.path, f"step-{run.result.steps}", overrides)
+    return load_trained(run.path, f"step-{run.result.steps}", in_float32(moved))
 
 
 def _measure(run: Finished, trained: Trained, half: Mapping[str, torch.Tensor]) -> Measured:
@@ -158,8 +157,9 @@ def _portable_config(run: Finished, data: str) -> Config:
     config = load_config(recipe, [seed])
     if DATA_NAMES.get(config.data.dataset) == data:
         return config
-    places = {"root": "data", "cache_dir": None, "train_list": None, "test_list": None, "class_names": None}
-    changes = {key: value for key, value in places.items() if hasattr(run.config.data, key)}
+    keys = ("root", "cache_dir", "train_folder", "test_folder", "train_list", "test_list", "class_names")
+    defaults = default_values()
+    changes = {key: defaults[f"data.{key}"] for key in keys if hasattr(run.config.data, key)}
     return config.model_copy(update={"data": run.config.data.model_copy(update=changes)})
 
 
