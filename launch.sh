@@ -205,7 +205,7 @@ check() {
 # A pipe can be read only once, and every process reads the recipe: if it comes by a pipe, hand its name and its
 # text over.
 read_pipe() {
-    local limit=100000 text # bytes; a variable can hold 128 KiB
+    local LC_ALL=C limit=100000 text # bytes, not characters; a variable can hold 128 KiB
     [[ -e $1 && ! -d $1 && (! -f $1 || $1 == /dev/* || $1 == /proc/*) ]] || return 0
     text=$(head -c $((limit + 1)) "$1" | tr -d '\0') || die "$1: cannot be read; give a YAML recipe"
     ((${#text} <= limit)) || die "$1: longer than $limit bytes; a recipe is a short YAML file"

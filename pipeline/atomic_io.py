@@ -83,13 +83,15 @@ def read_json(path: Path, remedy: str = "is the run finished?") -> Any:
         raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
 
 
-def put_aside(path: Path) -> Path:
+def put_aside(path: Path, suffix: str = "damaged") -> Path:
     """Rename a damaged file, or a folder in the place of a file, to a free name beside it, which is returned.
+
+    The name is NAME.SUFFIX, with a number if that is taken.
 
     Raises:
         OSError: the folder around it cannot be written.
     """
-    names = (f"{path.name}.damaged{number or ''}" for number in count())
+    names = (f"{path.name}.{suffix}{number or ''}" for number in count())
     aside = next(new for new in map(path.with_name, names) if not os.path.lexists(new))
     path.rename(aside)
     return aside

@@ -12,6 +12,7 @@ from pipeline.config import (
     check_batches,
     load_config,
     micro_batch_size,
+    path_of,
     to_steps,
 )
 from pipeline.config.model import library_of
@@ -20,6 +21,10 @@ from pipeline.optim.schedule import parts_after_the_end
 
 _ANY_CLASSES = 1000
 _ANY_LENGTH = 10_000  # steps of an epoch
+_PATH_KEYS = (
+    *("data.root", "data.cache_dir", "data.train_list", "data.test_list", "data.class_names"),
+    *("data.train_folder", "data.test_folder", "model.weights", "resume", "log.dir"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"check: {flag} is an option of train; use `python -m pipeline train CONFIG {flag}`"
             )
     config = load_config(arguments.config, arguments.overrides)
+    _check_paths(config)
     processes = arguments.processes or 1
     check_batches(config, processes)
     if micro_batch_size(config, processes) == 1:  # others need no look at the network
@@ -58,6 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
         _check_network(config)
     print(f"{arguments.config}: valid")
     return 0
+
+
+def _check_paths(config: Config) -> None:
+    """Refuse a path whose home folder is not known."""
+    for key in _PATH_KEYS:
+        value: object = config
+        for name in key.split("."):
+            value = getattr(value, name, None)  # a key of another kind does not exist
+        if isinstance(value, str):
+            path_of(key, value)
 
 
 def _check_network(config: Config) -> None:

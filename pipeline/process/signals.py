@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_PREEMPTED
+from pipeline.process.command_line import same_command
 from pipeline.process.exit import leave_now, peer_has_ended
 from pipeline.process.world import rank_on_host
 
@@ -52,7 +53,8 @@ class StopSignal:
         self._stop_step: int | None = None
         self._asked = False
         self._undo: list[Any] = []
-        self.idle(EXIT_PREEMPTED, "before the first step; start again with resume=auto")
+        again = same_command("resume=auto") or "resume=auto"
+        self.idle(EXIT_PREEMPTED, f"before the first step; start again with {again}")
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():

@@ -184,8 +184,9 @@ class CheckpointWriter:
 
 
 def steps_in(checkpoints: Path) -> list[Path]:
-    """Return the checkpoint folders, the newest first."""
-    return sorted(checkpoints.glob("step-*"), reverse=True) if checkpoints.is_dir() else []
+    """Return the checkpoint folders, the newest first; those that were put aside are left out."""
+    found = checkpoints.glob("step-*") if checkpoints.is_dir() else ()
+    return sorted((path for path in found if ".later" not in path.name), reverse=True)
 
 
 def _use_an_earlier_one(folder: Path) -> str:

@@ -108,6 +108,8 @@ class RunFolder:
             UserError: the file is damaged, cut off, of another program or of another version; or an override
                 is wrong.
         """
+        if self.config.exists() and not self.config.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{self.config}: is not a file; restore it, or give another run")
         config = load_config(self.config, overrides, of_run=True)
         missing = [key for key in _ALWAYS_IN_CONFIG if key not in read_recipe(self.config).values]
         if missing:

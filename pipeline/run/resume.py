@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.atomic_io import put_aside, write_whole
 from pipeline.config import Config, computed_values, config_hash, dump_config, hash_of_run, path_of
 from pipeline.errors import UserError, first_line
-from pipeline.run.checkpoint import newest_intact, verify
+from pipeline.run.checkpoint import newest_intact, steps_in, verify
 from pipeline.run.folder import RunFolder, find_run
 from pipeline.run.lock import RunIsBusy, RunLock
 from pipeline.run.named_checkpoint import named_checkpoint, split_path
@@ -47,6 +47,8 @@ def open_run(config: Config, recipe: str, lock: RunLock, found: Found) -> RunFol
     if found.run is not None:
         _point_latest(found.run.path.parent, found.run.path)
         renamed = _clear_the_places_of_files(found.run)
+        if split_path(path_of("resume", config.resume))[1] is not None:
+            renamed += _put_aside_later_checkpoints(found.run)
         return replace(found.run, warnings=(*found.warnings, *found.run.warnings, *renamed))
     new_run = (
         "resume=auto: found no unfinished run with this config and a valid checkpoint; starting a new run"
@@ -83,6 +85,21 @@ def _clear_the_places_of_files(run: RunFolder) -> list[str]:
     if run.tensorboard.exists() and not run.tensorboard.is_dir():
         wrong.append(run.tensorboard)
     return [f"{path}: is not what a run writes there; renamed to {put_aside(path).name}" for path in wrong]
+
+
+def _put_aside_later_checkpoints(run: RunFolder) -> list[str]:
+    """Rename the checkpoints after the one that the user named. Return a warning if there are any.
+
+    Otherwise the next `resume=auto` would go on from them.
+    """
+    assert run.resume_from is not None
+    later = [path for path in steps_in(run.checkpoints) if path.is_dir() and path > run.resume_from]
+    for path in reversed(later):
+        put_aside(path, "later")
+    if not later:
+        return []
+    names = ", ".join(path.name for path in reversed(later))
+    return [f"{run.checkpoints}: later checkpoints are put aside as NAME.later: {names}"]
 
 
 def _make_folder(config: Config, recipe: str, lock: RunLock) -> Path:
@@ -142,7 +159,8 @@ def _newest_unfinished(config: Config, lock: RunLock | None) -> Found:
         except RunIsBusy:
             raise
         except (UserError, OSError) as error:
-            warnings.append(f"resume=auto: {path} is skipped ({first_line(error)})")
+            reason = first_line(error).partition("; ")[0]  # without the remedy, which is for a recipe
+            warnings.append(f"resume=auto: {path} is skipped ({reason}); restore it, or remove the folder")
             continue
         if found.run is not None:
             return replace(found, warnings=tuple(warnings))

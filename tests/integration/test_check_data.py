@@ -83,20 +83,25 @@ def test_everything_that_is_wrong_is_listed_in_one_go(tmp_path: Path, capsys: py
     (root / "train/b/text.jpg").write_text("this is text")
     (root / "train/b/flipped.jpg").write_bytes(flip_bytes(whole))
     (root / "train/b/copy.jpg").write_bytes((root / "train/a/0.jpg").read_bytes())
+    (root / "train/b/nothing.jpg").touch()
     save(root / "val/unknown/0.jpg", picture(40, 40))
+    (names := tmp_path / "names.txt").write_text("a one\nb two\na three\nempty nothing\n")
     (root / "train/b/moving.gif").write_bytes(b"GIF89a")
-    assert main(["check-data", str(root), "--out", str(tmp_path / "out")]) == 1
+    keys = (f"data.class_names={names}", "--out", str(tmp_path / "out"))
+    assert main(["check-data", str(root), *keys]) == 1
     output = capsys.readouterr().out
-    assert "3 of 10 files are bad" in output
+    assert "4 of 11 files are bad" in output
     for told in (
         *(
             "train/a/cut.jpg: ",
             "train/b/text.jpg: not a ",
+            "train/b/nothing.jpg: the file is empty",
+            f"error: data.class_names: {names}:3: a second name for class a",
             "train/b/flipped.jpg: damaged inside: Corrupt JPEG",
         ),
         "error: data.root: no JPEG, PNG, WebP, BMP, TIFF or PNM file for class empty in",
         "error: data.root: {root}/val has class unknown, unknown to {root}/train",
-        "warning: data.root: 1 train files stand under several labels: train/a/0.jpg",
+        "warning: data.root: 1 train file stands under several labels: train/a/0.jpg",
         "warning: data.root: left out in {root}: 1 .gif",
     ):
         assert told.replace("{root}", str(root)) in output

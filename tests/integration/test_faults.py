@@ -376,7 +376,7 @@ def test_labels_out_of_range(part: str, label: int):
     splits = load_splits(config.data, config.seed)
     getattr(splits, part).labels[3] = label
     name = {"train": "training"}.get(part, part)
-    with pytest.raises(UserError, match=rf"1 {name} labels .*0\.\.3.*{label} .*image 3.*class name"):
+    with pytest.raises(UserError, match=rf"{name} labels: 1 .*0\.\.3.*{label} .*image 3.*class name"):
         build_loaders(config, splits, torch.device("cpu"))
 
 

@@ -10,13 +10,15 @@ import numpy as np
 
 from pipeline.atomic_io import sha256, write_whole
 from pipeline.config import FolderData, path_of
+from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.copies import find_copies
 from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
 from pipeline.data.files.jpeg_damage import find_damaged_jpegs
 from pipeline.data.files.list_files import find_files
 from pipeline.data.files.listing import Listing, describe_line, find_problems, find_warnings
-from pipeline.data.files.paths import on_one_line, printable
+from pipeline.data.files.paths import counted, on_one_line, printable
 from pipeline.data.files.scan import MAX_PIXELS
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,19 @@ def check_folder(config: FolderData) -> Checked:
     warnings = [*find_warnings(listing), *find_copies(listing, hashes)]
     if bad and listing.from_lists:
         warnings.append(describe_line(listing.root))
-    return Checked(listing, sizes, bad, find_problems(listing), warnings)
+    problems = [*find_problems(listing), *_find_bad_names(config, listing)]
+    return Checked(listing, sizes, bad, problems, warnings)
+
+
+def _find_bad_names(config: FolderData, listing: Listing) -> list[str]:
+    """Return what is wrong in the file of `data.class_names`: nothing, or one sentence."""
+    if config.class_names is None:
+        return []
+    try:
+        read_class_names(path_of("data.class_names", config.class_names), listing.classes)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _decode_part(
@@ -140,7 +154,8 @@ def describe(checked: Checked) -> Sequence[str]:
         counts = checked.class_counts(part)
         low, high = counts.min(), counts.max()
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        lines.append(f"{part}: {counts.sum():,} images, {each} in each of {classes:,} classes")
+        images, of_classes = counted(int(counts.sum()), "image"), counted(classes, "class", "classes")
+        lines.append(f"{part}: {images}, {each} in each of {of_classes}")
     if len(sizes):
         (low, middle, high) = np.quantile(sizes, [0, 0.5, 1], axis=0).astype(int)[:, ::-1].tolist()
         span = "" if low == high else f" to {high[0]}x{high[1]}, median {middle[0]}x{middle[1]}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from pipeline.data.files.listing import Listing
-from pipeline.data.files.paths import printable
+from pipeline.data.files.paths import counted, printable
 
 
 def find_copies(listing: Listing, identities: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -20,18 +20,20 @@ def find_copies(listing: Listing, identities: Mapping[str, np.ndarray]) -> Itera
         pair = part.find_conflict()
         if pair is not None:
             count, first, second = pair
+            files = counted(count, f"{part.name} file stands", f"{part.name} files stand")
             yield (
-                f"{listing.key_of(part.name)}: {count:,} {part.name} files stand under several labels: "
+                f"{listing.key_of(part.name)}: {files} under several labels: "
                 f"{part.describe(first)} and {part.describe(second)} are the same; remove the wrong one"
             )
     shared = np.flatnonzero(np.isin(test.identity, train.identity[train.identity != 0]))
     if len(shared):
         first = int(shared[0])
         twin = int(np.flatnonzero(train.identity == test.identity[first])[0])
+        are = "is a training file" if len(shared) == 1 else "are training files"
         yield (
-            f"{listing.key_of('test')}: {len(shared):,} of {len(test.identity):,} test files are training "
-            f"files too ({test.describe(first)} and {train.describe(twin)} are the same): the test accuracy "
-            "is not that of new images"
+            f"{listing.key_of('test')}: {len(shared):,} of {len(test.identity):,} test files {are} too "
+            f"({test.describe(first)} and {train.describe(twin)} are the same): the test accuracy is not "
+            "that of new images"
         )
 
 

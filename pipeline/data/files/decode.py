@@ -40,8 +40,11 @@ def open_rgb(path: str | Path) -> Image.Image:
         Exception: any error of Pillow for a damaged file, in most cases OSError. For an image that Pillow
             takes for a decompression bomb, a warning or, above twice that size, an error.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise OSError("not a file")  # opening a pipe would wait for ever
+    if not status.st_size:
+        raise OSError("the file is empty")
     with Image.open(path, formats=PILLOW_FORMATS) as image:
         image.load()
         turn = _TURNS.get(orientation_of(image))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pipeline.data.files.image_formats import SUFFIXES
-from pipeline.data.files.paths import printable
+from pipeline.data.files.paths import counted, printable
 
 # Folders that a NAS, an operating system or an archive program makes beside the files: of thumbnails, of
 # deleted files, or of metadata.
@@ -88,7 +88,9 @@ class LeftOut:
     def describe(self, root: Path) -> Iterator[str]:
         """Yield a line for all files and folders that were left out, and one for hidden class folders."""
         parts = [f"{count:,} {kind}" for kind, count in self._files.most_common()]
-        parts += [f"{count:,} folders {printable(name)}" for name, count in self._folders.most_common()]
+        parts += [
+            f"{counted(count, 'folder')} {printable(name)}" for name, count in self._folders.most_common()
+        ]
         if parts:
             yield (
                 f"data.root: left out in {printable(root)}: {', '.join(parts)}; images are read if their "

@@ -51,7 +51,7 @@ def _inspect(paths: Sequence[str | Path], share: Sequence[int]) -> list[str]:
         if worker.returncode == _NO_DECODER:
             return [""] * len(share)
         found += worker.stdout.decode("utf-8", "replace").splitlines()
-        if worker.returncode and len(found) < len(share):
+        if len(found) < len(share):  # the decoder ended the worker at this file
             found.append(_NO_ANSWER)
     return found
 

@@ -109,6 +109,7 @@ def _read_labels(config: FolderData) -> tuple[_Lines, dict[str, int], tuple[str,
     classes = sorted({line.label for line in lines["train"]})
     unknown = sorted(labels - set(classes))
     if unknown:
+        _check_first_file(lines["train"], root, config)
         first = next(line.number for line in lines["test"] if line.label in unknown)
         raise UserError(
             f"data.test_list: has {name_classes(unknown)}, unknown to data.train_list (line {first} of "
@@ -143,6 +144,17 @@ def _check_headers(lines: _Lines, root: Path, config: FolderData) -> None:
                     f"data.{part}_list: {_list_paths(config)[part]}:{line.number}: {text!r} names no file; "
                     f"remove it; {describe_line(root)}"
                 )
+
+
+def _check_first_file(train: Sequence[_Line], root: Path, config: FolderData) -> None:
+    """Refuse a training list whose first line names no file: its labels may be cut wrongly."""
+    line = train[0]
+    if not (root / line.path).exists():
+        text = printable(f"{line.path} {line.label}")
+        raise UserError(
+            f"data.train_list: {_list_paths(config)['train']}:{line.number}: {text!r} names no file; "
+            f"{describe_line(root)}"
+        )
 
 
 def _is_header(line: _Line) -> bool:

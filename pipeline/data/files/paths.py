@@ -91,3 +91,12 @@ def on_one_line(name: str) -> str:
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in name
     )
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """Return a number and its noun.
+
+    >>> counted(1, "folder"), counted(2_000, "folder"), counted(2, "class", "classes")
+    ('1 folder', '2,000 folders', '2 classes')
+    """
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"

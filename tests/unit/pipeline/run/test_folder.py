@@ -333,14 +333,14 @@ def test_a_damaged_result_is_written_again(runs: Runs, content: str):
 
 def test_a_checkpoint_is_resumed_by_its_path(runs: Runs):
     run = runs.make()
+    with pytest.raises(UserError, match=r"^resume: .* no step 82; it holds 1, 2$"):
+        runs.resume(str(run / "checkpoints/step-82"))
     for name in ("step-1", "step-00000001"):
         found = runs.resume(str(run / "checkpoints" / name))
         assert (found.path, found.resume_from) == (run, folder_of(run / "checkpoints", 1))
     (folder_of(run / "checkpoints", 1) / "state.pt").unlink()
     with pytest.raises(UserError, match=r"step-00000001/state\.pt: missing .*resume=none"):
         runs.resume(str(run / "checkpoints/step-1"))
-    with pytest.raises(UserError, match=r"^resume: .* no step 82; it holds 1, 2$"):
-        runs.resume(str(run / "checkpoints/step-82"))
 
 
 def test_a_checkpoint_that_cannot_be_used_names_the_keys_for_another_one(runs: Runs):
@@ -361,3 +361,24 @@ def test_damaged_checkpoints_are_passed_over_with_a_warning(runs: Runs):
     assert found.resume_from == folder_of(path / "checkpoints", 1)
     assert len(found.warnings) == 1 and str(damaged) in found.warnings[0]
     assert config_hash(load_config(found.path / "config.yaml")) == config_hash(config_in(runs.folder))
+
+
+def test_after_an_earlier_checkpoint_the_later_ones_are_put_aside(runs: Runs):
+    run = runs.make()
+    found = runs.resume(str(run / "checkpoints/step-1"))
+    assert any("later checkpoints are put aside" in warning for warning in found.warnings)
+    assert (run / "checkpoints/step-00000002.later").is_dir()
+    found = runs.resume()
+    assert found.resume_from == folder_of(run / "checkpoints", 1)
+
+
+def test_a_pipe_in_the_place_of_a_config_is_skipped(runs: Runs):
+    run = runs.make()
+    (other := runs.folder / "pipe").mkdir()
+    os.mkfifo(other / "config.yaml")
+    os.utime(other / "config.yaml", (2**33, 2**33))
+    (runs.folder / "latest").unlink()
+    found = runs.resume()
+    assert found.path == run
+    (warning,) = found.warnings
+    assert str(other) in warning and "is not a file" in warning and "remove the folder" in warning

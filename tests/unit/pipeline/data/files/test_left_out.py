@@ -54,7 +54,7 @@ def test_what_is_left_out_is_counted_by_type_in_one_line(root: Path, caplog: pyt
     assert message.startswith(f"data.root: left out in {root}: 3 .gif")
     for counted in (
         *("1 .avif", "1 without a suffix", "1 hidden .jpg", "1 .csv"),
-        *("2 folders @eaDir", "1 folders .thumbs", "1 folders #recycle"),
+        *("2 folders @eaDir", "1 folder .thumbs", "1 folder #recycle"),
     ):
         assert counted in message
     assert "\n" not in message
@@ -83,7 +83,7 @@ def test_only_the_main_process_tells(root: Path, caplog: pytest.LogCaptureFixtur
 def test_one_file_under_two_labels_is_told(root: Path, link: Any, caplog: pytest.LogCaptureFixture):
     link(root / "train/a/1.png", root / "train/b/9.png")
     (message,) = warnings_of(root, caplog)
-    assert message.startswith("data.root: 1 train files stand under several labels: train/a/1.png (class a)")
+    assert message.startswith("data.root: 1 train file stands under several labels: train/a/1.png (class a)")
     assert "train/b/9.png (class b)" in message
 
 
@@ -101,7 +101,7 @@ def test_copies_in_lists_are_told(root: Path, tmp_path: Path, caplog: pytest.Log
     train.write_text(f"train/a/0.png 0\ntrain/b/0.png 1\n{root}/train/a/0.png 1\ntrain/a/1.png 0\n")
     test.write_text("test/a/0.png 0\ntest/b/0.png 1\n")
     (message,) = warnings_of(root, caplog, **lists)
-    assert message.startswith("data.train_list: 1 train files stand under several labels")
+    assert message.startswith("data.train_list: 1 train file stands under several labels")
     train.write_text(
         "train/a/0.png 0\ntrain/b/0.png 1\ntrain/b/0.png 1\n"
     )  # repeated with one label: intended
