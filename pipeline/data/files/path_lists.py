@@ -147,9 +147,9 @@ def _check_headers(lines: _Lines, root: Path, config: FolderData) -> None:
 
 
 def _check_first_file(train: Sequence[_Line], root: Path, config: FolderData) -> None:
-    """Refuse a training list whose first line names no file: its labels may be cut wrongly."""
+    """Refuse a training list whose first line names no file and holds a further blank: a label of two words."""
     line = train[0]
-    if not (root / line.path).exists():
+    if len(line.path.split()) > 1 and not (root / line.path).exists():
         text = printable(f"{line.path} {line.label}")
         raise UserError(
             f"data.train_list: {_list_paths(config)['train']}:{line.number}: {text!r} names no file; "
