@@ -283,6 +283,12 @@ def test_a_pipe_that_does_not_end(checkout: Checkout):
     assert "/dev/stdin" in result.stderr and "longer than" in result.stderr
 
 
+def test_the_length_of_a_pipe_is_counted_in_bytes(checkout: Checkout):
+    (checkout.root / "text").write_text("# é\n" * 22_000, "utf-8")  # 110,000 bytes, 88,000 characters
+    result = checkout.shell("./launch.sh /dev/stdin <text", LC_ALL="C.UTF-8")
+    assert result.returncode == 2 and "longer than" in result.stderr
+
+
 def test_a_process_of_a_world_that_somebody_else_starts(checkout: Checkout):
     checkout.set_gpus(4)
     world = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}

@@ -147,7 +147,7 @@ def _check_headers(lines: _Lines, root: Path, config: FolderData) -> None:
 
 
 def _check_first_file(train: Sequence[_Line], root: Path, config: FolderData) -> None:
-    """Refuse a training list whose first line names no file and holds a further blank: a label of two words."""
+    """Refuse a first line that names no file and holds a further blank: its label may be of two words."""
     line = train[0]
     if len(line.path.split()) > 1 and not (root / line.path).exists():
         text = printable(f"{line.path} {line.label}")
