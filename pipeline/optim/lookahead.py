@@ -16,13 +16,8 @@ class Lookahead:
     """
 
     def __init__(self, model: nn.Module):
-        trained = {id(p) for p in model.parameters() if p.requires_grad}
-        buffers = {id(b) for b in model.buffers() if b.is_floating_point()}
-        self._fast = [
-            value.detach()
-            for value in (*model.parameters(), *model.buffers())
-            if id(value) in trained or id(value) in buffers
-        ]
+        trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+        self._fast = [*trained, *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
         self.slow = [value.clone() for value in self._fast]
 
     @torch.no_grad()

@@ -59,24 +59,16 @@ class Plan:
 
         A part with `until` has a schedule of that length, and the rate 0 after it.
         """
-        ends = [
-            None if part.until is None else to_steps(part.until, self.steps_per_epoch, self.total_steps)
-            for part in parts
-        ]
-        schedules = [
-            self.lr_at
-            if end is None
-            else build_schedule(config.optimizer.lr, config.schedule, self.steps_per_epoch, end)
-            for end in ends
-        ]
 
-        def rates_at(step: int) -> list[float]:
-            return [
-                part.lr_ratio * lr_at(step) if end is None or step < end else 0.0
-                for part, end, lr_at in zip(parts, ends, schedules, strict=True)
-            ]
+        def rate_of(part: Part) -> Callable[[int], float]:
+            if part.until is None:
+                return lambda step: part.lr_ratio * self.lr_at(step)
+            end = to_steps(part.until, self.steps_per_epoch, self.total_steps)
+            lr_at = build_schedule(config.optimizer.lr, config.schedule, self.steps_per_epoch, end)
+            return lambda step: part.lr_ratio * lr_at(step) if step < end else 0.0
 
-        return rates_at
+        rates = [rate_of(part) for part in parts]
+        return lambda step: [rate_at(step) for rate_at in rates]
 
     @property
     def num_epochs(self) -> float:

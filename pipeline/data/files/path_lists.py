@@ -139,22 +139,21 @@ def _check_headers(lines: _Lines, root: Path, config: FolderData) -> None:
     for part, of_part in heads.items():
         for line in of_part:
             if line.label not in labels and not (root / line.path).exists():
-                text = printable(f"{line.path} {line.label}")
-                raise UserError(
-                    f"data.{part}_list: {_list_paths(config)[part]}:{line.number}: {text!r} names no file; "
-                    f"remove it; {describe_line(root)}"
-                )
+                raise _names_no_file(part, line, f"remove it; {describe_line(root)}", config)
 
 
 def _check_first_file(train: Sequence[_Line], root: Path, config: FolderData) -> None:
     """Refuse a first line that names no file and holds a further blank: its label may be of two words."""
     line = train[0]
     if len(line.path.split()) > 1 and not (root / line.path).exists():
-        text = printable(f"{line.path} {line.label}")
-        raise UserError(
-            f"data.train_list: {_list_paths(config)['train']}:{line.number}: {text!r} names no file; "
-            f"{describe_line(root)}"
-        )
+        raise _names_no_file("train", line, describe_line(root), config)
+
+
+def _names_no_file(part: str, line: _Line, remedy: str, config: FolderData) -> UserError:
+    """Return the error of a line of a list whose file does not exist."""
+    text = printable(f"{line.path} {line.label}")
+    place = f"{_list_paths(config)[part]}:{line.number}"
+    return UserError(f"data.{part}_list: {place}: {text!r} names no file; {remedy}")
 
 
 def _is_header(line: _Line) -> bool:
