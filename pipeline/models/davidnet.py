@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pipeline.models.layers import NormAct, Stem, conv3x3
+from pipeline.models.layers import NormAct, Stem, conv3x3, global_max
 
 _LOGIT_SCALE = 0.125
 
@@ -61,6 +61,4 @@ class DavidNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.stages(self.stem(images))
-        # torch's adaptive max-pool has no deterministic backward. If several positions have the maximum, amax
-        # divides the gradient among them.
-        return self.head(features.amax((2, 3))) * _LOGIT_SCALE
+        return self.head(global_max(features)) * _LOGIT_SCALE

@@ -77,6 +77,18 @@ class NormAct(nn.BatchNorm2d):
         return self.fused and self.training and input.is_cuda
 
 
+def global_max(x: torch.Tensor) -> torch.Tensor:
+    """Return the maximum of each channel, whose gradient goes to the first position that has it.
+
+    `x.amax((2, 3))` finds the positions of its gradient by comparing. torch.compile compares the unrounded
+    values of the layer before with the rounded maximum, which can equal none of them: the gradient is NaN.
+    torch's adaptive max-pool has no deterministic backward.
+
+    Shape: (B, C, H, W) → (B, C).
+    """
+    return x.flatten(2).max(2).values
+
+
 class SqueezeExcitation(nn.Module):
     """A gate in (0, 1) per channel, from the means of all channels.
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.layers import conv3x3
+from pipeline.models.layers import conv3x3, global_max
 
 ActivationName = Literal["gelu", "silu"]
 _ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
@@ -133,4 +133,4 @@ class SpeedNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.stages(F.gelu(self.stem(images)))
-        return self.head(features.amax((2, 3))) * self.logit_scale
+        return self.head(global_max(features)) * self.logit_scale

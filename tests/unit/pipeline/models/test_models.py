@@ -8,7 +8,7 @@ from torch import nn
 from pipeline.config import ModelConfig
 from pipeline.models import ResNet, build_model, cam_target_layer, num_parameters
 from pipeline.models.blocks import BasicBlock, BlockOptions
-from pipeline.models.layers import NormAct, PadShortcut, Projection, make_shortcut
+from pipeline.models.layers import NormAct, PadShortcut, Projection, global_max, make_shortcut
 from tests.parity.tolerances import assert_parity
 
 NAMES = [("resnet18", "B"), ("resnet20", "A"), ("resnet20", "B")]
@@ -192,3 +192,30 @@ def test_channels_last_survives_the_network():
     model = build().to(memory_format=torch.channels_last)
     features = model.stages(model.stem(torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)))
     assert features.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_compiled_maximum_of_unrounded_values_has_a_gradient():
+    """The compiler fuses the activation into the maximum, and does not round the activation's output."""
+
+    def maxima(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return global_max(F.silu(x * scale))
+
+    torch.manual_seed(0)
+    images = torch.randn(4, 8, 3, 3, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    scale = torch.tensor(1.1, dtype=torch.bfloat16)
+    gradients = []
+    for function in (maxima, torch.compile(maxima)):
+        x = images.clone().requires_grad_()
+        function(x, scale).sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    assert gradients[1].count_nonzero() == 4 * 8
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_the_first_of_equal_maxima_has_the_gradient():
+    x = torch.ones(2, 3, 2, 2, requires_grad=True)
+    assert global_max(x).tolist() == [[1.0] * 3] * 2
+    global_max(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten(2)[0, 0].tolist() == [1, 0, 0, 0]
