@@ -80,9 +80,7 @@ class ResNet(nn.Module):
     def __init__(self, depth, num_classes):
         super().__init__()
         self.stem = nn.Sequential(conv(3, 16), nn.BatchNorm2d(16))
-        self.stages = nn.Sequential(
-            stage(16, 16, depth, 1), stage(16, 32, depth, 2), stage(32, 64, depth, 2)
-        )
+        self.stages = nn.Sequential(stage(16, 16, depth, 1), stage(16, 32, depth, 2), stage(32, 64, depth, 2))
         self.head = nn.Linear(64, num_classes)
 
     def forward(self, images):
