@@ -53,7 +53,9 @@ def draw_depth(folder: str, records: Sequence[Record], path: Path) -> None:
     last = next(record for record in reversed(recipes) if is_by_depth(record))
     recipes = [record for record in recipes if _setting(record) == _setting(last)]
     budget = f"{last.epochs:g} epochs at batch {last.batch_size}"
-    subtitle = f"ours: {budget}, last step, one view, mean ± σ (n = {last.accuracy_n}), {last.gpu or 'CPU'}"
+    counts = [record.accuracy_n or 0 for record in recipes if _parse(record.model or "")]
+    n = f"n = {min(counts)}" if min(counts) == max(counts) else f"n = {min(counts)} to {max(counts)}"
+    subtitle = f"ours: {budget}, last step, one view, mean ± σ ({n}), {last.gpu or 'CPU'}"
     with style.drawing([subtitle, last.data or ""]):
         figure, axes = new_frame(_HEIGHT_PX, _LEFT_PX, "Test error by depth", subtitle, _RIGHT_PX)
         for source, points in _published(recipes).items():
@@ -62,6 +64,7 @@ def draw_depth(folder: str, records: Sequence[Record], path: Path) -> None:
         _draw_line(axes, f"ours, {last.data}", residual, _OURS)
         _draw_line(axes, f"ours without shortcuts, {last.data}", plain, _PLAIN)
         axes.xaxis.set_major_locator(FixedLocator(sorted({point.depth for point in (*residual, *plain)})))
+        axes.margins(y=0.12)  # the numbers need room beyond the deviations
         axes.yaxis.set_major_locator(MultipleLocator(1))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.set_xlabel("layers")

@@ -62,7 +62,11 @@ def paths(name: str, records: Sequence[Record], folder: Path = FOLDER_OF_FIGURES
     """Return the paths of the figures of this name, one for each machine that has records for it."""
     kind = FIGURES[name]
     machines = dict.fromkeys(
-        r.folder for r in records if r.benchmark == kind.benchmark and r.images_per_sec and kind.shows(r)
+        record.folder
+        for record in records
+        if record.benchmark == kind.benchmark
+        and (record.images_per_sec or record.accuracy)
+        and kind.shows(record)
     )
     return [folder / f"{machine}-{name}.png" for machine in machines]
 

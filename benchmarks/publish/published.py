@@ -39,9 +39,8 @@ class Figure(Strict):
 
 
 class Published(Strict):
-    """All published accuracies, and a note on all of them."""
+    """All published accuracies."""
 
-    note: str
     figures: tuple[Figure, ...]
 
 
@@ -86,5 +85,4 @@ def table(records: Sequence[Record], path: Path = FILE) -> Table:
         Column[Figure]("our recipe", "right", lambda figure: figure.recipe or ""),
         Column[Figure]("ours, mean ± σ (n)", "right", ours),
     ]
-    title = f"Accuracies of others, beside ours. {published.note}"
-    return make_table(title, columns, published.figures)
+    return make_table("Accuracies of others, beside ours", columns, published.figures)

@@ -133,7 +133,7 @@ def _check_options(groups: Groups, options: argparse.Namespace) -> None:
     if on_folders and not options.data:
         raise UserError(
             f"{on_folders[0].path}: data.dataset=folder does not name the images in the folder; name them, "
-            'as in --data "CIFAR-10 re-encoded as JPEG"'
+            "as in --data CIFAR-10"
         )
     if options.data and not on_folders:
         raise UserError("--data: none of these runs is on a folder of images; leave it out")

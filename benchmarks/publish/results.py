@@ -46,7 +46,7 @@ def markdown(records: Sequence[Record]) -> str:
     lines = [header, ("---", "---", "---:", "---:"), *map(_row, records)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     others = sorted({record.data or record.dataset for record in records if not _is_comparable(record)})
-    note = f"{_MARK} On {', '.join(others)}. {published.read().note}. " if others else ""
+    note = f"{_MARK} On {', '.join(others)}, so not comparable with the published figure. " if others else ""
     return f"{_TITLE}.\n\n{table}\n\n{note}"
 
 

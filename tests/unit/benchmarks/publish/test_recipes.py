@@ -22,7 +22,7 @@ from tests.unit.benchmarks.results import make_result
 NAME = "cifar10_resnet20"
 RECIPE = ROOT / f"configs/{NAME}.yaml"
 ON_A_FOLDER = ("data.dataset=folder", "data.root=data/jpeg")
-DATA = ["--data", "CIFAR-10 re-encoded as JPEG"]
+DATA = ["--data", "CIFAR-10 in grey"]
 
 
 def make_run(folder: Path, seed: int = 0, *overrides: str, commit: str = "a" * 40, **more: Any) -> Path:
@@ -214,7 +214,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         error = capsys.readouterr().err
         assert [message for message in messages if message not in error] == []
     assert main(["recipes", str(run)]) == 2
-    assert '--data "CIFAR-10' in capsys.readouterr().err
+    assert "as in --data CIFAR-10" in capsys.readouterr().err
     on_cifar = make_run(tmp_path / "cifar", 0, "data.dataset=cifar10")
     assert main(["recipes", str(on_cifar), *DATA]) == 2
     assert "--data: " in capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_the_price_is_the_newest_records(record: Record):
     older = record.model_copy(update={"utc": "2025-01-01T00:00:00+00:00", "accuracy": 0.5})
     text = prices.price(NAME, [record, older])
     assert text.replace("\n# ", " ") == (
-        "# Price: 91.20 ± 0.20 % (n = 3, last step, one view, CIFAR-10 re-encoded as JPEG), 41,000 "
+        "# Price: 91.20 ± 0.20 % (n = 3, last step, one view, CIFAR-10 in grey), 41,000 "
         "images/sec and 201.0 s of training on one NVIDIA H200; commit aaaaaaaaaa.\n"
     )
     assert all(len(line) <= 140 and line.startswith("# ") for line in text.splitlines())
@@ -250,7 +250,7 @@ def test_the_price_is_the_newest_records(record: Record):
         }
     )
     assert "91.20 % (n = 1, last" in prices.price(NAME, [alone])
-    assert "JPEG) on 2 × NVIDIA H200; commit" in prices.price(NAME, [alone]).replace("\n# ", " ")
+    assert "grey) on 2 × NVIDIA H200; commit" in prices.price(NAME, [alone]).replace("\n# ", " ")
     assert prices.price("cifar10_resnet32", [record]) == "# Price: not measured.\n"
 
 
@@ -318,18 +318,15 @@ def test_the_error_by_depth_of_ours_beside_the_papers(
     assert drawn == {
         "He et al. 2015, CIFAR-10": [(20, 8.75, 0)],
         "re-implemented, CIFAR-10": [(20, 10.52, 0)],
-        "ours, CIFAR-10 re-encoded as JPEG": [(20, 8.8, 0.2)],
-        "ours without shortcuts, CIFAR-10 re-encoded as JPEG": [],
+        "ours, CIFAR-10 in grey": [(20, 8.8, 0.2)],
+        "ours without shortcuts, CIFAR-10 in grey": [],
     }
     assert figures.draw_all([changed], tmp_path) == []
 
 
 def test_published_figures_stand_beside_ours(record: Record):
     rows = [row for row in published.table([record]).rows if row[0] == "ResNet-20" and "Table 6" in row[3]]
-    assert [row[4:] for row in rows] == [
-        ("91.25 %", NAME, "91.20 ± 0.20 % (3) on CIFAR-10 re-encoded as JPEG")
-    ]
-    assert "re-encoded" in published.table([]).title
+    assert [row[4:] for row in rows] == [("91.25 %", NAME, "91.20 ± 0.20 % (3) on CIFAR-10 in grey")]
     assert not any(row[-1] for row in published.table([]).rows)
 
 
@@ -338,7 +335,7 @@ def test_the_front_page_prefers_a_record_on_the_data_of_the_published_figure(rec
     assert results_table.chosen([record]) == [record]
     text = results_table.markdown([record]).replace("\N{NO-BREAK SPACE}", " ")
     assert "seconds on one H200" in text and published_cell in text
-    assert "| 91.20 ± 0.20 % (3) ¹ | 201.0 |" in text and "¹ On CIFAR-10 re-encoded as JPEG. " in text
+    assert "| 91.20 ± 0.20 % (3) ¹ | 201.0 |" in text and "¹ On CIFAR-10 in grey, so not comparable" in text
     original = record.model_copy(update={"data": "CIFAR-10", "train_s": None})
     changed = record.model_copy(update={"config": record.config | {"duration": "80ep"}})
     others = [record.model_copy(update=update) for update in ({"gpu": None}, {"world_size": 2})]
