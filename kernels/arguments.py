@@ -1,10 +1,13 @@
 """Check and prepare arguments that several ops take."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+Activation = Literal["none", "relu", "silu", "gelu"]  # see `kernels/activations.py`
+# Their slopes have more values than 0 and 1, so that a bit for each element does not hold them.
+SMOOTH_ACTIVATIONS: tuple[str, ...] = ("silu", "gelu")
 
 
 class Norm(NamedTuple):
@@ -18,6 +21,12 @@ class Norm(NamedTuple):
     bias: torch.Tensor
     running_mean: torch.Tensor
     running_var: torch.Tensor
+
+
+def check_activation(activation: str) -> None:
+    """Raise a ValueError if there is no such activation."""
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, not {activation!r}")
 
 
 def check_norm(norm: Norm, num_channels: int, name: str = "norm") -> None:

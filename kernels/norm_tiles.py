@@ -4,7 +4,7 @@
 |---------------|--------------------------------------|----------------------------------------------|
 | statistics    | x                                    | two sums of each program                     |
 | apply         | x, residual                          | y; with a residual one bit of ReLU mask too  |
-| gradient sums | dy, second dy, x, mask               | two sums of each program; dz if it is needed |
+| gradient sums | dy, second dy, x, mask or residual   | two sums of each program; dz if it is needed |
 | gradient      | dz (or dy, if no dz was written), x  | dx                                           |
 
 A residual that is normalised too (`dual_batch_norm_act`) has its own statistics. Both gradient launches read
@@ -58,6 +58,11 @@ TILINGS = {
     ("gradient", 128): Tiling(64, 4, 16, 1, 1),
     ("gradient", 256): Tiling(64, 4, 8, 2, 1),
     ("gradient", 512): Tiling(64, 4, 8, 2, 1),
+    # The slope of a SiLU or GELU takes registers.
+    **{
+        ("smooth gradient sums", num_channels): Tiling(64, 2, 8, 2, stages)
+        for num_channels, stages in ((64, 3), (128, 1), (256, 1), (512, 1))
+    },
     # A residual that is normalised too is one more tensor in registers. So each tensor has fewer loads; the
     # number of programs is the same as without it.
     **{("dual gradient sums", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
@@ -117,7 +122,7 @@ def plan(kernel: str, x: torch.Tensor) -> Launch:
         "num_warps": tiling.warps,
         **FP_FUSION,
     }
-    if kernel in ("statistics", "gradient sums", "dual gradient sums"):
+    if kernel == "statistics" or kernel.endswith("gradient sums"):
         options["FOLD"] = tiling.loads
     else:
         # For each of the two sums, each thread makes 4 loads of 16 bytes.

@@ -53,7 +53,7 @@ def _case(device: torch.device, batch_size: int, channels: int, size: int) -> Ca
 
 
 def _one_by_one(x: torch.Tensor, norm: Norm, residual: torch.Tensor, residual_norm: Norm) -> torch.Tensor:
-    return batch_norm_act(x, norm, residual=batch_norm_act(residual, residual_norm, relu=False))
+    return batch_norm_act(x, norm, residual=batch_norm_act(residual, residual_norm, activation="none"))
 
 
 def _with_gradients(function: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:

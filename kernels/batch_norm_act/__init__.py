@@ -1,1 +1,1 @@
-"""Computes batch norm, residual and ReLU in training."""
+"""Computes batch norm, residual and activation in training."""

@@ -1,6 +1,6 @@
 """Run the backward pass: `kernels/norm_tiles.py` lists the launches and describes the tiles.
 
-dz is the gradient by z, the sum under the ReLU.
+dz is the gradient by z, the sum under the activation.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.activations import pass_gradient
+from kernels.arguments import SMOOTH_ACTIVATIONS
 from kernels.norm_tiles import add_partials, fold, load_channels, locate_mask, plan
 from kernels.tiles import load, locate, store
 
@@ -26,6 +28,7 @@ class Inputs(NamedTuple):
     second_dy: torch.Tensor | None  # (M, C)
     x: torch.Tensor  # (M, C)
     mask: torch.Tensor | None  # (M, ceil(C / 8)) uint8
+    residual: torch.Tensor | None = None  # (M, C), if z is computed again and has a residual
 
 
 class NormConstants(NamedTuple):
@@ -49,17 +52,15 @@ class ResidualTensors(NamedTuple):
 
 
 @triton.jit
-def _load_deviation(pointer, elements, mean, WHOLE_TILES: tl.constexpr, LAST_USE: tl.constexpr):
+def load_deviation(pointer, elements, mean, WHOLE_TILES: tl.constexpr, LAST_USE: tl.constexpr):
     """Return x - mean for the elements of a tile."""
     return load(pointer, elements, WHOLE_TILES, LAST_USE) - mean[None, :]
 
 
 @triton.jit
-def _recompute_mask(dz, deviation, scale, bias, RECOMPUTE_MASK: tl.constexpr):
-    """Return dz. With RECOMPUTE_MASK z is computed again from x, and dz becomes 0 where z is not positive."""
-    if RECOMPUTE_MASK:
-        dz = tl.where(tl.fma(deviation, scale[None, :], bias[None, :]) <= 0.0, 0.0, dz)
-    return dz
+def normalise(deviation, scale, bias):
+    """Return the output of the norm for a tile of x - mean."""
+    return tl.fma(deviation, scale[None, :], bias[None, :])
 
 
 @triton.jit
@@ -67,20 +68,23 @@ def _load_dz(
     inputs,
     elements,
     affine,
-    RECOMPUTE_MASK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WHOLE_TILES: tl.constexpr,
     LAST_USE: tl.constexpr,
 ):
     """Return dz and x - mean for the elements of a tile. A mask from forward is not yet applied to dz.
 
-    LAST_USE is that of dy.
+    ACTIVATION is "none" if there is such a mask. LAST_USE is that of dy.
     """
     mean, scale, bias = affine
     dz = load(inputs.dy, elements, WHOLE_TILES, LAST_USE)
     if inputs.second_dy is not None:
         dz += load(inputs.second_dy, elements, WHOLE_TILES, True)
-    deviation = _load_deviation(inputs.x, elements, mean, WHOLE_TILES, False)
-    return _recompute_mask(dz, deviation, scale, bias, RECOMPUTE_MASK), deviation
+    deviation = load_deviation(inputs.x, elements, mean, WHOLE_TILES, False)
+    z = normalise(deviation, scale, bias)
+    if inputs.residual is not None:
+        z += load(inputs.residual, elements, WHOLE_TILES, True)
+    return pass_gradient(dz, z, ACTIVATION), deviation
 
 
 @triton.jit
@@ -115,7 +119,7 @@ def _norm_gradient_sums_kernel(  # noqa: PLR0913
     partials_ptr,  # (2 or 3, P, C) float32: sum of dz, sum of dz * (x - mean), and likewise for the residual
     num_rows,
     num_channels,
-    RECOMPUTE_MASK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     FOLD: tl.constexpr,
@@ -125,7 +129,7 @@ def _norm_gradient_sums_kernel(  # noqa: PLR0913
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < num_channels
-    affine = _load_norm(norm, channel, num_channels)
+    affine = load_norm(norm, channel, num_channels)
     if residual_ptr is not None:
         residual_mean = load_channels(norm.statistics + 2 * num_channels, channel, num_channels)
     zeros = tl.zeros((BLOCK_ROWS // FOLD, BLOCK_CHANNELS), tl.float32)
@@ -134,13 +138,13 @@ def _norm_gradient_sums_kernel(  # noqa: PLR0913
     for step in tl.range(program, num_tiles, num_programs, num_stages=NUM_STAGES):
         tile = num_tiles - 1 - step
         elements = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
-        dz, deviation = _load_dz(inputs, elements, affine, RECOMPUTE_MASK, WHOLE_TILES, dz_ptr is not None)
+        dz, deviation = _load_dz(inputs, elements, affine, ACTIVATION, WHOLE_TILES, dz_ptr is not None)
         dz = _apply_mask(dz, inputs.mask, tile, num_rows, num_channels, WHOLE_TILES)
         dz = _store_dz(dz_ptr, elements, dz, WHOLE_TILES)
         sums += fold(dz, FOLD)
         products += fold(dz * deviation, FOLD)
         if residual_ptr is not None:
-            deviation = _load_deviation(residual_ptr, elements, residual_mean, WHOLE_TILES, False)
+            deviation = load_deviation(residual_ptr, elements, residual_mean, WHOLE_TILES, False)
             residual_sums += fold(dz * deviation, FOLD)
     partials = partials_ptr + program * num_channels + channel
     tl.store(partials, tl.sum(sums, axis=0), mask=in_channels)
@@ -150,7 +154,7 @@ def _norm_gradient_sums_kernel(  # noqa: PLR0913
 
 
 @triton.jit
-def _load_norm(norm, channel, num_channels):
+def load_norm(norm, channel, num_channels):
     """Return mean, scale and bias of each channel: z = (x - mean) * scale + bias."""
     mean = load_channels(norm.statistics, channel, num_channels)
     inverse_std = load_channels(norm.statistics + num_channels, channel, num_channels)
@@ -189,7 +193,7 @@ def _input_gradient(dz, deviation, terms):
 
 @triton.jit(do_not_specialize=["num_partials"])
 def _norm_gradient_kernel(  # noqa: PLR0913
-    dz_ptr,  # (M, C); dy if RECOMPUTE_MASK
+    dz_ptr,  # (M, C); dy unless ACTIVATION is "none"
     x_ptr,  # (M, C)
     norm,  # NormConstants
     partials_ptr,  # (2 or 3, P, C) float32, of the gradient sums kernel
@@ -198,7 +202,7 @@ def _norm_gradient_kernel(  # noqa: PLR0913
     num_rows,
     num_channels,
     num_partials,
-    RECOMPUTE_MASK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_PARTIALS: tl.constexpr,
@@ -222,11 +226,11 @@ def _norm_gradient_kernel(  # noqa: PLR0913
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), num_stages=NUM_STAGES):
         elements = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
         dz = load(dz_ptr, elements, WHOLE_TILES, True)
-        deviation = _load_deviation(x_ptr, elements, terms[3], WHOLE_TILES, True)
-        dz = _recompute_mask(dz, deviation, terms[0], bias, RECOMPUTE_MASK)
+        deviation = load_deviation(x_ptr, elements, terms[3], WHOLE_TILES, True)
+        dz = pass_gradient(dz, normalise(deviation, terms[0], bias), ACTIVATION)
         store(gradients[0], elements, _input_gradient(dz, deviation, terms), WHOLE_TILES)
         if residual is not None:
-            deviation = _load_deviation(residual.residual, elements, residual_terms[3], WHOLE_TILES, True)
+            deviation = load_deviation(residual.residual, elements, residual_terms[3], WHOLE_TILES, True)
             store(residual.dresidual, elements, _input_gradient(dz, deviation, residual_terms), WHOLE_TILES)
 
 
@@ -248,11 +252,12 @@ def launch_backward(  # noqa: PLR0913
     gradient: torch.Tensor,
     second_gradient: torch.Tensor | None,
     x: torch.Tensor,
+    residual: torch.Tensor | None,
     mask: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor,
     statistics: torch.Tensor,
-    relu: bool,
+    activation: str,
     returns_dz: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run the backward kernels and return what `backward_reference` returns.
@@ -260,9 +265,9 @@ def launch_backward(  # noqa: PLR0913
     Activations and gradients must be channels_last.
     """
     outputs = backward_outputs(x, weight, returns_dz)
-    inputs = Inputs(gradient, second_gradient, x, mask)
+    inputs = Inputs(gradient, second_gradient, x, mask, residual)
     norm = NormConstants(weight, bias, statistics)
-    launch_gradients(inputs, norm, outputs[3] if returns_dz else None, relu, outputs[:3])
+    launch_gradients(inputs, norm, outputs[3] if returns_dz else None, activation, outputs[:3])
     return outputs
 
 
@@ -270,7 +275,7 @@ def launch_gradients(
     inputs: Inputs,
     norm: NormConstants,
     dz: torch.Tensor | None,
-    relu: bool,
+    activation: str,
     gradients: Gradients,
     residual: ResidualTensors | None = None,
 ) -> None:
@@ -278,17 +283,20 @@ def launch_gradients(
     x = inputs.x
     num_channels = x.shape[1]
     num_rows = x.numel() // num_channels
-    recompute_mask = relu and inputs.mask is None
+    recomputed = activation if inputs.mask is None else "none"
     prefix, num_sums, residual_x = ("", 2, None) if residual is None else ("dual ", 3, residual.residual)
 
-    launch = plan(f"{prefix}gradient sums", x)
+    launch = plan("smooth gradient sums" if activation in SMOOTH_ACTIVATIONS else f"{prefix}gradient sums", x)
     partials = torch.empty((num_sums, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
     tensors = inputs, norm, residual_x, dz, partials
-    _norm_gradient_sums_kernel[launch.grid](
-        *tensors, num_rows, num_channels, recompute_mask, **launch.options
-    )
+    _norm_gradient_sums_kernel[launch.grid](*tensors, num_rows, num_channels, recomputed, **launch.options)
 
     launch = plan(f"{prefix}gradient", x)
-    tensors = inputs.dy if dz is None else dz, x, norm, partials, gradients, residual
+    if dz is None:
+        dz = inputs.dy
+    else:
+        recomputed = "none"
     sizes = num_rows, num_channels, partials.shape[1]
-    _norm_gradient_kernel[launch.grid](*tensors, *sizes, recompute_mask and dz is None, **launch.options)
+    _norm_gradient_kernel[launch.grid](
+        dz, x, norm, partials, gradients, residual, *sizes, recomputed, **launch.options
+    )

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.activations import activate
 from kernels.arguments import Norm
 from kernels.norm_tiles import add_partials, fold, load_channels, locate_mask, plan
 from kernels.tiles import load, locate, store
@@ -132,7 +133,7 @@ def _norm_apply_kernel(  # noqa: PLR0913
     num_partials,
     momentum,
     eps,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_PARTIALS: tl.constexpr,
@@ -154,12 +155,10 @@ def _norm_apply_kernel(  # noqa: PLR0913
             z += _load_normalised(residual_ptr, elements, residual_coefficients, WHOLE_TILES)
         elif residual_ptr is not None:
             z += load(residual_ptr, elements, WHOLE_TILES, True)
-        if RELU:
+        if mask_ptr is not None:
             passes = ~(z <= 0.0)  # true for NaN
-            z = tl.where(passes, z, 0.0)
-            if mask_ptr is not None:
-                _store_mask(mask_ptr, passes, tile, num_rows, num_channels, WHOLE_TILES)
-        store(y_ptr, elements, z, WHOLE_TILES)
+            _store_mask(mask_ptr, passes, tile, num_rows, num_channels, WHOLE_TILES)
+        store(y_ptr, elements, activate(z, ACTIVATION), WHOLE_TILES)
 
 
 def empty_outputs(x: torch.Tensor, num_statistics: int, has_mask: bool) -> Outputs:
@@ -173,17 +172,23 @@ def empty_outputs(x: torch.Tensor, num_statistics: int, has_mask: bool) -> Outpu
     )
 
 
-def forward_outputs(x: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> Outputs:
+def forward_outputs(x: torch.Tensor, residual: torch.Tensor | None, activation: str) -> Outputs:
     """Return tensors for the results of `launch_forward`."""
-    return empty_outputs(x, 2, has_mask=relu and residual is not None)
+    return empty_outputs(x, 2, has_mask=activation == "relu" and residual is not None)
 
 
 def launch_forward(
-    x: torch.Tensor, residual: torch.Tensor | None, norm: Norm, relu: bool, momentum: float, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    norm: Norm,
+    activation: str,
+    momentum: float,
+    eps: float,
 ) -> Outputs:
     """Run the forward kernels and return what `forward_reference` returns. Inputs must be channels_last."""
-    outputs = forward_outputs(x, residual, relu)
-    launch_apply(x, launch_statistics(x, norm, outputs[1]), residual, None, outputs, relu, momentum, eps)
+    outputs = forward_outputs(x, residual, activation)
+    tensors = launch_statistics(x, norm, outputs[1])
+    launch_apply(x, tensors, residual, None, outputs, activation, momentum, eps)
     return outputs
 
 
@@ -204,7 +209,7 @@ def launch_apply(  # noqa: PLR0913
     residual: torch.Tensor | None,
     residual_norm: NormTensors | None,
     outputs: Outputs,
-    relu: bool,
+    activation: str,
     momentum: float,
     eps: float,
 ) -> None:
@@ -214,4 +219,4 @@ def launch_apply(  # noqa: PLR0913
     launch = plan("apply", x)
     tensors = x, norm, residual, residual_norm, y, mask if mask.numel() else None
     sizes = x.numel() // num_channels, num_channels, norm.partials.shape[1]
-    _norm_apply_kernel[launch.grid](*tensors, *sizes, momentum, eps, relu, **launch.options)
+    _norm_apply_kernel[launch.grid](*tensors, *sizes, momentum, eps, activation, **launch.options)

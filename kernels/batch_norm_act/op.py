@@ -1,13 +1,19 @@
-"""Compute training-mode batch norm, residual add and ReLU: two launches forward, two backward.
+"""Compute training-mode batch norm, residual add and activation: two launches forward, two backward.
 
-    y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)
+    y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)
 
 The mean and the variance of each channel are those of the batch (Ioffe and Szegedy 2015, arXiv:1502.03167,
-algorithm 1). Arithmetic is in float32; y is rounded once. Forward and backward, the ReLU decides on the value
-before that rounding. It lets NaN pass, so that an overflow reaches the loss scaler.
+algorithm 1). Arithmetic is in float32; y is rounded once. Forward and backward, the activation is that of the
+value before that rounding. It lets NaN pass, so that an overflow reaches the loss scaler.
 
-Bytes moved, in passes over an activation: 3 forward and 5 backward; with a residual 4 and 6, and two eighths
-of a byte an element for the ReLU's mask. Without a residual the mask is computed again from x.
+Bytes moved, in passes over an activation: 3 forward and 5 backward. Without a residual the slope of the
+activation is computed again from x. With a residual there are 4 and 6, and:
+- ReLU: two eighths of a byte an element for its mask, written forward and read backward;
+- SiLU and GELU: 7 backward, because the residual is read again. A slope that is saved in one byte would move
+  the same bytes in half precision, take memory, and have 8 bits.
+
+A weight that needs no gradient costs nothing: the sum over the batch that is its gradient is also a term of
+the gradient by x.
 
 The operators work under `torch.compile` and in CUDA graphs. They are opaque to `torch.compile`, which neither
 fuses into them nor compiles their kernels. Autograd is a `torch.autograd.Function` around the operators,
@@ -16,7 +22,15 @@ because PyTorch takes no derivative of an operator that changes its arguments.
 
 import torch
 
-from kernels.arguments import DTYPES, Norm, check_norm, prepare_gradients
+from kernels.arguments import (
+    DTYPES,
+    SMOOTH_ACTIVATIONS,
+    Activation,
+    Norm,
+    check_activation,
+    check_norm,
+    prepare_gradients,
+)
 from kernels.batch_norm_act.backward import backward_outputs, launch_backward
 from kernels.batch_norm_act.forward import forward_outputs, launch_forward
 from kernels.batch_norm_act.reference import backward_reference, forward_reference
@@ -26,11 +40,11 @@ def batch_norm_act(
     x: torch.Tensor,
     norm: Norm,
     residual: torch.Tensor | None = None,
-    relu: bool = True,
+    activation: Activation = "relu",
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(x) + residual), normalised by the batch, and update the running statistics.
+    """Return activation(batch_norm(x) + residual), normalised by the batch, and update running statistics.
 
     Differentiable once by x, weight, bias and residual. On a GPU the kernels run; on a CPU the reference,
     which is slower than `F.batch_norm`. Autocast changes nothing. The first call for a shape compiles
@@ -40,7 +54,7 @@ def batch_norm_act(
         x: (N, C, H, W) float16, bfloat16 or float32; channels_last, otherwise it is copied.
         norm: (C,) contiguous float32 each. The running statistics move towards those of the batch.
         residual: (N, C, H, W) of the dtype of x; channels_last, otherwise it is copied. None adds nothing.
-        relu: True if negative sums become 0.
+        activation: `none`, `relu`, `silu` or `gelu` (`kernels/activations.py`).
         momentum: weight of the batch in the running statistics.
         eps: added to the variance.
 
@@ -48,18 +62,19 @@ def batch_norm_act(
         (N, C, H, W) of the dtype of x, channels_last.
 
     Raises:
-        ValueError: a shape or dtype is not as stated, or a channel has only one value: it has no unbiased
-            variance.
+        ValueError: a shape or dtype is not as stated, there is no such activation, or a channel has only one
+            value: it has no unbiased variance.
     """
+    check_activation(activation)
     x, residual = checked(x, norm, residual)
-    return _BatchNormAct.apply(False, x, residual, *norm, relu, momentum, eps)
+    return _BatchNormAct.apply(False, x, residual, *norm, activation, momentum, eps)
 
 
 def batch_norm_act_twice(
     x: torch.Tensor,
     norm: Norm,
     residual: torch.Tensor | None = None,
-    relu: bool = True,
+    activation: Activation = "relu",
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,8 +84,9 @@ def batch_norm_act_twice(
     Backward then gets the gradients of the two uses one by one and adds them as it reads them, which saves
     autograd's pass to add them.
     """
+    check_activation(activation)
     x, residual = checked(x, norm, residual)
-    return _BatchNormAct.apply(True, x, residual, *norm, relu, momentum, eps)
+    return _BatchNormAct.apply(True, x, residual, *norm, activation, momentum, eps)
 
 
 def checked(
@@ -104,20 +120,20 @@ def _forward_op(  # noqa: PLR0913
     bias: torch.Tensor,
     running_mean: torch.Tensor,
     running_var: torch.Tensor,
-    relu: bool,
+    activation: str,
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     norm = Norm(weight, bias, running_mean, running_var)
-    return launch_forward(x, residual, norm, relu, momentum, eps)
+    return launch_forward(x, residual, norm, activation, momentum, eps)
 
 
 _forward_op.register_kernel("cpu")(forward_reference)
 
 
 @_forward_op.register_fake
-def _fake_forward(x, residual, weight, bias, running_mean, running_var, relu, momentum, eps):  # noqa: PLR0913
-    return forward_outputs(x, residual, relu)
+def _fake_forward(x, residual, weight, bias, running_mean, running_var, activation, momentum, eps):  # noqa: PLR0913
+    return forward_outputs(x, residual, activation)
 
 
 # The kernel's launch function has the operator's signature, which PyTorch reads from its annotations.
@@ -128,7 +144,9 @@ _backward_op.register_kernel("cpu")(backward_reference)
 
 
 @_backward_op.register_fake
-def _fake_backward(gradient, second_gradient, x, mask, weight, bias, statistics, relu, returns_dz):  # noqa: PLR0913
+def _fake_backward(  # noqa: PLR0913
+    gradient, second_gradient, x, residual, mask, weight, bias, statistics, activation, returns_dz
+):
     return backward_outputs(x, weight, returns_dz)
 
 
@@ -136,11 +154,18 @@ class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, twice, *arguments):
         """Return y, twice if asked to; the arguments are those of the operator."""
-        x, residual, weight, bias, _, _, relu, *_ = arguments
+        x, residual, weight, bias, _, _, activation, *_ = arguments
         y, statistics, mask = _forward_op(*arguments)
-        ctx.save_for_backward(x, mask, weight, bias, statistics)
-        ctx.has_residual = residual is not None
-        ctx.relu = relu
+        has_residual = residual is not None
+        ctx.save_for_backward(
+            x,
+            residual if activation in SMOOTH_ACTIVATIONS else None,
+            mask if has_residual and activation == "relu" else None,
+            weight,
+            bias,
+            statistics,
+        )
+        ctx.has_residual, ctx.activation = has_residual, activation
         ctx.set_materialize_grads(False)
         return (y, y.view_as(y)) if twice else y
 
@@ -149,11 +174,9 @@ class _BatchNormAct(torch.autograd.Function):
         gradient, second_gradient = prepare_gradients(gradient, second_gradient)
         if gradient is None:
             return (None,) * 10
-        x, mask, weight, bias, statistics = ctx.saved_tensors
-        mask = mask if ctx.relu and ctx.has_residual else None
-        needs_dz = second_gradient is not None or mask is not None
+        needs_dz = second_gradient is not None or (ctx.has_residual and ctx.activation != "none")
         dx, dweight, dbias, dz = _backward_op(
-            gradient, second_gradient, x, mask, weight, bias, statistics, ctx.relu, needs_dz
+            gradient, second_gradient, *ctx.saved_tensors, ctx.activation, needs_dz
         )
         by_residual = (dz if needs_dz else gradient) if ctx.has_residual else None
         return None, dx, by_residual, dweight, dbias, None, None, None, None, None

@@ -4,28 +4,30 @@ Shapes: N images, C channels, H rows, W columns, M = N·H·W rows of C values, G
 Arithmetic is in float32, or in float64 for float64 activations.
 """
 
+import math
+
 import torch
 from torch.nn import functional
 
-from kernels.arguments import Norm
+from kernels.arguments import Activation, Norm
 
 
 def batch_norm_act_reference(
     x: torch.Tensor,
     norm: Norm,
     residual: torch.Tensor | None = None,
-    relu: bool = True,
+    activation: Activation = "relu",
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """Return relu(batch_norm(x) + residual), rounded once. The arguments are those of `batch_norm_act`."""
+    """Return activation(batch_norm(x) + residual), rounded once. Arguments as of `batch_norm_act`."""
     weight, bias, running_mean, running_var = norm
     z = functional.batch_norm(
         _wide(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
     )
     if residual is not None:
         z = z + _wide(residual)
-    return (z.relu() if relu else z).to(x.dtype)
+    return activation_reference(z, activation).to(x.dtype)
 
 
 def forward_reference(  # noqa: PLR0913
@@ -35,11 +37,11 @@ def forward_reference(  # noqa: PLR0913
     bias: torch.Tensor,
     running_mean: torch.Tensor,
     running_var: torch.Tensor,
-    relu: bool,
+    activation: str,
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return y, the statistics that backward needs, and the mask of the ReLU.
+    """Return y, the statistics that backward needs, and the mask of a ReLU.
 
     The statistics are (2, C): mean and 1 / standard deviation. With a residual and a ReLU the mask is (M, G)
     uint8: bit k of byte g is 1 if the gradient passes channel 8g + k. Otherwise the mask is empty.
@@ -50,9 +52,9 @@ def forward_reference(  # noqa: PLR0913
     mask = torch.empty(0, dtype=torch.uint8, device=x.device)
     if residual is not None:
         z = z + _wide(residual)
-        if relu:
+        if activation == "relu":
             mask = _pack(_rows(z))
-    y = (z.relu() if relu else z).to(x.dtype)
+    y = activation_reference(z, activation).to(x.dtype)
     return y.contiguous(memory_format=torch.channels_last), torch.stack([mean, inverse_std]), mask
 
 
@@ -60,17 +62,19 @@ def backward_reference(  # noqa: PLR0913
     gradient: torch.Tensor,
     second_gradient: torch.Tensor | None,
     x: torch.Tensor,
+    residual: torch.Tensor | None,
     mask: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor,
     statistics: torch.Tensor,
-    relu: bool,
+    activation: str,
     returns_dz: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients by x, weight and bias, and dz.
 
-    dz is the gradient by the sum under the ReLU, empty unless `returns_dz`. `gradient` and `second_gradient`
-    are those of two uses of y. Source: Ioffe and Szegedy 2015 (arXiv:1502.03167, section 3).
+    dz is the gradient by the sum under the activation, empty unless `returns_dz`. `gradient` and
+    `second_gradient` are those of two uses of y. With a mask, the residual is not needed. Source: Ioffe and
+    Szegedy 2015 (arXiv:1502.03167, section 3).
     """
     mean, inverse_std = statistics
     rows = _rows(_wide(x))
@@ -78,11 +82,33 @@ def backward_reference(  # noqa: PLR0913
     dz = _rows(_wide(gradient))
     if second_gradient is not None:
         dz = dz + _rows(_wide(second_gradient))
-    if relu:
-        dz = dz * (~(normalised * weight + bias <= 0) if mask is None else _unpack(mask, x.shape[1]))
+    if mask is not None:
+        dz = dz * _unpack(mask, x.shape[1])
+    else:
+        z = normalised * weight + bias
+        dz = dz * slope_reference(z if residual is None else z + _rows(_wide(residual)), activation)
     dbias, dweight = dz.sum(0), (dz * normalised).sum(0)
     dx = weight * inverse_std * (dz - dbias / len(rows) - normalised * dweight / len(rows))
     return _images(dx, x), dweight, dbias, _images(dz, x) if returns_dz else x.new_empty(0)
+
+
+def activation_reference(z: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return the activation of z."""
+    if activation == "none":
+        return z
+    return {"relu": functional.relu, "silu": functional.silu, "gelu": functional.gelu}[activation](z)
+
+
+def slope_reference(z: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return the derivative of the activation at z."""
+    if activation == "none":
+        return torch.ones_like(z)
+    if activation == "relu":
+        return (~(z <= 0)).to(z.dtype)
+    if activation == "silu":
+        sigmoid = z.sigmoid()
+        return sigmoid + z * sigmoid * (1 - sigmoid)
+    return torch.special.ndtr(z) + z * (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

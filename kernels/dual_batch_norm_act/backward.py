@@ -35,5 +35,5 @@ def launch_backward(  # noqa: PLR0913
     inputs = Inputs(gradient, second_gradient, x, mask)
     norm = NormConstants(weight, bias, statistics)
     residual_tensors = ResidualTensors(residual, residual_weight, *outputs[3:])
-    launch_gradients(inputs, norm, torch.empty_like(x), True, outputs[:3], residual_tensors)
+    launch_gradients(inputs, norm, torch.empty_like(x), "relu", outputs[:3], residual_tensors)
     return outputs

@@ -19,5 +19,5 @@ def launch_forward(
     statistics = outputs[1]
     tensors = launch_statistics(x, norm, statistics)
     residual_tensors = launch_statistics(residual, residual_norm, statistics[2:])
-    launch_apply(x, tensors, residual, residual_tensors, outputs, True, momentum, eps)
+    launch_apply(x, tensors, residual, residual_tensors, outputs, "relu", momentum, eps)
     return outputs

@@ -20,7 +20,7 @@ def dual_batch_norm_act_reference(
 ) -> torch.Tensor:
     """Return relu(batch_norm(x) + batch_norm(residual)), rounded once. For arguments see the op."""
     wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
-    normalised = batch_norm_act_reference(wide, residual_norm, relu=False, momentum=momentum, eps=eps)
+    normalised = batch_norm_act_reference(wide, residual_norm, activation="none", momentum=momentum, eps=eps)
     return batch_norm_act_reference(x, norm, residual=normalised, momentum=momentum, eps=eps)
 
 
@@ -41,9 +41,9 @@ def dual_forward_reference(  # noqa: PLR0913
     """Return y, the statistics, (4, C): those of x, then of the residual, and the mask of the ReLU."""
     wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
     residual_norm = residual_weight, residual_bias, residual_running_mean, residual_running_var
-    normalised, residual_statistics, _ = forward_reference(wide, None, *residual_norm, False, momentum, eps)
+    normalised, residual_statistics, _ = forward_reference(wide, None, *residual_norm, "none", momentum, eps)
     y, statistics, mask = forward_reference(
-        x, normalised, weight, bias, running_mean, running_var, True, momentum, eps
+        x, normalised, weight, bias, running_mean, running_var, "relu", momentum, eps
     )
     return y, torch.cat([statistics, residual_statistics]), mask
 
@@ -61,9 +61,9 @@ def dual_backward_reference(  # noqa: PLR0913
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients by x, weight and bias, and by the residual and its weight and bias."""
     *by_x, dz = backward_reference(
-        gradient, second_gradient, x, mask, weight, bias, statistics[:2], True, True
+        gradient, second_gradient, x, None, mask, weight, bias, statistics[:2], "relu", True
     )
     by_residual = backward_reference(
-        dz, None, residual, None, residual_weight, bias, statistics[2:], False, False
+        dz, None, residual, None, None, residual_weight, bias, statistics[2:], "none", False
     )[:3]
     return by_x[0], by_x[1], by_x[2], *by_residual

@@ -21,7 +21,7 @@ def stem_conv_norm_act_reference(
 ) -> torch.Tensor:
     """Return relu(batch_norm(conv2d(images, weight))), rounded once. Arguments as of `stem_conv_norm_act`."""
     x = _convolution(images, weight, images.dtype)
-    return batch_norm_act_reference.batch_norm_act_reference(x, norm, None, True, momentum, eps).to(
+    return batch_norm_act_reference.batch_norm_act_reference(x, norm, None, "relu", momentum, eps).to(
         images.dtype
     )
 
@@ -44,7 +44,7 @@ def forward_reference(  # noqa: PLR0913
     """
     x = _convolution(images, weight, dtype)
     y, statistics, _ = batch_norm_act_reference.forward_reference(
-        x, None, norm_weight, norm_bias, running_mean, running_var, True, momentum, eps
+        x, None, norm_weight, norm_bias, running_mean, running_var, "relu", momentum, eps
     )
     taps = _taps(images.to(dtype))
     with torch.autocast(images.device.type, enabled=False):
@@ -68,7 +68,7 @@ def backward_reference(  # noqa: PLR0913
     """
     x = _convolution(images, weight, gradient.dtype)
     dx, norm_dweight, norm_dbias, _ = batch_norm_act_reference.backward_reference(
-        gradient, second_gradient, x, None, norm_weight, norm_bias, statistics, True, False
+        gradient, second_gradient, x, None, None, norm_weight, norm_bias, statistics, "relu", False
     )
     return (
         stem_conv_weight_gradient_reference(dx, images.to(gradient.dtype), weight),

@@ -64,7 +64,7 @@ class Block(nn.Module):
         return NormAct(
             channels,
             options.fused_norm,
-            relu=not gated,
+            activation="none" if gated else "relu",
             branches=branches and options.shortcut is not None and not gated,
         )
 

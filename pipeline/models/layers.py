@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kernels.arguments import Activation as ActivationName
 from kernels.arguments import Norm
 from pipeline.models.sync_batch_norm import sync_batch_norm
 
@@ -15,21 +16,29 @@ from pipeline.models.sync_batch_norm import sync_batch_norm
 Activation = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
+def activate(x: torch.Tensor, activation: ActivationName) -> torch.Tensor:
+    """Return the activation of x by torch's own functions."""
+    if activation == "none":
+        return x
+    return {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}[activation](x)
+
+
 def as_pair(x: Activation) -> tuple[torch.Tensor, torch.Tensor]:
     """Return an activation once for each of the two layers that read it."""
     return x if isinstance(x, tuple) else (x, x)
 
 
 class NormAct(nn.BatchNorm2d):
-    """Batch norm, then an optional residual, then an optional ReLU.
+    """Batch norm, then an optional residual, then an activation.
 
     Args:
         channels: C.
         fused: in training on a GPU, do all three in our Triton kernels (`kernels/batch_norm_act/op.py`),
             which move fewer bytes than the compiler's. The count of batches, which nothing reads, then stays
             0. On the CPU torch's own batch norm is faster and is used.
-        relu: end with a ReLU.
+        activation: at the end.
         branches: True if two layers read the output. The fused kernel then returns it twice.
+        momentum: weight of a batch in the running statistics.
 
     Attributes:
         sync: in training on several processes, compute the statistics over all their batches
@@ -40,9 +49,17 @@ class NormAct(nn.BatchNorm2d):
 
     sync = False
 
-    def __init__(self, channels: int, fused: bool = False, relu: bool = True, branches: bool = False):
-        super().__init__(channels)
-        self.fused, self.relu, self.branches = fused, relu, branches
+    def __init__(
+        self,
+        channels: int,
+        fused: bool = False,
+        activation: ActivationName = "relu",
+        branches: bool = False,
+        momentum: float = 0.1,
+    ):
+        super().__init__(channels, momentum=momentum)
+        self.fused, self.branches = fused, branches
+        self.activation: ActivationName = activation
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> Activation:  # type: ignore[override]
         if self._uses_kernels(input):
@@ -50,17 +67,17 @@ class NormAct(nn.BatchNorm2d):
 
             assert self.momentum is not None
             op = batch_norm_act_twice if self.branches else batch_norm_act
-            return op(input, self._norm(), residual, self.relu, self.momentum, self.eps)
+            return op(input, self._norm(), residual, self.activation, self.momentum, self.eps)
         across = self.sync and self.training and torch.distributed.is_initialized()
         y = sync_batch_norm(self, input) if across else super().forward(input)
         if residual is not None:
             y = y + residual
-        return F.relu(y) if self.relu else y
+        return activate(y, self.activation)
 
     def join(self, input: torch.Tensor, x: torch.Tensor, projection: "Projection") -> Activation:
         """Return relu(norm(input) + projection(x))."""
         convolution, other = projection
-        assert isinstance(other, NormAct) and self.relu and not other.relu
+        assert isinstance(other, NormAct) and (self.activation, other.activation) == ("relu", "none")
         if not self._uses_kernels(input):
             return self(input, residual=projection(x))
         from kernels.dual_batch_norm_act.op import dual_batch_norm_act, dual_batch_norm_act_twice
@@ -206,7 +223,9 @@ class Projection(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, fused: bool):
-        super().__init__(conv1x1(in_channels, out_channels, stride), NormAct(out_channels, fused, relu=False))
+        super().__init__(
+            conv1x1(in_channels, out_channels, stride), NormAct(out_channels, fused, activation="none")
+        )
 
 
 def make_shortcut(

@@ -68,6 +68,37 @@ TOLERANCES = {
     ("batch norm dbias", torch.float32): Tolerance(
         2e-6, 1e-4, "float32 sums, which cancel, of hundreds of gradients up to 8"
     ),
+    # With a SiLU or GELU and a residual, or two uses of y, backward rounds dz to the dtype of x, and sums it.
+    ("batch norm dx, rounded dz", torch.float32): Tolerance(2e-6, 2e-5, "as dx: dz is not rounded"),
+    ("batch norm dx, rounded dz", torch.float16): Tolerance(
+        _FLOAT16.eps, 8e-3, "half a unit in the last place of dz, up to 4, by weight / deviation, up to 3"
+    ),
+    ("batch norm dx, rounded dz", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 1e-1, "as float16 with 8 bits, which the interpreter truncates"
+    ),
+    ("batch norm dresidual, rounded dz", torch.float32): Tolerance(
+        2e-6, 2e-5, "a quarter up to 8 times a slope, about 10 roundings"
+    ),
+    ("batch norm dresidual, rounded dz", torch.float16): Tolerance(
+        _FLOAT16.eps, 2e-5, "as float32, then a cast, to half a unit in the last place"
+    ),
+    ("batch norm dresidual, rounded dz", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 2e-5, "as float32, then a cast, which the interpreter truncates"
+    ),
+    ("batch norm dweight, rounded dz", torch.float32): Tolerance(2e-6, 2e-4, "as dweight"),
+    ("batch norm dweight, rounded dz", torch.float16): Tolerance(
+        _FLOAT16.eps, 5e-3, "over √M: products of up to 5, each of a rounded dz up to 4"
+    ),
+    ("batch norm dweight, rounded dz", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 4e-2, "as float16 with 8 bits, which the interpreter truncates"
+    ),
+    ("batch norm dbias, rounded dz", torch.float32): Tolerance(2e-6, 1e-4, "as dbias"),
+    ("batch norm dbias, rounded dz", torch.float16): Tolerance(
+        _FLOAT16.eps, 5e-3, "over √M: rounded dz up to 4"
+    ),
+    ("batch norm dbias, rounded dz", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 4e-2, "as float16 with 8 bits, which the interpreter truncates"
+    ),
     ("batch norm statistics", torch.float32): Tolerance(
         1e-6, 1e-6, "float32 sums of shifted values, about 10 roundings"
     ),

@@ -181,7 +181,7 @@ def test_the_fused_norm_is_the_same_network(name: str, option: str):
 
 def test_a_norm_that_ends_a_branch_has_no_relu_of_its_own():
     x = torch.randn(4, 3, 5, 5)
-    norm = NormAct(3, relu=False)
+    norm = NormAct(3, activation="none")
     torch.testing.assert_close(norm(x), F.batch_norm(x, None, None, training=True))
     torch.testing.assert_close(
         NormAct(3)(x, residual=x), F.relu(F.batch_norm(x, None, None, training=True) + x)

@@ -20,7 +20,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 def pair(sync: bool) -> tuple[NormAct, torch.nn.BatchNorm2d]:
     torch.manual_seed(0)
-    actual, expected = NormAct(6, relu=False), torch.nn.BatchNorm2d(6)
+    actual, expected = NormAct(6, activation="none"), torch.nn.BatchNorm2d(6)
     actual.sync = sync
     for norm in (actual, expected):
         with torch.no_grad():
