@@ -1,4 +1,4 @@
-"""Cut activations into tiles: shared by the kernels of `batch_norm_act` and `dual_batch_norm_act`.
+"""Cut activations into tiles: shared by the kernels of all ops with a batch norm of activations.
 
 | launch        | reads                                | writes                                       |
 |---------------|--------------------------------------|----------------------------------------------|
@@ -63,6 +63,9 @@ TILINGS = {
         ("smooth gradient sums", num_channels): Tiling(64, 2, 8, 2, stages)
         for num_channels, stages in ((64, 3), (128, 1), (256, 1), (512, 1))
     },
+    # Four elements of x are read, or written, for each element of the pooled activation.
+    **{("pool statistics", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
+    **{("pool gradient", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
     # A residual that is normalised too is one more tensor in registers. So each tensor has fewer loads; the
     # number of programs is the same as without it.
     **{("dual gradient sums", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
@@ -93,6 +96,15 @@ def load_channels(pointer, channel, num_channels):
 
 
 @triton.jit
+def store_partials(partials_ptr, sums, second_sums, channel, num_channels):
+    """Write the two sums of a program to its place in (2, P, C) partial sums."""
+    num_programs = tl.num_programs(0)
+    pointers = partials_ptr + tl.program_id(0) * num_channels + channel
+    tl.store(pointers, tl.sum(sums, axis=0), mask=channel < num_channels)
+    tl.store(pointers + num_programs * num_channels, tl.sum(second_sums, axis=0), mask=channel < num_channels)
+
+
+@triton.jit
 def add_partials(partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS: tl.constexpr):
     """Return two sums over the programs, of the first and of the second half of (2, P, C) partial sums."""
     in_channels = channel < num_channels
@@ -107,10 +119,10 @@ def add_partials(partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIA
     return tl.sum(sums, axis=0), tl.sum(second_sums, axis=0)
 
 
-def plan(kernel: str, x: torch.Tensor) -> Launch:
-    """Return the grid and the options of a launch of a kernel on x."""
+def plan(kernel: str, x: torch.Tensor, num_rows: int | None = None) -> Launch:
+    """Return the grid and the options of a launch of a kernel on x, or on another number of rows."""
     num_channels = x.shape[1]
-    num_rows = x.numel() // num_channels
+    num_rows = num_rows or x.numel() // num_channels
     tiling = TILINGS[kernel, min(max(triton.next_power_of_2(num_channels), 64), 512)]
     block_channels = max(8, min(tiling.channels, triton.next_power_of_2(num_channels)))
     block_rows = tiling.warps * tiling.loads * 256 // block_channels
@@ -122,7 +134,7 @@ def plan(kernel: str, x: torch.Tensor) -> Launch:
         "num_warps": tiling.warps,
         **FP_FUSION,
     }
-    if kernel == "statistics" or kernel.endswith("gradient sums"):
+    if kernel.endswith(("statistics", "gradient sums")):
         options["FOLD"] = tiling.loads
     else:
         # For each of the two sums, each thread makes 4 loads of 16 bytes.

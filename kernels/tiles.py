@@ -41,6 +41,21 @@ def locate(tile, channel, num_rows, num_channels, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
+def locate_pixels(tile, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Return the places of the rows of a tile, if each is a pixel of images of HEIGHT by WIDTH.
+
+    They are the number of the first row's image, which has 64 bits, and for each row the number of its image,
+    counted from there, its y and its x, which have 32 bits.
+    """
+    start = tl.cast(tile, tl.int64) * BLOCK_ROWS
+    first_image = start // (HEIGHT * WIDTH)
+    pixel = (start - first_image * (HEIGHT * WIDTH)).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
+    pixel = pixel.to(tl.uint32)  # unsigned divisions are shorter
+    y, x = pixel // WIDTH % HEIGHT, pixel % WIDTH
+    return first_image, (pixel // (HEIGHT * WIDTH)).to(tl.int32), y.to(tl.int32), x.to(tl.int32)
+
+
+@triton.jit
 def load(
     pointer, elements, WHOLE_TILES: tl.constexpr, LAST_USE: tl.constexpr, DTYPE: tl.constexpr = tl.float32
 ):

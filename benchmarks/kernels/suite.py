@@ -14,6 +14,7 @@ from benchmarks.kernels import (
     dual_batch_norm_act,
     epoch_draws,
     label_smoothing_cross_entropy,
+    pool_norm_act,
     stem_conv,
     stem_conv_norm_act,
 )
@@ -27,6 +28,7 @@ _OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "epoch_draws": epoch_draws.cases,
     "batch_norm_act": batch_norm_act.cases,
     "dual_batch_norm_act": dual_batch_norm_act.cases,
+    "pool_norm_act": pool_norm_act.cases,
     "label_smoothing_cross_entropy": label_smoothing_cross_entropy.cases,
     "stem_conv": stem_conv.cases,
     "stem_conv_norm_act": stem_conv_norm_act.cases,

@@ -15,10 +15,19 @@ import triton.language as tl
 
 from kernels.activations import pass_gradient
 from kernels.arguments import SMOOTH_ACTIVATIONS
-from kernels.norm_tiles import add_partials, fold, load_channels, locate_mask, plan
+from kernels.norm_gradient import (
+    Gradients,
+    NormConstants,
+    dx_terms,
+    empty_gradients,
+    input_gradient,
+    load_deviation,
+    load_norm,
+    normalise,
+    store_sums,
+)
+from kernels.norm_tiles import add_partials, fold, load_channels, locate_mask, plan, store_partials
 from kernels.tiles import load, locate, store
-
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # by x, weight and bias
 
 
 class Inputs(NamedTuple):
@@ -31,16 +40,6 @@ class Inputs(NamedTuple):
     residual: torch.Tensor | None = None  # (M, C), if z is computed again and has a residual
 
 
-class NormConstants(NamedTuple):
-    """The values of each channel that both gradient kernels read."""
-
-    weight: torch.Tensor  # (C,) float32, as is bias
-    bias: torch.Tensor
-    statistics: (
-        torch.Tensor
-    )  # (2, C) float32: mean, 1 / standard deviation; (4, C) with a normalised residual
-
-
 class ResidualTensors(NamedTuple):
     """The tensors of a residual that is normalised too: the kernel reads the first two, writes the others."""
 
@@ -49,18 +48,6 @@ class ResidualTensors(NamedTuple):
     dresidual: torch.Tensor  # (M, C)
     dweight: torch.Tensor
     dbias: torch.Tensor
-
-
-@triton.jit
-def load_deviation(pointer, elements, mean, WHOLE_TILES: tl.constexpr, LAST_USE: tl.constexpr):
-    """Return x - mean for the elements of a tile."""
-    return load(pointer, elements, WHOLE_TILES, LAST_USE) - mean[None, :]
-
-
-@triton.jit
-def normalise(deviation, scale, bias):
-    """Return the output of the norm for a tile of x - mean."""
-    return tl.fma(deviation, scale[None, :], bias[None, :])
 
 
 @triton.jit
@@ -128,7 +115,6 @@ def _norm_gradient_sums_kernel(  # noqa: PLR0913
 ):
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    in_channels = channel < num_channels
     affine = load_norm(norm, channel, num_channels)
     if residual_ptr is not None:
         residual_mean = load_channels(norm.statistics + 2 * num_channels, channel, num_channels)
@@ -146,49 +132,10 @@ def _norm_gradient_sums_kernel(  # noqa: PLR0913
         if residual_ptr is not None:
             deviation = load_deviation(residual_ptr, elements, residual_mean, WHOLE_TILES, False)
             residual_sums += fold(dz * deviation, FOLD)
-    partials = partials_ptr + program * num_channels + channel
-    tl.store(partials, tl.sum(sums, axis=0), mask=in_channels)
-    tl.store(partials + num_programs * num_channels, tl.sum(products, axis=0), mask=in_channels)
+    store_partials(partials_ptr, sums, products, channel, num_channels)
     if residual_ptr is not None:
-        tl.store(partials + 2 * num_programs * num_channels, tl.sum(residual_sums, axis=0), mask=in_channels)
-
-
-@triton.jit
-def load_norm(norm, channel, num_channels):
-    """Return mean, scale and bias of each channel: z = (x - mean) * scale + bias."""
-    mean = load_channels(norm.statistics, channel, num_channels)
-    inverse_std = load_channels(norm.statistics + num_channels, channel, num_channels)
-    scale = load_channels(norm.weight, channel, num_channels) * inverse_std
-    return mean, scale, load_channels(norm.bias, channel, num_channels)
-
-
-@triton.jit
-def _terms(products, dbias, weight_ptr, statistics_ptr, channel, num_rows, num_channels):
-    """Return dweight, and scale, slope, constant and mean of dx = scale * dz + slope * (x - mean) + constant.
-
-    dx is dz less its mean and less its projection on the normalised x (Ioffe and Szegedy 2015, section 3), in
-    terms of x - mean.
-    """
-    mean = load_channels(statistics_ptr, channel, num_channels)
-    inverse_std = load_channels(statistics_ptr + num_channels, channel, num_channels)
-    dweight = products * inverse_std
-    scale = load_channels(weight_ptr, channel, num_channels) * inverse_std
-    return dweight, (scale, -scale * inverse_std * dweight / num_rows, -scale * dbias / num_rows, mean)
-
-
-@triton.jit
-def _store_sums(dweight_ptr, dbias_ptr, dweight, dbias, channel, num_channels):
-    """Write the gradients by weight and bias, in the first program of a column."""
-    if tl.program_id(0) == 0:
-        tl.store(dweight_ptr + channel, dweight, mask=channel < num_channels)
-        tl.store(dbias_ptr + channel, dbias, mask=channel < num_channels)
-
-
-@triton.jit
-def _input_gradient(dz, deviation, terms):
-    """Return the gradient by the input of a batch norm."""
-    scale, slope, constant, _ = terms
-    return tl.fma(scale[None, :], dz, tl.fma(slope[None, :], deviation, constant[None, :]))
+        partials = partials_ptr + (2 * num_programs + program) * num_channels + channel
+        tl.store(partials, tl.sum(residual_sums, axis=0), mask=channel < num_channels)
 
 
 @triton.jit(do_not_specialize=["num_partials"])
@@ -211,33 +158,27 @@ def _norm_gradient_kernel(  # noqa: PLR0913
 ):
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     dbias, sums = add_partials(partials_ptr, num_partials, num_channels, channel, BLOCK_PARTIALS)
-    dweight, terms = _terms(sums, dbias, norm.weight, norm.statistics, channel, num_rows, num_channels)
+    dweight, terms = dx_terms(sums, dbias, norm.weight, norm.statistics, channel, num_rows, num_channels)
     bias = load_channels(norm.bias, channel, num_channels)
-    _store_sums(gradients[1], gradients[2], dweight, dbias, channel, num_channels)
+    store_sums(gradients[1], gradients[2], dweight, dbias, channel, num_channels)
     if residual is not None:
         pair = partials_ptr + num_partials * num_channels  # of which the second is new
         _, sums = add_partials(pair, num_partials, num_channels, channel, BLOCK_PARTIALS)
         statistics_ptr = norm.statistics + 2 * num_channels
-        dweight, residual_terms = _terms(
+        dweight, residual_terms = dx_terms(
             sums, dbias, residual.weight, statistics_ptr, channel, num_rows, num_channels
         )
-        _store_sums(residual.dweight, residual.dbias, dweight, dbias, channel, num_channels)
+        store_sums(residual.dweight, residual.dbias, dweight, dbias, channel, num_channels)
     num_tiles = tl.cdiv(num_rows, BLOCK_ROWS)
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), num_stages=NUM_STAGES):
         elements = locate(tile, channel, num_rows, num_channels, BLOCK_ROWS)
         dz = load(dz_ptr, elements, WHOLE_TILES, True)
         deviation = load_deviation(x_ptr, elements, terms[3], WHOLE_TILES, True)
         dz = pass_gradient(dz, normalise(deviation, terms[0], bias), ACTIVATION)
-        store(gradients[0], elements, _input_gradient(dz, deviation, terms), WHOLE_TILES)
+        store(gradients[0], elements, input_gradient(dz, deviation, terms), WHOLE_TILES)
         if residual is not None:
             deviation = load_deviation(residual.residual, elements, residual_terms[3], WHOLE_TILES, True)
-            store(residual.dresidual, elements, _input_gradient(dz, deviation, residual_terms), WHOLE_TILES)
-
-
-def empty_gradients(x: torch.Tensor, weight: torch.Tensor) -> Gradients:
-    """Return tensors for the gradients by x, weight and bias."""
-    dx = torch.empty_like(x, memory_format=torch.channels_last)
-    return dx, torch.empty_like(weight), torch.empty_like(weight)
+            store(residual.dresidual, elements, input_gradient(dz, deviation, residual_terms), WHOLE_TILES)
 
 
 def backward_outputs(
@@ -271,6 +212,33 @@ def launch_backward(  # noqa: PLR0913
     return outputs
 
 
+def launch_sums(
+    inputs: Inputs,
+    norm: NormConstants,
+    dz: torch.Tensor | None,
+    activation: str,
+    normalised_residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Write dz unless it is None, and return the sums of each program.
+
+    They are (2, P, C), or (3, P, C) with a residual that is normalised too.
+    """
+    x = inputs.x
+    num_channels = x.shape[1]
+    kind = (
+        "smooth " if activation in SMOOTH_ACTIVATIONS else "dual " if normalised_residual is not None else ""
+    )
+    launch = plan(f"{kind}gradient sums", x)
+    num_sums = 2 if normalised_residual is None else 3
+    partials = torch.empty((num_sums, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
+    recomputed = activation if inputs.mask is None else "none"
+    tensors = inputs, norm, normalised_residual, dz, partials
+    _norm_gradient_sums_kernel[launch.grid](
+        *tensors, x.numel() // num_channels, num_channels, recomputed, **launch.options
+    )
+    return partials
+
+
 def launch_gradients(
     inputs: Inputs,
     norm: NormConstants,
@@ -283,19 +251,10 @@ def launch_gradients(
     x = inputs.x
     num_channels = x.shape[1]
     num_rows = x.numel() // num_channels
-    recomputed = activation if inputs.mask is None else "none"
-    prefix, num_sums, residual_x = ("", 2, None) if residual is None else ("dual ", 3, residual.residual)
-
-    launch = plan("smooth gradient sums" if activation in SMOOTH_ACTIVATIONS else f"{prefix}gradient sums", x)
-    partials = torch.empty((num_sums, launch.grid[0], num_channels), dtype=torch.float32, device=x.device)
-    tensors = inputs, norm, residual_x, dz, partials
-    _norm_gradient_sums_kernel[launch.grid](*tensors, num_rows, num_channels, recomputed, **launch.options)
-
-    launch = plan(f"{prefix}gradient", x)
-    if dz is None:
-        dz = inputs.dy
-    else:
-        recomputed = "none"
+    partials = launch_sums(inputs, norm, dz, activation, None if residual is None else residual.residual)
+    launch = plan("gradient" if residual is None else "dual gradient", x)
+    recomputed = activation if dz is None and inputs.mask is None else "none"
+    dz = inputs.dy if dz is None else dz
     sizes = num_rows, num_channels, partials.shape[1]
     _norm_gradient_kernel[launch.grid](
         dz, x, norm, partials, gradients, residual, *sizes, recomputed, **launch.options

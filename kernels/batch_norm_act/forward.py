@@ -17,7 +17,7 @@ import triton.language as tl
 
 from kernels.activations import activate
 from kernels.arguments import Norm
-from kernels.norm_tiles import add_partials, fold, load_channels, locate_mask, plan
+from kernels.norm_tiles import add_partials, fold, load_channels, locate_mask, plan, store_partials
 from kernels.tiles import load, locate, store
 
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # y, statistics and the mask of the ReLU
@@ -50,7 +50,6 @@ def _norm_statistics_kernel(  # noqa: PLR0913
 ):
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    in_channels = channel < num_channels
     num_tiles = tl.cdiv(num_rows, BLOCK_ROWS)
 
     last = num_tiles - 1
@@ -67,11 +66,9 @@ def _norm_statistics_kernel(  # noqa: PLR0913
         sums += fold(deviation, FOLD)
         squares += fold(deviation * deviation, FOLD)
 
-    partials = partials_ptr + program * num_channels + channel
-    tl.store(partials, tl.sum(sums, axis=0), mask=in_channels)
-    tl.store(partials + num_programs * num_channels, tl.sum(squares, axis=0), mask=in_channels)
+    store_partials(partials_ptr, sums, squares, channel, num_channels)
     if program == 0:
-        tl.store(shift_ptr + channel, shift, mask=in_channels)
+        tl.store(shift_ptr + channel, shift, mask=channel < num_channels)
 
 
 @triton.jit

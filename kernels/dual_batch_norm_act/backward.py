@@ -2,13 +2,8 @@
 
 import torch
 
-from kernels.batch_norm_act.backward import (
-    Inputs,
-    NormConstants,
-    ResidualTensors,
-    empty_gradients,
-    launch_gradients,
-)
+from kernels.batch_norm_act.backward import Inputs, ResidualTensors, launch_gradients
+from kernels.norm_gradient import NormConstants, empty_gradients
 
 # by x, weight and bias, and by the residual and its weight and bias
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

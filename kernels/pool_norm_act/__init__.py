@@ -1,0 +1,1 @@
+"""Computes 2x2 max-pool, batch norm and activation in training."""
