@@ -21,7 +21,6 @@ from kernels.batch_norm_act.forward import NormTensors, launch_apply
 from kernels.norm_tiles import fold, plan, store_partials
 from kernels.tiles import load, locate, locate_pixels, store
 
-
 # y and pooled x, (N, C, H // 2, W // 2); the places of the maxima, two bits each, and the statistics
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
