@@ -17,6 +17,7 @@ from benchmarks.kernels import (
     pool_norm_act,
     stem_conv,
     stem_conv_norm_act,
+    whitening_stem,
 )
 from benchmarks.kernels.case import Case
 from benchmarks.measure.options import listed
@@ -32,6 +33,7 @@ _OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "label_smoothing_cross_entropy": label_smoothing_cross_entropy.cases,
     "stem_conv": stem_conv.cases,
     "stem_conv_norm_act": stem_conv_norm_act.cases,
+    "whitening_stem": whitening_stem.cases,
 }
 _CALLS = 20  # in one graph, on different inputs, so that the caches hold no more than in training
 

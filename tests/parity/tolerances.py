@@ -159,6 +159,19 @@ TOLERANCES = {
     ("stem gradients", torch.float32): Tolerance(
         2e-5, 2e-2, "three terms that cancel, each a sum of thousands of products up to 20"
     ),
+    # The whitening stem: images, weights and bias are up to 4, and taps 12.
+    ("whitening stem y", torch.float32): Tolerance(
+        2e-6, 1e-5, "a float32 sum, which cancels, of up to 13 products up to 10, then a GELU"
+    ),
+    ("whitening stem y", torch.float16): Tolerance(
+        _FLOAT16.eps, 1e-5, "as float32, then a cast, to half a unit in the last place"
+    ),
+    ("whitening stem y", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 1e-5, "as float32, then a cast, which the interpreter truncates"
+    ),
+    ("whitening stem dbias", torch.float32): Tolerance(
+        2e-6, 2e-5, "over √M: float32 sums, which cancel, of products up to 5"
+    ),
     ("loader", torch.float32): Tolerance(
         2e-7, 4e-7, "(x - mean) / std against (x - mean) * (1 / std): two units in the last place"
     ),

@@ -1,0 +1,1 @@
+"""Computes a frozen 2x2 convolution of images, its bias and GELU."""
