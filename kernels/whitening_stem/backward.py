@@ -1,9 +1,9 @@
 """Run the gradient by the bias: `kernels/whitening_stem/forward.py` describes taps and tiles.
 
-The value under the GELU is computed again from the images, about a seventh of the bytes of dy. Each program writes
-the sums over its pixels, and PyTorch adds up the programs. Nothing is added atomically, so results repeat bit
-for bit on one kind of GPU. The launch walks from the end of dy to its start: the kernel that wrote dy the
-other way left the end of dy in the L2 cache.
+The value under the GELU is computed again from the images, which have about a seventh of the bytes of dy.
+Each program writes the sums over its pixels, and PyTorch adds up the programs. Nothing is added atomically,
+so results repeat bit for bit on one kind of GPU. The launch walks from the end of dy to its start: the kernel
+that wrote dy the other way left the end of dy in the L2 cache.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false

@@ -5,9 +5,9 @@
 The filters are computed from the training images and stay as they are (Page 2018, "How to train your
 ResNet", part 8), so there is no gradient but that by the bias.
 
-Bytes moved, in passes over y: 1 forward and 1 backward, and about a seventh of a pass each for the images. cuDNN's
-convolution is made for many input channels; it writes its result, and the GELU reads and writes it again.
-Backward, the value under the GELU is computed again from the images, and its gradient is not written.
+Bytes moved, in passes over y: 1 forward and 1 backward, and about a seventh of a pass each for the images.
+cuDNN's convolution is made for many input channels; it writes its result, and the GELU reads and writes it
+again. Backward, the value under the GELU is computed again from the images, and its gradient is not written.
 
 Weight and bias stay in float32: the kernels cast the weight as they read it, which saves a launch of
 autocast. The bias is not rounded. The gradient is summed in float32.

@@ -127,11 +127,6 @@ _RULES = (
         lambda c: f"on {c.model.name}, whose activation is ReLU; set model.name={SPEED_NETWORKS[0]}",
     ),
     _Rule(
-        _KERNEL_KEYS,
-        lambda c: c.model.name not in SPEED_NETWORKS,
-        lambda c: f"on {c.model.name}, whose layers our kernels do not have; set model.name=davidnet",
-    ),
-    _Rule(
         ("model.shortcut", "model.preactivation", "model.zero_init_residual"),
         lambda c: c.model.name not in PLAIN_NETWORKS,
         lambda c: f"on {c.model.name}, which has no shortcuts; set model.name=resnet{c.model.name[5:]}",

@@ -66,7 +66,8 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
     if config.name == "davidnet":
         return DavidNet(num_classes, in_channels, config.fused_norm, config.fused_stem)
     if config.name in SPEED_NETWORKS:
-        return SpeedNet(config.name, num_classes, in_channels, config.activation)
+        kernels = config.fused_norm, config.fused_stem
+        return SpeedNet(config.name, num_classes, in_channels, config.activation, *kernels)
     family = FAMILIES[config.name]
     plain = config.name in PLAIN_NETWORKS
     chosen = config.preactivation is not None and not plain

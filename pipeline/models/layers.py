@@ -94,6 +94,24 @@ class NormAct(nn.BatchNorm2d):
         return self.fused and self.training and input.is_cuda
 
 
+class PoolNormAct(NormAct):
+    """2x2 max-pool, then batch norm and an activation.
+
+    Args: as for `NormAct`. The fused kernels (`kernels/pool_norm_act/op.py`) pool as well.
+
+    Shape: (B, C, H, W) → (B, C, ⌊H / 2⌋, ⌊W / 2⌋).
+    """
+
+    def forward(self, input: torch.Tensor) -> Activation:  # type: ignore[override]
+        if not self._uses_kernels(input):
+            return super().forward(F.max_pool2d(input, 2))
+        from kernels.pool_norm_act.op import pool_norm_act, pool_norm_act_twice
+
+        assert self.momentum is not None
+        op = pool_norm_act_twice if self.branches else pool_norm_act
+        return op(input, self._norm(), self.activation, self.momentum, self.eps)
+
+
 def global_max(x: torch.Tensor) -> torch.Tensor:
     """Return the maximum of each channel, whose gradient goes to the first position that has it.
 

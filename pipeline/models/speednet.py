@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.layers import conv3x3, global_max
+from pipeline.models.layers import NormAct, PoolNormAct, as_pair, conv3x3, global_max
 
 ActivationName = Literal["gelu", "silu"]
-_ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
 _KERNEL = 2  # height and width of the patches that are whitened
 _EPS = 5e-4  # added to the variances of the patches
 
@@ -21,11 +20,17 @@ class Whitening(nn.Conv2d):
     eigenvalue, then the same with the other sign (Page 2018, "How to train your ResNet", part 8; Jordan 2024,
     arXiv:2404.00498, section 3.2). They are not trained; the bias is. Until `fit` they are random.
 
+    Args:
+        in_channels: C.
+        fused: in training on a GPU, compute `activated` in our Triton kernels
+            (`kernels/whitening_stem/op.py`), which compute no gradient but that by the bias.
+
     Shape: (B, C, H, W) → (B, 8 C, H - 1, W - 1).
     """
 
-    def __init__(self, in_channels: int):
+    def __init__(self, in_channels: int, fused: bool = False):
         super().__init__(in_channels, 2 * in_channels * _KERNEL**2, _KERNEL)
+        self.fused = fused
         self.weight.requires_grad = False
         assert self.bias is not None
         nn.init.zeros_(self.bias)
@@ -44,13 +49,17 @@ class Whitening(nn.Conv2d):
         filters = (eigenvectors / (eigenvalues + _EPS).sqrt()).T.flip(0)
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
 
+    def activated(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the GELU of the outputs."""
+        if not self._uses_kernels(images):
+            return F.gelu(self(images))
+        from kernels.whitening_stem.op import whitening_stem
 
-class Norm(nn.BatchNorm2d):
-    """Batch norm with a bias and no scale, and running statistics that follow quickly."""
+        assert self.bias is not None
+        return whitening_stem(images, self.weight, self.bias)
 
-    def __init__(self, channels: int, momentum: float):
-        super().__init__(channels, momentum=momentum)
-        self.weight.requires_grad = False
+    def _uses_kernels(self, images: torch.Tensor) -> bool:
+        return self.fused and self.training and images.is_cuda
 
 
 class ConvGroup(nn.Module):
@@ -58,7 +67,14 @@ class ConvGroup(nn.Module):
 
     With three convolutions the first activation is added to the last norm's output. The filters of each
     convolution start as the identity on as many channels as there are inputs (Dirac initialisation); the
-    other filters are torch's default.
+    other filters are torch's default. Norms have a bias and no scale.
+
+    Args:
+        in_channels, channels: of the input and the output.
+        depth: number of convolutions.
+        activation: after each norm.
+        momentum: of the norms' running statistics.
+        fused_norm: use our own kernels for max-pool, norm and activation in training.
 
     Shape: (B, in_channels, H, W) → (B, channels, ⌊H / 2⌋, ⌊W / 2⌋).
     """
@@ -70,21 +86,24 @@ class ConvGroup(nn.Module):
         depth: Literal[2, 3],
         activation: ActivationName,
         momentum: float,
+        fused_norm: bool = False,
     ):
         super().__init__()
-        self.conv1, self.norm1 = _dirac(in_channels, channels), Norm(channels, momentum)
-        self.conv2, self.norm2 = _dirac(channels, channels), Norm(channels, momentum)
-        if depth == 3:
-            self.conv3, self.norm3 = _dirac(channels, channels), Norm(channels, momentum)
         self.residual = depth == 3
-        self.activation = _ACTIVATIONS[activation]()
+        norm = channels, fused_norm, activation
+        self.conv1 = _dirac(in_channels, channels)
+        self.norm1 = PoolNormAct(*norm, branches=self.residual, momentum=momentum)
+        self.conv2, self.norm2 = _dirac(channels, channels), NormAct(*norm, momentum=momentum)
+        if self.residual:
+            self.conv3, self.norm3 = _dirac(channels, channels), NormAct(*norm, momentum=momentum)
+        for module in self.children():
+            if isinstance(module, NormAct):
+                module.weight.requires_grad = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first = self.activation(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        x = self.activation(self.norm2(self.conv2(first)))
-        if self.residual:
-            x = self.activation(self.norm3(self.conv3(x)) + first)
-        return x
+        first, residual = as_pair(self.norm1(self.conv1(x)))
+        x = self.norm2(self.conv2(first))
+        return self.norm3(self.conv3(x), residual=residual) if self.residual else x
 
 
 def _dirac(in_channels: int, channels: int) -> nn.Conv2d:
@@ -107,22 +126,30 @@ class SpeedNet(nn.Module):
         num_classes: outputs.
         in_channels: channels of the images.
         activation: of the groups.
+        fused_norm: use our own kernels for max-pool, batch norm and activation in training.
+        fused_stem: use our own kernels for the whitening and its GELU in training.
 
     Shape: (B, in_channels, H, W) → (B, num_classes) logits; H and W at least 9.
     """
 
     def __init__(
-        self, name: str, num_classes: int, in_channels: int = 3, activation: ActivationName = "gelu"
+        self,
+        name: str,
+        num_classes: int,
+        in_channels: int = 3,
+        activation: ActivationName = "gelu",
+        fused_norm: bool = False,
+        fused_stem: bool = False,
     ):
         super().__init__()
         small = name == "speednet94"
         channels, depth = ((64, 256, 256), 2) if small else ((128, 384, 512), 3)
         momentum = 0.4 if small else 0.1
-        self.stem = Whitening(in_channels)
+        self.stem = Whitening(in_channels, fused_stem)
         widths = [self.stem.out_channels, *channels]
         self.stages = nn.Sequential(
             *(
-                ConvGroup(before, after, depth, activation, momentum)
+                ConvGroup(before, after, depth, activation, momentum, fused_norm)
                 for before, after in zip(widths, channels, strict=False)
             )
         )
@@ -132,5 +159,5 @@ class SpeedNet(nn.Module):
         self.logit_scale = 1 / channels[-1] if small else 1 / 9
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.stages(F.gelu(self.stem(images)))
+        features = self.stages(self.stem.activated(images))
         return self.head(global_max(features)) * self.logit_scale

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernels.arguments import SMOOTH_ACTIVATIONS
 from pipeline.models.flops import count_flops, on_meta
-from pipeline.models.layers import NormAct, Projection, Stem
+from pipeline.models.layers import NormAct, PoolNormAct, Projection, Stem
+from pipeline.models.speednet import Whitening
 
 CONVOLUTION = "convolution: "
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (
@@ -63,9 +65,11 @@ def step_work(
         scaled: True if a loss scaler reads the gradients before the optimizer.
 
     The passes over an activation are those of the kernels (`kernels/batch_norm_act/op.py`,
-    `dual_batch_norm_act/op.py`, `stem_conv_norm_act/op.py`). A norm makes 3 passes forward and 5 backward,
-    and one more each if it adds a residual. The two norms of a block with a projection shortcut take
-    5 and 9 passes together. The fused stem makes 1 and 2.
+    `dual_batch_norm_act/op.py`, `stem_conv_norm_act/op.py`, `pool_norm_act/op.py`, `whitening_stem/op.py`). A
+    norm makes 3 passes forward and 5 backward, and one more each if it adds a residual; with SiLU or GELU yet
+    one more backward. The two norms of a block with a projection shortcut take 5 and 9 passes together. A
+    norm after a max-pool makes 3 and 4 passes over the pooled activation, and 1 each over the one before the
+    pool. The fused stem makes 1 and 2, a fused whitening 1 and 1.
     """
     work = _convolution_work(model, input_shape, batch_size)
     if optimizer in _OPTIMIZER_VALUES:
@@ -82,14 +86,17 @@ def _convolution_work(
     flops = count_flops(model, input_shape)
     modules = dict(model.named_modules())
     fused = {f"{name}.0" for name, module in modules.items() if isinstance(module, Stem) and module.fused}
-    convolutions = [
-        batch_size * flops.get(name, 0.0)
+    fused |= {name for name, module in modules.items() if isinstance(module, Whitening) and module.fused}
+    work = {
+        module: batch_size * flops.get(name, 0.0)
         for name, module in modules.items()
         if isinstance(module, nn.Conv2d) and name not in fused
-    ]
-    first = 0.0 if fused or not convolutions else convolutions[0]  # its input, the images, needs no gradient
-    total = sum(convolutions)
-    return {FORWARD: Work(total), INPUT_GRADIENT: Work(total - first), WEIGHT_GRADIENT: Work(total)}
+    }
+    # the input of the first one, the images, needs no gradient
+    first = 0.0 if fused else next(iter(work.values()), 0.0)
+    total = sum(work.values())
+    frozen = sum(flops for module, flops in work.items() if not module.weight.requires_grad)
+    return {FORWARD: Work(total), INPUT_GRADIENT: Work(total - first), WEIGHT_GRADIENT: Work(total - frozen)}
 
 
 def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Counter[str]:
@@ -105,18 +112,24 @@ def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Coun
     ]
     projected = {child for block in blocks for child in block.children() if isinstance(child, NormAct)}
 
-    def count(norm: nn.Module, _: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+    def count(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         size = (output[0] if isinstance(output, tuple) else output)[0].numel()
         residual = keywords.get("residual") is not None
-        if norm in stems:
-            moved[STEM] += 3 * size
+        if isinstance(layer, Whitening) or layer in stems:
+            moved[STEM] += (2 if isinstance(layer, Whitening) else 3) * size
             return
-        together = 2 if residual and norm in projected else 0  # the projection's norm is fused into this one
+        if isinstance(layer, PoolNormAct):
+            before = inputs[0].numel()
+            moved[NORM_FORWARD] += before + 3 * size
+            moved[NORM_BACKWARD] += before + 4 * size
+            return
+        together = 2 if residual and layer in projected else 0  # the projection's norm is fused into this one
         moved[NORM_FORWARD] += (3 + residual - together) * size
-        moved[NORM_BACKWARD] += (5 + residual - together) * size
+        again = residual and layer.activation in SMOOTH_ACTIVATIONS  # the residual is read again
+        moved[NORM_BACKWARD] += (5 + residual - together + again) * size
 
     for module in network.modules():
-        if isinstance(module, NormAct) and module.fused:
+        if isinstance(module, NormAct | Whitening) and module.fused:
             module.register_forward_hook(count, with_kwargs=True)
     network(torch.empty(1, *input_shape, device="meta"))
     return moved

@@ -12,6 +12,7 @@ from pipeline.models import DavidNet, ResNet, SpeedNet, build_model, cam_target_
 from pipeline.models.blocks import Block, BlockOptions, PreactivationBasicBlock, PreactivationBottleneckBlock
 from pipeline.models.families import FAMILIES
 from pipeline.models.layers import NormAct, PadShortcut, SqueezeExcitation, StemConv
+from pipeline.models.speednet import Whitening
 from tests.parity.tolerances import assert_parity
 
 # one of each kind of block and option, small enough to train
@@ -146,7 +147,7 @@ def test_no_activation_is_changed_after_it_was_made(keys: dict):
     for where, module in model.named_modules():
         module.register_forward_hook(keep(where))
     model(torch.randn(2, 3, 16, 16)).sum().backward()
-    assert len(made) > 20
+    assert len(made) > 15
     for where, output, copy in made:
         assert torch.equal(output, copy), where
 
@@ -181,8 +182,6 @@ def test_zero_init_makes_blocks_identities_that_can_learn(keys: dict):
 
 def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPatch):
     """Keys are the same, every norm is ours; outputs and gradients of the operators agree within rounding."""
-    if keys["name"] in SPEED_NETWORKS:
-        pytest.skip("our kernels do not have its layers")
     stem = keys.get("stem") != "imagenet"
     plain, fused = (
         build(zero_init_residual=False, **keys, fused_norm=value, fused_stem=value and stem)
@@ -191,7 +190,7 @@ def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPa
     assert plain.state_dict().keys() == fused.state_dict().keys()
     norms = [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all(isinstance(norm, NormAct) and norm.fused for norm in norms)
-    for layer in (NormAct, StemConv):
+    for layer in (NormAct, StemConv, Whitening):
         monkeypatch.setattr(layer, "_uses_kernels", lambda self, _: self.fused and self.training)
     for model in (plain, fused):
         randomise_norms(model)
@@ -202,7 +201,11 @@ def test_fused_norm_is_the_same_network(keys: dict, monkeypatch: pytest.MonkeyPa
     for output in outputs:
         output.square().sum().backward()
     for parameter, other in zip(plain.parameters(), fused.parameters(), strict=True):
-        assert parameter.grad is not None and other.grad is not None
+        if (
+            parameter.grad is None or other.grad is None
+        ):  # the filters of a whitening, the scales of its network
+            assert keys["name"] in SPEED_NETWORKS and not (parameter.requires_grad or other.requires_grad)
+            continue
         difference = (other.grad - parameter.grad).norm() / parameter.grad.norm()
         assert_parity(
             difference, torch.tensor(0.0), "network, share of a gradient, fused norm", torch.float32

@@ -123,6 +123,23 @@ def test_the_work_of_a_resnet18(fused_stem: bool):
         assert work[STEM].num_bytes == 2 * BATCH * 3 * sizes[0]
 
 
+def test_the_work_of_a_speednet96():
+    """By hand: a whitening, three groups of a pooled norm, a norm, and a norm with a residual."""
+    config = ModelConfig(name="speednet96", fused_norm=True, fused_stem=True)
+    work = step_work(build_model(config, 10), (3, 32, 32), BATCH, 2, "muon", scaled=True)
+    inputs, channels, sizes = (24, 128, 384), (128, 384, 512), (31, 15, 7)
+    flops = forward = backward = 0.0
+    for before, width, size in zip(inputs, channels, sizes, strict=True):
+        whole, pooled = width * size**2, width * (size // 2) ** 2
+        flops += 2 * 9 * (before * whole + 2 * width * pooled)
+        forward += whole + 3 * pooled + 3 * pooled + 4 * pooled
+        backward += whole + 4 * pooled + 5 * pooled + 7 * pooled
+    assert {work[key].flops for key in (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT)} == {BATCH * flops}
+    assert work[NORM_FORWARD].num_bytes == 2 * BATCH * forward
+    assert work[NORM_BACKWARD].num_bytes == 2 * BATCH * backward
+    assert work[STEM].num_bytes == 2 * BATCH * 2 * 24 * 31**2
+
+
 def test_the_work_of_another_librarys_network():
     work = step_work(
         build_model(ModelConfig(name="torchvision/resnet18"), 10, 3, 64),

@@ -1,0 +1,115 @@
+"""Compare the networks of airbench on their Triton kernels, all together, with the same ones on PyTorch."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kernels.arguments import Norm
+from kernels.batch_norm_act import backward as norm_backward
+from kernels.batch_norm_act import forward as norm_forward
+from kernels.batch_norm_act import op as norm_op
+from kernels.pool_norm_act import backward as pool_backward
+from kernels.pool_norm_act import forward as pool_forward
+from kernels.pool_norm_act import op as pool_op
+from kernels.whitening_stem import backward as stem_backward
+from kernels.whitening_stem import forward as stem_forward
+from kernels.whitening_stem import op as stem_op
+from pipeline.config import ModelConfig
+from pipeline.models import build_model
+from pipeline.models.layers import NormAct
+from pipeline.models.speednet import Whitening
+from tests.parity.tolerances import assert_parity
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+
+
+class _Stem(torch.autograd.Function):
+    """The kernels of `whitening_stem`, without the operator, which on a CPU is the reference."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(images, weight, bias)
+        return stem_forward.launch_forward(images, weight, bias, images.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        return None, None, stem_backward.launch_bias_gradient(dy, *ctx.saved_tensors)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run the kernels where the operators would run a reference, and return the names of what ran."""
+    ran: list[str] = []
+
+    def named(name: str, function: Any) -> Any:
+        def launch(*arguments: Any) -> Any:
+            ran.append(name)
+            return function(*arguments)
+
+        return launch
+
+    def norm(x: torch.Tensor, residual: Any, *rest: Any) -> Any:
+        return norm_forward.launch_forward(x, residual, Norm(*rest[:4]), *rest[4:])
+
+    def pool(x: torch.Tensor, *rest: Any) -> Any:
+        return pool_forward.launch_forward(x, Norm(*rest[:4]), *rest[4:])
+
+    monkeypatch.setattr(norm_op, "_forward_op", named("norm", norm))
+    monkeypatch.setattr(norm_op, "_backward_op", named("norm backward", norm_backward.launch_backward))
+    monkeypatch.setattr(pool_op, "_forward_op", named("pool", pool))
+    monkeypatch.setattr(pool_op, "_backward_op", named("pool backward", pool_backward.launch_backward))
+    monkeypatch.setattr(stem_op, "whitening_stem", named("stem", _Stem.apply))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    for layer in (NormAct, Whitening):
+        monkeypatch.setattr(layer, "_uses_kernels", lambda self, _: self.fused and self.training)
+    return ran
+
+
+def build(keys: dict[str, Any], fused: bool) -> nn.Module:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate({**keys, "fused_norm": fused, "fused_stem": fused})
+    model = build_model(config, 10, image_size=10).to(DEVICE).to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    "keys", [{"name": "speednet94", "activation": "silu"}, {"name": "speednet96"}], ids=lambda k: k["name"]
+)
+def test_values_and_gradients_are_those_of_pytorch(keys: dict[str, Any], launches: list[str]) -> None:
+    plain, fused = build(keys, False), build(keys, True)
+    assert plain.state_dict().keys() == fused.state_dict().keys()
+    images = torch.randn(16, 3, 10, 10).to(DEVICE, memory_format=torch.channels_last)
+    labels = torch.arange(16, device=DEVICE) % 10
+    logits = []
+    for model in (plain, fused):
+        logits.append(model(images))
+        F.cross_entropy(8 * logits[-1], labels).backward()
+    norms = 3 if keys["name"] == "speednet94" else 6
+    counts = {"stem": 1, "pool": 3, "norm": norms, "pool backward": 3, "norm backward": norms}
+    assert {name: launches.count(name) for name in launches} == counts
+    assert_parity(logits[1], logits[0], "network, fused norm", torch.float32)
+    for name, parameter in plain.named_parameters():
+        other = fused.get_parameter(name)
+        if not parameter.requires_grad:
+            assert parameter.grad is None and other.grad is None
+            continue
+        assert parameter.grad is not None and other.grad is not None
+        difference = (other.grad - parameter.grad).norm() / parameter.grad.norm()
+        assert math.isfinite(difference), name
+        assert_parity(difference, difference * 0, "network, share of a gradient, fused norm", torch.float32)
+    for (name, buffer), (_, other) in zip(plain.named_buffers(), fused.named_buffers(), strict=True):
+        if "running" in name:
+            assert_parity(other, buffer, "network, fused norm", torch.float32)
+    fused.load_state_dict(plain.state_dict())  # evaluation is PyTorch's own
+    assert torch.equal(plain.eval()(images), fused.eval()(images))
