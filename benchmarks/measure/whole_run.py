@@ -44,10 +44,15 @@ class WholeRunRig:
         on_gpu = self._processes.device.type == "cuda"
         # the kernel of the fused loader is compiled again for the last, shorter launch of an epoch
         least = trainer.plan.steps_per_epoch + 1 if on_gpu else 1
-        for number, batch in enumerate(trainer.loaders.train.batches_from(0), 1):
-            trainer.step(batch)
-            if trainer.step.settled and number >= least:
-                break
+        batches = enumerate(trainer.loaders.train.batches_from(0), 1)
+        phases = trainer.step.phases
+        for phase in phases:
+            for number, batch in batches:
+                if trainer.step.phase is not phase:  # before its first step, or when a short one is over
+                    trainer.state.step = phase.first_step
+                trainer.step(batch)
+                if trainer.step.settled and (number >= least or phase is not phases[-1]):
+                    break
         trainer.evaluate_weights(trainer.loaders.test)
 
     def train(self, config: Config) -> TimedRun:

@@ -20,7 +20,7 @@ LATER_KEYS = frozenset(
         *("evaluation.views", "evaluation.views_share"),
         *("optimizer.newton_schulz_steps", "optimizer.newton_schulz_coefficients"),
         *("optimizer.renormalise_every", "lookahead.every", "lookahead.decay", "lookahead.power"),
-        *("data.train_folder", "data.test_folder"),
+        *("data.train_folder", "data.test_folder", "compile.drop_ended"),
     }
 )
 

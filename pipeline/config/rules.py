@@ -80,6 +80,16 @@ _RULES = (
         lambda _: "while lookahead.every is null; set lookahead.every",
     ),
     _Rule(
+        ("compile.drop_ended",),
+        lambda c: any(group.until for group in c.optimizer.groups),
+        lambda _: "while no entry of optimizer.groups has `until`; set it",
+    ),
+    _Rule(
+        ("compile.drop_ended",),
+        lambda c: c.optimizer.clip_norm is None,
+        lambda _: "with optimizer.clip_norm, which needs the norm of all gradients; set that key to null",
+    ),
+    _Rule(
         ("evaluation.views_share",),
         lambda c: c.evaluation.views != "none",
         lambda _: "while evaluation.views is none; set evaluation.views",

@@ -58,6 +58,11 @@ class CompileConfig(Section):
     backend: Literal["inductor", "aot_eager"] = Field(
         default="inductor", description="Compiler backend; `aot_eager` traces only, for tests"
     )
+    drop_ended: bool = Field(
+        default=False,
+        description="When parameters reach `until` of `optimizer.groups`, compile and capture the step once "
+        "more, without their gradients: shorter steps for another compilation; the weights are the same",
+    )
 
 
 class RuntimeConfig(Section):

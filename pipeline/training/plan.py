@@ -61,14 +61,18 @@ class Plan:
         """
 
         def rate_of(part: Part) -> Callable[[int], float]:
-            if part.until is None:
+            end = self.end_of(part)
+            if end is None:
                 return lambda step: part.lr_ratio * self.lr_at(step)
-            end = to_steps(part.until, self.steps_per_epoch, self.total_steps)
             lr_at = build_schedule(config.optimizer.lr, config.schedule, self.steps_per_epoch, end)
             return lambda step: part.lr_ratio * lr_at(step) if step < end else 0.0
 
         rates = [rate_of(part) for part in parts]
         return lambda step: [rate_at(step) for rate_at in rates]
+
+    def end_of(self, part: Part) -> int | None:
+        """Return the step at which the training of a part ends; None: with the run."""
+        return None if part.until is None else to_steps(part.until, self.steps_per_epoch, self.total_steps)
 
     @property
     def num_epochs(self) -> float:

@@ -10,6 +10,7 @@ from pipeline.data.batch import Batch
 from pipeline.optim.muon import Muon
 from pipeline.training.losses import classification_loss, count_correct
 from pipeline.training.mixing import MixDraws, mix
+from pipeline.training.phases import Phase, phases_of
 from pipeline.training.plan import Plan
 from pipeline.training.state import TrainState
 
@@ -144,7 +145,7 @@ def _compiled_graphs() -> int:
 
 @dataclass
 class _Shape:
-    """The progress of the steps on images of one height and width.
+    """The progress of the steps on images of one height and width, in one phase of the run.
 
     Attributes:
         eager_left: eager steps before the capture.
@@ -164,14 +165,18 @@ class Step:
     The first steps run eagerly, until torch.compile and cuDNN's choice of algorithms have settled. Then one
     step is captured, from forward to update. Every later step is a copy into the static input and a replay,
     so that the host has little to do. The eager steps are training steps too, so capturing changes no result.
-    Images of another height and width are compiled and captured once too; all graphs share their memory.
+    Images of another height and width are compiled and captured once too, and so is each phase of the run.
+    All graphs share their memory.
 
     Args:
         config: the run's config.
         state: updated in place.
         rates_at: learning rate of each parameter group, at an optimizer step.
         capture: replay as a CUDA graph.
-        plan: durations in steps; None: no renormalisation and no Lookahead.
+        plan: durations in steps; None: no renormalisation, no Lookahead, and one phase.
+
+    Attributes:
+        phases: of the run, in their order. On several processes there is one.
     """
 
     def __init__(
@@ -187,7 +192,12 @@ class Step:
         self._options = StepOptions.of(config)
         self._capture = capture
         self.take_draws_of(config)
-        self._shapes: dict[torch.Size, _Shape] = {}  # by height and width
+        self.phases = (Phase(),)
+        if plan is not None and state.gradient_mean is None:
+            self.phases = phases_of(config, plan, state.model)
+        self._shapes: dict[
+            tuple[torch.Size, int], _Shape
+        ] = {}  # by height and width, and first step of the phase
         self._shape = _Shape(_WARMUP)
         self._graphs_when_settled: int | None = None
         self._unexpected_graphs = 0
@@ -204,12 +214,29 @@ class Step:
 
     @property
     def settled(self) -> bool:
-        """True if warm-up, compiling and capturing are over for images of the last size."""
+        """True if warm-up, compiling and capturing are over for steps such as the last one."""
         return self._shape.eager_left <= 0 and (self._shape.graph is not None or not self._capture)
 
     def is_new(self, batch: Batch) -> bool:
-        """True if the step has not seen images of this height and width yet."""
-        return batch.images.shape[2:] not in self._shapes
+        """True if the step has not seen images of this height and width in this phase yet."""
+        return self._key(batch) not in self._shapes
+
+    def describe_new(self, batch: Batch) -> str:
+        """Return why the next step is compiled, if `is_new`."""
+        height, width = batch.images.shape[2:]
+        if all(size != batch.images.shape[2:] for size, _ in self._shapes):
+            return f"images of {height}x{width} pixels from here on"
+        return (
+            f"{len(self.phase.ended)} weights have reached their `until`; no gradients of them from here on"
+        )
+
+    @property
+    def phase(self) -> Phase:
+        """Return the phase of the next step."""
+        return [phase for phase in self.phases if phase.first_step <= self._state.step][-1]
+
+    def _key(self, batch: Batch) -> tuple[torch.Size, int]:
+        return batch.images.shape[2:], self.phase.first_step
 
     @property
     def recompilations(self) -> int:
@@ -227,7 +254,8 @@ class Step:
         if self._mix_draws is not None:
             inputs.append(self._mix_draws.at(state.step))
         if not self._capture or self._shape.eager_left > 0:
-            output = train_step(state, self._options, *inputs)
+            with self.phase.without_ended():
+                output = train_step(state, self._options, *inputs)
             self._shape.eager_left -= 1
         else:
             output = self._replay(inputs)
@@ -255,12 +283,13 @@ class Step:
             optimizer.renormalise.fill_(every is not None and step % every == 0)
 
     def _select_shape(self, batch: Batch) -> None:
-        """Select the graph of the batch's image size. If the size is new, the next compilation is
+        """Select the graph of the batch's image size and of the phase. If one is new, the next compilation is
         expected."""
-        if self.is_new(batch):
+        key = self._key(batch)
+        if key not in self._shapes:
             self._unexpected_graphs, self._graphs_when_settled = self.recompilations, None
-            self._shapes[batch.images.shape[2:]] = _Shape(_WARMUP)
-        self._shape = self._shapes[batch.images.shape[2:]]
+            self._shapes[key] = _Shape(_WARMUP)
+        self._shape = self._shapes[key]
 
     def _replay(self, inputs: list[torch.Tensor]) -> StepOutput:
         shape = self._shape
@@ -279,6 +308,7 @@ class Step:
         shape.static = [tensor.clone() for tensor in inputs]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         # thread_local: DALI's threads allocate and synchronise while this thread captures
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+        with capturing, self.phase.without_ended():
             shape.output = train_step(self._state, self._options, *shape.static)
         shape.graph = graph

@@ -154,12 +154,11 @@ class Trainer:
         return islice(self.loaders.train.batches_from(first), self.plan.total_steps - first)
 
     def _before_step(self, batch: Batch) -> None:
-        """Expect compiling if the images have a new size."""
+        """Expect compiling if the images have a new size, or a phase begins."""
         step = self.state.step
         if self.step.settled and self.step.is_new(batch):
             self.clock.begin_warmup()
-            height, width = batch.images.shape[2:]
-            self.console.say(f"step {step}: images of {height}x{width} pixels from here on")
+            self.console.say(f"step {step}: {self.step.describe_new(batch)}")
         self._watch_at(f"in step {step + 1}")
 
     def _after_step(self) -> tuple[Due, bool]:

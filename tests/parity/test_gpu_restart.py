@@ -20,6 +20,11 @@ pytestmark = [
 
 METHODS = {
     "sgd": ("precision.mode=fp16",),
+    "ended groups": (
+        "precision.mode=fp16",
+        "compile.drop_ended=true",
+        "optimizer.groups=[{match: stem.*, until: 2st}, {match: '*bias', until: 9st}]",
+    ),
     "muon, average": ("precision.mode=bf16", "optimizer.name=muon", "optimizer.lr=0.02", "ema.decay=0.9"),
 }
 
@@ -45,6 +50,29 @@ def test_a_seed_is_the_run_of_a_fresh_trainer(keys: tuple[str, ...]) -> None:
         for key, value in fresh.state.model.named_parameters():
             torch.testing.assert_close(weights[key], value.detach(), rtol=1e-4, atol=1e-5)
     rig.check()
+
+
+@pytest.mark.parametrize("name", ["resnet20", "speednet94"])
+def test_the_graphs_of_two_phases_train_as_one(name: str) -> None:
+    """The second graph computes the same numbers, but for the gradients that no weight needs any longer."""
+    layer = "stem.bias" if name == "speednet94" else "stem.0.weight"
+    keys = (
+        *(f"model.name={name}", "model.fused_norm=true", "model.fused_stem=true", "precision.mode=fp32"),
+        *("runtime.tf32=false", f"optimizer.groups=[{{match: {layer}, until: 7st}}]"),
+    )
+    weights, ended = [], []
+    for drop in ("false", "true"):
+        config = _config(0, *keys, f"compile.drop_ended={drop}")
+        set_backends(config)
+        torch._dynamo.reset()
+        trainer = Trainer.build(config, load_splits(config.data, 0), connect(config))
+        trainer.fit()
+        assert trainer.step.recompilations == 0 and trainer.step.settled
+        weights.append(dict(trainer.state.model.named_parameters()))
+        ended.append(len(trainer.step.phases))
+    assert ended == [1, 2]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
 
 
 def test_whitening_is_computed_again_for_the_captured_step() -> None:

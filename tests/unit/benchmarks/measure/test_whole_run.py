@@ -28,6 +28,10 @@ METHODS = {
     "groups": (
         "optimizer.groups=[{match: '*bias', lr_ratio: 4.0, until: 2ep}, {match: 'h*', weight_decay: 0.0}]",
     ),
+    "ended groups": (
+        "compile.drop_ended=true",
+        "optimizer.groups=[{match: stem.*, until: 2st}, {match: '*bias', until: 2ep}]",
+    ),
     "lookahead": ("lookahead.every=2st", "ema.decay=0.9"),
     "loss scale": in_precision("fp16", "precision.init_scale=64.0", "precision.growth_interval=4"),
     "mixing": ("augment.mix=cutmix", "data.loader=reference"),
@@ -130,6 +134,15 @@ def test_the_rig_is_built_and_warmed_up_on_random_images(monkeypatch: pytest.Mon
 def _images(splits: Splits | None) -> np.ndarray:
     assert splits is not None and isinstance(splits.train, ImageSet)
     return splits.train.images
+
+
+def test_every_phase_is_warmed_up_however_short():
+    groups = "optimizer.groups=[{match: stem.*, until: 1st}, {match: '*bias', until: 2st}]"
+    config = tiny_config("compile.drop_ended=true", groups)
+    rig = WholeRunRig(config, tiny_splits(config), connect(config))
+    step = rig.trainer.step
+    assert [phase.first_step for phase in step.phases] == [0, 1, 2]
+    assert {first: shape.eager_left for (_, first), shape in step._shapes.items()} == {0: 0, 1: 0, 2: 0}
 
 
 def test_random_splits_have_the_shapes_and_classes_of_the_data_set():

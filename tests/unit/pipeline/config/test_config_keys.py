@@ -331,6 +331,11 @@ KEYS = {
     "precision.growth_interval": Row("2", loss_scale, FP16),
     "precision.max_consecutive_skips": Row("2", end_of_run, (*FP16, "precision.init_scale=1.0e+12")),
     "compile.mode": Row("default", compiler_arguments),
+    "compile.drop_ended": Row(
+        "true",
+        lambda config: [phase.first_step for phase in tiny_trainer(config).step.phases],
+        ("optimizer.groups=[{match: head.bias, until: 2st}]",),
+    ),
     "compile.backend": Row("aot_eager", compiler_arguments, COMPILED),
     "runtime.device": Row("gpu", device_found),
     "runtime.channels_last": Row("false", memory_layout),

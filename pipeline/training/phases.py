@@ -1,0 +1,68 @@
+"""Divides a run into phases: one ends where parameters reach `until` of `optimizer.groups`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline.config import Config, MuonConfig
+from pipeline.optim.parts import Part, partition
+from pipeline.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps that train the same parameters.
+
+    Attributes:
+        first_step: of the phase; it lasts until the first step of the next one.
+        ended: parameters that are not trained any longer.
+    """
+
+    first_step: int = 0
+    ended: tuple[nn.Parameter, ...] = ()
+
+    @contextmanager
+    def without_ended(self) -> Iterator[None]:
+        """Compute no gradients of parameters that have ended.
+
+        Nor is a gradient computed that only they need, such as that by the input of the layer after them.
+        """
+        for parameter in self.ended:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self.ended:
+                parameter.requires_grad_(True)
+
+
+def phases_of(config: Config, plan: Plan, model: nn.Module) -> tuple[Phase, ...]:
+    """Return the phases of a run in their order; one without `compile.drop_ended`.
+
+    The trained weights are those of one phase, as the learning rate of parameters that have ended is 0. So
+    parameters stay in the step if their gradient has another use: all of them if the norm of the gradient is
+    clipped, and the matrices that Muon renormalises. One difference is left: a gradient of an ended parameter
+    that overflows no longer skips the update of the others.
+    """
+    if not config.compile.drop_ended or config.optimizer.clip_norm is not None:
+        return (Phase(),)
+    endings = [
+        (end, part.parameters)
+        for part in partition(config.optimizer, model)
+        if (end := plan.end_of(part)) is not None
+        and end < plan.total_steps
+        and not _renormalised(config, part)
+    ]
+    return tuple(
+        Phase(first, tuple(p for end, parameters in endings if end <= first for p in parameters))
+        for first in sorted({0, *(end for end, _ in endings)})
+    )
+
+
+def _renormalised(config: Config, part: Part) -> bool:
+    optimizer = config.optimizer
+    return (
+        part.orthogonalised and isinstance(optimizer, MuonConfig) and optimizer.renormalise_every is not None
+    )
