@@ -43,6 +43,11 @@ def hash_of_sources(recipe: Path) -> str:
     return _hash([(path.relative_to(_ROOT).as_posix(), path) for path in files] + [("recipe", recipe)])
 
 
+def hash_of_program(path: Path) -> str:
+    """Return 16 hex digits of a SHA-256 over one file."""
+    return _hash([("program", path)])
+
+
 def _hash(files: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
     for name, path in files:

@@ -190,7 +190,7 @@ _TIME_TO_ACCURACY = (
     _of_runs("seconds", "right", _seconds_of_runs),
     _of_runs("minimum", "right", lambda r: cells.number(min(r.seconds), 3)),
     _of_runs("from the command, s", "right", lambda r: cells.number(r.wait_s, 1)),
-    _of_runs("kernels compiled", "right", lambda r: str(r.compiled)),
+    _of_runs("kernels compiled", "right", lambda r: cells.count(r.compiled)),
 )
 
 _PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"

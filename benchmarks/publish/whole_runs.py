@@ -51,7 +51,7 @@ class WholeRuns(Strict):
         planned: number of runs that were asked for.
         wait_s: seconds from the start of the process to the end of the first run.
         compiled: number of kernels that this process compiled and wrote to the caches; 0 if the caches were
-            warm.
+            warm, None if it is not known, as for a peer.
         source_hash: of the source files and the recipe (`hash_of_sources`).
         gpu_before, gpu_after: state of the GPU before the first run and after the last one; None on the CPU.
     """
@@ -62,7 +62,7 @@ class WholeRuns(Strict):
     runs: tuple[TimedRun, ...] = Field(min_length=1)
     planned: int
     wait_s: float
-    compiled: int
+    compiled: int | None
     source_hash: str
     gpu_before: GpuState | None
     gpu_after: GpuState | None

@@ -4,29 +4,39 @@ The step is compiled and captured once, and warmed up on random images. For each
 time of a run is that from the first work on the training images (a whitening layer included), which are on
 the device as uint8, to the last view of the test images. Nothing is logged, evaluated or saved in between.
 
+With `--peer`, programs of others train in turn with ours, block by block, on the same machine.
+
 Exit code: 1 if a mean accuracy above the target is not shown (one-sided t-test, p ≥ .01), 130 after Ctrl-C,
 which keeps the runs done so far.
 """
 
 import argparse
 import signal
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.measure import cells
-from benchmarks.measure.machine import count_compiled, gpu_state, hash_of_sources, seconds_since_start
+from benchmarks.measure.machine import (
+    count_compiled,
+    gpu_state,
+    hash_of_sources,
+    seconds_since_start,
+)
 from benchmarks.measure.options import check_at_least
 from benchmarks.measure.session import Session
 from benchmarks.measure.t_tests import p_not_above
 from benchmarks.measure.whole_run import WholeRunRig, without_old_garbage
-from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns, mean_and_deviation
+from benchmarks.measure.whole_run_report import is_shown, record_peers, report
+from benchmarks.peers.programs import PeerProgram, read_peers
+from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns
 from pipeline.config import Config
 from pipeline.errors import EXIT_FAILURE, UserError
 
 _RUNS, _QUICK_RUNS = 10, 2
+_PEER_RUNS, _BLOCKS = 5, 4
 _QUICK_DURATION = "duration=5st"
-_SIGNIFICANT = 0.01
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -37,6 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="PERCENT",
         help="test that the mean test accuracy is above this, such as 94; default: no test",
+    )
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="run this program of others too, such as airbench=airbench94_muon.py of a checkout of its "
+        "repository; may be given several times",
+    )
+    parser.add_argument(
+        "--peer-runs", type=int, metavar="N", help=f"timed runs of each peer (default: {_PEER_RUNS})"
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        metavar="N",
+        help=f"with --peer, cut the runs into blocks, ours and theirs in turn (default: {_BLOCKS})",
     )
 
 
@@ -75,25 +102,31 @@ def run(session: Session) -> int:
         The exit code.
     """
     progress = _check_options(session)
-    rig = None
-    try:
-        rig = _build(session)
-        with without_old_garbage():
-            _train(session, rig, progress)
-    except KeyboardInterrupt:
-        progress.is_stopped = True
+    rig, peers = None, []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            peers = read_peers(session.options.peer, session.splits(_config(session)), Path(folder))
+            rig = _build(session)
+            with without_old_garbage():
+                _train(session, rig, progress, peers)
+        except KeyboardInterrupt:
+            progress.is_stopped = True
+        finally:
+            for peer in peers:
+                peer.close()
     if rig is None or not progress.runs:
         session.say("stopped before the end of the first run")
         return EXIT_INTERRUPTED
     result = _summarise(session, progress)
-    _report(session, result)
+    report(session, result)
     rig.check()
     session.record("time_to_accuracy", Path(session.recipe).stem, _config(session), None, whole_runs=result)
+    record_peers(session, result, peers, _config(session))
     session.print_tables()
     if progress.is_stopped:
         session.say(f"stopped after {len(result.runs)} of {result.planned} runs")
         return EXIT_INTERRUPTED
-    return 0 if result.target is None or _is_shown(result.p) else EXIT_FAILURE
+    return 0 if result.target is None or is_shown(result.p) else EXIT_FAILURE
 
 
 # --- before the runs ----------------------------------------------------------------------------------------
@@ -111,7 +144,9 @@ def _check_options(session: Session) -> _Progress:
     for name in ("windows", "steps"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name}: whole runs are timed here; leave it out, and give --runs")
-    check_at_least(1, options, "runs")
+    check_at_least(1, options, "runs", "peer_runs", "blocks")
+    if not options.peer and (options.peer_runs is not None or options.blocks is not None):
+        raise UserError("--peer-runs, --blocks: there is no peer; give --peer NAME=FILE, or leave them out")
     if options.target is None:
         return _checked(session, config, _Progress(runs, None))
     if not 1 < options.target < 100:
@@ -155,25 +190,47 @@ def _build(session: Session) -> WholeRunRig:
 # --- the runs -----------------------------------------------------------------------------------------------
 
 
-def _train(session: Session, rig: WholeRunRig, progress: _Progress) -> None:
+def _train(session: Session, rig: WholeRunRig, progress: _Progress, peers: Sequence[PeerProgram]) -> None:
     first_seed = _config(session).seed
     progress.gpu_before = gpu_state(session.device)
     progress.first_began = time.perf_counter()
-    for number in range(progress.planned):
-        session.show(f"round {number + 1}/{progress.planned}")
-        progress.runs.append(rig.train(_config(session, f"seed={first_seed + number}")))
-        if number == 0:
-            progress.wait_s = seconds_since_start()
-        _say_run(session, progress)
+    options = session.options
+    blocks = (options.blocks or _BLOCKS) if peers else 1
+    of_peers = _divide(options.peer_runs or _PEER_RUNS, blocks)
+    for block, of_peer in zip(_divide(progress.planned, blocks), of_peers, strict=True):
+        for number in block:
+            session.show(f"round {number + 1}/{progress.planned}")
+            progress.runs.append(rig.train(_config(session, f"seed={first_seed + number}")))
+            if number == 0:
+                progress.wait_s = seconds_since_start()
+            _say_run(session, progress)
+        for peer in peers if of_peer else ():
+            session.show(
+                f"{peer.name}: run {of_peer[0] + 1} of {of_peers[-1].stop}, compiling before the first"
+            )
+            peer.take(len(of_peer))
+            for run in peer.runs[-len(of_peer) :]:
+                session.say(f"{peer.name}: {_figures(run)}")
+
+
+def _divide(count: int, blocks: int) -> list[range]:
+    """Return the numbers from 0 as ranges of about the same length.
+
+    >>> _divide(5, 2), _divide(1, 2)
+    ([range(0, 2), range(2, 5)], [range(0, 0), range(0, 1)])
+    """
+    return [range(count * block // blocks, count * (block + 1) // blocks) for block in range(blocks)]
 
 
 def _say_run(session: Session, progress: _Progress) -> None:
     run, number = progress.runs[-1], len(progress.runs)
-    accuracies = ", ".join(f"{accuracy:.2%} {label}" for label, accuracy in run.accuracies.items())
     left = f"; about {_duration(progress.left_s)} left" if number < progress.planned else ""
-    session.say(
-        f"run {number} of {progress.planned}, seed {run.seed}: {accuracies}, {run.seconds:.3f} s{left}"
-    )
+    session.say(f"run {number} of {progress.planned}, seed {run.seed}: {_figures(run)}{left}")
+
+
+def _figures(run: TimedRun) -> str:
+    accuracies = [f"{accuracy:.2%} {label}" for label, accuracy in run.accuracies.items()]
+    return ", ".join([*accuracies, f"{run.seconds:.3f} s"])
 
 
 def _duration(seconds: float) -> str:
@@ -205,38 +262,3 @@ def _summarise(session: Session, progress: _Progress) -> WholeRuns:
         gpu_before=progress.gpu_before,
         gpu_after=gpu_state(session.device),
     )
-
-
-def _is_shown(p: float | None) -> bool:
-    return p is not None and p < _SIGNIFICANT
-
-
-def _report(session: Session, result: WholeRuns) -> None:
-    """Print accuracy, time, test and waiting time, a line each."""
-    count = len(result.runs)
-    for label in result.runs[0].accuracies:
-        mean, deviation = mean_and_deviation(result.accuracies(label))
-        session.say(f"accuracy, {label}: {cells.accuracy(mean, deviation, count)}")
-    mean, deviation = mean_and_deviation(result.seconds)
-    spread = "" if deviation is None else f", σ {deviation:.3f} s"
-    session.say(f"time: mean {mean:.3f} s, minimum {min(result.seconds):.3f} s{spread} ({count})")
-    if result.target is not None:
-        verdict = "reached" if _is_shown(result.p) else "not shown"
-        session.say(
-            f"mean accuracy ({result.figure}) of at least {100 * result.target:g} %: {verdict}; p of the "
-            f"one-sided t-test: {cells.p_value(result.p)}, to be below {_SIGNIFICANT:g}"
-        )
-    caches = f"cold: {result.compiled} kernels were" if result.compiled else "warm: no kernel was"
-    session.say(
-        f"from the command to the first trained network: {result.wait_s:.1f} s; the compile caches were "
-        f"{caches} compiled"
-    )
-    if result.gpu_before is not None and result.gpu_after is not None:
-        before, after = result.gpu_before, result.gpu_after
-        session.say(f"clocks of the GPU before {_clocks(before)}, after {_clocks(after)}")
-
-
-def _clocks(state: GpuState) -> str:
-    unknown = "unknown"
-    parts = (cells.count(state.sm_mhz) or unknown, cells.count(state.max_sm_mhz) or unknown)
-    return f"{parts[0]} of {parts[1]} MHz, {cells.count(state.temperature_c) or unknown} °C"

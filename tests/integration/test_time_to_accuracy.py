@@ -163,3 +163,74 @@ def test_new_kernels_tell_that_the_caches_were_cold(tmp_path: Path, monkeypatch:
         (tmp_path / "a" / name).touch()
         os.utime(tmp_path / "a" / name, (1e9 - age, 1e9 - age))
     assert machine.count_compiled(1e9) == 1
+
+
+PEER = """
+import sys, time, torch
+assert torch.load("cifar10/train.pt")["images"].dtype is torch.uint8
+assert len(torch.load("cifar10/test.pt")["labels"]) == len(torch.load("cifar10/test.pt")["images"])
+print("|  run     |  epoch  |  train_acc  |  val_acc  |  tta_val_acc  |  time_seconds  |")
+for run in range(int(sys.argv[1]) if len(sys.argv) > 1 else 1000):
+    print("|          |      1  |     0.5000  |   0.5100  |               |        0.1000  |")
+    accuracy = 0.1 if run == 0 else 0.93
+    print(f"|          |   eval  |     0.5000  |   {accuracy:.4f}  |   {accuracy + 0.01:.4f}  |  {run}.5  |")
+    print("mean so far", end="\\\\r", flush=True)
+    time.sleep(0.05)
+"""
+
+
+def test_peers_train_in_turn_with_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first run after each start or stop is not timed."""
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path / "results"))
+    scripted(monkeypatch, [0.942, 0.943, 0.9435, 0.9425])
+    program = tmp_path / "other.py"
+    program.write_text(PEER)
+    options = [
+        "--target",
+        "94",
+        "--runs",
+        "4",
+        "--peer",
+        f"other={program}",
+        "--peer-runs",
+        "3",
+        "--blocks",
+        "2",
+    ]
+    assert main([NAME, str(RECIPE), *options, "--record"]) == 0
+    out = capsys.readouterr().out
+    order = re.findall(r"^(run \d|other: 93)", out, re.M)
+    assert order[:6] == ["run 1", "run 2", "other: 93", "run 3", "run 4", "other: 93"]
+    assert "other: 94.00 ± 0.00 % (3)" in out and "of its time" in out
+    ours, theirs = read(tmp_path / "results")
+    assert (ours.variant, theirs.variant) == ("tiny", "other")
+    runs = theirs.whole_runs
+    assert runs is not None and runs.compiled is None and runs.wait_s > 0
+    seconds = [run.seconds for run in runs.runs]
+    assert seconds[0] == 1.5 and seconds[1] >= 3.5 and seconds[2] == seconds[1] + 1
+    assert runs.runs[0].accuracies == {"one view": 0.93, "with their views": 0.94}
+
+
+@pytest.mark.parametrize(
+    ("peer", "code", "message"),
+    [
+        ("other", 2, "--peer: other is not NAME=FILE"),
+        ("other=missing.py", 2, "--peer: other=missing.py"),
+        ("other={}", 1, "ended with code 3; it printed: no GPU"),
+    ],
+)
+def test_a_peer_that_fails_is_told(
+    peer: str,
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    scripted(monkeypatch, [0.94] * 4)
+    program = tmp_path / "other.py"
+    program.write_text("print('no GPU')\nraise SystemExit(3)\n")
+    assert main([NAME, str(RECIPE), "--runs", "4", "--peer", peer.format(program)]) == code
+    assert message in capsys.readouterr().err
