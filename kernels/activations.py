@@ -8,8 +8,9 @@
 | gelu | z P(z), P the normal distribution        | P(z) + z exp(-z² / 2) / √(2 π)                         |
 
 The GELU is the exact one of `nn.GELU()` (Hendrycks and Gimpel 2016, arXiv:1606.08415), not the tanh form. P
-comes from Abramowitz and Stegun 1964, "Handbook of Mathematical Functions", formula 7.1.26. The error of P is
-below 8e-8, a rounding error of float32 near 1, and the exp(-z² / 2) of that formula also serves the slope.
+is computed as 1 / (1 + 2^-u), with a polynomial u of z that is fitted to log2(P / (1 - P)). This takes fewer
+instructions than an error function, and they limit the speed of a GELU in half precision. Before rounding,
+the error of z P(z) is below 7e-8, and that of P below 2e-7.
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false
@@ -25,9 +26,9 @@ def activate(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         z = tl.where(z <= 0.0, 0.0, z)  # lets NaN pass
     elif ACTIVATION == "silu":
-        z = z * _sigmoid(z)
+        z = z / (1.0 + tl.exp(-z))
     elif ACTIVATION == "gelu":
-        z = z * _normal(z)[0]
+        z = z / _inverse_normal(z)
     return z
 
 
@@ -37,27 +38,22 @@ def pass_gradient(dy, z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         dy = tl.where(z <= 0.0, 0.0, dy)
     elif ACTIVATION == "silu":
-        sigmoid = _sigmoid(z)
+        sigmoid = 1.0 / (1.0 + tl.exp(-z))
         dy = dy * (sigmoid * tl.fma(z, 1.0 - sigmoid, 1.0))
     elif ACTIVATION == "gelu":
-        below, bell = _normal(z)
-        dy = dy * tl.fma(z * 0.3989422804014327, bell, below)  # 1 / √(2 π)
+        bell = tl.exp2(z * (z * -0.7213475204444817))  # exp(-z² / 2)
+        dy = dy * tl.fma(z * 0.3989422804014327, bell, 1.0 / _inverse_normal(z))  # 1 / √(2 π)
     return dy
 
 
 @triton.jit
-def _sigmoid(z):
-    return 1.0 / (1.0 + tl.exp(-z))
-
-
-@triton.jit
-def _normal(z):
-    """Return the normal distribution up to z, and exp(-z² / 2)."""
-    bell = tl.exp(z * z * -0.5)
-    # the constants are those of the error function, at |z| / √2, and half of its coefficients
-    t = 1.0 / tl.fma(tl.abs(z), 0.3275911 * 0.7071067811865476, 1.0)
-    tail = tl.fma(t, 0.5 * 1.061405429, 0.5 * -1.453152027)
-    tail = tl.fma(t, tail, 0.5 * 1.421413741)
-    tail = tl.fma(t, tail, 0.5 * -0.284496736)
-    tail = tl.fma(t, tail, 0.5 * 0.254829592) * t * bell
-    return tl.where(z < 0.0, tail, 1.0 - tail), bell
+def _inverse_normal(z):
+    """Return 1 / P(z); 2^126 where P is smaller."""
+    square = z * z
+    slope = tl.fma(square, 5.23387871e-09, -3.86016313e-07)
+    slope = tl.fma(square, slope, 1.14667379e-05)
+    slope = tl.fma(square, slope, -1.59485235e-04)
+    slope = tl.fma(square, slope, -9.52950745e-05)
+    slope = tl.fma(square, slope, 1.04838194e-01)
+    slope = tl.fma(square, slope, 2.30220735)
+    return 1.0 + tl.exp2(tl.minimum(-z * slope, 126.0))

@@ -51,8 +51,10 @@ def locate_pixels(tile, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: t
     first_image = start // (HEIGHT * WIDTH)
     pixel = (start - first_image * (HEIGHT * WIDTH)).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
     pixel = pixel.to(tl.uint32)  # unsigned divisions are shorter
-    y, x = pixel // WIDTH % HEIGHT, pixel % WIDTH
-    return first_image, (pixel // (HEIGHT * WIDTH)).to(tl.int32), y.to(tl.int32), x.to(tl.int32)
+    image = pixel // (HEIGHT * WIDTH)
+    pixel -= image * (HEIGHT * WIDTH)
+    y = pixel // WIDTH
+    return first_image, image.to(tl.int32), y.to(tl.int32), (pixel - y * WIDTH).to(tl.int32)
 
 
 @triton.jit

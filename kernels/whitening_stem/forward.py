@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from kernels.activations import activate
-from kernels.tiles import FP_FUSION, Launch, locate, locate_pixels, plan_grid, store
+from kernels.tiles import FP_FUSION, Launch, locate, plan_grid, store
 
 
 class Tiling(NamedTuple):
@@ -29,7 +29,7 @@ class Tiling(NamedTuple):
     programs: int  # for each multiprocessor of the GPU
 
 
-TILINGS = {"forward": Tiling(128, 4, 5), "bias gradient": Tiling(128, 4, 4)}
+TILINGS = {"forward": Tiling(128, 4, 7), "bias gradient": Tiling(128, 4, 4)}
 _MIN_TAPS = 16  # a matrix product takes no fewer
 _MAX_BLOCK_CHANNELS = 64
 _TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -69,14 +69,18 @@ def convolve(  # noqa: PLR0913
 ):
     """Return the convolution and bias of a tile, (pixels, channels) float32."""
     weight, bias = parameters
-    first_image, image, y, x = locate_pixels(tile, HEIGHT - 1, WIDTH - 1, BLOCK_PIXELS)
-    exists = tl.arange(0, BLOCK_PIXELS) < num_pixels - tl.cast(tile, tl.int64) * BLOCK_PIXELS
+    PIXELS: tl.constexpr = (HEIGHT - 1) * (WIDTH - 1)  # of an output image
+    first = tl.cast(tile, tl.int64) * BLOCK_PIXELS
+    image = first // PIXELS
+    number = tl.arange(0, BLOCK_PIXELS)
+    pixel = ((first - image * PIXELS).to(tl.int32) + number).to(tl.uint32)  # unsigned divisions are shorter
+    # a window begins at this pixel of the input: it has one more column, and one more row for each image
+    place = pixel + pixel // (WIDTH - 1) + pixel // PIXELS * WIDTH
     tap = tl.arange(0, weight.shape[0])
     step = tap // (2 * CHANNELS) * (WIDTH * CHANNELS) + tap % (2 * CHANNELS)
-    start = first_image * (HEIGHT * WIDTH * CHANNELS)
-    offset = ((image * HEIGHT + y) * WIDTH + x) * CHANNELS
-    mask = exists[:, None] & (tap < 4 * CHANNELS)[None, :]
-    taps = tl.load(images_ptr + start + (offset[:, None] + step[None, :]), mask=mask, other=0.0)
+    offset = (place.to(tl.int32) * CHANNELS)[:, None] + step[None, :]
+    mask = (number < num_pixels - first)[:, None] & (tap < 4 * CHANNELS)[None, :]
+    taps = tl.load(images_ptr + image * (HEIGHT * WIDTH * CHANNELS) + offset, mask=mask, other=0.0)
     return tl.dot(taps.to(DTYPE).to(OPERANDS), weight, input_precision="ieee") + bias
 
 

@@ -226,9 +226,7 @@ class Step:
         height, width = batch.images.shape[2:]
         if all(size != batch.images.shape[2:] for size, _ in self._shapes):
             return f"images of {height}x{width} pixels from here on"
-        return (
-            f"{len(self.phase.ended)} weights have reached their `until`; no gradients of them from here on"
-        )
+        return f"{len(self.phase.ended)} of the parameters reached `until`; only the others are trained now"
 
     @property
     def phase(self) -> Phase:

@@ -109,7 +109,7 @@ def test_a_phase_is_compiled_once_and_that_is_no_recompilation():
         batch = next(batches)
         assert step.is_new(batch) == (number in (0, 3, 5)), number
         if number in (3, 5):
-            assert "reached their `until`" in step.describe_new(batch)
+            assert "of the parameters reached `until`" in step.describe_new(batch)
         step(batch)
         if number == STEPS - 1:
             assert step.settled and step.recompilations == 0
