@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.charts.depth import draw_depth, is_by_depth
 from benchmarks.charts.streamed import draw_streamed, is_streamed, is_streamed_on_one_gpu
 from benchmarks.charts.throughput import draw_throughput
+from benchmarks.charts.time_to_accuracy import draw_time_to_accuracy, has_target
 from benchmarks.charts.waterfall import draw_waterfall
 from benchmarks.publish.records import FOLDER, Record
 
@@ -49,6 +50,12 @@ FIGURES = {
         "Images per second by batch size and loader",
         draw_throughput,
     ),
+    "seconds_to_accuracy": FigureKind(
+        "time_to_accuracy",
+        has_target,
+        "Seconds of training to an accuracy, ours beside programs of others",
+        draw_time_to_accuracy,
+    ),
     "waterfall": FigureKind(
         "ablation",
         lambda _: True,
@@ -65,7 +72,7 @@ def paths(name: str, records: Sequence[Record], folder: Path = FOLDER_OF_FIGURES
         record.folder
         for record in records
         if record.benchmark == kind.benchmark
-        and (record.images_per_sec or record.accuracy)
+        and (record.images_per_sec or record.accuracy or record.whole_runs)
         and kind.shows(record)
     )
     return [folder / f"{machine}-{name}.png" for machine in machines]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.charts import figures, throughput, waterfall
+from benchmarks.charts import figures, throughput, time_to_accuracy, waterfall
 from benchmarks.publish import readme
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
 from benchmarks.publish.tables import MAKERS, to_markdown
@@ -276,9 +276,28 @@ def test_figures_are_drawn_for_each_machine(tmp_path: Path):
         "nvidia-h200-streamed.png",
         "nvidia-h200-throughput.png",
         "cpu-throughput.png",
+        "nvidia-h200-seconds_to_accuracy.png",
         "nvidia-h200-waterfall.png",
     ]
     for path in drawn:
         with Image.open(path) as picture:
             assert picture.width == 1100
     assert figures.draw_all([], tmp_path) == []
+
+
+def test_seconds_to_accuracy_are_drawn_by_target(tmp_path: Path):
+    """A benchmark that was stopped, or that has no target, is not drawn."""
+
+    def timed(name: str, target: float | None, planned: int = 2) -> Record:
+        runs = make_whole_runs(planned).model_copy(update={"target": target})
+        return record("time_to_accuracy", name, images_per_sec=None, step_ms=None, whole_runs=runs)
+
+    drawn = [timed("cifar10_speed94", 0.94), timed("airbench94_muon", 0.94), timed("airbench96", 0.96)]
+    others = [timed("cifar10_davidnet", None), timed("cifar10_resnet18", 0.94, planned=5)]
+    rows = time_to_accuracy._rows([item for item in (*drawn, *others) if time_to_accuracy.has_target(item)])
+    assert [row if isinstance(row, str) else row.variant for row in rows] == [
+        *("94 %", "cifar10_speed94", "airbench94_muon", "96 %", "airbench96")
+    ]
+    (path,) = figures.draw_all([*drawn, *others], tmp_path)
+    assert path.name.endswith("-seconds_to_accuracy.png") and path.stat().st_size > 10_000
+    assert figures.draw_all(others, tmp_path) == []
