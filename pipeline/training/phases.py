@@ -43,22 +43,27 @@ def phases_of(config: Config, plan: Plan, model: nn.Module) -> tuple[Phase, ...]
 
     The trained weights are those of one phase, as the learning rate of parameters that have ended is 0. So
     parameters stay in the step if their gradient has another use: all of them if the norm of the gradient is
-    clipped, and the matrices that Muon renormalises. One difference is left: a gradient of an ended parameter
-    that overflows no longer skips the update of the others.
+    clipped, and the matrices that Muon renormalises. When all parameters have ended, no new phase begins.
+    One difference is left: a gradient of an ended parameter that overflows no longer skips the update of the
+    others.
     """
     if not config.compile.drop_ended or config.optimizer.clip_norm is not None:
         return (Phase(),)
+    parts = partition(config.optimizer, model)
     endings = [
         (end, part.parameters)
-        for part in partition(config.optimizer, model)
+        for part in parts
         if (end := plan.end_of(part)) is not None
         and end < plan.total_steps
         and not _renormalised(config, part)
     ]
-    return tuple(
+    phases = [
         Phase(first, tuple(p for end, parameters in endings if end <= first for p in parameters))
         for first in sorted({0, *(end for end, _ in endings)})
-    )
+    ]
+    num_trained = sum(len(part.parameters) for part in parts)
+    # a step without any gradient could not be taken
+    return tuple(phase for phase in phases if len(phase.ended) < num_trained) or (Phase(),)
 
 
 def _renormalised(config: Config, part: Part) -> bool:

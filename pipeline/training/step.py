@@ -195,9 +195,8 @@ class Step:
         self.phases = (Phase(),)
         if plan is not None and state.gradient_mean is None:
             self.phases = phases_of(config, plan, state.model)
-        self._shapes: dict[
-            tuple[torch.Size, int], _Shape
-        ] = {}  # by height and width, and first step of the phase
+        # by height and width, and by the first step of the phase
+        self._shapes: dict[tuple[torch.Size, int], _Shape] = {}
         self._shape = _Shape(_WARMUP)
         self._graphs_when_settled: int | None = None
         self._unexpected_graphs = 0

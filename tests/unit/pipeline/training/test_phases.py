@@ -49,6 +49,13 @@ def test_the_weights_are_those_of_one_phase(keys: tuple[str, ...]):
     assert all(p.requires_grad for p in several.state.model.parameters()) or keys == SPEEDNET
 
 
+def test_a_run_goes_on_when_all_its_parameters_have_ended():
+    groups = "optimizer.groups=[{match: stem.*, until: 2st}, {match: '*', until: 3st}]"
+    one, several = trained(groups), trained(groups, DROP)
+    assert [phase.first_step for phase in several.step.phases] == [0, 2]
+    assert_equal(dict(several.state.model.named_parameters()), dict(one.state.model.named_parameters()))
+
+
 def test_an_ended_parameter_gets_no_gradient():
     trainer = tiny_trainer(tiny_config(GROUPS, DROP))
     gradients: dict[str, int] = {}
