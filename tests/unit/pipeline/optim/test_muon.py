@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from kernels.muon.reference import orthogonalise
 from pipeline.config import AdamwConfig, ModelConfig, MuonConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model
-from pipeline.optim.muon import Muon, orthogonalise
+from pipeline.optim.muon import Muon
 from pipeline.optim.optimizer import build_optimizer
 from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
