@@ -26,6 +26,7 @@ class Case:
         variant: anything else that distinguishes two cases of an op.
         wrap: returns the function that is timed, such as forward and backward, for the op or its compiled
             reference.
+        others: titles and functions that are timed beside the two, not compiled.
         on_host: the reference works on the host: it is neither compiled nor captured, and neither is the
             kernel.
     """
@@ -41,6 +42,7 @@ class Case:
     num_classes: int | None = None
     variant: str = ""
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = _unchanged
+    others: Sequence[tuple[str, Callable[..., Any]]] = ()
     on_host: bool = False
 
     def caller(self, function: Callable[..., Any]) -> Callable[[int], Any]:

@@ -14,6 +14,7 @@ from benchmarks.kernels import (
     dual_batch_norm_act,
     epoch_draws,
     label_smoothing_cross_entropy,
+    muon,
     pool_norm_act,
     stem_conv,
     stem_conv_norm_act,
@@ -31,6 +32,7 @@ _OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "dual_batch_norm_act": dual_batch_norm_act.cases,
     "pool_norm_act": pool_norm_act.cases,
     "label_smoothing_cross_entropy": label_smoothing_cross_entropy.cases,
+    "muon": muon.cases,
     "stem_conv": stem_conv.cases,
     "stem_conv_norm_act": stem_conv_norm_act.cases,
     "whitening_stem": whitening_stem.cases,
@@ -111,7 +113,7 @@ def _time(session: Session, name: str, case: Case) -> None:
 
 
 def _workloads(session: Session, name: str, case: Case) -> list[CallWorkload]:
-    """Return the reference, compiled unless it works on the host, and on a GPU the kernel."""
+    """Return the reference, compiled unless it works on the host, others, and on a GPU the kernel."""
     captured = session.on_gpu and not case.on_host
     reference, title = case.reference, case.reference_name
     if not case.on_host:
@@ -119,7 +121,7 @@ def _workloads(session: Session, name: str, case: Case) -> list[CallWorkload]:
         backend = "inductor" if session.on_gpu else "aot_eager"
         reference = torch.compile(reference, backend=backend, dynamic=False, fullgraph=True)
         title = f"compiled {title}"
-    functions = [(title, reference)] + ([(name, case.kernel)] if session.on_gpu else [])
+    functions = [(title, reference), *case.others] + ([(name, case.kernel)] if session.on_gpu else [])
     return [
         CallWorkload(f"{title} {case.variant}".strip(), case.caller(function), case.batch_size, captured)
         for title, function in functions

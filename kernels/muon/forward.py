@@ -4,7 +4,7 @@ The first launch updates the momenta, writes the updates into one buffer, and ad
 moves the weights.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # (Triton's annotations describe neither the language inside a kernel nor the options of a launch.)
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def _lerp(start, end, weight):
 
 
 @triton.jit
-def _momentum_kernel(  # noqa: PLR0913
+def _muon_momentum_kernel(  # noqa: PLR0913
     weights,  # (rows, columns) float32 each, in the order of memory; () if no weight is renormalised
     momenta,  # (rows, columns) float32 each, updated
     gradients,  # (rows, columns) float32 each
@@ -107,7 +107,7 @@ def _momentum_kernel(  # noqa: PLR0913
 
 
 @triton.jit
-def _weight_kernel(  # noqa: PLR0913
+def _muon_weight_kernel(  # noqa: PLR0913
     weights,  # (rows, columns) float32 each, in the order of memory, updated
     x_ptr,  # (num_elements,)
     weight_sums_ptr,  # (num_tiles,) float32; None if no weight is renormalised
@@ -163,7 +163,7 @@ def launch_step(  # noqa: PLR0913
     options: dict[str, Any] = {"num_warps": 8, **FP_FUSION}
     for start, stop, tiles, alignment in layout.chunks:
         some = [tuple(tensors[start:stop]) for tensors in (weights, momenta, gradients)]
-        _momentum_kernel[len(tiles),](
+        _muon_momentum_kernel[len(tiles),](
             *some,
             found_inf,
             x,
@@ -178,7 +178,7 @@ def launch_step(  # noqa: PLR0913
         )
     x = launch_iterations(layout, x, sums, settings.steps, settings.coefficients)
     for start, stop, tiles, alignment in layout.chunks:
-        _weight_kernel[len(tiles),](
+        _muon_weight_kernel[len(tiles),](
             tuple(weights[start:stop]),
             x,
             kept_sums,

@@ -84,12 +84,31 @@ def _step_op(  # noqa: PLR0913
 ) -> None:
     a, b, c = coefficients
     settings = MuonSettings(momentum, nesterov, steps, (a, b, c))
+    step_on_gpu((weights, momenta, gradients), lr, weight_decay, settings, found_inf, renormalise)
+
+
+def step_on_gpu(
+    tensors: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[torch.Tensor]],
+    lr: torch.Tensor,
+    weight_decay: float,
+    settings: MuonSettings,
+    found_inf: torch.Tensor | None = None,
+    renormalise: torch.Tensor | None = None,
+) -> None:
+    """Run the kernels, on copies of tensors that are in another order in memory than they can read.
+
+    A GPU older than Ampere multiplies no bfloat16 in a kernel of Triton: there the reference runs.
+    """
+    weights, momenta, gradients = tensors
+    device = weights[0].device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        muon_step_reference(*tensors, lr, weight_decay, settings, found_inf, renormalise)
+        return
     dense = [_without_gaps(weight) for weight in weights]
-    same_order = [
-        [_in_order_of(w, t) for w, t in zip(dense, some, strict=True)] for some in (momenta, gradients)
-    ]
-    launch_step(dense, *same_order, lr, weight_decay, settings, found_inf, renormalise)
-    for original, used in zip((*weights, *momenta), (*dense, *same_order[0]), strict=True):
+    dense_momenta = [_in_order_of(w, tensor) for w, tensor in zip(dense, momenta, strict=True)]
+    dense_gradients = [_in_order_of(w, tensor) for w, tensor in zip(dense, gradients, strict=True)]
+    launch_step(dense, dense_momenta, dense_gradients, lr, weight_decay, settings, found_inf, renormalise)
+    for original, used in zip((*weights, *momenta), (*dense, *dense_momenta), strict=True):
         if original is not used:
             original.copy_(used)
 

@@ -86,7 +86,7 @@ def _store_symmetric(pointer, values, row, column, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _gram_kernel(  # noqa: PLR0913
+def _muon_gram_kernel(  # noqa: PLR0913
     x_ptr,  # (num_elements,)
     sums_ptr,  # (num_tiles,) float32
     gram_ptr,  # (num_gram_elements,), written
@@ -114,7 +114,7 @@ def _gram_kernel(  # noqa: PLR0913
 
 
 @triton.jit
-def _polynomial_kernel(  # noqa: PLR0913
+def _muon_polynomial_kernel(  # noqa: PLR0913
     gram_ptr,  # (num_gram_elements,)
     polynomial_ptr,  # (num_gram_elements,), written
     tiles_ptr,  # (T, 8) int64
@@ -141,7 +141,7 @@ def _polynomial_kernel(  # noqa: PLR0913
 
 
 @triton.jit
-def _apply_kernel(  # noqa: PLR0913
+def _muon_apply_kernel(  # noqa: PLR0913
     x_ptr,  # (num_elements,)
     sums_ptr,  # (num_tiles,) float32
     polynomial_ptr,  # (num_gram_elements,)
@@ -184,16 +184,18 @@ def launch_iterations(
         coefficients: a, b and c of an iteration.
     """
     buffers = _Buffers(x, torch.empty_like(x), *x.new_empty(2, layout.num_gram_elements), sums)
-    small = layout.classes[:-1] if x.is_cuda else ()
-    current, side = (torch.cuda.current_stream(x.device), _side_stream(x.device)) if small else (None, None)
-    if side is not None:  # the small matrices alone would leave most of the GPU idle
+    *small, large = layout.classes
+    if small and x.is_cuda:  # the small matrices alone would leave most of the GPU idle
+        current, side = torch.cuda.current_stream(x.device), _side_stream(x.device)
         side.wait_stream(current)
-    with torch.cuda.stream(side):  # None: the current stream
-        for some in layout.classes[:-1]:
-            _iterate(some, buffers, steps, coefficients)
-    _iterate(layout.classes[-1], buffers, steps, coefficients)
-    if side is not None:
+        with torch.cuda.stream(side):
+            for some in small:
+                _iterate(some, buffers, steps, coefficients)
+        _iterate(large, buffers, steps, coefficients)
         current.wait_stream(side)
+    else:
+        for some in layout.classes:
+            _iterate(some, buffers, steps, coefficients)
     return buffers.x if steps % 2 == 0 else buffers.other
 
 
@@ -213,7 +215,7 @@ def _iterate(some: Class, buffers: _Buffers, steps: int, coefficients: tuple[flo
     below, whole = (len(some.gram_tiles),), (len(some.tiles),)
     for step in range(steps):
         first = step == 0
-        _gram_kernel[below](x, sums, gram, some.gram_tiles, NORMALISE=first, **options)
-        _polynomial_kernel[below](gram, polynomial, some.gram_tiles, b, c, **options)
-        _apply_kernel[whole](x, sums, polynomial, out, some.tiles, a, NORMALISE=first, **options)
+        _muon_gram_kernel[below](x, sums, gram, some.gram_tiles, NORMALISE=first, **options)
+        _muon_polynomial_kernel[below](gram, polynomial, some.gram_tiles, b, c, **options)
+        _muon_apply_kernel[whole](x, sums, polynomial, out, some.tiles, a, NORMALISE=first, **options)
         x, out = out, x

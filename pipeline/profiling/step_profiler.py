@@ -37,7 +37,7 @@ _KINDS = (
     (WEIGHT_GRADIENT, r"wgrad"),
     (INPUT_GRADIENT, r"dgrad"),
     (FORWARD, r"fprop|implicit_?gemm|convolution::|winograd|cudnn.*(conv|Kernel)"),
-    (OPTIMIZER, r"multi_tensor_apply|amp_update|FusedSgd|fused_sgd"),
+    (OPTIMIZER, r"_muon_|multi_tensor_apply|amp_update|FusedSgd|fused_sgd"),
     ("augmentation", r"augment|epoch_draws|[Ww]arp|[Ee]rase|SliceFlipNormalize|dali"),
     ("matrix product", r"gemm|cutlass"),
     ("communication", r"nccl"),

@@ -41,6 +41,7 @@ PIXELS = 32 * 32
         ("_stem_gradient_sums_kernel", STEM),
         ("_loss_gradient_kernel", "loss"),
         ("void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor>", OPTIMIZER),
+        ("_muon_gram_kernel", OPTIMIZER),
         ("triton_poi_fused_copy_3", "element-wise and reduction"),
         ("something new", "other"),
     ],
