@@ -67,13 +67,14 @@ def _lerp(start, end, weight):
 
 @triton.jit
 def _muon_momentum_kernel(  # noqa: PLR0913
-    weights,  # (rows, columns) float32 each, in the order of memory; () if no weight is renormalised
+    weights,  # (rows, columns) float32 each, in the order of memory
     momenta,  # (rows, columns) float32 each, updated
     gradients,  # (rows, columns) float32 each
     found_inf_ptr,  # scalar float32, or None
+    renormalise_ptr,  # scalar float32, or None
     x_ptr,  # (num_elements,), written
     sums_ptr,  # (num_tiles,) float32, written: sums of the squares of the updates
-    weight_sums_ptr,  # (num_tiles,) float32, written: those of the weights; None if none is renormalised
+    weight_sums_ptr,  # (num_tiles,) float32: those of the weights, written if these are renormalised
     tiles_ptr,  # (T, 11) int64
     momentum,
     COUNT: tl.constexpr,
@@ -101,16 +102,17 @@ def _muon_momentum_kernel(  # noqa: PLR0913
         tl.store(x_ptr + place, update)
     values = update.to(tl.float32)
     tl.store(sums_ptr + tile_number, tl.sum(values * values))
-    if weight_sums_ptr is not None:
-        weight = tl.load(_select(weights, number, COUNT) + offset, mask=exists, other=0.0)
-        tl.store(weight_sums_ptr + tile_number, tl.sum(weight * weight))
+    if renormalise_ptr is not None:  # noqa: SIM102 (known when the kernel is compiled)
+        if tl.load(renormalise_ptr) > 0:
+            weight = tl.load(_select(weights, number, COUNT) + offset, mask=exists, other=0.0)
+            tl.store(weight_sums_ptr + tile_number, tl.sum(weight * weight))
 
 
 @triton.jit
 def _muon_weight_kernel(  # noqa: PLR0913
     weights,  # (rows, columns) float32 each, in the order of memory, updated
     x_ptr,  # (num_elements,)
-    weight_sums_ptr,  # (num_tiles,) float32; None if no weight is renormalised
+    weight_sums_ptr,  # (num_tiles,) float32
     lr_ptr,  # scalar float32
     found_inf_ptr,  # scalar float32, or None
     renormalise_ptr,  # scalar float32, or None
@@ -130,10 +132,10 @@ def _muon_weight_kernel(  # noqa: PLR0913
     update *= tl.sqrt(tl.maximum(rows / columns, 1.0))
     pointer = _select(weights, number, COUNT) + offset
     weight = tl.load(pointer, mask=exists, other=0.0)
-    if weight_sums_ptr is not None:
-        squares = sum_of_partial_sums(weight_sums_ptr, tl.load(tile + 8), tl.load(tile + 9).to(tl.int32))
-        factor = tl.sqrt(rows) / tl.maximum(tl.sqrt(squares), _EPS)
-        weight *= tl.where(tl.load(renormalise_ptr) > 0, factor, 1.0)
+    if renormalise_ptr is not None:  # noqa: SIM102 (known when the kernel is compiled)
+        if tl.load(renormalise_ptr) > 0:
+            squares = sum_of_partial_sums(weight_sums_ptr, tl.load(tile + 8), tl.load(tile + 9).to(tl.int32))
+            weight *= tl.sqrt(rows) / tl.maximum(tl.sqrt(squares), _EPS)
     weight -= tl.load(lr_ptr) * (update + weight_decay * weight)
     if found_inf_ptr is not None:
         exists = tl.where(tl.load(found_inf_ptr) > 0, False, exists)
@@ -155,39 +157,24 @@ def launch_step(  # noqa: PLR0913
 
     Args are as of `muon_step`; `dtype`, bfloat16 or float32, is that of the iteration.
     """
+    device = weights[0].device
     shapes = tuple((len(weight), weight.numel() // len(weight)) for weight in weights)
-    layout = layout_of(shapes, weights[0].device)
-    x = torch.empty(layout.num_elements, dtype=dtype, device=lr.device)
-    sums, weight_sums = torch.empty(2, layout.num_tiles, dtype=torch.float32, device=lr.device)
-    kept_sums = None if renormalise is None else weight_sums
+    layout = layout_of(shapes, device)
+    x = torch.empty(layout.num_elements, dtype=dtype, device=device)
+    sums, weight_sums = torch.empty(2, layout.num_tiles, dtype=torch.float32, device=device)
+    switches = found_inf, renormalise
     options: dict[str, Any] = {"num_warps": 8, **FP_FUSION}
     for start, stop, tiles, alignment in layout.chunks:
         some = [tuple(tensors[start:stop]) for tensors in (weights, momenta, gradients)]
-        _muon_momentum_kernel[len(tiles),](
-            *some,
-            found_inf,
-            x,
-            sums,
-            kept_sums,
-            tiles,
-            settings.momentum,
-            COUNT=stop - start,
-            NESTEROV=settings.nesterov,
-            ALIGNMENT=alignment,
-            **options,
+        sizes = {"COUNT": stop - start, "NESTEROV": settings.nesterov, "ALIGNMENT": alignment}
+        results = x, sums, weight_sums
+        _muon_momentum_kernel[(len(tiles),)](
+            *some, *switches, *results, tiles, settings.momentum, **sizes, **options
         )
     x = launch_iterations(layout, x, sums, settings.steps, settings.coefficients)
     for start, stop, tiles, alignment in layout.chunks:
-        _muon_weight_kernel[len(tiles),](
-            tuple(weights[start:stop]),
-            x,
-            kept_sums,
-            lr,
-            found_inf,
-            renormalise,
-            tiles,
-            weight_decay,
-            COUNT=stop - start,
-            ALIGNMENT=alignment,
-            **options,
+        sizes = {"COUNT": stop - start, "ALIGNMENT": alignment}
+        read = x, weight_sums, lr
+        _muon_weight_kernel[(len(tiles),)](
+            tuple(weights[start:stop]), *read, *switches, tiles, weight_decay, **sizes, **options
         )
