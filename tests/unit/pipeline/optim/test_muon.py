@@ -101,6 +101,24 @@ def test_a_matrix_without_a_gradient_is_left_alone():
     ]
 
 
+def test_all_groups_are_there_after_a_step_of_sgd_that_failed(monkeypatch: pytest.MonkeyPatch):
+    """SGD sees only the groups after Muon's, for the time of its step."""
+    matrix, other = (torch.ones(2, 2, requires_grad=True) for _ in range(2))
+    groups = [{"params": [p], "lr": torch.tensor(0.1), "weight_decay": 0.0} for p in (matrix, other)]
+    optimizer = Muon(groups[:1], groups[1:], MuonConfig())
+    seen: list[Any] = []
+
+    def fail(optimizer: torch.optim.SGD) -> None:
+        seen.extend(group["params"] for group in optimizer.param_groups)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        optimizer.step()
+    assert [params[0] is other for params in seen] == [True]
+    assert [id(group["params"][0]) for group in optimizer.param_groups] == [id(matrix), id(other)]
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])
 def test_singular_values_become_ones_roughly(shape: tuple[int, ...]):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
