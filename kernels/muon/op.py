@@ -1,8 +1,8 @@
 """Take a step of Muon: momentum, orthogonalised updates, and the weights, as one operator.
 
-The number of launches does not depend on the number of matrices: two go through the weights (for up to 32
-matrices), and three of each iteration multiply, once for the small matrices and once for the large ones.
-PyTorch takes about ten launches, and two in each of three products, for each shape.
+Two launches go through the weights, for up to 32 matrices of any shapes. Each iteration takes three launches
+for all small matrices, and three for all large ones. PyTorch takes five launches (three products and two
+copies) for each iteration of each shape, and about twenty others for each shape.
 
 A matrix has one row for each output channel (the first dimension of a weight). The order of its columns does
 not matter: they are read in their order in memory.

@@ -78,17 +78,19 @@ def muon_step_reference(  # noqa: PLR0913
         some_weights, some_momenta, some_gradients = (
             [tensors[number] for number in same] for tensors in (weights, momenta, gradients)
         )
-        update = _update_momentum(some_momenta, some_gradients, settings, proceeds)
-        # in memory order, the columns of some formats are in another order, which does not matter
+        # the order of the columns does not matter, so they are read in their order in memory
+        weight = some_weights[0]
+        last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+        update = _update_momentum(some_momenta, some_gradients, settings, proceeds, last)
         flat = update.flatten(2)
         flat = orthogonalise(flat, settings.steps, settings.coefficients, dtype).to(flat.dtype)
         scale = math.sqrt(max(1.0, flat.shape[1] / flat.shape[2]))
         update = (flat * scale).reshape(update.shape)
         if renormalise is not None:
             _renormalise(some_weights, proceeds & (renormalise > 0))
-        old = _stack(some_weights)
+        old = _stack(some_weights, last)
         new = old - lr * (update + weight_decay * old)
-        torch._foreach_copy_(some_weights, _unstack(torch.where(proceeds, new, old), some_weights[0]))
+        torch._foreach_copy_(some_weights, _unstack(torch.where(proceeds, new, old), last))
 
 
 def _update_momentum(
@@ -96,12 +98,12 @@ def _update_momentum(
     gradients: Sequence[torch.Tensor],
     settings: MuonSettings,
     proceeds: torch.Tensor,
+    channels_last: bool,
 ) -> torch.Tensor:
     """Update the momenta of one shape, if the step proceeds, and return the updates as one tensor."""
-    channels_last = _in_channels_last(momenta[0])
     gradient, old = (_stack(tensors, channels_last) for tensors in (gradients, momenta))
     new = torch.where(proceeds, old.lerp(gradient, 1 - settings.momentum), old)
-    torch._foreach_copy_(list(momenta), _unstack(new, momenta[0]))
+    torch._foreach_copy_(list(momenta), _unstack(new, channels_last))
     return gradient.lerp(new, settings.momentum) if settings.nesterov else new
 
 
@@ -112,16 +114,11 @@ def _renormalise(weights: Sequence[torch.Tensor], switch: torch.Tensor) -> None:
     torch._foreach_mul_(list(weights), list(torch.where(switch, factors, 1.0)))
 
 
-def _in_channels_last(weight: torch.Tensor) -> bool:
-    return weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+def _stack(weights: Sequence[torch.Tensor], channels_last: bool) -> torch.Tensor:
+    """Stack weights of one shape; with CHANNELS_LAST their input channels become the last dimension."""
+    return torch.stack([weight.permute(0, 2, 3, 1) if channels_last else weight for weight in weights])
 
 
-def _stack(weights: Sequence[torch.Tensor], channels_last: bool | None = None) -> torch.Tensor:
-    """Stack weights of one shape; in channels_last their input channels become the last dimension."""
-    moved = _in_channels_last(weights[0]) if channels_last is None else channels_last
-    return torch.stack([weight.permute(0, 2, 3, 1) if moved else weight for weight in weights])
-
-
-def _unstack(stacked: torch.Tensor, like: torch.Tensor) -> list[torch.Tensor]:
+def _unstack(stacked: torch.Tensor, channels_last: bool) -> list[torch.Tensor]:
     """Undo `_stack`."""
-    return list(stacked.permute(0, 1, 4, 2, 3) if _in_channels_last(like) else stacked)
+    return list(stacked.permute(0, 1, 4, 2, 3) if channels_last else stacked)

@@ -126,22 +126,17 @@ def _places(shapes: Sequence[tuple[int, int]]) -> list[_Place]:
 def _chunk(places: Sequence[_Place], start: int, stop: int, device: torch.device) -> Chunk:
     tables = []
     for number, place in enumerate(places[start:stop]):
-        height, width = (
-            (place.width, place.height) if place.transposed else (place.height, place.width)
-        )  # in the order of the weight's memory
-        row, column = _corners(height, width, TILE)
-        constants = [number, place.rows, place.columns], [place.start, place.width, int(place.transposed)]
-        tables.append(
-            torch.cat(
-                [
-                    torch.tensor(constants[0]).expand(len(row), -1),
-                    torch.stack([row, column], dim=1),
-                    torch.tensor([*constants[1], place.first_tile, place.num_tiles]).expand(len(row), -1),
-                    (place.first_tile + torch.arange(len(row)))[:, None],
-                ],
-                dim=1,
-            )
+        row, column = _corners(place.height, place.width, TILE)
+        if place.transposed:  # in the weight
+            row, column = column, row
+        constants = [place.start, place.width, int(place.transposed), place.first_tile, place.num_tiles]
+        parts = (
+            torch.tensor([number, place.rows, place.columns]).expand(len(row), -1),
+            torch.stack([row, column], dim=1),
+            torch.tensor(constants).expand(len(row), -1),
+            (place.first_tile + torch.arange(len(row)))[:, None],
         )
+        tables.append(torch.cat(parts, dim=1))
     columns = [place.columns for place in places[start:stop]]
     alignment = next(power for power in (16, 8, 4, 2, 1) if all(count % power == 0 for count in columns))
     return Chunk(start, stop, torch.cat(tables).to(device), alignment)

@@ -216,6 +216,18 @@ def test_operator_moves_the_tensors_that_it_is_given() -> None:
         assert torch.equal(some[0], old[0]) == (some is actual.gradients)
 
 
+@pytest.mark.parametrize("which", [1, 2])
+def test_reference_takes_tensors_of_any_strides(which: int) -> None:
+    """A momentum or a gradient may be in another order in memory than its weight."""
+    tensors = tensors_of([(6, 4, 3, 3)])
+    given = tensors.clone()
+    given[which][0] = given[which][0].contiguous()
+    for some in (tensors, given):
+        muon_step_reference(*some, torch.tensor(0.1, device=DEVICE), 0.3, SETTINGS)
+    for some, others in zip(given[:2], tensors[:2], strict=True):
+        assert torch.equal(some[0], others[0])
+
+
 def test_no_matrices() -> None:
     muon_step([], [], [], torch.tensor(0.1), 0.3, SETTINGS)
 
