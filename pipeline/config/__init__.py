@@ -1,6 +1,13 @@
 """Reads recipes: YAML and command-line overrides in, one frozen `Config` out. Imports no torch."""
 
-from pipeline.config.augment import MIX_SOURCES, AugmentConfig, MixAugment, PlainAugment
+from pipeline.config.augment import (
+    MIX_SOURCES,
+    AnyMixAugment,
+    AugmentConfig,
+    MixAugment,
+    MixupOrCutmixAugment,
+    PlainAugment,
+)
 from pipeline.config.batches import check_batches, micro_batch_size, share
 from pipeline.config.data import CifarData, DataConfig, DigitsData, FolderData, SyntheticData
 from pipeline.config.durations import to_bytes, to_steps
@@ -41,6 +48,7 @@ __all__ = [
     "SLOW_ON_CPU",
     "VIEWS_NAME",
     "AdamwConfig",
+    "AnyMixAugment",
     "AugmentConfig",
     "CifarData",
     "CompileConfig",
@@ -54,6 +62,7 @@ __all__ = [
     "LookaheadConfig",
     "LossConfig",
     "MixAugment",
+    "MixupOrCutmixAugment",
     "ModelConfig",
     "MuonConfig",
     "OptimizerConfig",

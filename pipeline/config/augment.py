@@ -16,7 +16,7 @@ _RatioPart = Annotated[float, Field(ge=0.01, le=100)]
 Ratio = Annotated[tuple[_RatioPart, _RatioPart], BeforeValidator(as_tuple)]
 
 # Number of images that each mixed image is made of.
-MIX_SOURCES = {"none": 1, "mixup": 2, "cutmix": 2, "ricap": 4}
+MIX_SOURCES = {"none": 1, "mixup": 2, "cutmix": 2, "ricap": 4, "mixup_or_cutmix": 2}
 
 
 def _check_flip(value: object) -> object:
@@ -105,8 +105,9 @@ class PlainAugment(_AnyAugment):
     mix: Literal["none"] = "none"
 
 
-class MixAugment(_AnyAugment):
-    mix: Literal["mixup", "cutmix", "ricap"]
+class AnyMixAugment(_AnyAugment):
+    """The keys that all kinds of mixing have."""
+
     mix_alpha: float = Field(
         default=1.0,
         gt=0,
@@ -116,8 +117,25 @@ class MixAugment(_AnyAugment):
     mix_probability: float = Field(default=1.0, gt=0, le=1, description="Fraction of the steps that mix")
 
 
+class MixAugment(AnyMixAugment):
+    mix: Literal["mixup", "cutmix", "ricap"]
+
+
+class MixupOrCutmixAugment(AnyMixAugment):
+    mix: Literal["mixup_or_cutmix"]
+    cutmix_alpha: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="`augment.mix_alpha` of the steps with CutMix; `mix_alpha` is that of Mixup",
+    )
+    cutmix_share: float = Field(
+        default=0.5, gt=0, lt=1, description="Fraction of the steps that mix with CutMix; the others: Mixup"
+    )
+
+
 AugmentConfig = Annotated[
-    PlainAugment | MixAugment,
+    PlainAugment | MixAugment | MixupOrCutmixAugment,
     Field(discriminator="mix"),
     Kinds("mix", "none", "Mix images of a batch, and their labels"),
 ]

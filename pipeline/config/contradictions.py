@@ -74,7 +74,7 @@ def _progressive(config: "Config") -> str | None:
     last = augment.progressive[-1][1]
     if last != size:
         return f"augment.progressive: ends at {last} pixels, data.image_size is {size}; make them equal"
-    if augment.mix in ("cutmix", "ricap"):
+    if augment.mix not in ("none", "mixup"):
         reason = f"{augment.mix} cuts images of one size, but augment.progressive changes it"
         return f"augment.mix: {reason}; use mixup, or no mix"
     return None

@@ -21,6 +21,7 @@ LATER_KEYS = frozenset(
         *("optimizer.newton_schulz_steps", "optimizer.newton_schulz_coefficients"),
         *("optimizer.renormalise_every", "lookahead.every", "lookahead.decay", "lookahead.power"),
         *("data.train_folder", "data.test_folder", "compile.drop_ended"),
+        *("loss.name", "ema.every", "augment.cutmix_alpha", "augment.cutmix_share"),
     }
 )
 

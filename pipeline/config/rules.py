@@ -75,6 +75,11 @@ _RULES = (
         lambda c: f"while schedule.warmup is {c.schedule.warmup}; set schedule.warmup",
     ),
     _Rule(
+        ("ema.every",),
+        lambda c: c.ema.decay is not None,
+        lambda _: "while ema.decay is null; set ema.decay",
+    ),
+    _Rule(
         ("lookahead.decay", "lookahead.power"),
         lambda c: c.lookahead.every is not None,
         lambda _: "while lookahead.every is null; set lookahead.every",

@@ -17,6 +17,11 @@ from pipeline.config.schedule import ScheduleConfig, SmoothSchedule
 
 
 class LossConfig(Section):
+    name: Literal["cross_entropy", "bce"] = Field(
+        default="cross_entropy",
+        description="Loss in training; `bce`: the mean over classes of the binary cross-entropy (Wightman "
+        "et al. 2021, arXiv:2110.00476). Evaluation records cross-entropy",
+    )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes"
     )
@@ -29,6 +34,11 @@ class EmaConfig(Section):
         lt=1,
         description="Share that a moving average of the weights keeps at each step; it is evaluated and "
         "saved beside them. null: none",
+    )
+    every: Interval = Field(
+        default="1st",
+        description="Interval at which the average takes over the weights; `ema.decay` is the share of one "
+        "such update",
     )
 
 

@@ -13,10 +13,11 @@ class Ema:
 
     See Polyak & Juditsky 1992, and Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2.
 
-    After step t it is the mean of the weights w_1 … w_t, weighted by decay^(t - i): the initial weights are
-    not part of it. The update is average += (1 - decay) / (1 - decay^t) * (w_t - average). This is Adam's
-    bias correction (Kingma & Ba 2015, arXiv:1412.6980, section 3), applied at every step, so that the average
-    can be evaluated and saved at any time.
+    After update t it is the mean of the weights w_1 … w_t that it was updated with, weighted by
+    decay^(t - i): the initial weights are not part of it. The update is
+    average += (1 - decay) / (1 - decay^t) * (w_t - average). This is Adam's bias correction (Kingma & Ba
+    2015, arXiv:1412.6980, section 3), applied at every update, so that the average can be evaluated and saved
+    at any time.
 
     The running statistics of batch norm are averaged in the same way, as in timm and in torch's
     `AveragedModel(use_buffers=True)`: they belong to weights of the same age. Counts (integer buffers, which
@@ -46,9 +47,16 @@ class Ema:
         # launch, and it does nothing if `found_inf` is 1.
         self._mover = torch.optim.SGD(averages, lr=self._weight, weight_decay=1.0, maximize=True, fused=True)
 
-    def set_step(self, step: int) -> None:
-        """Set the share of the newest weights in the next update, that of STEP (0 for the first)."""
-        self._weight.fill_((1 - self._decay) / (1 - self._decay ** (step + 1)))
+    def set_step(self, step: int, every: int = 1) -> None:
+        """Set the share of the newest weights in the next update.
+
+        Args:
+            step: of that update; 0 for the first.
+            every: interval of the updates in steps: after the other steps the share is 0, and the average
+                stays as it is. Until the first update it consists of the initial weights.
+        """
+        count, rest = divmod(step + 1, every)
+        self._weight.fill_(0.0 if rest else (1 - self._decay) / (1 - self._decay**count))
 
     @torch.no_grad()
     def update(self, found_inf: torch.Tensor) -> None:

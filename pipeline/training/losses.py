@@ -5,12 +5,17 @@ import torch.nn.functional as F
 
 
 def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float, fractions: torch.Tensor | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    label_smoothing: float,
+    fractions: torch.Tensor | None = None,
+    name: str = "cross_entropy",
 ) -> torch.Tensor:
-    """Return the mean cross-entropy with smoothed targets, float32.
+    """Return the mean loss with smoothed targets, float32.
 
-    The smoothing is that of Szegedy et al. 2016 (arXiv:1512.00567), section 7. Hard targets use our own
-    kernels on a GPU, and the kernels' definition in plain PyTorch on the CPU.
+    The smoothing is that of Szegedy et al. 2016 (arXiv:1512.00567), section 7. Cross-entropy with hard
+    targets uses our own kernels on a GPU, and the kernels' definition in plain PyTorch on the CPU. The binary
+    cross-entropy is the mean over images and classes, with the same smoothed targets, as in timm.
 
     Args:
         logits: (B, K), any floating type.
@@ -18,7 +23,14 @@ def classification_loss(
         label_smoothing: fraction of the target that is spread evenly over the K classes.
         fractions: (P,) float, the fraction that each of the P labels has of the target before smoothing; they
             add up to 1. None: hard targets.
+        name: as `loss.name`: `cross_entropy` or `bce`.
     """
+    if name == "bce":
+        if fractions is None:
+            labels, fractions = labels[:, None], logits.new_ones(1, dtype=torch.float32)
+        targets = soft_targets(labels, fractions, logits.shape[1])
+        targets = (1 - label_smoothing) * targets + label_smoothing / logits.shape[1]
+        return F.binary_cross_entropy_with_logits(logits.float(), targets)
     if fractions is not None:
         targets = soft_targets(labels, fractions, logits.shape[1])
         return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)

@@ -1,4 +1,4 @@
-"""Mixes the images of a batch with one another, and their labels with them: Mixup, CutMix and RICAP.
+"""Mixes the images of a batch with one another, and their labels with them: Mixup, CutMix, RICAP.
 
 A batch consists of groups of neighbours, of two images (Mixup, CutMix) or four (RICAP). Within a group the
 sources of image i are i, i + 1, … in turn, each once in each part. The order of an epoch is random, so groups
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from pipeline.config import MIX_SOURCES, MixAugment
+from pipeline.config import MIX_SOURCES, AnyMixAugment, MixupOrCutmixAugment
 
 _STREAM = 3  # highest word of the Philox counter; the loaders' draws have 0, 1 and 2
 _WORDS = 8  # 64-bit random words for each step: two Philox blocks
@@ -24,7 +24,7 @@ _STEPS_AHEAD = 1024  # drawn at once
 
 
 def draw_mixing(
-    augment: MixAugment, seed: int, first_step: int, num_steps: int, image_size: int
+    augment: AnyMixAugment, seed: int, first_step: int, num_steps: int, image_size: int
 ) -> np.ndarray:
     """Draw the mixing of NUM_STEPS steps, beginning with FIRST_STEP.
 
@@ -33,6 +33,8 @@ def draw_mixing(
     - `mixup`: nothing; the fractions, multiples of 1/1024, which float16 holds exactly, are those of the
       pixels too;
     - `cutmix`: top, bottom, left, right of the box that the second source fills (bottom and right excluded);
+    - `mixup_or_cutmix`: the box of the second source, empty in steps with Mixup; then the fraction that the
+      first source has of the pixels outside of the box, 1 in steps with CutMix;
     - `ricap`: height and width of the upper left part; for each part the offset in rows, then for each part
       the offset in columns, from a pixel to its place in the source.
 
@@ -52,12 +54,12 @@ def draw_mixing(
     return np.ascontiguousarray(draws.T, np.float32)
 
 
-def _draw_mixup(augment: MixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
+def _draw_mixup(augment: AnyMixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
     fraction = np.where(_unmixed(augment, words), 1.0, np.rint(_beta(augment, words[0]) * 1024) / 1024)
     return np.stack([fraction, 1 - fraction])
 
 
-def _draw_cutmix(augment: MixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
+def _draw_cutmix(augment: AnyMixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
     half = (image_size * np.sqrt(1 - _beta(augment, words[0]))).astype(np.int64) // 2
     centre = np.stack([_below(_high(words[3]), image_size), _below(_low(words[3]), image_size)])
     edges = [np.clip(edge, 0, image_size) for edge in (centre - half, centre + half)]
@@ -66,7 +68,20 @@ def _draw_cutmix(augment: MixAugment, words: np.ndarray, image_size: int) -> np.
     return np.stack([fraction, 1 - fraction, start[0], end[0], start[1], end[1]])
 
 
-def _draw_ricap(augment: MixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
+def _draw_mixup_or_cutmix(augment: AnyMixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
+    """Draw whether a step is one of CutMix, then the step as with that kind alone."""
+    assert isinstance(augment, MixupOrCutmixAugment)
+    of_cutmix = augment.model_copy(update={"mix_alpha": augment.cutmix_alpha})
+    mixup, cutmix = _draw_mixup(augment, words, image_size), _draw_cutmix(of_cutmix, words, image_size)
+    nothing, everything = np.zeros_like(cutmix[2:]), np.ones_like(cutmix[:1])
+    return np.where(
+        _uniform(words[1]) < augment.cutmix_share,
+        np.concatenate([cutmix, everything]),
+        np.concatenate([mixup, nothing, mixup[:1]]),
+    )
+
+
+def _draw_ricap(augment: AnyMixAugment, words: np.ndarray, image_size: int) -> np.ndarray:
     extents = [np.rint(image_size * _beta(augment, words[number])) for number in (1, 0)]
     unmixed = _unmixed(augment, words)
     height, width = (np.where(unmixed, image_size, extent).astype(np.int64) for extent in extents)
@@ -84,13 +99,13 @@ def _uniform(words: np.ndarray) -> np.ndarray:
     return (words >> np.uint64(11)) * 2.0**-53
 
 
-def _beta(augment: MixAugment, words: np.ndarray) -> np.ndarray:
+def _beta(augment: AnyMixAugment, words: np.ndarray) -> np.ndarray:
     from scipy.special import betaincinv  # takes a while to import
 
     return betaincinv(augment.mix_alpha, augment.mix_alpha, _uniform(words))
 
 
-def _unmixed(augment: MixAugment, words: np.ndarray) -> np.ndarray:
+def _unmixed(augment: AnyMixAugment, words: np.ndarray) -> np.ndarray:
     return _uniform(words[2]) >= augment.mix_probability
 
 
@@ -107,9 +122,10 @@ def _below(bits: np.ndarray, limit: np.ndarray | int) -> np.ndarray:
     return ((bits * np.asarray(limit, np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
-_DRAW: dict[str, Callable[[MixAugment, np.ndarray, int], np.ndarray]] = {
+_DRAW: dict[str, Callable[[AnyMixAugment, np.ndarray, int], np.ndarray]] = {
     "mixup": _draw_mixup,
     "cutmix": _draw_cutmix,
+    "mixup_or_cutmix": _draw_mixup_or_cutmix,
     "ricap": _draw_ricap,
 }
 
@@ -124,7 +140,7 @@ class MixDraws:
         device: of the draws.
     """
 
-    def __init__(self, augment: MixAugment, seed: int, image_size: int, device: torch.device):
+    def __init__(self, augment: AnyMixAugment, seed: int, image_size: int, device: torch.device):
         self._augment, self._seed, self._image_size, self._device = augment, seed, image_size, device
         self._chunk: int | None = None
         self._table = torch.empty(0)
@@ -148,7 +164,7 @@ def mix(
     """Mix a batch.
 
     Args:
-        name: `mixup`, `cutmix` or `ricap`.
+        name: `mixup`, `cutmix`, `ricap` or `mixup_or_cutmix`.
         images: (B, C, H, W), in the order of the global batch; B is a multiple of the number of sources P.
         labels: (B,) int64.
         draws: a row of `draw_mixing`, on the same device.
@@ -179,10 +195,21 @@ def _cutmix(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
     Its centre is anywhere in the image, and the border clips it.
     """
-    top, bottom, left, right = draws[2:]
+    return _fill_box(images, _from_neighbour(images, 1, 2), draws)
+
+
+def _fill_box(images: torch.Tensor, others: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    top, bottom, left, right = draws[2:6]
     rows, columns = (torch.arange(extent, device=images.device) for extent in images.shape[2:])
     inside = ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))
-    return torch.where(inside, _from_neighbour(images, 1, 2), images)
+    return torch.where(inside, others, images)
+
+
+def _mixup_or_cutmix(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Apply both; the draws make one of them leave the images alone."""
+    neighbours = _from_neighbour(images, 1, 2)
+    # with the weight 1, `lerp` returns the images bit for bit
+    return _fill_box(torch.lerp(neighbours, images, draws[6].to(images.dtype)), neighbours, draws)
 
 
 def _ricap(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
@@ -200,5 +227,6 @@ def _ricap(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 _APPLY: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mixup": _mixup,
     "cutmix": _cutmix,
+    "mixup_or_cutmix": _mixup_or_cutmix,
     "ricap": _ricap,
 }

@@ -16,6 +16,7 @@ class Plan:
         lr_at: learning rate of an optimizer step.
         renormalise_every: interval of Muon's renormalisation; None: never.
         lookahead_every: interval of Lookahead; None: never.
+        ema_every: interval of the moving average of the weights.
         warnings: parts of the schedule that a run of this length does not reach.
         uninterrupted: nothing is due after any step.
     """
@@ -28,6 +29,7 @@ class Plan:
     lr_at: Callable[[int], float]
     renormalise_every: int | None
     lookahead_every: int | None
+    ema_every: int
     warnings: tuple[str, ...]
     uninterrupted: bool = False
 
@@ -51,7 +53,11 @@ class Plan:
             lr_at=build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total),
             renormalise_every=steps_or_none(_renormalisation(config)),
             lookahead_every=steps_or_none(config.lookahead.every),
-            warnings=tuple(parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total)),
+            ema_every=steps(config.ema.every),
+            warnings=(
+                *parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total),
+                *_average_never_updated(config, steps(config.ema.every), total),
+            ),
         )
 
     def rates_of(self, config: Config, parts: Sequence[Part]) -> Callable[[int], list[float]]:
@@ -100,6 +106,15 @@ class Plan:
 
     def epoch(self, step: int) -> float:
         return step / self.steps_per_epoch
+
+
+def _average_never_updated(config: Config, every: int, total_steps: int) -> list[str]:
+    if config.ema.decay is None or every <= total_steps:
+        return []
+    return [
+        f"ema.every: {config.ema.every} is longer than the run, {config.duration}: the average stays at the "
+        "initial weights; shorten it"
+    ]
 
 
 def _renormalisation(config: Config) -> str | None:

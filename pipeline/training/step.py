@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.config import Config, MixAugment
+from pipeline.config import AnyMixAugment, Config
 from pipeline.data.batch import Batch
 from pipeline.optim.muon import Muon
 from pipeline.training.losses import classification_loss, count_correct
@@ -41,12 +41,14 @@ class StepOptions:
         clip_norm: largest global L2 norm of the unscaled gradient, or None.
         accumulate: number of equal micro-batches that a batch is cut into.
         mix: as `augment.mix`.
+        loss: as `loss.name`.
     """
 
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
     mix: str = "none"
+    loss: str = "cross_entropy"
 
     @classmethod
     def of(cls, config: Config) -> "StepOptions":
@@ -55,6 +57,7 @@ class StepOptions:
             config.optimizer.clip_norm,
             config.optimizer.accumulate,
             config.augment.mix,
+            config.loss.name,
         )
 
 
@@ -106,7 +109,7 @@ def _backward(
     for number, (some_images, targets) in enumerate(micro_batches, start=1):
         with state.precision.autocast():
             logits = state.model(some_images)
-            loss = classification_loss(logits, targets, options.label_smoothing, shares)
+            loss = classification_loss(logits, targets, options.label_smoothing, shares, options.loss)
         if number == count and state.gradient_mean is not None:
             state.gradient_mean.start()
         state.precision.scaler.scale(loss / count if count > 1 else loss).backward()
@@ -173,7 +176,8 @@ class Step:
         state: updated in place.
         rates_at: learning rate of each parameter group, at an optimizer step.
         capture: replay as a CUDA graph.
-        plan: durations in steps; None: no renormalisation, no Lookahead, and one phase.
+        plan: durations in steps; None: no renormalisation, no Lookahead, one phase, and a moving average of
+            every step.
 
     Attributes:
         phases: of the run, in their order. On several processes there is one.
@@ -208,7 +212,7 @@ class Step:
             config: that of the step, but for the seed.
         """
         augment, device = config.augment, self._state.totals.values.device
-        mixes = isinstance(augment, MixAugment)
+        mixes = isinstance(augment, AnyMixAugment)
         self._mix_draws = MixDraws(augment, config.seed, config.image_size, device) if mixes else None
 
     @property
@@ -246,7 +250,7 @@ class Step:
         self._select_shape(batch)
         self._set_rates()
         if state.ema is not None:
-            state.ema.set_step(state.step)
+            state.ema.set_step(state.step, self._plan.ema_every if self._plan is not None else 1)
         inputs = [batch.images, batch.labels]
         if self._mix_draws is not None:
             inputs.append(self._mix_draws.at(state.step))

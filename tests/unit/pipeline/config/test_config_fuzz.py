@@ -91,7 +91,9 @@ def wrong_types(of: FieldInfo) -> list[object]:
         found += [0.5]
     if type(None) not in kinds:
         found += [None]
-    return found
+    return [
+        value for value in found if not any(value is choice for choice in kinds)
+    ]  # `augment.flip` takes true
 
 
 def out_of_range(of: FieldInfo) -> list[object]:

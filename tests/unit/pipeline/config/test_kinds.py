@@ -32,7 +32,7 @@ KINDS = [
     *(("schedule.name", kind, ()) for kind in ("linear", "cosine", "one_cycle")),
     ("schedule.name", "step", ("schedule.milestones=[50%]",)),
     *(("precision.mode", kind, ()) for kind in ("fp16", "bf16", "fp32")),
-    *(("augment.mix", kind, ()) for kind in ("none", "mixup", "cutmix", "ricap")),
+    *(("augment.mix", kind, ()) for kind in ("none", "mixup", "cutmix", "ricap", "mixup_or_cutmix")),
     *(("data.dataset", kind, ()) for kind in ("cifar10", "cifar100", "digits", "folder", "synthetic")),
 ]
 # A recipe for each section: keys of one kind, another kind, and the keys that it does not have.
@@ -126,7 +126,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize(("key", "kind", "needed"), KINDS, ids=lambda value: str(value))
 def test_one_name_on_the_command_line_is_enough(recipe: Path, key: str, kind: str, needed: Sequence[str]):
-    if load_config(recipe).augment.progressive and kind in ("cutmix", "ricap"):
+    if load_config(recipe).augment.progressive and kind in ("cutmix", "ricap", "mixup_or_cutmix"):
         needed = ("augment.progressive=[]",)  # a contradiction: a run would break
     config = load_config(recipe, [f"{key}={kind}", *needed])
     section, _, name = key.partition(".")
@@ -210,7 +210,13 @@ def test_a_kind_that_does_not_exist_is_told_as_a_wrong_value(load: Any):
             "step",
         ),
         ("precision:\n  mode: bf16\n  growth_interval: 5\n", 3, "growth_interval", "fp16", "bf16"),
-        ("augment:\n  mix_alpha: 0.5\n", 2, "mix_alpha", "mixup, cutmix or ricap", "none, the default"),
+        (
+            "augment:\n  mix_alpha: 0.5\n",
+            2,
+            "mix_alpha",
+            "mixup, cutmix, ricap or mixup_or_cutmix",
+            "none, the default",
+        ),
         ("data:\n  image_size: 48\n", 2, "image_size", "digits, folder or synthetic", "cifar10, the default"),
         ("data:\n  on_bad_image: skip\n", 2, "on_bad_image", "folder", "cifar10, the default"),
         ("data:\n  dataset: synthetic\n  eval_crop: 1.0\n", 3, "eval_crop", "folder", "synthetic"),

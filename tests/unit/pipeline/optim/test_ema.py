@@ -56,6 +56,57 @@ def test_it_is_the_weighted_mean_of_all_steps_and_of_none_before(decay: float):
     )
 
 
+def test_with_an_interval_it_is_the_mean_of_those_steps_only():
+    model = Net()
+    every, sparse, dense = 3, Ema(model, copy.deepcopy(model), 0.8), None
+    for step in range(9):
+        walk(model, step)
+        sparse.set_step(step, every)
+        sparse.update(OK)
+        if (step + 1) % every == 0:
+            dense = dense or Ema(model, copy.deepcopy(model), 0.8)
+            dense.set_step(step // every)
+            dense.update(OK)
+        if dense is not None:
+            torch.testing.assert_close(tensors(sparse.model), tensors(dense.model))
+
+
+def test_it_ends_where_that_of_torchvisions_recipe_ends():
+    """See `references/classification/train.py`: an average every 32 steps; batch and epochs scale it."""
+    decay, batch, epochs, every = 0.99998, 1024, 600, 32
+    share = min(1.0, (1 - decay) * batch * every / epochs)
+    model = Net()
+    ours = Ema(model, copy.deepcopy(model), 1 - share)
+    theirs = torch.optim.swa_utils.AveragedModel(
+        model, avg_fn=lambda average, newest, _: (1 - share) * average + share * newest, use_buffers=True
+    )
+    for step in range(200 * every):
+        if (step + 1) % every == 0:
+            walk(model, step % 64)
+            theirs.update_parameters(model)
+        ours.set_step(step, every)
+        ours.update(OK)
+    # theirs begins with the first weights themselves, of which it keeps this surplus; it fades in a long run
+    surplus = (1 - share) ** 200
+    walk(model, every - 1)
+    for key, value in tensors(ours.model).items():
+        mean = theirs.module.state_dict()[key] - surplus * tensors(model)[key]
+        torch.testing.assert_close(value, mean / (1 - surplus), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("process_state")
+def test_in_training_the_interval_is_that_of_the_config():
+    trainer = tiny_trainer(tiny_config("ema.decay=0.0", "ema.every=2st"))
+    ema = trainer.state.ema
+    assert ema is not None
+    seen = []
+    for _ in range(4):
+        train_steps(trainer, 1)
+        head = "head.weight"
+        seen.append(torch.allclose(ema.model.get_parameter(head), trainer.state.model.get_parameter(head)))
+    assert seen == [False, True, False, True]
+
+
 def test_a_skipped_step_leaves_it_alone():
     model = Net()
     ema = Ema(model, copy.deepcopy(model), 0.5)

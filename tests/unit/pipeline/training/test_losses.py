@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from timm.data.mixup import mixup_target
+from timm.loss import BinaryCrossEntropy
 
 from pipeline.training.losses import classification_loss
 
@@ -52,6 +54,30 @@ def test_the_loss_of_mixed_labels_is_the_mean_of_theirs(dtype: torch.dtype, smoo
         for number, fraction in enumerate(fractions.double())
     )
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["hard", "mixed"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_binary_cross_entropy_is_that_of_timm(dtype: torch.dtype, smoothing: float, mixed: bool):
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(64, 10, generator=generator)).to(dtype).requires_grad_()
+    labels = torch.randint(10, (64,), generator=generator)
+    if mixed:  # timm mixes an image with the one in the opposite place
+        fraction = 0.7
+        targets = mixup_target(labels, 10, fraction, smoothing)
+        expected = BinaryCrossEntropy()(logits.float(), targets)
+        both = torch.stack([labels, labels.flip(0)], 1)
+        loss = classification_loss(
+            logits, both, smoothing, torch.tensor([fraction, 1 - fraction]).float(), "bce"
+        )
+    else:
+        expected = BinaryCrossEntropy(smoothing=smoothing)(logits.float(), labels)
+        loss = classification_loss(logits, labels, smoothing, name="bce")
+    assert (loss.dtype, loss.shape) == (torch.float32, ())
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-7)
+    ours, theirs = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-7)
 
 
 def test_one_label_with_the_fraction_1_is_a_hard_target():

@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torchvision.transforms import v2
 
-from pipeline.config import MIX_SOURCES, MixAugment
+from pipeline.config import MIX_SOURCES, AnyMixAugment, MixAugment, MixupOrCutmixAugment
 from pipeline.data.sampling.philox import RESIZED_CROPS, philox_blocks
 from pipeline.training.losses import count_correct
 from pipeline.training.mixing import MixDraws, draw_mixing, mix
 from tests.tiny import random_batch, tiny_config, tiny_trainer
 
-NAMES = ["mixup", "cutmix", "ricap"]
+NAMES = ["mixup", "cutmix", "ricap", "mixup_or_cutmix"]
 SIZE = 9
 
 
-def config(name: str, **keys: Any) -> MixAugment:
-    return MixAugment.model_validate({"mix": name, **keys})
+def config(name: str, **keys: Any) -> AnyMixAugment:
+    kind = MixupOrCutmixAugment if name == "mixup_or_cutmix" else MixAugment
+    return kind.model_validate({"mix": name, **keys})
 
 
 def draw(
@@ -30,6 +32,11 @@ def draw(
 # --- draws applied --------------------------------------------------------------------------------------
 
 
+def is_in_box(y: int, x: int, row: np.ndarray) -> bool:
+    top, bottom, left, right = row[2:6]
+    return top <= y < bottom and left <= x < right
+
+
 def by_hand(name: str, images: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Mix one pixel after another, by the definition of the draws."""
     mixed = np.empty_like(images)
@@ -39,8 +46,10 @@ def by_hand(name: str, images: np.ndarray, row: np.ndarray) -> np.ndarray:
         if name == "mixup":
             pixel = row[0] * source[0][:, y, x] + row[1] * source[1][:, y, x]
         elif name == "cutmix":
-            top, bottom, left, right = row[2:]
-            pixel = source[1 if top <= y < bottom and left <= x < right else 0][:, y, x]
+            pixel = source[int(is_in_box(y, x, row))][:, y, x]
+        elif name == "mixup_or_cutmix":
+            share = 0 if is_in_box(y, x, row) else row[6]
+            pixel = share * source[0][:, y, x] + (1 - share) * source[1][:, y, x]
         else:
             height, width, *places = row[4:].astype(int)
             part = (0 if y < height else 2) + (0 if x < width else 1)
@@ -60,7 +69,7 @@ def test_images_are_those_of_the_papers(name: str, dtype: torch.dtype, memory_fo
     for row in draw(name, 12):
         mixed, all_labels, fractions = mix(name, images, labels, torch.from_numpy(row))
         expected = torch.from_numpy(by_hand(name, images.double().numpy(), row.astype(np.float64)))
-        rounding = 0 if name != "mixup" else {torch.float32: 1e-6, torch.float16: 2e-3}[dtype]
+        rounding = 0 if not name.startswith("mixup") else {torch.float32: 1e-6, torch.float16: 2e-3}[dtype]
         torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=rounding)
         assert mixed.dtype == dtype and mixed.is_contiguous(memory_format=memory_format)
         group = MIX_SOURCES[name]
@@ -102,7 +111,8 @@ def test_fractions_add_up_and_boxes_are_inside(name: str):
     group = MIX_SOURCES[name]
     np.testing.assert_allclose(rows[:, :group].sum(1), 1, atol=1e-6)
     assert (rows[:, :group] >= 0).all()
-    assert (rows[:, group:] == np.rint(rows[:, group:])).all()
+    whole = rows[:, group:6] if name == "mixup_or_cutmix" else rows[:, group:]
+    assert (whole == np.rint(whole)).all()
     if name == "mixup":
         assert (rows.astype(np.float16) == rows).all()
     if name == "cutmix":
@@ -110,6 +120,34 @@ def test_fractions_add_up_and_boxes_are_inside(name: str):
         for start, end in ((top, bottom), (left, right)):
             assert ((start >= 0) & (start <= end) & (end <= SIZE)).all()
         assert {*top} >= set(range(SIZE - 1)) and {*right} >= set(range(1, SIZE + 1))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_a_step_of_both_is_one_of_mixup_or_one_of_cutmix(share: float):
+    both = draw("mixup_or_cutmix", 1000, mix_alpha=0.2, cutmix_alpha=2.0, cutmix_share=share)
+    mixup, cutmix = draw("mixup", 1000, mix_alpha=0.2), draw("cutmix", 1000, mix_alpha=2.0)
+    of_mixup = (both[:, 2:6] == 0).all(1) & (both[:, 6] == both[:, 0])
+    assert abs((~of_mixup).mean() - share) < 0.05
+    assert (both[of_mixup][:, :2] == mixup[of_mixup]).all()
+    assert (both[~of_mixup][:, :6] == cutmix[~of_mixup]).all() and (both[~of_mixup][:, 6] == 1).all()
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_fractions_are_those_of_torchvisions_mixup_and_cutmix(alpha: float):
+    """Compare the quantiles of the fractions with those that torchvision's own transforms draw."""
+    torch.manual_seed(0)
+    images, labels = torch.zeros(2, 3, 64, 64), torch.tensor([0, 1])
+    for name, transform in (
+        ("mixup", v2.MixUp(alpha=alpha, num_classes=2)),
+        ("cutmix", v2.CutMix(alpha=alpha, num_classes=2)),
+    ):
+        theirs = np.array([transform(images, labels)[1][0, 0].item() for _ in range(1500)])
+        ours = draw(name, 4000, size=64, mix_alpha=alpha)[:, 0]
+        between = np.array([0.105, 0.305, 0.505, 0.705, 0.905, 0.985])
+        below = [
+            np.searchsorted(np.sort(fractions), between) / len(fractions) for fractions in (theirs, ours)
+        ]
+        np.testing.assert_allclose(*below, atol=0.04)
 
 
 @pytest.mark.parametrize("stream", [0, 1, RESIZED_CROPS])
