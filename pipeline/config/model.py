@@ -91,6 +91,18 @@ class ModelConfig(Section):
         "convolution), so that blocks start as identities; not in plain networks, davidnet and those of "
         "other libraries",
     )
+    stochastic_depth: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Probability that the last block is left out for an image in training, with the shortcut "
+        "alone in its place; it falls in a line to 0 at the first block",
+    )
+    blur_pool: bool = Field(
+        default=False,
+        description="Blur the input of each convolution of the blocks that has a stride (Zhang 2019, as in "
+        "ffcv-imagenet)",
+    )
     fused_norm: bool = Field(
         default=False,
         description="Batch norm, residual and activation, in speednet94 and 96 the max-pool too, in training "

@@ -49,7 +49,7 @@ DRAWN_IN_MEMORY = ("augment.brightness", "augment.contrast", "augment.crop_borde
 
 _BLOCK_KEYS = (
     *("model.stem", "model.shortcut", "model.width", "model.groups", "model.squeeze_excitation"),
-    *("model.preactivation", "model.zero_init_residual"),
+    *("model.preactivation", "model.zero_init_residual", "model.stochastic_depth", "model.blur_pool"),
 )
 _KERNEL_KEYS = ("model.fused_norm", "model.fused_stem", "model.sync_batchnorm")
 
@@ -142,7 +142,7 @@ _RULES = (
         lambda c: f"on {c.model.name}, whose activation is ReLU; set model.name={SPEED_NETWORKS[0]}",
     ),
     _Rule(
-        ("model.shortcut", "model.preactivation", "model.zero_init_residual"),
+        ("model.shortcut", "model.preactivation", "model.zero_init_residual", "model.stochastic_depth"),
         lambda c: c.model.name not in PLAIN_NETWORKS,
         lambda c: f"on {c.model.name}, which has no shortcuts; set model.name=resnet{c.model.name[5:]}",
     ),

@@ -1,6 +1,6 @@
 """Defines the blocks of ResNets. No block adds in place to an activation that backward or Grad-CAM needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from pipeline.models.layers import (
     conv3x3,
     make_shortcut,
 )
+from pipeline.models.optional_layers import StochasticDepth
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class BlockOptions:
         groups: of a bottleneck's 3x3 convolution (Xie et al. 2017, arXiv:1611.05431).
         squeeze_excitation: reduction of a gate at the end of the block's function; 0: no gate.
         fused_norm: use our own kernels for batch norm, residual and ReLU in training.
+        blur_pool: blur the input of convolutions with a stride.
+        stochastic_depth: probability of the last block to be dropped for an image, and in the options of one
+            block that of this block.
     """
 
     shortcut: Literal["A", "B"] | None = "B"
@@ -37,6 +41,14 @@ class BlockOptions:
     groups: int = 1
     squeeze_excitation: int = 0
     fused_norm: bool = False
+    blur_pool: bool = False
+    stochastic_depth: float = 0.0
+
+    def of_block(self, number: int, num_blocks: int) -> "BlockOptions":
+        """Return the options of one block: the probability to drop it rises in a line from the first block,
+        which is always kept, to the last (Huang et al. 2016, section 3; timm's `drop_path_rate`)."""
+        rate = self.stochastic_depth * number / max(num_blocks - 1, 1)
+        return replace(self, stochastic_depth=rate)
 
 
 class Block(nn.Module):
@@ -53,19 +65,20 @@ class Block(nn.Module):
 
     shortcut: nn.Module | None
     gate: SqueezeExcitation | None
+    drop: StochasticDepth | None
 
     def zero_init(self) -> None:
         """Make f return 0, so that the block starts as its shortcut."""
         raise NotImplementedError
 
     def _last_norm(self, channels: int, options: BlockOptions, branches: bool) -> NormAct:
-        """Return the norm at the end of f. If a gate follows it, residual and ReLU come after the gate."""
-        gated = bool(options.squeeze_excitation)
+        """Return the norm at the end of f. Residual and ReLU come after a gate or a drop that follows it."""
+        last = not options.squeeze_excitation and not options.stochastic_depth
         return NormAct(
             channels,
             options.fused_norm,
-            activation="none" if gated else "relu",
-            branches=branches and options.shortcut is not None and not gated,
+            activation="relu" if last else "none",
+            branches=branches and options.shortcut is not None and last,
         )
 
     def _add_shortcut_and_gate(
@@ -74,23 +87,31 @@ class Block(nn.Module):
         self.shortcut = self._make_shortcut(in_channels, channels, stride, options)
         reduction = options.squeeze_excitation
         self.gate = SqueezeExcitation(channels, reduction) if reduction else None
+        self.drop = StochasticDepth(options.stochastic_depth) if options.stochastic_depth else None
 
     def _make_shortcut(
         self, in_channels: int, channels: int, stride: int, options: BlockOptions
     ) -> nn.Module | None:
         if options.shortcut is None:
             return None
-        return make_shortcut(options.shortcut, in_channels, channels, stride, options.fused_norm)
+        shape = in_channels, channels, stride
+        return make_shortcut(options.shortcut, *shape, options.fused_norm, options.blur_pool)
 
     def _join(self, y: torch.Tensor, norm: NormAct, x: torch.Tensor) -> Activation:
-        """Return relu(gate(norm(y)) + s(x))."""
-        if self.gate is None and isinstance(self.shortcut, Projection):
+        """Return relu(drop(gate(norm(y))) + s(x))."""
+        last = self.gate is None and self.drop is None
+        if last and isinstance(self.shortcut, Projection):
             return norm.join(y, x, self.shortcut)
         residual = None if self.shortcut is None else self.shortcut(x)
-        if self.gate is None:
+        if last:
             return norm(y, residual=residual)
-        y = self.gate(norm(y))
+        y = self._gate_and_drop(norm(y))
         return F.relu(y if residual is None else y + residual)
+
+    def _gate_and_drop(self, y: torch.Tensor) -> torch.Tensor:
+        if self.gate is not None:
+            y = self.gate(y)
+        return y if self.drop is None else self.drop(y)
 
 
 class BasicBlock(Block):
@@ -105,7 +126,7 @@ class BasicBlock(Block):
         self, in_channels: int, channels: int, stride: int, options: BlockOptions, branches: bool = True
     ):
         super().__init__()
-        self.conv1 = conv3x3(in_channels, channels, stride)
+        self.conv1 = conv3x3(in_channels, channels, stride, blurred=options.blur_pool)
         self.bn1 = NormAct(channels, options.fused_norm)
         self.conv2 = conv3x3(channels, channels)
         self.bn2 = self._last_norm(channels, options, branches)
@@ -136,7 +157,7 @@ class BottleneckBlock(Block):
         inner, fused = channels // self.expansion * options.width, options.fused_norm
         self.conv1 = conv1x1(in_channels, inner)
         self.bn1 = NormAct(inner, fused)
-        self.conv2 = conv3x3(inner, inner, stride, options.groups)
+        self.conv2 = conv3x3(inner, inner, stride, options.groups, options.blur_pool)
         self.bn2 = NormAct(inner, fused)
         self.conv3 = conv1x1(inner, channels)
         self.bn3 = self._last_norm(channels, options, branches)
@@ -169,7 +190,7 @@ class PreactivationBlock(Block):
         self, in_channels: int, channels: int, stride: int, options: BlockOptions
     ) -> nn.Module | None:
         if self.projects:
-            return conv1x1(in_channels, channels, stride)
+            return conv1x1(in_channels, channels, stride, options.blur_pool)
         return super()._make_shortcut(in_channels, channels, stride, options)
 
     def _function(self, activated: torch.Tensor) -> torch.Tensor:
@@ -178,9 +199,7 @@ class PreactivationBlock(Block):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert self.shortcut is not None
         main, activated = as_pair(self.bn1(x))
-        y = self._function(main)
-        if self.gate is not None:
-            y = self.gate(y)
+        y = self._gate_and_drop(self._function(main))
         return y + self.shortcut(activated if self.projects else x)
 
 
@@ -194,7 +213,7 @@ class PreactivationBasicBlock(PreactivationBlock):
     ):
         super().__init__()
         self._add_first_norm(in_channels, channels, stride, options)
-        self.conv1 = conv3x3(in_channels, channels, stride)
+        self.conv1 = conv3x3(in_channels, channels, stride, blurred=options.blur_pool)
         self.bn2 = NormAct(channels, options.fused_norm)
         self.conv2 = conv3x3(channels, channels)
         self._add_shortcut_and_gate(in_channels, channels, stride, options)
@@ -219,7 +238,7 @@ class PreactivationBottleneckBlock(PreactivationBlock):
         self._add_first_norm(in_channels, channels, stride, options)
         self.conv1 = conv1x1(in_channels, inner)
         self.bn2 = NormAct(inner, fused)
-        self.conv2 = conv3x3(inner, inner, stride, options.groups)
+        self.conv2 = conv3x3(inner, inner, stride, options.groups, options.blur_pool)
         self.bn3 = NormAct(inner, fused)
         self.conv3 = conv1x1(inner, channels)
         self._add_shortcut_and_gate(in_channels, channels, stride, options)

@@ -78,6 +78,8 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
         groups=config.groups,
         squeeze_excitation=config.squeeze_excitation,
         fused_norm=config.fused_norm,
+        blur_pool=config.blur_pool,
+        stochastic_depth=0.0 if plain else config.stochastic_depth,  # a plain block would return 0
     )
     # `model.width` widens the inner convolutions of a bottleneck, but all channels of basic blocks
     factor = family.block.expansion if family.block is BottleneckBlock else config.width

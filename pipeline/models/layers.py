@@ -8,6 +8,7 @@ from torch import nn
 
 from kernels.arguments import Activation as ActivationName
 from kernels.arguments import Norm
+from pipeline.models.optional_layers import BlurConv2d
 from pipeline.models.sync_batch_norm import sync_batch_norm
 
 # Two layers read the output of a block: the next block's convolution and its shortcut. Our kernels return the
@@ -208,12 +209,18 @@ class Stem(nn.Sequential):
         return op(input, convolution.weight, norm._norm(), norm.momentum, norm.eps)
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+def conv3x3(
+    in_channels: int, out_channels: int, stride: int = 1, groups: int = 1, blurred: bool = False
+) -> nn.Conv2d:
+    """Make a 3x3 convolution without bias; with BLURRED a stride of 2 or more blurs its input."""
+    kind = BlurConv2d if blurred and stride > 1 else nn.Conv2d
+    return kind(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
 
 
-def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1, blurred: bool = False) -> nn.Conv2d:
+    """Make a 1x1 convolution without bias; BLURRED as for `conv3x3`."""
+    kind = BlurConv2d if blurred and stride > 1 else nn.Conv2d
+    return kind(in_channels, out_channels, 1, stride, bias=False)
 
 
 class PadShortcut(nn.Module):
@@ -240,18 +247,24 @@ class Projection(nn.Sequential):
     Shape: (B, in_channels, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, fused: bool):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, fused: bool, blurred: bool = False):
         super().__init__(
-            conv1x1(in_channels, out_channels, stride), NormAct(out_channels, fused, activation="none")
+            conv1x1(in_channels, out_channels, stride, blurred),
+            NormAct(out_channels, fused, activation="none"),
         )
 
 
 def make_shortcut(
-    option: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, fused: bool
+    option: Literal["A", "B"],
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    fused: bool,
+    blurred: bool = False,
 ) -> nn.Module:
     """Make the shortcut of a block: the identity, or option A or B if the shape changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     if option == "A":
         return PadShortcut(in_channels, out_channels, stride)
-    return Projection(in_channels, out_channels, stride, fused)
+    return Projection(in_channels, out_channels, stride, fused, blurred)

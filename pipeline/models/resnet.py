@@ -148,12 +148,14 @@ def _make_stem(
 
 def _make_stages(stages: StageOptions, in_channels: int, options: BlockOptions) -> nn.Sequential:
     sequences: list[nn.Module] = []
+    num_blocks, done = sum(stages.depths), 0
     for number, (depth, width) in enumerate(zip(stages.depths, stages.widths, strict=True)):
         blocks: list[nn.Module] = []
         for position in range(depth):
             stride = 2 if number > 0 and position == 0 else 1
-            last = number == len(stages.depths) - 1 and position == depth - 1
-            blocks.append(stages.block(in_channels, width, stride, options, branches=not last))
-            in_channels = width
+            last = done == num_blocks - 1
+            own_options = options.of_block(done, num_blocks)
+            blocks.append(stages.block(in_channels, width, stride, own_options, branches=not last))
+            in_channels, done = width, done + 1
         sequences.append(nn.Sequential(*blocks))
     return nn.Sequential(*sequences)

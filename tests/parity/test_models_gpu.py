@@ -16,6 +16,7 @@ OURS = [
     ("model.name=resnet20", "model.shortcut=A"),
     ("model.name=resnet20", "model.preactivation=true"),
     ("model.name=resnet20", "model.squeeze_excitation=4"),
+    ("model.name=resnet20", "model.blur_pool=true"),
     ("model.name=plain20",),
     ("model.name=wrn16", "model.width=2"),
     ("model.name=davidnet",),
@@ -58,6 +59,15 @@ def test_captured_and_eager_steps_agree(keys: tuple[str, ...]) -> None:
     captured = losses(*keys, *fused, "compile.mode=reduce-overhead")
     assert torch.tensor(captured).isfinite().all()
     assert captured[:2] == pytest.approx(eager[:2], rel=0.05)
+
+
+@pytest.mark.usefixtures("process_state")
+def test_a_captured_step_drops_other_blocks_each_time() -> None:
+    """The images stay the same and the weights nearly: only the draws change the loss."""
+    keys = "model.name=resnet20", "model.fused_norm=true", "model.stochastic_depth=0.9", "optimizer.lr=1e-9"
+    captured = losses(*keys, "model.zero_init_residual=false", "compile.mode=reduce-overhead")
+    assert torch.tensor(captured).isfinite().all()
+    assert len(set(captured[4:])) == 4
 
 
 @pytest.mark.usefixtures("process_state")

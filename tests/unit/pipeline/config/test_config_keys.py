@@ -278,6 +278,8 @@ KEYS = {
     "model.squeeze_excitation": Row("4", initial_weights),
     "model.preactivation": Row("true", initial_weights),
     "model.zero_init_residual": Row("false", initial_weights),
+    "model.stochastic_depth": Row("0.9", trained_weights),
+    "model.blur_pool": Row("true", trained_weights),
     "model.fused_norm": Row(
         "true",
         lambda config: [
