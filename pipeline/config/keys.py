@@ -22,7 +22,7 @@ LATER_KEYS = frozenset(
         *("optimizer.renormalise_every", "lookahead.every", "lookahead.decay", "lookahead.power"),
         *("data.train_folder", "data.test_folder", "compile.drop_ended"),
         *("loss.name", "ema.every", "augment.cutmix_alpha", "augment.cutmix_share"),
-        *("model.stochastic_depth", "model.blur_pool"),
+        *("model.stochastic_depth", "model.blur_pool", "model.freeze", "optimizer.layer_decay"),
     }
 )
 

@@ -4,9 +4,9 @@ import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from pipeline.config.base import OptionalFilePath, Section
+from pipeline.config.base import OptionalFilePath, Section, as_tuple
 
 BOTTLENECK_NETWORKS = ("resnet50", "resnet101", "resnet152")
 IMAGENET_NETWORKS = ("resnet18", "resnet34", *BOTTLENECK_NETWORKS)
@@ -36,6 +36,8 @@ def _check_name(name: str) -> str:
 
 
 NetworkName = Annotated[str, AfterValidator(_check_name)]
+
+Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(as_tuple)]
 
 
 def default_stem(name: str, image_size: int) -> Literal["cifar", "imagenet"]:
@@ -127,6 +129,12 @@ class ModelConfig(Section):
         description="Weights to start from: a name in pipeline/pretrained/registry.json, or a file, "
         ".safetensors or .pth, in our names or torchvision's: a state dict, or a checkpoint with one in it; "
         "the head is kept only if the number of classes is the same; null: random weights",
+    )
+
+    freeze: Patterns = Field(
+        default=(),
+        description="Parameters that are not trained, as a list of patterns of their names, such as [stem.*, "
+        "stages.0.*]; their batch norms use and keep the running statistics",
     )
 
     def stem_for(self, image_size: int) -> Literal["cifar", "imagenet"]:

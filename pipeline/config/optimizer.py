@@ -78,6 +78,13 @@ class _AnyOptimizer(Section):
         description="Micro-batches that a process's share of the batch goes through the network in, one by "
         "one",
     )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Factor of the learning rate from a layer to the one before it, from the head backwards, "
+        "for fine-tuning; a block of the network is a layer",
+    )
     groups: Groups = Field(
         default=(),
         description="Parameters with settings of their own: a list of {match: PATTERN, lr_ratio: FACTOR, "

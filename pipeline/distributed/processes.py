@@ -235,12 +235,22 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def average_batch_norm(model: nn.Module) -> None:
-    """Average the running statistics of batch norm over the processes, which have seen different data."""
+def average_batch_norm(model: nn.Module, trained: nn.Module | None = None) -> None:
+    """Average the running statistics of batch norm over the processes, which have seen different data.
+
+    Norms in evaluation mode are left alone: they are frozen, and the same everywhere.
+
+    Args:
+        model: changed in place.
+        trained: the network whose modes count, if MODEL is its moving average.
+    """
     if not torch.distributed.is_initialized():
         return
+    in_training = {name for name, module in (trained or model).named_modules() if module.training}
     buffers = [
-        buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))
+        buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith(("running_mean", "running_var")) and name.rpartition(".")[0] in in_training
     ]
     if not buffers:
         return

@@ -79,7 +79,7 @@ class NormAct(nn.BatchNorm2d):
         """Return relu(norm(input) + projection(x))."""
         convolution, other = projection
         assert isinstance(other, NormAct) and (self.activation, other.activation) == ("relu", "none")
-        if not self._uses_kernels(input):
+        if not (self._uses_kernels(input) and other._uses_kernels(input)):  # one of the two may be frozen
             return self(input, residual=projection(x))
         from kernels.dual_batch_norm_act.op import dual_batch_norm_act, dual_batch_norm_act_twice
 

@@ -12,6 +12,7 @@ from pipeline.config.model import library_of
 from pipeline.errors import UserError
 from pipeline.models.build import build_model
 from pipeline.models.flops import on_meta
+from pipeline.models.freeze import freeze
 from pipeline.models.layers import NormAct
 
 _IMAGES = 2  # of the trial batch; any number gives the same shapes for an image
@@ -34,6 +35,7 @@ def check_norm_batches(config: Config, num_processes: int) -> None:
     if micro_batch_size(config, num_processes) > 1:
         return
     model = build_model(config.model, 2, image_size=config.image_size, other_sizes=config.other_image_sizes)
+    freeze(model, config.model.freeze)
     for size in sorted(_training_sizes(config)):
         norm = _norm_of_one_value(model, size, several=num_processes > 1)
         if norm is not None:
@@ -53,13 +55,16 @@ def _training_sizes(config: Config) -> set[int]:
 def _norm_of_one_value(model: nn.Module, image_size: int, *, several: bool) -> str | None:
     """Return the name of the first batch norm that has one value for each channel of an image.
 
-    With SEVERAL processes, the norms that share their statistics are left out.
+    With SEVERAL processes, the norms that share their statistics are left out, and so are norms in evaluation
+    mode.
     """
+    trained = {name for name, module in model.named_modules() if module.training}
     shape, found = (_IMAGES, 3, image_size, image_size), list[str]()
     for network, device in ((on_meta(model), "meta"), (model, "cpu")):
         handles = []
         for name, module in network.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not (several and _is_shared(module)):
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and name in trained
+            if is_norm and not (several and _is_shared(module)):
 
                 def record(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
                     if prod(inputs[0].shape) == _IMAGES * inputs[0].shape[1]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.config import MuonConfig, OptimizerConfig, ParameterGroup
 from pipeline.errors import UserError
+from pipeline.optim.layer_decay import distances_from_head
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Part:
 def partition(config: OptimizerConfig, model: nn.Module) -> list[Part]:
     """Return the parts of a network's trained parameters, Muon's first; none of them is empty.
 
-    A parameter belongs to the first entry of `optimizer.groups` whose pattern fits its name, or to none.
+    A parameter belongs to the first entry of `optimizer.groups` whose pattern fits its name, or to none. With
+    `optimizer.layer_decay` its rate also depends on the distance of its layer from the head.
 
     Raises:
         UserError: an entry of `optimizer.groups` fits no parameter; or Muon has none to move.
@@ -48,12 +50,27 @@ def partition(config: OptimizerConfig, model: nn.Module) -> list[Part]:
         if entry is not None and not parameters:
             raise UserError(_describe_no_match(entry, [name for name, _ in named]))
     parts = [
-        part
+        replace(part, lr_ratio=part.lr_ratio * ratio)
         for entry, parameters in zip(entries, by_entry, strict=True)
-        for part in _divide(config, entry, parameters, matrices)
+        for ratio, of_layer in _by_layer(config, model, parameters)
+        for part in _divide(config, entry, of_layer, matrices)
         if part.parameters
     ]
     return sorted(parts, key=lambda part: not part.orthogonalised)
+
+
+def _by_layer(
+    config: OptimizerConfig, model: nn.Module, parameters: Sequence[nn.Parameter]
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """Return the parameters of each layer, from the head backwards, with the factor of their rate."""
+    if config.layer_decay == 1:
+        return [(1.0, list(parameters))]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    distances = distances_from_head(model)
+    layers: dict[int, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        layers.setdefault(distances[names[id(parameter)]], []).append(parameter)
+    return [(config.layer_decay**distance, layers[distance]) for distance in sorted(layers)]
 
 
 def _divide(

@@ -16,6 +16,7 @@ from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
 from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained
+from pipeline.models.freeze import freeze
 from pipeline.models.weights_file import find_weights_file
 from pipeline.optim.ema import Ema
 from pipeline.optim.lookahead import Lookahead
@@ -136,7 +137,7 @@ def build_initial_model(
     config: Config, num_classes: int, device: torch.device, *, pretrained: bool = True, is_main: bool = True
 ) -> nn.Module:
     """Build the network that a run starts from: initialised from `seed`, then loaded from `model.weights` if
-    that is set.
+    that is set, then frozen as `model.freeze` says.
 
     Args:
         config: of the run.
@@ -149,6 +150,7 @@ def build_initial_model(
     model = build_raw_model(config, num_classes, device)
     if pretrained and config.model.weights is not None:
         load_pretrained(model, find_weights_file(config.model.weights), is_main=is_main)
+    freeze(model, config.model.freeze)
     return model
 
 

@@ -275,7 +275,7 @@ class Trainer:
         """Average the statistics of batch norm over the processes, those of the moving average too."""
         average_batch_norm(self.state.model)
         if self.state.ema is not None:
-            average_batch_norm(self.state.ema.model)
+            average_batch_norm(self.state.ema.model, self.state.model)
 
     # --- saving ---------------------------------------------------------------------------------------------
 

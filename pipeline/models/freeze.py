@@ -1,0 +1,45 @@
+"""Freezes the parameters that `model.freeze` names, and the batch norms that they belong to."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from pipeline.errors import UserError
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Exclude parameters from training, and put batch norms without any other parameter in evaluation mode.
+
+    Such a norm uses its running statistics and does not change them.
+
+    Args:
+        model: changed in place.
+        patterns: of names, in which `*` stands for any text, such as `stem.*`.
+
+    Raises:
+        UserError: a pattern fits no parameter, or nothing is left to train.
+    """
+    named = dict(model.named_parameters())
+    frozen: set[nn.Parameter] = set()
+    for pattern in patterns:
+        fitting = [parameter for name, parameter in named.items() if fnmatchcase(name, pattern)]
+        if not fitting:
+            some = ", ".join([*list(named)[:2], "…", *list(named)[-2:]])
+            raise UserError(
+                f"model.freeze: {pattern!r} fits no parameter; the names are such as {some}; a pattern for "
+                "several is such as 'stem.*'"
+            )
+        frozen.update(fitting)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    if patterns and not any(parameter.requires_grad for parameter in named.values()):
+        raise UserError(
+            f"model.freeze: {list(patterns)} fit all parameters of the network; leave some to train, such as "
+            "those of its head"
+        )
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            own = list(module.parameters(recurse=False))
+            if any(parameter in frozen for parameter in own) and not any(p.requires_grad for p in own):
+                module.eval()
