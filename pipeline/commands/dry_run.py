@@ -13,6 +13,7 @@ from pipeline.data.datasets.counts import Counts, count_images
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
+from pipeline.models.library_weights import can_be_read_offline
 from pipeline.models.norm_batches import check_norm_batches
 from pipeline.process.cache_dirs import cache_folder
 from pipeline.process.world import read_world
@@ -44,7 +45,8 @@ def describe_plan(config: Config, recipe: str) -> str:
     plan = _plan(config, machine, counts)
     resumed = find_resumable(config).run
     if resumed is None:  # the file of model.weights may not fit
-        build_initial_model(config, counts.num_classes, torch.device("cpu"))
+        offline = can_be_read_offline(config.model)
+        build_initial_model(config, counts.num_classes, torch.device("cpu"), pretrained=offline)
     warnings = "\n".join(f"warning: {warning}" for warning in config.warnings)
     rows = {
         **({"config": warnings} if warnings else {}),

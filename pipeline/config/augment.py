@@ -105,7 +105,7 @@ class PlainAugment(_AnyAugment):
     mix: Literal["none"] = "none"
 
 
-class AnyMixAugment(_AnyAugment):
+class _Mixing(_AnyAugment):
     """The keys that all kinds of mixing have."""
 
     mix_alpha: float = Field(
@@ -117,11 +117,11 @@ class AnyMixAugment(_AnyAugment):
     mix_probability: float = Field(default=1.0, gt=0, le=1, description="Fraction of the steps that mix")
 
 
-class MixAugment(AnyMixAugment):
+class MixAugment(_Mixing):
     mix: Literal["mixup", "cutmix", "ricap"]
 
 
-class MixupOrCutmixAugment(AnyMixAugment):
+class MixupOrCutmixAugment(_Mixing):
     mix: Literal["mixup_or_cutmix"]
     cutmix_alpha: float = Field(
         default=1.0,
@@ -134,6 +134,7 @@ class MixupOrCutmixAugment(AnyMixAugment):
     )
 
 
+AnyMixAugment = MixAugment | MixupOrCutmixAugment
 AugmentConfig = Annotated[
     PlainAugment | MixAugment | MixupOrCutmixAugment,
     Field(discriminator="mix"),

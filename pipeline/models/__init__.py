@@ -3,7 +3,7 @@
 from pipeline.models.build import build_model, num_parameters
 from pipeline.models.cam_layer import cam_target_layer
 from pipeline.models.davidnet import DavidNet
-from pipeline.models.pretrained import load_pretrained
+from pipeline.models.pretrained import load_pretrained, load_weights
 from pipeline.models.resnet import ResNet
 from pipeline.models.speednet import SpeedNet
 
@@ -14,5 +14,6 @@ __all__ = [
     "build_model",
     "cam_target_layer",
     "load_pretrained",
+    "load_weights",
     "num_parameters",
 ]

@@ -1,4 +1,7 @@
-"""Builds networks of torchvision and timm by name, with random weights: nothing is downloaded."""
+"""Builds networks of torchvision and timm by name.
+
+Only `build_pretrained_timm` downloads; the others have random weights.
+"""
 
 import contextlib
 import difflib
@@ -96,6 +99,42 @@ def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
     setattr(model.get_submodule(parent), child, convolution)
 
 
+def known_to_timm(name: str) -> bool:
+    """Return True if timm publishes weights for a network that it has."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return cfg is not None and bool(cfg.has_weights)
+
+
+def pretrained_names_near(name: str) -> list[str]:
+    """Return names of networks that timm publishes weights for: those that are most like NAME."""
+    import timm
+
+    return difflib.get_close_matches(name, timm.list_pretrained(), n=3)
+
+
+def build_pretrained_timm(name: str, image_size: int) -> nn.Module:
+    """Build a network of timm with the weights and the classes that it is published with: RGB images.
+
+    Raises:
+        Exception: of any type, if the weights cannot be downloaded.
+    """
+    import timm
+
+    timm.models.set_pretrained_check_hash(True)
+    create: Callable[..., nn.Module] = timm.create_model
+    return create(name, pretrained=True, **_timms_size(name, image_size))
+
+
+def _timms_size(name: str, image_size: int) -> dict[str, int]:
+    """Return the argument of a network that is built for one size of images."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    return {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+
+
 def _build_timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     try:
         import timm
@@ -107,8 +146,9 @@ def _build_timm(name: str, num_classes: int, in_channels: int, image_size: int) 
     create: Callable[..., nn.Module] = timm.create_model
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
-    cfg = timm.get_pretrained_cfg(name)
-    size = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+    if "." in name and name not in timm.list_pretrained():  # a network with the name of published weights
+        raise _unknown("timm", name, timm.list_pretrained())
+    size = _timms_size(name, image_size)
     return create(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **size)
 
 

@@ -7,6 +7,7 @@ network.
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,23 +41,37 @@ def from_torchvision(key: str) -> str:
 
 
 def load_pretrained(model: nn.Module, path: Path, *, is_main: bool = True) -> None:
-    """Copy the weights of a file into the network.
-
-    A head for another number of classes stays as it was initialised, with a warning.
+    """Copy the weights of a file into the network: see `load_weights`.
 
     Args:
         model: as `build_model` returns it, on any device.
-        path: `.safetensors`, or a file of `torch.save`, which is read with `weights_only`: a state dict, or
-            the checkpoint of a training script that has one in it. The names are the network's own or, for
-            our ResNets, torchvision's, with any prefix. The head may have any name.
+        path: `.safetensors`, or a file of `torch.save`, which is read with `weights_only`.
         is_main: True if this process says what it took, and warns.
 
     Raises:
         UserError: no such file, no weights in it, weights of another network, or weights that are not finite
             floating-point numbers.
     """
+    load_weights(model, path, read_weights_file(path), is_main=is_main)
+
+
+def load_weights(model: nn.Module, path: Path, content: Any, *, is_main: bool = True) -> None:
+    """Copy weights into the network.
+
+    A head for another number of classes stays as it was initialised, with a warning.
+
+    Args:
+        model: as `build_model` returns it, on any device.
+        path: the name of the weights in messages.
+        content: a state dict, or the checkpoint of a training script that has one in it. The names are the
+            network's own or, for our ResNets, torchvision's, with any prefix. The head may have any name.
+        is_main: True if this process says what it took, and warns.
+
+    Raises:
+        UserError: no weights in the content, weights of another network, or weights that are not finite
+            floating-point numbers.
+    """
     state, head = model.state_dict(), _head_name(model)
-    content = read_weights_file(path)
     try:
         part, others = find_part(content, state, from_torchvision if isinstance(model, ResNet) else str)
     except ValueError as error:

@@ -15,8 +15,9 @@ from pipeline.data import Splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
-from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained
+from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained, load_weights
 from pipeline.models.freeze import freeze
+from pipeline.models.library_weights import names_library_weights, read_library_weights
 from pipeline.models.weights_file import find_weights_file
 from pipeline.optim.ema import Ema
 from pipeline.optim.lookahead import Lookahead
@@ -143,12 +144,15 @@ def build_initial_model(
         config: of the run.
         num_classes: outputs of the network.
         device: where the network is put.
-        pretrained: False leaves the file that `model.weights` names unread.
+        pretrained: False leaves the weights that `model.weights` names unread.
         is_main: True on rank 0, which prints the warnings.
     """
     torch.manual_seed(config.seed)
     model = build_raw_model(config, num_classes, device)
-    if pretrained and config.model.weights is not None:
+    if pretrained and names_library_weights(config.model):
+        named = read_library_weights(config.model, config.image_size, progress=is_main)
+        load_weights(model, *named, is_main=is_main)
+    elif pretrained and config.model.weights is not None:
         load_pretrained(model, find_weights_file(config.model.weights), is_main=is_main)
     freeze(model, config.model.freeze)
     return model
@@ -176,7 +180,9 @@ def build_state(
             fit_to_images(model, splits)
         return model
 
-    model = processes.together(build)
+    # one download is enough for the processes of a host
+    downloads = pretrained and names_library_weights(config.model)
+    model = processes.main_first(build) if downloads else processes.together(build)
     return build_state_of(model, config, processes)
 
 

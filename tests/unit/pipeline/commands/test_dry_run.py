@@ -27,7 +27,7 @@ def nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
     monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
-    monkeypatch.setattr("pipeline.commands.dry_run.build_initial_model", lambda *_: None)
+    monkeypatch.setattr("pipeline.commands.dry_run.build_initial_model", lambda *_, **__: None)
 
 
 def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ class BlurPoolConv2d(nn.Module):
         self.register_buffer("blur_filter", kernel.repeat(conv.in_channels, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        blurred = F.conv2d(x, self.blur_filter, padding=(1, 1), groups=self.conv.in_channels)
+        blurred = F.conv2d(x, self.get_buffer("blur_filter"), padding=(1, 1), groups=self.conv.in_channels)
         return self.conv(blurred)
 
 
@@ -42,7 +42,7 @@ def apply_blurpool(module: nn.Module) -> None:
 def test_the_filter_is_ffcvs(size: int):
     images = torch.randn(2, 5, size, size, generator=torch.Generator().manual_seed(0))
     theirs = BlurPoolConv2d(nn.Conv2d(5, 5, 1))
-    expected = F.conv2d(images, theirs.blur_filter, padding=1, groups=5)
+    expected = F.conv2d(images, theirs.get_buffer("blur_filter"), padding=1, groups=5)
     torch.testing.assert_close(blur(images), expected)
     channels_last = blur(images.contiguous(memory_format=torch.channels_last))
     assert channels_last.is_contiguous(memory_format=torch.channels_last)

@@ -147,7 +147,7 @@ def test_fractions_are_those_of_torchvisions_mixup_and_cutmix(alpha: float):
         below = [
             np.searchsorted(np.sort(fractions), between) / len(fractions) for fractions in (theirs, ours)
         ]
-        np.testing.assert_allclose(*below, atol=0.04)
+        np.testing.assert_allclose(below[0], below[1], atol=0.04)
 
 
 @pytest.mark.parametrize("stream", [0, 1, RESIZED_CROPS])

@@ -1,0 +1,207 @@
+"""Tests torchvision's and timm's names of weights, with files in place of the internet."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import timm
+import torch
+from timm.models import _registry as timms_registry
+from torch import nn
+from torchvision import models
+
+from pipeline import __main__ as cli
+from pipeline.atomic_io import sha256
+from pipeline.config import ModelConfig
+from pipeline.errors import UserError
+from pipeline.models.library_weights import can_be_read_offline, names_library_weights
+from pipeline.training.build import build_initial_model
+from tests.tiny import tiny_config
+
+CPU = torch.device("cpu")
+OURS = ("model.name=resnet18", "model.shortcut=B", "model.stem=imagenet", "data.image_size=65")
+TORCHVISIONS = ("model.name=torchvision/resnet18", "data.image_size=65")
+V1 = "model.weights=IMAGENET1K_V1"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let torch.hub and the Hugging Face Hub keep their files in an empty folder, without the internet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "torch/hub/checkpoints"
+
+
+@pytest.fixture
+def published(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """Publish other weights as torchvision's of ResNet-18; return the network that has them."""
+    torch.manual_seed(7)
+    model = models.resnet18(weights=None)
+    file = tmp_path / "new.pth"
+    torch.save(model.state_dict(), file)
+    file = file.rename(tmp_path / f"resnet18-{sha256(file)[:8]}.pth")
+    entry = models.ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(entry, "_value_", replace(entry.value, url=file.as_uri()))
+    return model
+
+
+def initial(*keys: str, num_classes: int = 1000) -> nn.Module:
+    return build_initial_model(tiny_config(*keys), num_classes, CPU)
+
+
+def message_of(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("keys", [OURS, TORCHVISIONS], ids=["ours", "torchvision"])
+@pytest.mark.parametrize("name", ["IMAGENET1K_V1", "DEFAULT"])
+def test_torchvisions_names_are_read_and_cached(
+    keys: tuple[str, ...], name: str, published: nn.Module, hub: Path
+):
+    model = initial(*keys, f"model.weights={name}").eval()
+    images = torch.randn(2, 3, 65, 65)
+    torch.testing.assert_close(model(images), published.eval()(images), rtol=1e-4, atol=1e-4)
+    (cached,) = hub.iterdir()
+    with patch("torch.hub.download_url_to_file", side_effect=AssertionError):
+        initial(*keys, f"model.weights={name}")
+    assert cached.name.startswith("resnet18-")
+
+
+def test_the_head_for_other_classes_starts_anew(published: nn.Module, caplog: pytest.LogCaptureFixture):
+    model = initial(*OURS, V1, num_classes=5)
+    assert torch.equal(model.get_parameter("stages.3.1.conv2.weight"), published.layer4[1].conv2.weight)  # type: ignore[index,union-attr]
+    assert "has no head for 5 classes; the head (head) starts untrained" in caplog.text
+
+
+def test_a_file_of_that_name_comes_first(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = ModelConfig(name="resnet18", weights="IMAGENET1K_V1")
+    assert names_library_weights(config)
+    torch.manual_seed(3)
+    weights = initial(*OURS).state_dict()
+    torch.save(weights, "IMAGENET1K_V1")
+    assert not names_library_weights(config)
+    assert torch.equal(initial(*OURS, V1).state_dict()["head.weight"], weights["head.weight"])
+
+
+def test_a_cached_file_that_is_damaged_is_named(published: nn.Module, hub: Path):
+    initial(*OURS, V1)
+    (cached,) = hub.iterdir()
+    torch.save(
+        {key: value + 1 for key, value in published.state_dict().items()}, cached
+    )  # readable, but another
+    message = message_of(lambda: initial(*OURS, V1))
+    assert all(part in message for part in ("model.weights", str(cached), "SHA-256", "remove it"))
+    cached.write_bytes(cached.read_bytes()[:5000])
+    assert "is damaged" in message_of(lambda: initial(*OURS, V1))
+
+
+def test_a_download_with_another_hash_is_refused(published: nn.Module, tmp_path: Path, hub: Path):
+    (source,) = tmp_path.glob("resnet18-*.pth")
+    source.write_bytes(source.read_bytes()[:5000])
+    message = message_of(lambda: initial(*OURS, V1))
+    assert "model.weights" in message and "invalid hash value" in message
+    assert not list(hub.iterdir())
+
+
+def test_offline_is_one_message(published: nn.Module, tmp_path: Path, hub: Path):
+    shutil.rmtree(hub, ignore_errors=True)
+    (source,) = tmp_path.glob("resnet18-*.pth")
+    source.unlink()
+    message = message_of(lambda: initial(*OURS, V1))
+    parts = ("model.weights", "IMAGENET1K_V1", "cannot be downloaded", "connect", str(hub / source.name))
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ((*OURS, "model.weights=IMAGENET1K_V7"), ("no weights IMAGENET1K_V7 for resnet18", "IMAGENET1K_V1")),
+        (("model.name=resnet20", V1), ("torchvision", "none for resnet20", "resnet50", "IMAGENET1K_V2")),
+        (("model.name=resnet18", "model.width=2", V1), ("none for resnet18",)),
+        (("model.name=timm/resnet18", V1), ("none for timm/resnet18", "give pretrained")),
+        ((*OURS, "model.weights=pretrained"), ("for networks of timm, not for resnet18", "IMAGENET1K_V2")),
+        (("model.name=timm/resnet26t", "model.weights=pretrained"), ("cannot be downloaded",)),
+        (("model.name=timm/test_vit5", "model.weights=pretrained"), ("has no network 'test_vit5'",)),
+        (("model.name=timm/resnet10t.x", "model.weights=pretrained"), ("no network", "resnet10t")),
+        (("model.name=timm/resnet200", "model.weights=pretrained"), ("no pretrained weights for resnet200",)),
+        ((*OURS, "model.weights=imagenet1k_v1"), ("does not exist", "IMAGENET1K_V2", "`pretrained`")),
+    ],
+    ids=str,
+)
+def test_names_that_a_library_does_not_have(keys: tuple[str, ...], parts: tuple[str, ...], hub: Path):
+    message = message_of(lambda: initial(*keys))
+    assert message.startswith("model.") and all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("keys", "twin"),
+    [
+        ({"name": "resnet152"}, models.ResNet152_Weights),
+        ({"name": "resnet50", "groups": 32, "width": 2}, models.ResNeXt50_32X4D_Weights),
+        ({"name": "resnet101", "groups": 64, "width": 4}, models.ResNeXt101_64X4D_Weights),
+        ({"name": "resnet101", "width": 2}, models.Wide_ResNet101_2_Weights),
+    ],
+    ids=str,
+)
+def test_our_networks_have_the_weights_of_their_twins(keys: dict[str, Any], twin: Any, hub: Path):
+    with torch.device("meta"):
+        from pipeline.models import build_model
+        from pipeline.models.pretrained import from_torchvision
+
+        config = ModelConfig(weights="DEFAULT", **keys)
+        ours = build_model(config, 1000, image_size=224)
+        theirs = models.get_model(twin.__name__.removesuffix("_Weights").lower(), weights=None)
+    expected = {from_torchvision(key): value.shape for key, value in theirs.state_dict().items()}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == expected
+    with (
+        patch("torch.hub.load_state_dict_from_url", side_effect=OSError),
+        patch("torchvision.models._api.load_state_dict_from_url", side_effect=OSError("no network")),
+    ):
+        from pipeline.models.library_weights import read_library_weights
+
+        assert twin.DEFAULT.url in message_of(lambda: read_library_weights(config, 224))
+
+
+def test_timms_weights_are_read(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(5)
+    theirs = timm.create_model("resnet18").eval()
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    name = "resnet18.a1_in1k"
+    local = replace(timms_registry._model_pretrained_cfgs[name], file=str(tmp_path / "timm.pth"))
+    monkeypatch.setitem(timms_registry._model_pretrained_cfgs, name, local)
+    keys = (f"model.name=timm/{name}", "model.weights=pretrained", "data.image_size=65")
+    images = torch.randn(2, 3, 65, 65)
+    torch.testing.assert_close(initial(*keys).eval()(images), theirs(images))
+    model = initial(*keys, num_classes=5)
+    assert model.get_parameter("fc.weight").shape == (5, 512)
+    assert torch.equal(
+        model.get_parameter("layer1.0.conv1.weight"), theirs.get_parameter("layer1.0.conv1.weight")
+    )
+
+
+def test_check_and_dry_run_download_nothing(
+    published: nn.Module, hub: Path, capsys: pytest.CaptureFixture[str]
+):
+    with patch("torch.hub.download_url_to_file", side_effect=AssertionError):
+        for keys in (
+            (*OURS, V1),
+            ("model.name=timm/resnet18", "data.image_size=65", "model.weights=pretrained"),
+        ):
+            for command in (["check"], ["train", "--dry-run"]):
+                assert cli.main([command[0], "tests/tiny.yaml", *keys, *command[1:]]) == 0, (
+                    capsys.readouterr().err
+                )
+        assert cli.main(["check", "tests/tiny.yaml", *OURS, "model.weights=IMAGENET1K_V9"]) == 2
+        assert "no weights IMAGENET1K_V9" in capsys.readouterr().err
+        assert not can_be_read_offline(tiny_config(*OURS, V1).model)
+    initial(*OURS, V1)
+    assert can_be_read_offline(tiny_config(*OURS, V1).model)
