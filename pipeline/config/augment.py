@@ -73,6 +73,25 @@ class _AnyAugment(Section):
         lt=1,
         description="c in `augment.brightness`: uniform from minus this to this. Not for streamed folders",
     )
+    erasing: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Fraction of the images in which a box, of 2 to 33 % of the area, becomes the mean "
+        "colour (random erasing, as in torchvision)",
+    )
+    trivial_augment: bool = Field(
+        default=False,
+        description="TrivialAugment: one operation for each image, such as a rotation or more contrast, of "
+        "random strength (torchvision's wide space); `dali` and `reference`",
+    )
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Showings of each image in a batch, each augmented in its own way; an epoch then shows a "
+        "part of the images (repeated augmentation, Hoffer et al. 2019, arXiv:1901.09335); not `fused`",
+    )
     progressive: Resolutions = Field(
         default=(),
         description="Streamed folders: `[when, size]` pairs: height and width of training images from then "

@@ -1,4 +1,4 @@
-"""Checks that a global batch divides by processes, micro-batches and mixed images."""
+"""Checks that a global batch divides by processes, micro-batches, mixed and repeated images."""
 
 from pipeline.config.augment import MIX_SOURCES
 from pipeline.config.schema import Config
@@ -25,12 +25,12 @@ def share(batch_size: int, num_parts: int, key: str, parts: str = "processes") -
 
 
 def check_batches(config: Config, num_processes: int) -> None:
-    """Check that the batches divide by processes, micro-batches and mixed images.
+    """Check that the batches divide by processes, micro-batches, mixed and repeated images.
 
     Raises:
         UserError: one does not; names the key and the nearest sizes.
     """
-    data, mix = config.data, config.augment.mix
+    data, mix, repeats = config.data, config.augment.mix, config.augment.repeats
     group, key = MIX_SOURCES[mix], "data.batch_size"
     share(data.batch_size, num_processes, key)
     share(data.eval_batch_size, num_processes, "data.eval_batch_size")
@@ -38,6 +38,7 @@ def check_batches(config: Config, num_processes: int) -> None:
     share(data.batch_size, num_processes * config.optimizer.accumulate, key, micro_batches)
     mixed = f"(processes times the {group} images of each {mix} image)"
     share(data.batch_size, num_processes * group, key, mixed)
+    share(data.batch_size, repeats, key, "showings of each image (augment.repeats)")
 
 
 def micro_batch_size(config: Config, num_processes: int) -> int:

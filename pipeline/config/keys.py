@@ -23,6 +23,7 @@ LATER_KEYS = frozenset(
         *("data.train_folder", "data.test_folder", "compile.drop_ended"),
         *("loss.name", "ema.every", "augment.cutmix_alpha", "augment.cutmix_share"),
         *("model.stochastic_depth", "model.blur_pool", "model.freeze", "optimizer.layer_decay"),
+        *("augment.erasing", "augment.trivial_augment", "augment.repeats"),
     }
 )
 

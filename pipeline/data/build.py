@@ -12,9 +12,10 @@ from pipeline.config.rules import DRAWN_FROM_FILES, DRAWN_IN_MEMORY, SHOWN_FROM_
 from pipeline.data.batch import NUM_CHANNELS, Loader
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.splits import Samples, Splits, check_labels
-from pipeline.data.loaders.base import Transform
+from pipeline.data.loaders.base import PositionedLoader, Transform
 from pipeline.data.loaders.dali_arrays import DaliArrayLoader
 from pipeline.data.loaders.dali_files import DaliFileLoader, Decoding, Photometric
+from pipeline.data.loaders.erasing import Erasing
 from pipeline.data.loaders.fused import FusedLoader
 from pipeline.data.loaders.synthetic import SyntheticLoader
 from pipeline.data.sampling.batch_plan import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
@@ -73,7 +74,10 @@ def build_loaders(
     _check_photometric(context, splits.train)
     _check_border(config, splits.train)
     sampler = _train_sampler(context, splits.train)
+    _check_fused(config)
     train = _build_loader(context, splits.train, sampler, _transform(context, augmented=True))
+    if config.augment.erasing and isinstance(train, PositionedLoader) and config.data.loader != "synthetic":
+        train.finish = Erasing(sampler, config.seed, config.augment.erasing)
     return Loaders(
         train=train,
         test=_build_eval_loader(context, splits.test),
@@ -128,6 +132,17 @@ def _check_photometric(context: _Context, train: Samples) -> None:
         )
 
 
+def _check_fused(config: Config) -> None:
+    """Refuse what our own kernels do not do."""
+    for key in ("trivial_augment", "repeats"):
+        default = type(config.augment).model_fields[key].default
+        if config.data.loader == "fused" and getattr(config.augment, key) != default:
+            raise UserError(
+                f"augment.{key}: data.loader=fused does not have it; use data.loader=dali, or set "
+                f"augment.{key}={str(default).lower()}"
+            )
+
+
 def _check_border(config: Config, train: Samples) -> None:
     """Raise a UserError if the images are too small for the reflected border of the crop."""
     augment = config.augment
@@ -155,6 +170,7 @@ def _transform(context: _Context, augmented: bool) -> Transform:
         reflect=augment.crop_border == "reflect",
         brightness=augment.brightness,
         contrast=augment.contrast,
+        trivial_augment=augment.trivial_augment,
     )
 
 

@@ -250,3 +250,23 @@ GREY_LEVELS = {
         "and repeats colour samples where libjpeg interpolates them",
     ),
 }
+
+
+# Operations of TrivialAugment in DALI, beside torchvision's: on noise, in which neighbours differ most.
+OPERATION_LEVELS = {
+    **dict.fromkeys(("identity", "posterize", "solarize"), GreyLevels(0, 0, "whole numbers")),
+    **dict.fromkeys(("translate_x", "translate_y"), GreyLevels(0, 0, "copies of pixels")),
+    **dict.fromkeys(
+        ("shear_x", "shear_y", "rotate"),
+        GreyLevels(2, 0.1, "places of pixels in float32, between which grey levels are interpolated"),
+    ),
+    **dict.fromkeys(
+        ("brightness", "auto_contrast"),
+        GreyLevels(1, 0.6, "DALI rounds to the nearest grey level, torchvision to the one below"),
+    ),
+    **dict.fromkeys(
+        ("color", "contrast", "sharpness"),
+        GreyLevels(2, 0.6, "as brightness, and torchvision also rounds the grey or blurred image"),
+    ),
+    "equalize": GreyLevels(0, 0, "OpenCV's table in both"),
+}

@@ -1,7 +1,7 @@
 """Holds the parts that all loaders share: the position in the stream of batches, and `Transform`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -27,6 +27,7 @@ class Transform:
         cutout: side of the Cutout box in pixels, 0 for none.
         reflect: the border is the image mirrored at its edges, and not black.
         brightness, contrast: the largest b and c; if both are 0 there are no draws of them.
+        trivial_augment: apply the operation in the last two columns of the draws, after crop and flip.
     """
 
     mean: Sequence[float]
@@ -38,6 +39,7 @@ class Transform:
     reflect: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
+    trivial_augment: bool = False
 
     @property
     def mean_255(self) -> list[float]:
@@ -72,7 +74,13 @@ class Transform:
 
 
 class PositionedLoader(ABC):
-    """Base of all loaders. It knows the step of the next batch, and restarts only for another step."""
+    """Base of all loaders. It knows the step of the next batch, and restarts only for another step.
+
+    Attributes:
+        finish: changes the batch of an epoch and a step, before it is delivered; None: nothing is left to do.
+    """
+
+    finish: Callable[[Batch, int, int], Batch] | None = None
 
     def __init__(self, sampler: Sampler):
         self.steps_per_epoch = sampler.steps_per_epoch
@@ -88,6 +96,8 @@ class PositionedLoader(ABC):
             self._step = step
         while True:
             batch = self._next()
+            if self.finish is not None:
+                batch = self.finish(batch, *divmod(step, self.steps_per_epoch))
             step += 1
             self._step = step
             yield batch

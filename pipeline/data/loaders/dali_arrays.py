@@ -94,7 +94,7 @@ class DaliArrayLoader(PipelinedLoader):
     def _define(self, fn: Any, types: Any) -> Any:
         images = self._pixels(fn)
         if self._augmented:
-            images = self._apply_crop_and_flip(images, fn, types)
+            images = self._apply_trivial_augment(self._apply_crop_and_flip(images, fn, types), fn, types)
             if self._transform.jitters:
                 return self._normalise_and_jitter(images, fn, types)
             if self._transform.cutout:
@@ -143,7 +143,8 @@ class DaliArrayLoader(PipelinedLoader):
         if self._augmented:
             draws = np.concatenate([plan.draws for plan in plans if plan.draws is not None])
             matrices = crop_flip_matrices(draws, padding, self._images.shape[2])
-            inputs = {"matrices": matrices}
+            size = self._images.shape[1], self._images.shape[2]
+            inputs = {"matrices": matrices, **self._trivial_augment_inputs(draws, size)}
             if self._transform.cutout:
                 inputs["anchors"] = draws[:, 3:5].astype(np.float32)
             if self._transform.jitters:

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 
 from pipeline.data.batch import Batch
+from pipeline.data.loaders import dali_trivial_augment
 from pipeline.data.loaders.base import PositionedLoader, Transform
 from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, plans_from
 
@@ -53,7 +54,7 @@ class PipelinedLoader(PositionedLoader):
         self._batch_size, self._group = sampler.local_batch_size, group
         self._prefetch = max(-(-prefetch // group), min(prefetch, 2))
         self._seed = 0  # of the random operators of DALI
-        self._conditional = False  # True if the graph has branches
+        self._conditional = self._augmented and transform.trivial_augment  # True if the graph has branches
         self._pipe: Any = None
         self._plans: Iterator[BatchPlan] = iter(())
         self._in_flight: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
@@ -141,6 +142,17 @@ class PipelinedLoader(PositionedLoader):
             output_layout="HWC",
             **{"dtype": dtype, **options},
         )
+
+    def _apply_trivial_augment(self, images: Any, fn: Any, types: Any) -> Any:
+        """Define the operators of TrivialAugment, if it is switched on."""
+        if not self._transform.trivial_augment:
+            return images
+        sources = {name: fn.external_source(name=name, no_copy=True) for name in dali_trivial_augment.INPUTS}
+        return dali_trivial_augment.apply(images, sources, self._stream is not None, fn, types)
+
+    def _trivial_augment_inputs(self, draws: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Return what to feed to these operators, for images of SIZE."""
+        return dali_trivial_augment.inputs_of(draws[:, -2:], size) if self._transform.trivial_augment else {}
 
     def _restart(self, epoch: int, step: int) -> None:
         # an external source cannot be rewound, so a new pipeline is built, which takes tens of milliseconds

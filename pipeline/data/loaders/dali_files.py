@@ -88,7 +88,7 @@ class DaliFileLoader(PipelinedLoader):
         self._files, self._decoding, self._photometric = files, decoding, photometric
         self._decodes_on_gpu = decoding.on_gpu and self._stream is not None
         self._root = os.fsencode(files.root) + b"/"
-        self._conditional = self._augmented and photometric.randaugment > 0
+        self._conditional = self._conditional or (self._augmented and photometric.randaugment > 0)
 
     def _restart(self, epoch: int, step: int) -> None:
         # DALI's draws start again here: with another seed at every step, so that no numbers are repeated
@@ -100,7 +100,8 @@ class DaliFileLoader(PipelinedLoader):
         size = _check_size(encoded, _source("size", fn), fn, types)
         if not self._augmented:
             return self._normalise(self._apply_centre_crop(encoded, size, fn), fn, types)
-        images = self._apply_photometric(self._apply_crop_and_flip(encoded, size, fn), fn)
+        images = self._apply_trivial_augment(self._apply_crop_and_flip(encoded, size, fn), fn, types)
+        images = self._apply_photometric(images, fn)
         if self._transform.cutout:
             images = self._apply_cutout(images, fn)
         return self._normalise(images, fn, types)
@@ -170,11 +171,13 @@ class DaliFileLoader(PipelinedLoader):
         else:
             inputs |= {"anchor": plan.draws[:, :2], "shape": plan.draws[:, 2:4]}
             size[:, 1] *= np.where(plan.draws[:, 4], -1, 1)
+            side = plan.image_size or self._files.size
+            inputs |= self._trivial_augment_inputs(plan.draws, (side, side))
             if self._transform.cutout:
                 assert plan.image_size is not None
-                side = cutout_side(self._transform.cutout, plan.image_size, self._files.size)
+                box = cutout_side(self._transform.cutout, plan.image_size, self._files.size)
                 inputs["cutout"] = plan.draws[:, 5:7].astype(np.float32)
-                inputs["cutout_shape"] = np.full((len(indices), 2), side, np.float32)
+                inputs["cutout_shape"] = np.full((len(indices), 2), box, np.float32)
         inputs = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
         for name, values in inputs.items():
             self._pipe.feed_input(name, values)

@@ -17,6 +17,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.files.decode import images_of_any_size
 from pipeline.data.loaders.base import PositionedLoader, Transform
+from pipeline.data.loaders.trivial_augment import apply_trivial_augment
 from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side, plans_from
 from pipeline.errors import TrainingError
 
@@ -87,7 +88,10 @@ class ArraySource:
         if draws is None:
             return _normalise(image, transform).to(transform.dtype)
         crop_y, crop_x, flip, cutout_y, cutout_x = draws[:5].tolist()
-        image = _normalise(_apply_crop_and_flip(image, crop_y, crop_x, flip, transform), transform)
+        image = _apply_crop_and_flip(image, crop_y, crop_x, flip, transform)
+        if transform.trivial_augment:
+            image = apply_trivial_augment(image, draws[-2:])
+        image = _normalise(image, transform)
         image = _apply_jitter(image, draws, transform)
         image = _apply_cutout(image, cutout_y, cutout_x, transform.cutout, transform)
         return image.to(transform.dtype)
@@ -107,9 +111,11 @@ class FileSource:
                 centre = _channels_first(self.files.read_centre(index))
                 return _normalise(centre, transform).to(transform.dtype)
             image = _channels_first(self.files.read_crop(index, draws[:4], plan.image_size))
-        flip, cutout_y, cutout_x = draws[4:].tolist()
+        flip, cutout_y, cutout_x = draws[4:7].tolist()
         if flip:
             image = F.horizontal_flip(image)
+        if transform.trivial_augment:
+            image = apply_trivial_augment(image, draws[-2:])
         side = cutout_side(transform.cutout, plan.image_size, self.files.size)
         image = _apply_cutout(_normalise(image, transform), cutout_y, cutout_x, side, transform)
         return image.to(transform.dtype)

@@ -9,9 +9,14 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.config import AugmentConfig, share
-from pipeline.data.sampling.padded_crops import PaddedCropDraws, draw_padded_crops
-from pipeline.data.sampling.philox import below
-from pipeline.data.sampling.resized_crops import ResizedCropDraws, draw_resized_crops
+from pipeline.data.sampling.padded_crops import PaddedCropDraws, draw_padded_crops, draw_padded_crops_of
+from pipeline.data.sampling.philox import below, draw_order
+from pipeline.data.sampling.resized_crops import (
+    ResizedCropDraws,
+    draw_resized_crops,
+    draw_resized_crops_of,
+)
+from pipeline.data.sampling.trivial_augment import draw_trivial_augment
 from pipeline.errors import UserError
 
 
@@ -32,7 +37,8 @@ class BatchPlan:
         valid: (B,) bool, False for padding.
         draws: (B, 5) or (B, 7) int32 as in `PaddedCropDraws.table`. For streamed files (B, 7) int32: top,
             left, height and width of the crop, flip, and the top left corner of the Cutout box in the output.
-            None in evaluation.
+            With `augment.trivial_augment`, two more columns, those of `draw_trivial_augment`. None in
+            evaluation.
         image_size: height and width of a streamed training batch, in pixels; None if the size never changes.
     """
 
@@ -61,6 +67,10 @@ class TrainSampler:
     Global batch `step` holds `order[step * batch_size : (step + 1) * batch_size]` for any number of
     processes. Rank r takes the r-th contiguous part of it.
 
+    With R repeats (`augment.repeats`), a global batch holds the next batch_size / R samples of the order R
+    times, one repetition after the other, so that images that are mixed are different ones. Repetition r of
+    epoch e has the draws that a sample has in epoch e R + r without repeats.
+
     Raises:
         UserError: fewer samples than one batch, or a batch size that the processes do not divide.
     """
@@ -87,26 +97,53 @@ class TrainSampler:
         self._batch_size = batch_size
         self._start = shard.rank * self.local_batch_size
         self._valid = np.ones(self.local_batch_size, bool)
-        self._arguments = (seed, image_size, augment)
+        self._seed, self._image_size, self._augment = seed, image_size, augment
+        self._repeats = augment.repeats
+        share(batch_size, self._repeats, "data.batch_size", "showings of each image (augment.repeats)")
         self._drawn: dict[int, tuple[PaddedCropDraws, np.ndarray]] = {}
+        self._orders: dict[int, np.ndarray] = {}
+
+    def showings(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sample ids of a batch, and the epochs whose draws they have: (B,) int64 each."""
+        slots = self._start + np.arange(self.local_batch_size)
+        repetition, place = np.divmod(slots, self._batch_size // self._repeats)
+        samples = self._order_of(epoch)[step * (self._batch_size // self._repeats) + place]
+        return samples, epoch * self._repeats + repetition
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch. Those of the last two epochs are kept."""
+        if epoch in self._drawn:
+            return self._drawn[epoch][0].order
+        if epoch not in self._orders:
+            order = draw_order(self._seed, epoch, self.num_samples)
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}
+        return self._orders[epoch]
+
+    def _with_operations(self, draws: np.ndarray, epoch: int, step: int) -> np.ndarray:
+        """Add the columns of TrivialAugment to the draws of a batch, if it is switched on."""
+        if not self._augment.trivial_augment:
+            return draws
+        operations = draw_trivial_augment(self._seed, *self.showings(epoch, step))
+        return np.concatenate([draws, operations], axis=1, dtype=np.int32)
 
     def _draws_of(self, epoch: int) -> tuple[PaddedCropDraws, np.ndarray]:
         """Return the draws of an epoch and their table. Those of the last two epochs are kept."""
         if epoch not in self._drawn:
-            seed, image_size, augment = self._arguments
-            draws = draw_padded_crops(seed, epoch, self.num_samples, image_size, augment)
+            size = self._image_size
+            draws = draw_padded_crops(self._seed, epoch, self.num_samples, size, self._augment)
             self._drawn = {**dict(list(self._drawn.items())[-1:]), epoch: (draws, draws.table())}
         return self._drawn[epoch]
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
-        draws, table = self._draws_of(epoch)
-        indices = self._share_of(draws.order, step)
-        return BatchPlan(indices, self._valid, table[indices])
-
-    def _share_of(self, order: np.ndarray, step: int) -> np.ndarray:
-        """Return this process's part of a global batch."""
-        first = step * self._batch_size + self._start
-        return order[first : first + self.local_batch_size]
+        if self._repeats > 1:
+            indices, showings = self.showings(epoch, step)
+            arguments = self._seed, indices, showings, self._image_size, self._augment
+            draws = draw_padded_crops_of(*arguments).table()
+        else:
+            _, table = self._draws_of(epoch)
+            indices, _ = self.showings(epoch, step)
+            draws = table[indices]
+        return BatchPlan(indices, self._valid, self._with_operations(draws, epoch, step))
 
 
 class StreamSampler(TrainSampler):
@@ -131,7 +168,7 @@ class StreamSampler(TrainSampler):
         super().__init__(len(sizes), batch_size, shard, seed, (resolutions[0][1], resolutions[0][1]), augment)
         assert resolutions[0][0] == 0 and sorted(resolutions) == list(resolutions), f"{resolutions}"
         self.resolutions = tuple(resolutions)
-        self._sizes, self._seed, self._augment = sizes, seed, augment
+        self._sizes = sizes
         self._init_arguments = (sizes, batch_size, shard, seed, augment, resolutions)
         self._crops: dict[int, Future[ResizedCropDraws]] = {}
         self._thread = ThreadPoolExecutor(1, "draws")
@@ -157,16 +194,28 @@ class StreamSampler(TrainSampler):
         return self._crops[epoch].result()
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
-        crops, size = self._crops_of(epoch), self.image_size(epoch, step)
-        indices = self._share_of(crops.order, step)
+        size = self.image_size(epoch, step)
+        indices, crops, flip, positions = self._crops_of_batch(epoch, step)
         box = cutout_side(self._augment.cutout, size, self.resolutions[-1][1])
-        positions = crops.cutout[indices].astype(np.uint64)
         inside = self._augment.cutout_mode == "inside"
         corners = below(positions, size - box + 1) if inside else below(positions, size) - np.int32(box // 2)
-        draws = np.concatenate(
-            [crops.boxes[indices], crops.flip[indices, None], corners], axis=1, dtype=np.int32
-        )
-        return BatchPlan(indices, self._valid, draws, size)
+        draws = np.concatenate([crops, flip[:, None], corners], axis=1, dtype=np.int32)
+        return BatchPlan(indices, self._valid, self._with_operations(draws, epoch, step), size)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        crops = self._crops.get(epoch)  # not `_crops_of`: a batch is finished later than it is planned
+        return super()._order_of(epoch) if crops is None else crops.result().order
+
+    def _crops_of_batch(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return sample ids, boxes, flips, and positions of the Cutout boxes as uint64."""
+        if self._repeats > 1:
+            indices, showings = self.showings(epoch, step)
+            sizes = self._sizes[indices]
+            draws = draw_resized_crops_of(self._seed, indices, showings, sizes, self._augment)
+            return indices, draws.boxes, draws.flip, draws.cutout.astype(np.uint64)
+        draws = self._crops_of(epoch)
+        indices, _ = self.showings(epoch, step)
+        return indices, draws.boxes[indices], draws.flip[indices], draws.cutout[indices].astype(np.uint64)
 
 
 def cutout_side(cutout: int, size: int, final_size: int) -> int:

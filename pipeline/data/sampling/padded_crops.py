@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.philox import PADDED_CROPS, below, draw_order, flips, philox_blocks, signed
+from pipeline.data.sampling.philox import (
+    PADDED_CROPS,
+    below,
+    draw_order,
+    flips,
+    philox_at,
+    philox_blocks,
+    signed,
+)
 
 
 @dataclass(frozen=True)
@@ -61,24 +69,57 @@ def draw_padded_crops(
             Jitter that is off has no columns.
     """
     words = philox_blocks(seed, epoch, PADDED_CROPS, num_samples)
+
+    def first_bits() -> np.ndarray:
+        return philox_blocks(seed, 0, PADDED_CROPS, num_samples)[:, 1]
+
+    mirrored = flips(augment.flip, epoch, words[:, 1], first_bits)
+    return _draw(draw_order(seed, epoch, num_samples), words, mirrored, image_size, augment)
+
+
+def draw_padded_crops_of(
+    seed: int, samples: np.ndarray, showings: np.ndarray, image_size: tuple[int, int], augment: AugmentConfig
+) -> PaddedCropDraws:
+    """Draw the same for some samples, each in an epoch of its own.
+
+    Args:
+        seed, image_size, augment: as for `draw_padded_crops`.
+        samples: (B,) int64 sample ids. They are `order` in the result, and all else is in their order.
+        showings: (B,) int64, the epoch of each sample.
+    """
+    words = philox_at(seed, showings, PADDED_CROPS, samples)
+
+    def first_bits() -> np.ndarray:
+        return philox_at(seed, np.zeros_like(showings), PADDED_CROPS, samples)[:, 1]
+
+    mirrored = flips(augment.flip, showings, words[:, 1], first_bits)
+    return _draw(samples, words, mirrored, image_size, augment)
+
+
+def _draw(
+    order: np.ndarray,
+    words: np.ndarray,
+    mirrored: np.ndarray,
+    image_size: tuple[int, int],
+    augment: AugmentConfig,
+) -> PaddedCropDraws:
+    """Turn the (N, 4) random words of N samples into draws."""
     high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
     num_offsets = 2 * augment.crop_padding + 1
     box, (height, width) = augment.cutout, image_size
 
     def corner(bits: np.ndarray, extent: int) -> np.ndarray:
         if not box:
-            return np.zeros(num_samples, np.int32)
+            return np.zeros(len(words), np.int32)
         if augment.cutout_mode == "inside":
             return below(bits, extent - box + 1)
         return below(bits, extent) - np.int32(box // 2)
 
     return PaddedCropDraws(
-        order=draw_order(seed, epoch, num_samples),
+        order=order,
         crop_y=below(high[:, 0], num_offsets),
         crop_x=below(low[:, 0], num_offsets),
-        flip=flips(
-            augment.flip, epoch, words[:, 1], lambda: philox_blocks(seed, 0, PADDED_CROPS, num_samples)[:, 1]
-        ),
+        flip=mirrored,
         cutout_y=corner(high[:, 2], height),
         cutout_x=corner(low[:, 2], width),
         jitter=signed(np.stack([high[:, 3], low[:, 3]], axis=1)[:, : 2 * augment.jitters]),

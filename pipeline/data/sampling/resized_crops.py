@@ -8,7 +8,7 @@ import numpy as np
 from einops import rearrange
 
 from pipeline.config import AugmentConfig
-from pipeline.data.sampling.philox import RESIZED_CROPS, below, draw_order, flips, philox_blocks
+from pipeline.data.sampling.philox import RESIZED_CROPS, below, draw_order, flips, philox_at, philox_blocks
 
 _TRIES = 10
 _BLOCKS = 3  # Philox blocks of a sample: 24 draws of 32 bits, 20 of them for the tries
@@ -54,22 +54,56 @@ def draw_resized_crops(seed: int, epoch: int, sizes: np.ndarray, augment: Augmen
     for start in range(0, len(sizes), _CHUNK):
         chunk = sizes[start : start + _CHUNK]
         draws = _uniform_bits(seed, epoch, start, len(chunk))
-        tries, corner_bits = draws[:, : 2 * _TRIES], draws[:, 2 * _TRIES :].astype(np.uint64)
-        extents = _draw_extents(tries, chunk, augment)
-        corners = np.stack(
-            [below(corner_bits[:, axis], chunk[:, axis] - extents[:, axis] + 1) for axis in (0, 1)], axis=1
-        )
-        # negative extents mark the images in which no try fits: the largest centred crop
-        centred = extents[:, 0] < 0
-        extents[centred] *= -1
-        corners[centred] = (chunk[centred] - extents[centred]) // 2
-        boxes.append(np.concatenate([corners, extents], axis=1))
-        # `below` uses the high bits of this number, the flip its lowest bit
+        boxes.append(_boxes_of(draws, chunk, augment))
         first_bits = partial(_flip_bits, seed, start, len(chunk))
         mirrored.append(flips(augment.flip, epoch, draws[:, 2 * _TRIES], first_bits))
         positions.append(draws[:, 2 * _TRIES + 2 :])
     order = draw_order(seed, epoch, len(sizes))
     return ResizedCropDraws(order, *(np.concatenate(parts) for parts in (boxes, mirrored, positions)))
+
+
+def draw_resized_crops_of(
+    seed: int, samples: np.ndarray, showings: np.ndarray, sizes: np.ndarray, augment: AugmentConfig
+) -> ResizedCropDraws:
+    """Draw the same for some samples, each in an epoch of its own.
+
+    Args:
+        seed, augment: as for `draw_resized_crops`.
+        samples: (B,) int64 sample ids. They are `order` in the result, and all else is in their order.
+        showings: (B,) int64, the epoch of each sample.
+        sizes: (B, 2) int32, height and width of the images of these samples.
+    """
+    draws = _uniform_bits_of(seed, samples, showings)
+
+    def first_bits() -> np.ndarray:
+        return _uniform_bits_of(seed, samples, np.zeros_like(showings))[:, 2 * _TRIES]
+
+    mirrored = flips(augment.flip, showings, draws[:, 2 * _TRIES], first_bits)
+    return ResizedCropDraws(samples, _boxes_of(draws, sizes, augment), mirrored, draws[:, 2 * _TRIES + 2 :])
+
+
+def _boxes_of(draws: np.ndarray, sizes: np.ndarray, augment: AugmentConfig) -> np.ndarray:
+    """Turn the random bits of N samples, (N, 24) uint32, into the boxes of their crops: (N, 4) int32."""
+    tries, corner_bits = draws[:, : 2 * _TRIES], draws[:, 2 * _TRIES :].astype(np.uint64)
+    extents = _draw_extents(tries, sizes, augment)
+    # `below` uses the high bits of the first number, the flip its lowest bit
+    corners = np.stack(
+        [below(corner_bits[:, axis], sizes[:, axis] - extents[:, axis] + 1) for axis in (0, 1)], axis=1
+    )
+    # negative extents mark the images in which no try fits: the largest centred crop
+    centred = extents[:, 0] < 0
+    extents[centred] *= -1
+    corners[centred] = (sizes[centred] - extents[centred]) // 2
+    return np.concatenate([corners, extents], axis=1)
+
+
+def _uniform_bits_of(seed: int, samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """Return the random bits of some samples, each in its epoch: (B, 8 * _BLOCKS) uint32."""
+    blocks = samples[:, None] * _BLOCKS + np.arange(_BLOCKS)
+    words = philox_at(
+        seed, np.broadcast_to(epochs[:, None], blocks.shape).ravel(), RESIZED_CROPS, blocks.ravel()
+    )
+    return rearrange(words.view(np.uint32), "(n blocks) halves -> n (blocks halves)", blocks=_BLOCKS)
 
 
 def _uniform_bits(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
