@@ -52,6 +52,6 @@ def _draw_extents(tries: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     low, high = np.log(_RATIO)
     ratio = np.exp(low + (high - low) * tries[:, 1::2])
     boxes = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], axis=2))).astype(np.int32)
-    fits = (boxes < np.array(image_size)).all(axis=2)
+    fits: np.ndarray = np.all(boxes < np.array(image_size), axis=2)
     first = fits.argmax(axis=1)
     return boxes[np.arange(len(boxes)), first] * fits.any(axis=1)[:, None]
