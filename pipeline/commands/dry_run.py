@@ -43,14 +43,14 @@ def describe_plan(config: Config, recipe: str) -> str:
     _check_loader(config, machine)
     counts = count_images(config.data, config.seed)
     plan = _plan(config, machine, counts)
-    resumed = find_resumable(config).run
+    resumed, offline = find_resumable(config).run, can_be_read_offline(config.model)
     if resumed is None:  # the file of model.weights may not fit
-        offline = can_be_read_offline(config.model)
         build_initial_model(config, counts.num_classes, torch.device("cpu"), pretrained=offline)
     warnings = "\n".join(f"warning: {warning}" for warning in config.warnings)
     rows = {
         **({"config": warnings} if warnings else {}),
         "data": _data(config, counts),
+        **({} if offline or resumed else {"weights": f"{config.model.weights}, downloaded at the start"}),
         "steps": _steps(config, plan),
         "learning rate": _rates(plan),
         "processes": f"{machine.processes}, on {machine.name}",

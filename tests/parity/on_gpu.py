@@ -9,6 +9,7 @@ from pipeline.config import Config, load_config
 from pipeline.data import Loader, build_loaders, load_splits
 from pipeline.distributed.processes import connect
 from pipeline.training.build import build_state, captures, set_backends
+from pipeline.training.plan import Plan
 from pipeline.training.step import Step
 
 _SMALL = {
@@ -46,7 +47,8 @@ def start(config: Config) -> tuple[Step, Loader]:
     loaders = build_loaders(config, splits, processes.device, processes.shard)
     state = build_state(config, splits, processes)
     rates = [config.optimizer.lr] * len(state.optimizer.param_groups)
-    step = Step(config, state, lambda _: rates, captures(config.compile, processes.device))
+    plan = Plan.of(config, loaders.train.steps_per_epoch)
+    step = Step(config, state, lambda _: rates, captures(config.compile, processes.device), plan)
     return step, loaders.train
 
 

@@ -23,6 +23,13 @@ METHODS = {
     "mixup": ("augment.mix=mixup",),
     "cutmix": ("augment.mix=cutmix", "augment.mix_probability=0.5"),
     "ricap": ("augment.mix=ricap", "augment.mix_alpha=0.3"),
+    "mixup or cutmix": ("augment.mix=mixup_or_cutmix", "augment.mix_alpha=0.2", "loss.name=bce"),
+    "ema at intervals": ("ema.decay=0.9", "ema.every=4st"),
+    "fine-tuning": (
+        "model.freeze=[stem.*,stages.0.*]",
+        "optimizer.layer_decay=0.7",
+        "optimizer.groups=[{match: head.*, lr_ratio: 3}]",
+    ),
     "clip": ("optimizer.clip_norm=0.5",),
     "together": (
         "optimizer.name=muon",

@@ -24,11 +24,25 @@ from pipeline.training.plan import Plan
 RECIPE = Path(__file__).parents[4] / "configs/imagenet_resnet50_v2.yaml"
 # the arguments of `references/classification/train.py` in torchvision's blog post, for 8 GPUs
 THEIRS = {
-    "batch_size": 128, "lr": 0.5, "lr_warmup_epochs": 5, "lr_warmup_decay": 0.01, "epochs": 600,
-    "random_erase": 0.1, "label_smoothing": 0.1, "mixup_alpha": 0.2, "cutmix_alpha": 1.0,
-    "weight_decay": 2e-5, "norm_weight_decay": 0.0, "train_crop_size": 176, "model_ema_steps": 32,
-    "val_resize_size": 232, "val_crop_size": 224, "ra_reps": 4, "model_ema_decay": 0.99998,
-    "momentum": 0.9, "num_gpus": 8,
+    "batch_size": 128,
+    "lr": 0.5,
+    "lr_warmup_epochs": 5,
+    "lr_warmup_decay": 0.01,
+    "epochs": 600,
+    "random_erase": 0.1,
+    "label_smoothing": 0.1,
+    "mixup_alpha": 0.2,
+    "cutmix_alpha": 1.0,
+    "weight_decay": 2e-5,
+    "norm_weight_decay": 0.0,
+    "train_crop_size": 176,
+    "model_ema_steps": 32,
+    "val_resize_size": 232,
+    "val_crop_size": 224,
+    "ra_reps": 4,
+    "model_ema_decay": 0.99998,
+    "momentum": 0.9,
+    "num_gpus": 8,
 }
 STEPS = 1251  # of an epoch, 1,281,167 images at batch 1024
 

@@ -200,6 +200,7 @@ def test_check_and_dry_run_download_nothing(
                 assert cli.main([command[0], "tests/tiny.yaml", *keys, *command[1:]]) == 0, (
                     capsys.readouterr().err
                 )
+        assert "weights        IMAGENET1K_V1, downloaded at the start" in capsys.readouterr().out
         assert cli.main(["check", "tests/tiny.yaml", *OURS, "model.weights=IMAGENET1K_V9"]) == 2
         assert "no weights IMAGENET1K_V9" in capsys.readouterr().err
         assert not can_be_read_offline(tiny_config(*OURS, V1).model)
