@@ -54,4 +54,4 @@ def _draw_extents(tries: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     boxes = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], axis=2))).astype(np.int32)
     fits: np.ndarray = np.all(boxes < np.array(image_size), axis=2)
     first = fits.argmax(axis=1)
-    return boxes[np.arange(len(boxes)), first] * fits.any(axis=1)[:, None]
+    return np.where(fits[np.arange(len(boxes)), first, None], boxes[np.arange(len(boxes)), first], 0)
