@@ -99,9 +99,25 @@ def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
     setattr(model.get_submodule(parent), child, convolution)
 
 
+def _import_timm(name: str) -> Any:
+    """Import timm, for a network that has this name there.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise UserError(
+            f"model.name: timm/{name} needs the package timm, which is not installed; "
+            "pip install -e '.[timm]'"
+        ) from None
+    return timm
+
+
 def known_to_timm(name: str) -> bool:
     """Return True if timm publishes weights for a network that it has."""
-    import timm
+    timm = _import_timm(name)
 
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return cfg is not None and bool(cfg.has_weights)
@@ -109,7 +125,7 @@ def known_to_timm(name: str) -> bool:
 
 def pretrained_names_near(name: str) -> list[str]:
     """Return names of networks that timm publishes weights for: those that are most like NAME."""
-    import timm
+    timm = _import_timm(name)
 
     return difflib.get_close_matches(name, timm.list_pretrained(), n=3)
 
@@ -120,7 +136,7 @@ def build_pretrained_timm(name: str, image_size: int) -> nn.Module:
     Raises:
         Exception: of any type, if the weights cannot be downloaded.
     """
-    import timm
+    timm = _import_timm(name)
 
     timm.models.set_pretrained_check_hash(True)
     create: Callable[..., nn.Module] = timm.create_model
@@ -129,20 +145,14 @@ def build_pretrained_timm(name: str, image_size: int) -> nn.Module:
 
 def _timms_size(name: str, image_size: int) -> dict[str, int]:
     """Return the argument of a network that is built for one size of images."""
-    import timm
+    timm = _import_timm(name)
 
     cfg = timm.get_pretrained_cfg(name)
     return {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
 
 
 def _build_timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise UserError(
-            f"model.name: timm/{name} needs the package timm, which is not installed; "
-            "pip install -e '.[timm]'"
-        ) from None
+    timm = _import_timm(name)
     create: Callable[..., nn.Module] = timm.create_model
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())

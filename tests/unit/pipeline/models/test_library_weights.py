@@ -1,6 +1,7 @@
 """Tests torchvision's and timm's names of weights, with files in place of the internet."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,12 @@ def test_our_networks_have_the_weights_of_their_twins(keys: dict[str, Any], twin
         from pipeline.models.library_weights import read_library_weights
 
         assert twin.DEFAULT.url in message_of(lambda: read_library_weights(config, 224))
+
+
+def test_a_missing_timm_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    config = tiny_config("model.name=timm/resnet18", "model.weights=pretrained").model
+    assert "timm/resnet18 needs the package timm" in message_of(lambda: can_be_read_offline(config))
 
 
 def test_timms_weights_are_read(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch):
