@@ -80,6 +80,16 @@ def _progressive(config: "Config") -> str | None:
     return None
 
 
+def _fused(config: "Config") -> str | None:
+    augment = config.augment
+    for key, value in (("trivial_augment", augment.trivial_augment), ("repeats", augment.repeats > 1)):
+        if value and config.data.loader == "fused":
+            return (
+                f"augment.{key}: data.loader=fused does not have it; use data.loader=dali, or remove the key"
+            )
+    return None
+
+
 def _milestones(config: "Config") -> str | None:
     if isinstance(config.schedule, StepSchedule) and not config.schedule.milestones:
         return "schedule.milestones: `schedule.name: step` needs at least one, such as [80ep, 120ep]"
@@ -156,5 +166,5 @@ def _samples(config: "Config") -> str | None:
 
 _CHECKS: tuple[Callable[["Config"], str | None], ...] = (
     *(_statistics, _holdout, _cutout, _lists, _ranges, _progressive, _milestones, _nesterov),
-    *(_own_kernels, _groups, _run_folder, _compile, _views, _samples),
+    *(_own_kernels, _fused, _groups, _run_folder, _compile, _views, _samples),
 )

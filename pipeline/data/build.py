@@ -74,7 +74,6 @@ def build_loaders(
     _check_photometric(context, splits.train)
     _check_border(config, splits.train)
     sampler = _train_sampler(context, splits.train)
-    _check_fused(config)
     train = _build_loader(context, splits.train, sampler, _transform(context, augmented=True))
     if config.augment.erasing and isinstance(train, PositionedLoader) and config.data.loader != "synthetic":
         train.finish = Erasing(sampler, config.seed, config.augment.erasing)
@@ -130,17 +129,6 @@ def _check_photometric(context: _Context, train: Samples) -> None:
             "augment.color_jitter and augment.randaugment are drawn by DALI: a resumed run, or one on "
             "another number of processes, sees other colours; order, crops and flips stay the same"
         )
-
-
-def _check_fused(config: Config) -> None:
-    """Refuse what our own kernels do not do."""
-    for key in ("trivial_augment", "repeats"):
-        default = type(config.augment).model_fields[key].default
-        if config.data.loader == "fused" and getattr(config.augment, key) != default:
-            raise UserError(
-                f"augment.{key}: data.loader=fused does not have it; use data.loader=dali, or set "
-                f"augment.{key}={str(default).lower()}"
-            )
 
 
 def _check_border(config: Config, train: Samples) -> None:

@@ -173,6 +173,11 @@ METHODS = {
     "mixing": ("augment.mix=ricap", "loss.label_smoothing=0.1"),
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.01"),
     "muon": ("optimizer.name=muon", "optimizer.lr=0.02", "schedule.name=one_cycle"),
+    "torchvision's recipe": (
+        *("augment.trivial_augment=true", "augment.erasing=0.5", "augment.repeats=2", "loss.name=bce"),
+        *("augment.mix=mixup_or_cutmix", "ema.decay=0.9", "ema.every=3st", "model.stochastic_depth=0.3"),
+    ),
+    "fine-tuning": ("model.freeze=[stem.*,stages.0.*]", "optimizer.layer_decay=0.7"),
 }
 
 
