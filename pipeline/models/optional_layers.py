@@ -42,8 +42,9 @@ class StochasticDepth(nn.Module):
         self.probability = probability
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        kept = input.new_ones(len(input), 1, 1, 1)
-        return input * F.dropout(kept, self.probability, self.training)
+        if not self.training:
+            return input
+        return input * F.dropout(input.new_ones(input.shape[0], 1, 1, 1), self.probability)
 
     def extra_repr(self) -> str:
         return f"probability={self.probability:g}"

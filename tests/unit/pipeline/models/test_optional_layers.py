@@ -84,6 +84,15 @@ def check_drops(drop: Callable[[torch.Tensor], torch.Tensor], images: torch.Tens
     return is_kept.float().mean().item()
 
 
+def test_a_network_with_both_is_exported_for_any_number_of_images():
+    model = build_model(ModelConfig(name="resnet20", stochastic_depth=0.2, blur_pool=True), 10).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    images = torch.randn(2, 3, 32, 32)
+    exported = torch.export.export(model, (images,), dynamic_shapes=({0: batch},)).module()
+    more = torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(exported(more), model(more))
+
+
 @pytest.mark.parametrize("keys", [{}, {"preactivation": True}, {"squeeze_excitation": 16}], ids=str)
 def test_the_rates_are_timms(keys: dict):
     config = ModelConfig(name="resnet50", stochastic_depth=0.2, **keys)
