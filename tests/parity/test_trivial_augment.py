@@ -29,7 +29,7 @@ from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=needs_gpu)]
+DEVICES = [CPU, pytest.param(torch.device("cuda", 0), marks=needs_gpu)]
 SIZE = 48
 STRENGTHS = (0, 1, 7, 15, 23, BINS - 1, -1, -2, -8, -16, -BINS)
 
