@@ -16,7 +16,7 @@ Usage: ./launch.sh [CONFIG] [key=value ...]   train a recipe; without CONFIG, co
        ./launch.sh test [argument ...]        format, lint, types and all tests; with arguments, only pytest
        ./launch.sh lock [--upgrade]           write requirements-*.lock from pyproject.toml
 
-The first start makes .venv and installs the locked packages (3.5 GiB to download, 6.7 GiB on disk).
+The first start makes .venv and installs the locked packages (3.6 GiB to download, 7.1 GiB on disk).
 Paths are relative to this folder. At its end a run prints the path of its folder, runs/NAME-TIME.
 
 Examples: ./launch.sh configs/cifar10_resnet18.yaml duration=5ep optimizer.lr=0.2
