@@ -27,6 +27,7 @@ COMMANDS = {
     "predict": "Prints the most probable classes of images.",
     "export": "Writes a run's network as a file for other programs, and checks that it gives the same "
     "logits.",
+    "tensorboard": "Starts TensorBoard on the runs of a folder, each once.",
     "report": "Draws one HTML page of a run, or of several runs side by side, from their folders alone.",
 }
 

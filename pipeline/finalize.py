@@ -3,15 +3,17 @@
 Once result.json is written the run is finished: a failure after it becomes a warning.
 """
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.process.command_line import module_command, pipeline_command, same_command
+from pipeline.process.command_line import pipeline_command, same_command
 from pipeline.process.signals import name_of
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
+from pipeline.run.trackers import wanted
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +29,8 @@ Say = Callable[[str], None]
 
 
 def finish(trainer: "Trainer", evaluation: "EvalResult", started: float) -> None:
-    """Write result.json, then draw what the config asks for. The last line printed is the run folder.
+    """Write result.json, then draw what the config asks for, and close the trackers. The last line printed is
+    the run folder.
 
     Args:
         trainer: after training; it has a run folder.
@@ -38,15 +41,25 @@ def finish(trainer: "Trainer", evaluation: "EvalResult", started: float) -> None
     assert run is not None
     result = describe_result(trainer, evaluation, started)
     result.write(run)
+    trackers = trainer.trackers
+    if trackers is not None:
+        trackers.write_result(result)
     make_report = f"{pipeline_command('report', '--refresh', run.path)} makes its report"
     stop.idle(0, f"after training; {make_report}")
     say(_describe_for_people(result))
     _print_profile(trainer, run)
-    if stop.requested:
-        say(f"stopped: by {name_of(stop.number)} after training; {make_report}\n{run.path}")
-        return
-    _draw_pictures(trainer, run, result)
-    say(next_commands(run.path, trainer.config))
+    stopped = stop.requested
+    if not stopped:
+        _draw_pictures(trainer, run, result)
+    if trackers is not None:
+        pictures = {"curves": run.curves, "contact_sheet": run.contact_sheet, "report": run.report}
+        trackers.add_pictures(pictures, result.steps)
+        trackers.close()
+    if stopped:
+        say(f"stopped: by {name_of(stop.number)} after training; {make_report}")
+    else:
+        _say_trackers(say, run.path, trainer.config)
+        say(next_commands(run.path, trainer.config))
     say(str(run.path))
 
 
@@ -125,14 +138,15 @@ def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> Non
     say, log = trainer.console.say, trainer.config.log
     trained = predictions = None
     _attempt(say, "curves", lambda: _draw_curves(run))
-    if log.explain or log.report or log.tensorboard:
+    tensorboard = "tensorboard" in wanted(trainer.config)
+    if log.explain or log.report or tensorboard:
         trained = _attempt(say, "", lambda: _load(trainer, run))
     if trained is not None and (log.explain or log.report):
         predictions = _attempt(say, "", lambda: _examine(trained, run, log.explain, log.report))
     if trained is not None and predictions is not None and len(predictions.maps):
         _attempt(say, "Grad-CAM", lambda: _draw_sheet(trained, run, predictions))
-    if trained is not None and log.tensorboard:
-        _attempt(say, "", lambda: _write_tensorboard(trained, run, result, predictions))
+    if trained is not None and tensorboard:
+        _attempt(say, "", lambda: _write_tensorboard(trained, run, result))
     if log.report:
         _attempt(say, "report", lambda: _write_report(run))
 
@@ -187,13 +201,13 @@ def _draw_sheet(trained: "Trained", run: RunFolder, predictions: "Predictions") 
     return run.contact_sheet
 
 
-def _write_tensorboard(
-    trained: "Trained", run: RunFolder, result: RunResult, predictions: "Predictions | None"
-) -> None:
-    from pipeline.config import flatten
+def _write_tensorboard(trained: "Trained", run: RunFolder, result: RunResult) -> None:
+    from pipeline.config import default_values, flatten
     from pipeline.report.tensorboard import write_end_of_run
 
-    hparams = flatten(trained.config.model_dump(mode="json"))
+    defaults = default_values()
+    values = flatten(trained.config.model_dump(mode="json"))
+    hparams = {key: value for key, value in values.items() if value != defaults[key]}
     metrics = {
         "test_accuracy": result.test_accuracy,
         "best_test_accuracy": result.best_test_accuracy,
@@ -201,8 +215,7 @@ def _write_tensorboard(
         "train_s": result.train_s,
         "images_per_sec": result.images_per_sec.median,
     }
-    image_size = trained.splits.image_size
-    write_end_of_run(run.path, trained.model, image_size, result.steps, hparams, metrics, predictions)
+    write_end_of_run(run, trained.model, trained.splits.image_size, result.steps, hparams, metrics)
 
 
 def _write_report(run: RunFolder) -> Path:
@@ -211,10 +224,26 @@ def _write_report(run: RunFolder) -> Path:
     return write_report([run.path], run.report)
 
 
+def _say_trackers(say: Say, path: Path, config: "Config") -> None:
+    """Print the commands that show the run in its trackers; a server needs none."""
+    database, offline = path.parent / "mlflow.db", path / "wandb"
+    commands = {
+        "wandb": f"wandb sync {shlex.quote(str(offline))}/offline-run-*",
+        "mlflow": shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"]),
+        "trackio": shlex.join(["trackio", "show", "--project", config.log.project]),
+    }
+    there = {"wandb": any(offline.glob("offline-run-*")), "mlflow": database.is_file(), "trackio": True}
+    for name in wanted(config):
+        if there.get(name):
+            say(f"{name}: {commands[name]}")
+
+
 def next_commands(path: Path, config: "Config") -> str:
     """Return commands to go on with, ready to be copied."""
-    tensorboard = module_command("tensorboard.main", "--logdir", path.parent)
-    parts = [f"next: {pipeline_command('evaluate', path)}", tensorboard]
+    folder = () if path.parent == Path("runs") else (path.parent,)  # its default
+    parts = [f"next: {pipeline_command('evaluate', path)}"]
+    if "tensorboard" in wanted(config):
+        parts.append(pipeline_command("tensorboard", *folder))
     again = same_command(f"optimizer.lr={config.optimizer.lr / 2:g}")
     if again is not None:
         parts.append(f"change a key and run again, such as {again}")

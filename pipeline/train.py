@@ -191,8 +191,10 @@ def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "
     from pipeline.run.console import TrainingConsole
     from pipeline.run.environment import describe_environment
     from pipeline.run.resume import find_resumable, open_run
+    from pipeline.run.trackers import check_installed, wanted
     from pipeline.training.trainer import Trainer
 
+    check_installed(wanted(config))
     device, shard = processes.device, processes.shard
     with ThreadPoolExecutor(1) as beside:  # git and nvidia-smi answer while the data set is read
         describe = (describe_environment, config, device, shard.world_size)
@@ -295,9 +297,19 @@ def _fit(trainer: "Trainer") -> "EvalResult":
         # "saved" must be true when it is said; and as soon as one process leaves, the launcher ends the
         # others
         trainer.processes.on_main(trainer.close)
+        _abandon(trainer)
+        raise
+    except BaseException:
+        _abandon(trainer)
         raise
     finally:
         trainer.close()
+
+
+def _abandon(trainer: "Trainer") -> None:
+    """Tell the trackers that the run has not reached its end."""
+    if trainer.trackers is not None:
+        trainer.trackers.close(failed=True)
 
 
 if __name__ == "__main__":

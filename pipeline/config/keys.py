@@ -24,6 +24,7 @@ LATER_KEYS = frozenset(
         *("loss.name", "ema.every", "augment.cutmix_alpha", "augment.cutmix_share"),
         *("model.stochastic_depth", "model.blur_pool", "model.freeze", "optimizer.layer_decay"),
         *("augment.erasing", "augment.trivial_augment", "augment.repeats"),
+        *("log.trackers", "log.project"),
     }
 )
 

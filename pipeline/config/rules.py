@@ -100,6 +100,11 @@ _RULES = (
         lambda _: "while evaluation.views is none; set evaluation.views",
     ),
     _Rule(
+        ("log.project",),
+        lambda c: bool({*c.log.trackers} - {"tensorboard"}),
+        lambda _: "while log.trackers names none that has projects; set log.trackers=[tensorboard, wandb]",
+    ),
+    _Rule(
         ("data.root",),
         lambda c: isinstance(c.data, CifarData | FolderData),
         lambda c: f"with data.dataset={c.data.dataset}, which needs no files; set data.dataset=folder",

@@ -1,11 +1,11 @@
 """Defines the typed, frozen model of a run: it and its sections are the only place with defaults."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from pipeline.config.augment import AugmentConfig, PlainAugment
-from pipeline.config.base import FilePath, Section
+from pipeline.config.base import FilePath, Section, as_tuple
 from pipeline.config.contradictions import check_together
 from pipeline.config.data import CifarData, DataConfig, FolderData
 from pipeline.config.durations import Interval, RunLength
@@ -99,6 +99,9 @@ class RuntimeConfig(Section):
     )
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class LogConfig(Section):
     dir: FilePath = Field(default="runs", description="Folder that the run folders are made in")
     name: str | None = Field(
@@ -115,7 +118,20 @@ class LogConfig(Section):
     checkpoint_every: Interval = Field(
         default="1ep", description="Interval between checkpoints; the last step is always saved"
     )
-    tensorboard: bool = Field(default=True, description="Write TensorBoard event files")
+    tensorboard: bool = Field(default=True, description="false: `tensorboard` in log.trackers does not count")
+    trackers: Annotated[tuple[TrackerName, ...], BeforeValidator(as_tuple)] = Field(
+        default=("tensorboard",),
+        description="Where metrics, config, pictures and report go besides the run folder: `tensorboard`, "
+        "`wandb`, `mlflow`, `trackio`, each of which but the first is an extra to install",
+    )
+    project: str = Field(
+        default="quickres",
+        min_length=1,
+        max_length=100,
+        pattern=r"^[\w.+-]+$",
+        description="Project (wandb, trackio) or experiment (MLflow) of the run in the trackers: letters, "
+        "digits and `_.+-`",
+    )
     explain: bool = Field(
         default=True, description="End the run with Grad-CAM maps of misclassified test images"
     )

@@ -87,6 +87,11 @@ class RunFolder:
         return self.path / "tb"
 
     @property
+    def trackers(self) -> Path:
+        """The names that trackers gave to the run."""
+        return self.path / "trackers.json"
+
+    @property
     def profile(self) -> Path:
         return self.path / "profile"
 

@@ -261,33 +261,26 @@ class RunResult(_WithViews):
 
 
 class MetricsLog:
-    """Writes the records of a run: to `metrics.jsonl`, one JSON object a line, and to TensorBoard.
+    """Writes the records of a run to `metrics.jsonl`, one JSON object a line.
 
-    A continued run cuts both back to the step that it continues from.
+    A continued run cuts the file back to the step that it continues from.
 
     Args:
         run: the run folder.
-        tensorboard: write event files too.
         resume_step: records after this step are dropped.
     """
 
-    def __init__(self, run: RunFolder, tensorboard: bool, resume_step: int):
+    def __init__(self, run: RunFolder, resume_step: int):
         self._path = run.metrics
         if run.metrics.exists():
             _cut_back(run.metrics, resume_step)
         self._file = run.metrics.open("a", encoding="utf-8")
-        options = {"log_dir": str(run.tensorboard), "purge_step": resume_step + 1 if resume_step else None}
-        self._tensorboard = options if tensorboard else None
-        self._writer: Any = None
 
     def write(self, record: TrainRecord | EvalRecord) -> None:
-        """Add a record."""
-        values = record.to_json()
+        """Add a record, so that it survives a kill."""
         with self._named():
-            self._file.write(json.dumps(values) + "\n")
+            self._file.write(json.dumps(record.to_json()) + "\n")
             self._file.flush()
-            if self._tensorboard is not None:
-                self._add_scalars(record.split if isinstance(record, EvalRecord) else record.kind, values)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -298,27 +291,9 @@ class MetricsLog:
         except OSError as error:
             raise OSError(error.errno, error.strerror, error.filename or str(self._path)) from None
 
-    def _add_scalars(self, group: str, values: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            # the import takes a second or two: the first step does not wait for it
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(**self._tensorboard or {})
-        for key, value in values.items():
-            if isinstance(value, int | float) and key not in ("step", "epoch", "correct", "seen"):
-                self._writer.add_scalar(f"{group}/{key}", value, values["step"])
-
-    def flush(self) -> None:
-        """Bring what was written into the files, so that it survives a kill."""
-        if self._writer is not None:
-            with self._named():
-                self._writer.flush()
-
     def close(self) -> None:
         with self._named():
             self._file.close()
-            if self._writer is not None:
-                self._writer.close()
 
 
 def _cut_back(path: Path, step: int) -> None:

@@ -27,6 +27,7 @@ from pipeline.run.checkpoint import CheckpointWriter
 from pipeline.run.console import TrainingConsole
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import BestEvaluation, EvalRecord, MetricsLog, Split, TrainRecord
+from pipeline.run.trackers import Trackers
 from pipeline.training.build import build_state, build_state_of, captures
 from pipeline.training.clock import Clock, Window
 from pipeline.training.evaluate import EvalResult, evaluate
@@ -50,7 +51,8 @@ class Trainer:
         clock: measures the throughput.
         console: shows the progress.
         run: the run folder; None if nothing is written.
-        checkpoints, metrics: write into the run folder; None without one, and on every rank but 0.
+        checkpoints, metrics, trackers: write into the run folder and to trackers; None without one, and on
+            every rank but 0.
         profiler: records some steps; None if not asked for.
         stop: hears of signals.
         watch: names a rank that hangs; None while nobody watches.
@@ -68,6 +70,7 @@ class Trainer:
     run: RunFolder | None = None
     checkpoints: CheckpointWriter | None = None
     metrics: MetricsLog | None = None
+    trackers: Trackers | None = None
     profiler: StepProfiler | None = None
     stop: StopSignal = field(default_factory=StopSignal)
     watch: Watch | None = None
@@ -116,13 +119,15 @@ class Trainer:
         return cls(config, processes, splits, loaders, plan, state, step, clock, console)
 
     def write_to(self, run: RunFolder) -> None:
-        """Write metrics and checkpoints into a run folder from now on. Call this on rank 0.
+        """Write metrics and checkpoints into a run folder, and to trackers, from now on. Call this on rank 0.
 
         The records of steps after the one that the run continues from are removed from metrics.jsonl.
         """
         self.run = run
         self.checkpoints = CheckpointWriter(run.checkpoints, hash_of_run(run.config))
-        self.metrics = MetricsLog(run, self.config.log.tensorboard, self.state.step)
+        self.metrics = MetricsLog(run, self.state.step)
+        on_cpu = self.processes.device.type == "cpu"
+        self.trackers = Trackers(self.config, run, on_cpu, self.state.step, self.console.say)
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -212,10 +217,15 @@ class Trainer:
             skipped_steps=skipped,
         )
         self.console.train(state.last_train)
-        if self.metrics is not None:
-            self.metrics.write(state.last_train)
+        self._write(state.last_train)
         if self.checkpoints is not None:
             self.checkpoints.check()
+
+    def _write(self, record: TrainRecord | EvalRecord) -> None:
+        if self.metrics is not None:
+            self.metrics.write(record)
+        if self.trackers is not None:
+            self.trackers.write(record)
 
     def _check_window(self, loss: float, skipped_in_a_row: int) -> None:
         where, lr = f"step {self.state.step}", f"learning rate {self._last_lr():g}"
@@ -258,8 +268,7 @@ class Trainer:
             split=split, step=step, epoch=round(self.plan.epoch(step), 4), **result.figures().model_dump()
         )
         self.console.evaluated(self.state.last_train if is_test else None, record, self.plan.num_epochs)
-        if self.metrics is not None:
-            self.metrics.write(record)
+        self._write(record)
 
     def _remember_best(self, split: Split, accuracy: float) -> None:
         """Select on the holdout, or on the test set if there is none; by the raw weights."""
@@ -298,8 +307,8 @@ class Trainer:
                 f"{self._last_lr():g}; {_remedies(self.config)}. The last checkpoint is kept"
             )
         state.clock = self.clock.state_dict()
-        if self.metrics is not None:
-            self.metrics.flush()
+        if self.trackers is not None:
+            self.trackers.flush()
         if self.checkpoints is not None:
             self.checkpoints.wait()  # before the copy, so that a GPU never holds two
             self.checkpoints.save(state.snapshot())
@@ -307,9 +316,11 @@ class Trainer:
     def close(self) -> None:
         """Close console, profiler, metrics and checkpoints, each even if another one fails.
 
-        After it all snapshots are on disk.
+        After it all snapshots are on disk. The trackers stay open for the figures and pictures of the end.
         """
         with contextlib.ExitStack() as closing:
+            if self.trackers is not None:
+                closing.callback(self.trackers.flush)
             for part in (self.console, self.profiler, self.metrics, self.checkpoints):
                 if part is not None:
                     closing.callback(part.close)

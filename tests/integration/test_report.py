@@ -109,13 +109,11 @@ def test_tensorboard_reads_graph_images_and_hparams(run: Path):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = [(record["step"], pytest.approx(record["lr"])) for record in records if record["kind"] == "train"]
     assert [(event.step, event.value) for event in accumulator.Scalars("train/lr")] == rates
-    for group, size in (("misclassified", 8), ("grad_cam", 160)):
-        names = [tag for tag in tags["images"] if tag.startswith(f"{group}/")]
-        assert len(names) == 10 and all("_true_" in name and "_predicted_" in name for name in names)
-        assert accumulator.Images(names[0])[0].width == size
+    assert sorted(tags["images"]) == ["contact_sheet", "curves"]  # fixed tags: runs stand side by side
+    assert accumulator.Images("contact_sheet")[0].width > 1000
     assert tags["graph"] and b"Conv2d" in accumulator.Graph().SerializeToString()
     hparams = accumulator.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    assert b"optimizer.lr" in hparams and b"data.dataset" in hparams
+    assert b"data.dataset" in hparams and b"runtime.channels_last" not in hparams  # what is not the default
     (accuracy,) = accumulator.Scalars("hparam/test_accuracy")
     assert accuracy.value == pytest.approx(json.loads((run / "result.json").read_text())["test_accuracy"])
 

@@ -21,7 +21,7 @@ from pipeline import train
 from pipeline.config import SLOW_ON_CPU, load_config
 from pipeline.finalize import next_commands
 from pipeline.inference.evaluate_run import evaluate_run
-from pipeline.process.command_line import module_command, pipeline_command
+from pipeline.process.command_line import pipeline_command
 from pipeline.run.checkpoint import folder_of, newest_intact, steps_in, verify
 from pipeline.training.step import Step, StepOutput
 from tests.tiny import RECIPE, only_run
@@ -197,7 +197,7 @@ def test_what_is_printed(run: Run, held_out: Run):
         and "on the test set" in summary
     )
     assert curves == f"curves: {run.path}/curves.png"
-    tensorboard = module_command("tensorboard.main", "--logdir", run.path.parent)
+    tensorboard = pipeline_command("tensorboard", run.path.parent)
     assert following == f"next: {pipeline_command('evaluate', run.path)}; {tensorboard}"
     assert last == str(run.path)
     assert "31 train, 8 test, 9 held out" in held_out.printed[0]
@@ -222,7 +222,7 @@ def test_what_to_do_next_is_this_very_run_with_another_rate(
         ("./launch.sh", "./launch.sh") if front_door else (f"{python} pipeline", f"{python} pipeline.train")
     )
     assert told == (
-        f"next: {evaluate} evaluate 'my runs/a-1'; {python} tensorboard.main --logdir 'my runs'; "
+        f"next: {evaluate} evaluate 'my runs/a-1'; {evaluate} tensorboard 'my runs'; "
         f"change a key and run again, such as {again} configs/a.yaml seed=1 optimizer.lr=0.15"
     )
 

@@ -27,7 +27,7 @@ from pipeline.distributed.processes import pick_device
 from pipeline.errors import TrainingError, UserError
 from pipeline.models import build_model
 from pipeline.models.layers import NormAct, StemConv
-from pipeline.run.records import MetricsLog
+from pipeline.run.trackers import Trackers
 from pipeline.training.build import compile_in_place, compile_mode
 from pipeline.training.plan import Plan
 from tests.pictures import make_folder
@@ -181,10 +181,19 @@ def hang_timeout(config: Config) -> object:
 
 def event_files(config: Config) -> int:
     run = open_and_release(config)
-    log = MetricsLog(run, config.log.tensorboard, 0)
-    log.write(a_train_record(1))
-    log.close()
+    trackers = Trackers(config, run, True, 0, print)
+    trackers.write(a_train_record(1))
+    trackers.close()
     return len(list(run.path.glob("tb/*")))
+
+
+def project_in_trackio(config: Config) -> str:
+    """The project that accelerate is told of."""
+    with patch("accelerate.Accelerator.init_trackers") as started:
+        trackers = Trackers(config, open_and_release(config), True, 0, print)
+        trackers.write(a_train_record(1))
+        trackers.close()
+    return started.call_args.args[0]
 
 
 def left_at_the_end(config: Config) -> list[int]:
@@ -360,6 +369,8 @@ KEYS = {
     "log.eval_every": Row("10%", lambda config: plan_of(config).eval_every),
     "log.checkpoint_every": Row("2ep", lambda config: plan_of(config).checkpoint_every),
     "log.tensorboard": Row("false", event_files),
+    "log.trackers": Row("[]", event_files),
+    "log.project": Row("other", project_in_trackio, ("log.trackers=[trackio]",)),
     "log.explain": Row("true", left_at_the_end, ("duration=1st",)),
     "log.report": Row("true", left_at_the_end, ("duration=1st",)),
 }

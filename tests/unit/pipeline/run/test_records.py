@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.atomic_io import read_json
 from pipeline.errors import UserError
@@ -15,10 +14,8 @@ from pipeline.run.records import EvalRecord, MetricsLog, TrainRecord
 from tests.tiny import a_train_record, an_eval_record
 
 
-def write(
-    folder: Path, *records: TrainRecord | EvalRecord, resume_step: int = 0, tensorboard: bool = True
-) -> None:
-    log = MetricsLog(RunFolder(folder), tensorboard, resume_step)
+def write(folder: Path, *records: TrainRecord | EvalRecord, resume_step: int = 0) -> None:
+    log = MetricsLog(RunFolder(folder), resume_step)
     for record in records:
         log.write(record)
     log.close()
@@ -28,29 +25,16 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard itself reads."""
-    accumulator = EventAccumulator(str(folder / "tb"))
-    accumulator.Reload()
-    return {
-        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
-        for tag in accumulator.Tags()["scalars"]
-    }
-
-
-def test_metrics_are_written_at_once_to_both(tmp_path: Path):
-    log = MetricsLog(RunFolder(tmp_path), True, 0)
+def test_metrics_are_written_at_once(tmp_path: Path):
+    log = MetricsLog(RunFolder(tmp_path), 0)
     log.write(a_train_record(2))
     assert read(tmp_path) == [a_train_record(2).to_json()]  # a run that is killed now has it
-    log.write(an_eval_record(2))
     log.close()
-    scalars = events(tmp_path)
-    assert (scalars["train/loss"], scalars["test/loss"]) == ([(2, 0.5)], [(2, 0.5)])
-    assert "test/correct" not in scalars and "train/epoch" not in scalars
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_figures_that_json_cannot_hold_are_null(tmp_path: Path):
-    write(tmp_path, a_train_record(2, loss=float("nan")), tensorboard=False)
+    write(tmp_path, a_train_record(2, loss=float("nan")))
     assert read(tmp_path)[0]["loss"] is None
 
 
@@ -68,31 +52,16 @@ def test_an_accuracy_is_named_after_its_views(tmp_path: Path):
     (values,) = read(tmp_path)
     assert (values[f"accuracy_{name}"], values[f"ema_accuracy_{name}"]) == (0.5, 0.75)
     assert not any(key.endswith("views") for key in values)
-    assert events(tmp_path)[f"test/ema_accuracy_{name}"] == [(2, 0.75)]
     assert EvalRecord.of(values, tmp_path) == record
     shown = "with mirror and shift (least sure 25%)"
     assert record.other_accuracies() == {shown: 0.5, "ema": 0.25, f"ema {shown}": 0.75}
 
 
-def test_a_flush_is_enough_for_tensorboard(tmp_path: Path):
-    log = MetricsLog(RunFolder(tmp_path), True, 0)
-    log.write(a_train_record(2))
-    log.flush()
-    assert events(tmp_path)["train/loss"] == [(2, 0.5)]
-    log.close()
-
-
-def test_without_tensorboard(tmp_path: Path):
-    write(tmp_path, a_train_record(1), tensorboard=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-def test_both_are_cut_back_to_the_step_that_a_run_continues_from(tmp_path: Path):
+def test_it_is_cut_back_to_the_step_that_a_run_continues_from(tmp_path: Path):
     write(tmp_path, *(a_train_record(step, loss=1 / step) for step in (2, 4, 6, 8)))
     write(tmp_path, *(a_train_record(step, loss=5.0) for step in (6, 8, 10)), resume_step=4)
     assert [item["step"] for item in read(tmp_path)] == [2, 4, 6, 8, 10]
     assert [item["loss"] for item in read(tmp_path)] == [1 / 2, 1 / 4, 5, 5, 5]
-    assert events(tmp_path)["train/loss"] == [(2, 1 / 2), (4, 1 / 4), (6, 5), (8, 5), (10, 5)]
 
 
 @pytest.mark.parametrize(
@@ -108,10 +77,10 @@ def test_both_are_cut_back_to_the_step_that_a_run_continues_from(tmp_path: Path)
     ],
 )
 def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, garbage: bytes):
-    write(tmp_path, a_train_record(2), a_train_record(4), tensorboard=False)
+    write(tmp_path, a_train_record(2), a_train_record(4))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(garbage)
-    write(tmp_path, a_train_record(6), resume_step=4, tensorboard=False)
+    write(tmp_path, a_train_record(6), resume_step=4)
     assert [item["step"] for item in read(tmp_path)] == [2, 4, 6]
 
 

@@ -1,0 +1,167 @@
+"""Says what is particular to each tracker: its options, pictures, pages and end.
+
+The packages are imported where they are used: only a run that asks for one needs it.
+"""
+
+import importlib
+import logging
+import os
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.atomic_io import read_json, write_json
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.run.folder import RunFolder
+
+
+class Saved:
+    """The names that trackers gave to a run, in `trackers.json` of its folder: a continued run keeps them."""
+
+    def __init__(self, run: RunFolder):
+        self._path = run.trackers
+        try:
+            values = read_json(self._path) if self._path.is_file() else {}
+        except UserError:  # a damaged file costs a second entry in the tracker, not the run
+            values = {}
+        self._values: dict[str, str] = values if isinstance(values, dict) else {}
+
+    def get(self, name: str) -> str | None:
+        return self._values.get(name)
+
+    def keep(self, name: str, value: str) -> str:
+        if self._values.get(name) != value:
+            self._values[name] = value
+            write_json(self._path, self._values)
+        return value
+
+
+class Kind(ABC):
+    """One kind of tracker.
+
+    Attributes:
+        takes_config: the config is sent at the start.
+        project: in place of `log.project`.
+    """
+
+    takes_config: ClassVar[bool] = True
+    project: ClassVar[str] = ""
+
+    @abstractmethod
+    def options(self, config: Config, run: RunFolder, saved: Saved, resume_step: int) -> Mapping[str, Any]:
+        """Return the keyword arguments of accelerate's tracker."""
+
+    def started(self, tracker: Any, saved: Saved) -> None:
+        """Remember what names the run in the tracker; by default nothing."""
+        return
+
+    @abstractmethod
+    def add_picture(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        """Send a PNG."""
+
+    @abstractmethod
+    def add_page(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        """Send an HTML page."""
+
+    def finish(self, tracker: Any, failed: bool) -> None:
+        """Send the rest and close."""
+        tracker.finish()
+
+
+class TensorBoard(Kind):
+    """Event files in `tb/` of the run folder; HPARAMS follow at the end, when their metrics are known."""
+
+    takes_config = False
+    project = "tb"
+
+    def options(self, config: Config, run: RunFolder, saved: Saved, resume_step: int) -> Mapping[str, Any]:
+        return {"purge_step": resume_step + 1 if resume_step else None}
+
+    def add_picture(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
+
+    def add_page(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        tracker.log({name: f"The report of this run: `{path.resolve()}`"}, step=step)
+
+
+class Wandb(Kind):
+    """Weights & Biases. Offline (`WANDB_MODE=offline`) it writes to `wandb/` in the run folder."""
+
+    def options(self, config: Config, run: RunFolder, saved: Saved, resume_step: int) -> Mapping[str, Any]:
+        # its console capture and its lines on stderr would disturb the progress bar
+        return {
+            "id": saved.get("wandb") or saved.keep("wandb", secrets.token_hex(8)),
+            "name": run.path.name,
+            "resume": "allow",
+            "dir": str(run.path),
+            "settings": {"silent": True, "console": "off"},
+        }
+
+    def add_picture(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        tracker.log({name: importlib.import_module("wandb").Image(str(path))}, step=step)
+
+    def add_page(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        tracker.log({name: importlib.import_module("wandb").Html(str(path), inject=False)}, step=step)
+
+    def finish(self, tracker: Any, failed: bool) -> None:
+        tracker.tracker.finish(exit_code=int(failed))
+
+
+class Mlflow(Kind):
+    """MLflow: the server of `MLFLOW_TRACKING_URI`, or else a database `mlflow.db` beside the run folders."""
+
+    def options(self, config: Config, run: RunFolder, saved: Saved, resume_step: int) -> Mapping[str, Any]:
+        mlflow = importlib.import_module("mlflow")
+        for name in ("mlflow", "alembic"):  # they report each table that they create
+            logging.getLogger(name).setLevel(logging.WARNING)
+        server, beside = os.environ.get("MLFLOW_TRACKING_URI"), run.path.resolve().parent
+        mlflow.set_tracking_uri(server or f"sqlite:///{beside / 'mlflow.db'}")
+        files = None if server else (beside / "mlflow-files").as_uri()
+        return {"logging_dir": files, "run_name": run.path.name, "run_id": saved.get("mlflow")}
+
+    def started(self, tracker: Any, saved: Saved) -> None:
+        saved.keep("mlflow", tracker.tracker.info.run_id)
+
+    def add_picture(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        tracker.log_artifact(str(path))
+
+    def add_page(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        tracker.log_artifact(str(path))
+
+    def finish(self, tracker: Any, failed: bool) -> None:
+        importlib.import_module("mlflow").end_run("FAILED" if failed else "FINISHED")
+
+
+class Trackio(Kind):
+    """trackio: a database in `TRACKIO_DIR`, by default in the user's cache folder."""
+
+    def options(self, config: Config, run: RunFolder, saved: Saved, resume_step: int) -> Mapping[str, Any]:
+        for name in (
+            "trackio",
+            "trackio.run",
+            "trackio.utils",
+        ):  # it has no option for silence, and would disturb the bar
+            importlib.import_module(name).__dict__["print"] = lambda *_, **__: None
+        return {"name": run.path.name, "resume": "allow"}
+
+    def add_picture(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        tracker.log({name: importlib.import_module("trackio").Image(str(path))}, step=step)
+
+    def add_page(self, tracker: Any, name: str, path: Path, step: int) -> None:
+        tracker.log({name: importlib.import_module("trackio").Html(str(path))}, step=step)
+
+
+KINDS: Mapping[str, Kind] = {
+    "tensorboard": TensorBoard(),
+    "wandb": Wandb(),
+    "mlflow": Mlflow(),
+    "trackio": Trackio(),
+}

@@ -1,0 +1,251 @@
+"""Sends the config, figures, pictures and report of a run to trackers, which accelerate starts.
+
+Each tracker works in a thread of its own, so that no step waits for a network. One that fails, or does not
+keep up, gets nothing more, and the run goes on.
+"""
+
+import importlib.util
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from queue import Full, Queue
+from typing import Any
+
+from accelerate import Accelerator
+
+from pipeline.config import Config, flatten
+from pipeline.errors import UserError, first_line
+from pipeline.run.folder import RunFolder
+from pipeline.run.records import EvalRecord, RunResult, TrainRecord
+from pipeline.run.tracker_kinds import KINDS, Kind, Saved
+
+_BACKLOG = 10_000  # records that may wait for a tracker
+_FLUSH_S = 20.0  # for TensorBoard's files, before a checkpoint
+_CLOSE_S, _CLOSE_FAILED_S = 120.0, 10.0  # for uploads at the end; after a failure the exit code comes first
+_NO_FIGURES = ("step", "epoch", "correct", "seen")
+
+Job = Callable[[Any], object]
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Check that the packages of these trackers are there.
+
+    Raises:
+        UserError: names the one that is not, and the remedy.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            others = ", ".join(other for other in names if other != name)
+            raise UserError(
+                f"log.trackers: the package {name} is not installed; pip install -e '.[{name}]', or leave it "
+                f"out: log.trackers=[{others}]"
+            )
+
+
+def wanted(config: Config) -> list[str]:
+    """Return the names of the trackers that a config asks for, each once."""
+    names = dict.fromkeys(config.log.trackers)
+    return [name for name in names if name != "tensorboard" or config.log.tensorboard]
+
+
+class Tracker:
+    """One tracker and its thread, which begins with the first job.
+
+    Args:
+        name: a key of `KINDS`.
+        start: starts the tracker of accelerate; called in the thread.
+
+    Attributes:
+        problem: the reason why it gets nothing more; empty while it works.
+    """
+
+    def __init__(self, name: str, start: Callable[[], Any]):
+        self.name, self.problem = name, ""
+        self._ended = False
+        self._start = start
+        self._jobs: Queue[Job | None] = Queue(_BACKLOG)
+        self._thread: threading.Thread | None = None
+
+    def do(self, job: Job) -> None:
+        """Let the thread do a job, which gets the tracker of accelerate, after those before it."""
+        if self.problem or self._ended:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=f"tracker-{self.name}", daemon=True)
+            self._thread.start()
+        try:
+            self._jobs.put_nowait(job)
+        except Full:
+            self.problem = f"{_BACKLOG:,} records wait for it"
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all jobs so far are done, at most so many seconds; False if they are not."""
+        done = threading.Event()
+        if self._thread is None or self._ended or self.problem:
+            return True
+        self.do(lambda _: done.set())
+        end = time.monotonic() + seconds
+        while not done.wait(0.02):
+            if self.problem:
+                return True
+            if time.monotonic() > end:
+                return False
+        return True
+
+    def end(self, last: Job, seconds: float) -> None:
+        """Do a last job, then end the thread."""
+        if self._thread is not None and not self._ended:
+            self.do(last)
+            if not self.wait(seconds):
+                self.problem = f"it did not finish within {seconds:g} s"
+            elif not self.problem:
+                self._jobs.put_nowait(None)
+                self._thread.join(1.0)
+        self._ended = True
+
+    def _work(self) -> None:
+        try:
+            tracker = self._start()
+            while not self.problem and (job := self._jobs.get()) is not None:
+                job(tracker)
+        except (Exception, SystemExit) as error:  # of other people's code: some end the program
+            self.problem = f"{type(error).__name__}: {first_line(error)}"
+
+
+class Trackers:
+    """All trackers of a run, on rank 0.
+
+    Args:
+        config: of the run.
+        run: the run folder, which also remembers the names that trackers give to the run.
+        on_cpu: True if the run computes on the CPU: accelerate checks that it was told the same before.
+        resume_step: the step that the run continues from, or 0.
+        say: prints a warning.
+    """
+
+    def __init__(
+        self, config: Config, run: RunFolder, on_cpu: bool, resume_step: int, say: Callable[[str], object]
+    ):
+        self._say, self._told = say, set[str]()
+        values = {key: value if _is_plain(value) else str(value) for key, value in _values_of(config).items()}
+        saved = Saved(run)
+        self._trackers: list[Tracker] = []
+        for name in wanted(config):
+            # accelerate's own set-up runs here, in the main thread; the tracker itself starts in its thread
+            accelerator = Accelerator(
+                cpu=on_cpu,
+                mixed_precision="no",
+                dynamo_backend="no",
+                log_with=[name],
+                project_dir=str(run.path),
+            )
+            kind = KINDS[name]
+            options = partial(kind.options, config, run, saved, resume_step)
+            start = partial(_start, accelerator, name, kind, options, config.log.project, values, saved)
+            self._trackers.append(Tracker(name, start))
+
+    def __contains__(self, name: str) -> bool:
+        return any(tracker.name == name for tracker in self._trackers)
+
+    def write(self, record: TrainRecord | EvalRecord) -> None:
+        """Send a record; its figures are named after their set: `train/loss`, `test/accuracy`."""
+        group = record.split if isinstance(record, EvalRecord) else record.kind
+        self._log(_figures(group, record.to_json()), record.step, [*KINDS])
+
+    def write_result(self, result: RunResult) -> None:
+        """Send the figures of result.json as `final/…`. TensorBoard gets its own in HPARAMS."""
+        figures = _figures("final", flatten(result.to_json()))
+        self._log(figures, result.steps, [name for name in KINDS if name != "tensorboard"])
+
+    def add_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
+        """Send pictures and HTML pages by their names; files that are not there are left out."""
+        for tracker in self._trackers:
+            kind = KINDS[tracker.name]
+            for name, path in pictures.items():
+                if path.is_file():
+                    add = kind.add_page if path.suffix == ".html" else kind.add_picture
+                    tracker.do(partial(_call, add, name, path, step))
+        self._tell()
+
+    def flush(self) -> None:
+        """Bring what TensorBoard was sent into its files, so that it survives a kill."""
+        for tracker in self._trackers:
+            if tracker.name == "tensorboard" and not tracker.wait(_FLUSH_S):
+                tracker.problem = f"it did not write its files within {_FLUSH_S:g} s"
+        self._tell()
+
+    def close(self, *, failed: bool = False) -> None:
+        """End all trackers, and wait for their uploads a while.
+
+        Args:
+            failed: the run has not reached its end.
+        """
+        for tracker in self._trackers:
+            finish = partial(_call, KINDS[tracker.name].finish, failed)
+            tracker.end(finish, _CLOSE_FAILED_S if failed else _CLOSE_S)
+        self._tell()
+
+    def _log(self, figures: Mapping[str, float], step: int, names: Sequence[str]) -> None:
+        for tracker in self._trackers:
+            if tracker.name in names:
+                tracker.do(partial(_call, _log, figures, step))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Print one warning for each tracker that has failed."""
+        for tracker in self._trackers:
+            if tracker.problem and tracker.name not in self._told:
+                self._told.add(tracker.name)
+                self._say(
+                    f"warning: log.trackers: {tracker.name} gets no more records of this run, which goes on "
+                    f"({tracker.problem})"
+                )
+
+
+def _start(
+    accelerator: Accelerator,
+    name: str,
+    kind: Kind,
+    options: Callable[[], Mapping[str, Any]],
+    project: str,
+    values: Mapping[str, Any],
+    saved: Saved,
+) -> Any:
+    """Start a tracker by accelerate, with the config, and return it."""
+    config = dict(values) if kind.takes_config else None
+    accelerator.init_trackers(kind.project or project, config, {name: dict(options())})
+    tracker = accelerator.get_tracker(name)
+    kind.started(tracker, saved)
+    return tracker
+
+
+def _call(work: Callable[..., object], *arguments: Any) -> object:
+    """Call a function of a tracker with the tracker, which a job gets last."""
+    return work(arguments[-1], *arguments[:-1])
+
+
+def _log(tracker: Any, figures: Mapping[str, float], step: int) -> None:
+    tracker.log(dict(figures), step=step)
+
+
+def _figures(group: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers, under `group/`."""
+    return {
+        f"{group}/{key}": value
+        for key, value in values.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and key not in _NO_FIGURES
+    }
+
+
+def _values_of(config: Config) -> dict[str, Any]:
+    return flatten(config.model_dump(mode="json"))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
