@@ -111,7 +111,11 @@ class LogConfig(Section):
         pattern=r"^[\w.+-]+$",
         description="Name of the run: letters, digits and `_.+-`; default: the recipe's file name",
     )
-    log_every: Interval = Field(default="50st", description="Interval between logged training metrics")
+    log_every: Interval = Field(
+        default="50st",
+        description="Interval between logged training metrics; a run that is shorter than five intervals of "
+        "steps (`50st`) logs about twenty times",
+    )
     eval_every: Interval = Field(
         default="1ep", description="Interval between evaluations; the last step is always evaluated"
     )

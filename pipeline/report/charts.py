@@ -91,6 +91,11 @@ class Axis:
     format: Format = number
     tick_format: Format | None = None
 
+    @property
+    def remark(self) -> str:
+        """Words on the axis for readers who cannot see it."""
+        return "" if self.scale == "linear" else ", on a logarithmic axis"
+
     def scaled(self, value: float) -> float:
         return value if self.scale == "linear" else math.log2(value)
 
@@ -137,12 +142,14 @@ def lay_out(title: str, series: Sequence[Series], axis: Axis, note: str = "") ->
         title: of the chart.
         series: the lines; one without values is left out.
         axis: of the values.
-        note: a few words at the right of the title.
+        note: a few words at the right of the title; a logarithmic axis is named there.
     """
     measured = [line for line in series if len(line.values)]
     drawn = measured
     if axis.scale != "linear":
         drawn = [line for line in (line.where(line.values > 0) for line in measured) if len(line.values)]
+    if axis.scale != "linear":
+        note = " · ".join(filter(None, [note, "logarithmic"]))
     if not drawn:
         empty = "nothing above 0" if measured else "nothing recorded"
         return Chart(title, note, f"{title}: {empty}.", empty=(empty,))
@@ -159,7 +166,7 @@ def lay_out(title: str, series: Sequence[Series], axis: Axis, note: str = "") ->
     return Chart(
         title,
         note,
-        f"{title} over {number(num_epochs)} epochs: {'; '.join(changes)}.",
+        f"{title} over {number(num_epochs)} epochs{axis.remark}: {'; '.join(changes)}.",
         [frame.line(line, label, end) for line, label, end in zip(drawn, labels, ends, strict=True)],
         [(frame.x(epoch), number(epoch)) for epoch in _epoch_ticks(num_epochs)],
         [(frame.y(tick), label) for tick, label in axis.labels(ticks)],

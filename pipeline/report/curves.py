@@ -4,6 +4,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.plotting import style
 from pipeline.plotting.page import Page
 from pipeline.report.charts import Chart
@@ -41,12 +43,19 @@ def draw_curves(run_folder: Path) -> Path:
     with style.drawing([title]):
         page = Page(_WIDTH_PX, _HEIGHT_PX)
         page.heading(_MARGIN_PX, title, _summary(metrics))
-        for i, chart in enumerate(charts_of_one(metrics)):
+        for i, chart in enumerate(charts_of_one(metrics, metrics.rates_under(_config_of(run)))):
             row, column = divmod(i, _COLUMNS)
             x, y = _MARGIN_PX + column * _COLUMN_PX, _TOP_PX + row * _ROW_PX
             _paint(page.axes(x, y, _ZOOM * chart.width, _ZOOM * chart.height), chart)
         style.save_png(page.figure, run.curves)
     return run.curves
+
+
+def _config_of(run: RunFolder) -> Config | None:
+    try:
+        return run.read_config()
+    except UserError:  # the curves of a run of another version are still those of its records
+        return None
 
 
 def _summary(metrics: Metrics) -> str:

@@ -99,7 +99,7 @@ def page_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
     views = [_view(run, i, single) for i, run in enumerate(runs)]
     config = config_rows(runs)
     rows, num_classes = class_rows([run.predictions for run in runs])
-    metrics = [run.metrics for run in runs]
+    metrics, rates = [run.metrics for run in runs], [run.rates for run in runs]
     return {
         "title": runs[0].name if single else f"{len(runs)} runs side by side",
         "single": single,
@@ -107,7 +107,7 @@ def page_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
         "mapped": any(item.saliency for view in views for item in [*view.mistakes, *view.unsure]),
         "figures": figures(runs),
         "tiles": tiles(runs[0]) if single else [],
-        "charts": charts_of_one(metrics[0]) if single else charts_of_many(metrics),
+        "charts": charts_of_one(metrics[0], rates[0]) if single else charts_of_many(metrics, rates),
         "evaluations": evaluations(runs[0]) if single else [],
         "class_rows": rows,
         "num_classes": num_classes,

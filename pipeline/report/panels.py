@@ -7,12 +7,12 @@ import numpy as np
 
 from pipeline.report.charts import Axis, Chart, lay_out
 from pipeline.report.run_record import Metrics
-from pipeline.report.series import Records, Series, number, percent, power_of_two, series_of
+from pipeline.report.series import Rates, Records, Series, number, percent, power_of_two, series_of
 
 _NUM_COLORS = 6
 _ACCURACY = Axis(high=1.0, format=percent, tick_format=lambda fraction: f"{100 * fraction:g} %")
 _ERROR = Axis("log10", format=percent, tick_format=_ACCURACY.tick_format)
-_NO_SCALE = ("1 throughout: only fp16 needs one; bf16", "and fp32 have the range for small gradients.")
+_FAR_APART = 100  # the largest loss is so many times the smallest: a linear axis would flatten one line
 
 
 def letter(position: int) -> str:
@@ -25,8 +25,13 @@ def color(position: int) -> str:
     return f"c{position % _NUM_COLORS + 1}"
 
 
-def charts_of_one(metrics: Metrics) -> list[Chart]:
-    """Lay out the charts of one run. A star marks the best accuracy on the set that selects the best step."""
+def charts_of_one(metrics: Metrics, rates: Rates | None = None) -> list[Chart]:
+    """Lay out the charts of one run. A star marks the best accuracy on the set that selects the best step.
+
+    Args:
+        metrics: of the run.
+        rates: its learning rates, from `planned_rates`; None: those that were recorded.
+    """
     test, holdout = metrics.evals["test"], metrics.evals["holdout"]
     losses, accuracies = [], []
     for name, color_class, records, prefix in (
@@ -47,13 +52,13 @@ def charts_of_one(metrics: Metrics) -> list[Chart]:
     return [
         lay_out("Loss", losses, _loss_axis(losses)),
         lay_out("Accuracy", accuracies, _ACCURACY, "".join(notes)),
-        lay_out("Error", errors, _ERROR, "logarithmic"),
-        *_step_charts([("", "c1", metrics.train)]),
+        lay_out("Error", errors, _ERROR),
+        *_step_charts([("", "c1", metrics.train, rates)]),
     ]
 
 
-def charts_of_many(runs: Sequence[Metrics]) -> list[Chart]:
-    """Lay out the charts of several runs, with a line for each run."""
+def charts_of_many(runs: Sequence[Metrics], rates: Sequence[Rates | None]) -> list[Chart]:
+    """Lay out the charts of several runs, with a line for each run; the arguments as of `charts_of_one`."""
 
     def lines(records: Callable[[Metrics], Records], key: str) -> list[Series]:
         return [series_of(letter(i), color(i), records(metrics), key) for i, metrics in enumerate(runs)]
@@ -67,25 +72,29 @@ def charts_of_many(runs: Sequence[Metrics]) -> list[Chart]:
         lay_out("Training loss", train_losses, _loss_axis(train_losses)),
         lay_out("Test loss", test_losses, _loss_axis(test_losses)),
         lay_out("Test accuracy", accuracies, _ACCURACY),
-        lay_out("Test error", [_error(line) for line in accuracies], _ERROR, "logarithmic"),
-        *_step_charts([(letter(i), color(i), metrics.train) for i, metrics in enumerate(runs)]),
+        lay_out("Test error", [_error(line) for line in accuracies], _ERROR),
+        *_step_charts([(letter(i), color(i), runs[i].train, rates[i]) for i in range(len(runs))]),
     ]
 
 
-def _step_charts(sources: Sequence[tuple[str, str, Records]]) -> list[Chart]:
-    """Lay out learning rate, images per second and, where it was recorded, loss scale."""
-    rates, speeds, scales = (
-        [series_of(*source, key) for source in sources] for key in ("lr", "images_per_sec", "loss_scale")
+def _step_charts(sources: Sequence[tuple[str, str, Records, Rates | None]]) -> list[Chart]:
+    """Lay out learning rate, images per second and, for runs in fp16, loss scale."""
+    speeds, scales = (
+        [series_of(name, color_class, records, key) for name, color_class, records, _ in sources]
+        for key in ("images_per_sec", "loss_scale")
     )
+    rates = [
+        series_of(name, color_class, records, "lr")
+        if planned is None
+        else Series(name, color_class, *planned, last=float(planned[1][-1]))
+        for name, color_class, records, planned in sources
+    ]
     charts = [
         lay_out("Learning rate", rates, Axis(low=0.0, format="{:.3g}".format)),
         lay_out("Images per second", speeds, Axis(low=0.0, format=_rate)),
     ]
-    if drawn := [line for line in scales if (line.values != 1).any()]:
+    if drawn := [line for line in scales if (line.values != 1).any()]:  # without a GradScaler the scale is 1
         charts.append(lay_out("Loss scale", drawn, Axis("log2", format=power_of_two)))
-    elif any(len(line.values) for line in scales):  # without a GradScaler the scale is 1
-        words = f"Loss scale: {' '.join(_NO_SCALE)}"
-        charts.append(Chart("Loss scale", "", words, empty=_NO_SCALE, height=60))
     return charts
 
 
@@ -94,10 +103,11 @@ def _rate(speed: float) -> str:
 
 
 def _loss_axis(lines: Sequence[Series]) -> Axis:
-    """Return a logarithmic axis where one peak would flatten all the rest."""
+    """Return a logarithmic axis where a linear one would flatten a line: losses far apart, or one peak."""
     values = np.concatenate([line.values for line in lines]) if lines else np.empty(0)
+    far = len(values) > 0 and values.min() > 0 and values.max() > _FAR_APART * values.min()
     peaked = len(values) > 0 and values.min() > 0 and values.max() > 20 * np.median(values)
-    return Axis("log10" if peaked else "linear", low=None if peaked else 0.0)
+    return Axis("log10") if far or peaked else Axis(low=0.0)
 
 
 def _error(accuracy: Series) -> Series:

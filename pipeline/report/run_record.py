@@ -15,6 +15,8 @@ from pipeline.config import Config, default_values, exists, flatten
 from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 from pipeline.inference.predictions import Predictions
+from pipeline.report.planned_rates import planned_rates
+from pipeline.report.series import Rates
 from pipeline.run.environment_record import read_environment
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import EvalRecord, RunResult, Split, TrainRecord
@@ -45,6 +47,10 @@ class Metrics:
         newest = [records[-1] for records in (self.train, *self.evals.values()) if records]
         return max(newest, key=lambda record: record.step, default=None)
 
+    def rates_under(self, config: Config | None) -> Rates | None:
+        """Return the learning rates of the schedule of a config; None if they are not known."""
+        return planned_rates(config, self.train, [record for of in self.evals.values() for record in of])
+
     @property
     def last_test(self) -> EvalRecord | None:
         """The last evaluation on the test set; None if there is none."""
@@ -74,6 +80,11 @@ class RunRecord:
     metrics: Metrics
     predictions: Predictions | None
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def rates(self) -> Rates | None:
+        """The learning rates of the schedule; None if they are not known."""
+        return self.metrics.rates_under(self.config)
 
     @property
     def finished(self) -> bool:

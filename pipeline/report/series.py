@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.run.records import EvalRecord, TrainRecord
 
+Rates = tuple[np.ndarray, np.ndarray]  # epochs and learning rates, (N,) float64 each
 Records = Sequence[TrainRecord] | Sequence[EvalRecord]
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -7,6 +7,8 @@ from pipeline.config import Config, MuonConfig, to_steps
 from pipeline.optim.parts import Part
 from pipeline.optim.schedule import build_schedule, parts_after_the_end
 
+_LEAST_LOGS, _LOGS_OF_SHORT_RUN = 5, 20
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,7 +49,7 @@ class Plan:
         return cls(
             steps_per_epoch=steps_per_epoch,
             total_steps=total,
-            log_every=steps(log.log_every),
+            log_every=_log_interval(log.log_every, steps(log.log_every), total),
             eval_every=steps(log.eval_every),
             checkpoint_every=steps(log.checkpoint_every),
             lr_at=build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total),
@@ -115,6 +117,14 @@ def _average_never_updated(config: Config, every: int, total_steps: int) -> list
         f"ema.every: {config.ema.every} is longer than the run, {config.duration}: the average stays at the "
         "initial weights; shorten it"
     ]
+
+
+def _log_interval(duration: str, steps: int, total: int) -> int:
+    """Return the steps between two logs: an interval in steps that a short run holds fewer than five times is
+    shortened, so that its curves show something. One in epochs, or a share of the run, is meant for it."""
+    if not duration.endswith("st") or total >= _LEAST_LOGS * steps:
+        return steps
+    return min(steps, max(total // _LOGS_OF_SHORT_RUN, 1))
 
 
 def _renormalisation(config: Config) -> str | None:

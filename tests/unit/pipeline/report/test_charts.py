@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.report.charts import HEIGHT, WIDTH, Axis, lay_out
+from pipeline.optim.schedule import build_schedule
+from pipeline.report.charts import HEIGHT, WIDTH, Axis, Chart, lay_out
 from pipeline.report.panels import charts_of_one
 from pipeline.report.run_record import Metrics
 from pipeline.report.series import series_of
-from tests.tiny import a_train_record, an_eval_record
+from pipeline.run.records import TrainRecord
+from tests.tiny import a_train_record, an_eval_record, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -55,18 +57,66 @@ def test_an_error_of_0_does_not_shorten_a_logarithmic_axis():
     assert chart.x_ticks[-1] == (chart.right, "5")
     (line,) = chart.lines
     assert line.path.count("L") == 2 and line.end[1:] == (chart.bottom, "test 0")
-    assert chart.description == "Error over 5 epochs: test from 0.5 to 0."
+    assert chart.description == "Error over 5 epochs, on a logarithmic axis: test from 0.5 to 0."
+    assert chart.note == "logarithmic"
     nothing = lay_out("Error", [series_of("test", "c1", records[3:], "loss")], Axis("log10"))
     assert nothing.empty == ("nothing above 0",)
     assert lay_out("Error", [], Axis("log10")).empty == ("nothing recorded",)
 
 
-def test_a_peak_of_the_loss_gets_a_logarithmic_axis():
-    records = [a_train_record(i, loss=2.0 / (1 + i), epoch=i) for i in range(1, 6)]
-    assert charts_of_one(Metrics(records))[0].y_ticks[0][1] == "0"
-    records.append(a_train_record(6, loss=1e6, epoch=6))
-    assert [label for _, label in charts_of_one(Metrics(records))[0].y_ticks][-1] == "1,000,000"
-    assert charts_of_one(Metrics(records))[0].y_ticks[0][1] != "0"
+def loss_chart(*losses: float) -> Chart:
+    records = [a_train_record(i, loss=loss, epoch=i) for i, loss in enumerate(losses, 1)]
+    return charts_of_one(Metrics(records))[0]
+
+
+@pytest.mark.parametrize("losses", [(2.0, 1.0, 0.8, 0.7, 1e6), (2.3, 1.9, 1.0, 0.1, 0.002)])
+def test_losses_far_apart_get_a_logarithmic_axis_which_is_named(losses: tuple[float, ...]):
+    chart = loss_chart(*losses)
+    assert chart.y_ticks[0][1] != "0" and chart.note == "logarithmic"
+    assert "logarithmic axis" in chart.description
+
+
+def test_losses_near_each_other_do_not():
+    chart = loss_chart(2.3, 1.0, 0.5, 0.1)
+    assert chart.y_ticks[0][1] == "0" and chart.note == "" and "axis" not in chart.description
+
+
+def lr_chart(records: list[TrainRecord], *keys: str) -> Chart:
+    metrics = Metrics(records)
+    return charts_of_one(metrics, metrics.rates_under(tiny_config("duration=40st", *keys)))[3]
+
+
+def test_the_learning_rate_is_that_of_the_schedule():
+    """One record of a run of 40 steps, 5 an epoch: the curve has all of its steps."""
+    lr_at = build_schedule(0.1, tiny_config().schedule, 5, 40)
+    chart = lr_chart([a_train_record(40, lr=lr_at(39))])
+    (line,) = chart.lines
+    peak = min(y for _, y in line.points)
+    assert (
+        len(line.points) == 40
+        and line.points[10][1] == peak
+        and line.points[0][1] > peak < line.points[-1][1]
+    )
+    assert (line.points[0][0], line.points[-1][0]) == pytest.approx(
+        (42 + (chart.right - 42) / 40, chart.right), abs=0.1
+    )
+
+
+def test_recorded_rates_of_another_schedule_are_drawn_as_they_are():
+    (line,) = lr_chart([a_train_record(20, lr=0.07), a_train_record(40, lr=0.03)]).lines
+    assert len(line.points) == 2 and line.end[2].endswith("0.03")
+    assert (
+        Metrics([a_train_record(20)]).rates_under(None) is None
+        and Metrics().rates_under(tiny_config()) is None
+    )
+
+
+def test_the_loss_scale_is_drawn_for_fp16_alone():
+    titles = [
+        [chart.title for chart in charts_of_one(Metrics([a_train_record(1, loss_scale=scale)]))]
+        for scale in (1.0, 2.0)
+    ]
+    assert titles[1] == [*titles[0], "Loss scale"]
 
 
 def test_a_star_marks_the_best_accuracy():

@@ -180,7 +180,7 @@ def page_of(*runs: Path) -> Page:
 def test_one_run(tmp_path: Path):
     page = page_of(make_run(tmp_path, "quickstart-1"))
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
-    assert page.tags.count("svg") == 6  # loss, accuracy, error, learning rate, images per second, loss scale
+    assert page.tags.count("svg") == 5  # loss, accuracy, error, learning rate, images per second
     for words in (
         *(
             "quickstart-1",
@@ -189,7 +189,6 @@ def test_one_run(tmp_path: Path):
             "9 of 12",
             "902",
             "1 min 01 s",
-            "Loss scale 1 throughout: only fp16",
         ),
         *("predicted as", "hardest first", "test/1.png", "true cat", "No step was skipped.", "3.11", "2.15"),
         *(

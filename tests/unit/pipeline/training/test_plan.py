@@ -1,0 +1,31 @@
+"""Durations become steps once; a short run still logs often enough for a curve."""
+
+import pytest
+
+from pipeline.training.plan import Plan
+from tests.tiny import tiny_config
+
+
+@pytest.mark.parametrize(
+    ("duration", "log_every", "steps"),
+    [
+        ("1ep", "390st", 3),  # 78 steps: no log but the last
+        ("1ep", "50st", 3),
+        ("1ep", "10st", 10),  # seven logs are a curve
+        ("5ep", "78st", 78),
+        ("10st", "50st", 1),
+        ("1st", "50st", 1),
+        ("1ep", "1ep", 78),  # in epochs and in percent it is meant
+        ("1ep", "100%", 78),
+        ("20ep", "390st", 78),
+    ],
+)
+def test_an_interval_in_steps_is_capped_by_the_length_of_the_run(duration: str, log_every: str, steps: int):
+    plan = Plan.of(tiny_config(f"duration={duration}", f"log.log_every={log_every}"), steps_per_epoch=78)
+    assert plan.log_every == steps
+
+
+def test_a_short_run_has_about_twenty_points():
+    plan = Plan.of(tiny_config("duration=1ep", "log.log_every=390st"), steps_per_epoch=78)
+    logged = [step for step in range(1, plan.total_steps + 1) if plan.due(step).log]
+    assert 20 <= len(logged) <= 40 and logged[-1] == 78
