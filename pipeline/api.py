@@ -32,7 +32,8 @@ from pipeline.errors import TrainingError, UserError
 from pipeline.explain import Explained, contact_sheet
 from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.explain.explain_run import explain_run
-from pipeline.inference.evaluate_run import evaluate_run
+from pipeline.inference.calibration import Calibration, calibrate
+from pipeline.inference.evaluate_run import Evaluated, evaluate_run, predict_test_set
 from pipeline.inference.export import export_run
 from pipeline.inference.predict_files import Prediction, predict_files
 from pipeline.inference.trained_model import Trained, load_trained
@@ -53,8 +54,10 @@ from pipeline.training.trainer import Trainer, side_stream
 
 __all__ = [
     "Batch",
+    "Calibration",
     "Config",
     "EvalResult",
+    "Evaluated",
     "Explained",
     "Loader",
     "Loaders",
@@ -65,6 +68,7 @@ __all__ = [
     "UserError",
     "build_loaders",
     "build_model",
+    "calibrate",
     "draw_contact_sheet",
     "evaluate_run",
     "explain_files",
@@ -78,6 +82,7 @@ __all__ = [
     "load_splits",
     "load_trained",
     "predict_files",
+    "predict_test_set",
     "train",
 ]
 
@@ -85,6 +90,8 @@ load_config = typed(load_config)
 load_trained = typed(load_trained)
 train = typed(train)
 evaluate_run = typed(evaluate_run)
+predict_test_set = typed(predict_test_set)
+calibrate = typed(calibrate)
 export_run = typed(export_run)
 predict_files = typed(predict_files)
 explain_run = typed(explain_run)

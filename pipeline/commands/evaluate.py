@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_run
+from pipeline.commands.arguments import add_run, check_output_file
 from pipeline.errors import UserError
 from pipeline.pretrained.registry import find_shipped
 from pipeline.run.folder import RunFolder
@@ -12,19 +12,35 @@ from pipeline.run.records import RunResult
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="also write file names, predicted classes and all probabilities: a .csv or .parquet file",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.inference.evaluate_run import evaluate_run
+    table = arguments.predictions
+    if table is not None:
+        from pipeline.inference.prediction_table import check_table_name
 
-    result = evaluate_run(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
+        check_table_name(table)
+        check_output_file(table, "--predictions")
+    from pipeline.inference.evaluate_run import predict_test_set
+
+    evaluated = predict_test_set(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
+    result = evaluated.result
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
     others = result.figures().other_accuracies()
     width = max([13, *map(len, others)])
     for label, accuracy in others.items():
         print(f"{label:{width}} {accuracy:.4%}")
+    print(f"{'calibration':{width}} {evaluated.calibration.summary}")
     if arguments.checkpoint == "last" and (recorded := _recorded(arguments.run)):
         print(recorded)
+    if table is not None:
+        print(evaluated.table.save(table))
     return 0
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.inference.predict_files import Prediction
+    from pipeline.inference.prediction_table import PredictionTable
     from pipeline.inference.trained_model import Trained
 
 
@@ -33,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="number of classes to print for each image (default: 5)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    forms.add_argument(
+        "--csv",
+        action="store_true",
+        help="print CSV with all probabilities instead of a table",
+    )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "gpu"), help="device to predict on (default: runtime.device)"
     )
@@ -41,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the predictions as a table or as one JSON object, and to stderr the files that cannot be read.
+    """Print the predictions as a table, as CSV or as JSON, and to stderr the files that cannot be read.
 
     Returns:
         The exit code: 0, or 2 if a file cannot be read. The other files are predicted nevertheless.
@@ -54,8 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     overrides = [] if arguments.device is None else [f"runtime.device={arguments.device}"]
     trained = load_trained(arguments.run, arguments.checkpoint, overrides, ema=arguments.ema)
-    predictions, bad = predict_files(trained, arguments.files, arguments.top)
-    if arguments.json:
+    top = trained.inputs.num_classes if arguments.csv else arguments.top
+    predictions, bad = predict_files(trained, arguments.files, top)
+    if arguments.csv:
+        _tabulate(trained, predictions).write_csv(sys.stdout)
+    elif arguments.json:
         print(json.dumps(_describe(trained, predictions, bad), indent=1))
     elif predictions:
         console = Console()
@@ -65,6 +75,20 @@ def run(arguments: argparse.Namespace) -> int:
     for file, reason in bad:
         print(f"error: {printable(file)}: {reason}", file=sys.stderr)
     return EXIT_USER_ERROR if bad else 0
+
+
+def _tabulate(trained: "Trained", predictions: "list[Prediction]") -> "PredictionTable":
+    """Return the probabilities in the order of the classes; logarithms of probabilities are logits too."""
+    import numpy as np
+
+    from pipeline.inference.prediction_table import PredictionTable
+
+    names = trained.inputs.class_names
+    logits = np.zeros((len(predictions), len(names)), np.float64)
+    for row, item in zip(logits, predictions, strict=True):
+        with np.errstate(divide="ignore"):
+            row[list(item.classes)] = np.log(item.probabilities)
+    return PredictionTable([str(item.file) for item in predictions], names, logits)
 
 
 def _describe(

@@ -2,13 +2,14 @@
 
 import io
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.atomic_io import write_whole
 from pipeline.errors import UserError
+from pipeline.inference.calibration import calibrate
 from pipeline.run.folder import RunFolder
 
 
@@ -28,6 +29,8 @@ class Predictions:
         images: (M, H, W, 3) uint8, as they look.
         maps: (M, H, W) uint8, Grad-CAM map of the predicted class in 255ths; M is 0 where none was
             made.
+        calibration: (2,) float64, temperature and expected calibration error with it, as of `Calibration`;
+            (0,) in files of older versions.
     """
 
     class_names: np.ndarray
@@ -39,6 +42,7 @@ class Predictions:
     shown_names: np.ndarray
     images: np.ndarray
     maps: np.ndarray
+    calibration: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def of(cls, logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> "Predictions":
@@ -52,6 +56,7 @@ class Predictions:
         predicted = logits.argmax(axis=1)
         true = np.take_along_axis(logits, labels[:, None], axis=1)
         # of two equal logits, the earlier class is predicted
+        calibration = calibrate(logits, labels)
         rank = np.where(predicted == labels, 0, np.maximum((logits > true).sum(axis=1), 1))
         return cls(
             class_names=np.array(class_names, dtype=np.str_),
@@ -63,6 +68,7 @@ class Predictions:
             shown_names=np.empty(0, np.str_),
             images=np.empty((0, 1, 1, 3), np.uint8),
             maps=np.empty((0, 1, 1), np.uint8),
+            calibration=np.array([calibration.temperature, calibration.scaled_error]),
         )
 
     @property
@@ -75,7 +81,7 @@ class Predictions:
     def save(self, folder: Path) -> Path:
         """Write `predictions.npz` of a run folder, whole or not at all."""
         path, content = RunFolder(folder).predictions, io.BytesIO()
-        np.savez_compressed(content, **{field.name: getattr(self, field.name) for field in fields(self)})
+        np.savez_compressed(content, **{item.name: getattr(self, item.name) for item in fields(self)})
         write_whole(path, content.getvalue())
         return path
 
@@ -91,7 +97,8 @@ class Predictions:
             return None
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                predictions = cls(**{field.name: file[field.name] for field in fields(cls)})
+                names = [item.name for item in fields(cls) if item.name in file or item.name != "calibration"]
+                predictions = cls(**{name: file[name] for name in names})
             predictions._check()
             return predictions
         except Exception as error:  # zip, zlib, numpy and key errors all mean a damaged file
@@ -109,6 +116,7 @@ class Predictions:
             and len(self.shown_names) == len(self.images) == shown
             and len(self.maps) in (0, shown)
             and (self.images.ndim, self.maps.ndim) == (4, 3)
+            and self.calibration.shape in ((0,), (2,))
             and (self.images.dtype, self.images.shape[3]) == (np.uint8, 3)
         )
         if not fits:

@@ -14,6 +14,7 @@ from pipeline.profiling.bottleneck import bottleneck_of_run
 from pipeline.report.classes import Confusion, class_rows, confusion_of
 from pipeline.report.gallery import Shown, gallery
 from pipeline.report.panels import charts_of_many, charts_of_one, color, letter
+from pipeline.report.reliability import Reliability, reliability_of
 from pipeline.report.run_record import RunRecord, read_run
 from pipeline.report.series import number, percent
 from pipeline.report.tables import config_rows, duration, environment_rows, evaluations, figures, tiles
@@ -89,6 +90,7 @@ class RunView:
     times: list[tuple[str, str, float]]
     tested: str
     confusion: Confusion | None
+    reliability: Reliability | None
     mistakes: list[Shown]
     unsure: list[Shown]
 
@@ -139,6 +141,7 @@ def _view(run: RunRecord, position: int, single: bool) -> RunView:
         times=_times(run),
         tested=_tested(run),
         confusion=confusion_of(predictions) if predictions is not None else None,
+        reliability=reliability_of(predictions) if predictions is not None else None,
         mistakes=mistakes if single else mistakes[:_MAX_MISTAKES_OF_MANY],
         unsure=unsure[:_MAX_UNSURE] if single and len(mistakes) < 10 else [],
     )

@@ -1,14 +1,15 @@
 """Evaluates a network: exact counts over a data set, on any number of processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pipeline.config import FLIP, Views
-from pipeline.data.batch import Loader
+from pipeline.data.batch import Batch, Loader
 from pipeline.distributed.processes import sum_over_processes
 from pipeline.errors import TrainingError
 from pipeline.run.records import EvalFigures
@@ -77,9 +78,36 @@ class EvalResult:
         return fields
 
 
+@dataclass
+class Seen:
+    """Remembers the logits of this process's images, from one view each.
+
+    Attributes:
+        parts: indices, (B, K) float32 logits and labels of each batch, on the CPU.
+    """
+
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def add(self, batch: Batch, logits: torch.Tensor) -> None:
+        kept = batch.valid
+        self.parts.append((batch.indices[kept].cpu(), logits[kept].cpu(), batch.labels[kept].cpu()))
+
+    def in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits, (N, K) float32, and labels, (N,) int64, in the order of the data set."""
+        indices, logits, labels = (torch.cat(parts) for parts in zip(*self.parts, strict=True))
+        order = indices.argsort()
+        return logits[order].numpy(), labels[order].numpy()
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Loader, precision: Precision, device: torch.device, views: Views = ONE_VIEW
+    model: nn.Module,
+    loader: Loader,
+    precision: Precision,
+    device: torch.device,
+    views: Views = ONE_VIEW,
+    *,
+    seen: Seen | None = None,
 ) -> EvalResult:
     """Count over the whole data set with the model's weights as they are, from one view and from several.
 
@@ -99,6 +127,7 @@ def evaluate(
         precision: autocast as in training.
         device: of the sums.
         views: count with these test-time views too.
+        seen: remembers the logits of every image; the host then waits for each batch.
 
     Raises:
         TrainingError: the loader's batches do not hold its samples.
@@ -110,11 +139,11 @@ def evaluate(
         with precision.autocast():
             return model.forward(images).float()
 
-    seen_once = _see_once(forward, loader, device, views)
-    correct, seen, loss, correct_views = sum_over_processes(seen_once.totals).tolist()
-    if seen != loader.num_samples:
+    seen_once = _see_once(forward, loader, device, views, seen)
+    correct, count, loss, correct_views = sum_over_processes(seen_once.totals).tolist()
+    if count != loader.num_samples:
         raise TrainingError(
-            f"the loader has num_samples={loader.num_samples}, but its batches hold {seen:.0f} samples; "
+            f"the loader has num_samples={loader.num_samples}, but its batches hold {count:.0f} samples; "
             "correct the loader"
         )
     if seen_once.confidences:
@@ -122,14 +151,18 @@ def evaluate(
     for module, training in modes:
         module.training = training
     of_views = None if views.kind == "none" else int(correct_views)
-    return EvalResult(int(correct), int(seen), loss / seen, of_views, views.name)
+    return EvalResult(int(correct), int(count), loss / count, of_views, views.name)
 
 
-def _see_once(forward: Forward, loader: Loader, device: torch.device, views: Views) -> SeenOnce:
+def _see_once(
+    forward: Forward, loader: Loader, device: torch.device, views: Views, seen: Seen | None
+) -> SeenOnce:
     """See every image once: with the views if all images get them, else with one."""
     result = SeenOnce(torch.zeros(4, dtype=torch.float64, device=device))
     for batch in loader:
         logits = forward(batch.images)
+        if seen is not None:
+            seen.add(batch, logits)
         mean = logits if views.in_part else mean_logits(forward, batch.images, views.kind, logits)
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
         right, right_mean = ((votes.argmax(1) == batch.labels) & batch.valid for votes in (logits, mean))

@@ -25,7 +25,7 @@ from pipeline.run.records import RunResult
 from tests.tiny import a_train_record, an_eval_record
 
 ROOT = Path(__file__).parents[4]
-SECTIONS = ["curves", "classes", "mistakes", "speed", "config", "environment", "command"]
+SECTIONS = ["curves", "classes", "calibration", "mistakes", "speed", "config", "environment", "command"]
 VOID = {"meta", "img", "line", "circle", "path", "br"}
 HOSTILE = "<script>alert('x')</script> & \"cat\""
 
@@ -177,10 +177,20 @@ def page_of(*runs: Path) -> Page:
     return Page(write_report(runs, runs[0] / "report.html"))
 
 
+def test_calibration_and_that_of_an_older_run(tmp_path: Path):
+    page = page_of(make_run(tmp_path, "a"))
+    assert re.search(r"expected calibration error is \d+\.\d\d % \(15 bins\): the network is ", page.words)
+    assert "with the temperature of the other half" in page.words
+    older = replace(predictions(), calibration=np.empty(0))
+    page = page_of(make_run(tmp_path, "b", predictions=older))
+    assert re.search(r"expected calibration error is \d+\.\d\d % \(15 bins\)\.", page.words)
+    assert "temperature" not in page.words
+
+
 def test_one_run(tmp_path: Path):
     page = page_of(make_run(tmp_path, "quickstart-1"))
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
-    assert page.tags.count("svg") == 5  # loss, accuracy, error, learning rate, images per second
+    assert page.tags.count("svg") == 6  # loss, accuracy, error, learning rate, images per second, reliability
     for words in (
         *(
             "quickstart-1",
@@ -374,7 +384,10 @@ def test_what_is_missing_is_a_sentence(
 ):
     page = page_of(make_run(tmp_path, missing=missing, **changes))
     assert sentence in page.words
-    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    shown = "Confusion matrix" in page.words
+    assert [name for name in page.ids if name in SECTIONS] == [
+        name for name in SECTIONS if shown or name != "calibration"
+    ]
     page_of(tmp_path / "one", make_run(tmp_path, "two"))
 
 
