@@ -32,6 +32,7 @@ from pipeline.errors import TrainingError, UserError
 from pipeline.explain import Explained, contact_sheet
 from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.explain.explain_run import explain_run
+from pipeline.explain.faithfulness import Faithfulness, score_maps
 from pipeline.inference.calibration import Calibration, calibrate
 from pipeline.inference.evaluate_run import Evaluated, evaluate_run, predict_test_set
 from pipeline.inference.export import export_run
@@ -59,6 +60,7 @@ __all__ = [
     "EvalResult",
     "Evaluated",
     "Explained",
+    "Faithfulness",
     "Loader",
     "Loaders",
     "Prediction",
@@ -83,6 +85,7 @@ __all__ = [
     "load_trained",
     "predict_files",
     "predict_test_set",
+    "score_maps",
     "train",
 ]
 
@@ -99,6 +102,7 @@ explain_files = typed(explain_files)
 explain_mistakes = typed(explain_mistakes)
 explain_pixels = typed(explain_pixels)
 explain_samples = typed(explain_samples)
+score_maps = typed(score_maps)
 
 
 @typed

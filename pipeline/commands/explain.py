@@ -22,6 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="I,J",
         help="the test images with these indices, such as 3,17",
     )
+    _add_options(parser)
+    add_ema(parser)
+    where = "the picture (default: explained.png in the run folder, or NAME-explained.png here)"
+    parser.add_argument("--output", type=Path, metavar="PNG", help=where)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says how to explain."""
     parser.add_argument(
         "--layer",
         metavar="NAME",
@@ -41,17 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="gradcam, gradcam++, xgradcam, hirescam, layercam, eigengradcam, eigencam or scorecam "
         "(default: gradcam)",
     )
-    add_ema(parser)
-    where = "the picture (default: explained.png in the run folder, or NAME-explained.png here)"
-    parser.add_argument("--output", type=Path, metavar="PNG", help=where)
+    parser.add_argument(
+        "--score",
+        action="store_true",
+        help="also measure each map by deletion and insertion (ROAD): whether the class depends on it",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.explain.explain_run import explain_run
+    from pipeline.explain.explain_run import explain_and_draw
 
     if arguments.output is not None:
         check_output_file(arguments.output, "--output")
-    picture = explain_run(
+    picture, trained, explained = explain_and_draw(
         arguments.run,
         arguments.checkpoint,
         arguments.count,
@@ -64,5 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         ema=arguments.ema,
     )
+    if arguments.score:
+        from pipeline.explain.faithfulness import score_maps
+
+        print(score_maps(trained, explained).describe(explained.sources))
     print(picture)
     return 0

@@ -71,6 +71,18 @@ def explain_run(
     Raises:
         UserError: as `load_trained` and the functions of `explain_model`, or the picture cannot be written.
     """
+    return explain_and_draw(path, which, count, overrides, device, **keywords)[0]
+
+
+def explain_and_draw(
+    path: str | Path,
+    which: str,
+    count: int,
+    overrides: Sequence[str],
+    device: torch.device | None = None,
+    **keywords: Unpack[ExplainRunKeywords],
+) -> tuple[Path, Trained, Explained]:
+    """Do what `explain_run` does; return the picture, the network and what was explained."""
     options = ExplainRunOptions(**keywords)
     trained = load_trained(path, which, overrides, device, ema=options.ema)
     accuracy = None
@@ -84,7 +96,7 @@ def explain_run(
     picture = Path(options.output) if options.output is not None else _default_picture(trained)
     with naming_picture(picture):
         draw_contact_sheet(picture, explained, trained.name, _subtitle(trained, explained, accuracy))
-    return picture
+    return picture, trained, explained
 
 
 def _default_picture(trained: Trained) -> Path:

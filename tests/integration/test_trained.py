@@ -278,6 +278,14 @@ def test_explain_from_the_command_line(
     )
 
 
+def test_explain_scores_its_maps(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    keys = ("--indices", "3,1", "--score", "--output", str(tmp_path / "a.png"))
+    assert cli.main(["explain", str(run), *keys]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("test 3: ") and lines[1].startswith("test 1: ")
+    assert lines[-1] == str(tmp_path / "a.png")
+
+
 # --- predict ------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ def test_the_temperature_is_scipy_s_minimum(temperature: float):
         scaled = torch.tensor(logits, dtype=torch.float64) / np.exp(log_temperature)
         return cross_entropy(scaled, torch.tensor(labels)).item()
 
-    expected = np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-7}).x)
+    expected = np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-7}).x)  # pyright: ignore[reportAttributeAccessIssue]
     assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-4)
     assert expected == pytest.approx(temperature, rel=0.1)
 
