@@ -1,6 +1,9 @@
 """Writes a run's network as a file for other programs, and checks that it gives the same logits."""
 
 import argparse
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from pipeline.commands.arguments import add_ema, add_run, check_output_folder
@@ -10,7 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_ema(parser)
     parser.add_argument(
-        "--format", required=True, choices=("safetensors", "torch-export", "onnx"), help="kind of file"
+        "--format",
+        required=True,
+        choices=("safetensors", "hub", "torch-export", "onnx"),
+        help="kind of file; `hub`: a folder for the Hugging Face Hub",
     )
     parser.add_argument(
         "--output",
@@ -43,5 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
         ema=arguments.ema,
     )
     print(exported.summary)
+    if arguments.format == "hub":
+        print(f"push it: {_push(exported.file.parent)}")
     print(exported.file)
     return 0
+
+
+def _push(folder: Path) -> str:
+    """Return the command that creates a repository of the user's, and uploads the folder."""
+    from pipeline.atomic_io import read_json
+
+    program = Path(sys.executable).with_name("hf")
+    name = "hf" if shutil.which("hf") or not program.exists() else str(program)
+    described = read_json(folder / "config.json")
+    repository = f"{described['architecture'].replace('/', '-')}-{described['quickres']['data']['dataset']}"
+    return f"{name} upload USER/{repository} {shlex.quote(str(folder))} ."

@@ -19,15 +19,22 @@ from torch import Tensor, nn
 from pipeline.atomic_io import flush_to_disk, follow_umask, write_whole
 from pipeline.config import dump_config, is_utf8
 from pipeline.errors import UserError
+from pipeline.inference.hub import accuracy_of, open_hub_network, repository_name, write_hub_files
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.build import build_raw_model
 
 _CHECKED_IMAGES = 16
-_FILES = {"safetensors": "model.safetensors", "torch-export": "model.pt2", "onnx": "model.onnx"}
+_FILES = {
+    "safetensors": "model.safetensors",
+    "hub": "model.safetensors",
+    "torch-export": "model.pt2",
+    "onnx": "model.onnx",
+}
+_WEIGHTS_ONLY = ("safetensors", "hub")
 # Largest difference between a logit of the file and of the network, as a fraction of the largest logit.
-# safetensors: the same weights in the same code. torch-export: the same operators of torch, perhaps with
+# safetensors, hub: the same weights in the same code. torch-export: the same operators of torch, perhaps with
 # another order of summation. onnx: another library's kernels.
-TOLERANCE = {"safetensors": 0.0, "torch-export": 1e-5, "onnx": 1e-4}
+TOLERANCE = {"safetensors": 0.0, "hub": 0.0, "torch-export": 1e-5, "onnx": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ def export_run(
 
     Args:
         path, which, overrides, ema: as for `load_trained`.
-        format: `safetensors` (weights, for this library), `torch-export` (a program for torch, in Python or
+        format: `safetensors` (weights, for this library), `hub` (a folder for the Hugging Face Hub),
+            `torch-export` (a program for torch, in Python or
             C++) or `onnx` (for ONNX Runtime and others).
         output: the folder to write in; default: `export/FORMAT` in the run folder; for shipped weights
             `NAME-FORMAT` in the current folder.
@@ -127,7 +135,7 @@ def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> 
     """Export a network on the CPU into an existing folder. Otherwise as `export_run`."""
     assert format in _FILES and input in ("unit", "normalised"), (format, input)
     assert trained.device.type == "cpu", trained.device
-    if format == "safetensors":
+    if format in _WEIGHTS_ONLY:
         input = "normalised"
     # exporters warn of other memory layouts
     module = copy.deepcopy(trained.model).to(memory_format=torch.contiguous_format)
@@ -145,7 +153,11 @@ def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> 
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
-    write_whole(folder / "README.md", _readme(trained, format, description, exported))
+    readme = _readme(trained, format, description, exported)
+    if format == "hub":
+        write_hub_files(trained, folder, readme)
+        return _compare(module, open_hub_network(folder), trained.inputs.image_size, final, TOLERANCE[format])
+    write_whole(folder / "README.md", readme)
     if format == "safetensors":
         write_whole(folder / "config.yaml", dump_config(trained.config))
     return exported
@@ -256,7 +268,12 @@ def _example(trained: Trained) -> tuple[Tensor, torch.export.Dim]:
     return torch.zeros(2, 3, size, size), torch.export.Dim("batch", min=1)
 
 
-_WRITERS = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}
+_WRITERS = {
+    "safetensors": _write_safetensors,
+    "hub": _write_safetensors,
+    "torch-export": _write_torch_export,
+    "onnx": _write_onnx,
+}
 
 _USE = {
     "safetensors": """import torch
@@ -268,6 +285,12 @@ from pipeline.config import load_config
 config = load_config("config.yaml")
 network = build_raw_model(config, num_classes=$num_classes, device=torch.device("cpu")).eval()
 network.load_state_dict(load_file("model.safetensors"))
+logits = network(torch.zeros(1, 3, $size, $size))""",
+    "hub": """import torch
+
+from pipeline.inference.hub_network import HubNetwork
+
+network = HubNetwork.from_pretrained(".")  # or the repository: "USER/NAME"
 logits = network(torch.zeros(1, 3, $size, $size))""",
     "torch-export": """import torch
 
@@ -290,8 +313,11 @@ def _readme(trained: Trained, format: str, description: dict[str, str], exported
         origin += f", {description['checkpoint']} of the run {description['run']}"
     if trained.ema:
         origin += ", moving average of its weights"
+    title = repository_name(trained.config) if format == "hub" else exported.file.name
+    if format == "hub" and (accuracy := accuracy_of(trained)) is not None:
+        origin += f". Test accuracy {accuracy:.2%}, one view of each image"
     names = "\n".join(f"{index}. {name}" for index, name in enumerate(trained.inputs.class_names))
-    return f"""# {exported.file.name}
+    return f"""# {title}
 
 {origin}. The file holds this description too, as its metadata.
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline.config import Config, load_values
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
+from pipeline.inference.hub_folder import CONFIG, is_hub_folder, read_hub_config
+from pipeline.inference.hub_folder import WEIGHTS as HUB_WEIGHTS
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.pretrained.registry import Shipped, find_shipped, list_names
 from pipeline.run.checkpoint import EMA, WEIGHTS, load_weights, newest_intact, verify
@@ -34,6 +37,8 @@ class Source:
         checkpoint: the folder of its weights in the run folder; None for shipped weights.
         ema: True if the weights are the moving average.
         shipped: the shipped weights; None for those of a run.
+        hub: the folder of `export --format hub`; None for others.
+        name: of the network in that folder.
     """
 
     config: Config
@@ -42,6 +47,8 @@ class Source:
     checkpoint: Path | None = None
     ema: bool = False
     shipped: Shipped | None = None
+    hub: Path | None = None
+    name: str = ""
 
     def read_weights(self) -> dict[str, torch.Tensor]:
         """Read the weights to the CPU, by their names in the network. Those of half precision stay in it.
@@ -51,10 +58,14 @@ class Source:
         """
         if self.shipped is not None:
             return load_file(self.shipped.verified_path())
+        if self.hub is not None:
+            return _read_hub_weights(self.hub)
         assert self.checkpoint is not None
         return load_weights(self.checkpoint, EMA if self.ema else WEIGHTS)
 
     def __str__(self) -> str:
+        if self.hub is not None:
+            return str(self.hub)
         return str(self.checkpoint) if self.shipped is None else self.shipped.name
 
 
@@ -68,6 +79,8 @@ def find_source(path: str | Path, which: str, overrides: Sequence[str], *, ema: 
     shipped = find_shipped(path)
     if shipped is not None:
         return _of_shipped(shipped, which, overrides, ema)
+    if is_hub_folder(folder := Path(path)):
+        return _of_hub(folder, which, overrides, ema)
     run = find_run(Path(path), list_names)
     config = run.read_config(overrides)
     checkpoint = _checkpoint(run, which)
@@ -83,16 +96,43 @@ def find_source(path: str | Path, which: str, overrides: Sequence[str], *, ema: 
 
 
 def _of_shipped(shipped: Shipped, which: str, overrides: Sequence[str], ema: bool) -> Source:
-    for option, given in ((f"--checkpoint {which}", which != "last"), ("--ema", ema)):
-        if given:
-            raise UserError(
-                f"{option}: {shipped.name} names shipped weights, which have no checkpoints and no moving "
-                f"average; leave {option.partition(' ')[0]} out, or give a run folder"
-            )
+    _refuse_choices(f"{shipped.name} names shipped weights, which have", which, ema)
     config = load_values(shipped.config, f"{shipped.name} in registry.json", in_float32(overrides))
     recorded = InputSpec(**shipped.inputs.model_dump())
     config = _with_statistics(config, recorded)
     return Source(config, recorded.under(config), shipped=shipped)
+
+
+def _of_hub(folder: Path, which: str, overrides: Sequence[str], ema: bool) -> Source:
+    _refuse_choices(f"{folder} holds one network for the Hub, and", which, ema)
+    name, values, recorded = read_hub_config(folder)
+    config = load_values(values, str(folder / CONFIG), in_float32(overrides))
+    config = _with_statistics(config, recorded)
+    return Source(config, recorded.under(config), hub=folder, name=name)
+
+
+def _read_hub_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / HUB_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder / HUB_WEIGHTS}: cannot be read ({first_line(error)}); export or download it again"
+        ) from None
+
+
+def _refuse_choices(has: str, which: str, ema: bool) -> None:
+    """Refuse the choice of a checkpoint or of the moving average where there is none.
+
+    Args:
+        has: the network, as the beginning of a sentence.
+        which, ema: of `load_trained`.
+    """
+    for option, given in ((f"--checkpoint {which}", which != "last"), ("--ema", ema)):
+        if given:
+            raise UserError(
+                f"{option}: {has} no checkpoints and no moving average; leave {option.partition(' ')[0]} "
+                "out, or give a run folder"
+            )
 
 
 def in_float32(overrides: Sequence[str]) -> list[str]:

@@ -52,6 +52,7 @@ class Trained:
         checkpoint: the folder that the weights were read from; None if there is none.
         ema: True if the weights are the moving average.
         shipped: the entry of the registry, if these are shipped weights.
+        hub_name: name of the network, if it was read from a folder for the Hub; else empty.
     """
 
     config: Config
@@ -62,10 +63,13 @@ class Trained:
     checkpoint: Path | None = None
     ema: bool = False
     shipped: Shipped | None = None
+    hub_name: str = ""
 
     @property
     def name(self) -> str:
-        """Name of the run folder or of the shipped weights; empty if it has neither."""
+        """Name of the run folder, of the shipped weights or in the Hub; empty if it has none."""
+        if self.hub_name:
+            return self.hub_name
         if self.shipped is not None:
             return self.shipped.name
         return "" if self.run is None else self.run.path.name
@@ -174,8 +178,9 @@ def load_trained(
     deviation are the run's.
 
     Args:
-        path: the run folder, or the name of shipped weights, such as `cifar10_resnet20`: these compute in
-            float32, unless the overrides say otherwise. A file or folder of that name is looked for first.
+        path: the run folder; a folder of `export --format hub`; or the name of shipped weights, such as
+            `cifar10_resnet20`. The latter two compute in float32, unless the overrides say otherwise. A file
+            or folder of the name of shipped weights is looked for first.
         which: `last`, `best`, a step, or the name of a checkpoint (`step-82`).
         overrides: keys that replace the run's, such as `data.root=DIR` if the data has moved.
         device: default: as `runtime.device` says.
@@ -194,9 +199,8 @@ def load_trained(
         splits = splits or load_splits(config.data, config.seed)
         inputs = InputSpec.of(config, splits)
     model = _build(source, inputs, device)
-    return Trained(
-        config, model, inputs, device, source.run, source.checkpoint, source.ema, source.shipped
-    )._with_splits(splits)
+    origin = (source.run, source.checkpoint, source.ema, source.shipped, source.name)
+    return Trained(config, model, inputs, device, *origin)._with_splits(splits)
 
 
 def _check_device(device: torch.device | str | int) -> torch.device:

@@ -1,6 +1,5 @@
 """Explains, predicts with and exports the network of a run, without the data set where it is not needed."""
 
-import csv
 import json
 import re
 import shutil
@@ -26,8 +25,6 @@ from pipeline.errors import UserError
 from pipeline.explain.explain_model import explain_files, explain_mistakes, explain_pixels, explain_samples
 from pipeline.explain.explain_run import explain_run
 from pipeline.inference import export
-from pipeline.inference.calibration import calibrate
-from pipeline.inference.evaluate_run import predict_test_set
 from pipeline.inference.predict_files import predict_files
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained, load_trained
@@ -278,14 +275,6 @@ def test_explain_from_the_command_line(
     )
 
 
-def test_explain_scores_its_maps(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    keys = ("--indices", "3,1", "--score", "--output", str(tmp_path / "a.png"))
-    assert cli.main(["explain", str(run), *keys]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("test 3: ") and lines[1].startswith("test 1: ")
-    assert lines[-1] == str(tmp_path / "a.png")
-
-
 # --- predict ------------------------------------------------------------------------------------------------
 
 
@@ -339,51 +328,6 @@ def test_predict_prints_a_table(
     assert (header.split(), printed.err) == (["file", "class", "2"], "")
     assert re.fullmatch(rf"{re.escape(str(odd))}  class \d +[<>]?\d+ %  class \d +[<>]?\d+ %", first)
     assert second.startswith(str(files[1]))
-
-
-def test_predict_prints_csv_with_all_probabilities(
-    run: Path, trained: Trained, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    formula = tmp_path / "=1+1.png"
-    shutil.copy(files[0], formula)
-    assert cli.main(["predict", str(run), str(files[1]), formula.name, "nowhere.png", "--csv"]) == 2
-    printed = capsys.readouterr()
-    assert [line.split(":")[1].strip() for line in printed.err.splitlines()] == ["=1+1.png", "nowhere.png"]
-    header, row = csv.reader(printed.out.splitlines())
-    assert header == ["file", "predicted", "confidence", *(f"p(class {number})" for number in range(4))]
-    logits = trained.logits(trained.inputs.read_images([files[1]])[0])
-    shares = torch.tensor(logits).softmax(1)[0]
-    assert [float(cell) for cell in row[3:]] == pytest.approx(shares.tolist(), abs=1e-6)
-    assert (row[0], row[1]) == (str(files[1]), f"class {int(shares.argmax())}")
-
-
-def test_evaluate_tells_the_calibration_and_writes_the_predictions(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    table = tmp_path / "predictions.csv"
-    assert cli.main(["evaluate", str(run), "--predictions", str(table)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == str(table)
-    assert any(
-        re.match(r"calibration +expected calibration error \d+\.\d+% \(15 bins\); temp", x) for x in lines
-    )
-    rows = list(csv.DictReader(table.read_text().splitlines()))
-    right = sum(row["true"] == row["predicted"] for row in rows)
-    assert f"({right}/{len(rows)})" in lines[0] and len(rows) == 8
-    evaluated = predict_test_set(run)  # the raw weights: the moving average is evaluated after them
-    assert evaluated.result.correct == right and evaluated.result.ema is not None
-    assert (evaluated.logits.argmax(1) == evaluated.labels).sum() == right
-    assert calibrate(evaluated.logits, evaluated.labels) == evaluated.calibration
-
-
-@pytest.mark.parametrize(("name", "reason"), [("a.xls", ".csv"), ("none.csv/a.csv", "--predictions")])
-def test_a_table_is_refused_before_the_work(
-    name: str, reason: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    (tmp_path / "none.csv").touch()
-    assert cli.main(["evaluate", str(run), "--predictions", str(tmp_path / name)]) == 2
-    printed = capsys.readouterr()
-    assert reason in printed.err and printed.out == ""
 
 
 # --- export -------------------------------------------------------------------------------------------------

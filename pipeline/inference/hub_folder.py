@@ -1,0 +1,41 @@
+"""Finds a folder that `export --format hub` wrote, and reads its config."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.atomic_io import read_json
+from pipeline.errors import UserError
+from pipeline.inference.preprocessing import InputSpec
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_INPUTS = TypeAdapter(InputSpec)
+
+
+def is_hub_folder(path: Path) -> bool:
+    """Return True if a folder holds the config and the weights of a network for the Hub."""
+    try:
+        return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+    except OSError:
+        return False
+
+
+def read_hub_config(folder: Path) -> tuple[str, dict[str, Any], InputSpec]:
+    """Read config.json: the name of the network, the values of its config, and its inputs.
+
+    Raises:
+        UserError: the file is damaged, or of another library.
+    """
+    file, remedy = folder / CONFIG, "give a folder that `export --format hub` wrote"
+    values = read_json(file, remedy)
+    if not isinstance(values, dict) or not isinstance(values.get("quickres"), dict):
+        raise UserError(f"{file}: not of a network of quickres; {remedy}")
+    try:
+        return (
+            str(values.get("name", folder.name)),
+            values["quickres"],
+            _INPUTS.validate_python(values["inputs"]),
+        )
+    except (KeyError, ValidationError):
+        raise UserError(f"{file}: does not describe the inputs of a network; {remedy}") from None
