@@ -9,10 +9,10 @@ from pipeline.errors import UserError
 from pipeline.plotting import style
 from pipeline.plotting.page import Page
 from pipeline.report.charts import Chart
+from pipeline.report.figures import counts_of
 from pipeline.report.panels import charts_of_one
 from pipeline.report.run_record import Metrics, read_metrics
 from pipeline.report.series import number, percent, series_of
-from pipeline.report.tables import counts_of
 from pipeline.run.folder import RunFolder
 
 _WIDTH_PX, _HEIGHT_PX = 1400, 900

@@ -12,12 +12,20 @@ from pipeline.errors import UserError
 from pipeline.plotting import style
 from pipeline.profiling.bottleneck import bottleneck_of_run
 from pipeline.report.classes import Confusion, class_rows, confusion_of
+from pipeline.report.figures import duration
 from pipeline.report.gallery import Shown, gallery
-from pipeline.report.panels import charts_of_many, charts_of_one, color, letter
+from pipeline.report.panels import charts_of_many, charts_of_one, color
 from pipeline.report.reliability import Reliability, reliability_of
 from pipeline.report.run_record import RunRecord, read_run
-from pipeline.report.series import number, percent
-from pipeline.report.tables import config_rows, duration, environment_rows, evaluations, figures, tiles
+from pipeline.report.series import letter, number, percent
+from pipeline.report.tables import (
+    config_rows,
+    different_tests,
+    environment_rows,
+    evaluations,
+    figures,
+    tiles,
+)
 
 _MAX_MISTAKES_OF_MANY = 5  # of each run where several are shown
 _MAX_UNSURE = 5
@@ -108,6 +116,7 @@ def page_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
         "runs": views,
         "mapped": any(item.saliency for view in views for item in [*view.mistakes, *view.unsure]),
         "figures": figures(runs),
+        "different_tests": different_tests(runs),
         "tiles": tiles(runs[0]) if single else [],
         "charts": charts_of_one(metrics[0], rates[0]) if single else charts_of_many(metrics, rates),
         "evaluations": evaluations(runs[0]) if single else [],

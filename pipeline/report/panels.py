@@ -7,17 +7,12 @@ import numpy as np
 
 from pipeline.report.charts import Axis, Chart, lay_out
 from pipeline.report.run_record import Metrics
-from pipeline.report.series import Rates, Records, Series, number, percent, power_of_two, series_of
+from pipeline.report.series import Rates, Records, Series, letter, number, percent, power_of_two, series_of
 
 _NUM_COLORS = 6
 _ACCURACY = Axis(high=1.0, format=percent, tick_format=lambda fraction: f"{100 * fraction:g} %")
 _ERROR = Axis("log10", format=percent, tick_format=_ACCURACY.tick_format)
 _FAR_APART = 100  # the largest loss is so many times the smallest: a linear axis would flatten one line
-
-
-def letter(position: int) -> str:
-    """Return the name of a run among several: A, B, …"""
-    return chr(ord("A") + position) if position < 26 else str(position + 1)
 
 
 def color(position: int) -> str:

@@ -3,6 +3,7 @@
 This module is the only one of the report that reads metrics.jsonl, result.json and env.json.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,21 @@ class Metrics:
         return self.evals["test"][-1] if self.evals["test"] else None
 
 
+@dataclass(frozen=True)
+class TestSet:
+    """What is known of the test set of a run.
+
+    Attributes:
+        name: of the data set.
+        count: number of images.
+        labels: a hash of the classes, and of the labels in order; empty if they are not known.
+    """
+
+    name: str
+    count: int
+    labels: str
+
+
 @dataclass(frozen=True, eq=False)
 class RunRecord:
     """The content of one run folder.
@@ -80,6 +96,19 @@ class RunRecord:
     metrics: Metrics
     predictions: Predictions | None
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def tested_on(self) -> "TestSet | None":
+        """The test set of the run; None if nothing was evaluated on it."""
+        last = self.metrics.last_test
+        if last is None:
+            return None
+        labels = ""
+        if self.predictions is not None:
+            names = "\0".join(self.predictions.class_names.tolist())
+            content = names.encode(errors="surrogateescape") + self.predictions.labels.tobytes()
+            labels = hashlib.sha256(content).hexdigest()
+        return TestSet(str(self.values.get("data.dataset")), last.seen, labels)
 
     @property
     def rates(self) -> Rates | None:

@@ -48,6 +48,11 @@ def series_of(name: str, color: str, records: Records, key: str) -> Series:
     return Series(name, color, pairs[:, 0], pairs[:, 1], math.nan if last is None else last)
 
 
+def letter(position: int) -> str:
+    """Return the name of a run among several: A, B, …"""
+    return chr(ord("A") + position) if position < 26 else str(position + 1)
+
+
 def finite(value: object) -> float | None:
     """Return the value if it is a finite number, otherwise None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -248,7 +248,7 @@ def test_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "B second",
         "C third",
         "Keys with different values",
-        "python ≠ 3.11 3.12 3.11",
+        "python ≠ A 3.11 B 3.12 C 3.11",
     ):
         assert words in page.words, words
     section = page.words.partition("Keys with different values")[2].partition("Curves")[0]
