@@ -297,7 +297,7 @@ def _fit(trainer: "Trainer") -> "EvalResult":
         # "saved" must be true when it is said; and as soon as one process leaves, the launcher ends the
         # others
         trainer.processes.on_main(trainer.close)
-        _abandon(trainer)
+        trainer.processes.on_main(lambda: _abandon(trainer))
         raise
     except BaseException:
         _abandon(trainer)

@@ -57,10 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _push(folder: Path) -> str:
     """Return the command that creates a repository of the user's, and uploads the folder."""
-    from pipeline.atomic_io import read_json
+    from pipeline.inference.hub_folder import read_hub_config, repository_name
 
     program = Path(sys.executable).with_name("hf")
     name = "hf" if shutil.which("hf") or not program.exists() else str(program)
-    described = read_json(folder / "config.json")
-    repository = f"{described['architecture'].replace('/', '-')}-{described['quickres']['data']['dataset']}"
+    _, config, _ = read_hub_config(folder)
+    repository = repository_name(config["model"]["name"], config["data"]["dataset"])
     return f"{name} upload USER/{repository} {shlex.quote(str(folder))} ."

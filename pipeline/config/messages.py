@@ -106,6 +106,8 @@ def _describe_value(item: Any, message: str, field: FieldInfo) -> str:
         message = "more numbers are needed"
     for theirs, ours in _IN_A_RECIPE:
         message = message.replace(theirs, ours)
+    if field.default and isinstance(field.default, tuple) and isinstance(field.default[0], str):
+        message = message.replace("[1, 2]", f"[{', '.join(field.default)}]")
     given = "" if item["type"] in ("missing", "value_error") else f", got {_shorten(repr(value))}"
     default = json.dumps(field.default)
     return f"{message[0].lower() + message[1:]}{given} ({field.description}; the default is {default})"

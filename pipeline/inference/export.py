@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from pipeline.atomic_io import flush_to_disk, follow_umask, write_whole
 from pipeline.config import dump_config, is_utf8
 from pipeline.errors import UserError
-from pipeline.inference.hub import accuracy_of, open_hub_network, repository_name, write_hub_files
+from pipeline.inference.hub import accuracy_of, open_hub_network, write_hub_files
+from pipeline.inference.hub_folder import repository_name
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.build import build_raw_model
 
@@ -305,7 +306,7 @@ session = onnxruntime.InferenceSession("model.onnx")
 
 
 def _readme(trained: Trained, format: str, description: dict[str, str], exported: Exported) -> str:
-    inputs, origin = trained.inputs, description["model"]
+    inputs, origin, config = trained.inputs, description["model"], trained.config
     use = Template(_USE[format]).substitute(num_classes=inputs.num_classes, size=inputs.image_size)
     if trained.shipped is not None:
         origin += f", the weights {trained.name} of quickres"
@@ -313,7 +314,7 @@ def _readme(trained: Trained, format: str, description: dict[str, str], exported
         origin += f", {description['checkpoint']} of the run {description['run']}"
     if trained.ema:
         origin += ", moving average of its weights"
-    title = repository_name(trained.config) if format == "hub" else exported.file.name
+    title = repository_name(config.model.name, config.data.dataset) if format == "hub" else exported.file.name
     if format == "hub" and (accuracy := accuracy_of(trained)) is not None:
         origin += f". Test accuracy {accuracy:.2%}, one view of each image"
     names = "\n".join(f"{index}. {name}" for index, name in enumerate(trained.inputs.class_names))

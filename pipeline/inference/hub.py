@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.atomic_io import write_json, write_whole
 from pipeline.config import Config, FolderData, default_values, flatten, leaf_fields
 from pipeline.config.base import FilePath, OptionalFilePath
-from pipeline.inference.hub_folder import CONFIG
+from pipeline.inference.hub_folder import CONFIG, repository_name
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained
 from pipeline.run.records import RunResult
@@ -33,11 +33,6 @@ def write_hub_files(trained: Trained, folder: Path, readme: str) -> None:
     write_whole(folder / "README.md", f"---\n{front}---\n\n{readme}")
 
 
-def repository_name(config: Config) -> str:
-    """Return a name for the network on the Hub: `resnet18-cifar10`."""
-    return f"{config.model.name.replace('/', '-')}-{config.data.dataset}"
-
-
 def open_hub_network(folder: Path) -> Callable[[Tensor], Tensor]:
     """Load the folder as `huggingface_hub` does, and return the network."""
     from pipeline.inference.hub_network import HubNetwork
@@ -46,12 +41,16 @@ def open_hub_network(folder: Path) -> Callable[[Tensor], Tensor]:
         return HubNetwork.from_pretrained(str(folder), strict=True).eval()
 
 
+def _repository(config: Config) -> str:
+    return repository_name(config.model.name, config.data.dataset)
+
+
 def _describe(trained: Trained) -> dict[str, Any]:
     """Return config.json: the arguments of `HubNetwork`, and what other programs look for."""
     return {
         "architecture": trained.config.model.name,
         "num_classes": trained.inputs.num_classes,
-        "name": trained.name or repository_name(trained.config),
+        "name": trained.name or _repository(trained.config),
         "inputs": asdict(trained.inputs),
         "quickres": _portable(trained.config),
     }
@@ -90,7 +89,7 @@ def _front_matter(trained: Trained) -> dict[str, Any]:
     """Return the metadata of the card. The licence of the weights is their owner's choice."""
     data = trained.config.data
     of_folder = isinstance(data, FolderData)
-    name = repository_name(trained.config)
+    name = _repository(trained.config)
     card: dict[str, Any] = {
         "library_name": "quickres",
         "pipeline_tag": "image-classification",

@@ -13,6 +13,15 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _INPUTS = TypeAdapter(InputSpec)
 
 
+def repository_name(model: str, dataset: str) -> str:
+    """Return a name for a network on the Hub.
+
+    >>> repository_name("timm/resnet18", "cifar10")
+    'timm-resnet18-cifar10'
+    """
+    return f"{model.replace('/', '-')}-{dataset}"
+
+
 def is_hub_folder(path: Path) -> bool:
     """Return True if a folder holds the config and the weights of a network for the Hub."""
     try:

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import secrets
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,14 +29,16 @@ class Saved:
         except UserError:  # a damaged file costs a second entry in the tracker, not the run
             values = {}
         self._values: dict[str, str] = values if isinstance(values, dict) else {}
+        self._lock = threading.Lock()  # each tracker has a thread
 
     def get(self, name: str) -> str | None:
         return self._values.get(name)
 
     def keep(self, name: str, value: str) -> str:
-        if self._values.get(name) != value:
-            self._values[name] = value
-            write_json(self._path, self._values)
+        with self._lock:
+            if self._values.get(name) != value:
+                self._values[name] = value
+                write_json(self._path, self._values)
         return value
 
 

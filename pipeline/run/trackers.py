@@ -147,9 +147,6 @@ class Trackers:
             start = partial(_start, accelerator, name, kind, options, config.log.project, values, saved)
             self._trackers.append(Tracker(name, start))
 
-    def __contains__(self, name: str) -> bool:
-        return any(tracker.name == name for tracker in self._trackers)
-
     def write(self, record: TrainRecord | EvalRecord) -> None:
         """Send a record; its figures are named after their set: `train/loss`, `test/accuracy`."""
         group = record.split if isinstance(record, EvalRecord) else record.kind
