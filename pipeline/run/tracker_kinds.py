@@ -46,16 +46,18 @@ class Kind(ABC):
     """One kind of tracker.
 
     Attributes:
-        takes_config: the config is sent at the start.
         project: in place of `log.project`.
     """
 
-    takes_config: ClassVar[bool] = True
     project: ClassVar[str] = ""
 
     @abstractmethod
     def options(self, config: Config, run: RunFolder, saved: Saved, resume_step: int) -> Mapping[str, Any]:
         """Return the keyword arguments of accelerate's tracker."""
+
+    def takes_config(self, saved: Saved) -> bool:
+        """Return True if the config is sent at the start."""
+        return True
 
     def started(self, tracker: Any, saved: Saved) -> None:
         """Remember what names the run in the tracker; by default nothing."""
@@ -77,8 +79,10 @@ class Kind(ABC):
 class TensorBoard(Kind):
     """Event files in `tb/` of the run folder; HPARAMS follow at the end, when their metrics are known."""
 
-    takes_config = False
     project = "tb"
+
+    def takes_config(self, saved: Saved) -> bool:
+        return False
 
     def options(self, config: Config, run: RunFolder, saved: Saved, resume_step: int) -> Mapping[str, Any]:
         return {"purge_step": resume_step + 1 if resume_step else None}
@@ -129,6 +133,9 @@ class Mlflow(Kind):
         mlflow.set_tracking_uri(server or f"sqlite:///{beside / 'mlflow.db'}")
         files = None if server else (beside / "mlflow-files").as_uri()
         return {"logging_dir": files, "run_name": run.path.name, "run_id": saved.get("mlflow")}
+
+    def takes_config(self, saved: Saved) -> bool:
+        return saved.get("mlflow") is None  # MLflow refuses to change a key, such as `resume`
 
     def started(self, tracker: Any, saved: Saved) -> None:
         saved.keep("mlflow", tracker.tracker.info.run_id)

@@ -212,7 +212,7 @@ def _start(
     saved: Saved,
 ) -> Any:
     """Start a tracker by accelerate, with the config, and return it."""
-    config = dict(values) if kind.takes_config else None
+    config = dict(values) if kind.takes_config(saved) else None
     accelerator.init_trackers(kind.project or project, config, {name: dict(options())})
     tracker = accelerator.get_tracker(name)
     kind.started(tracker, saved)

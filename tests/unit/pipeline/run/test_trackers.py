@@ -60,7 +60,11 @@ def local_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def open_trackers(folder: Path, *names: str, resume_step: int = 0, said: list[str] | None = None) -> Trackers:
     folder.mkdir(parents=True, exist_ok=True)
-    config = tiny_config(f"log.trackers=[{','.join(names)}]", "optimizer.lr=0.25")
+    config = tiny_config(
+        f"log.trackers=[{','.join(names)}]",
+        "optimizer.lr=0.25",
+        f"resume={'auto' if resume_step else 'none'}",
+    )
     say: Callable[[str], object] = print if said is None else said.append
     return Trackers(config, RunFolder(folder), True, resume_step, say)
 
@@ -152,9 +156,11 @@ def test_mlflow_in_a_local_store_and_continued(tmp_path: Path):
     import mlflow
 
     write_a_run(tmp_path / "a", "mlflow")
-    opened = open_trackers(tmp_path / "a", "mlflow", resume_step=4)
+    said: list[str] = []
+    opened = open_trackers(tmp_path / "a", "mlflow", resume_step=4, said=said)
     opened.write(a_train_record(6, loss=0.125))
     opened.close(failed=True)
+    assert said == []
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'quickres'")
     (run,) = client.search_runs([experiment.experiment_id])  # continued, not begun anew
@@ -164,6 +170,23 @@ def test_mlflow_in_a_local_store_and_continued(tmp_path: Path):
     assert losses == [(2, 0.25), (6, 0.125)]
     files = {path.name for path in (tmp_path / "mlflow-files").rglob("*") if path.is_file()}
     assert files == {"contact_sheet.png", "report.html"}
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_continued_run_is_the_same_run(name: str, tmp_path: Path):
+    said: list[str] = []
+    for resume_step in (0, 4):
+        opened = open_trackers(tmp_path / "a", name, resume_step=resume_step, said=said)
+        opened.write(a_train_record(resume_step + 2))
+        opened.close()
+    assert said == []
+    if name == "wandb":
+        ids = {path.name.rpartition("-")[2] for path in (tmp_path / "a/wandb").glob("offline-run-*")}
+        assert len(ids) == 1
+    else:
+        with sqlite3.connect(tmp_path / "trackio/quickres.db") as database:
+            rows = database.execute("select run_name, step from metrics order by step").fetchall()
+        assert rows == [("a", 2), ("a", 6)]
 
 
 def test_trackio(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
