@@ -13,6 +13,7 @@ import torch
 
 from pipeline.explain.contact_sheet import Explained
 from pipeline.inference.trained_model import Trained
+from pipeline.plotting.style import one_line
 
 _PERCENTILES = (10, 30, 50, 70, 90)  # of the pixels; each is a sparse linear system for each image
 
@@ -42,7 +43,7 @@ class Faithfulness:
         """Return a line for each map, and one for the mean."""
         rows = zip(sources, self.deletion, self.insertion, self.score, strict=True)
         lines = [
-            f"{name}: "
+            f"{one_line(name)}: "
             + (_figures(*values) if np.isfinite(values).all() else "nothing stands out in its map")
             for name, *values in rows
         ]
@@ -50,7 +51,7 @@ class Faithfulness:
         if not known.any():
             return "\n".join(lines)
         means = (float(values[known].mean()) for values in (self.deletion, self.insertion, self.score))
-        return "\n".join([*lines, f"mean of {known.sum()} maps (ROAD): {_figures(*means)}; chance is 0"])
+        return "\n".join([*lines, f"mean of {known.sum()} (ROAD): {_figures(*means)}; chance is 0"])
 
 
 def _figures(deletion: float, insertion: float, score: float) -> str:

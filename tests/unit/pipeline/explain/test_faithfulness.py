@@ -59,13 +59,13 @@ def test_the_right_map_is_better_than_chance_and_the_wrong_one_worse(trained: Tr
     assert right > 0.1 and abs(drawn) < 0.1 and wrong < drawn - 0.05
     assert found.deletion[0] < found.deletion[1] - 0.1 and found.insertion[0] > found.insertion[1] + 0.1
     lines = found.describe(("a", "b", "c")).splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["a", "b", "c", "mean of 3 maps (ROAD)"]
+    assert [line.partition(":")[0] for line in lines] == ["a", "b", "c", "mean of 3 (ROAD)"]
 
 
 def test_an_even_map_has_no_figure(trained: Trained):
     found = score_maps(trained, explained(trained, np.zeros((SIZE, SIZE)), corner(0, 0)))
     assert np.isnan(found.score[0]) and np.isfinite(found.score[1])
-    assert "nothing stands out" in found.describe(("a", "b")) and "mean of 1 maps" in found.describe(
+    assert "nothing stands out" in found.describe(("a", "b")) and "mean of 1 (ROAD)" in found.describe(
         ("a", "b")
     )
     none = score_maps(trained, explained(trained, np.zeros((SIZE, SIZE))))
