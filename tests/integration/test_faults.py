@@ -51,7 +51,7 @@ def test_no_checkpoint_holds_nan(
 ):
     """The loss is checked in steps 5 and 10, the checkpoint is due in step 8."""
     before_step(6, lambda _, batch: batch.images.fill_(math.nan))
-    assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.log_every=5st", *QUIET, *keys]) == 1
+    assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.log_every=1ep", *QUIET, *keys]) == 1
     line = error_line(capsys)
     assert line.startswith("step 8: ") and "finite" in line and "learning rate 0.07" in line
     assert "lower optimizer.lr" in line and remedy in line

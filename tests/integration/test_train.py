@@ -342,7 +342,8 @@ def test_evaluate_reproduces_the_recorded_accuracy(
 ):
     run: Run = request.getfixturevalue(which)
     assert cli.main(["evaluate", str(run.path)]) == 0
-    told, recorded = capsys.readouterr().out.splitlines()
+    told, calibration, recorded = capsys.readouterr().out.splitlines()
+    assert calibration.startswith("calibration   expected calibration error ")
     accuracy = f"{run.result['test_accuracy']:.4%}"
     assert told.startswith(
         f"test accuracy {accuracy} ({run.result['test_correct']}/8), loss {run.result['test_loss']:.4f}"
