@@ -330,7 +330,7 @@ CALLS: dict[str, tuple[Callable[[api.Trained], Any], str]] = {
     "no network": (lambda _: library.predict_files("run", []), "trained: give a Trained, not 'run'"),
     "a format": (
         lambda _: library.export_run("runs/none", "pt"),
-        "format: 'pt' is none of safetensors, torch-export",
+        "format: 'pt' is none of safetensors, hub, torch-export",
     ),
     "an input": (
         lambda _: library.export_run("runs/none", "onnx", input="rgb"),

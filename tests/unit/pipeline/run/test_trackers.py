@@ -181,8 +181,8 @@ def test_a_continued_run_is_the_same_run(name: str, tmp_path: Path):
         opened.close()
     assert said == []
     if name == "wandb":
-        ids = {path.name.rpartition("-")[2] for path in (tmp_path / "a/wandb").glob("offline-run-*")}
-        assert len(ids) == 1
+        folders = [path.name.split("-") for path in (tmp_path / "a/wandb").glob("offline-run-*")]
+        assert len(folders) == 2 and len({name[3] for name in folders}) == 1  # the id
     else:
         with sqlite3.connect(tmp_path / "trackio/quickres.db") as database:
             rows = database.execute("select run_name, step from metrics order by step").fetchall()
