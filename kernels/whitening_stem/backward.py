@@ -23,13 +23,14 @@ def _whitening_stem_bias_gradient_kernel(  # noqa: PLR0913
     images_ptr,  # (B, HEIGHT, WIDTH, CHANNELS)
     weight_ptr,  # (O, 4·C)
     bias_ptr,  # (O,)
-    dy_ptr,  # (M, O)
+    dy_ptr,  # (M, ROW_CHANNELS)
     partials_ptr,  # (P, O) float32
     num_pixels,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
     NUM_CHANNELS: tl.constexpr,
+    ROW_CHANNELS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_TAPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
@@ -48,7 +49,7 @@ def _whitening_stem_bias_gradient_kernel(  # noqa: PLR0913
         z = convolve(
             images_ptr, tile, num_pixels, parameters, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, DTYPE, OPERANDS
         )
-        elements = locate(tile, channel, num_pixels, NUM_CHANNELS, BLOCK_PIXELS)
+        elements = locate(tile, channel, num_pixels, ROW_CHANNELS, BLOCK_PIXELS)
         sums += pass_gradient(load(dy_ptr, elements, False, False), z, "gelu")
     pointers = partials_ptr + program * NUM_CHANNELS + channel
     tl.store(pointers, tl.sum(sums, axis=0), mask=channel < NUM_CHANNELS)
@@ -57,10 +58,13 @@ def _whitening_stem_bias_gradient_kernel(  # noqa: PLR0913
 def launch_bias_gradient(
     dy: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Return the gradient by the bias, of its dtype. All but the bias must be channels_last."""
+    """Return the gradient by the bias, of its dtype. All but the bias must be channels_last.
+
+    The channels of dy beyond those of the bias count for nothing.
+    """
     num_channels = len(weight)
-    grid, options = plan("bias gradient", images, num_channels, dy.dtype)
+    grid, options = plan("bias gradient", images, num_channels, dy)
     partials = torch.empty((grid[0], num_channels), dtype=torch.float32, device=dy.device)
     tensors = images, weight, bias, dy, partials
-    _whitening_stem_bias_gradient_kernel[grid](*tensors, dy.numel() // num_channels, **options)
+    _whitening_stem_bias_gradient_kernel[grid](*tensors, dy.numel() // dy.shape[1], **options)
     return partials.sum(0).to(bias.dtype)

@@ -89,12 +89,13 @@ def _whitening_stem_kernel(  # noqa: PLR0913
     images_ptr,  # (B, HEIGHT, WIDTH, CHANNELS)
     weight_ptr,  # (O, 4·C)
     bias_ptr,  # (O,)
-    y_ptr,  # (M, O)
+    y_ptr,  # (M, ROW_CHANNELS)
     num_pixels,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
     NUM_CHANNELS: tl.constexpr,
+    ROW_CHANNELS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_TAPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
@@ -110,23 +111,26 @@ def _whitening_stem_kernel(  # noqa: PLR0913
         z = convolve(
             images_ptr, tile, num_pixels, parameters, HEIGHT, WIDTH, CHANNELS, BLOCK_PIXELS, DTYPE, OPERANDS
         )
-        elements = locate(tile, channel, num_pixels, NUM_CHANNELS, BLOCK_PIXELS)
+        # channels beyond O have no weight and no bias, and so the value gelu(0) = 0
+        elements = locate(tile, channel, num_pixels, ROW_CHANNELS, BLOCK_PIXELS)
         store(y_ptr, elements, activate(z, "gelu"), False)
 
 
-def plan(kernel: str, images: torch.Tensor, num_channels: int, dtype: torch.dtype) -> Launch:
-    """Return the grid and the options of a launch of a kernel on images, with results of `dtype`."""
+def plan(kernel: str, images: torch.Tensor, num_channels: int, y: torch.Tensor) -> Launch:
+    """Return the grid and the options of a launch of a kernel on images; y is the output or its gradient."""
+    dtype, row_channels = y.dtype, y.shape[1]
     batch_size, in_channels, height, width = images.shape
     tiling = TILINGS[kernel]
     block_pixels = tiling.pixels * 2 // dtype.itemsize
-    block_channels = min(max(triton.next_power_of_2(num_channels), 16), _MAX_BLOCK_CHANNELS)
+    block_channels = min(max(triton.next_power_of_2(row_channels), 16), _MAX_BLOCK_CHANNELS)
     # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
     interpreted_bfloat16 = dtype is torch.bfloat16 and images.device.type != "cuda"
     options = {
         "HEIGHT": height,
         "WIDTH": width,
         "CHANNELS": in_channels,
-        "NUM_CHANNELS": num_channels,  # a constant, so that rows of 24 channels are written in 16 bytes each
+        "NUM_CHANNELS": num_channels,
+        "ROW_CHANNELS": row_channels,  # a constant, so that rows of 24 channels are written in 16 bytes each
         "BLOCK_PIXELS": block_pixels,
         "BLOCK_TAPS": max(triton.next_power_of_2(4 * in_channels), _MIN_TAPS),
         "BLOCK_CHANNELS": block_channels,
@@ -136,24 +140,24 @@ def plan(kernel: str, images: torch.Tensor, num_channels: int, dtype: torch.dtyp
         **FP_FUSION,
     }
     num_tiles = triton.cdiv(batch_size * (height - 1) * (width - 1), block_pixels)
-    num_columns = triton.cdiv(num_channels, block_channels)
+    num_columns = triton.cdiv(row_channels, block_channels)
     return Launch(plan_grid(num_tiles, num_columns, tiling.programs, images.device), options)
 
 
 def forward_output(
-    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype
+    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, channels: int
 ) -> torch.Tensor:
-    """Return a tensor for y, (B, O, H - 1, W - 1), channels_last."""
+    """Return a tensor for y, (B, channels, H - 1, W - 1), channels_last."""
     batch_size, _, height, width = images.shape
-    shape = (batch_size, len(weight), height - 1, width - 1)
+    shape = (batch_size, channels, height - 1, width - 1)
     return torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
 
 
 def launch_forward(
-    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype
+    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, channels: int
 ) -> torch.Tensor:
-    """Return y of `dtype`. Images and weight must be channels_last."""
-    y = forward_output(images, weight, bias, dtype)
-    grid, options = plan("forward", images, len(weight), dtype)
-    _whitening_stem_kernel[grid](images, weight, bias, y, y.numel() // len(weight), **options)
+    """Return y of `dtype`, its channels beyond O 0. Images and weight must be channels_last."""
+    y = forward_output(images, weight, bias, dtype, channels)
+    grid, options = plan("forward", images, len(weight), y)
+    _whitening_stem_kernel[grid](images, weight, bias, y, y.numel() // channels, **options)
     return y

@@ -23,7 +23,9 @@ from kernels.whitening_stem.reference import bias_gradient_reference, whitening_
 _MAX_IN_CHANNELS = 16
 
 
-def whitening_stem(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def whitening_stem(
+    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, channels: int | None = None
+) -> torch.Tensor:
     """Return gelu(conv2d(images, weight, bias)), differentiable once by the bias.
 
     Images and weight are cast to the dtype of autocast, or without autocast to that of the images. On a GPU
@@ -35,14 +37,18 @@ def whitening_stem(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
             otherwise they are copied.
         weight: (O, C, 2, 2) float16, bfloat16 or float32; channels_last, otherwise it is copied.
         bias: (O,) contiguous float16, bfloat16 or float32.
+        channels: of the result, O or more; those beyond O are 0. Default: O.
 
     Returns:
-        (B, O, H - 1, W - 1), channels_last.
+        (B, channels, H - 1, W - 1), channels_last.
 
     Raises:
-        ValueError: a shape or dtype is not as stated, or images or weight require a gradient.
+        ValueError: a shape, a number or a dtype is not as stated, or images or weight require a gradient.
     """
     _check(images, weight, bias)
+    channels = len(weight) if channels is None else channels
+    if channels < len(weight):
+        raise ValueError(f"channels must be at least {len(weight)}, as many as weight has, not {channels}")
     autocast = torch.is_autocast_enabled(images.device.type)
     dtype = torch.get_autocast_dtype(images.device.type) if autocast else images.dtype
     return _forward_op(
@@ -50,6 +56,7 @@ def whitening_stem(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         weight.contiguous(memory_format=torch.channels_last),
         bias,
         dtype,
+        channels,
     )
 
 
@@ -93,13 +100,13 @@ def _fake_bias_gradient(
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    images, weight, bias, _ = inputs
+    images, weight, bias, *_ = inputs
     ctx.save_for_backward(images, weight, bias)
 
 
 def _backward(ctx, dy):
     dy = dy.contiguous(memory_format=torch.channels_last)
-    return None, None, _bias_gradient_op(dy, *ctx.saved_tensors), None
+    return None, None, _bias_gradient_op(dy, *ctx.saved_tensors), None, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -21,7 +21,7 @@ from kernels.whitening_stem import op as stem_op
 from pipeline.config import ModelConfig
 from pipeline.models import build_model
 from pipeline.models.layers import NormAct
-from pipeline.models.speednet import Whitening
+from pipeline.models.speednet import PaddedConv, Whitening
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -33,15 +33,18 @@ class _Stem(torch.autograd.Function):
     """The kernels of `whitening_stem`, without the operator, which on a CPU is the reference."""
 
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, channels: int
+    ) -> torch.Tensor:
+        assert channels == 32
         weight = weight.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(images, weight, bias)
-        return stem_forward.launch_forward(images, weight, bias, images.dtype)
+        return stem_forward.launch_forward(images, weight, bias, images.dtype, channels)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         dy = dy.contiguous(memory_format=torch.channels_last)
-        return None, None, stem_backward.launch_bias_gradient(dy, *ctx.saved_tensors)
+        return None, None, stem_backward.launch_bias_gradient(dy, *ctx.saved_tensors), None
 
 
 @pytest.fixture
@@ -73,6 +76,18 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
+def test_a_padded_convolution_ignores_channels_of_zeros() -> None:
+    torch.manual_seed(0)
+    convolution = PaddedConv(24, 8).to(DEVICE, memory_format=torch.channels_last)
+    narrow = torch.randn(2, 24, 5, 4, device=DEVICE)
+    results = []
+    for images in (narrow, F.pad(narrow, (0, 0, 0, 0, 0, 8))):
+        y = convolution(images)
+        results.append((y, *torch.autograd.grad(y.square().sum(), convolution.parameters())))
+    assert results[0][1].shape == results[1][1].shape == (8, 24, 3, 3)
+    torch.testing.assert_close(results[0], results[1])
+
+
 def build(keys: dict[str, Any], fused: bool) -> nn.Module:
     torch.manual_seed(0)
     config = ModelConfig.model_validate({**keys, "fused_norm": fused, "fused_stem": fused})
@@ -88,7 +103,8 @@ def build(keys: dict[str, Any], fused: bool) -> nn.Module:
 )
 def test_values_and_gradients_are_those_of_pytorch(keys: dict[str, Any], launches: list[str]) -> None:
     plain, fused = build(keys, False), build(keys, True)
-    assert plain.state_dict().keys() == fused.state_dict().keys()
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (plain, fused)]
+    assert shapes[0] == shapes[1]
     images = torch.randn(16, 3, 10, 10).to(DEVICE, memory_format=torch.channels_last)
     labels = torch.arange(16, device=DEVICE) % 10
     logits = []

@@ -27,8 +27,8 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 3, 2, 2, 24), (3, 1, 2, 7, 8), (2, 2, 9, 5, 5), (3, 3, 13, 12, 24), (2, 5, 9, 8, 65)]
 
 
-def random_case(shape: Shape, dtype: torch.dtype) -> Tensors:
-    """Return images, weight, bias and the gradient by y.
+def random_case(shape: Shape, dtype: torch.dtype, further_channels: int = 0) -> Tensors:
+    """Return images, weight, bias and the gradient by y, which has the further channels of y.
 
     Every dtype of this test holds the values exactly: the interpreter would truncate others.
     """
@@ -40,7 +40,8 @@ def random_case(shape: Shape, dtype: torch.dtype) -> Tensors:
 
     images = normal(batch_size, channels, height, width).to(dtype, memory_format=torch.channels_last)
     weight = normal(out_channels, channels, 2, 2).float().to(memory_format=torch.channels_last)
-    dy = normal(batch_size, out_channels, height - 1, width - 1).to(dtype, memory_format=torch.channels_last)
+    dy = normal(batch_size, out_channels + further_channels, height - 1, width - 1)
+    dy = dy.to(dtype, memory_format=torch.channels_last)
     return images, weight / 4, normal(out_channels).float(), dy
 
 
@@ -53,8 +54,11 @@ def expected(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dy:
 
 def assert_results(y: torch.Tensor, dbias: torch.Tensor, case: Tensors) -> None:
     images, weight, bias, dy = case
-    expected_y, expected_dbias = expected(images, weight, bias, dy)
+    expected_y, expected_dbias = expected(images, weight, bias, dy[:, : len(weight)])
     assert y.dtype is dy.dtype and y.is_contiguous(memory_format=torch.channels_last)
+    assert y.shape == dy.shape
+    assert not y[:, len(weight) :].any()
+    y, dy = y[:, : len(weight)], dy[:, : len(weight)]
     assert dbias.dtype is bias.dtype
     assert_parity(y.double(), expected_y, "whitening stem y", y.dtype)
     scale = (dy.numel() // dy.shape[1]) ** -0.5
@@ -63,7 +67,7 @@ def assert_results(y: torch.Tensor, dbias: torch.Tensor, case: Tensors) -> None:
 
 def assert_kernels(case: Tensors) -> None:
     images, weight, bias, dy = case
-    y = launch_forward(images, weight, bias, dy.dtype)
+    y = launch_forward(images, weight, bias, dy.dtype, dy.shape[1])
     assert_results(y, launch_bias_gradient(dy, images, weight, bias), case)
 
 
@@ -71,6 +75,12 @@ def assert_kernels(case: Tensors) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kernels(shape: Shape, dtype: torch.dtype) -> None:
     assert_kernels(random_case(shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out_channels", "further_channels"), [(24, 8), (30, 40)])
+def test_kernels_with_channels_of_zeros(out_channels: int, further_channels: int, dtype: torch.dtype) -> None:
+    assert_kernels(random_case((3, 3, 9, 8, out_channels), dtype, further_channels))
 
 
 @pytest.mark.parametrize("tiling", [Tiling(32, 1, 9), Tiling(256, 8, 1)])
@@ -101,12 +111,14 @@ def test_overflow_is_not_hidden(value: float) -> None:
     assert (~dbias.isfinite()).tolist() == [channel == 5 for channel in range(16)]
 
 
+@pytest.mark.parametrize("further_channels", [0, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_reference(dtype: torch.dtype) -> None:
-    case = random_case((2, 2, 5, 3, 7), dtype)
+def test_reference(dtype: torch.dtype, further_channels: int) -> None:
+    case = random_case((2, 2, 5, 3, 7), dtype, further_channels)
     images, weight, bias, dy = case
     dbias = bias_gradient_reference(dy, images, weight, bias)
-    assert_results(whitening_stem_reference(images, weight, bias), dbias, case)
+    y = whitening_stem_reference(images, weight, bias, channels=dy.shape[1])
+    assert_results(y, dbias, case)
 
 
 def run_operator(
@@ -117,13 +129,14 @@ def run_operator(
     function: Callable[..., Any] = whitening_stem,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     leaf = bias.clone().requires_grad_()
-    y = function(images, weight, leaf)
+    y = function(images, weight, leaf, dy.shape[1])
     return y.detach(), torch.autograd.grad(y, leaf, dy)[0]
 
 
+@pytest.mark.parametrize("further_channels", [0, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_operator(dtype: torch.dtype) -> None:
-    case = random_case((2, 3, 5, 3, 7), dtype)
+def test_operator(dtype: torch.dtype, further_channels: int) -> None:
+    case = random_case((2, 3, 5, 3, 7), dtype, further_channels)
     assert_results(*run_operator(*case), case)
 
 
@@ -155,9 +168,9 @@ def test_a_bias_without_gradient_has_none() -> None:
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     images, weight, bias, dy = random_case((2, 3, 5, 3, 7), torch.float16)
 
-    def step(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def step(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, channels: int) -> torch.Tensor:
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            return 2 * whitening_stem(images, weight, bias)
+            return 2 * whitening_stem(images, weight, bias, channels)
 
     case = images, weight, bias, dy.bfloat16()
     compiled = run_operator(*case, torch.compile(step, fullgraph=True, backend=backend))
@@ -169,8 +182,9 @@ def test_operator_compiles_into_one_graph(backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operators_are_registered_soundly(dtype: torch.dtype) -> None:
     images, weight, bias, dy = random_case((2, 3, 5, 3, 7), dtype)
-    forward = images, weight, bias.clone().requires_grad_(), dtype
+    forward = images, weight, bias.clone().requires_grad_(), dtype, 9
     assert_registered(torch.ops.quickres.whitening_stem.default, forward)
+    dy = functional.pad(dy, (0, 0, 0, 0, 0, 2)).contiguous(memory_format=torch.channels_last)
     assert_registered(torch.ops.quickres.whitening_stem_bias_gradient.default, (dy, images, weight, bias))
 
 
@@ -190,8 +204,9 @@ IMAGES, WEIGHT, BIAS = torch.zeros(2, 3, 4, 4), torch.zeros(8, 3, 2, 2), torch.z
         ({"weight": WEIGHT.clone().requires_grad_()}, "weight must not require"),
         ({"bias": torch.zeros(9)}, "bias must be"),
         ({"bias": BIAS.double()}, "bias must be"),
+        ({"channels": 7}, "channels must be at least 8"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(changed: dict[str, torch.Tensor], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         whitening_stem(**{"images": IMAGES, "weight": WEIGHT, "bias": BIAS, **changed})
