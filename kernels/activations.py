@@ -7,10 +7,11 @@
 | silu | z / (1 + exp(-z))                        | s (1 + z (1 - s)) with s = 1 / (1 + exp(-z))           |
 | gelu | z P(z), P the normal distribution        | P(z) + z exp(-z² / 2) / √(2 π)                         |
 
-The GELU is the exact one of `nn.GELU()` (Hendrycks and Gimpel 2016, arXiv:1606.08415), not the tanh form. P
-is computed as 1 / (1 + 2^-u), with a polynomial u of z that is fitted to log2(P / (1 - P)). This takes fewer
-instructions than an error function, and they limit the speed of a GELU in half precision. Before rounding,
-the error of z P(z) is below 7e-8, and that of P below 2e-7.
+The GELU is the exact one of `nn.GELU()` (Hendrycks and Gimpel 2016, arXiv:1606.08415), not the tanh form.
+With Q(a) = 1 - P(a), it is the maximum of z and 0, less |z| Q(|z|). The logarithm of Q is nearly a parabola.
+So Q is computed as 2 to the power of a polynomial, without a division. Its coefficients are those of the
+smallest error on [0, 6], found by linear programming. In float32 the errors of P and of the GELU are below
+3e-7.
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false
@@ -28,7 +29,8 @@ def activate(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "silu":
         z = z / (1.0 + tl.exp(-z))
     elif ACTIVATION == "gelu":
-        z = z / _inverse_normal(z)
+        # NaN stays NaN by the second term, and an infinite z becomes NaN: infinity times 0
+        z = tl.maximum(z, 0.0) - tl.abs(z) * _tail(tl.abs(z))
     return z
 
 
@@ -41,19 +43,27 @@ def pass_gradient(dy, z, ACTIVATION: tl.constexpr):
         sigmoid = 1.0 / (1.0 + tl.exp(-z))
         dy = dy * (sigmoid * tl.fma(z, 1.0 - sigmoid, 1.0))
     elif ACTIVATION == "gelu":
-        bell = tl.exp2(z * (z * -0.7213475204444817))  # exp(-z² / 2)
-        dy = dy * tl.fma(z * 0.3989422804014327, bell, 1.0 / _inverse_normal(z))  # 1 / √(2 π)
+        below, bell = _normal(z)
+        dy = dy * tl.fma(z * 0.3989422804014327, bell, below)  # 1 / √(2 π)
     return dy
 
 
 @triton.jit
-def _inverse_normal(z):
-    """Return 1 / P(z); 2^126 where P is smaller."""
-    square = z * z
-    slope = tl.fma(square, 5.23387871e-09, -3.86016313e-07)
-    slope = tl.fma(square, slope, 1.14667379e-05)
-    slope = tl.fma(square, slope, -1.59485235e-04)
-    slope = tl.fma(square, slope, -9.52950745e-05)
-    slope = tl.fma(square, slope, 1.04838194e-01)
-    slope = tl.fma(square, slope, 2.30220735)
-    return 1.0 + tl.exp2(tl.minimum(-z * slope, 126.0))
+def _normal(z):
+    """Return the normal distribution up to z, and exp(-z² / 2)."""
+    tail = _tail(tl.abs(z))
+    bell = tl.exp2(z * z * -0.7213475204444817)  # log2(e) / 2
+    return tl.where(z < 0.0, tail, 1.0 - tail), bell
+
+
+@triton.jit
+def _tail(a):
+    """Return the share of the normal distribution beyond a, which is not negative."""
+    p = tl.fma(a, -2.3349373350e-6, 3.3737669582e-5)
+    p = tl.fma(a, p, -1.6129310825e-4)
+    p = tl.fma(a, p, -1.9170541782e-4)
+    p = tl.fma(a, p, 7.1268677711e-3)
+    p = tl.fma(a, p, -5.2533615381e-2)
+    p = tl.fma(a, p, -0.45919826627)
+    p = tl.fma(a, p, -1.1511059999)
+    return tl.exp2(tl.fma(a, p, -1.0))

@@ -29,7 +29,8 @@ class Tiling(NamedTuple):
     programs: int  # for each multiprocessor of the GPU
 
 
-TILINGS = {"forward": Tiling(128, 4, 7), "bias gradient": Tiling(128, 4, 4)}
+# Programs: as many as the registers of a multiprocessor hold, or a few less.
+TILINGS = {"forward": Tiling(64, 2, 12), "bias gradient": Tiling(64, 2, 8)}
 _MIN_TAPS = 16  # a matrix product takes no fewer
 _MAX_BLOCK_CHANNELS = 64
 _TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -76,12 +77,39 @@ def convolve(  # noqa: PLR0913
     pixel = ((first - image * PIXELS).to(tl.int32) + number).to(tl.uint32)  # unsigned divisions are shorter
     # a window begins at this pixel of the input: it has one more column, and one more row for each image
     place = pixel + pixel // (WIDTH - 1) + pixel // PIXELS * WIDTH
-    tap = tl.arange(0, weight.shape[0])
-    step = tap // (2 * CHANNELS) * (WIDTH * CHANNELS) + tap % (2 * CHANNELS)
-    offset = (place.to(tl.int32) * CHANNELS)[:, None] + step[None, :]
-    mask = (number < num_pixels - first)[:, None] & (tap < 4 * CHANNELS)[None, :]
-    taps = tl.load(images_ptr + image * (HEIGHT * WIDTH * CHANNELS) + offset, mask=mask, other=0.0)
+    pointers = images_ptr + image * (HEIGHT * WIDTH * CHANNELS) + place.to(tl.int32) * CHANNELS
+    exists = number < num_pixels - first
+    taps = _gather(pointers, exists, 0, 1, weight.shape[0], WIDTH, CHANNELS)
+    taps = tl.reshape(taps, (BLOCK_PIXELS, weight.shape[0]))
     return tl.dot(taps.to(DTYPE).to(OPERANDS), weight, input_precision="ieee") + bias
+
+
+@triton.jit
+def _gather(
+    pointers,  # of the first value under the window of each pixel
+    exists,
+    FIRST: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK_TAPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Return every STEP-th tap from FIRST on, (pixels, 2, …, 2).
+
+    Each thread loads all taps of its pixels, so that it computes one address for a pixel and none for a tap.
+    """
+    if STEP == BLOCK_TAPS:
+        ROW: tl.constexpr = 2 * CHANNELS
+        if FIRST < 2 * ROW:
+            return tl.load(
+                pointers + (FIRST // ROW * (WIDTH * CHANNELS) + FIRST % ROW), mask=exists, other=0.0
+            )
+        else:
+            return tl.zeros(pointers.shape, pointers.dtype.element_ty)
+    else:
+        even = _gather(pointers, exists, FIRST, 2 * STEP, BLOCK_TAPS, WIDTH, CHANNELS)
+        odd = _gather(pointers, exists, FIRST + STEP, 2 * STEP, BLOCK_TAPS, WIDTH, CHANNELS)
+        return tl.join(even, odd)
 
 
 @triton.jit

@@ -78,7 +78,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_padded_convolution_ignores_channels_of_zeros() -> None:
     torch.manual_seed(0)
-    convolution = PaddedConv(24, 8).to(DEVICE, memory_format=torch.channels_last)
+    convolution = PaddedConv(24, 8).to(DEVICE).to(memory_format=torch.channels_last)
     narrow = torch.randn(2, 24, 5, 4, device=DEVICE)
     results = []
     for images in (narrow, F.pad(narrow, (0, 0, 0, 0, 0, 8))):

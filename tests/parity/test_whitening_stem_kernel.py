@@ -210,3 +210,17 @@ IMAGES, WEIGHT, BIAS = torch.zeros(2, 3, 4, 4), torch.zeros(8, 3, 2, 2), torch.z
 def test_arguments_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         whitening_stem(**{"images": IMAGES, "weight": WEIGHT, "bias": BIAS, **changed})
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # of NumPy, in the interpreter
+def test_gelu_of_any_value() -> None:
+    """The bias alone decides the value under the GELU."""
+    bias = torch.cat([torch.linspace(-14, 14, 127), torch.tensor([1e-3, -1e-3, 1e4, -1e4, 1e30])]).to(DEVICE)
+    images, weight = torch.zeros(1, 3, 2, 2, device=DEVICE), torch.zeros(len(bias), 3, 2, 2, device=DEVICE)
+    y = launch_forward(images, weight, bias, torch.float32, len(bias))
+    expected_y = functional.gelu(bias.double()).view(1, -1, 1, 1)
+    assert_parity(y.double(), expected_y, "whitening stem y", torch.float32)
+    dbias = launch_bias_gradient(torch.ones_like(y), images, weight, bias)
+    leaf = bias.double().requires_grad_()
+    (expected_dbias,) = torch.autograd.grad(functional.gelu(leaf).sum(), leaf)
+    assert_parity(dbias.double(), expected_dbias, "whitening stem dbias", torch.float32)
