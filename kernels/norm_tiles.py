@@ -66,6 +66,8 @@ TILINGS = {
     # Four elements of x are read, or written, for each element of the pooled activation.
     **{("pool statistics", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
     **{("pool gradient", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
+    **{("pool inference", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
+    **{("inference", num_channels): Tiling(64, 4, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
     # A residual that is normalised too is one more tensor in registers. So each tensor has fewer loads; the
     # number of programs is the same as without it.
     **{("dual gradient sums", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
@@ -136,7 +138,7 @@ def plan(kernel: str, x: torch.Tensor, num_rows: int | None = None) -> Launch:
     }
     if kernel.endswith(("statistics", "gradient sums")):
         options["FOLD"] = tiling.loads
-    else:
+    elif not kernel.endswith("inference"):
         # For each of the two sums, each thread makes 4 loads of 16 bytes.
         options["BLOCK_PARTIALS"] = tiling.warps * 512 // block_channels
     num_tiles, num_columns = triton.cdiv(num_rows, block_rows), triton.cdiv(num_channels, block_channels)

@@ -90,15 +90,19 @@ def batch_norm_act_twice(
 
 
 def checked(
-    x: torch.Tensor, norm: Norm, residual: torch.Tensor | None, name: str = "norm"
+    x: torch.Tensor, norm: Norm, residual: torch.Tensor | None, name: str = "norm", least: int = 2
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return x and residual in channels_last, or raise a ValueError for a wrong shape or dtype."""
+    """Return x and residual in channels_last, or raise a ValueError for a wrong shape or dtype.
+
+    x must have `least` values a channel.
+    """
     if x.ndim != 4 or x.dtype not in DTYPES:
         raise ValueError(
             f"x must be float16, bfloat16 or float32 (N, C, H, W), not {x.dtype} {tuple(x.shape)}"
         )
-    if x.numel() <= x.shape[1]:
-        raise ValueError(f"x must have more than one value a channel, not the shape {tuple(x.shape)}")
+    if x.numel() < max(least * x.shape[1], 1):
+        count = "more than one value" if least > 1 else "a value"
+        raise ValueError(f"x must have {count} a channel, not the shape {tuple(x.shape)}")
     check_norm(norm, x.shape[1], name)
     if residual is not None:
         if residual.shape != x.shape or residual.dtype is not x.dtype:

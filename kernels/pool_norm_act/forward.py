@@ -26,7 +26,7 @@ Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @triton.jit
-def _pool(  # noqa: PLR0913
+def pool_tile(  # noqa: PLR0913
     x_ptr,  # (N, HEIGHT, WIDTH, C)
     tile,
     channel,
@@ -113,13 +113,15 @@ def _pool_norm_statistics_kernel(  # noqa: PLR0913
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     last = tl.cdiv(num_rows, BLOCK_ROWS) - 1
     sizes = num_rows, num_channels
-    values, _, _ = _pool(x_ptr, last, channel, sizes, HEIGHT, WIDTH, BLOCK_ROWS, WHOLE_TILES)
+    values, _, _ = pool_tile(x_ptr, last, channel, sizes, HEIGHT, WIDTH, BLOCK_ROWS, WHOLE_TILES)
     shift = tl.sum(values, axis=0) / (num_rows - last * BLOCK_ROWS)
     sums = tl.zeros((BLOCK_ROWS // FOLD, BLOCK_CHANNELS), tl.float32)
     squares = tl.zeros((BLOCK_ROWS // FOLD, BLOCK_CHANNELS), tl.float32)
     for step in tl.range(program, last + 1, num_programs, num_stages=NUM_STAGES):
         tile = last - step
-        values, place, elements = _pool(x_ptr, tile, channel, sizes, HEIGHT, WIDTH, BLOCK_ROWS, WHOLE_TILES)
+        values, place, elements = pool_tile(
+            x_ptr, tile, channel, sizes, HEIGHT, WIDTH, BLOCK_ROWS, WHOLE_TILES
+        )
         store(pooled_ptr, elements, values, WHOLE_TILES)
         _store_places(places_ptr, place, tile, num_rows, num_channels, WHOLE_TILES)
         deviation = values - shift[None, :]

@@ -159,6 +159,16 @@ TOLERANCES = {
     ("stem gradients", torch.float32): Tolerance(
         2e-5, 2e-2, "three terms that cancel, each a sum of thousands of products up to 20"
     ),
+    # The norm of inference: activations of order 1, variances from 0.1 on.
+    ("inference norm y", torch.float32): Tolerance(
+        2e-6, 1e-5, "up to two float32 norms of values up to 20, whose sum cancels"
+    ),
+    ("inference norm y", torch.float16): Tolerance(
+        _FLOAT16.eps, 1e-5, "as float32, then a cast, to half a unit in the last place"
+    ),
+    ("inference norm y", torch.bfloat16): Tolerance(
+        _BFLOAT16.eps, 1e-5, "as float32, then a cast, which the interpreter truncates"
+    ),
     # The whitening stem: images, weights and bias are up to 4, and taps 12.
     ("whitening stem y", torch.float32): Tolerance(
         2e-6, 1e-5, "a float32 sum, which cancels, of up to 13 products up to 10, then a GELU"
