@@ -108,13 +108,13 @@ class ModelConfig(Section):
     fused_norm: bool = Field(
         default=False,
         description="Batch norm, residual and activation, in speednet94 and 96 the max-pool too, in training "
-        "by our own Triton kernels, on a GPU; needs `runtime.channels_last`",
+        "and its evaluations by our own Triton kernels, on a GPU; needs `runtime.channels_last`",
     )
     fused_stem: bool = Field(
         default=False,
-        description="The first convolution, 3x3, in training by our own Triton kernels, on a GPU, and with "
-        "`fused_norm` its norm and ReLU in the same; in speednet94 and 96 the whitening with its GELU; needs "
-        "`runtime.channels_last`",
+        description="The first convolution, 3x3, in training and its evaluations by our own Triton kernels, "
+        "on a GPU, and in training with `fused_norm` its norm and ReLU in the same; in speednet94 and 96 the "
+        "whitening with its GELU; needs `runtime.channels_last`",
     )
     activation: Literal["gelu", "silu"] = Field(
         default="gelu", description="Activation in the groups of speednet94 and speednet96"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -45,4 +45,17 @@ class Loader(Protocol):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield one whole epoch: the first one of which no batch was taken yet."""
+        ...
+
+
+@runtime_checkable
+class ResidentLoader(Loader, Protocol):
+    """A loader whose images are all in the memory of the device."""
+
+    def show(self, samples: torch.Tensor) -> Batch:
+        """Return chosen samples as an evaluation sees them. The host waits for nothing.
+
+        Args:
+            samples: (B,) int64 sample ids, on the device.
+        """
         ...

@@ -8,6 +8,7 @@ from torch import nn
 
 from kernels.arguments import Activation as ActivationName
 from kernels.arguments import Norm
+from pipeline.models.fused import FusedLayer
 from pipeline.models.optional_layers import BlurConv2d
 from pipeline.models.sync_batch_norm import sync_batch_norm
 
@@ -29,14 +30,15 @@ def as_pair(x: Activation) -> tuple[torch.Tensor, torch.Tensor]:
     return x if isinstance(x, tuple) else (x, x)
 
 
-class NormAct(nn.BatchNorm2d):
+class NormAct(nn.BatchNorm2d, FusedLayer):
     """Batch norm, then an optional residual, then an activation.
 
     Args:
         channels: C.
         fused: in training on a GPU, do all three in our Triton kernels (`kernels/batch_norm_act/op.py`),
-            which move fewer bytes than the compiler's. The count of batches, which nothing reads, then stays
-            0. On the CPU torch's own batch norm is faster and is used.
+            which move fewer bytes than the compiler's, and likewise in evaluations (`FusedLayer`). The count
+            of batches, which nothing reads, then stays 0. On the CPU torch's own batch norm is faster and is
+            used.
         activation: at the end.
         branches: True if two layers read the output. The fused kernel then returns it twice.
         momentum: weight of a batch in the running statistics.
@@ -59,7 +61,8 @@ class NormAct(nn.BatchNorm2d):
         momentum: float = 0.1,
     ):
         super().__init__(channels, momentum=momentum)
-        self.fused, self.branches = fused, branches
+        self._set_fused(fused)
+        self.branches = branches
         self.activation: ActivationName = activation
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> Activation:  # type: ignore[override]
@@ -69,6 +72,8 @@ class NormAct(nn.BatchNorm2d):
             assert self.momentum is not None
             op = batch_norm_act_twice if self.branches else batch_norm_act
             return op(input, self._norm(), residual, self.activation, self.momentum, self.eps)
+        if self._infers_on_kernels(input):
+            return self._infer(input, residual)
         across = self.sync and self.training and torch.distributed.is_initialized()
         y = sync_batch_norm(self, input) if across else super().forward(input)
         if residual is not None:
@@ -79,6 +84,8 @@ class NormAct(nn.BatchNorm2d):
         """Return relu(norm(input) + projection(x))."""
         convolution, other = projection
         assert isinstance(other, NormAct) and (self.activation, other.activation) == ("relu", "none")
+        if self._infers_on_kernels(input):
+            return self._infer(input, convolution(x), other._norm())
         if not (self._uses_kernels(input) and other._uses_kernels(input)):  # one of the two may be frozen
             return self(input, residual=projection(x))
         from kernels.dual_batch_norm_act.op import dual_batch_norm_act, dual_batch_norm_act_twice
@@ -87,12 +94,22 @@ class NormAct(nn.BatchNorm2d):
         assert self.momentum is not None
         return op(input, self._norm(), convolution(x), other._norm(), self.momentum, self.eps)
 
+    def _infer(
+        self,
+        input: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        residual_norm: Norm | None = None,
+        pool: bool = False,
+    ) -> torch.Tensor:
+        from kernels.norm_act_inference.op import norm_act_inference
+
+        return norm_act_inference(
+            input, self._norm(), residual, residual_norm, self.activation, self.eps, pool
+        )
+
     def _norm(self) -> Norm:
         assert self.running_mean is not None and self.running_var is not None
         return Norm(self.weight, self.bias, self.running_mean, self.running_var)
-
-    def _uses_kernels(self, input: torch.Tensor) -> bool:
-        return self.fused and self.training and input.is_cuda
 
 
 class PoolNormAct(NormAct):
@@ -104,6 +121,8 @@ class PoolNormAct(NormAct):
     """
 
     def forward(self, input: torch.Tensor) -> Activation:  # type: ignore[override]
+        if self._infers_on_kernels(input):
+            return self._infer(input, pool=True)
         if not self._uses_kernels(input):
             return super().forward(F.max_pool2d(input, 2))
         from kernels.pool_norm_act.op import pool_norm_act, pool_norm_act_twice
@@ -147,7 +166,7 @@ class SqueezeExcitation(nn.Module):
         return x * gate[:, :, None, None]
 
 
-class StemConv(nn.Conv2d):
+class StemConv(nn.Conv2d, FusedLayer):
     """3x3 convolution of images, with a border of zeros. Images need no gradient.
 
     Args:
@@ -160,17 +179,14 @@ class StemConv(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, fused: bool = False):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
-        self.fused = fused
+        self._set_fused(fused)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self._uses_kernels(input):
+        if self._uses_kernels(input) or self._infers_on_kernels(input):
             from kernels.stem_conv.op import stem_conv
 
             return stem_conv(input, self.weight)
         return super().forward(input)
-
-    def _uses_kernels(self, input: torch.Tensor) -> bool:
-        return self.fused and self.training and input.is_cuda
 
 
 class Stem(nn.Sequential):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.models.fused import FusedLayer
 from pipeline.models.layers import NormAct, PoolNormAct, as_pair, global_max
 
 ActivationName = Literal["gelu", "silu"]
@@ -17,7 +18,7 @@ _EPS = 5e-4  # added to the variances of the patches
 _CHANNEL_MULTIPLE = 32
 
 
-class Whitening(nn.Conv2d):
+class Whitening(nn.Conv2d, FusedLayer):
     """2x2 convolution whose outputs are uncorrelated and of variance 1 over the training images.
 
     The filters are the eigenvectors of the covariance of 2x2 patches, each divided by the root of its
@@ -34,7 +35,7 @@ class Whitening(nn.Conv2d):
 
     def __init__(self, in_channels: int, fused: bool = False):
         super().__init__(in_channels, 2 * in_channels * _KERNEL**2, _KERNEL)
-        self.fused = fused
+        self._set_fused(fused)
         self.weight.requires_grad = False
         assert self.bias is not None
         nn.init.zeros_(self.bias)
@@ -55,16 +56,13 @@ class Whitening(nn.Conv2d):
 
     def activated(self, images: torch.Tensor) -> torch.Tensor:
         """Return the GELU of the outputs; from our kernels with channels of zeros at the end."""
-        if not self._uses_kernels(images):
+        if not (self._uses_kernels(images) or self._infers_on_kernels(images)):
             return F.gelu(self(images))
         from kernels.whitening_stem.op import whitening_stem
 
         assert self.bias is not None
         channels = -(-self.out_channels // _CHANNEL_MULTIPLE) * _CHANNEL_MULTIPLE
         return whitening_stem(images, self.weight, self.bias, channels)
-
-    def _uses_kernels(self, images: torch.Tensor) -> bool:
-        return self.fused and self.training and images.is_cuda
 
 
 class ConvGroup(nn.Module):

@@ -14,7 +14,12 @@ from pipeline.distributed.processes import sum_over_processes
 from pipeline.errors import TrainingError
 from pipeline.run.records import EvalFigures
 from pipeline.training.precision import Precision
-from pipeline.training.second_pass import SeenOnce, count_with_least_sure
+from pipeline.training.second_pass import (
+    SeenOnce,
+    count_on_device,
+    count_with_least_sure,
+    is_alone_with_images,
+)
 from pipeline.training.views import Forward, confidence, mean_logits
 
 ONE_VIEW = Views()
@@ -106,20 +111,21 @@ def evaluate(
     precision: Precision,
     device: torch.device,
     views: Views = ONE_VIEW,
+    network: Forward | None = None,
     *,
     seen: Seen | None = None,
 ) -> EvalResult:
     """Count over the whole data set with the model's weights as they are, from one view and from several.
 
-    The model runs eagerly: calling `forward` leaves the compiled training graph alone, which would be
-    compiled again for evaluation. The mode (train or eval) of every module in it is restored afterwards.
-    Waits for the device once, at the end.
+    The mode (train or eval) of every module in the model is restored afterwards. Waits for the device once,
+    at the end.
 
-    If only a share of the images gets more than one view, the data set is read twice: the least sure images
-    of all processes are known only when all images have been seen once. The second time they are collected
-    in full batches, each process its own. Streamed files are decoded again, because the pixels of a quarter
-    of ImageNet's images would take gigabytes; there, more views of all images may cost less. The host waits
-    twice more then, not once a batch.
+    If only a share of the images gets more than one view, the least sure images of all processes are known
+    only when all images have been seen once. A process that is alone, with its images in GPU memory, takes
+    them from there, and the host still waits once. Otherwise the data set is read twice: the second time they
+    are collected in full batches, each process its own. Streamed files are decoded again, because the pixels
+    of a quarter of ImageNet's images would take gigabytes; there, more views of all images may cost less. The
+    host waits twice more then, not once a batch.
 
     Args:
         model: the network that is trained, or another one.
@@ -127,6 +133,8 @@ def evaluate(
         precision: autocast as in training.
         device: of the sums.
         views: count with these test-time views too.
+        network: computes float32 logits with the model. Default: eagerly, by PyTorch's own functions: calling
+            `forward` leaves the compiled training graph alone, which would be compiled again for evaluation.
         seen: remembers the logits of every image; the host then waits for each batch.
 
     Raises:
@@ -134,24 +142,32 @@ def evaluate(
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        with precision.autocast():
-            return model.forward(images).float()
-
+    forward = network or _eager(model, precision)
     seen_once = _see_once(forward, loader, device, views, seen)
+    views_counted = not views.in_part
+    if views.in_part and is_alone_with_images(loader):
+        seen_once.totals[3] = count_on_device(forward, loader, views, seen_once)
+        views_counted = True
     correct, count, loss, correct_views = sum_over_processes(seen_once.totals).tolist()
     if count != loader.num_samples:
         raise TrainingError(
             f"the loader has num_samples={loader.num_samples}, but its batches hold {count:.0f} samples; "
             "correct the loader"
         )
-    if seen_once.confidences:
+    if not views_counted:
         correct_views = count_with_least_sure(forward, loader, views, seen_once)
     for module, training in modes:
         module.training = training
     of_views = None if views.kind == "none" else int(correct_views)
     return EvalResult(int(correct), int(count), loss / count, of_views, views.name)
+
+
+def _eager(model: nn.Module, precision: Precision) -> Forward:
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with precision.autocast():
+            return model.forward(images).float()
+
+    return forward
 
 
 def _see_once(
@@ -172,6 +188,8 @@ def _see_once(
             result.confidences.append(torch.where(batch.valid, confidence(logits), torch.inf))
             result.right.append(right)
             result.indices.append(batch.indices.clone())  # a loader may use its memory again
+        if views.in_part and is_alone_with_images(loader):
+            result.logits.append(logits)
     return result
 
 

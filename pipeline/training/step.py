@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -303,9 +304,14 @@ class Step:
         shape.graph.replay()
         return shape.output
 
+    def memory_pool(self) -> Any:
+        """Return the memory that all captured steps share, because one runs at a time; None before the first
+        one."""
+        graphs = [shape.graph for shape in self._shapes.values() if shape.graph is not None]
+        return graphs[0].pool() if graphs else None
+
     def _capture_step(self, shape: _Shape, inputs: list[torch.Tensor]) -> None:
-        graphs = [other.graph for other in self._shapes.values() if other.graph is not None]
-        pool = graphs[0].pool() if graphs else None  # one graph runs at a time, so all can share memory
+        pool = self.memory_pool()
         shape.static = [tensor.clone() for tensor in inputs]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         # thread_local: DALI's threads allocate and synchronise while this thread captures

@@ -30,6 +30,7 @@ from pipeline.run.records import BestEvaluation, EvalRecord, MetricsLog, Split, 
 from pipeline.run.trackers import Trackers
 from pipeline.training.build import build_state, build_state_of, captures
 from pipeline.training.clock import Clock, Window
+from pipeline.training.eval_network import EvalNetwork
 from pipeline.training.evaluate import EvalResult, evaluate
 from pipeline.training.plan import Due, Plan
 from pipeline.training.state import TrainState, load_checkpoint
@@ -74,6 +75,7 @@ class Trainer:
     profiler: StepProfiler | None = None
     stop: StopSignal = field(default_factory=StopSignal)
     watch: Watch | None = None
+    _networks: dict[str, EvalNetwork] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -258,8 +260,18 @@ class Trainer:
         """Evaluate the weights and, if there is a moving average of them, the average too."""
         state = self.state
         given = (loader, state.precision, self.processes.device, self.config.evaluation.test_views)
-        result = evaluate(state.model, *given)
-        return result if state.ema is None else replace(result, ema=evaluate(state.ema.model, *given))
+        result = evaluate(state.model, *given, self._network("weights", state.model))
+        if state.ema is None:
+            return result
+        average = evaluate(state.ema.model, *given, self._network("average", state.ema.model))
+        return replace(result, ema=average)
+
+    def _network(self, name: str, model: nn.Module) -> EvalNetwork:
+        """Return the network that evaluates the model; it keeps its captured graphs for all evaluations."""
+        if name not in self._networks:
+            capture = captures(self.config.compile, self.processes.device)
+            self._networks[name] = EvalNetwork(model, self.state.precision, capture, self.step.memory_pool)
+        return self._networks[name]
 
     def _record(self, split: Split, result: EvalResult) -> None:
         step, is_test = self.state.step, split == "test"

@@ -12,6 +12,8 @@ from kernels.arguments import Norm
 from kernels.batch_norm_act import backward as norm_backward
 from kernels.batch_norm_act import forward as norm_forward
 from kernels.batch_norm_act import op as norm_op
+from kernels.norm_act_inference import forward as inference_forward
+from kernels.norm_act_inference import op as inference_op
 from kernels.pool_norm_act import backward as pool_backward
 from kernels.pool_norm_act import forward as pool_forward
 from kernels.pool_norm_act import op as pool_op
@@ -20,8 +22,8 @@ from kernels.whitening_stem import forward as stem_forward
 from kernels.whitening_stem import op as stem_op
 from pipeline.config import ModelConfig
 from pipeline.models import build_model
-from pipeline.models.layers import NormAct
-from pipeline.models.speednet import PaddedConv, Whitening
+from pipeline.models.fused import FusedLayer, kernels_in_evaluation
+from pipeline.models.speednet import PaddedConv
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -70,9 +72,14 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(pool_op, "_forward_op", named("pool", pool))
     monkeypatch.setattr(pool_op, "_backward_op", named("pool backward", pool_backward.launch_backward))
     monkeypatch.setattr(stem_op, "whitening_stem", named("stem", _Stem.apply))
+    monkeypatch.setattr(inference_op, "_op", named("inference", inference_forward.launch))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    for layer in (NormAct, Whitening):
-        monkeypatch.setattr(layer, "_uses_kernels", lambda self, _: self.fused and self.training)
+    of_modes = {
+        "_uses_kernels": lambda self, _: self.fused and self.training,
+        "_infers_on_kernels": lambda self, _: self.fused and not self.training and self.evaluates_on_kernels,
+    }
+    for name, function in of_modes.items():
+        monkeypatch.setattr(FusedLayer, name, function)
     return ran
 
 
@@ -83,7 +90,7 @@ def test_a_padded_convolution_ignores_channels_of_zeros() -> None:
     results = []
     for images in (narrow, F.pad(narrow, (0, 0, 0, 0, 0, 8))):
         y = convolution(images)
-        results.append((y, *torch.autograd.grad(y.square().sum(), convolution.parameters())))
+        results.append((y, *torch.autograd.grad(y.square().sum(), convolution.weight)))
     assert results[0][1].shape == results[1][1].shape == (8, 24, 3, 3)
     torch.testing.assert_close(results[0], results[1])
 
@@ -127,5 +134,11 @@ def test_values_and_gradients_are_those_of_pytorch(keys: dict[str, Any], launche
     for (name, buffer), (_, other) in zip(plain.named_buffers(), fused.named_buffers(), strict=True):
         if "running" in name:
             assert_parity(other, buffer, "network, fused norm", torch.float32)
-    fused.load_state_dict(plain.state_dict())  # evaluation is PyTorch's own
-    assert torch.equal(plain.eval()(images), fused.eval()(images))
+    fused.load_state_dict(plain.state_dict())
+    launches.clear()
+    logits = [model.eval()(images) for model in (plain, fused)]
+    assert torch.equal(*logits) and not launches  # evaluation is PyTorch's own, unless it is asked for
+    with torch.no_grad(), kernels_in_evaluation(fused):
+        on_kernels = fused(images)
+    assert {name: launches.count(name) for name in launches} == {"stem": 1, "inference": 3 + norms}
+    assert_parity(on_kernels, logits[0], "network, fused norm", torch.float32)

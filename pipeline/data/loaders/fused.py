@@ -58,6 +58,13 @@ class FusedLoader(PositionedLoader):
         self._ready: deque[Batch] = deque()
         self._groups: Iterator[list[Batch]] = iter(())
 
+    def show(self, samples: torch.Tensor) -> Batch:
+        """Return chosen samples of an evaluation; see `ResidentLoader`."""
+        assert self._fixed is not None, "samples for training are drawn"
+        images = self._apply_crop_flip_cutout(samples, self._fixed[1], 0, len(samples))
+        valid = torch.ones_like(samples, dtype=torch.bool)
+        return Batch(images, self._labels[samples], valid, samples)
+
     def _restart(self, epoch: int, step: int) -> None:
         self._ready.clear()
         self._groups = self._make_groups(epoch, step)

@@ -56,6 +56,14 @@ class Given:
             yield Batch(self._images[rows], self._labels[rows], of_image, rows)
 
 
+class Resident(Given):
+    """A loader of images in memory."""
+
+    def show(self, samples: torch.Tensor) -> Batch:
+        of_image = torch.ones(len(samples), dtype=torch.bool)
+        return Batch(self._images[samples], self._labels[samples], of_image, samples)
+
+
 @pytest.fixture
 def network() -> Network:
     return Network()
@@ -169,6 +177,22 @@ def test_a_loader_with_padding(
     num_views, count = {"mirror": 2, "mirror_shift": 6}[kind], views.count(NUM_IMAGES)
     once, again = (6 * num_views, 0) if share == 1 else (6, -(-count // BATCH) * num_views)
     assert len(network.shapes) == once + again
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.05, 0.29, 0.5, 0.999])
+def test_a_loader_of_images_in_memory(
+    network: Network, images: torch.Tensor, labels: torch.Tensor, kind: ViewsKind, share: float
+):
+    """It is read once; the least sure images are seen again in equal batches, without their own view."""
+    views = Views(kind, share)
+    result = evaluate(network, Resident(images, labels), PLAIN, CPU, views)
+    num_calls, count = len(network.shapes), views.count(NUM_IMAGES)
+    assert result == evaluate(network, Given(images, labels), PLAIN, CPU, views)
+    parts = -(-count // BATCH)
+    again = network.shapes[6:num_calls]
+    assert len(again) == parts * {"mirror": 1, "mirror_shift": 5}[kind]
+    assert {shape[0] for shape in again} == {-(-count // parts)}
 
 
 def test_the_figures_of_one_view_do_not_change(network: Network, images: torch.Tensor, labels: torch.Tensor):

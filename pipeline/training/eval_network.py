@@ -1,0 +1,86 @@
+"""Runs a network in the evaluations of a training run: on our kernels, replayed as CUDA graphs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.models.fused import kernels_in_evaluation
+from pipeline.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A forward pass that was captured, the images that it reads, and its logits."""
+
+    graph: torch.cuda.CUDAGraph
+    images: torch.Tensor
+    logits: torch.Tensor
+
+
+class EvalNetwork:
+    """Computes the logits of a network in evaluation mode, with the weights that it has at each call.
+
+    Fused layers run on our kernels; all others eagerly, because the compiled training graph would be compiled
+    again for evaluation. On a GPU, the first call for images of a shape also captures the forward pass, and
+    later calls replay it: an eager pass takes longer on the host than on the device. The weights and the
+    running statistics must keep their memory, as a captured training step asks for too.
+
+    Args:
+        model: the network that is trained, or its moving average.
+        precision: autocast as in training.
+        capture: replay as CUDA graphs. Calls must then be on another stream than the default one.
+        memory: returns the memory pool of other graphs that run at other times on the same stream, to share
+            it; None if there is none yet.
+
+    Attributes:
+        num_captured: number of shapes that are captured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: Precision,
+        capture: bool,
+        memory: Callable[[], Any] = lambda: None,
+    ):
+        self.model, self._precision, self._capture, self._memory = model, precision, capture, memory
+        self._captured: dict[tuple[Any, ...], _Captured] = {}
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._captured)
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (B, K) float32, in memory of their own. The model must be in evaluation mode."""
+        if not self._capture:
+            return self._logits(images)
+        key = (images.shape, images.stride(), images.dtype)
+        captured = self._captured.get(key)
+        if captured is None:
+            logits = self._logits(images)  # compiles kernels and chooses algorithms, which no capture can do
+            self._captured[key] = self._capture_pass(images)
+            return logits
+        captured.images.copy_(images)
+        captured.graph.replay()
+        return captured.logits.to(torch.float32, copy=True)
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        return self._forward(images).to(torch.float32, copy=True)
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        with kernels_in_evaluation(self.model), self._precision.autocast():
+            return self.model.forward(images)
+
+    def _capture_pass(self, images: torch.Tensor) -> _Captured:
+        others = list(self._captured.values())
+        pool = others[0].graph.pool() if others else self._memory()
+        static = images.clone()  # keeps the strides
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # thread_local: DALI's threads allocate and synchronise while this thread captures
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            logits = self._forward(static)
+        return _Captured(graph, static, logits)
