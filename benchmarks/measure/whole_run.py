@@ -38,6 +38,7 @@ class WholeRunRig:
         self.trainer = Trainer.build(config, random_splits(splits), processes)
         self.trainer.plan = self.trainer.plan.without_interruptions()
         self._warm_up()
+        self._captured = self.trainer.captured_evaluations
 
     def _warm_up(self) -> None:
         trainer = self.trainer
@@ -89,13 +90,19 @@ class WholeRunRig:
         """Check the runs so far.
 
         Raises:
-            TrainingError: a graph was compiled after warm-up, so that the time is not that of training.
+            TrainingError: a graph was compiled or captured after warm-up, so that the time is not that of
+                training.
         """
         extra = self.trainer.step.recompilations
         if extra:
             raise TrainingError(
                 f"the step was compiled {extra} more times after warm-up: shapes or types change between "
                 "batches"
+            )
+        extra = self.trainer.captured_evaluations - self._captured
+        if extra:
+            raise TrainingError(
+                f"the evaluation was captured {extra} more times after warm-up: its batches change shape"
             )
 
 

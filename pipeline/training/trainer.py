@@ -273,6 +273,11 @@ class Trainer:
             self._networks[name] = EvalNetwork(model, self.state.precision, capture, self.step.memory_pool)
         return self._networks[name]
 
+    @property
+    def captured_evaluations(self) -> int:
+        """Return the number of captured forward passes: one for each network and batch shape."""
+        return sum(network.num_captured for network in self._networks.values())
+
     def _record(self, split: Split, result: EvalResult) -> None:
         step, is_test = self.state.step, split == "test"
         self._remember_best(split, result.accuracy)

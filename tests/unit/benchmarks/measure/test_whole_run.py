@@ -10,6 +10,7 @@ import torch
 from benchmarks.measure.whole_run import WholeRunRig, random_splits
 from pipeline.data import ImageSet, Splits
 from pipeline.distributed.processes import connect
+from pipeline.errors import TrainingError
 from pipeline.models import SpeedNet
 from pipeline.run.checkpoint import map_tensors
 from pipeline.training.build import build_initial_model, fit_to_images
@@ -164,3 +165,12 @@ def test_whitening_is_the_same_from_images_on_the_device():
         assert isinstance(model, SpeedNet)
         filters.append(model.stem.weight)
     assert torch.equal(*filters)
+
+
+def test_an_evaluation_that_is_captured_after_warm_up_is_refused(monkeypatch: pytest.MonkeyPatch):
+    config = tiny_config()
+    rig = WholeRunRig(config, tiny_splits(config), connect(config))
+    rig.check()
+    monkeypatch.setattr(Trainer, "captured_evaluations", 1)
+    with pytest.raises(TrainingError, match="captured 1 more times"):
+        rig.check()

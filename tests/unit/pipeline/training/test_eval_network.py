@@ -1,0 +1,87 @@
+"""A network of evaluations: what it copies, keeps and captures. On a CPU a graph is a function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import UnscaledPrecision
+from pipeline.training import eval_network
+from pipeline.training.eval_network import EvalNetwork
+from pipeline.training.precision import Precision
+
+PRECISION = Precision(UnscaledPrecision(mode="bf16"), torch.device("cpu"))
+
+
+@dataclass
+class _Graph:
+    """Computes again into the same memory, as a captured pass does."""
+
+    replay: Callable[[], Any]
+
+
+def capture_pass(network: EvalNetwork, images: torch.Tensor) -> Any:
+    static = images.clone()
+    logits = network._forward(static)
+    graph: Any = _Graph(lambda: logits.copy_(network._forward(static)))
+    return eval_network._Captured(graph, static, logits)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5)).eval()
+
+
+@torch.no_grad()
+def expected(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with PRECISION.autocast():
+        return model(images).float()
+
+
+@pytest.mark.parametrize("capture", [False, True])
+@torch.no_grad()
+def test_logits_of_the_weights_at_each_call(
+    model: nn.Module, capture: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EvalNetwork, "_capture_pass", capture_pass)
+    network = EvalNetwork(model, PRECISION, capture)
+    earlier: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for size in (4, 4, 3, 4, 3):
+        for tensor in (*model.parameters(), model[1].running_mean):  # type: ignore[index]
+            tensor.normal_()
+        images = torch.randn(size, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+        logits = network(images)
+        assert logits.dtype is torch.float32 and not logits.requires_grad
+        torch.testing.assert_close(logits, expected(model, images), rtol=0, atol=0)
+        earlier.append((logits, logits.clone()))
+    assert all(torch.equal(*pair) for pair in earlier), "a later call changed earlier logits"
+    assert network.num_captured == (2 if capture else 0)
+
+
+def test_the_graphs_of_a_network_share_memory(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one takes that of the training step."""
+    pools: list[object] = []
+
+    class Capturing:
+        def __init__(self, graph: Any, pool: object, **_: Any):
+            pools.append(pool)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    class Graph:
+        def pool(self) -> str:
+            return "its own"
+
+    monkeypatch.setattr(torch.cuda, "graph", Capturing)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    network = EvalNetwork(model, PRECISION, True, memory=lambda: "that of the step")
+    for size in (4, 3):
+        network(torch.randn(size, 3, 6, 6))
+    assert pools == ["that of the step", "its own"]
