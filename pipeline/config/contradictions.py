@@ -156,6 +156,22 @@ def _views(config: "Config") -> str | None:
     return None
 
 
+def _balance(config: "Config") -> str | None:
+    if config.data.sampler != "balanced":
+        return None
+    if config.loss.class_weights == "balanced":
+        return (
+            "loss.class_weights: balanced and data.sampler: balanced each make up for rare classes, and "
+            "together they would do it twice; keep one of them"
+        )
+    if config.augment.flip == "alternating":
+        return (
+            "augment.flip: alternating is for images that come once an epoch, and data.sampler=balanced "
+            "repeats some; set augment.flip=true"
+        )
+    return None
+
+
 def _samples(config: "Config") -> str | None:
     data = config.data
     if isinstance(data, SyntheticData) and data.loader != "synthetic" and data.num_samples < data.batch_size:
@@ -166,5 +182,5 @@ def _samples(config: "Config") -> str | None:
 
 _CHECKS: tuple[Callable[["Config"], str | None], ...] = (
     *(_statistics, _holdout, _cutout, _lists, _ranges, _progressive, _milestones, _nesterov),
-    *(_own_kernels, _fused, _groups, _run_folder, _compile, _views, _samples),
+    *(_own_kernels, _fused, _groups, _run_folder, _compile, _views, _balance, _samples),
 )

@@ -34,6 +34,11 @@ class _AnyData(Section):
     batch_size: int = Field(
         default=512, ge=1, le=2**20, description="Images per optimizer step, over all processes"
     )
+    sampler: Literal["shuffled", "balanced"] = Field(
+        default="shuffled",
+        description="`shuffled`: every training image once an epoch. `balanced`: every class equally "
+        "often: the images of a rare class are repeated, some of a frequent one wait for a later epoch",
+    )
     eval_batch_size: int = Field(
         default=1000, ge=1, le=2**20, description="Images per evaluation step, over all processes"
     )

@@ -25,6 +25,7 @@ LATER_KEYS = frozenset(
         *("model.stochastic_depth", "model.blur_pool", "model.freeze", "optimizer.layer_decay"),
         *("augment.erasing", "augment.trivial_augment", "augment.repeats"),
         *("log.trackers", "log.project"),
+        *("data.sampler", "loss.class_weights"),
     }
 )
 

@@ -1,5 +1,7 @@
 """Defines the typed, frozen model of a run: it and its sections are the only place with defaults."""
 
+import math
+import reprlib
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
@@ -16,6 +18,24 @@ from pipeline.config.precision import PrecisionConfig, ScaledPrecision
 from pipeline.config.schedule import ScheduleConfig, SmoothSchedule
 
 
+def _as_class_weights(value: object) -> object:
+    """Return the list of weights of a recipe as a tuple of floats, and anything that is no list unchanged."""
+    if not isinstance(value, list | tuple):
+        if value is None or value == "balanced":
+            return value
+        raise ValueError(f"{reprlib.repr(value)} is none of balanced, null, or a list such as [1.0, 2.5]")
+    wrong = [item for item in value if isinstance(item, bool) or not isinstance(item, int | float)]
+    if wrong or not all(0 <= item < math.inf for item in value) or not any(value):
+        raise ValueError(
+            f"{reprlib.repr(list(value))} is no list of weights: give a number for each class, none below 0, "
+            "and not all of them 0"
+        )
+    return tuple(map(float, value))
+
+
+ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_as_class_weights)]
+
+
 class LossConfig(Section):
     name: Literal["cross_entropy", "bce"] = Field(
         default="cross_entropy",
@@ -24,6 +44,11 @@ class LossConfig(Section):
     )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes"
+    )
+    class_weights: ClassWeights = Field(
+        default=None,
+        description="Factor of each class in the training loss, in label order; `balanced`: inverse to its "
+        "number of training images, 1 on average over these. null: 1",
     )
 
 

@@ -34,12 +34,15 @@ class Loaders:
         test: every test image once per iteration.
         holdout: every held-out training image once per iteration; None without `data.holdout`.
         num_classes: of the data set, if it is known: labels are below it.
+        class_sizes: training images of each class, if they are known: `loss.class_weights: balanced` is
+            computed from them.
     """
 
     train: Loader
     test: Loader
     holdout: Loader | None
     num_classes: int | None = None
+    class_sizes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def build_loaders(
         test=_build_eval_loader(context, splits.test),
         holdout=None if splits.holdout is None else _build_eval_loader(context, splits.holdout),
         num_classes=splits.num_classes,
+        class_sizes=tuple(np.bincount(splits.train.labels, minlength=splits.num_classes).tolist()),
     )
 
 
@@ -165,6 +169,7 @@ def _transform(context: _Context, augmented: bool) -> Transform:
 def _train_sampler(context: _Context, train: Samples) -> TrainSampler:
     config, shard = context.config, context.shard
     augment, batch_size = config.augment, config.data.batch_size
+    balance = train.labels if config.data.sampler == "balanced" else None
     if isinstance(train, FileSet):
         for key in changed_keys(config, DRAWN_IN_MEMORY):
             raise UserError(
@@ -172,9 +177,9 @@ def _train_sampler(context: _Context, train: Samples) -> TrainSampler:
                 "remove the key (see data.cache_below; streamed images have augment.color_jitter)"
             )
         resolutions = training_resolutions(config, max(len(train) // batch_size, 1))
-        return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions)
+        return StreamSampler(train.sizes, batch_size, shard, config.seed, augment, resolutions, balance)
     _refuse_keys_of_streams(config, DRAWN_FROM_FILES + SHOWN_FROM_FILES)
-    return TrainSampler(len(train), batch_size, shard, config.seed, train.image_size, augment)
+    return TrainSampler(len(train), batch_size, shard, config.seed, train.image_size, augment, balance)
 
 
 def _refuse_keys_of_streams(config: Config, keys: tuple[str, ...]) -> None:

@@ -1,7 +1,49 @@
 """Computes the loss and the number of correct predictions, for hard and for mixed targets."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+
+from pipeline.config import LossConfig
+from pipeline.errors import UserError
+
+
+def compute_class_weights(
+    config: LossConfig, num_classes: int | None, class_sizes: Sequence[int] | None, device: torch.device
+) -> torch.Tensor | None:
+    """Return the factor of each class in the loss, (K,) float32; None without `loss.class_weights`.
+
+    The balanced weight of a class is N / (K n), for n of N training images and K classes that have some: the
+    mean over the training images is 1. A class without images gets 0.
+
+    Args:
+        config: the section `loss`.
+        num_classes: of the data set; None: not known.
+        class_sizes: training images of each class; None: not known.
+        device: of the result.
+
+    Raises:
+        UserError: there is not one weight for each class, or the sizes are needed and not known.
+    """
+    weights = config.class_weights
+    if weights is None:
+        return None
+    if weights == "balanced":
+        if class_sizes is None:
+            raise UserError(
+                "loss.class_weights: balanced needs the number of training images of each class; give it as "
+                "Loaders(…, class_sizes=…), or give a list of weights"
+            )
+        used = sum(size > 0 for size in class_sizes)
+        weights = [sum(class_sizes) / (used * size) if size else 0.0 for size in class_sizes]
+    elif num_classes is not None and len(weights) != num_classes:
+        raise _wrong_number(len(weights), num_classes)
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def _wrong_number(weights: int, classes: int) -> UserError:
+    return UserError(f"loss.class_weights: {weights} weights for {classes} classes; give one for each class")
 
 
 def classification_loss(
@@ -10,6 +52,7 @@ def classification_loss(
     label_smoothing: float,
     fractions: torch.Tensor | None = None,
     name: str = "cross_entropy",
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean loss with smoothed targets, float32.
 
@@ -24,16 +67,25 @@ def classification_loss(
         fractions: (P,) float, the fraction that each of the P labels has of the target before smoothing; they
             add up to 1. None: hard targets.
         name: as `loss.name`: `cross_entropy` or `bce`.
+        class_weights: (K,) float32; the term of each class in the loss is multiplied by its weight. The sum is
+            divided by B (binary cross-entropy: by B K), not by the weights of the batch's labels: so the loss
+            does not depend on how the batch is divided among processes. None: 1.
+
+    Raises:
+        UserError: K is not the number of weights.
     """
+    if class_weights is not None and len(class_weights) != logits.shape[1]:
+        raise _wrong_number(len(class_weights), logits.shape[1])
+    if fractions is None and (name == "bce" or class_weights is not None):
+        labels, fractions = labels[:, None], logits.new_ones(1, dtype=torch.float32)
     if name == "bce":
-        if fractions is None:
-            labels, fractions = labels[:, None], logits.new_ones(1, dtype=torch.float32)
+        assert fractions is not None
         targets = soft_targets(labels, fractions, logits.shape[1])
         targets = (1 - label_smoothing) * targets + label_smoothing / logits.shape[1]
-        return F.binary_cross_entropy_with_logits(logits.float(), targets)
+        return F.binary_cross_entropy_with_logits(logits.float(), targets, class_weights)
     if fractions is not None:
         targets = soft_targets(labels, fractions, logits.shape[1])
-        return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+        return F.cross_entropy(logits.float(), targets, weight=class_weights, label_smoothing=label_smoothing)
     # here, because the import of Triton takes a second
     from kernels.label_smoothing_cross_entropy.op import label_smoothing_cross_entropy
 

@@ -14,6 +14,7 @@ from pipeline.data import Loaders, Splits
 from pipeline.data.loaders.fused import FusedLoader
 from pipeline.models import SpeedNet
 from pipeline.training.build import build_initial_model, build_state_of, fit_to_images
+from pipeline.training.losses import compute_class_weights
 from pipeline.training.state import TrainState
 from pipeline.training.trainer import Trainer
 
@@ -36,7 +37,9 @@ def restart(trainer: Trainer, config: Config, splits: Splits, loaders: Loaders) 
     device = trainer.processes.device
     uncompiled = config.model_copy(update={"compile": config.compile.model_copy(update={"mode": "none"})})
     model = build_initial_model(config, splits.num_classes, device)
-    _take_over(trainer.state, build_state_of(model, uncompiled, trainer.processes))
+    fresh = build_state_of(model, uncompiled, trainer.processes)
+    fresh.class_weights = compute_class_weights(config.loss, loaders.num_classes, loaders.class_sizes, device)
+    _take_over(trainer.state, fresh)
     trainer.step.take_draws_of(config)
     trainer.config, trainer.splits, trainer.loaders = config, splits, loaders
 
@@ -63,6 +66,8 @@ def _take_over(state: TrainState, fresh: TrainState) -> None:
         _copy_network(fresh.ema.model, state.ema.model)
     if state.lookahead is not None and fresh.lookahead is not None:
         state.lookahead.load(fresh.lookahead.slow)
+    if state.class_weights is not None and fresh.class_weights is not None:
+        state.class_weights.copy_(fresh.class_weights)
     _take_over_optimizer(state.optimizer, fresh.optimizer)
     state.precision.scaler.load_state_dict(fresh.precision.scaler.state_dict())  # fills its tensors in place
     state.totals.values.zero_()

@@ -58,6 +58,8 @@ class TrainState:
         ema: moving average of the weights, or None.
         lookahead: slow weights, or None.
         gradient_mean: averages the gradients over the processes; None on one process.
+        class_weights: (K,) float32, factors of the classes in the loss, or None. They follow from config and
+            data set, and are not saved.
         step: optimizer steps done.
         best: the best evaluation so far; None before the first one.
         last_train: the newest record of training; None before the first one.
@@ -71,6 +73,7 @@ class TrainState:
     ema: Ema | None = None
     lookahead: Lookahead | None = None
     gradient_mean: GradientMean | None = None
+    class_weights: torch.Tensor | None = None
     step: int = 0
     best: BestEvaluation | None = None
     last_train: TrainRecord | None = None

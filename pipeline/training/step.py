@@ -110,7 +110,8 @@ def _backward(
     for number, (some_images, targets) in enumerate(micro_batches, start=1):
         with state.precision.autocast():
             logits = state.model(some_images)
-            loss = classification_loss(logits, targets, options.label_smoothing, shares, options.loss)
+            smoothing, name = options.label_smoothing, options.loss
+            loss = classification_loss(logits, targets, smoothing, shares, name, state.class_weights)
         if number == count and state.gradient_mean is not None:
             state.gradient_mean.start()
         state.precision.scaler.scale(loss / count if count > 1 else loss).backward()

@@ -32,6 +32,7 @@ from pipeline.training.build import build_state, build_state_of, captures
 from pipeline.training.clock import Clock, Window
 from pipeline.training.eval_network import EvalNetwork
 from pipeline.training.evaluate import EvalResult, evaluate
+from pipeline.training.losses import compute_class_weights
 from pipeline.training.plan import Due, Plan
 from pipeline.training.state import TrainState, load_checkpoint
 from pipeline.training.step import Step
@@ -110,6 +111,9 @@ class Trainer:
             state = build_state(config, _given(splits), processes, pretrained=resume_from is None)
         else:
             state = build_state_of(model, config, processes)
+        state.class_weights = compute_class_weights(
+            config.loss, loaders.num_classes, loaders.class_sizes, processes.device
+        )
         if resume_from is not None:
             _resume(state, resume_from, processes)
         rates_at = plan.rates_of(config, partition(config.optimizer, state.model))

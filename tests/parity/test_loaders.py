@@ -219,6 +219,29 @@ def test_the_fused_loader_follows_them_too(changes: dict[str, Any]):
             assert_same(batch, of_dali)
 
 
+@pytest.mark.parametrize("jitter", [{}, {"brightness": 0.4}], ids=["plain", "jitter"])
+def test_all_loaders_show_the_samples_of_a_balanced_epoch_alike(jitter: dict[str, Any]):
+    images, labels = make_images(NUM_SAMPLES)
+    rare = torch.tensor([0] * 25 + [1] * 7 + [2] * 2)
+    augment = AUGMENT.model_copy(update=jitter)
+
+    def sampler() -> TrainSampler:
+        return TrainSampler(NUM_SAMPLES, BATCH_SIZE, Shard(), 5, (HEIGHT, WIDTH), augment, rare.numpy())
+
+    transform = transform_of(augment)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fused = FusedLoader(images.to(device), rare.to(device), sampler(), transform, 5, augment, Shard())
+    of_dali, of_reference = (
+        build(images, rare, sampler(), transform) for build in (build_dali, build_reference)
+    )
+    for _ in range(2):
+        for step, (one, two, three) in enumerate(zip(fused, of_dali, of_reference, strict=True)):
+            assert_same(Batch(*(tensor.cpu() for tensor in vars(one).values())), two)
+            assert_same(two, three, exactly=False)
+            assert torch.equal(two.labels, rare[two.indices]), step
+    assert len(labels) == NUM_SAMPLES
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"crop_padding": 0}, {"flip": False}, {"cutout": 0}, {"crop_padding": 0, "flip": False, "cutout": 0}],

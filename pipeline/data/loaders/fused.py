@@ -10,7 +10,7 @@ from einops import rearrange
 from pipeline.config import AugmentConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loaders.base import PositionedLoader, Transform
-from pipeline.data.sampling.batch_plan import Sampler, Shard
+from pipeline.data.sampling.batch_plan import Sampler, Shard, TrainSampler
 
 # One launch makes about this many images: enough to hide the overhead of the launch, few enough for the L2
 # cache of a large GPU.
@@ -77,11 +77,17 @@ class FusedLoader(PositionedLoader):
     def _make_groups(self, epoch: int, step: int) -> Iterator[list[Batch]]:
         while True:
             order, draws = self._fixed or self._draw(epoch)
+            samples = self._samples_of(epoch)
             while step < self.steps_per_epoch:
                 count = min(self._group, self.steps_per_epoch - step)
-                yield self._make_batches(order, draws, step, count)
+                yield self._make_batches(order, draws, samples, slice(step, step + count))
                 step += count
             epoch, step = epoch + 1, 0
+
+    def _samples_of(self, epoch: int) -> torch.Tensor | None:
+        """Return the sample of each slot of the order; None if slot i shows sample i."""
+        samples = self._sampler.samples_of(epoch) if isinstance(self._sampler, TrainSampler) else None
+        return None if samples is None else torch.from_numpy(samples).to(self.images.device)
 
     def _plan_without_draws(self, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sample ids of an evaluation, and draws that change nothing. Sets `_valid`."""
@@ -113,19 +119,33 @@ class FusedLoader(PositionedLoader):
         by_rank = rearrange(order, "(step rank image) -> rank (step image)", rank=world, image=batch)
         return by_rank[self._shard.rank].contiguous(), draws
 
-    def _make_batches(self, order: torch.Tensor, draws: torch.Tensor, step: int, count: int) -> list[Batch]:
-        """Make COUNT batches from step STEP on."""
+    def _make_batches(
+        self, order: torch.Tensor, draws: torch.Tensor, samples: torch.Tensor | None, steps: slice
+    ) -> list[Batch]:
+        """Make the batches of some steps.
+
+        Args:
+            order: slots, batch after batch.
+            draws: of each slot.
+            samples: of each slot; None: slot i shows sample i.
+            steps: start and stop in the epoch.
+        """
         batch = self._batch_size
-        images = self._apply_crop_flip_cutout(order, draws, step * batch, count * batch)
-        rows = slice(step * batch, (step + count) * batch)
-        samples = order[rows]
-        tensors = (images, self._labels[samples], self._valid[rows], samples)
+        rows = slice(steps.start * batch, steps.stop * batch)
+        chosen = order[rows]
+        if samples is None:
+            images = self._augment_images(self.images, order, draws, rows)
+        else:  # the kernel takes image and draws by one number: gather both
+            draws, chosen = draws[chosen], samples[chosen]
+            in_order = torch.arange(len(chosen), device=chosen.device)
+            images = self._augment_images(self.images[chosen], in_order, draws, slice(0, len(chosen)))
+        tensors = (images, self._labels[chosen], self._valid[rows], chosen)
         return [Batch(*parts) for parts in zip(*(tensor.split(batch) for tensor in tensors), strict=True)]
 
-    def _apply_crop_flip_cutout(
-        self, order: torch.Tensor, draws: torch.Tensor, start: int, count: int
+    def _augment_images(
+        self, images: torch.Tensor, order: torch.Tensor, draws: torch.Tensor, rows: slice
     ) -> torch.Tensor:
-        """Gather COUNT images of ORDER from START on, apply their draws and normalise, in one kernel."""
+        """Gather the images of some rows of ORDER, apply their draws and normalise, in one kernel."""
         from kernels.augment.op import augment
         from kernels.augment.reference import Augmentation
 
@@ -140,5 +160,6 @@ class FusedLoader(PositionedLoader):
             transform.brightness,
             transform.contrast,
         )
-        images = augment(self.images, order, draws, augmentation, start=start, count=count)
+        count = rows.stop - rows.start
+        images = augment(images, order, draws, augmentation, start=rows.start, count=count)
         return images.contiguous(memory_format=transform.memory_format)

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.config import AugmentConfig, share
+from pipeline.data.sampling.balanced import draw_balanced
 from pipeline.data.sampling.padded_crops import PaddedCropDraws, draw_padded_crops, draw_padded_crops_of
 from pipeline.data.sampling.philox import below, draw_order
 from pipeline.data.sampling.resized_crops import (
@@ -65,11 +66,22 @@ class TrainSampler:
     """Plans shuffled batches of equal size. The incomplete batch at the end of an epoch is dropped.
 
     Global batch `step` holds `order[step * batch_size : (step + 1) * batch_size]` for any number of
-    processes. Rank r takes the r-th contiguous part of it.
+    processes. Rank r takes the r-th contiguous part of it. The order is one of slots, of which an epoch has
+    as many as there are samples. Slot i shows sample i, or with `balance` the i-th of `draw_balanced`. The
+    draws belong to the slot, so that an image that comes in several slots is shown in several ways.
 
-    With R repeats (`augment.repeats`), a global batch holds the next batch_size / R samples of the order R
+    With R repeats (`augment.repeats`), a global batch holds the next batch_size / R slots of the order R
     times, one repetition after the other, so that images that are mixed are different ones. Repetition r of
-    epoch e has the draws that a sample has in epoch e R + r without repeats.
+    epoch e has the draws that a slot has in epoch e R + r without repeats.
+
+    Args:
+        num_samples: N, samples in the training set.
+        batch_size: of all processes together.
+        shard: this process among the others.
+        seed: the run's seed.
+        image_size: height and width of the output, in pixels.
+        augment: what is switched on.
+        balance: (N,) int64 labels, to show every class equally often; None: every sample once.
 
     Raises:
         UserError: fewer samples than one batch, or a batch size that the processes do not divide.
@@ -85,6 +97,7 @@ class TrainSampler:
         seed: int,
         image_size: tuple[int, int],
         augment: AugmentConfig,
+        balance: np.ndarray | None = None,
     ):
         self.num_samples = num_samples
         self.local_batch_size = share(batch_size, shard.world_size, "data.batch_size")
@@ -102,13 +115,32 @@ class TrainSampler:
         share(batch_size, self._repeats, "data.batch_size", "showings of each image (augment.repeats)")
         self._drawn: dict[int, tuple[PaddedCropDraws, np.ndarray]] = {}
         self._orders: dict[int, np.ndarray] = {}
+        self._balance = balance
+        self._balanced: dict[int, np.ndarray] = {}
 
     def showings(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the sample ids of a batch, and the epochs whose draws they have: (B,) int64 each."""
-        slots = self._start + np.arange(self.local_batch_size)
-        repetition, place = np.divmod(slots, self._batch_size // self._repeats)
-        samples = self._order_of(epoch)[step * (self._batch_size // self._repeats) + place]
-        return samples, epoch * self._repeats + repetition
+        """Return the slots of a batch, and the epochs whose draws they have: (B,) int64 each."""
+        positions = self._start + np.arange(self.local_batch_size)
+        repetition, place = np.divmod(positions, self._batch_size // self._repeats)
+        slots = self._order_of(epoch)[step * (self._batch_size // self._repeats) + place]
+        return slots, epoch * self._repeats + repetition
+
+    def samples_of(self, epoch: int) -> np.ndarray | None:
+        """Return the sample of each slot of an epoch, (N,) int64; None if slot i shows sample i.
+
+        Those of the last three epochs are kept: crops are drawn an epoch ahead.
+        """
+        if self._balance is None:
+            return None
+        if epoch not in self._balanced:
+            samples = draw_balanced(self._balance, self._seed, epoch)
+            self._balanced = {**dict(list(self._balanced.items())[-2:]), epoch: samples}
+        return self._balanced[epoch]
+
+    def _samples_in(self, slots: np.ndarray, epoch: int) -> np.ndarray:
+        """Return the samples that some slots of an epoch show."""
+        samples = self.samples_of(epoch)
+        return slots if samples is None else samples[slots]
 
     def _order_of(self, epoch: int) -> np.ndarray:
         """Return the order of an epoch. Those of the last two epochs are kept."""
@@ -136,14 +168,15 @@ class TrainSampler:
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
         if self._repeats > 1:
-            indices, showings = self.showings(epoch, step)
-            arguments = self._seed, indices, showings, self._image_size, self._augment
+            slots, showings = self.showings(epoch, step)
+            arguments = self._seed, slots, showings, self._image_size, self._augment
             draws = draw_padded_crops_of(*arguments).table()
         else:
             _, table = self._draws_of(epoch)
-            indices, _ = self.showings(epoch, step)
-            draws = table[indices]
-        return BatchPlan(indices, self._valid, self._with_operations(draws, epoch, step))
+            slots, _ = self.showings(epoch, step)
+            draws = table[slots]
+        draws = self._with_operations(draws, epoch, step)
+        return BatchPlan(self._samples_in(slots, epoch), self._valid, draws)
 
 
 class StreamSampler(TrainSampler):
@@ -151,7 +184,7 @@ class StreamSampler(TrainSampler):
 
     Args:
         sizes: (N, 2) int32, height and width of each file's image.
-        batch_size, shard, seed, augment: as for `TrainSampler`.
+        batch_size, shard, seed, augment, balance: as for `TrainSampler`.
         resolutions: pairs (first step of the run, height and width of the images from then on), ascending,
             the first at step 0.
     """
@@ -164,12 +197,14 @@ class StreamSampler(TrainSampler):
         seed: int,
         augment: AugmentConfig,
         resolutions: Sequence[tuple[int, int]],
+        balance: np.ndarray | None = None,
     ):
-        super().__init__(len(sizes), batch_size, shard, seed, (resolutions[0][1], resolutions[0][1]), augment)
+        size = (resolutions[0][1], resolutions[0][1])
+        super().__init__(len(sizes), batch_size, shard, seed, size, augment, balance)
         assert resolutions[0][0] == 0 and sorted(resolutions) == list(resolutions), f"{resolutions}"
         self.resolutions = tuple(resolutions)
         self._sizes = sizes
-        self._init_arguments = (sizes, batch_size, shard, seed, augment, resolutions)
+        self._init_arguments = (sizes, batch_size, shard, seed, augment, resolutions, balance)
         self._crops: dict[int, Future[ResizedCropDraws]] = {}
         self._thread = ThreadPoolExecutor(1, "draws")
 
@@ -181,13 +216,17 @@ class StreamSampler(TrainSampler):
         run_step = epoch * self.steps_per_epoch + step
         return self.resolutions[bisect_right(self.resolutions, run_step, key=lambda item: item[0]) - 1][1]
 
+    def _draw_crops(self, epoch: int) -> ResizedCropDraws:
+        """Draw the crops of an epoch, a row for each slot."""
+        samples = self.samples_of(epoch)
+        sizes = self._sizes if samples is None else self._sizes[samples]
+        return draw_resized_crops(self._seed, epoch, sizes, self._augment)
+
     def _crops_of(self, epoch: int) -> ResizedCropDraws:
         """Return the draws of an epoch, and begin those of the next: a million images take half a second."""
         for number in (epoch, epoch + 1):
             if number not in self._crops:
-                self._crops[number] = self._thread.submit(
-                    draw_resized_crops, self._seed, number, self._sizes, self._augment
-                )
+                self._crops[number] = self._thread.submit(self._draw_crops, number)
         self._crops = {
             number: draws for number, draws in self._crops.items() if epoch - 1 <= number <= epoch + 1
         }
@@ -195,27 +234,28 @@ class StreamSampler(TrainSampler):
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
         size = self.image_size(epoch, step)
-        indices, crops, flip, positions = self._crops_of_batch(epoch, step)
+        slots, crops, flip, positions = self._crops_of_batch(epoch, step)
         box = cutout_side(self._augment.cutout, size, self.resolutions[-1][1])
         inside = self._augment.cutout_mode == "inside"
         corners = below(positions, size - box + 1) if inside else below(positions, size) - np.int32(box // 2)
         draws = np.concatenate([crops, flip[:, None], corners], axis=1, dtype=np.int32)
-        return BatchPlan(indices, self._valid, self._with_operations(draws, epoch, step), size)
+        draws = self._with_operations(draws, epoch, step)
+        return BatchPlan(self._samples_in(slots, epoch), self._valid, draws, size)
 
     def _order_of(self, epoch: int) -> np.ndarray:
         crops = self._crops.get(epoch)  # not `_crops_of`: a batch is finished later than it is planned
         return super()._order_of(epoch) if crops is None else crops.result().order
 
     def _crops_of_batch(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return sample ids, boxes, flips, and positions of the Cutout boxes as uint64."""
+        """Return slots, boxes, flips, and positions of the Cutout boxes as uint64."""
         if self._repeats > 1:
-            indices, showings = self.showings(epoch, step)
-            sizes = self._sizes[indices]
-            draws = draw_resized_crops_of(self._seed, indices, showings, sizes, self._augment)
-            return indices, draws.boxes, draws.flip, draws.cutout.astype(np.uint64)
+            slots, showings = self.showings(epoch, step)
+            sizes = self._sizes[self._samples_in(slots, epoch)]
+            draws = draw_resized_crops_of(self._seed, slots, showings, sizes, self._augment)
+            return slots, draws.boxes, draws.flip, draws.cutout.astype(np.uint64)
         draws = self._crops_of(epoch)
-        indices, _ = self.showings(epoch, step)
-        return indices, draws.boxes[indices], draws.flip[indices], draws.cutout[indices].astype(np.uint64)
+        slots, _ = self.showings(epoch, step)
+        return slots, draws.boxes[slots], draws.flip[slots], draws.cutout[slots].astype(np.uint64)
 
 
 def cutout_side(cutout: int, size: int, final_size: int) -> int:

@@ -361,6 +361,18 @@ def test_a_union_is_told_once():
         ),
         ("model:\n  name: resnet50\n  groups: 48\n", 3, ["model.groups"], "power of 2"),
         (
+            "data:\n  sampler: balanced\nloss:\n  class_weights: balanced\n",
+            4,
+            ["loss.class_weights", "data.sampler"],
+            "keep one of them",
+        ),
+        (
+            "data:\n  sampler: balanced\naugment:\n  flip: alternating\n",
+            4,
+            ["augment.flip", "data.sampler"],
+            "augment.flip=true",
+        ),
+        (
             "data:\n  dataset: synthetic\n  num_samples: 8\n",
             3,
             ["data.num_samples", "data.batch_size"],

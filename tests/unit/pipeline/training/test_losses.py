@@ -5,7 +5,12 @@ import torch
 from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy
 
-from pipeline.training.losses import classification_loss
+from pipeline.config import LossConfig, load_config
+from pipeline.errors import UserError
+from pipeline.training.losses import classification_loss, compute_class_weights
+from tests.tiny import tiny_config, tiny_trainer, train_steps
+
+CPU = torch.device("cpu")
 
 
 def by_hand(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -89,3 +94,67 @@ def test_one_label_with_the_fraction_1_is_a_hard_target():
     (soft,) = torch.autograd.grad(classification_loss(logits, labels, 0.1, fractions), logits)
     (hard,) = torch.autograd.grad(classification_loss(logits, labels[:, 0], 0.1), logits)
     torch.testing.assert_close(soft, hard)
+
+
+# --- class weights ---
+
+WEIGHTS = torch.tensor([0.5, 0.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("mixed", [False, True], ids=["hard", "mixed"])
+def test_each_class_s_term_has_its_weight(smoothing: float, mixed: bool):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(16, 4, generator=generator), torch.randint(4, (16, 2), generator=generator)
+    fractions = torch.tensor([0.75, 0.25]) if mixed else torch.tensor([1.0, 0.0])
+    target = torch.full((16, 4), smoothing / 4, dtype=torch.float64)
+    for number, fraction in enumerate(fractions):
+        target[torch.arange(16), labels[:, number]] += (1 - smoothing) * fraction
+    expected = -(WEIGHTS * target * logits.double().log_softmax(1)).sum(1).mean()
+    given = (labels, smoothing, fractions) if mixed else (labels[:, 0], smoothing, None)
+    loss = classification_loss(logits, *given, WEIGHTS)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_weights_of_1_change_nothing():
+    logits, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
+    for smoothing in (0.0, 0.1):
+        plain = classification_loss(logits, labels, smoothing)
+        torch.testing.assert_close(classification_loss(logits, labels, smoothing, None, torch.ones(4)), plain)
+
+
+def test_balanced_weights_are_inverse_to_the_sizes_and_1_on_average():
+    sizes = (40, 10, 0, 50)
+    weights = compute_class_weights(LossConfig(class_weights="balanced"), 4, sizes, CPU)
+    assert weights is not None and weights[2] == 0
+    torch.testing.assert_close(weights[[0, 1, 3]], 100 / (3 * torch.tensor([40.0, 10.0, 50.0])))
+    torch.testing.assert_close((weights * torch.tensor(sizes)).sum() / 100, torch.tensor(1.0))
+    assert compute_class_weights(LossConfig(), 4, sizes, CPU) is None
+
+
+def test_weights_that_do_not_fit():
+    with pytest.raises(UserError, match=r"^loss.class_weights: 2 weights for 4 classes; give one for each"):
+        compute_class_weights(LossConfig(class_weights=(1.0, 2.0)), 4, None, CPU)
+    with pytest.raises(UserError, match=r"^loss.class_weights: 4 weights for 3 classes"):
+        classification_loss(torch.zeros(2, 3), torch.tensor([0, 1]), 0.0, None, WEIGHTS)
+    with pytest.raises(UserError, match=r"^loss.class_weights: balanced needs .*class_sizes"):
+        compute_class_weights(LossConfig(class_weights="balanced"), 4, None, CPU)
+
+
+@pytest.mark.parametrize("value", ["[1, -1]", "[0, 0]", "[1, x]", "[true, 1]", "3", "even", "[.inf]", "[]"])
+def test_what_is_no_list_of_weights(value: str):
+    with pytest.raises(UserError, match=r"loss.class_weights: .*(list|none of balanced)"):
+        load_config(overrides=[f"loss.class_weights={value}"])
+
+
+@pytest.mark.usefixtures("process_state")
+def test_a_class_of_weight_0_is_not_learned():
+    """Images of class 3 alone give no gradient but that of the decay."""
+    keys = ("augment.crop_padding=0", "augment.flip=false", "augment.cutout=0", "optimizer.weight_decay=0.0")
+    trainer = tiny_trainer(tiny_config("loss.class_weights=[1, 1, 1, 0]", *keys))
+    before = {name: value.clone() for name, value in trainer.state.model.named_parameters()}
+    batch = next(trainer.loaders.train.batches_from(0))
+    batch.labels.fill_(3)
+    assert trainer.step(batch).loss == 0
+    assert all(torch.equal(value, before[name]) for name, value in trainer.state.model.named_parameters())
+    assert train_steps(trainer, 2)[-1] > 0
