@@ -3,7 +3,7 @@
     from pipeline import api
 
     config = api.load_config("configs/quickstart.yaml", ["duration=3ep"])
-    splits = api.load_splits(config)  # uint8 images, labels, class names, mean and standard deviation
+    splits = api.load_splits(config)  # or api.Splits.from_arrays(api.ImageSet(images, labels), test)
     loaders = api.build_loaders(config, splits)  # batches on the device: augmented, normalised, channels_last
     model = api.build_model(config, splits)  # or a torch.nn.Module of your own
     result = api.fit(config, model, loaders)  # in place; precision, compiling and schedule as the config says
@@ -25,7 +25,7 @@ from torch import nn
 from pipeline import data
 from pipeline.argument_types import typed
 from pipeline.config import Config, load_config
-from pipeline.data import Batch, Loader, Loaders, Splits
+from pipeline.data import Batch, ImageSet, Loader, Loaders, Splits
 from pipeline.distributed.processes import connect
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import TrainingError, UserError
@@ -61,6 +61,7 @@ __all__ = [
     "Evaluated",
     "Explained",
     "Faithfulness",
+    "ImageSet",
     "Loader",
     "Loaders",
     "Prediction",
@@ -220,4 +221,6 @@ def _inspected(config: Config, model: nn.Module, loaders: Loaders, device: torch
         train=inspect("train", loaders.train),
         test=inspect("test", loaders.test),
         holdout=None if loaders.holdout is None else inspect("holdout", loaders.holdout),
+        num_classes=loaders.num_classes,
+        class_sizes=loaders.class_sizes,
     )

@@ -10,8 +10,8 @@ from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.builtin import load_digits, make_synthetic
 from pipeline.data.datasets.cifar import load_cifar, load_cifar_test
 from pipeline.data.datasets.folder import load_folder, load_test_folder
-from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples, Splits
-from pipeline.data.datasets.statistics import channel_histogram, mean_and_std
+from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples, Splits, statistics_of
+from pipeline.data.datasets.statistics import channel_histogram
 from pipeline.data.sampling.philox import named_generator
 from pipeline.data.sampling.stratified import allocate, draw_stratified
 from pipeline.errors import UserError
@@ -152,10 +152,4 @@ def _statistics(raw: RawSplits, holdout: Samples | None) -> tuple[tuple[float, .
         histogram = channel_histogram(raw.train.images)
     if isinstance(holdout, ImageSet):
         histogram = histogram - channel_histogram(holdout.images)
-    mean, std = mean_and_std(histogram)
-    if min(std) == 0:
-        raise UserError(
-            f"data.std: channel {std.index(0)} has the same value in every training pixel, so its standard "
-            "deviation is 0; look at the images, or give data.mean and data.std"
-        )
-    return mean, std
+    return statistics_of(histogram)

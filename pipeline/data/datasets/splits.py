@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.argument_types import check_type
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import FileSet
+from pipeline.data.datasets.statistics import channel_histogram, mean_and_std
 from pipeline.data.files.paths import Paths
 from pipeline.errors import UserError
 
@@ -122,6 +123,26 @@ def check_labels(name: str, part: Samples, num_classes: int) -> None:
         )
 
 
+def statistics_of(histogram: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Compute mean and standard deviation from a (3, 256) int64 histogram: see `mean_and_std`.
+
+    Raises:
+        UserError: a channel has the same value in every pixel, so that it cannot be normalised.
+    """
+    mean, std = mean_and_std(histogram)
+    if min(std) == 0:
+        raise UserError(
+            f"data.std: channel {std.index(0)} has the same value in every training pixel, so its standard "
+            "deviation is 0; look at the images, or give data.mean and data.std"
+        )
+    return mean, std
+
+
+def _by(size: tuple[int, int]) -> str:
+    """Return "height x width"."""
+    return f"{size[0]} x {size[1]}"
+
+
 @dataclass(frozen=True, eq=False)
 class RawSplits:
     """A data set as its reader returns it, before the holdout is drawn.
@@ -166,6 +187,58 @@ class Splits:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: ImageSet,
+        test: ImageSet,
+        *,
+        holdout: ImageSet | None = None,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> "Splits":
+        """Make a data set of images in memory.
+
+        Args:
+            train, test: images and labels; all images have one size.
+            holdout: training images held out to choose among checkpoints.
+            class_names: in label order; default: the numbers of the labels.
+            mean, std: per channel, fractions of 1; default: computed from `train`, exactly.
+
+        Raises:
+            UserError: names the argument, and what it has to be.
+
+        >>> images = np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)
+        >>> some = ImageSet(images, np.array([0, 1, 0, 1]))
+        >>> Splits.from_arrays(some, some).class_names
+        ('0', '1')
+        """
+        parts = {"train": train, "test": test, **({} if holdout is None else {"holdout": holdout})}
+        for name, part in parts.items():
+            if not isinstance(part, ImageSet):
+                raise UserError(
+                    f"{name}: {describe_array(part)} is not an ImageSet; give ImageSet(images, labels)"
+                )
+            if not len(part):
+                raise UserError(f"{name}: there are no images")
+            if part.image_size != train.image_size:
+                raise UserError(
+                    f"{name}: images of {_by(part.image_size)} pixels, and {_by(train.image_size)} in train; "
+                    "resize them to one size"
+                )
+        if (mean is None) != (std is None):
+            raise UserError("mean and std: give both or neither")
+        if class_names is None:
+            class_names = tuple(map(str, range(max(int(part.labels.max()) for part in parts.values()) + 1)))
+        else:
+            check_type("class_names", class_names, Sequence[str])
+        if mean is None or std is None:
+            mean, std = statistics_of(channel_histogram(train.images))
+        splits = cls(train, test, holdout, tuple(class_names), tuple(mean), tuple(std))
+        splits.check_labels()
+        return splits
 
     def __post_init__(self) -> None:
         """Check the parts, classes and statistics.

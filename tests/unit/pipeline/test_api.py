@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import api
+from pipeline.config import LossConfig
 from pipeline.inference.trained_model import _check_device
 from pipeline.training.own_parts import try_network
 from tests.tiny import tiny_config
@@ -172,6 +173,23 @@ def test_fit_names_a_loader_that_breaks_its_word(config: api.Config):
     good.num_samples = 9
     with pytest.raises(api.TrainingError, match="num_samples=9, but its batches hold 8 samples"):
         api.fit(config, network(), api.Loaders(good, good, None), quiet=True)
+
+
+def test_arrays_of_a_program_train_with_balanced_weights(config: api.Config):
+    generator = np.random.default_rng(0)
+    labels = np.array([0] * 20 + [1] * 3 + [2] * 17)
+    train = api.ImageSet(generator.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), labels)
+    splits = api.Splits.from_arrays(train, train.take(np.arange(0, 40, 7)), class_names=("a", "b", "c"))
+    balanced = config.model_copy(update={"loss": LossConfig(class_weights="balanced")})
+    loaders = api.build_loaders(balanced, splits)
+    assert loaders.class_sizes == (20, 3, 17)
+    model = api.build_model(balanced, splits)
+    before = [value.detach().clone() for value in model.parameters()]
+    assert api.fit(balanced, model, loaders, quiet=True).seen == 6
+    assert any(not torch.equal(new, old) for new, old in zip(model.parameters(), before, strict=True))
+    own = api.Loaders(loaders.train, loaders.test, None)
+    with pytest.raises(api.UserError, match=r"loss.class_weights: balanced needs .*class_sizes"):
+        api.fit(balanced, model, own, quiet=True)
 
 
 class _Draws(nn.Module):

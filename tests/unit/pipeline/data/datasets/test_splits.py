@@ -79,3 +79,48 @@ def test_labels_of_no_class_are_named_with_their_part(part: str, name: str, labe
     message = rf"^{name} labels: 1 are not in 0\.\.1, the first is {label} of image 1; give one class name"
     with pytest.raises(UserError, match=message):
         bad.check_labels()
+
+
+# --- from arrays ---
+
+
+def random_set(count: int, seed: int, side: int = 4) -> ImageSet:
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return ImageSet(images, np.arange(count) % 3)
+
+
+def test_a_data_set_of_arrays_has_its_statistics_computed() -> None:
+    train, test = random_set(30, 0), random_set(6, 1)
+    splits = Splits.from_arrays(train, test)
+    assert splits.class_names == ("0", "1", "2") and splits.holdout is None and splits.train is train
+    pixels = train.images.reshape(-1, 3) / 255
+    np.testing.assert_allclose(splits.mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(splits.std, pixels.std(axis=0), rtol=1e-12)
+    given = Splits.from_arrays(
+        train, test, holdout=test, class_names=["a", "b", "c"], mean=[0.5] * 3, std=[0.2] * 3
+    )
+    assert given.class_names == ("a", "b", "c") and given.mean == (0.5,) * 3 and given.holdout is test
+
+
+WRONG_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "a pair": (
+        {"train": (IMAGES, LABELS)},
+        r"train: a tuple is not an ImageSet; give ImageSet\(images, labels",
+    ),
+    "no test images": ({"test": random_set(0, 0)}, "test: there are no images"),
+    "two sizes": ({"test": random_set(3, 0, side=5)}, "test: images of 5 x 5 pixels, and 4 x 4 in train"),
+    "mean alone": ({"mean": [0.5] * 3}, "mean and std: give both or neither"),
+    "two names": ({"class_names": ["a", "b"]}, r"training labels: 10 are not in 0\.\.1"),
+    "one name": ({"class_names": "ab"}, "class_names: give .*'ab'"),
+    "one colour": ({"train": ImageSet(IMAGES, LABELS)}, "data.std: channel 0 has the same value"),
+    "a low label": ({"holdout": ImageSet(IMAGES, LABELS - 1)}, "held-out labels: 2 are not in"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ARRAYS)
+def test_arrays_that_do_not_fit_are_named(name: str) -> None:
+    changes, message = WRONG_ARRAYS[name]
+    arrays: dict[str, Any] = {"train": random_set(30, 0), "test": random_set(6, 1), **changes}
+    with pytest.raises(UserError, match=message):
+        Splits.from_arrays(**arrays)
