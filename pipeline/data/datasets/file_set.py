@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.files.decode import images_of_any_size, open_rgb, reason_of
+from pipeline.data.files.file_part import FilePart, ImageFile
+from pipeline.data.files.listing import Files
 from pipeline.data.files.paths import Paths, printable
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import TrainingError
@@ -17,13 +19,13 @@ from pipeline.errors import TrainingError
 BILINEAR = Image.Resampling.BILINEAR
 
 
-def read_centre(path: str | Path, view: CentreView) -> np.ndarray:
-    """Decode one file with `open_rgb`, resize it and crop its centre, as in evaluation.
+def read_centre(file: ImageFile, view: CentreView) -> np.ndarray:
+    """Decode one image with `open_rgb`, resize it and crop its centre, as in evaluation.
 
     Returns:
         (S, S, 3) uint8, where S is `view.size`.
     """
-    return _show_centre(open_rgb(path), view)
+    return _show_centre(open_rgb(file), view)
 
 
 def _show_centre(rgb: Image.Image, view: CentreView) -> np.ndarray:
@@ -37,8 +39,7 @@ class FileSet:
 
     Attributes:
         root: `data.root`.
-        sample_paths: file of each image, relative to `root`.
-        labels: (N,) int64.
+        files: the images, with their labels and places.
         sizes: (N, 2) int32, height and width of each image in pixels, upright.
         size: height and width of training images at the end of the run, in pixels.
         view: resize and crop of evaluation.
@@ -47,8 +48,7 @@ class FileSet:
     """
 
     root: Path
-    sample_paths: Paths
-    labels: np.ndarray
+    files: Files
     sizes: np.ndarray
     size: int
     view: CentreView
@@ -56,7 +56,7 @@ class FileSet:
     all_decoded: bool = False
 
     def __post_init__(self) -> None:
-        count = len(self.labels)
+        count = len(self.files)
         assert self.labels.dtype == np.int64 and len(self.sample_paths) == count, (
             "one label, one path per image"
         )
@@ -65,7 +65,17 @@ class FileSet:
         )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.files)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the labels, (N,) int64."""
+        return self.files.labels
+
+    @property
+    def sample_paths(self) -> Paths:
+        """Return the file of each image, relative to `root`; of an image in a shard, `SHARD:NAME`."""
+        return self.files.paths
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -77,8 +87,7 @@ class FileSet:
         new_ids = {old: new for new, old in enumerate(samples.tolist()) if old in self.replaced}
         return FileSet(
             self.root,
-            self.sample_paths.take(samples),
-            self.labels[samples],
+            self.files.take(samples),
             self.sizes[samples],
             self.size,
             self.view,
@@ -86,9 +95,9 @@ class FileSet:
             self.all_decoded,
         )
 
-    def file(self, sample: int) -> Path:
-        """Return the file to read for a sample."""
-        return self.replaced.get(sample) or self.root / self.sample_paths[sample]
+    def file(self, sample: int) -> Path | FilePart:
+        """Return the file, or the part of a file, to read for a sample."""
+        return self.replaced.get(sample) or self.files.file(self.root, sample)
 
     def decode(self, sample: int) -> Image.Image:
         """Decode the file of a sample to RGB, and compare its size with that of the scan.
@@ -147,7 +156,7 @@ class FileSet:
 
     def list_bad(self, bad: Mapping[int, str]) -> str:
         """Return a line for each bad file: its path, and the reason that BAD gives for the sample."""
-        return "".join(f"\n  {printable(self.file(sample))}: {reason}" for sample, reason in bad.items())
+        return "".join(f"\n  {printable(str(self.file(sample)))}: {reason}" for sample, reason in bad.items())
 
     def pixels(self, samples: np.ndarray, num_threads: int = 4) -> np.ndarray:
         """Read several images as in evaluation: (M, S, S, 3) uint8."""

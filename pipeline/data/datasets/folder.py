@@ -183,8 +183,10 @@ class _FolderReader:
         """
         listing, bad = self._listing, {}
         for part, files in listing.parts.items():
-            paths = [listing.root / path for path in files.paths]
-            bad[part] = decode_files(paths, arrays[part], self._config.num_threads, f"decoding {part} images")
+            images = [files.file(listing.root, index) for index in range(len(files))]
+            bad[part] = decode_files(
+                images, arrays[part], self._config.num_threads, f"decoding {part} images"
+            )
             arrays[part][list(bad[part])] = 0
         if self._config.on_bad_image == "stop":
             report_bad(listing, bad, stop=True)
@@ -208,8 +210,7 @@ class _FolderReader:
             }
             return FileSet(
                 good.root,
-                files.paths,
-                files.labels,
+                files,
                 sizes[old_ids],
                 config.image_size,
                 view,

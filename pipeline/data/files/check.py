@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.atomic_io import sha256, write_whole
+from pipeline.atomic_io import write_whole
 from pipeline.config import FolderData, path_of
 from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.copies import find_copies
 from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
+from pipeline.data.files.file_part import hash_image
 from pipeline.data.files.jpeg_damage import find_damaged_jpegs
 from pipeline.data.files.list_files import find_files
 from pipeline.data.files.listing import Listing, describe_line, find_problems, find_warnings
@@ -67,7 +68,7 @@ def check_folder(config: FolderData) -> Checked:
     for part, files in listing.parts.items():
         sizes[part][list(reasons[part])] = hashes[part][list(reasons[part])] = 0
         for index, reason in sorted(reasons[part].items()):
-            bad.append((str(listing.root / files.paths[index]), reason + listing.place(part, index)))
+            bad.append((str(files.file(listing.root, index)), reason + listing.place(part, index)))
     warnings = [*find_warnings(listing), *find_copies(listing, hashes)]
     if bad and listing.from_lists:
         warnings.append(describe_line(listing.root))
@@ -94,11 +95,11 @@ def _decode_part(
     sizes, hashes = np.zeros((len(files), 2), np.int32), np.zeros(len(files), np.int64)
 
     def decode(index: int) -> None:
-        path = listing.root / files.paths[index]
-        image = open_rgb(path)
+        file = files.file(listing.root, index)
+        image = open_rgb(file)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-        hashes[index] = int.from_bytes(bytes.fromhex(sha256(path))[:8], signed=True)
+        hashes[index] = int.from_bytes(hash_image(file)[:8], signed=True)
         sizes[index] = image.height, image.width
 
     return sizes, hashes, try_all(range(len(files)), decode, num_threads, f"decoding {part} images")
@@ -112,7 +113,7 @@ def _add_damage(listing: Listing, reasons: dict[str, dict[int, str]], num_proces
         for index in range(len(files))
         if index not in reasons[part]
     ]
-    paths = [listing.root / listing.parts[part].paths[index] for part, index in good]
+    paths = [listing.file(part, index) for part, index in good]
     for row, text in find_damaged_jpegs(paths, num_processes).items():
         part, index = good[row]
         reasons[part][index] = f"damaged inside: {text}"

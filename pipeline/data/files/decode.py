@@ -1,12 +1,9 @@
 """Decodes image files with Pillow: one to an RGB image, or many to arrays of one size, in threads."""
 
-import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -14,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.data.files.exif import exif_orientation
+from pipeline.data.files.file_part import ImageFile, open_image
 from pipeline.data.files.image_formats import NO_IMAGE, PILLOW_FORMATS
 
 _TURNS = {  # by EXIF orientation
@@ -30,8 +28,8 @@ _CHUNK = (
 )
 
 
-def open_rgb(path: str | Path) -> Image.Image:
-    """Decode one file of a format in `image_formats` to RGB, the first frame of it.
+def open_rgb(file: ImageFile) -> Image.Image:
+    """Decode one image of a format in `image_formats` to RGB, the first frame of it.
 
     The image is rotated to its EXIF orientation. 16-bit samples lose their low byte. Transparent pixels are
     blended with white.
@@ -40,12 +38,7 @@ def open_rgb(path: str | Path) -> Image.Image:
         Exception: any error of Pillow for a damaged file, in most cases OSError. For an image that Pillow
             takes for a decompression bomb, a warning or, above twice that size, an error.
     """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("not a file")  # opening a pipe would wait for ever
-    if not status.st_size:
-        raise OSError("the file is empty")
-    with Image.open(path, formats=PILLOW_FORMATS) as image:
+    with Image.open(open_image(file), formats=PILLOW_FORMATS) as image:
         image.load()
         turn = _TURNS.get(orientation_of(image))
         return _to_rgb(image if turn is None else image.transpose(turn))
@@ -59,8 +52,8 @@ def orientation_of(image: Image.Image) -> int:
     return exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
 
 
-def decode_image(path: str | Path, image_size: int) -> np.ndarray:
-    """Decode one file with `open_rgb` and bring it to one size.
+def decode_image(file: ImageFile, image_size: int) -> np.ndarray:
+    """Decode one image with `open_rgb` and bring it to one size.
 
     An image of another size is resized, bilinearly with antialiasing, until its shorter side fits, and its
     centre is cropped.
@@ -68,7 +61,7 @@ def decode_image(path: str | Path, image_size: int) -> np.ndarray:
     Returns:
         (image_size, image_size, 3) uint8, RGB.
     """
-    rgb = open_rgb(path)
+    rgb = open_rgb(file)
     width, height = rgb.size
     if (width, height) != (image_size, image_size):
         side = min(width, height)
@@ -97,12 +90,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_files(
-    paths: Sequence[str | Path], out: np.ndarray, num_threads: int, description: str
+    files: Sequence[ImageFile], out: np.ndarray, num_threads: int, description: str
 ) -> dict[int, str]:
     """Decode files into the rows of an array, in threads, with a progress bar on a terminal.
 
     Args:
-        paths: N files.
+        files: N files.
         out: (N, image_size, image_size, 3) uint8, filled in place.
         num_threads: threads to decode in.
         description: text of the progress bar.
@@ -113,11 +106,11 @@ def decode_files(
     """
 
     def decode(row: int) -> None:
-        out[row] = decode_image(paths[row], out.shape[1])
+        out[row] = decode_image(files[row], out.shape[1])
 
     with images_of_any_size():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return try_all(range(len(paths)), decode, num_threads, description)
+        return try_all(range(len(files)), decode, num_threads, description)
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 import os
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 
 from pipeline.data.files.exif import TRANSPOSED, parse_orientation
 from pipeline.data.files.image_formats import NO_IMAGE, NotAnImage
-from pipeline.data.files.more_headers import is_for_pillow, is_webp, read_webp, read_with_pillow
+from pipeline.data.files.more_headers import ReadAt, is_for_pillow, is_webp, read_webp, read_with_pillow
 
 # bytes read from either end: enough, except for files with a picture in their metadata
 _HEAD, _TAIL = 4096, 64
@@ -36,12 +37,13 @@ class Header:
     is_jpeg: bool = False
 
 
-def read_header(path: str | bytes, num_bytes: int) -> Header:
-    """Read the header of one file.
+def read_header(path: str | bytes, num_bytes: int, offset: int | None = None) -> Header:
+    """Read the header of one image.
 
     Args:
         path: of the file.
-        num_bytes: size of the file.
+        num_bytes: size of the image in the file.
+        offset: of the image in the file; None: the image is the file.
 
     Raises:
         OSError: the file cannot be read.
@@ -50,21 +52,29 @@ def read_header(path: str | bytes, num_bytes: int) -> Header:
     if num_bytes == 0:
         raise NotAnImage("the file is empty")
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for ever
+
+    def read(count: int, at: int) -> bytes:
+        if offset is None:
+            return os.pread(descriptor, count, at)
+        return os.pread(descriptor, max(min(count, num_bytes - at), 0), offset + at)
+
     try:
-        head = os.pread(descriptor, _HEAD, 0)
-        tail = head if num_bytes <= _HEAD else os.pread(descriptor, _TAIL, num_bytes - _TAIL)
+        head = read(_HEAD, 0)
+        tail = head if num_bytes <= _HEAD else read(_TAIL, num_bytes - _TAIL)
         is_jpeg = head.startswith(b"\xff\xd8\xff")
         if is_jpeg:
-            height, width, plain, orientation = _read_jpeg(descriptor, head)
+            height, width, plain, orientation = _read_jpeg(read, head)
             complete = tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
         elif head.startswith(_PNG):
-            height, width, simple, orientation = _read_png(descriptor, head)
+            height, width, simple, orientation = _read_png(read, head)
             complete = tail.endswith(_PNG_END)
             plain = simple and orientation == 1
         elif is_webp(head):
-            return _checked(Header(*read_webp(descriptor, num_bytes)))
+            return _checked(Header(*read_webp(read, num_bytes)))
         elif is_for_pillow(head):
-            return _checked(Header(*read_with_pillow(path, num_bytes)))
+            return _checked(
+                Header(*read_with_pillow(path if offset is None else BytesIO(read(num_bytes, 0)), num_bytes))
+            )
         else:
             raise NotAnImage(NO_IMAGE)
     except (IndexError, struct.error):
@@ -81,7 +91,7 @@ def _checked(header: Header) -> Header:
     return header
 
 
-def _read_jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
+def _read_jpeg(read: ReadAt, head: bytes) -> tuple[int, int, bool, int]:
     """Follow the markers (ITU-T T.81, annex B) up to the start of the frame.
 
     Returns:
@@ -93,7 +103,7 @@ def _read_jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
     for _ in range(_MAX_PARTS):
         # near the end of the block: read on from the marker
         if at + 20 > start + len(block) and len(block) > 1:
-            block, start = os.pread(descriptor, _HEAD, at), at
+            block, start = read(_HEAD, at), at
         here = at - start
         if block[here] != 0xFF:
             raise NotAnImage("its header is damaged")
@@ -114,14 +124,14 @@ def _read_jpeg(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
             else:
                 exif = block[here + 10 : here + 2 + length]
                 if len(exif) < length - 8:
-                    exif = os.pread(descriptor, length - 8, at + 10)
+                    exif = read(length - 8, at + 10)
                 orientation, exif_valid = parse_orientation(exif)
             exif_seen = True
         at += 2 + length
     raise NotAnImage("its header does not end")
 
 
-def _read_png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
+def _read_png(read: ReadAt, head: bytes) -> tuple[int, int, bool, int]:
     """Follow the chunks up to the first one of the image.
 
     Returns:
@@ -132,14 +142,14 @@ def _read_png(descriptor: int, head: bytes) -> tuple[int, int, bool, int]:
     block, start = head, 0
     for _ in range(_MAX_PARTS):
         if at + 8 > start + len(block):
-            block, start = os.pread(descriptor, _HEAD, at), at
+            block, start = read(_HEAD, at), at
         length, kind = struct.unpack_from(">I4s", block, at - start)
         if kind in (b"IDAT", b"IEND"):
             return height, width, simple, orientation
         if kind == b"tRNS":
             simple = False
         elif kind == b"eXIf":
-            exif = os.pread(descriptor, min(length, _MAX_EXIF), at + 8)
+            exif = read(min(length, _MAX_EXIF), at + 8)
             orientation, exif_valid = parse_orientation(exif)
             simple = simple and exif_valid
         at += 12 + length

@@ -1,7 +1,7 @@
 """Finds JPEG files that are damaged inside: decoders show such a file, in part with wrong pixels.
 
 libjpeg notices most of this damage, decodes on, and tells it on standard error without the name of the file.
-So worker processes decode one file after the other and read what was written there. A worker runs this file
+So worker processes decode one image after the other and read what was written there. A worker runs this file
 as a script, and imports neither torch nor this package.
 """
 
@@ -13,6 +13,10 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.data.files.file_part import ImageFile
 
 _LEAST_SHARE = 256  # files of a worker: below this, its start takes longer than its work
 _OF_DAMAGE = (b"Corrupt JPEG data", b"Premature end of JPEG file")  # libjpeg's messages
@@ -20,30 +24,28 @@ _NO_DECODER = 3  # exit code of a worker without OpenCV
 _NO_ANSWER = "a decoder of JPEG files ended at this file"
 
 
-def find_damaged_jpegs(paths: Sequence[str | Path], num_processes: int) -> dict[int, str]:
-    """Return the damage that libjpeg finds in files, by index. Other files than JPEG have none.
+def find_damaged_jpegs(files: Sequence["ImageFile"], num_processes: int) -> dict[int, str]:
+    """Return the damage that libjpeg finds in images, by index. Other files than JPEG have none.
 
     Args:
-        paths: the files; one that cannot be read has no damage here.
+        files: the images; one that cannot be read has no damage here.
         num_processes: workers, at most.
     """
-    count = min(num_processes, -(-len(paths) // _LEAST_SHARE))
-    shares = [range(worker, len(paths), count) for worker in range(count)]
+    count = min(num_processes, -(-len(files) // _LEAST_SHARE))
+    shares = [range(worker, len(files), count) for worker in range(count)]
     damage: dict[int, str] = {}
     with ThreadPoolExecutor(max(count, 1)) as pool:
-        for share, found in zip(shares, pool.map(lambda share: _inspect(paths, share), shares), strict=True):
+        for share, found in zip(shares, pool.map(lambda share: _inspect(files, share), shares), strict=True):
             damage |= {index: text for index, text in zip(share, found, strict=True) if text}
     return dict(sorted(damage.items()))
 
 
-def _inspect(paths: Sequence[str | Path], share: Sequence[int]) -> list[str]:
+def _inspect(files: Sequence["ImageFile"], share: Sequence[int]) -> list[str]:
     """Return the damage of some files, an empty text for an intact one."""
     found: list[str] = []
     while len(found) < len(share):
         with tempfile.TemporaryFile() as names:
-            names.write(
-                b"\0".join(os.fsencode(os.path.abspath(paths[index])) for index in share[len(found) :])
-            )
+            names.write(b"\0".join(_describe(files[index]) for index in share[len(found) :]))
             names.seek(0)
             worker = subprocess.run(
                 [sys.executable, "-I", __file__], stdin=names, stdout=subprocess.PIPE, check=False
@@ -56,8 +58,15 @@ def _inspect(paths: Sequence[str | Path], share: Sequence[int]) -> list[str]:
     return found
 
 
+def _describe(file: "ImageFile") -> bytes:
+    """Return offset, size and path of an image, for a worker; the size -1 means the whole file."""
+    if isinstance(file, str | Path):
+        return b"0 -1 " + os.fsencode(os.path.abspath(file))
+    return f"{file.offset} {file.num_bytes} ".encode() + os.fsencode(file.path)
+
+
 def _work() -> None:
-    """Decode the files whose names are on standard input; print a line for each of them."""
+    """Decode the images that are named on standard input; print a line for each of them."""
     try:
         import cv2
         import numpy as np
@@ -66,9 +75,11 @@ def _work() -> None:
     answers = os.dup(1)
     messages = os.memfd_create("messages")
     os.dup2(messages, 2)
-    for name in sys.stdin.buffer.read().split(b"\0"):
+    for image in sys.stdin.buffer.read().split(b"\0"):
+        offset, num_bytes, name = image.split(b" ", 2)
         with contextlib.suppress(OSError, cv2.error), open(name, "rb") as file:
-            content = file.read()
+            file.seek(int(offset))
+            content = file.read(int(num_bytes))
             if content.startswith(b"\xff\xd8\xff"):
                 # a small grey picture takes half the time, and needs all of the file
                 cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.files.file_part import FilePart
 from pipeline.data.files.folders import propose_folders
 from pipeline.data.files.image_formats import FORMAT_NAMES
 from pipeline.data.files.paths import Paths, printable
@@ -21,15 +22,35 @@ _MAX_NAMED = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
-    """The image files of one part, class after class.
+class Members:
+    """The places of images that lie in shards: tar files, or files of their own form.
 
     Attributes:
-        paths: relative to `data.root`.
+        shards: the files to read, absolute.
+        shard: (N,) int32, index in `shards` of the file that holds each image.
+        offset: (N,) int64, of the first byte of each image in that file.
+    """
+
+    shards: tuple[Path, ...]
+    shard: np.ndarray
+    offset: np.ndarray
+
+    def take(self, indices: np.ndarray) -> "Members":
+        """Copy the places with these indices."""
+        return Members(self.shards, self.shard[indices], self.offset[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """The image files of one part, in the order of the sample ids.
+
+    Attributes:
+        paths: relative to `data.root`; of an image in a shard, `SHARD:NAME`.
         labels: (N,) int64.
         num_bytes: (N,) int64; -1: not a file that can be read.
         mtime_ns: (N,) int64, time of the last change, modulo 2**64.
         identity: (N,) int64, equal for two paths that lead to the same file.
+        members: the places of images that lie in shards; None: each image is a file.
     """
 
     paths: Paths
@@ -37,11 +58,13 @@ class Files:
     num_bytes: np.ndarray
     mtime_ns: np.ndarray
     identity: np.ndarray
+    members: Members | None = None
 
     @classmethod
     def of(cls, paths: Paths, labels: np.ndarray, numbers: np.ndarray) -> "Files":
         """Put files together from their paths, labels and (N, 3) int64 numbers of `read_status`."""
-        return cls(paths, labels, *(numbers[:, column].copy() for column in range(3)))
+        num_bytes, mtime_ns, identity = (numbers[:, column].copy() for column in range(3))
+        return cls(paths, labels, num_bytes, mtime_ns, identity)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,7 +76,15 @@ class Files:
     def take(self, indices: np.ndarray) -> "Files":
         """Copy the files with these indices."""
         numbers = (self.num_bytes[indices], self.mtime_ns[indices], self.identity[indices])
-        return Files(self.paths.take(indices), self.labels[indices], *numbers)
+        members = None if self.members is None else self.members.take(indices)
+        return Files(self.paths.take(indices), self.labels[indices], *numbers, members)
+
+    def file(self, root: Path, index: int) -> Path | FilePart:
+        """Return the file, or the part of a file, that holds an image; ROOT is `data.root`."""
+        if self.members is None:
+            return root / self.paths[index]
+        shard, offset = self.members.shards[self.members.shard[index]], int(self.members.offset[index])
+        return FilePart(shard, offset, int(self.num_bytes[index]), str(root / self.paths[index]))
 
     def without(self, indices: Collection[int]) -> "Files":
         """Return the files without those with these indices."""
@@ -104,6 +135,10 @@ class Listing:
             raise UserError(problem)
         return listing
 
+    def file(self, part: str, index: int) -> Path | FilePart:
+        """Return the file, or the part of a file, that holds an image."""
+        return self.parts[part].file(self.root, index)
+
     def key_of(self, part: str) -> str:
         """Return the key of the config that names the files of a part."""
         return f"data.{part}_list" if self.from_lists else "data.root"
@@ -122,6 +157,8 @@ class Listing:
             digest.update(files.paths.block)
             for numbers in (files.paths.ends, files.labels, files.num_bytes, files.mtime_ns):
                 digest.update(numbers.tobytes())
+            if files.members is not None:
+                digest.update(files.members.offset.tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -1,7 +1,8 @@
 """Reads the headers of WebP, BMP, TIFF and PNM files."""
 
-import os
 import struct
+from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 from PIL import Image
@@ -17,6 +18,9 @@ _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _EXTRA = 258, 262, 274, 284, 338  # 
 _STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and bytes of strips, and of tiles
 
 
+ReadAt = Callable[[int, int], bytes]  # reads so many bytes of an image, from an offset in it on
+
+
 def is_webp(head: bytes) -> bool:
     """Return True if a file begins like a WebP file."""
     return head.startswith(b"RIFF") and head[8:12] == b"WEBP"
@@ -29,7 +33,7 @@ def is_for_pillow(head: bytes) -> bool:
     return tiff or pnm or head.startswith(b"BM")
 
 
-def read_webp(descriptor: int, num_bytes: int) -> tuple[int, int, bool, bool]:
+def read_webp(read: ReadAt, num_bytes: int) -> tuple[int, int, bool, bool]:
     """Follow the chunks of a WebP file (RFC 9649).
 
     Returns:
@@ -39,13 +43,13 @@ def read_webp(descriptor: int, num_bytes: int) -> tuple[int, int, bool, bool]:
         struct.error: the file is cut off within its first chunks.
     """
     size, opaque, turn, has_image = None, True, (1, True), False
-    end = 8 + struct.unpack("<I", os.pread(descriptor, 4, 4))[0]
+    end = 8 + struct.unpack("<I", read(4, 4))[0]
     at = 12
     for _ in range(_MAX_CHUNKS):
         if at + 8 > min(end, num_bytes):
             break
-        kind, length = struct.unpack("<4sI", os.pread(descriptor, 8, at))
-        content = os.pread(descriptor, 10, at + 8)
+        kind, length = struct.unpack("<4sI", read(8, at))
+        content = read(10, at + 8)
         has_image = has_image or kind in (b"VP8 ", b"VP8L", b"ANMF")
         if kind == b"VP8X":
             flags = content[0]
@@ -59,7 +63,7 @@ def read_webp(descriptor: int, num_bytes: int) -> tuple[int, int, bool, bool]:
             width, height = struct.unpack_from("<HH", content, 6)
             size = size or (height & 0x3FFF, width & 0x3FFF)
         elif kind == b"EXIF":
-            exif = os.pread(descriptor, min(length, _MAX_EXIF), at + 8)
+            exif = read(min(length, _MAX_EXIF), at + 8)
             turn = parse_orientation(exif.removeprefix(b"Exif\0\0"))
         at += 8 + length + length % 2
     if size is None or not has_image:
@@ -72,7 +76,7 @@ def _uint24(content: bytes) -> int:
     return int.from_bytes(content, "little")
 
 
-def read_with_pillow(path: str | bytes, num_bytes: int) -> tuple[int, int, bool, bool]:
+def read_with_pillow(source: str | bytes | BytesIO, num_bytes: int) -> tuple[int, int, bool, bool]:
     """Read the header of a BMP, TIFF or PNM file with Pillow, which decodes nothing here.
 
     Returns:
@@ -80,7 +84,7 @@ def read_with_pillow(path: str | bytes, num_bytes: int) -> tuple[int, int, bool,
         complete.
     """
     try:
-        with Image.open(path, formats=("BMP", "TIFF", "PPM")) as image:
+        with Image.open(source, formats=("BMP", "TIFF", "PPM")) as image:
             plain, end = _read_tiff(image) if image.format == "TIFF" else _read_raw(image)
             return image.height, image.width, plain, plain and end <= num_bytes
     except OSError as error:

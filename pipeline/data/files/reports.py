@@ -57,5 +57,5 @@ def _name(listing: Listing, reasons: Mapping[str, Mapping[int, str]]) -> Iterato
     """Yield a line for each file: its path, the reason, and its place in a list file."""
     for part, of_part in reasons.items():
         for index, reason in of_part.items():
-            path = printable(str(listing.root / listing.parts[part].paths[index]))
-            yield f"\n  {path}: {reason}{listing.place(part, index)}"
+            name = printable(str(listing.file(part, index)))
+            yield f"\n  {name}: {reason}{listing.place(part, index)}"

@@ -6,6 +6,7 @@ unusual.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from pipeline.atomic_io import write_json
 from pipeline.data.files.cache import MANIFEST, BadImages, mark_used, new_entry, report_damaged
 from pipeline.data.files.decode import images_of_any_size, open_rgb, orientation_of, try_all
+from pipeline.data.files.file_part import ImageFile, open_image
 from pipeline.data.files.headers import read_header
 from pipeline.data.files.image_formats import NotAnImage
 from pipeline.data.files.jpeg_damage import find_damaged_jpegs
@@ -114,7 +116,7 @@ def _inspect(
 ) -> dict[str, dict[int, str]]:
     """Return the damage inside of the JPEG files with these indices, by part and index."""
     inspected = [(part, index) for part, of_part in indices.items() for index in of_part.tolist()]
-    paths = [listing.root / listing.parts[part].paths[index] for part, index in inspected]
+    paths = [listing.file(part, index) for part, index in inspected]
     damaged: dict[str, dict[int, str]] = {part: {} for part in listing.parts}
     for row, text in find_damaged_jpegs(paths, num_processes).items():
         part, index = inspected[row]
@@ -133,12 +135,12 @@ def _read_headers(
     """
     sizes, unusual = np.zeros((len(files), 2), np.int32), {}
     jpegs = np.zeros(len(files), bool)
-    root = bytes(listing.root) + b"/"
+    place_of = _places(listing, files)
 
     def read(index: int) -> None:
         if files.num_bytes[index] < 0:
             raise NotAnImage("not a file that can be read")
-        header = read_header(root + files.paths.raw(index), int(files.num_bytes[index]))
+        header = read_header(*place_of(index))
         if header.height * header.width > MAX_PIXELS:
             raise NotAnImage(f"{header.width}x{header.height} pixels are more than {MAX_PIXELS}")
         sizes[index], jpegs[index] = (header.height, header.width), header.is_jpeg
@@ -148,6 +150,19 @@ def _read_headers(
     with images_of_any_size():
         bad = try_all(range(len(files)), read, _SCAN_THREADS, f"reading sizes of {part} images")
     return sizes, bad, unusual, jpegs
+
+
+def _places(listing: Listing, files: Files) -> Callable[[int], tuple[bytes, int, int | None]]:
+    """Return a function from an index to path, bytes and offset of an image, as `read_header` takes them."""
+    members, root = files.members, bytes(listing.root) + b"/"
+    if members is None:
+        return lambda index: (root + files.paths.raw(index), int(files.num_bytes[index]), None)
+    shards = [bytes(shard) for shard in members.shards]
+    return lambda index: (
+        shards[members.shard[index]],
+        int(files.num_bytes[index]),
+        int(members.offset[index]),
+    )
 
 
 def _decode_unusual(
@@ -161,9 +176,9 @@ def _decode_unusual(
     names = {}
 
     def decode(index: int) -> None:
-        path = listing.root / listing.parts[part].paths[index]
-        rgb = open_rgb(path)
-        if not unusual[index] and _decoders_differ(path):
+        file = listing.file(part, index)
+        rgb = open_rgb(file)
+        if not unusual[index] and _decoders_differ(file):
             names[index] = f"{part}-{index}.png"
             rgb.save(folder / names[index], compress_level=1)
 
@@ -172,13 +187,13 @@ def _decode_unusual(
     return bad, dict(sorted(names.items()))
 
 
-def _decoders_differ(path: Path) -> bool:
+def _decoders_differ(file: ImageFile) -> bool:
     """Return True if a simple decoder shows other pixels than Pillow.
 
     A simple decoder knows neither transparency nor CMYK nor palettes nor rotated PNGs nor unusual TIFFs.
     DALI 2.4 shows whole images with a palette wrongly if it decodes for a GPU. Opaque images need no copy.
     """
-    with Image.open(path) as image:
+    with Image.open(open_image(file)) as image:
         if image.format == "TIFF" or image.mode == "P" or not image.has_transparency_data:
             return True
         return image.convert("RGBA").getextrema()[3][0] < 255 or orientation_of(image) != 1  # type: ignore[index]
