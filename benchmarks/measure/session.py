@@ -21,7 +21,7 @@ from benchmarks.measure.timing import Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
 from benchmarks.publish import tables
 from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, RecordKeywords, append
-from pipeline.config import Config, FolderData, load_config
+from pipeline.config import Config, FileData, load_config
 from pipeline.data import FileSet, Splits, load_splits
 from pipeline.distributed.processes import Processes, connect
 from pipeline.errors import UserError
@@ -124,7 +124,7 @@ class Session:
     def keep_one_image_size(self) -> None:
         """Report and time only the last image size of a recipe whose images grow during training."""
         config = self.config()
-        if config.augment.progressive and isinstance(config.data, FolderData):
+        if config.augment.progressive and isinstance(config.data, FileData):
             sizes = [size for _, size in config.augment.progressive]
             in_turn = ", ".join(map(str, sizes))
             self.say(

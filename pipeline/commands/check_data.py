@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from pipeline.commands.arguments import add_overrides, check_output_folder, count
-from pipeline.config import FolderData, load_config, path_of
+from pipeline.config import FileData, load_config, path_of
 from pipeline.errors import UserError
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.data.files.check import check_folder, describe, write_report
+    from pipeline.data.files.check import check_files, describe, write_report
     from pipeline.plotting import style
     from pipeline.report.image_sizes import draw_sizes
 
@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(
         overrides=["data.dataset=folder", f"data.num_threads={arguments.threads}", *arguments.overrides]
     )
-    assert isinstance(config.data, FolderData)
+    assert isinstance(config.data, FileData)
     # YAML must not read the root: a path may look like a number
-    checked = check_folder(config.data.model_copy(update={"root": arguments.root}))
+    checked = check_files(config.data.model_copy(update={"root": arguments.root}))
     for line in describe(checked):
         print(line)
     for path, reason in checked.bad[:10]:

@@ -9,7 +9,15 @@ from pipeline.config.augment import (
     PlainAugment,
 )
 from pipeline.config.batches import check_batches, micro_batch_size, share
-from pipeline.config.data import CifarData, DataConfig, DigitsData, FolderData, SyntheticData
+from pipeline.config.data import (
+    CifarData,
+    DataConfig,
+    DigitsData,
+    FileData,
+    FolderData,
+    ShardData,
+    SyntheticData,
+)
 from pipeline.config.durations import to_bytes, to_steps
 from pipeline.config.evaluation import FLIP, VIEWS_NAME, EvaluationConfig, Views, label_of
 from pipeline.config.keys import leaf_fields
@@ -57,6 +65,7 @@ __all__ = [
     "DigitsData",
     "EmaConfig",
     "EvaluationConfig",
+    "FileData",
     "FolderData",
     "LogConfig",
     "LookaheadConfig",
@@ -73,6 +82,7 @@ __all__ = [
     "ScaledPrecision",
     "ScheduleConfig",
     "SgdConfig",
+    "ShardData",
     "SmoothSchedule",
     "StepSchedule",
     "SyntheticData",

@@ -36,7 +36,7 @@ class _AnyAugment(Section):
         ge=0,
         le=512,
         description="Pixels of border around the image before the random crop, per side; 0: no crop. Not for "
-        "streamed folders",
+        "streamed images",
     )
     crop_border: Literal["black", "reflect"] = Field(
         default="black",
@@ -44,10 +44,10 @@ class _AnyAugment(Section):
     )
     crop_scale: Scale = Field(
         default=(0.08, 1.0),
-        description="Streamed folders: area of the random crop, as a fraction of the image, from and to",
+        description="Streamed images: area of the random crop, as a fraction of the image, from and to",
     )
     crop_ratio: Ratio = Field(
-        default=(0.75, 4 / 3), description="Streamed folders: width by height of the random crop, from and to"
+        default=(0.75, 4 / 3), description="Streamed images: width by height of the random crop, from and to"
     )
     flip: Flip = Field(
         default=True,
@@ -65,13 +65,13 @@ class _AnyAugment(Section):
         ge=0,
         le=10,
         description="A normalised image x becomes (x + b) (1 + c), but its Cutout box does not change: b is "
-        "uniform from minus this to this (after Hive's cifar10-speedrun). Not for streamed folders",
+        "uniform from minus this to this (after Hive's cifar10-speedrun). Not for streamed images",
     )
     contrast: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="c in `augment.brightness`: uniform from minus this to this. Not for streamed folders",
+        description="c in `augment.brightness`: uniform from minus this to this. Not for streamed images",
     )
     erasing: float = Field(
         default=0.0,
@@ -94,21 +94,21 @@ class _AnyAugment(Section):
     )
     progressive: Resolutions = Field(
         default=(),
-        description="Streamed folders: `[when, size]` pairs: height and width of training images from then "
+        description="Streamed images: `[when, size]` pairs: height and width of training images from then "
         "on; ends at `data.image_size`",
     )
     color_jitter: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Streamed folders, `dali`: brightness, contrast and saturation change by up to this "
+        description="Streamed images, `dali`: brightness, contrast and saturation change by up to this "
         "fraction; drawn by DALI",
     )
     randaugment: int = Field(
         default=0,
         ge=0,
         le=10,
-        description="Streamed folders, `dali`: RandAugment operations for each image; 0: none; drawn by DALI",
+        description="Streamed images, `dali`: RandAugment operations for each image; 0: none; drawn by DALI",
     )
     randaugment_magnitude: int = Field(
         default=9, ge=0, le=30, description="Strength of RandAugment's operations, out of 30"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.config.data import FolderData, SyntheticData
+from pipeline.config.data import FileData, FolderData, SyntheticData
 from pipeline.config.model import BOTTLENECK_NETWORKS, library_of
 from pipeline.config.optimizer import AdamwConfig
 from pipeline.config.paths import is_utf8
@@ -69,7 +69,7 @@ def _ranges(config: "Config") -> str | None:
 
 def _progressive(config: "Config") -> str | None:
     augment, size = config.augment, config.image_size
-    if not augment.progressive or not isinstance(config.data, FolderData):
+    if not augment.progressive or not isinstance(config.data, FileData):
         return None
     last = augment.progressive[-1][1]
     if last != size:

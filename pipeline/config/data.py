@@ -20,7 +20,7 @@ class _AnyData(Section):
     root: FilePath = Field(
         default="data",
         description="Folder of the data set; for `folder` it holds `train/CLASS/` and `test/CLASS/` or "
-        "`val/`",
+        "`val/`; for `shards` it holds `train-*.tar` or `train-*.parquet`, and may be an address",
     )
     cache_dir: OptionalFilePath = Field(
         default=None,
@@ -82,25 +82,9 @@ class DigitsData(_AnySize):
     dataset: Literal["digits"] = "digits"
 
 
-class FolderData(_AnySize):
-    dataset: Literal["folder"] = "folder"
-    train_folder: FilePath = Field(
-        default="train",
-        description="Folder of the training images in `data.root`, with a folder for each class",
-    )
-    test_folder: OptionalFilePath = Field(
-        default=None,
-        description="Likewise for the test images; default: `test`, or `val` if `test` has no class folders",
-    )
-    train_list: OptionalFilePath = Field(
-        default=None,
-        description="File of `path label` lines in place of `data.train_folder`; paths are absolute or from "
-        "`data.root`",
-    )
-    test_list: OptionalFilePath = Field(
-        default=None,
-        description="Likewise in place of `data.test_folder`; needs `data.train_list`",
-    )
+class FileData(_AnySize):
+    """The keys of data sets that hold image files of any size: folders and shards."""
+
     class_names: OptionalFilePath = Field(
         default=None,
         description="File of `CLASS name` lines: the names of the classes in reports and figures",
@@ -121,18 +105,18 @@ class FolderData(_AnySize):
         default=None,
         ge=8,
         le=4096,
-        description="Streamed folders: height and width in evaluation, in pixels; default: `data.image_size`",
+        description="Streamed images: height and width in evaluation, in pixels; default: `data.image_size`",
     )
     eval_crop: float = Field(
         default=0.875,
         gt=0,
         le=1,
-        description="Streamed folders: fraction of the resized shorter side that the centre crop of "
+        description="Streamed images: fraction of the resized shorter side that the centre crop of "
         "evaluation keeps (224 of 256)",
     )
     decoder: Literal["gpu", "cpu"] = Field(
         default="gpu",
-        description="Streamed folders on a GPU: the device that decodes the files. `gpu` delivers most and "
+        description="Streamed images on a GPU: the device that decodes the files. `gpu` delivers most and "
         "spares the CPU; `cpu` leaves the whole GPU to the training step, and needs about 14 cores for each "
         "GPU",
     )
@@ -145,6 +129,55 @@ class FolderData(_AnySize):
     )
 
 
+class FolderData(FileData):
+    dataset: Literal["folder"] = "folder"
+    train_folder: FilePath = Field(
+        default="train",
+        description="Folder of the training images in `data.root`, with a folder for each class",
+    )
+    test_folder: OptionalFilePath = Field(
+        default=None,
+        description="Likewise for the test images; default: `test`, or `val` if `test` has no class folders",
+    )
+    train_list: OptionalFilePath = Field(
+        default=None,
+        description="File of `path label` lines in place of `data.train_folder`; paths are absolute or from "
+        "`data.root`",
+    )
+    test_list: OptionalFilePath = Field(
+        default=None,
+        description="Likewise in place of `data.test_folder`; needs `data.train_list`",
+    )
+
+
+class ShardData(FileData):
+    dataset: Literal["shards"] = "shards"
+    train_shards: OptionalFilePath = Field(
+        default=None,
+        description="Tar files (WebDataset) or Parquet files of encoded images: a pattern with braces or "
+        "`*`, from `data.root`, absolute, or an address: `train-{000..146}.tar`. Default: the shards in "
+        "`data.root` with `train` in their names, or in its folder `train`",
+    )
+    test_shards: OptionalFilePath = Field(
+        default=None,
+        description="Likewise for the test images; default: those with `test`, or else with `val`",
+    )
+    image_key: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Tar files: what follows the first dot in the name of an image (`jpg`); Parquet: its "
+        "column. Default: the only one that fits",
+    )
+    label_key: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Likewise for the label; `json.label` is the field `label` of the member `json`. "
+        "Default: `cls` in tar files; `label`, or the only column of class labels, in Parquet",
+    )
+
+
 class SyntheticData(_AnySize):
     dataset: Literal["synthetic"] = "synthetic"
     num_classes: int = Field(default=10, ge=2, le=100_000, description="Number of classes")
@@ -154,7 +187,7 @@ class SyntheticData(_AnySize):
 
 
 DataConfig = Annotated[
-    CifarData | DigitsData | FolderData | SyntheticData,
+    CifarData | DigitsData | FolderData | ShardData | SyntheticData,
     Field(discriminator="dataset"),
     Kinds("dataset", "cifar10", "Data set to train on"),
 ]

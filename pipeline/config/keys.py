@@ -26,6 +26,7 @@ LATER_KEYS = frozenset(
         *("augment.erasing", "augment.trivial_augment", "augment.repeats"),
         *("log.trackers", "log.project"),
         *("data.sampler", "loss.class_weights"),
+        *("data.train_shards", "data.test_shards", "data.image_key", "data.label_key"),
     }
 )
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from pipeline.config.data import CifarData, FolderData
+from pipeline.config.data import CifarData, FileData, FolderData
 from pipeline.config.durations import to_steps
 from pipeline.config.keys import all_keys, sections_of_kinds
 from pipeline.config.model import (
@@ -37,7 +37,7 @@ class _Rule(NamedTuple):
     reason: Callable[[Config], str]
 
 
-# Keys of folders whose images are streamed: how evaluation shows them, and how training draws them.
+# Keys of files that are streamed: how evaluation shows them, and how training draws them.
 SHOWN_FROM_FILES = (
     *("data.eval_image_size", "data.eval_crop", "data.decoder", "data.hw_decoder_load"),
     *("augment.crop_scale", "augment.crop_ratio"),
@@ -106,17 +106,17 @@ _RULES = (
     ),
     _Rule(
         ("data.root",),
-        lambda c: isinstance(c.data, CifarData | FolderData),
+        lambda c: isinstance(c.data, CifarData | FileData),
         lambda c: f"with data.dataset={c.data.dataset}, which needs no files; set data.dataset=folder",
     ),
     _Rule(
         ("data.cache_dir",),
-        lambda c: isinstance(c.data, FolderData),
+        lambda c: isinstance(c.data, FileData),
         lambda c: f"with data.dataset={c.data.dataset}, which is not cached; set data.dataset=folder",
     ),
     _Rule(
         ("data.hw_decoder_load",),
-        lambda c: not isinstance(c.data, FolderData) or c.data.decoder == "gpu",
+        lambda c: not isinstance(c.data, FileData) or c.data.decoder == "gpu",
         lambda _: "while data.decoder is cpu; set data.decoder=gpu",
     ),
     _Rule(
@@ -126,7 +126,7 @@ _RULES = (
     ),
     _Rule(
         ("augment.crop_scale", "augment.crop_ratio", *DRAWN_FROM_FILES),
-        lambda c: isinstance(c.data, FolderData),
+        lambda c: isinstance(c.data, FileData),
         lambda c: (
             f"with data.dataset={c.data.dataset}, whose images are not streamed; set data.dataset=folder"
         ),

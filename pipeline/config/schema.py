@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pipeline.config.augment import AugmentConfig, PlainAugment
 from pipeline.config.base import FilePath, Section, as_tuple
 from pipeline.config.contradictions import check_together
-from pipeline.config.data import CifarData, DataConfig, FolderData
+from pipeline.config.data import CifarData, DataConfig, FileData
 from pipeline.config.durations import Interval, RunLength
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.model import ModelConfig
@@ -226,12 +226,12 @@ class Config(Section):
     @property
     def probably_streamed(self) -> bool:
         """True if the images probably stay in their files: a guess by their size; only the files can tell."""
-        return isinstance(self.data, FolderData) and self.image_size > self.data.cache_below
+        return isinstance(self.data, FileData) and self.image_size > self.data.cache_below
 
     @property
     def other_image_sizes(self) -> dict[int, str]:
         """Further heights and widths of streamed images, in pixels, each with the key that sets it."""
-        if not isinstance(self.data, FolderData):
+        if not isinstance(self.data, FileData):
             return {}
         sizes = {size: "augment.progressive" for _, size in self.augment.progressive}
         if self.data.eval_image_size is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline.config import Config, FolderData, check_batches, to_bytes
+from pipeline.config import Config, FileData, check_batches, to_bytes
 from pipeline.config.rules import DRAWN_FROM_FILES, DRAWN_IN_MEMORY, SHOWN_FROM_FILES, changed_keys
 from pipeline.data.batch import NUM_CHANNELS, Loader
 from pipeline.data.datasets.file_set import FileSet
@@ -120,7 +120,7 @@ def build_test_loader(
 def _check_photometric(context: _Context, train: Samples) -> None:
     """Refuse the augmentation of DALI with other loaders; warn that DALI does not repeat its draws."""
     augment, loader = context.config.augment, context.config.data.loader
-    of_folder = isinstance(context.config.data, FolderData)  # `load_config` warns of the keys elsewhere
+    of_folder = isinstance(context.config.data, FileData)  # `load_config` warns of the keys elsewhere
     if not of_folder or not (augment.color_jitter or augment.randaugment):
         return
     if loader != "dali":
@@ -183,11 +183,11 @@ def _train_sampler(context: _Context, train: Samples) -> TrainSampler:
 
 
 def _refuse_keys_of_streams(config: Config, keys: tuple[str, ...]) -> None:
-    """Refuse keys of streamed folders. Only the files tell that a folder is not streamed."""
-    if isinstance(config.data, FolderData):  # for other data sets `load_config` warns of these keys
+    """Refuse keys of streamed images. Only the files tell that images are not streamed."""
+    if isinstance(config.data, FileData):  # for other data sets `load_config` warns of these keys
         for key in changed_keys(config, keys):
             raise UserError(
-                f"{key}: is for streamed folders, but these images are decoded and kept in memory; "
+                f"{key}: is for streamed images, but these images are decoded and kept in memory; "
                 "remove the key (see data.cache_below)"
             )
 
@@ -207,7 +207,7 @@ def _build_dali(context: _Context, samples: Samples, sampler: Sampler, transform
     data, augment, device = context.config.data, context.config.augment, context.device
     labels = _as_tensor(samples.labels).to(device)
     if isinstance(samples, FileSet):
-        assert isinstance(data, FolderData), "files come from a folder"
+        assert isinstance(data, FileData), "only folders and shards have files"
         decoding = Decoding(data.num_threads, data.prefetch, data.decoder == "gpu", data.hw_decoder_load)
         photometric = Photometric(
             augment.color_jitter,
@@ -230,7 +230,7 @@ def _build_fused(context: _Context, samples: Samples, sampler: Sampler, transfor
             "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
         )
     if isinstance(samples, FileSet):
-        assert isinstance(data, FolderData), "files come from a folder"
+        assert isinstance(data, FileData), "only folders and shards have files"
         raise UserError(
             f"data.loader: fused keeps all images on the GPU, but those of {data.root} are larger than "
             f"data.cache_below={data.cache_below} and streamed from their files; use data.loader=dali"

@@ -10,7 +10,7 @@ from einops import rearrange
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.atomic_io import read_json, write_json
-from pipeline.config import Config, FolderData
+from pipeline.config import Config, FileData
 from pipeline.data import FileSet, Splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import read_centre
@@ -53,7 +53,7 @@ class InputSpec:
         )
         if self.crop is None:
             return replace(self, image_size=config.image_size, **statistics)
-        if not isinstance(data, FolderData):  # a data set that stands in for the run's streamed folder
+        if not isinstance(data, FileData):  # a data set that stands in for the run's streamed folder
             return replace(self, **statistics)
         return replace(
             self, image_size=data.eval_image_size or data.image_size, crop=data.eval_crop, **statistics

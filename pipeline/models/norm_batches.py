@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import MIX_SOURCES, Config, FolderData, micro_batch_size
+from pipeline.config import MIX_SOURCES, Config, FileData, micro_batch_size
 from pipeline.config.model import library_of
 from pipeline.errors import UserError
 from pipeline.models.build import build_model
@@ -48,7 +48,7 @@ def check_norm_batches(config: Config, num_processes: int) -> None:
 
 def _training_sizes(config: Config) -> set[int]:
     """Return heights and widths of the training images, in pixels; `augment.progressive` ends at the last."""
-    streamed = isinstance(config.data, FolderData)
+    streamed = isinstance(config.data, FileData)
     return {config.image_size, *(size for _, size in config.augment.progressive if streamed)}
 
 

@@ -1,6 +1,6 @@
 """Names the bottleneck of a run in one sentence, with the key of the config to change."""
 
-from pipeline.config import Config, FolderData
+from pipeline.config import Config, FileData
 from pipeline.run.records import RunResult
 
 NOTICEABLE = 0.03  # fraction of the time, or of throughput; smaller differences count as none
@@ -22,7 +22,7 @@ def loader_remedy(config: Config, on_gpu: bool, streamed: bool | None = None) ->
     threads = f"raise data.num_threads (now {data.num_threads}) and data.prefetch (now {data.prefetch})"
     if not on_gpu or data.loader != "dali":
         return threads
-    if streamed and isinstance(data, FolderData):
+    if streamed and isinstance(data, FileData):
         return f"{threads}, or try data.decoder={'cpu' if data.decoder == 'gpu' else 'gpu'}"
     return f"set data.loader=fused, or {threads}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Config
+from pipeline.config import Config, FileData
 from pipeline.data.datasets.counts import count_images, num_classes_of
 from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError, first_line
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
@@ -148,7 +148,7 @@ def _remedy(config: Config, num_processes: int, on_gpu: bool) -> str:
     except UserError:
         num_classes = _MANY_CLASSES
     num_images = 0
-    if on_gpu and config.data.loader in ("dali", "fused") and config.data.dataset != "folder":
+    if on_gpu and config.data.loader in ("dali", "fused") and not isinstance(config.data, FileData):
         counts = count_images(config.data, config.seed)
         num_images = counts.train + counts.held_out + counts.test
     memory = estimate_memory(config, num_processes, num_classes, num_images)

@@ -59,7 +59,7 @@ def test_any_class_name_is_one_field_of_the_table(tmp_path: Path):
     root, name = make_folder(tmp_path / "root", train=2, test=1), '12" disc, black'
     for part in ("train", "val"):
         (root / part / "a").rename(root / part / name)
-    listing = list_files(root, FolderData())
+    listing = list_files(FolderData(root=str(root)))
     sizes = {part: np.ones((len(files), 2), np.int32) for part, files in listing.parts.items()}
     with write_report(Checked(listing, sizes, []), tmp_path)[1].open(newline="") as file:
         assert list(csv.reader(file)) == [["class", "train", "test"], [name, "2", "1"], ["b", "2", "1"]]

@@ -225,7 +225,7 @@ def test_what_dali_draws_changes_the_colours_and_nothing_else(
             ["data.loader=reference", "augment.randaugment=2"],
             r"augment\.randaugment: .*data\.loader=reference; use data\.loader=dali",
         ),
-        (["data.cache_below=1024"], r"augment\.progressive: is for streamed folders"),
+        (["data.cache_below=1024"], r"augment\.progressive: is for streamed images"),
         (
             ["data.cache_below=1024", "augment.progressive=[]", "augment.color_jitter=0.1"],
             r"augment\.color_jitter: is for streamed",

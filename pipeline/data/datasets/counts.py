@@ -4,12 +4,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import CifarData, Config, DataConfig, FolderData, SyntheticData, path_of
+from pipeline.config import (
+    CifarData,
+    Config,
+    DataConfig,
+    FileData,
+    FolderData,
+    ShardData,
+    SyntheticData,
+    path_of,
+)
 from pipeline.data.datasets.cifar import CIFAR_FILES, missing_files
 from pipeline.data.datasets.load import draw_holdout
 from pipeline.data.files.class_folders import count_class_folders
 from pipeline.data.files.list_files import list_files
 from pipeline.data.files.path_lists import read_list_classes
+from pipeline.data.files.shards.listing import count_shard_classes
 
 _DIGITS, _CIFAR = (1437, 360), (50_000, 10_000)  # images for training and for testing
 _NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
@@ -33,16 +43,16 @@ class Counts:
 
 
 def count_images(config: DataConfig, seed: int) -> Counts:
-    """Count the images of the data set that `data.dataset` names. A folder's files are listed, not opened.
+    """Count the images of the data set that `data.dataset` names. Files are listed, and no image is opened.
 
     Raises:
         UserError: folders that do not exist or are not as described, or a `data.holdout` that does not fit.
     """
     root, note = path_of("data.root", config.root), "needs no files"
-    if isinstance(config, FolderData):
-        listing = list_files(root, config)
+    if isinstance(config, FileData):
+        listing = list_files(config, writes=False)
         labels, test = listing.parts["train"].labels, len(listing.parts["test"])
-        num_classes, note = len(listing.classes), f"as listed in {root}, no image opened"
+        num_classes, note = len(listing.classes), f"as listed in {listing.root}, no image opened"
     else:
         if isinstance(config, SyntheticData):
             train, test, num_classes = config.num_samples, max(1, config.num_samples // 5), config.num_classes
@@ -62,14 +72,16 @@ def count_images(config: DataConfig, seed: int) -> Counts:
 
 
 def num_classes_of(config: Config) -> int:
-    """Count the classes of the config's data set. Only the names of files are read.
+    """Count the classes of the config's data set. Only the names of files are read, and the index of shards.
 
     Raises:
-        UserError: the folder does not exist, or a list file is not as described.
+        UserError: the folder does not exist, or a list file or a shard is not as described.
     """
     data = config.data
     if isinstance(data, SyntheticData):
         return data.num_classes
+    if isinstance(data, ShardData):
+        return count_shard_classes(data)
     if not isinstance(data, FolderData):
         return _NUM_CLASSES[data.dataset]
     if data.train_list is not None:

@@ -1,27 +1,24 @@
-"""Reads image folders. Small images are decoded once and cached; larger ones are read from their files."""
+"""Reads image files. Small images are decoded once and cached; larger ones are read from their files."""
 
-import atexit
 import hashlib
 import io
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.atomic_io import write_whole
-from pipeline.config import FolderData, path_of
+from pipeline.config import FileData, path_of
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import FileSet, read_centre
 from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples
 from pipeline.data.datasets.statistics import channel_histogram
 from pipeline.data.files.cache import BadImages, CachedArrays, read_entry, remove_unused, write_entry
+from pipeline.data.files.cache_place import CachePlace, cannot_write
 from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.decode import decode_files, images_of_any_size, try_all
-from pipeline.data.files.list_files import list_files
+from pipeline.data.files.list_files import list_files, root_of
 from pipeline.data.files.list_test_part import list_test_files
 from pipeline.data.files.listing import Listing
 from pipeline.data.files.reports import report_bad, report_damage
@@ -35,8 +32,8 @@ _log = logging.getLogger(__name__)
 _FORMAT_VERSION = 4
 
 
-def load_folder(config: FolderData, *, is_main: bool = True) -> RawSplits:
-    """Read class folders, or the files that list files name: see `list_files`.
+def load_files(config: FileData, *, is_main: bool = True) -> RawSplits:
+    """Read class folders, the files that list files name, or shards: see `list_files`.
 
     If no side of an image is longer than `data.cache_below`, all images are decoded to one size (see
     `decode_image`) and kept in `data.cache_dir`, by default `ROOT/.quickres`. Otherwise the images stay in
@@ -52,19 +49,18 @@ def load_folder(config: FolderData, *, is_main: bool = True) -> RawSplits:
         UserError: folders that are not as described, images that cannot be read, a cache that cannot be
             written.
     """
-    root = path_of("data.root", config.root)
-    listing = list_files(root, config, is_main=is_main)
+    listing = list_files(config, is_main=is_main)
     names = listing.classes
     if config.class_names is not None:
         names = read_class_names(path_of("data.class_names", config.class_names), names)
-    reader = _FolderReader(listing, config, is_main)
+    reader = _FileReader(listing, config, CachePlace.of(listing.root, config), is_main)
     scan = reader.scan()
     streamed = scan.longest_side > config.cache_below
     parts, histogram = reader.stream(scan) if streamed else reader.decode()
     return RawSplits(parts["train"], parts["test"], names, histogram)
 
 
-def load_test_folder(config: FolderData, class_names: Sequence[str], *, streamed: bool) -> Samples:
+def load_test_files(config: FileData, class_names: Sequence[str], *, streamed: bool) -> Samples:
     """Read the test images alone, for a network that has been trained: see `list_test_files`.
 
     Args:
@@ -74,54 +70,34 @@ def load_test_folder(config: FolderData, class_names: Sequence[str], *, streamed
             decide it: they are shown to the network as in its own evaluation.
 
     Raises:
-        UserError: as for `load_folder`.
+        UserError: as for `load_files`.
     """
-    listing = list_test_files(path_of("data.root", config.root), config, class_names)
-    reader = _FolderReader(listing, config.model_copy(update={"cache_below": 0}), is_main=True)
-    reader.use_temporary_cache_if_read_only()
+    place = CachePlace.of(root_of(config), config).of_test_images().writable()
+    listing = list_test_files(config, class_names, place)
+    reader = _FileReader(listing, config.model_copy(update={"cache_below": 0}), place, is_main=True)
     parts, _ = reader.stream(reader.scan()) if streamed else reader.decode()
     return parts["test"]
 
 
-class _FolderReader:
+class _FileReader:
     """Reads the files of a listing, from the cache if possible.
 
     Args:
         listing: the files.
-        config, is_main: as for `load_folder`.
+        config, is_main: as for `load_files`.
+        place: of the cache.
     """
 
-    def __init__(self, listing: Listing, config: FolderData, is_main: bool):
-        self._listing, self._config, self._is_main = listing, config, is_main
+    def __init__(self, listing: Listing, config: FileData, place: CachePlace, is_main: bool):
+        self._listing, self._config, self._place, self._is_main = listing, config, place, is_main
         state = f"{_FORMAT_VERSION} {listing.key()} {config.cache_below}"
         self._key = hashlib.sha256(state.encode()).hexdigest()[:16]
-        self._folder, self._owner = listing.root / ".quickres", ""
-        if config.cache_dir is not None:  # several data sets can share this folder
-            self._folder, root = path_of("data.cache_dir", config.cache_dir), listing.root.resolve()
-            self._owner = f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}-"
-        if "train" not in listing.parts:
-            self._owner += "test-"
-
-    def use_temporary_cache_if_read_only(self) -> None:
-        """Keep the cache until the process ends, if its folder cannot be written: a run may have left a cache
-        of all images there, but none of the test images alone."""
-        parent = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
-        if not os.access(parent, os.W_OK):
-            folder = tempfile.mkdtemp(prefix="quickres-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            _log.warning(
-                "data.cache_dir: %s cannot be written, so the test images are not cached", self._folder
-            )
-            self._folder = Path(folder)
-
-    def _entry(self, kind: str) -> Path:
-        return self._folder / f"{self._owner}{kind}-{self._key}"
 
     def scan(self) -> Scan:
         """Return the sizes of the images and the bad files."""
         config, decode_all = self._config, self._config.on_bad_image == "skip"
         kind = "scan-decoded" if decode_all else "scan"
-        entry = self._entry(kind)
+        entry = self._place.entry(kind, self._key)
         scan = read_scan(entry, self._listing, discard_damaged=self._is_main)
         if scan is None:
             assert self._is_main, f"no cache {entry}: the main process has to build it first"
@@ -129,8 +105,8 @@ class _FolderReader:
                 options = config.num_threads, config.cache_below
                 scan = scan_files(self._listing, entry, *options, decode_all=decode_all)
             except OSError as error:
-                raise _cannot_write(entry, error) from None
-            remove_unused(entry, f"{self._owner}{kind}-")
+                raise cannot_write(entry, error) from None
+            remove_unused(entry, self._place.prefix(kind))
         if self._is_main:
             report_damage(self._listing, scan)
         return scan
@@ -139,13 +115,13 @@ class _FolderReader:
         """Return the parts with their images decoded, and the histogram of the training images."""
         listing, size = self._listing, self._config.image_size
         kind = f"{size}px"
-        entry = self._entry(kind)
+        entry = self._place.entry(kind, self._key)
         shapes = {part: (len(files), size, size, NUM_CHANNELS) for part, files in listing.parts.items()}
         cached = read_entry(entry, shapes, discard_damaged=self._is_main)
         if cached is None:
             assert self._is_main, f"no cache {entry}: the main process has to build it first"
             cached = self._build_cache(entry, shapes)
-            remove_unused(entry, f"{self._owner}{kind}-")
+            remove_unused(entry, self._place.prefix(kind))
         self._report_bad(cached.bad)
         good = listing.without(cached.bad)
 
@@ -166,7 +142,7 @@ class _FolderReader:
         try:
             write_entry(entry, shapes, self._decode_into)
         except OSError as error:
-            raise _cannot_write(entry, error) from None
+            raise cannot_write(entry, error) from None
         cached = read_entry(entry, shapes, discard_damaged=False)
         if cached is None:
             raise UserError(
@@ -238,7 +214,7 @@ class _FolderReader:
             try:
                 write_whole(path, content.getvalue())
             except OSError as error:
-                raise _cannot_write(scan.entry, error) from None
+                raise cannot_write(scan.entry, error) from None
         return histogram
 
     def _count_pixels(self, train: FileSet, samples: np.ndarray) -> np.ndarray:
@@ -270,10 +246,3 @@ def _read_histogram(path: Path, num_pixels: int) -> np.ndarray:
     if (histogram.sum(axis=1) != num_pixels).any():
         raise ValueError("it belongs to other images")
     return histogram
-
-
-def _cannot_write(entry: Path, error: OSError) -> UserError:
-    return UserError(
-        f"data.cache_dir: cannot write {entry} ({error.strerror or error}); "
-        "set data.cache_dir to a folder with free space and write permission"
-    )

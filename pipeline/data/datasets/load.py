@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.config import CifarData, DataConfig, DigitsData, FolderData, SyntheticData, path_of
+from pipeline.config import CifarData, DataConfig, DigitsData, FileData, SyntheticData, path_of
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.builtin import load_digits, make_synthetic
 from pipeline.data.datasets.cifar import load_cifar, load_cifar_test
-from pipeline.data.datasets.folder import load_folder, load_test_folder
+from pipeline.data.datasets.folder import load_files, load_test_files
 from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples, Splits, statistics_of
 from pipeline.data.datasets.statistics import channel_histogram
 from pipeline.data.sampling.philox import named_generator
@@ -65,8 +65,8 @@ def load_test(
         UserError: data that is missing or bad, or of other classes than the network's.
     """
     match config:
-        case FolderData():
-            return load_test_folder(config, class_names, streamed=streamed)
+        case FileData():
+            return load_test_files(config, class_names, streamed=streamed)
         case CifarData():
             test, found = load_cifar_test(path_of("data.root", config.root), config.dataset)
         case _:
@@ -94,14 +94,13 @@ def _first(names: Sequence[str], count: int = 5) -> str:
 
 
 def _read(config: DataConfig, seed: int, is_main: bool) -> RawSplits:
-    root = path_of("data.root", config.root)
     match config:
         case DigitsData():
             return load_digits(config.image_size)
         case CifarData():
-            return load_cifar(root, config.dataset, is_main=is_main)
-        case FolderData():
-            return load_folder(config, is_main=is_main)
+            return load_cifar(path_of("data.root", config.root), config.dataset, is_main=is_main)
+        case FileData():
+            return load_files(config, is_main=is_main)
         case SyntheticData():
             return make_synthetic(config.num_samples, config.num_classes, config.image_size, seed)
 

@@ -1,4 +1,4 @@
-"""Implements `python -m pipeline check-data ROOT`: decodes every image of a folder and lists bad ones."""
+"""Implements `python -m pipeline check-data ROOT`: decodes every image of a data set and lists bad ones."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.atomic_io import write_whole
-from pipeline.config import FolderData, path_of
+from pipeline.config import FileData, path_of
 from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.copies import find_copies
 from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
@@ -24,13 +24,13 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """The result of checking a folder.
+    """The result of checking a data set.
 
     Attributes:
         listing: the files.
         sizes: (N, 2) int32 by part, height and width in pixels, upright; 0 if a file is bad.
         bad: (path, reason) of the bad files: those that cannot be read, and those that are damaged inside.
-        problems: the other reasons why the folder cannot be trained on, a sentence each.
+        problems: the other reasons why the data set cannot be trained on, a sentence each.
         warnings: what a person should know, a sentence each.
     """
 
@@ -52,13 +52,13 @@ class Checked:
         return sizes[sizes[:, 0] > 0]
 
 
-def check_folder(config: FolderData) -> Checked:
+def check_files(config: FileData) -> Checked:
     """Decode every file, in `data.num_threads` threads, with a progress bar on a terminal.
 
     Raises:
-        UserError: there are no training classes, or a list file cannot be read.
+        UserError: there are no training classes, or a list file or a shard cannot be read.
     """
-    listing = find_files(path_of("data.root", config.root), config)
+    listing = find_files(config)
     sizes, hashes, reasons = {}, {}, {}
     with images_of_any_size():
         for part in listing.parts:
@@ -76,7 +76,7 @@ def check_folder(config: FolderData) -> Checked:
     return Checked(listing, sizes, bad, problems, warnings)
 
 
-def _find_bad_names(config: FolderData, listing: Listing) -> list[str]:
+def _find_bad_names(config: FileData, listing: Listing) -> list[str]:
     """Return what is wrong in the file of `data.class_names`: nothing, or one sentence."""
     if config.class_names is None:
         return []

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import FolderData, path_of
+from pipeline.config import FileData, FolderData, ShardData, path_of
+from pipeline.data.files.cache_place import CachePlace
 from pipeline.data.files.class_folders import list_test_folder
 from pipeline.data.files.class_names import read_class_names
+from pipeline.data.files.list_files import root_of
 from pipeline.data.files.listing import LAYOUT, Listing, find_problems, find_warnings, name_classes
 from pipeline.data.files.path_lists import read_test_list
+from pipeline.data.files.shards.listing import NumberClasses, list_test_shards
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 
-def list_test_files(root: Path, config: FolderData, class_names: Sequence[str]) -> Listing:
-    """List the files of `data.test_folder`, or those that `data.test_list` names.
+def list_test_files(config: FileData, class_names: Sequence[str], place: CachePlace) -> Listing:
+    """List the files of `data.test_folder`, or those that `data.test_list` names, or in the test shards.
 
     Args:
         root: `data.root`.
@@ -35,19 +38,15 @@ def list_test_files(root: Path, config: FolderData, class_names: Sequence[str]) 
     def number(found: Sequence[str], used: Sequence[str]) -> dict[str, int]:
         return _number_classes(found, used, config, class_names)
 
+    root = root_of(config)
     try:
-        if not root.is_dir():
-            raise UserError(f"data.root: there is no folder {root}; {LAYOUT}")
-        listing = Listing(root, {}, tuple(class_names), {}, from_lists=config.test_list is not None)
-        if listing.from_lists:
-            source, files, lines = read_test_list(root, config, number)
-            listing = replace(listing, lines={"test": lines})
+        if isinstance(config, ShardData):
+            listing = list_test_shards(root, config, number, place)
         else:
-            source, files, warnings = list_test_folder(root, config, number)
-            listing = replace(listing, warnings=warnings)
+            listing = _list_folder_or_list(root, config, number)
     except OSError as error:
         raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
-    listing = replace(listing, parts={"test": files}, sources={"test": source})
+    listing = replace(listing, classes=tuple(class_names))
     for problem in find_problems(listing):
         raise UserError(problem)
     for warning in find_warnings(listing):
@@ -55,8 +54,20 @@ def list_test_files(root: Path, config: FolderData, class_names: Sequence[str]) 
     return listing
 
 
+def _list_folder_or_list(root: Path, config: FileData, number: NumberClasses) -> Listing:
+    """List the files of a folder or of a list file; the listing has no classes."""
+    assert isinstance(config, FolderData), "shards are listed elsewhere"
+    if not root.is_dir():
+        raise UserError(f"data.root: there is no folder {root}; {LAYOUT}")
+    if config.test_list is not None:
+        source, files, lines = read_test_list(root, config, number)
+        return Listing(root, {"test": files}, (), {"test": source}, "lists", {"test": lines})
+    source, files, warnings = list_test_folder(root, config, number)
+    return Listing(root, {"test": files}, (), {"test": source}, warnings=warnings)
+
+
 def _number_classes(
-    found: Sequence[str], used: Sequence[str], config: FolderData, class_names: Sequence[str]
+    found: Sequence[str], used: Sequence[str], config: FileData, class_names: Sequence[str]
 ) -> dict[str, int]:
     """Return the label of each class.
 
@@ -65,7 +76,9 @@ def _number_classes(
         used: those with an image.
         config, class_names: as for `list_test_files`.
     """
-    key = "data.root" if config.test_list is None else "data.test_list"
+    key = "data.test_shards"
+    if isinstance(config, FolderData):
+        key = "data.root" if config.test_list is None else "data.test_list"
 
     def shown(names: Sequence[str]) -> Sequence[str]:
         if config.class_names is None:

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,13 @@ LAYOUT = "expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or val/ fo
 LISTING_THREADS = 16  # the threads wait for the file system, which may be on a network
 _FILE = f"{FORMAT_NAMES} file"
 _MAX_NAMED = 10
+# Remedies, by the kind of the listing: for a part without images, and for a class without training images.
+_MORE_FILES = {"lists": "add lines of other files", "shards": "give other shards"}
+_MORE_CLASSES = {
+    "folders": "add some, or remove the folder",
+    "lists": "add lines, or number the classes without a gap",
+    "shards": "give all shards of the training images, or number the classes without a gap",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +109,8 @@ class Listing:
         root: the paths are relative to this folder.
         parts: `train` and `test`, or `test` alone.
         classes: names in label order, as in the class folders or list files.
-        sources: the class folders' parent or the list file of each part.
-        from_lists: True if the files come from list files, False if they come from class folders.
+        sources: the class folders' parent, the list file or the pattern of the shards of each part.
+        kind: where the files come from.
         lines: of list files, (N,) int64 by part: the line that names each file.
         problems: what is not as it must be for training, a sentence each.
         warnings: what a person should know, a sentence each.
@@ -112,10 +120,15 @@ class Listing:
     parts: dict[str, Files]
     classes: tuple[str, ...]
     sources: dict[str, Path]
-    from_lists: bool = False
+    kind: Literal["folders", "lists", "shards"] = "folders"
     lines: Mapping[str, np.ndarray] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def from_lists(self) -> bool:
+        """Return True if the files come from list files."""
+        return self.kind == "lists"
 
     def __len__(self) -> int:
         return sum(len(files) for files in self.parts.values())
@@ -141,10 +154,10 @@ class Listing:
 
     def key_of(self, part: str) -> str:
         """Return the key of the config that names the files of a part."""
-        return f"data.{part}_list" if self.from_lists else "data.root"
+        return {"lists": f"data.{part}_list", "shards": f"data.{part}_shards"}.get(self.kind, "data.root")
 
     def place(self, part: str, index: int) -> str:
-        """Return the line of a list file that names a file, for a message; empty for class folders."""
+        """Return the line of a list file that names a file, for a message; empty without list files."""
         if not self.from_lists:
             return ""
         return f" (line {self.lines[part][index]} of {printable(self.sources[part])})"
@@ -175,22 +188,20 @@ def find_problems(listing: Listing) -> list[str]:
     if not len(listing.parts["test"]) and not listing.problems:
         taken = [source.name for source in listing.sources.values()]
         other = propose_folders(listing.root, "test", taken, listing.classes)
-        remedy = "add lines of other files" if listing.from_lists else LAYOUT + other
+        remedy = _MORE_FILES.get(listing.kind, LAYOUT + other)
         problems.append(f"{key}: no {_FILE} in {test}; {remedy}")
     return problems
 
 
 def _training_problems(listing: Listing) -> list[str]:
     problems: list[str] = []
-    lists, train, key = listing.from_lists, listing.sources["train"], listing.key_of("train")
+    train, key = listing.sources["train"], listing.key_of("train")
     empty = _classes_without_files(listing, "train")
     if empty:
-        remedy = (
-            "add lines, or number the classes without a gap" if lists else "add some, or remove the folder"
-        )
+        remedy = _MORE_CLASSES[listing.kind]
         problems.append(f"{key}: no {_FILE} for {name_classes(empty)} in {train}; {remedy}")
     if len(listing.classes) < 2:
-        only, layout = name_classes(listing.classes), "" if lists else f". {LAYOUT}"
+        only, layout = name_classes(listing.classes), f". {LAYOUT}" if listing.kind == "folders" else ""
         problems.append(f"{key}: {train} holds one class, {only}; training needs at least two{layout}")
     return problems
 

@@ -46,7 +46,7 @@ def read_path_lists(root: Path, config: FolderData) -> Listing:
     lines, label_of, classes = _read_labels(config)
     parts = {part: _find_files(root, of_part, label_of) for part, of_part in lines.items()}
     numbers = {part: np.array([line.number for line in of_part], np.int64) for part, of_part in lines.items()}
-    return Listing(root, parts, classes, _list_paths(config), from_lists=True, lines=numbers)
+    return Listing(root, parts, classes, _list_paths(config), "lists", numbers)
 
 
 def read_test_list(

@@ -1,7 +1,8 @@
 """Streams images from files with DALI: read, decode, crop, resize, flip, Cutout, normalise, on GPU or CPU.
 
 The inputs are one array each for a whole batch: paths in the order of the epoch, crops, sizes. DALI reads the
-files in its own threads, without Python's lock. The time of every operator is linear in the batch: the
+files in its own threads, without Python's lock. Of images in shards, DALI gets the bytes, as views of mapped
+files: they are read in the same threads. The time of every operator is linear in the batch: the
 decoder cuts out the crop (on a GPU it decodes only this part), `resize` flips if the requested width is
 negative, `erase` does Cutout, and `crop_mirror_normalize` has fixed arguments.
 """
@@ -20,6 +21,7 @@ from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.files.decode import images_of_any_size, try_all
 from pipeline.data.loaders.base import Transform
 from pipeline.data.loaders.dali_base import PipelinedLoader
+from pipeline.data.loaders.mapped_images import MappedImages
 from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side
 from pipeline.errors import TrainingError
 
@@ -88,6 +90,7 @@ class DaliFileLoader(PipelinedLoader):
         self._files, self._decoding, self._photometric = files, decoding, photometric
         self._decodes_on_gpu = decoding.on_gpu and self._stream is not None
         self._root = os.fsencode(files.root) + b"/"
+        self._mapped = MappedImages(files) if files.files.members is not None else None
         self._conditional = self._conditional or (self._augmented and photometric.randaugment > 0)
 
     def _restart(self, epoch: int, step: int) -> None:
@@ -96,7 +99,7 @@ class DaliFileLoader(PipelinedLoader):
         super()._restart(epoch, step)
 
     def _define(self, fn: Any, types: Any) -> Any:
-        encoded = fn.io.file.read(_source("images", fn))
+        encoded = self._encoded(_source("images", fn), fn)
         size = _check_size(encoded, _source("size", fn), fn, types)
         if not self._augmented:
             return self._normalise(self._apply_centre_crop(encoded, size, fn), fn, types)
@@ -105,6 +108,10 @@ class DaliFileLoader(PipelinedLoader):
         if self._transform.cutout:
             images = self._apply_cutout(images, fn)
         return self._normalise(images, fn, types)
+
+    def _encoded(self, images: Any, fn: Any) -> Any:
+        """Define the encoded images: of files, the input holds paths; of shards, it holds the bytes."""
+        return fn.io.file.read(images) if self._mapped is None else images
 
     def _apply_centre_crop(self, encoded: Any, size: Any, fn: Any) -> Any:
         images = self._to_gpu(fn.decoders.image(encoded, **self._decoder_options()))
@@ -163,7 +170,7 @@ class DaliFileLoader(PipelinedLoader):
     ) -> list[Any]:
         (plan,) = plans
         size = np.full((len(indices), 2), plan.image_size or self._files.view.size, np.float32)
-        inputs = {"images": self._paths(indices), "size": size}
+        inputs: dict[str, Any] = {"size": size}
         inputs["scanned"] = self._files.sizes[indices].astype(np.int64)
         if plan.draws is None:
             boxes = self._files.view.boxes(self._files.sizes[indices])
@@ -179,9 +186,14 @@ class DaliFileLoader(PipelinedLoader):
                 inputs["cutout"] = plan.draws[:, 5:7].astype(np.float32)
                 inputs["cutout_shape"] = np.full((len(indices), 2), box, np.float32)
         inputs = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
+        inputs["images"] = self._images(indices)
         for name, values in inputs.items():
             self._pipe.feed_input(name, values)
         return [plan, inputs]
+
+    def _images(self, indices: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """Return the input `images` for these samples."""
+        return self._paths(indices) if self._mapped is None else self._mapped.views(indices.tolist())
 
     def _paths(self, indices: np.ndarray) -> np.ndarray:
         """Return the files' paths as (B, L) uint8, padded with zeros, at which the system ends a path.
@@ -224,7 +236,7 @@ class DaliFileLoader(PipelinedLoader):
         """Decode each file alone with DALI, and return the samples for which it fails."""
 
         def decode(fn: Any, types: Any) -> Any:
-            encoded = fn.io.file.read(fn.external_source(name="images"))
+            encoded = self._encoded(fn.external_source(name="images"), fn)
             return fn.decoders.image(encoded, **self._decoder_options())
 
         def build() -> Any:
@@ -233,7 +245,7 @@ class DaliFileLoader(PipelinedLoader):
         refused, pipe = [], build()
         for sample in samples:
             try:
-                pipe.feed_input("images", self._paths(np.array([sample])))
+                pipe.feed_input("images", self._images(np.array([sample])))
                 pipe.run()
             except RuntimeError:
                 refused.append(sample)

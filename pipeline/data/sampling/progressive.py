@@ -3,7 +3,7 @@
 Touvron et al. 2019 (arXiv:1906.06423) show why it does not reduce the accuracy.
 """
 
-from pipeline.config import Config, FolderData, to_steps
+from pipeline.config import Config, FileData, to_steps
 from pipeline.errors import UserError
 
 
@@ -13,7 +13,7 @@ def training_resolutions(config: Config, steps_per_epoch: int) -> tuple[tuple[in
     Raises:
         UserError: `augment.progressive` is not in the order of time, or its last size would never be used.
     """
-    if not isinstance(config.data, FolderData):
+    if not isinstance(config.data, FileData):
         return ((0, config.image_size),)
     total, progressive = to_steps(config.duration, steps_per_epoch), config.augment.progressive
     resolutions = [(to_steps(when, steps_per_epoch, total), size) for when, size in progressive]

@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
 def warnings_of(root: Path, caplog: pytest.LogCaptureFixture, **keys: Any) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        list_files(root, FolderData(root=str(root), **keys))
+        list_files(FolderData(root=str(root), **keys))
     return [record.getMessage() for record in caplog.records]
 
 
@@ -163,4 +163,4 @@ def test_a_message_names_the_folders_that_could_be_meant(root: Path, change: Any
 @pytest.mark.parametrize("key", ["train_folder", "test_folder"])
 def test_a_folder_that_a_key_names_and_that_is_missing(root: Path, key: str):
     with pytest.raises(UserError, match=rf"^data\.{key}: .* has no folder nowhere/"):
-        list_files(root, FolderData.model_validate({key: "nowhere"}))
+        list_files(FolderData.model_validate({"root": str(root), key: "nowhere"}))

@@ -1,0 +1,184 @@
+"""Finds the images and labels in a Parquet file with encoded images, as Hugging Face's data sets have them.
+
+The pages of such a file are compressed, so that an image cannot be read at an offset: the images are copied,
+one after another, into a file of the cache.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.data.files.paths import printable
+from pipeline.data.files.shards.samples import CannotWriteImages, ShardKeys, ShardSamples
+from pipeline.errors import UserError
+
+_ROWS = 256  # read at once
+_IMAGE, _LABEL = "image", "label"  # names of the columns, where several fit
+
+
+def index_parquet(path: Path, keys: ShardKeys, out: BinaryIO | None) -> ShardSamples:
+    """Find the samples of a Parquet file, and copy the images.
+
+    An image is a struct of `bytes` and `path`, or plain bytes; a label is an integer, a text, or a class
+    label, whose names the file's metadata give.
+
+    Args:
+        path: of the file.
+        keys: names of the columns.
+        out: the images are written here, one after another; None: they are not read, and their places are 0.
+
+    Raises:
+        ValueError: the file is damaged, or has no such columns.
+        OSError: the file cannot be read.
+        CannotWriteImages: `out` cannot be written.
+        UserError: pyarrow is not installed.
+    """
+    parquet, arrow = import_pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            image, label, class_names = _choose_columns(file.schema_arrow, keys, arrow)
+            columns = [label] if out is None else [image, label]
+            result, rows = ShardSamples(class_names=class_names), 0
+            offsets, sizes, end = [], [], 0
+            for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
+                labels = batch.column(label).to_pylist()
+                known = [number for number, value in enumerate(labels) if value is not None]
+                result.without_label += [str(rows + n) for n, value in enumerate(labels) if value is None]
+                result.labels += [str(labels[number]) for number in known]
+                copied = _copy_images(batch.column(image), out, arrow) if out is not None else None
+                names, lengths = copied or ([""] * len(labels), np.zeros(len(labels), np.int64))
+                result.names += [f"{rows + number}{names[number]}" for number in known]
+                starts = end + np.cumsum(lengths) - lengths
+                offsets.append(starts[known])
+                sizes.append(lengths[known])
+                end, rows = end + int(lengths.sum()), rows + len(labels)
+    except (arrow.ArrowException, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # not of pyarrow: the file cannot be read
+        raise ValueError(f"it is no Parquet file, or damaged ({_first_line(error)}); copy it again") from None
+    if out is not None and rows and not end:
+        raise ValueError(
+            f"its column {printable(image)} holds no bytes, only paths; embed the images when you save it"
+        )
+    result.offset, result.num_bytes = (
+        np.concatenate([np.empty(0, np.int64), *parts]) for parts in (offsets, sizes)
+    )
+    return result
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """Return the modules pyarrow.parquet and pyarrow.
+
+    Raises:
+        UserError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(
+            "data.dataset: Parquet files are read with pyarrow, which is not installed: "
+            "pip install 'quickres[parquet]'"
+        ) from None
+    return parquet, arrow
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _choose_columns(schema: Any, keys: ShardKeys, arrow: Any) -> tuple[str, str, tuple[str, ...]]:
+    """Return the columns of the images and of the labels, and the names of the classes, if they are known."""
+    features = _features(schema)
+    images = [field.name for field in schema if _holds_images(field.type, arrow)]
+    image = _choose("image", keys.image, images, schema.names, _IMAGE)
+    class_labels = [name for name in schema.names if _class_names(features.get(name))]
+    fitting = class_labels or [
+        field.name
+        for field in schema
+        if field.name != image and (arrow.types.is_integer(field.type) or _is_text(field.type, arrow))
+    ]
+    if _LABEL in schema.names:
+        fitting = [_LABEL]
+    label = _choose("label", keys.label, fitting, schema.names, _LABEL)
+    kind = schema.field(label).type
+    if not (arrow.types.is_integer(kind) or _is_text(kind, arrow) or arrow.types.is_boolean(kind)):
+        raise ValueError(
+            f"its column {printable(label)} holds {kind}, not one label an image; set data.label_key"
+        )
+    if image not in images:
+        kind = schema.field(image).type
+        raise ValueError(
+            f"its column {printable(image)} holds {kind}, not encoded images; set data.image_key"
+        )
+    return image, label, _class_names(features.get(label))
+
+
+def _choose(what: str, given: str | None, fitting: Sequence[str], names: Sequence[str], usual: str) -> str:
+    there = ", ".join(map(printable, names))
+    if given is not None:
+        if given not in names:
+            raise ValueError(f"it has no column {printable(given)} (data.{what}_key), but {there}")
+        return given
+    if usual in fitting:
+        return usual
+    if len(fitting) == 1:
+        return fitting[0]
+    found = f"{len(fitting)} columns may be the {what}" if fitting else f"no column is the {what}"
+    raise ValueError(f"{found}; set data.{what}_key to one of its columns: {there}")
+
+
+def _holds_images(kind: Any, arrow: Any) -> bool:
+    if arrow.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_binary(kind.field(index).type, arrow)
+    return _is_binary(kind, arrow)
+
+
+def _is_binary(kind: Any, arrow: Any) -> bool:
+    return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+
+
+def _is_text(kind: Any, arrow: Any) -> bool:
+    if arrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    return arrow.types.is_string(kind) or arrow.types.is_large_string(kind)
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """Return what Hugging Face's library has written about the columns; empty without it."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _copy_images(column: Any, out: BinaryIO, arrow: Any) -> tuple[list[str], np.ndarray]:
+    """Write the images of some rows; return a suffix of their names, and their bytes: (N,) int64.
+
+    A row without bytes has 0 of them.
+    """
+    paths: list[str | None] = [None] * len(column)
+    content = column
+    if arrow.types.is_struct(column.type):
+        children = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+        content = children["bytes"]
+        paths = children["path"].to_pylist() if "path" in children else paths
+    content = content.cast(arrow.large_binary())
+    _, starts, data = content.buffers()
+    ends = np.frombuffer(starts, np.int64)[content.offset : content.offset + len(content) + 1]
+    if data is not None:
+        try:
+            out.write(memoryview(data)[ends[0] : ends[-1]])
+        except OSError as error:
+            raise CannotWriteImages from error
+    return [f"/{Path(path).name}" if path else "" for path in paths], np.diff(ends)

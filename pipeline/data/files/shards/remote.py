@@ -1,0 +1,214 @@
+"""Copies shards from an address (s3://, gs://, https://, …) into a folder of this machine, with fsspec."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.atomic_io import write_json
+from pipeline.config import ShardData, path_of
+from pipeline.data.files.cache_place import cannot_write
+from pipeline.data.files.decode import reason_of, try_all
+from pipeline.data.files.paths import counted, printable
+from pipeline.errors import UserError
+from pipeline.process.cache_dirs import cache_folder
+
+_log = logging.getLogger(__name__)
+
+_FETCHING_THREADS = 8  # the threads wait for the network
+# What file systems tell of a file that changes with its content; the names differ by file system.
+_STATE = ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated", "md5Hash", "generation")
+_NAMES = ".names.json"  # the files of an address, as the main process has listed them
+_MAX_NAMED = 3
+
+
+def is_address(text: str) -> bool:
+    """Return True for a text such as `s3://bucket/train.tar`.
+
+    >>> is_address("https://host/train.tar"), is_address("/data/train.tar")
+    (True, False)
+    """
+    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+
+
+class Copies:
+    """The copies of shards from an address: whole files, fetched once, and again when they have changed.
+
+    The copies are in `data.cache_dir`, by default in the cache folder of the user.
+
+    Args:
+        config: the section `data`.
+        is_main: False: this process takes the copies that the main process has made.
+        may_fetch: False: nothing is copied.
+    """
+
+    def __init__(self, config: ShardData, *, is_main: bool = True, may_fetch: bool = True):
+        given = config.cache_dir
+        base = path_of("data.cache_dir", given) if given is not None else cache_folder()
+        self._folder, self._is_main, self._may_fetch = base / "shards", is_main, is_main and may_fetch
+
+    def folder_of(self, address: str) -> Path:
+        """Return the folder of the copies of all files in the folder with this address."""
+        address = address.rstrip("/")
+        digest = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:8]
+        name = re.sub(r"[^\w.-]", "_", address.rpartition("/")[2]) or "root"
+        return self._folder / f"{name}-{digest}"
+
+    def names_in(self, address: str) -> list[str]:
+        """Return the sorted names of the files in the folder with this address.
+
+        Raises:
+            UserError: it cannot be listed.
+        """
+        record = self.folder_of(address) / _NAMES
+        if not self._is_main:
+            return _read_json(record) or []
+        try:
+            system, path = _file_system("data.root", address)
+            names = [str(name).rstrip("/").rpartition("/")[2] for name in system.ls(path, detail=False)]
+        except UserError:
+            raise
+        except Exception as error:
+            names = _read_json(record)
+            if not names:
+                raise _cannot_read("data.root", address, error) from None
+            _log.warning(
+                "data.root: cannot list %s (%s); the copies made before are used", address, reason_of(error)
+            )
+            return names
+        names = sorted(dict.fromkeys(names))
+        if self._may_fetch:
+            try:
+                record.parent.mkdir(parents=True, exist_ok=True)
+                write_json(record, names)
+            except OSError as error:
+                raise cannot_write(record, error) from None
+        return names
+
+    def expand(self, key: str, address: str) -> list[str]:
+        """Return the addresses that a pattern with `*` stands for; one without it stands for itself.
+
+        Raises:
+            UserError: the file system cannot be searched.
+        """
+        if "*" not in address:
+            return [address]
+        parent, _, pattern = address.rpartition("/")
+        if "*" in parent:
+            raise UserError(
+                f"{key}: {address}: only the last part of an address may hold `*`; write the folder out"
+            )
+        regex = re.compile(re.escape(pattern).replace(r"\*", ".*"))
+        return [f"{parent}/{name}" for name in self.names_in(parent) if regex.fullmatch(name)]
+
+    def fetch(self, key: str, addresses: Sequence[str]) -> list[Path]:
+        """Return the copies of these files; fetch those that are missing or have changed.
+
+        Raises:
+            UserError: a file cannot be fetched, or may not be fetched now.
+        """
+        paths = [
+            self.folder_of(address.rpartition("/")[0]) / address.rpartition("/")[2] for address in addresses
+        ]
+        if not self._may_fetch:
+            missing = [address for address, path in zip(addresses, paths, strict=True) if not path.exists()]
+            if missing:
+                raise UserError(
+                    f"{key}: {counted(len(missing), 'shard')}, such as {missing[0]}, not copied to this "
+                    "machine yet: start the run (a dry run copies nothing); on several hosts, set "
+                    "data.cache_dir to a folder that all of them see"
+                )
+            return paths
+
+        if addresses:
+            _file_system(key, addresses[0])  # a missing package is told once
+
+        def work(number: int) -> None:
+            _fetch(key, addresses[number], paths[number])
+
+        failed = try_all(range(len(paths)), work, _FETCHING_THREADS, "fetching shards", chunk_size=1)
+        if failed:
+            lines = "".join(
+                f"\n  {addresses[number]}: {reason}" for number, reason in [*failed.items()][:_MAX_NAMED]
+            )
+            raise UserError(f"{key}: {len(failed)} of {len(paths)} shards cannot be fetched:{lines}")
+        return paths
+
+
+def _fetch(key: str, address: str, path: Path) -> None:
+    """Copy one file, unless the copy is there and the file has not changed."""
+    record = path.with_name(f".{path.name}.json")
+    system, remote = _file_system(key, address)
+    copied = _read_json(record) if path.exists() else None
+    try:
+        state = _state_of(system.info(remote))
+    except Exception as error:
+        if copied is None:
+            raise
+        _log.warning(
+            "%s: cannot ask for %s (%s); the copy made before is used", key, address, reason_of(error)
+        )
+        return
+    if copied == state and state.get("size") in (None, str(path.stat().st_size)):
+        return
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        system.get_file(remote, str(partial))
+        size = str(partial.stat().st_size)
+        if state.get("size") not in (None, size):
+            raise ValueError(f"{size} of {state['size']} bytes came; try again")
+        os.replace(partial, path)
+        write_json(record, state)
+    except PermissionError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _state_of(info: dict[str, Any]) -> dict[str, str]:
+    return {name: str(info[name]) for name in _STATE if info.get(name) is not None}
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a JSON file; None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _file_system(key: str, address: str) -> tuple[Any, str]:
+    """Return fsspec's file system of an address, and the path in it.
+
+    Raises:
+        UserError: fsspec, or the package for this kind of address, is not installed.
+    """
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise UserError(
+            f"{key}: {printable(address)} is read with fsspec, which is not installed: "
+            "pip install 'quickres[remote]'"
+        ) from None
+    try:
+        return url_to_fs(address)
+    except ImportError as error:
+        raise UserError(
+            f"{key}: {printable(address)}: a package is missing for such addresses ({error}); install it "
+            "beside quickres[remote]: s3fs for s3://, gcsfs for gs://"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{key}: {printable(address)} cannot be read ({error})") from None
+
+
+def _cannot_read(key: str, address: str, error: Exception) -> UserError:
+    return UserError(
+        f"{key}: cannot list {printable(address)} ({reason_of(error)}); check the address and your rights, "
+        "or name the shards by a pattern with braces in data.train_shards and data.test_shards"
+    )

@@ -1,0 +1,167 @@
+"""Finds the images and labels in a tar file of the WebDataset layout.
+
+The members of one sample have the same name up to its first dot: `0001.jpg` and `0001.cls`.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.files.image_formats import SUFFIXES
+from pipeline.data.files.paths import printable
+from pipeline.data.files.shards.patterns import unpacking
+from pipeline.data.files.shards.samples import ShardKeys, ShardSamples
+
+_DEFAULT_LABEL = "cls"
+_IMAGE_KEYS = {suffix[1:] for suffix in SUFFIXES}
+_BLOCK = tarfile.BLOCKSIZE
+_LONGEST_LABEL = 2**20  # bytes of a member that holds a label, perhaps beside other fields
+_PACKED = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+
+_Places = dict[str, dict[str, tuple[int, int]]]  # by sample and key: offset and bytes of the member
+
+
+def index_tar(path: Path, keys: ShardKeys) -> ShardSamples:
+    """Find the samples of a tar file, from the headers of its members.
+
+    Raises:
+        ValueError: the file is compressed, damaged, cut off or no tar file; or no member is an image, or a
+            sample holds several.
+        OSError: the file cannot be read.
+    """
+    result = ShardSamples()
+    with path.open("rb") as file:
+        _refuse_packed(path, file.read(8))
+        places = _read_members(path, result)
+        descriptor = file.fileno()
+        image_of = _choose_images(places, keys.image)
+        found = []
+        for sample, image_key in image_of.items():
+            members = places[sample]
+            label = _read_label(descriptor, sample, members, keys.label)
+            if label is None:
+                result.without_label.append(f"{sample}.{image_key}")
+            else:
+                result.names.append(f"{sample}.{image_key}")
+                result.labels.append(label)
+                found.append(members[image_key])
+    result.offset, result.num_bytes = np.array(found, np.int64).reshape(-1, 2).T.copy()
+    if not found:
+        keys_there = sorted({key for members in places.values() for key in members})
+        wanted = keys.label or _DEFAULT_LABEL
+        raise ValueError(
+            f"no image has a label in a member {wanted!r}; there are {_listed(keys_there)}: "
+            "set data.label_key, such as data.label_key=json.label"
+        )
+    return result
+
+
+def _refuse_packed(path: Path, head: bytes) -> None:
+    for magic, suffix in _PACKED.items():
+        if head.startswith(magic):
+            raise ValueError(
+                f"it is compressed ({suffix}), and images are read in random order; unpack it first: "
+                f"mv {printable(path.name)} {printable(path.name)}.{suffix} && "
+                f"{unpacking(f'{path.name}.{suffix}')}"
+            )
+
+
+def _read_members(path: Path, result: ShardSamples) -> _Places:
+    """Return the places of all plain members, by sample and key."""
+    places: _Places = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, slash, name = member.name.rpartition("/")
+                stem, dot, key = name.partition(".")
+                if member.isreg() and stem and dot and not member.issparse():
+                    members = places.setdefault(folder + slash + stem, {})
+                    members[key.lower()] = member.offset_data, member.size
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ValueError(f"{_cut_off(error)}; copy it again, or pack it again") from None
+    _check_end(path, end, result)
+    return places
+
+
+def _cut_off(error: tarfile.TarError) -> str:
+    return "it is cut off" if "unexpected end" in str(error) else f"it is no tar file, or damaged ({error})"
+
+
+def _check_end(path: Path, end: int, result: ShardSamples) -> None:
+    """Check that the members end where the file ends: `tarfile` takes a damaged header for the end."""
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(_BLOCK)
+        if rest and not any(rest):
+            while rest and not any(rest):
+                rest = file.read(64 * _BLOCK)
+            if rest:
+                raise ValueError(
+                    "it goes on after its end mark: several tar files one after another? Pack it again as one"
+                )
+        elif rest:
+            raise ValueError(
+                f"the header at byte {end} is damaged, and so the rest cannot be read; copy it again"
+            )
+        else:
+            result.warnings.append("it has no end mark: was it copied to its end?")
+
+
+def _choose_images(places: _Places, image_key: str | None) -> Mapping[str, str]:
+    """Return the key of the image of each sample that has one."""
+    image_of = {}
+    for sample, members in places.items():
+        if image_key is not None:
+            fitting = [image_key.lower()] if image_key.lower() in members else []
+        else:
+            fitting = [key for key in members if key in _IMAGE_KEYS]
+        if len(fitting) > 1:
+            raise ValueError(
+                f"the sample {printable(sample)} has several images, {_listed(fitting)}; "
+                f"set data.image_key={fitting[0]}"
+            )
+        if fitting:
+            image_of[sample] = fitting[0]
+    if not image_of:
+        keys_there = sorted({key for members in places.values() for key in members})
+        wanted = f"with the key {image_key}" if image_key else "that is an image"
+        raise ValueError(
+            f"no member {wanted}; the keys are {_listed(keys_there)}: the key of a member is what follows "
+            "the first dot in its name; set data.image_key"
+        )
+    return image_of
+
+
+def _read_label(
+    descriptor: int, sample: str, members: Mapping[str, tuple[int, int]], label_key: str | None
+) -> str | None:
+    """Return the label of a sample; None if it has none."""
+    key, field = (label_key or _DEFAULT_LABEL).lower(), ""
+    if key not in members and label_key is not None:
+        key, _, field = label_key.partition(".")
+    if key not in members:
+        return None
+    offset, num_bytes = members[key]
+    if num_bytes > _LONGEST_LABEL:
+        raise ValueError(
+            f"{printable(sample)}.{key} is too long for a label ({num_bytes} bytes); set data.label_key"
+        )
+    content = os.pread(descriptor, num_bytes, offset)
+    try:
+        if not field:
+            return content.decode().strip() or None
+        value = json.loads(content).get(field)
+    except (ValueError, AttributeError):
+        raise ValueError(
+            f"{printable(sample)}.{key} is no text, or no JSON object; set data.label_key"
+        ) from None
+    return None if value is None else str(value).strip() or None
+
+
+def _listed(keys: list[str], most: int = 8) -> str:
+    return ", ".join(map(printable, keys[:most])) + (", …" if len(keys) > most else "") if keys else "none"
