@@ -67,7 +67,8 @@ def pack(root: Path, to: Path, kind: str, parts: Mapping[str, str], shards: int 
                 write_tar(path, members_of(some))
             else:
                 rows = [
-                    {"image": {"bytes": file.read_bytes(), "path": file.name}, "label": label} for file, label in some
+                    {"image": {"bytes": file.read_bytes(), "path": file.name}, "label": label}
+                    for file, label in some
                 ]
                 write_parquet(path, rows, names, row_group_size=3)
     return to

@@ -1,4 +1,4 @@
-"""Decodes all images of a folder, lists bad files, counts classes, draws sizes; exit code 1: faults."""
+"""Decodes all images of a data set, lists bad files, counts classes, draws sizes; exit code 1: faults."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", help="folder of images, as data.root")
+    parser.add_argument("root", help="folder of images, or folder or address of shards, as data.root")
     add_overrides(parser, "keys of the data section, such as data.train_list=FILE")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write to (default: ROOT/.quickres/check)"
@@ -26,18 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.data.files.check import check_files, describe, write_report
+    from pipeline.data.files.list_files import root_of
     from pipeline.plotting import style
     from pipeline.report.image_sizes import draw_sizes
 
-    out = arguments.out or path_of("data.root", arguments.root) / ".quickres" / "check"
     if arguments.out is not None:
-        check_output_folder(out, "--out")
-    config = load_config(
-        overrides=["data.dataset=folder", f"data.num_threads={arguments.threads}", *arguments.overrides]
-    )
-    assert isinstance(config.data, FileData)
-    # YAML must not read the root: a path may look like a number
-    checked = check_files(config.data.model_copy(update={"root": arguments.root}))
+        check_output_folder(arguments.out, "--out")
+    config = _data_of(arguments)
+    out = arguments.out or root_of(config) / ".quickres" / "check"
+    checked = check_files(config)
     for line in describe(checked):
         print(line)
     for path, reason in checked.bad[:10]:
@@ -56,3 +53,29 @@ def run(arguments: argparse.Namespace) -> int:
         ) from None
     print("written:", *written)
     return 1 if checked.bad or checked.problems else 0
+
+
+def _data_of(arguments: argparse.Namespace) -> FileData:
+    """Return the section `data`: shards where the folder holds them, and no class folders; else a folder."""
+    overrides = arguments.overrides
+    if not any(item.startswith("data.dataset=") for item in overrides):
+        overrides = [f"data.dataset={_kind_of(arguments.root)}", *overrides]
+    data = load_config(overrides=[f"data.num_threads={arguments.threads}", *overrides]).data
+    if not isinstance(data, FileData):
+        raise UserError(f"data.dataset: {data.dataset} has no files to check; use folder or shards")
+    # YAML must not read the root: a path may look like a number
+    return data.model_copy(update={"root": arguments.root})
+
+
+def _kind_of(root: str) -> str:
+    from pipeline.data.files.folders import class_folders_in
+    from pipeline.data.files.shards.patterns import first_shard
+    from pipeline.data.files.shards.remote import is_address
+
+    if is_address(root):
+        return "shards"
+    folder = path_of("data.root", root)
+    if first_shard(folder) is None:
+        return "folder"
+    has_classes = (folder / "train").is_dir() and class_folders_in(folder / "train")
+    return "folder" if has_classes else "shards"

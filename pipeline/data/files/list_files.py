@@ -8,7 +8,9 @@ from pipeline.data.files.class_folders import list_class_folders
 from pipeline.data.files.copies import find_copies
 from pipeline.data.files.listing import LAYOUT, Listing, find_problems, find_warnings
 from pipeline.data.files.path_lists import read_path_lists
+from pipeline.data.files.paths import printable
 from pipeline.data.files.shards.listing import list_shards, root_of_shards
+from pipeline.data.files.shards.patterns import first_shard
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -59,6 +61,16 @@ def find_files(config: FileData, *, is_main: bool = True, writes: bool = True) -
         if not root.is_dir():
             raise UserError(f"data.root: there is no folder {root}; {LAYOUT}")
         has_lists = config.train_list is not None and config.test_list is not None
-        return read_path_lists(root, config) if has_lists else list_class_folders(root, config)
+        return read_path_lists(root, config) if has_lists else _list_class_folders(root, config)
     except OSError as error:
         raise UserError(f"data.root: cannot list {error.filename} ({error.strerror})") from None
+
+
+def _list_class_folders(root: Path, config: FolderData) -> Listing:
+    try:
+        return list_class_folders(root, config)
+    except UserError as error:
+        shard = first_shard(root)
+        if shard is None:
+            raise
+        raise UserError(f"{error}; or set data.dataset=shards, as for {printable(shard)}") from None

@@ -150,11 +150,18 @@ def _name_of_copy(part: str, number: int) -> str:
 
 
 def _wrong_shards(every: Sequence[tuple[str, int, Shard]], failed: Mapping[int, str]) -> UserError:
-    lines = [f"\n  {printable(every[number][2].path)}: {reason}" for number, reason in failed.items()]
-    more = f"\n  and {len(lines) - _MAX_NAMED} more" if len(lines) > _MAX_NAMED else ""
+    """Return the error of shards that cannot be used; a reason that several share is given once."""
+    by_reason: dict[str, list[str]] = {}
+    for number, reason in failed.items():
+        by_reason.setdefault(reason, []).append(printable(every[number][2].path))
+    lines = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"\n  {names[0]}{more}: {reason}")
+    more = f"\n  and {len(lines) - _MAX_NAMED} more reasons" if len(lines) > _MAX_NAMED else ""
     part = every[next(iter(failed))][0]
     return UserError(
-        f"data.{part}_shards: {len(lines)} of {len(every)} shards cannot be used:"
+        f"data.{part}_shards: {len(failed)} of {len(every)} shards cannot be used:"
         f"{''.join(lines[:_MAX_NAMED])}{more}"
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.config import ShardData, path_of
+from pipeline.data.files.folders import class_folders_in
 from pipeline.data.files.listing import read_status
 from pipeline.data.files.paths import from_root, printable
 from pipeline.data.files.shards.remote import Copies, is_address
@@ -67,6 +68,14 @@ def find_shards(part: str, root: Path, config: ShardData, copies: Copies) -> lis
         for name, path in zip(remote, copies.fetch(key, remote), strict=True)
     }
     return [_shard(key, root, copied.get(name, name)) for name in names]
+
+
+def first_shard(root: Path) -> str | None:
+    """Return the name of a shard in a folder, or in its folder `train`; None if there is none."""
+    for folder in (root, root / "train"):
+        if folder.is_dir() and (names := _shards_in(folder)):
+            return f"{folder.relative_to(root)}/{names[0]}".removeprefix("./")
+    return None
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -149,6 +158,8 @@ def _by_names(part: str, root: Path, given_root: str, copies: Copies) -> list[st
     words = " or ".join(word for group in _WORDS[part] for word in group)
     there = ", ".join(map(printable, names[:_MAX_NAMED])) + ", …" * (len(names) > _MAX_NAMED)
     hint = f"; it holds {there}" if names else ""
+    if not base and (root / "train").is_dir() and class_folders_in(root / "train"):
+        hint = "; it holds class folders: set data.dataset=folder"
     raise UserError(f"data.root: no shards with the word {words} in {given_root}{hint}; {LAYOUT}")
 
 

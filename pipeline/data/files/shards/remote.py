@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ _log = logging.getLogger(__name__)
 
 _FETCHING_THREADS = 8  # the threads wait for the network
 # What file systems tell of a file that changes with its content; the names differ by file system.
-_STATE = ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated", "md5Hash", "generation")
+_STATE = (
+    *("size", "ETag", "etag", "mtime", "created", "LastModified", "updated", "md5Hash", "generation"),
+    *("Content-MD5", "Digest", "Last-Modified"),
+)
+_ABANDONED_S = 24 * 3600
 _NAMES = ".names.json"  # the files of an address, as the main process has listed them
 _MAX_NAMED = 3
 
@@ -128,20 +133,37 @@ class Copies:
         if addresses:
             _file_system(key, addresses[0])  # a missing package is told once
 
+        unreachable: list[str] = []
+
         def work(number: int) -> None:
-            _fetch(key, addresses[number], paths[number])
+            reason = _fetch(key, addresses[number], paths[number])
+            if reason is not None:
+                unreachable.append(f"{addresses[number]}: {reason}")
 
         failed = try_all(range(len(paths)), work, _FETCHING_THREADS, "fetching shards", chunk_size=1)
         if failed:
-            lines = "".join(
-                f"\n  {addresses[number]}: {reason}" for number, reason in [*failed.items()][:_MAX_NAMED]
+            raise UserError(
+                f"{key}: {len(failed)} of {len(paths)} shards cannot be fetched:"
+                + "".join(f"\n  {addresses[number]}: {failed[number]}" for number in [*failed][:_MAX_NAMED])
             )
-            raise UserError(f"{key}: {len(failed)} of {len(paths)} shards cannot be fetched:{lines}")
+        if unreachable:
+            _log.warning(
+                "%s: %d of %d shards cannot be compared with their origin, so the copies made before are "
+                "used; the first: %s",
+                *(key, len(unreachable), len(paths), min(unreachable)),
+            )
         return paths
 
 
-def _fetch(key: str, address: str, path: Path) -> None:
-    """Copy one file, unless the copy is there and the file has not changed."""
+def _fetch(key: str, address: str, path: Path) -> str | None:
+    """Copy one file, unless the copy is there and the file has not changed.
+
+    Returns:
+        The reason why a copy made before could not be compared with the file; None in all other cases.
+
+    Raises:
+        Exception: of the file system, if there is no copy.
+    """
     record = path.with_name(f".{path.name}.json")
     system, remote = _file_system(key, address)
     copied = _read_json(record) if path.exists() else None
@@ -149,16 +171,16 @@ def _fetch(key: str, address: str, path: Path) -> None:
         state = _state_of(system.info(remote))
     except Exception as error:
         if copied is None:
-            raise
-        _log.warning(
-            "%s: cannot ask for %s (%s); the copy made before is used", key, address, reason_of(error)
-        )
-        return
+            raise OSError(_reason(error)) from None
+        return _reason(error)
     if copied == state and state.get("size") in (None, str(path.stat().st_size)):
-        return
+        return None
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
+            if time.time() - other.stat().st_mtime > _ABANDONED_S:
+                other.unlink(missing_ok=True)
         system.get_file(remote, str(partial))
         size = str(partial.stat().st_size)
         if state.get("size") not in (None, size):
@@ -169,6 +191,15 @@ def _fetch(key: str, address: str, path: Path) -> None:
         raise cannot_write(path, error) from None
     finally:
         partial.unlink(missing_ok=True)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """Return in a few words why a file system could not answer; some call every fault a missing file."""
+    if isinstance(error, FileNotFoundError):
+        cause = error.__cause__
+        return reason_of(cause) if isinstance(cause, Exception) else "there is no such file"
+    return reason_of(error)
 
 
 def _state_of(info: dict[str, Any]) -> dict[str, str]:

@@ -30,7 +30,8 @@ from pipeline.models.layers import NormAct, StemConv
 from pipeline.run.trackers import Trackers
 from pipeline.training.build import compile_in_place, compile_mode
 from pipeline.training.plan import Plan
-from tests.pictures import make_folder
+from tests.pictures import encoded, make_folder, picture
+from tests.shards import write_tar
 from tests.tiny import a_train_record, open_and_release, tiny_config, tiny_splits, tiny_trainer, train_steps
 
 CPU = torch.device("cpu")
@@ -224,6 +225,7 @@ COSINE = ("schedule.name=cosine",)
 FOLDER = ("data.dataset=folder", "data.root={tmp}/one")
 STREAMED = ("data.dataset=folder", "data.root={tmp}/streamed", "data.image_size=16")
 LISTS = (*STREAMED, "data.train_list={tmp}/train.txt", "data.test_list={tmp}/test.txt")
+SHARDS = ("data.dataset=shards", "data.root={tmp}/shards", "data.image_size=16", "data.cache_below=8")
 FP16 = ("precision.mode=fp16", "duration=4st", "log.eval_every=100st", "log.log_every=1st")
 COMPILED = ("compile.mode=default",)
 
@@ -237,6 +239,10 @@ KEYS = {
     "data.test_folder": Row("train", lambda config: list(streamed(config).test.sample_paths), STREAMED),
     "data.train_list": Row("{tmp}/test.txt", lambda config: list(streamed(config).train.sample_paths), LISTS),
     "data.test_list": Row("{tmp}/train.txt", lambda config: list(streamed(config).test.sample_paths), LISTS),
+    "data.train_shards": Row("val-*", lambda config: list(streamed(config).train.sample_paths), SHARDS),
+    "data.test_shards": Row("train-0.tar", lambda config: list(streamed(config).test.sample_paths), SHARDS),
+    "data.image_key": Row("thumb.jpg", lambda config: streamed(config).train.sizes.tolist(), SHARDS),
+    "data.label_key": Row("json.other", lambda config: streamed(config).train.labels.tolist(), SHARDS),
     "data.class_names": Row("{tmp}/names.txt", lambda config: streamed(config).class_names, STREAMED),
     "data.on_bad_image": Row(
         "skip", lambda config: type(streamed(config)), ("data.dataset=folder", "data.root={tmp}/bad")
@@ -401,6 +407,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, number in (("train", 0), ("test", 1)):
         (root / f"{name}.txt").write_text(f"train/a/{number}.jpg a\ntrain/b/{number}.jpg b\n")
     (root / "names.txt").write_text("a first\nb second\n")
+    for part, seed in (("train", 0), ("val", 5)):
+        members = [
+            (f"{number}.{key}", content)
+            for number in range(4)
+            for key, content in (
+                ("jpg", encoded(picture(40, 50, seed + number))),
+                ("thumb.jpg", encoded(picture(20, 25, seed + number))),
+                ("cls", str(number % 2).encode()),
+                ("json", b'{"other": %d}' % (number // 2)),
+            )
+        ]
+        write_tar(root / "shards" / f"{part}-0.tar", members)
     torch.manual_seed(1)  # not the one of the recipe
     torch.save(build_model(tiny_config().model, 4).state_dict(), root / "weights.pth")
     return root
