@@ -34,6 +34,7 @@ BENCHMARKS = {  # with `add_arguments(parser)` and `run(session)`, which may ret
 }
 OTHERS = {  # with `main(arguments)`
     "make-folder": ("suites.make_folder", "make a folder of large JPEGs for the loaders of streamed folders"),
+    "make-shards": ("suites.make_shards", "pack class folders into tar shards, for the loaders of shards"),
     "sweep": ("sweep.run", "train a recipe with lists of overrides, as given by a file in configs/sweeps"),
     "recipes": ("publish.recipes", "make records of the shipped recipes out of finished runs of them"),
     "pretrained": ("publish.pretrained", "make shipped weights and their card out of a run of a recipe"),

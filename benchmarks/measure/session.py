@@ -34,6 +34,7 @@ _WHOLE_RUNS = ("time-to-accuracy",)  # benchmarks whose accuracy counts: they ne
 _DATA_KEYS = {
     *("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples"),
     *("train_folder", "test_folder", "train_list", "test_list", "class_names", "on_bad_image"),
+    *("train_shards", "test_shards", "image_key", "label_key"),
     *("cache_below", "eval_image_size", "eval_crop"),
 }
 
@@ -112,7 +113,7 @@ class Session:
             self.splits(config)
         except UserError as error:
             size = config.image_size
-            on_disk = config.data.dataset == "folder"
+            on_disk = isinstance(config.data, FileData)
             memory = ", but from memory: decoding files is not timed" if on_disk else ""
             self.say(f"warning: {error}")
             replacement = f"random images of {size}x{size} pixels"

@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure.timing import Workload
 from benchmarks.peers.image_folder import ImageFolderLoader
 from benchmarks.publish.records import Spread
-from pipeline.config import Config, ScaledPrecision
+from pipeline.config import Config, FolderData, ScaledPrecision
 from pipeline.data import FileSet, Loader, Splits, build_loaders
 from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import Processes
@@ -35,7 +35,8 @@ def batches_ahead(config: Config) -> int:
 
 def build_train_loader(config: Config, splits: Splits, processes: Processes) -> Loader:
     """Return the training loader of `data.loader`; `reference` on a streamed folder is torchvision's own."""
-    if config.data.loader == "reference" and isinstance(splits.train, FileSet):
+    folder = isinstance(config.data, FolderData) and isinstance(splits.train, FileSet)
+    if config.data.loader == "reference" and folder:
         return ImageFolderLoader(config, splits, processes.device)
     return build_loaders(config, splits, processes.device, processes.shard).train
 

@@ -1,7 +1,8 @@
-"""Time loaders alone, by batch size: ours, a naive DALI graph, airbench's, and torch's DataLoader."""
+"""Time loaders alone, by batch size: ours, on folders and shards, a naive DALI graph, airbench's, torch's."""
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,17 +13,21 @@ from benchmarks.measure.timing import Stopwatch, Workload, steps_lasting
 from benchmarks.measure.workloads import LoaderWorkload, batches_ahead, build_train_loader
 from benchmarks.peers.naive_dali import NaiveDaliLoader
 from benchmarks.peers.peers import AirbenchLoader, has_airbench
-from pipeline.config import Config
+from benchmarks.suites.make_shards import IMAGES_PER_SHARD, pack
+from pipeline.config import Config, FolderData
 from pipeline.data import ImageSet, Loader, Splits, Transform
+from pipeline.data.files.shards.patterns import first_shard
 from pipeline.data.sampling.batch_plan import TrainSampler
 from pipeline.distributed.processes import Processes
 from pipeline.errors import UserError
 
 _WITH_WORKERS = "torchvision"
-_LOADERS = ("dali", "dali-naive", "fused", "airbench", _WITH_WORKERS)
+_ON_SHARDS = "dali-shards"  # `dali` on the same images in tar files
+_LOADERS = ("dali", _ON_SHARDS, "dali-naive", "fused", "airbench", _WITH_WORKERS)
 _NEED_GPU = ("fused", "airbench")
 _IN_MEMORY = ("dali-naive", "fused", "airbench")
 _BACKENDS = {
+    _ON_SHARDS: "dali",
     "dali-naive": "dali",
     "airbench": "dali",
     _WITH_WORKERS: "reference",
@@ -44,9 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,…",
         help=f"of {','.join(_LOADERS)} (default: all that run here)",
     )
+    parser.add_argument(
+        "--shards",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of tar files for {_ON_SHARDS}; the class folders of data.root are packed into it if it "
+        "holds none",
+    )
 
 
 def run(session: Session) -> None:
+    if session.options.shards is not None:
+        _pack_shards(session, session.options.shards)
     names = [name for name in session.options.loaders or _LOADERS if _runs_here(session, name)]
     sizes = _batch_sizes(session)
     for size in sizes:  # before any is measured
@@ -63,11 +77,41 @@ def run(session: Session) -> None:
     session.print_tables()
 
 
+def _pack_shards(session: Session, folder: Path) -> None:
+    """Pack the class folders into shards, unless it was done before.
+
+    Raises:
+        UserError: the images are not in class folders, or other images are in the shards.
+    """
+    config = session.config()
+    if not isinstance(config.data, FolderData) or not session.streams(config):
+        raise UserError("--shards: needs streamed class folders; set data.dataset=folder and data.root")
+    if first_shard(folder) is None:
+        session.show(f"packing {folder}")
+        pack(config.data, folder, IMAGES_PER_SHARD, config.data.num_threads)
+    num_packed, num_images = (len(session.splits(c).train) for c in (_shards_config(session), config))
+    if num_packed != num_images:
+        raise UserError(
+            f"--shards: {folder} holds {num_packed} training images, and data.root {num_images}; name an empty "
+            "folder, or remove the shards"
+        )
+
+
+def _shards_config(session: Session, *overrides: str) -> Config:
+    return session.config(
+        "data.dataset=shards", f"data.root={session.options.shards}", "data.loader=dali", *overrides
+    )
+
+
 def _runs_here(session: Session, name: str) -> bool:
     """Return True if a loader runs on this machine; otherwise print the reason."""
     config = session.config()
     reason = ""
-    if name in _IN_MEMORY and session.streams(config):
+    if name == _ON_SHARDS and session.options.shards is None:
+        if session.options.loaders is None:
+            return False
+        reason = "it needs --shards DIR"
+    elif name in _IN_MEMORY and session.streams(config):
         reason = "it is for images in memory, and these are streamed from their files"
     elif name in _NEED_GPU and not session.on_gpu:
         reason = "it needs a GPU"
@@ -114,7 +158,10 @@ def _time(session: Session, names: Sequence[str], batch_size: int) -> None:
         if baseline is not None:
             session.say(f"batch {batch_size}: {name} is {comparison(baseline)}")
         config = _config(session, name, batch_size)
-        session.record("loader", name, config, timing, baseline, loader=name, model=None, compile_mode="none")
+        loader = "dali" if name == _ON_SHARDS else name
+        session.record(
+            "loader", name, config, timing, baseline, loader=loader, model=None, compile_mode="none"
+        )
 
 
 def _window_steps(session: Session, workload: Workload) -> int:
@@ -133,6 +180,8 @@ def _window_steps(session: Session, workload: Workload) -> int:
 
 
 def _config(session: Session, name: str, batch_size: int) -> Config:
+    if name == _ON_SHARDS:
+        return _shards_config(session, f"data.batch_size={batch_size}")
     backend = _BACKENDS.get(name, name)
     # of each worker; more would only lengthen the lead-in
     prefetch = ["data.prefetch=1"] if name == _WITH_WORKERS else []
