@@ -92,8 +92,8 @@ def _pack_shards(session: Session, folder: Path) -> None:
     num_packed, num_images = (len(session.splits(c).train) for c in (_shards_config(session), config))
     if num_packed != num_images:
         raise UserError(
-            f"--shards: {folder} holds {num_packed} training images, and data.root {num_images}; name an empty "
-            "folder, or remove the shards"
+            f"--shards: {folder} holds {num_packed} training images, and data.root {num_images}; name an "
+            "empty folder, or remove the shards"
         )
 
 

@@ -113,8 +113,8 @@ class DaliFileLoader(PipelinedLoader):
         """Define the encoded images: of files, the input holds paths; of shards, it holds the bytes."""
         if self._mapped is None:
             return fn.io.file.read(images)
-        # the GPU's decoders want page-locked memory, which the copy's output is, and mapped files are not; and
-        # DALI's threads read the files by copying them, where one thread of the decoder would
+        # the GPU's decoders want page-locked memory, which the copy's output is, and mapped files are not;
+        # and DALI's threads read the files by copying them, where one thread of the decoder would
         return fn.copy(images) if self._decodes_on_gpu else images
 
     def _apply_centre_crop(self, encoded: Any, size: Any, fn: Any) -> Any:

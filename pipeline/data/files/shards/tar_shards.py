@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,14 @@ _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_LABEL = 2**20  # bytes of a member that holds a label, perhaps beside other fields
 _PACKED = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 
-_Places = dict[str, dict[str, tuple[int, int]]]  # by sample and key: offset and bytes of the member
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    num_bytes: int
+
+
+_Places = dict[str, dict[str, _Member]]  # by sample and key
 
 
 def index_tar(path: Path, keys: ShardKeys) -> ShardSamples:
@@ -41,15 +49,15 @@ def index_tar(path: Path, keys: ShardKeys) -> ShardSamples:
         image_of = _choose_images(places, keys.image)
         found = []
         for sample, image_key in image_of.items():
-            members = places[sample]
-            label = _read_label(descriptor, sample, members, keys.label)
+            image, label = places[sample][image_key], _read_label(descriptor, places[sample], keys.label)
             if label is None:
-                result.without_label.append(f"{sample}.{image_key}")
+                result.without_label.append(image.name)
             else:
-                result.names.append(f"{sample}.{image_key}")
                 result.labels.append(label)
-                found.append(members[image_key])
-    result.offset, result.num_bytes = np.array(found, np.int64).reshape(-1, 2).T.copy()
+                found.append(image)
+    result.names = [image.name for image in found]
+    result.offset = np.array([image.offset for image in found], np.int64)
+    result.num_bytes = np.array([image.num_bytes for image in found], np.int64)
     if not found:
         keys_there = sorted({key for members in places.values() for key in members})
         wanted = keys.label or _DEFAULT_LABEL
@@ -80,7 +88,7 @@ def _read_members(path: Path, result: ShardSamples) -> _Places:
                 stem, dot, key = name.partition(".")
                 if member.isreg() and stem and dot and not member.issparse():
                     members = places.setdefault(folder + slash + stem, {})
-                    members[key.lower()] = member.offset_data, member.size
+                    members[key.lower()] = _Member(member.name, member.offset_data, member.size)
             end = tar.offset
     except tarfile.TarError as error:
         raise ValueError(f"{_cut_off(error)}; copy it again, or pack it again") from None
@@ -137,29 +145,24 @@ def _choose_images(places: _Places, image_key: str | None) -> Mapping[str, str]:
     return image_of
 
 
-def _read_label(
-    descriptor: int, sample: str, members: Mapping[str, tuple[int, int]], label_key: str | None
-) -> str | None:
+def _read_label(descriptor: int, members: Mapping[str, _Member], label_key: str | None) -> str | None:
     """Return the label of a sample; None if it has none."""
     key, field = (label_key or _DEFAULT_LABEL).lower(), ""
     if key not in members and label_key is not None:
         key, _, field = label_key.partition(".")
-    if key not in members:
+    member = members.get(key.lower())
+    if member is None:
         return None
-    offset, num_bytes = members[key]
-    if num_bytes > _LONGEST_LABEL:
-        raise ValueError(
-            f"{printable(sample)}.{key} is too long for a label ({num_bytes} bytes); set data.label_key"
-        )
-    content = os.pread(descriptor, num_bytes, offset)
+    name = printable(member.name)
+    if member.num_bytes > _LONGEST_LABEL:
+        raise ValueError(f"{name} is too long for a label ({member.num_bytes} bytes); set data.label_key")
+    content = os.pread(descriptor, member.num_bytes, member.offset)
     try:
         if not field:
             return content.decode().strip() or None
         value = json.loads(content).get(field)
     except (ValueError, AttributeError):
-        raise ValueError(
-            f"{printable(sample)}.{key} is no text, or no JSON object; set data.label_key"
-        ) from None
+        raise ValueError(f"{name} is no text, or no JSON object; set data.label_key") from None
     return None if value is None else str(value).strip() or None
 
 
