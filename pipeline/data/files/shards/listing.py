@@ -22,10 +22,27 @@ NumberClasses = Callable[[Sequence[str], Sequence[str]], Mapping[str, int]]
 
 
 def root_of_shards(config: ShardData) -> Path:
-    """Return `data.root`; if it is an address, the folder of its copies."""
-    if is_address(config.root):
-        return Copies(config).folder_of(config.root)
-    return path_of("data.root", config.root)
+    """Return the folder that the names of shards are relative to, and that holds the cache by default.
+
+    It is `data.root`. Where `data.root` or the pattern of the training shards is an address, it is the folder
+    of the copies; and where there is no `data.root`, the folder in an absolute pattern.
+    """
+    remote = _address_of(config)
+    if remote is not None:
+        return Copies(config).folder_of(remote)
+    root, pattern = path_of("data.root", config.root), config.train_shards
+    if pattern is None or root.is_dir():
+        return root
+    folder = path_of("data.train_shards", re.split(r"[{*?\[]", pattern)[0] + "x").parent
+    return folder if folder.is_absolute() else root
+
+
+def _address_of(config: ShardData) -> str | None:
+    """Return the address of the folder of the shards; None if they are on this machine."""
+    pattern = config.train_shards
+    if pattern is not None and is_address(pattern):
+        return pattern.rpartition("/")[0]
+    return config.root if is_address(config.root) else None
 
 
 def list_shards(root: Path, config: ShardData, *, is_main: bool = True, writes: bool = True) -> Listing:
@@ -117,7 +134,7 @@ def count_shard_classes(config: ShardData) -> int:
 
 def _find(parts: Sequence[str], root: Path, config: ShardData, copies: Copies) -> dict[str, list[Shard]]:
     """Find the shards of some parts."""
-    if not is_address(config.root) and not root.is_dir():
+    if _address_of(config) is None and not root.is_dir():
         raise UserError(f"data.root: there is no folder {root}; {LAYOUT}")
     return {part: find_shards(part, root, config, copies) for part in parts}
 

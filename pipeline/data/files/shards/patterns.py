@@ -3,6 +3,7 @@
 import glob
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from pipeline.errors import UserError
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-_MOST_SHARDS = 1_000_000
+_MOST_SHARDS = 100_000
 _MAX_NAMED = 5
 # A word of a file's name for each part, in the order of preference.
 _WORDS = {"train": (("train", "training"),), "test": (("test",), ("val", "valid", "validation"))}
@@ -86,11 +87,12 @@ def expand_braces(pattern: str) -> list[str]:
     """
     texts = [pattern]
     while True:
-        longer = [expanded for text in texts for expanded in _expand_first(text)]
-        if longer == texts:
-            return texts
+        expanded = (longer for text in texts for longer in _expand_first(text))
+        longer = list(islice(expanded, _MOST_SHARDS + 1))
         if len(longer) > _MOST_SHARDS:
             raise ValueError(f"stands for more than {_MOST_SHARDS:,} shards")
+        if longer == texts:
+            return list(dict.fromkeys(texts))
         texts = longer
 
 
@@ -103,7 +105,7 @@ def _expand_first(text: str) -> Iterator[str]:
     first, dots, last = match[1].partition("..")
     if "," in match[1] or not dots:
         words: Sequence[str] = match[1].split(",")
-    elif int(last) - int(first) > _MOST_SHARDS:
+    elif abs(int(last) - int(first)) > _MOST_SHARDS:
         raise ValueError(f"stands for more than {_MOST_SHARDS:,} shards")
     else:
         width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
