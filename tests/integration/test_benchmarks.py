@@ -12,17 +12,18 @@ import pytest
 import torch
 
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.measure import session, timing
+from benchmarks.measure import session, timing, workloads
 from benchmarks.measure.bottleneck import Measured, name_bottleneck
 from benchmarks.measure.options import QUICK, merge
 from benchmarks.measure.timing import Workload, time_interleaved
 from benchmarks.measure.workloads import build_train_loader
 from benchmarks.peers.image_folder import ImageFolderLoader
 from benchmarks.publish.records import Spread, append, read
-from benchmarks.suites import startup
+from benchmarks.suites import loaders, startup
 from benchmarks.suites.loaders import build_naive
 from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
+from pipeline.data.datasets.counts import count_images
 from pipeline.distributed.processes import connect
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES, use_cache_folder
@@ -386,3 +387,50 @@ def test_torchvision_beside_ours_on_a_made_folder(tmp_path: Path):
     assert isinstance(loader, ImageFolderLoader) and len(batches) == loader.steps_per_epoch == 2
     assert batches[0].images.shape == (8, 3, 32, 32) and batches[0].images.dtype == torch.float16
     assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_dali_on_shards_beside_dali_on_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    images, shards, results = tmp_path / "images", tmp_path / "shards", tmp_path / "results"
+    assert main(["make-folder", str(images), "--images", "20", "--size", "90x70", "--threads", "1"]) == 0
+    keys = ["data.dataset=folder", f"data.root={images}", "data.image_size=48", "data.num_threads=1"]
+    keys += ["runtime.device=cpu", "precision.mode=fp32"]
+    asked = ["--loaders", "dali,dali-shards", "--batch-sizes", "8", "--windows", "2", "--steps", "1"]
+    monkeypatch.setattr(loaders, "_STREAMED_WINDOW_S", 0.01)
+    monkeypatch.setattr(workloads, "_IMAGES_AHEAD", 8)
+    monkeypatch.setattr(session, "append", partial(append, results=results))
+    command = ["loaders", QUICKSTART, *keys, *asked, "--shards", str(shards), "--record"]
+    for _ in range(2):  # the shards of the first time are used again
+        assert main(command) == 0
+    assert "packing" not in capsys.readouterr().out.rpartition("loaders: ")[2]
+    assert sorted(path.name for path in shards.glob("*.tar")) == ["train-000000.tar", "val-000000.tar"]
+    folder, packed = read(results)[-2:]
+    assert (folder.variant, folder.dataset, packed.variant, packed.dataset) == (
+        "dali",
+        "folder",
+        "dali-shards",
+        "shards",
+    )
+    assert packed.loader == "dali" and packed.baseline is not None and packed.baseline.variant == "dali"
+    assert main(["make-folder", str(images), "--images", "22", "--size", "90x70", "--threads", "1"]) == 0
+    assert main(command) == 2
+    assert "--shards: " in capsys.readouterr().err
+    assert main(["loaders", QUICKSTART, "--quick", "--shards", str(shards)]) == 2
+    assert "--shards: needs streamed class folders" in capsys.readouterr().err
+
+
+def test_make_shards_packs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert (
+        main(["make-folder", str(tmp_path / "a"), "--images", "20", "--size", "90x70", "--threads", "1"]) == 0
+    )
+    given = [str(tmp_path / "a"), str(tmp_path / "b"), "--images-per-shard", "8", "--threads", "1"]
+    assert main(["make-shards", *given]) == 0
+    assert "b: 5 shards" in capsys.readouterr().out  # 20 training images and 10 for validation
+    counts = count_images(
+        load_config(overrides=["data.dataset=shards", f"data.root={tmp_path / 'b'}"]).data, 0
+    )
+    assert (counts.train, counts.test, counts.num_classes) == (20, 10, 10)
+    (tmp_path / "file").touch()
+    assert main(["make-shards", str(tmp_path / "a"), str(tmp_path / "file/b")]) == 2
+    assert "cannot be made" in capsys.readouterr().err

@@ -5,8 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def read_index(shards: Shards, keys: ShardKeys, place: CachePlace, *, is_main: b
         assert is_main, f"no cache {entry}: the main process has to build it first"
         try:
             with new_entry(entry) as building:
-                _write_entry(building, make_index(shards, keys, building), entry)
+                _write_entry(building, make_index(shards, keys, building))
         except OSError as error:
             raise cannot_write(entry, error) from None
         remove_unused(entry, place.prefix(_KIND))
@@ -141,8 +142,12 @@ def make_index(shards: Shards, keys: ShardKeys, folder: Path | None) -> dict[str
     }
 
 
-def _copy_of(part: str, number: int, folder: Path | None) -> AbstractContextManager[BinaryIO | None]:
-    return nullcontext() if folder is None else (folder / _name_of_copy(part, number)).open("wb")
+def _copy_of(part: str, number: int, folder: Path | None) -> AbstractContextManager[RawIOBase | None]:
+    if folder is None:
+        return nullcontext()
+    return (folder / _name_of_copy(part, number)).open(
+        "wb", buffering=0
+    )  # a full disk is no surprise at its end
 
 
 def _name_of_copy(part: str, number: int) -> str:
@@ -219,7 +224,7 @@ def _key(shards: Shards, keys: ShardKeys) -> str:
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
-def _write_entry(folder: Path, index: Mapping[str, PartIndex], entry: Path) -> None:
+def _write_entry(folder: Path, index: Mapping[str, PartIndex]) -> None:
     """Write the index into the folder of a new entry."""
     arrays, manifest = {}, {}
     for part, one in index.items():

@@ -165,14 +165,15 @@ def _sources(root: Path, config: ShardData) -> dict[str, Path]:
 
 def _without_label(part: str, index: PartIndex, config: ShardData) -> str:
     names = [printable(name) for name in index.without_label]
-    listed = "".join(f"\n  {name}" for name in names[:_MAX_NAMED])
     more = f"\n  and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    have = counted(len(names), "image has", "images have")
+    listed = "".join(f"\n  {name}" for name in names[:_MAX_NAMED]) + more
     if config.on_bad_image == "skip":
-        return f"data.{part}_shards: {have} no label and are left out:{listed}{more}"
+        one, several = "image has no label and is left out", "images have no label and are left out"
+        return f"data.{part}_shards: {counted(len(names), one, several)}:{listed}"
+    have = counted(len(names), "image has", "images have")
     return (
         f"data.{part}_shards: {have} no label; set data.label_key, pack the shards again, or leave them out "
-        f"with data.on_bad_image=skip:{listed}{more}"
+        f"with data.on_bad_image=skip:{listed}"
     )
 
 
@@ -213,6 +214,9 @@ def _number_numbers(
             "data.test_shards: these shards name their classes differently from data.train_shards"
         )
     names_there = names.pop() if names else ()
+    if "train" not in index and not names_there:  # no class has to have an image
+        numbers = sorted({int(text) for text in texts})
+        return tuple(map(str, numbers)), {text: numbers.index(int(text)) for text in texts}
     limit = max(sum(len(one.label) for one in index.values()), len(names_there))
     largest = max(texts, key=lambda text: (len(text.lstrip("0")), text.lstrip("0")))
     if len(largest.lstrip("0")) > len(str(limit)) or int(largest) >= limit:

@@ -6,8 +6,9 @@ one after another, into a file of the cache.
 
 import json
 from collections.abc import Sequence
+from io import BytesIO, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ _ROWS = 256  # read at once
 _IMAGE, _LABEL = "image", "label"  # names of the columns, where several fit
 
 
-def index_parquet(path: Path, keys: ShardKeys, out: BinaryIO | None) -> ShardSamples:
+def index_parquet(path: Path, keys: ShardKeys, out: RawIOBase | BytesIO | None) -> ShardSamples:
     """Find the samples of a Parquet file, and copy the images.
 
     An image is a struct of `bytes` and `path`, or plain bytes; a label is an integer, a text, or a class
@@ -162,7 +163,7 @@ def _class_names(feature: Any) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def _copy_images(column: Any, out: BinaryIO, arrow: Any) -> tuple[list[str], np.ndarray]:
+def _copy_images(column: Any, out: RawIOBase | BytesIO, arrow: Any) -> tuple[list[str], np.ndarray]:
     """Write the images of some rows; return a suffix of their names, and their bytes: (N,) int64.
 
     A row without bytes has 0 of them.
@@ -177,8 +178,14 @@ def _copy_images(column: Any, out: BinaryIO, arrow: Any) -> tuple[list[str], np.
     _, starts, data = content.buffers()
     ends = np.frombuffer(starts, np.int64)[content.offset : content.offset + len(content) + 1]
     if data is not None:
-        try:
-            out.write(memoryview(data)[ends[0] : ends[-1]])
-        except OSError as error:
-            raise CannotWriteImages from error
+        _write(out, memoryview(data)[ends[0] : ends[-1]])
     return [f"/{Path(path).name}" if path else "" for path in paths], np.diff(ends)
+
+
+def _write(out: RawIOBase | BytesIO, content: memoryview) -> None:
+    """Write all bytes; a file without a buffer takes 2 GiB at once, at most."""
+    try:
+        while content:
+            content = content[out.write(content) :]
+    except OSError as error:
+        raise CannotWriteImages from error

@@ -177,7 +177,7 @@ def test_images_without_labels_are_named_or_left_out(tmp_path: Path, caplog: pyt
         load_shards(tmp_path / "shards")
     with caplog.at_level(logging.WARNING):
         splits = load_shards(tmp_path / "shards", on_bad_image="skip")
-    assert "1 image has no label and are left out" in caplog.text and len(splits.train) == 5
+    assert "1 image has no label and is left out" in caplog.text and len(splits.train) == 5
 
 
 LABELS: dict[str, tuple[list[str], list[str], str]] = {
@@ -254,6 +254,17 @@ def test_the_test_images_alone_need_no_training_shard(shards: Path):
         UserError, match=r"^data.test_shards: the test images are of class.*network was trained on"
     ):
         load_test(ShardData(root=str(shards), image_size=8), 0, ("x", "y"), streamed=True)
+
+
+def test_a_few_test_images_of_many_classes(tmp_path: Path):
+    """The labels of the test images alone may be larger than their number."""
+    write_tar(tmp_path / "test-0.tar", labelled(["907", "13"]))
+    config, names = ShardData(root=str(tmp_path)), tuple(map(str, range(1000)))
+    assert load_test(config, 0, names, streamed=True).labels.tolist() == [907, 13]
+    with pytest.raises(
+        UserError, match=r"^data.test_shards: the test images are of class 907, but the network"
+    ):
+        load_test(config, 0, names[:500], streamed=True)
 
 
 # --- a shard that changes during a run ---

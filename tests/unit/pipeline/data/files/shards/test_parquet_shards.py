@@ -179,5 +179,5 @@ def test_damage_is_one_line(tmp_path: Path):
 def test_a_full_disk_is_told_apart_from_a_damaged_file(tmp_path: Path):
     path = write_parquet(tmp_path / "a.parquet", ROWS)
     with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(CannotWriteImages) as caught:
-        index_parquet(path, ShardKeys(None, None), full)  # type: ignore[arg-type]
+        index_parquet(path, ShardKeys(None, None), full)
     assert isinstance(caught.value.__cause__, OSError)
