@@ -81,6 +81,6 @@ def members_of(images: Iterable[tuple[Path, int]]) -> Iterable[Member]:
         yield f"{number:04d}.json", json.dumps({"label": label, "class": path.parent.name}).encode()
 
 
-def load_shards(root: Path, is_main: bool = True, **changes: object) -> Any:
+def load_shards(root: Path | str, is_main: bool = True, **changes: object) -> Any:
     values = {"dataset": "shards", "root": str(root), "image_size": 8, **changes}
     return load_splits(ShardData.model_validate(values), 0, is_main=is_main)

@@ -23,7 +23,8 @@ _ANY_CLASSES = 1000
 _ANY_LENGTH = 10_000  # steps of an epoch
 _PATH_KEYS = (
     *("data.root", "data.cache_dir", "data.train_list", "data.test_list", "data.class_names"),
-    *("data.train_folder", "data.test_folder", "model.weights", "resume", "log.dir"),
+    *("data.train_folder", "data.test_folder", "data.train_shards", "data.test_shards"),
+    *("model.weights", "resume", "log.dir"),
 )
 
 

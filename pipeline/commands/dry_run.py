@@ -22,6 +22,7 @@ from pipeline.run.environment import output_of
 from pipeline.run.folder import RunFolder
 from pipeline.run.resume import find_resumable
 from pipeline.training.build import build_initial_model, captures, compile_mode
+from pipeline.training.losses import compute_class_weights
 from pipeline.training.plan import Plan
 
 _MIB = 2**20
@@ -42,6 +43,10 @@ def describe_plan(config: Config, recipe: str) -> str:
     check_norm_batches(config, machine.processes)
     _check_loader(config, machine)
     counts = count_images(config.data, config.seed)
+    class_sizes = (1,) * counts.num_classes
+    compute_class_weights(
+        config.loss, counts.num_classes, class_sizes, torch.device("cpu")
+    )  # refuses a wrong number
     plan = _plan(config, machine, counts)
     resumed, offline = find_resumable(config).run, can_be_read_offline(config.model)
     if resumed is None:  # the file of model.weights may not fit

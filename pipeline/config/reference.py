@@ -1,6 +1,7 @@
 """Prints the reference of all keys as a Markdown table, made from the schema."""
 
 import json
+import re
 from typing import get_args
 
 from pydantic.fields import FieldInfo
@@ -60,5 +61,8 @@ def _type_name(field: FieldInfo, text: str) -> str:
     if "ParameterGroup" in text:
         return "list of mappings"
     if "tuple" in text:
+        words = re.findall(r"Literal\['(\w+)'\]", text)
+        if words:
+            return f"`{'` or `'.join(words)}` or list of float{' or null' * ('None' in text)}"
         return "list of durations" if "AfterValidator" in text else "list of float"
     return text.replace("None", "null").replace(" | ", " or ")

@@ -191,3 +191,10 @@ def test_the_command(tmp_path: Path):
 def test_it_is_an_option_of_both_commands(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["train", str(RECIPE), "--dry-run"]) == 0
     assert "dry run: nothing was trained" in capsys.readouterr().out
+
+
+def test_a_wrong_number_of_class_weights(capsys: pytest.CaptureFixture[str]):
+    assert train.main([str(RECIPE), "loss.class_weights=[1, 2]", "--dry-run"]) == 2
+    assert "loss.class_weights: 2 weights for 4 classes; give one for each class" in capsys.readouterr().err
+    for weights in ("[1, 2, 3, 4]", "balanced"):
+        assert train.main([str(RECIPE), f"loss.class_weights={weights}", "--dry-run"]) == 0

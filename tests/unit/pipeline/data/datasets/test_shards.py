@@ -93,7 +93,7 @@ def test_the_index_is_made_once(shards: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("keys", [{"label_key": "label"}, {"image_key": "jpg"}], ids=str)
-def test_another_key_or_a_changed_shard_makes_another_index(shards: Path, keys: dict[str, str]):
+def test_another_key_or_a_changed_shard_makes_another_index(shards: Path, keys: dict[str, Any]):
     load_shards(shards)
     entries = list((shards / ".quickres").glob("shards-*"))
     path = sorted(shards.glob("val-00000*"))[0]
@@ -101,7 +101,7 @@ def test_another_key_or_a_changed_shard_makes_another_index(shards: Path, keys: 
     load_shards(shards)
     assert len(list((shards / ".quickres").glob("shards-*"))) == len(entries) + 1
     with pytest.raises(UserError, match=r"data.train_shards: 6 of 6 shards cannot be used"):
-        load_shards(shards, **dict.fromkeys(keys, "nowhere"))
+        load_shards(shards, **{**keys, **dict.fromkeys(keys, "nowhere")})
 
 
 def test_a_damaged_index_is_made_again(shards: Path, caplog: pytest.LogCaptureFixture):

@@ -27,7 +27,7 @@ def http_server(folder: Path) -> Iterator[tuple[str, list[str]]]:
     fetched: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
         def do_GET(self) -> None:
@@ -159,7 +159,7 @@ def test_other_processes_take_the_copies_of_the_main_process(in_memory: str, tmp
     ],
 )
 def test_what_cannot_be_fetched_is_named(in_memory: str, tmp_path: Path, keys: dict[str, str], message: str):
-    given = {key: value.format(address=in_memory) for key, value in keys.items()}
+    given: dict[str, Any] = {key: value.format(address=in_memory) for key, value in keys.items()}
     with pytest.raises(UserError, match=message):
         load_shards(**{"root": in_memory, **given}, cache_dir=str(tmp_path))
 
