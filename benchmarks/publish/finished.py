@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.measure.describe import describe_machine
 from benchmarks.publish.prices import differences, recipe_path, recipe_paths
 from pipeline.atomic_io import read_json
-from pipeline.config import Config, load_config
+from pipeline.config import Config, FileData, load_config
 from pipeline.errors import UserError
 from pipeline.run.environment_record import read_environment
 from pipeline.run.folder import find_run
@@ -112,7 +112,7 @@ def check_recipe(run: Finished) -> None:
             f"{run.path}: is not configs/{path.name} as it is now: {', '.join(different)}; leave it out, "
             "train it again, or compare variants with `sweep`"
         )
-    if run.streamed and load_config(path).data.dataset != "folder":
+    if run.streamed and not isinstance(load_config(path).data, FileData):
         raise UserError(
             f"{run.path}: its images were streamed from their files, those of configs/{path.name} are kept "
             "in memory; leave it out"

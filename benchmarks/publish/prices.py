@@ -21,6 +21,7 @@ _FREE_KEYS = (
     *("seed", "resume", "log.", "evaluation.", "runtime.hang_timeout_s"),
     *("data.dataset", "data.root", "data.train_folder", "data.test_folder", "data.train_list"),
     *("data.test_list", "data.class_names", "data.cache_dir"),
+    *("data.train_shards", "data.test_shards", "data.image_key", "data.label_key"),
 )
 _WIDTH = 140
 _START = "# Price:"
@@ -58,7 +59,7 @@ def differences(recipe: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any,
     current = load_config(recipe)
     in_recipe, in_run = all_values(current), default_values() | flatten(config)
     idle = keys_without_effect(current)
-    if in_run["data.dataset"] == "folder":
+    if in_run["data.dataset"] in ("folder", "shards"):
         idle -= _FOLDER_KEYS
     return {
         key: (value, in_run[key])

@@ -129,13 +129,14 @@ def _select_alone(runs: Sequence[Finished], options: argparse.Namespace) -> list
 
 
 def _check_options(groups: Groups, options: argparse.Namespace) -> None:
-    on_folders = [runs[0] for (_, dataset), runs in groups.items() if dataset == "folder"]
-    if on_folders and not options.data:
+    on_files = [(of, runs[0]) for (_, of), runs in groups.items() if of in ("folder", "shards")]
+    if on_files and not options.data:
+        kind, run = on_files[0]
         raise UserError(
-            f"{on_folders[0].path}: data.dataset=folder does not name the images in the folder; name them, "
-            "as in --data CIFAR-10"
+            f"{run.path}: data.dataset={kind} does not name the images in the folder; name them, as in "
+            "--data CIFAR-10"
         )
-    if options.data and not on_folders:
+    if options.data and not on_files:
         raise UserError("--data: none of these runs is on a folder of images; leave it out")
     known = {run.path.resolve() for runs in groups.values() for run in runs}
     unknown = [path for path in options.alone if Path(path).resolve() not in known]
@@ -146,7 +147,7 @@ def _check_options(groups: Groups, options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks recipes", description=_ABOUT)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--data", metavar="TEXT", help="the images of runs with data.dataset=folder")
+    parser.add_argument("--data", metavar="TEXT", help="the images of runs on a folder or on shards")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument(
         "--shared", action="store_true", help="runs shared the machine: leave out speed and seconds"

@@ -119,7 +119,7 @@ def out_of_range(of: FieldInfo) -> list[object]:
 
 def empty(of: FieldInfo) -> list[object]:
     return [
-        *([] if "None" in str(of.annotation) else [None]),
+        *([] if "None" in str(of.annotation) or "Optional" in str(of.annotation) else [None]),
         *([""] if of.annotation is not bool else []),
         {},
     ]
