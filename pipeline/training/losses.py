@@ -67,9 +67,9 @@ def classification_loss(
         fractions: (P,) float, the fraction that each of the P labels has of the target before smoothing; they
             add up to 1. None: hard targets.
         name: as `loss.name`: `cross_entropy` or `bce`.
-        class_weights: (K,) float32; the term of each class in the loss is multiplied by its weight. The sum is
-            divided by B (binary cross-entropy: by B K), not by the weights of the batch's labels: so the loss
-            does not depend on how the batch is divided among processes. None: 1.
+        class_weights: (K,) float32; the term of each class in the loss is multiplied by its weight. The sum
+            is divided by B (binary cross-entropy: by B K), not by the weights of the batch's labels: so the
+            loss does not depend on how the batch is divided among processes. None: 1.
 
     Raises:
         UserError: K is not the number of weights.

@@ -33,7 +33,10 @@ KINDS = [
     ("schedule.name", "step", ("schedule.milestones=[50%]",)),
     *(("precision.mode", kind, ()) for kind in ("fp16", "bf16", "fp32")),
     *(("augment.mix", kind, ()) for kind in ("none", "mixup", "cutmix", "ricap", "mixup_or_cutmix")),
-    *(("data.dataset", kind, ()) for kind in ("cifar10", "cifar100", "digits", "folder", "shards", "synthetic")),
+    *(
+        ("data.dataset", kind, ())
+        for kind in ("cifar10", "cifar100", "digits", "folder", "shards", "synthetic")
+    ),
 ]
 # A recipe for each section: keys of one kind, another kind, and the keys that it does not have.
 RECIPE_OF_SGD = "optimizer:\n  name: sgd\n  lr: 0.2\n  momentum: 0.8\n  nesterov: false\n"
@@ -217,7 +220,13 @@ def test_a_kind_that_does_not_exist_is_told_as_a_wrong_value(load: Any):
             "mixup, cutmix, ricap or mixup_or_cutmix",
             "none, the default",
         ),
-        ("data:\n  image_size: 48\n", 2, "image_size", "digits, folder, shards or synthetic", "cifar10, the default"),
+        (
+            "data:\n  image_size: 48\n",
+            2,
+            "image_size",
+            "digits, folder, shards or synthetic",
+            "cifar10, the default",
+        ),
         ("data:\n  on_bad_image: skip\n", 2, "on_bad_image", "folder or shards", "cifar10, the default"),
         ("data:\n  dataset: synthetic\n  eval_crop: 1.0\n", 3, "eval_crop", "folder or shards", "synthetic"),
     ],

@@ -112,15 +112,20 @@ def test_each_class_s_term_has_its_weight(smoothing: float, mixed: bool):
         target[torch.arange(16), labels[:, number]] += (1 - smoothing) * fraction
     expected = -(WEIGHTS * target * logits.double().log_softmax(1)).sum(1).mean()
     given = (labels, smoothing, fractions) if mixed else (labels[:, 0], smoothing, None)
-    loss = classification_loss(logits, *given, WEIGHTS)
+    loss = classification_loss(logits, *given, class_weights=WEIGHTS)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    of_class = target * logits.double().sigmoid().log() + (1 - target) * (-logits.double()).sigmoid().log()
+    binary = classification_loss(logits, *given, name="bce", class_weights=WEIGHTS)
+    torch.testing.assert_close(binary.double(), -(WEIGHTS * of_class).mean(), rtol=1e-6, atol=0)
 
 
 def test_weights_of_1_change_nothing():
     logits, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
     for smoothing in (0.0, 0.1):
         plain = classification_loss(logits, labels, smoothing)
-        torch.testing.assert_close(classification_loss(logits, labels, smoothing, None, torch.ones(4)), plain)
+        torch.testing.assert_close(
+            classification_loss(logits, labels, smoothing, class_weights=torch.ones(4)), plain
+        )
 
 
 def test_balanced_weights_are_inverse_to_the_sizes_and_1_on_average():
@@ -136,7 +141,7 @@ def test_weights_that_do_not_fit():
     with pytest.raises(UserError, match=r"^loss.class_weights: 2 weights for 4 classes; give one for each"):
         compute_class_weights(LossConfig(class_weights=(1.0, 2.0)), 4, None, CPU)
     with pytest.raises(UserError, match=r"^loss.class_weights: 4 weights for 3 classes"):
-        classification_loss(torch.zeros(2, 3), torch.tensor([0, 1]), 0.0, None, WEIGHTS)
+        classification_loss(torch.zeros(2, 3), torch.tensor([0, 1]), 0.0, class_weights=WEIGHTS)
     with pytest.raises(UserError, match=r"^loss.class_weights: balanced needs .*class_sizes"):
         compute_class_weights(LossConfig(class_weights="balanced"), 4, None, CPU)
 

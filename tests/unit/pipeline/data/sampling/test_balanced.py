@@ -75,6 +75,24 @@ def test_the_sequence_does_not_depend_on_the_processes(build):
         assert rows([build(Shard(rank, world_size)) for rank in range(world_size)], 2) == alone[2]  # resumed
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["padded", "streamed"])
+def test_repeats_show_the_images_of_the_slots(streams: bool):
+    """With `augment.repeats` and TrivialAugment a slot comes twice in a batch, with draws of its own."""
+    augment = PlainAugment(crop_padding=2, repeats=2, trivial_augment=True)
+    if streams:
+        sampler: TrainSampler = StreamSampler(SIZES, 6, Shard(), 5, augment, [(0, 16)], LABELS)
+    else:
+        sampler = TrainSampler(len(LABELS), 6, Shard(), 5, (8, 8), augment, LABELS)
+    samples = draw_balanced(LABELS, 5, 1)
+    for step in range(sampler.steps_per_epoch):
+        plan, (slots, showings) = sampler.plan(1, step), sampler.showings(1, step)
+        assert (plan.indices == samples[slots]).all() and (slots[:3] == slots[3:]).all()
+        assert showings.tolist() == [2, 2, 2, 3, 3, 3]
+        assert plan.draws is not None and (plan.draws[:3] != plan.draws[3:]).any()
+        if streams:
+            assert (plan.draws[:, :2] + plan.draws[:, 2:4] <= SIZES[plan.indices]).all()
+
+
 @pytest.mark.parametrize("build", [padded, streamed])
 def test_a_repeated_image_is_shown_in_several_ways(build):
     of_rare = [draws for sample, *draws in rows([build(Shard())], 0) if LABELS[sample] == 2]
