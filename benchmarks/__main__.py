@@ -1,20 +1,16 @@
 """`python -m benchmarks [NAME] [CONFIG] [key=value …]`: time a config, or one part of it in many variants."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.commands.exit_code import checked_output, exit_code_of, run_process
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 _ABOUT = (
     "`python -m benchmarks [NAME] [CONFIG] [key=value …]`: time a config, or one part of it in many variants."
 )
 
 # Name of a command: its module in this folder, and a summary.
-BENCHMARKS = {  # with `add_arguments(parser)` and `run(session)`, which may return an exit code
+BENCHMARKS = {  # with `run(session)`, which may return an exit code
     "bench": ("suites.bench", "one config: loader, step, both together, and the bottleneck (the default)"),
     "loaders": ("suites.loaders", "loaders alone, by batch size"),
     "step": ("suites.step", "the step alone: model, precision, layout, compile mode, batch size"),
@@ -73,8 +69,9 @@ def _run(arguments: list[str]) -> int:
     import importlib
 
     name = _take_name(arguments)
-    module = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
-    return module.main(arguments) if name in OTHERS else _measure(name, module, arguments)
+    if name in OTHERS:
+        return importlib.import_module(f"benchmarks.{COMMANDS[name][0]}").main(arguments)
+    return _measure(name, arguments)
 
 
 def _take_name(arguments: list[str]) -> str:
@@ -93,15 +90,24 @@ def _take_name(arguments: list[str]) -> str:
     return "bench"
 
 
-def _measure(name: str, module: "ModuleType", arguments: list[str]) -> int:
+def _measure(name: str, arguments: list[str]) -> int:
     import argparse
+    import importlib
 
-    from benchmarks.measure import options, session
+    from benchmarks.arguments import ARGUMENTS
+    from benchmarks.measure.options import add_arguments, read_arguments
+    from pipeline.config import load_config
+    from pipeline.process.fast_import import imports_uncollected
 
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=COMMANDS[name][1])
-    options.add_arguments(parser)
-    module.add_arguments(parser)
-    return session.run(module.run, name, parser.parse_intermixed_args(arguments))
+    add_arguments(parser)
+    ARGUMENTS.get(name, lambda _: None)(parser)
+    options = parser.parse_intermixed_args(arguments)
+    load_config(*read_arguments(options))  # refuses bad input before torch is imported, which takes seconds
+    with imports_uncollected():
+        module = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
+        from benchmarks.measure import session
+    return session.run(module.run, name, options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.arguments import add_training
 from pipeline.commands.exit_code import run_process
-from pipeline.config import Config, load_config, name_of
+from pipeline.config import Config, load_config, name_of, path_of
 from pipeline.errors import (
     EXIT_FAILURE,
     EXIT_PREEMPTED,
@@ -28,6 +28,8 @@ from pipeline.process.exit import flush, leave_now
 from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.signals import StopSignal
 from pipeline.process.world import rank_on_host, read_world
+from pipeline.run.folder import find_run
+from pipeline.run.named_checkpoint import split_path
 
 if TYPE_CHECKING:
     from pipeline.distributed.processes import Processes
@@ -109,9 +111,9 @@ def _leave_process_group(code: int) -> None:
 def _print_plan(config: Config, recipe: str) -> None:
     from pipeline.commands.dry_run import describe_plan
 
-    plan = describe_plan(config, recipe)
-    if read_world().rank == 0:
-        print(plan)
+    for line in describe_plan(config, recipe):
+        if read_world().rank == 0:
+            print(line, flush=True)
 
 
 def _should_report(error: Exception) -> bool:
@@ -157,6 +159,7 @@ def train(
     if stop is None:
         with StopSignal() as stop:
             return train(config, recipe, started, profile, stop)
+    _check_resume(config)
     make_cache_folder()
     with imports_uncollected():
         from pipeline.distributed.processes import connect, pick_device
@@ -183,6 +186,15 @@ def train(
             finish(trainer, evaluation, started)
     assert trainer.run is not None
     return trainer.run
+
+
+def _check_resume(config: Config) -> None:
+    """Refuse a run to resume that does not exist, before torch is imported.
+
+    Several processes leave this to rank 0, which may be the only one that sees the folder.
+    """
+    if config.resume not in ("none", "auto") and read_world().size == 1:
+        find_run(split_path(path_of("resume", config.resume))[0])
 
 
 def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "RunLock") -> "Trainer":

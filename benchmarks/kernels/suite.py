@@ -3,7 +3,6 @@
 Each is replayed from a CUDA graph, so the time is that of the device without the host.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -21,7 +20,6 @@ from benchmarks.kernels import (
     whitening_stem,
 )
 from benchmarks.kernels.case import Case
-from benchmarks.measure.options import listed
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing, Workload
 
@@ -38,12 +36,6 @@ _OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "whitening_stem": whitening_stem.cases,
 }
 _CALLS = 20  # in one graph, on different inputs, so that the caches hold no more than in training
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ops", type=listed(str, _OPS), metavar="NAME,…", help=f"of {','.join(_OPS)} (default: all)"
-    )
 
 
 class CallWorkload(Workload):

@@ -7,7 +7,6 @@ by `accelerate launch`. The groups take turns (1, N, 1, N, …), and within a gr
 the images/sec of all N processes over those of the one process of the same round.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,16 +19,18 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.measure.options import check_at_least, listed
+from benchmarks.arguments import ROUNDS
+from benchmarks.measure.options import check_at_least
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing
 from benchmarks.publish.records import Baseline, Spread
-from benchmarks.scaling.scaling_worker import APART, MEASUREMENTS, ONE, Measurement
+from benchmarks.scaling.scaling_worker import MEASUREMENTS, Measurement
+from benchmarks.scaling.variants import APART, ONE
 from pipeline.config import check_batches
 from pipeline.errors import TrainingError, UserError
 
 _CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
-_ROUNDS, _QUICK_ROUNDS = 3, 1
+_QUICK_ROUNDS = 1
 _LAST_LINES = 8
 _TORCHRUN = "torch/distributed/elastic/multiprocessing"  # in the first line of its report of a failure
 
@@ -43,21 +44,6 @@ class Key(NamedTuple):
 
 
 Round = dict[Key, Measurement]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--processes",
-        type=listed(int),
-        metavar="N,N,…",
-        help="default: 1 and all visible GPUs; on the CPU 1,2",
-    )
-    parser.add_argument(
-        "--rounds", type=int, help=f"process groups of each size, in turn (default: {_ROUNDS})"
-    )
-    parser.add_argument(
-        "--loaders", type=listed(), default=["dali"], metavar="NAME,…", help="of data.loader (default: dali)"
-    )
 
 
 def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> list[int]:
@@ -157,7 +143,7 @@ def run(session: Session) -> None:
     _check(session, sizes)
     # one process gets the same share of the CPU as it has beside the others
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(len(os.sched_getaffinity(0)) // sizes[-1], 1))
-    num_rounds = options.rounds or (_QUICK_ROUNDS if session.quick else _ROUNDS)
+    num_rounds = options.rounds or (_QUICK_ROUNDS if session.quick else ROUNDS)
     rounds: list[Round] = []
     for number in range(1, num_rounds + 1):
         measured: Round = {}

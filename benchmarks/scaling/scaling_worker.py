@@ -12,12 +12,11 @@ from benchmarks.measure import session
 from benchmarks.measure.options import add_arguments, listed
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
 from benchmarks.publish.strict import Strict
+from benchmarks.scaling.variants import APART, ONE, STRONG, WEAK
 from pipeline.commands.exit_code import exit_code_of, run_process
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes
 from pipeline.process.cache_dirs import use_cache_folder
-
-ONE, WEAK, STRONG, APART = "one process", "weak", "strong", "apart"
 
 
 class Measurement(Strict):

@@ -1,12 +1,11 @@
 """Time loaders alone, by batch size: ours, a naive DALI graph, airbench's, and torch's DataLoader."""
 
-import argparse
 from collections.abc import Sequence
 
 import torch
 
+from benchmarks.arguments import LOADERS, WITH_WORKERS
 from benchmarks.measure.cells import comparison
-from benchmarks.measure.options import listed
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Stopwatch, Workload, steps_lasting
 from benchmarks.measure.workloads import LoaderWorkload, batches_ahead, build_train_loader
@@ -18,48 +17,31 @@ from pipeline.data.sampling.batch_plan import TrainSampler
 from pipeline.distributed.processes import Processes
 from pipeline.errors import UserError
 
-_WITH_WORKERS = "torchvision"
-_LOADERS = ("dali", "dali-naive", "fused", "airbench", _WITH_WORKERS)
 _NEED_GPU = ("fused", "airbench")
 _IN_MEMORY = ("dali-naive", "fused", "airbench")
 _BACKENDS = {
     "dali-naive": "dali",
     "airbench": "dali",
-    _WITH_WORKERS: "reference",
+    WITH_WORKERS: "reference",
 }  # `data.loader` in their place
 _BATCH_SIZES, _STREAMED_BATCH_SIZES = (256, 512, 1024, 2048, 4096), (256, 512)
 _WINDOW_S, _STREAMED_WINDOW_S = 0.4, 4.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--batch-sizes",
-        type=listed(int),
-        metavar="N,N,…",
-        help="default: 256 to 4096; 256,512 for streamed folders",
-    )
-    parser.add_argument(
-        "--loaders",
-        type=listed(str, _LOADERS),
-        metavar="NAME,…",
-        help=f"of {','.join(_LOADERS)} (default: all that run here)",
-    )
-
-
 def run(session: Session) -> None:
-    names = [name for name in session.options.loaders or _LOADERS if _runs_here(session, name)]
+    names = [name for name in session.options.loaders or LOADERS if _runs_here(session, name)]
     sizes = _batch_sizes(session)
     for size in sizes:  # before any is measured
         session.config(f"data.batch_size={size}")
-    together = [name for name in names if name != _WITH_WORKERS]
+    together = [name for name in names if name != WITH_WORKERS]
     for size in sizes if together else ():
         session.show(f"batch {size}")
         _time(session, together, size)
     # Apart from the others: workers fill their queues while another loader is timed. Every other size: they
     # start slowly.
-    for size in sizes[::2] if _WITH_WORKERS in names else ():
-        session.show(f"batch {size}, {_WITH_WORKERS}")
-        _time(session, [_WITH_WORKERS], size)
+    for size in sizes[::2] if WITH_WORKERS in names else ():
+        session.show(f"batch {size}, {WITH_WORKERS}")
+        _time(session, [WITH_WORKERS], size)
     session.print_tables()
 
 
@@ -127,7 +109,7 @@ def _window_steps(session: Session, workload: Workload) -> int:
     stopwatch = Stopwatch(session.device)
     if session.streams(session.config()):
         return steps_lasting(workload, _STREAMED_WINDOW_S, stopwatch)
-    in_epochs = session.on_gpu and workload.name != _WITH_WORKERS
+    in_epochs = session.on_gpu and workload.name != WITH_WORKERS
     epoch = _num_images(session) // workload.images_per_step if in_epochs else 1
     return steps_lasting(workload, _WINDOW_S, stopwatch, epoch)
 
@@ -135,7 +117,7 @@ def _window_steps(session: Session, workload: Workload) -> int:
 def _config(session: Session, name: str, batch_size: int) -> Config:
     backend = _BACKENDS.get(name, name)
     # of each worker; more would only lengthen the lead-in
-    prefetch = ["data.prefetch=1"] if name == _WITH_WORKERS else []
+    prefetch = ["data.prefetch=1"] if name == WITH_WORKERS else []
     return session.config(f"data.batch_size={batch_size}", f"data.loader={backend}", *prefetch)
 
 

@@ -6,7 +6,6 @@ is cold, the starts after it are warm. The data set's cache of decoded images is
 first start it is full.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -30,10 +29,6 @@ _SHORT = (
     "log.report=false",
     "log.tensorboard=false",
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--warm-starts", type=int, default=2, help="starts with a warm cache (default: 2)")
 
 
 def has_launcher() -> bool:

@@ -26,8 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.data.files.check import check_folder, describe, write_report
-    from pipeline.plotting import style
-    from pipeline.report.image_sizes import draw_sizes
 
     out = arguments.out or path_of("data.root", arguments.root) / ".quickres" / "check"
     if arguments.out is not None:
@@ -38,6 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     assert isinstance(config.data, FolderData)
     # YAML must not read the root: a path may look like a number
     checked = check_folder(config.data.model_copy(update={"root": arguments.root}))
+    from pipeline.plotting import style
+    from pipeline.report.image_sizes import draw_sizes
+
     for line in describe(checked):
         print(line)
     for path, reason in checked.bad[:10]:

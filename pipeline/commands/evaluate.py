@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_run
+from pipeline.commands.arguments import add_run, check_run
 from pipeline.errors import UserError
 from pipeline.pretrained.registry import find_shipped
+from pipeline.process.fast_import import imports_uncollected
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
@@ -15,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.inference.evaluate_run import evaluate_run
+    check_run(arguments)
+    with imports_uncollected():
+        from pipeline.inference.evaluate_run import evaluate_run
 
     result = evaluate_run(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")

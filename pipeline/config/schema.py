@@ -74,6 +74,16 @@ class CompileConfig(Section):
         "more, without their gradients: shorter steps for another compilation; the weights are the same",
     )
 
+    def mode_on(self, device: str) -> str:
+        """Resolve `mode: auto` on a type of device: `reduce-overhead` on `cuda`, otherwise `none`."""
+        if self.mode == "auto":
+            return "reduce-overhead" if device == "cuda" else "none"
+        return self.mode
+
+    def captures_on(self, device: str) -> bool:
+        """True if the step is captured in a CUDA graph on a type of device."""
+        return self.mode_on(device) in ("reduce-overhead", "max-autotune")
+
 
 class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "gpu"] = Field(

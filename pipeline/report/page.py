@@ -39,6 +39,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     assert folders, "a report of no run"
     html = _render(page_of([read_run(folder) for folder in folders]))
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, html)
     except OSError as error:
         reason = error.strerror or error

@@ -53,15 +53,13 @@ def set_backends(config: Config) -> None:
 
 
 def compile_mode(config: CompileConfig, device: torch.device) -> str:
-    """Resolve `compile.mode: auto`: `reduce-overhead` on a GPU, `none` on the CPU."""
-    if config.mode == "auto":
-        return "reduce-overhead" if device.type == "cuda" else "none"
-    return config.mode
+    """Resolve `compile.mode: auto`."""
+    return config.mode_on(device.type)
 
 
 def captures(config: CompileConfig, device: torch.device) -> bool:
     """True if the step is captured in a CUDA graph."""
-    return compile_mode(config, device) in ("reduce-overhead", "max-autotune")
+    return config.captures_on(device.type)
 
 
 def import_compiler(config: CompileConfig, device: torch.device) -> None:
