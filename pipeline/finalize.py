@@ -3,7 +3,6 @@
 Once result.json is written the run is finished: a failure after it becomes a warning.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,17 +25,17 @@ Made = TypeVar("Made")
 Say = Callable[[str], None]
 
 
-def finish(trainer: "Trainer", evaluation: "EvalResult", started: float) -> None:
+def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
     """Write result.json, then draw what the config asks for. The last line printed is the run folder.
 
     Args:
         trainer: after training; it has a run folder.
         evaluation: on the test set at the last step.
-        started: start of the command, in seconds of `time.perf_counter`.
     """
     run, say, stop = trainer.run, trainer.console.say, trainer.stop
     assert run is not None
-    result = describe_result(trainer, evaluation, started)
+    trainer.timeline.begin("finishing")
+    result = describe_result(trainer, evaluation)
     result.write(run)
     make_report = f"{pipeline_command('report', '--refresh', run.path)} makes its report"
     stop.idle(0, f"after training; {make_report}")
@@ -50,11 +49,12 @@ def finish(trainer: "Trainer", evaluation: "EvalResult", started: float) -> None
     say(str(run.path))
 
 
-def describe_result(trainer: "Trainer", evaluation: "EvalResult", started: float) -> RunResult:
+def describe_result(trainer: "Trainer", evaluation: "EvalResult") -> RunResult:
     """Return the contents of result.json."""
     from pipeline.models import num_parameters
 
     config, state, clock = trainer.config, trainer.state, trainer.clock
+    started, parts = trainer.timeline.started, trainer.timeline.seconds()
     assert state.best is not None and state.last_train is not None
     return RunResult(
         **{f"test_{name}": value for name, value in evaluation.figures().model_dump().items()},
@@ -71,7 +71,8 @@ def describe_result(trainer: "Trainer", evaluation: "EvalResult", started: float
         first_step_s=clock.first_step_at - started if clock.first_step_at else None,
         compile_s=clock.warmup_s,
         train_s=clock.train_s,
-        wall_s=time.perf_counter() - started,
+        wall_s=sum(parts.values()),
+        timeline={**parts, "exit": None},
         peak_memory_bytes=peak_memory_bytes(trainer.processes.device),
         skipped_steps=state.last_train.skipped_steps,
         recompilations=trainer.step.recompilations,

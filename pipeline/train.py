@@ -3,9 +3,7 @@
 import argparse
 import contextlib
 import logging
-import os
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,9 +25,12 @@ from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.process.exit import flush, leave_now
 from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.signals import StopSignal
+from pipeline.process.start_time import command_started, process_started
+from pipeline.process.threads import wait_passively
 from pipeline.process.world import rank_on_host, read_world
 from pipeline.run.folder import find_run
 from pipeline.run.named_checkpoint import split_path
+from pipeline.run.timeline import Timeline
 
 if TYPE_CHECKING:
     from pipeline.distributed.processes import Processes
@@ -52,8 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped and
     saved."""
-    started = _command_started()
+    timeline = Timeline(command_started())
+    timeline.begin("imports", process_started())
     use_cache_folder()
+    wait_passively()
     parser = argparse.ArgumentParser(prog="pipeline.train", description="Trains one run.")
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
@@ -61,28 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     with StopSignal(exits=True) as stop:
         code = EXIT_FAILURE
         try:
-            code = _exit_code(arguments, started, stop)
+            code = _exit_code(arguments, timeline, stop)
         finally:
             _leave_process_group(code)
     return code
 
 
-def _command_started() -> float:
-    """Return the start of the command, in seconds of `time.perf_counter`; launch.sh gives it in seconds since
-    1970."""
-    now = time.time()
-    started = float(os.environ.get("QUICKRES_START_TIME", now))
-    return time.perf_counter() - max(now - started, 0.0)
-
-
-def _exit_code(arguments: argparse.Namespace, started: float, stop: StopSignal) -> int:
+def _exit_code(arguments: argparse.Namespace, timeline: Timeline, stop: StopSignal) -> int:
     """Train or print the plan; print an error that a person can mend, and return its exit code."""
     try:
         config, recipe = load_config(arguments.config, arguments.overrides), name_of(arguments.config)
         if arguments.dry_run:
             _print_plan(config, recipe)
         else:
-            train(config, recipe, started, arguments.profile, stop)
+            train(config, recipe, timeline, arguments.profile, stop)
         return 0
     except (UserError, TrainingError, Preempted) as error:
         if _should_report(error):
@@ -138,7 +133,7 @@ def _in_process_group() -> bool:
 def train(
     config: Config,
     recipe: str = "run",
-    started: float | None = None,
+    timeline: Timeline | None = None,
     profile: bool = False,
     stop: StopSignal | None = None,
 ) -> "RunFolder":
@@ -147,18 +142,18 @@ def train(
     Args:
         config: the run's config.
         recipe: names the run, unless `log.name` does.
-        started: start of the command, in seconds of `time.perf_counter`, from which `wall_s` counts; default:
-            now.
+        timeline: begun with the command; default: begun now.
         profile: profile some steps after warm-up into the run folder.
         stop: hears of signals; default: one that does so until the run ends.
 
     Returns:
         The run folder: `load_trained(run.path)` takes the network out of it.
     """
-    started = time.perf_counter() if started is None else started
+    timeline = timeline or Timeline()
+    timeline.begin("imports")
     if stop is None:
         with StopSignal() as stop:
-            return train(config, recipe, started, profile, stop)
+            return train(config, recipe, timeline, profile, stop)
     _check_resume(config)
     make_cache_folder()
     with imports_uncollected():
@@ -171,19 +166,20 @@ def train(
         from pipeline.training.trainer import side_stream
 
         import_compiler(config.compile, pick_device(config))
+    timeline.begin("build")
     set_backends(config)
     processes = connect(config)
     world_size = processes.shard.world_size
     with side_stream(processes.device), RunLock() as lock, explained(config, world_size):
         with Watch(processes, config.runtime.hang_timeout_s) as watch, explained(config, world_size):
-            trainer = _open_and_build(config, recipe, processes, lock)
+            trainer = _open_and_build(config, recipe, processes, lock, timeline)
             trainer.stop, trainer.watch = stop, watch
             stop.agree_through(watch.store, trainer.clock.max_ahead)
             if profile and processes.is_main:
                 _profile_steps(trainer)
             evaluation = _fit(trainer)
         if processes.is_main:
-            finish(trainer, evaluation, started)
+            finish(trainer, evaluation)
     assert trainer.run is not None
     return trainer.run
 
@@ -197,7 +193,9 @@ def _check_resume(config: Config) -> None:
         find_run(split_path(path_of("resume", config.resume))[0])
 
 
-def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "RunLock") -> "Trainer":
+def _open_and_build(
+    config: Config, recipe: str, processes: "Processes", lock: "RunLock", timeline: Timeline
+) -> "Trainer":
     """Read the data, assemble the run and, once nothing refuses it any more, open its folder."""
     from pipeline.data import build_loaders, load_splits
     from pipeline.run.console import TrainingConsole
@@ -209,9 +207,10 @@ def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "
     with ThreadPoolExecutor(1) as beside:  # git and nvidia-smi answer while the data set is read
         describe = (describe_environment, config, device, shard.world_size)
         environment = beside.submit(*describe) if processes.is_main else None
-        splits = processes.main_first(
-            lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
-        )
+        with timeline.within("data"):
+            splits = processes.main_first(
+                lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
+            )
     loaders = build_loaders(config, splits, device, shard)
     found = processes.on_main(lambda: find_resumable(config, lock))
     resume_from = found.run.resume_from if found.run is not None else None
@@ -219,6 +218,7 @@ def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "
     trainer = Trainer.build(
         config, splits, processes, loaders=loaders, resume_from=resume_from, console=console
     )
+    trainer.timeline = timeline
 
     def begin_to_write() -> "RunFolder":
         assert environment is not None

@@ -17,6 +17,7 @@ from pipeline.commands.exit_code import exit_code_of, run_process
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes
 from pipeline.process.cache_dirs import use_cache_folder
+from pipeline.process.threads import wait_passively
 
 
 class Measurement(Strict):
@@ -92,6 +93,7 @@ def measure(group: session.Session) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the exit codes are those of `python -m benchmarks`."""
     use_cache_folder()
+    wait_passively()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.scaling_worker")
     add_arguments(parser)

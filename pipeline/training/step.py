@@ -1,5 +1,6 @@
 """Computes the training step: forward, loss, scaled backward, unscale, clip, update. It logs nothing."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -204,6 +205,12 @@ class Step:
         self._shape = _Shape(_WARMUP)
         self._graphs_when_settled: int | None = None
         self._unexpected_graphs = 0
+        self._capture_s = 0.0
+
+    def take_capture_s(self) -> float:
+        """Return the seconds of capturing since the last call."""
+        seconds, self._capture_s = self._capture_s, 0.0
+        return seconds
 
     def take_draws_of(self, config: Config) -> None:
         """Mix images by the draws of another seed from now on; the captured graphs stay.
@@ -304,6 +311,7 @@ class Step:
         return shape.output
 
     def _capture_step(self, shape: _Shape, inputs: list[torch.Tensor]) -> None:
+        began = time.perf_counter()
         graphs = [other.graph for other in self._shapes.values() if other.graph is not None]
         pool = graphs[0].pool() if graphs else None  # one graph runs at a time, so all can share memory
         shape.static = [tensor.clone() for tensor in inputs]
@@ -313,3 +321,4 @@ class Step:
         with capturing, self.phase.without_ended():
             shape.output = train_step(self._state, self._options, *shape.static)
         shape.graph = graph
+        self._capture_s += time.perf_counter() - began
