@@ -3,12 +3,14 @@
 Once result.json is written the run is finished: a failure after it becomes a warning.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.process.command_line import module_command, pipeline_command, same_command
 from pipeline.process.signals import name_of
+from pipeline.process.start_time import tell_launcher
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
@@ -47,6 +49,15 @@ def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
     _draw_pictures(trainer, run, result)
     say(next_commands(run.path, trainer.config))
     say(str(run.path))
+    _write_timeline(trainer, run, result)
+    tell_launcher(run.result)
+
+
+def _write_timeline(trainer: "Trainer", run: RunFolder, result: RunResult) -> None:
+    """Write result.json again, with the time of what came after it."""
+    timeline = {**trainer.timeline.seconds(), "exit": None}
+    with contextlib.suppress(OSError):  # the result is there
+        result.model_copy(update={"timeline": timeline}).write(run)
 
 
 def describe_result(trainer: "Trainer", evaluation: "EvalResult") -> RunResult:
@@ -135,6 +146,7 @@ def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> Non
     if trained is not None and log.tensorboard:
         _attempt(say, "", lambda: _write_tensorboard(trained, run, result, predictions))
     if log.report:
+        _write_timeline(trainer, run, result)  # which the report shows
         _attempt(say, "report", lambda: _write_report(run))
 
 

@@ -4,8 +4,9 @@ import argparse
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from pipeline.run.named_checkpoint import split_path
 from pipeline.run.timeline import Timeline
 
 if TYPE_CHECKING:
+    from pipeline.data import Splits
     from pipeline.distributed.processes import Processes
     from pipeline.run.folder import RunFolder
     from pipeline.run.lock import RunLock
@@ -154,8 +156,8 @@ def train(
     if stop is None:
         with StopSignal() as stop:
             return train(config, recipe, timeline, profile, stop)
-    _check_resume(config)
-    make_cache_folder()
+    _check_folders(config)
+    reading = _read_data_beside(config)
     with imports_uncollected():
         from pipeline.distributed.processes import connect, pick_device
         from pipeline.distributed.watchdog import Watch
@@ -172,7 +174,7 @@ def train(
     world_size = processes.shard.world_size
     with side_stream(processes.device), RunLock() as lock, explained(config, world_size):
         with Watch(processes, config.runtime.hang_timeout_s) as watch, explained(config, world_size):
-            trainer = _open_and_build(config, recipe, processes, lock, timeline)
+            trainer = _open_and_build(config, recipe, processes, lock, timeline, reading)
             trainer.stop, trainer.watch = stop, watch
             stop.agree_through(watch.store, trainer.clock.max_ahead)
             if profile and processes.is_main:
@@ -184,20 +186,50 @@ def train(
     return trainer.run
 
 
-def _check_resume(config: Config) -> None:
-    """Refuse a run to resume that does not exist, before torch is imported.
+def _check_folders(config: Config) -> None:
+    """Refuse a cache folder that cannot be written, and a run to resume that does not exist.
 
-    Several processes leave this to rank 0, which may be the only one that sees the folder.
+    Several processes leave the run to rank 0, which may be the only one that sees the folder.
     """
+    make_cache_folder()
     if config.resume not in ("none", "auto") and read_world().size == 1:
         find_run(split_path(path_of("resume", config.resume))[0])
 
 
+def _read_data_beside(config: Config) -> "Future[Splits] | None":
+    """Read the data set while the main thread imports torch.
+
+    Returns:
+        None for one of several processes, of which rank 0 reads first.
+
+    The thread does not keep the process alive: a run that is refused meanwhile ends at once.
+    """
+    if read_world().size > 1:
+        return None
+    from pipeline.data import load_splits
+
+    future: Future[Splits] = Future()
+
+    def read() -> None:
+        try:
+            future.set_result(load_splits(config.data, config.seed))
+        except BaseException as error:  # raised where the data set is needed
+            future.set_exception(error)
+
+    threading.Thread(target=read, name="data", daemon=True).start()
+    return future
+
+
 def _open_and_build(
-    config: Config, recipe: str, processes: "Processes", lock: "RunLock", timeline: Timeline
+    config: Config,
+    recipe: str,
+    processes: "Processes",
+    lock: "RunLock",
+    timeline: Timeline,
+    reading: "Future[Splits] | None",
 ) -> "Trainer":
     """Read the data, assemble the run and, once nothing refuses it any more, open its folder."""
-    from pipeline.data import build_loaders, load_splits
+    from pipeline.data import build_loaders
     from pipeline.run.console import TrainingConsole
     from pipeline.run.environment import describe_environment
     from pipeline.run.resume import find_resumable, open_run
@@ -208,9 +240,7 @@ def _open_and_build(
         describe = (describe_environment, config, device, shard.world_size)
         environment = beside.submit(*describe) if processes.is_main else None
         with timeline.within("data"):
-            splits = processes.main_first(
-                lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
-            )
+            splits = _read_data(config, processes) if reading is None else reading.result()
     loaders = build_loaders(config, splits, device, shard)
     found = processes.on_main(lambda: find_resumable(config, lock))
     resume_from = found.run.resume_from if found.run is not None else None
@@ -228,6 +258,12 @@ def _open_and_build(
     trainer.run = processes.on_main(begin_to_write)
     _announce(trainer)
     return trainer
+
+
+def _read_data(config: Config, processes: "Processes") -> "Splits":
+    from pipeline.data import load_splits
+
+    return processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
 
 
 def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str, Any]) -> "RunFolder":

@@ -63,7 +63,11 @@ def captures(config: CompileConfig, device: torch.device) -> bool:
 
 
 def import_compiler(config: CompileConfig, device: torch.device) -> None:
-    """Import the compiler now; otherwise the first call of a compiled network does it."""
+    """Import the compiler now; otherwise the first call of a compiled network does it.
+
+    Its front end is needed in any case: torch's optimizers import it.
+    """
+    importlib.import_module("torch._dynamo")
     if compile_mode(config, device) != "none" and config.backend == "inductor":
         importlib.import_module("torch._inductor.compile_fx")
 

@@ -195,7 +195,7 @@ def left_at_the_end(config: Config) -> list[int]:
     names = ("_draw_curves", "_load", "_examine", "_write_tensorboard", "_draw_sheet", "_write_report")
     with patch.multiple(finish, **dict.fromkeys(names, DEFAULT)) as made:
         made["_examine"].return_value.maps = ["a map"]
-        finish.finish(trainer, evaluation, 0.0)
+        finish.finish(trainer, evaluation)
     return [made[name].call_count for name in ("_draw_sheet", "_write_report")]
 
 
