@@ -19,7 +19,11 @@ BENCHMARKS = {  # with `run(session)`, which may return an exit code
     "ablation": ("suites.ablation", "from a plain fp32 recipe to the full one, one switch at a time"),
     "startup": (
         "suites.startup",
-        "seconds to the first optimizer step, with a cold and a warm compile cache",
+        "parts of a run from the command to its end, with cold and warm caches",
+    ),
+    "neighbour": (
+        "suites.neighbour",
+        "training on two CPU cores beside a program that uses one of them",
     ),
     "saving": ("suites.saving", "training with a checkpoint an epoch, beside training without"),
     "time-to-accuracy": (

@@ -21,7 +21,7 @@ OPS = (
     *("augment", "epoch_draws", "batch_norm_act", "dual_batch_norm_act"),
     *("label_smoothing_cross_entropy", "stem_conv", "stem_conv_norm_act"),
 )
-SAVING_EPOCHS, RUNS, ROUNDS, WARM_STARTS = 4, 10, 3, 5
+SAVING_EPOCHS, RUNS, ROUNDS, STARTS, PAIRS = 4, 10, 3, 5, 5
 PEER_RUNS, BLOCKS = 5, 4  # of time-to-accuracy
 
 
@@ -98,12 +98,25 @@ def _startup(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--starts",
         type=int,
-        default=WARM_STARTS,
+        default=STARTS,
         metavar="N",
-        help=f"starts with a cold compile cache, and as many with a warm one (default: {WARM_STARTS})",
+        help=f"starts with a cold compile cache, and as many with a warm one (default: {STARTS})",
     )
     parser.add_argument(
         "--whole", action="store_true", help="time whole runs of the recipe, with pictures and report"
+    )
+
+
+def _neighbour(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=PAIRS,
+        metavar="N",
+        help=f"runs alone, and as many beside a busy process (default: {PAIRS})",
+    )
+    parser.add_argument(
+        "--spinning", action="store_true", help="both also with threads that spin, which is OpenMP's default"
     )
 
 
@@ -165,6 +178,7 @@ ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {  # by the name of the
     "kernels": _kernels,
     "ablation": _ablation,
     "startup": _startup,
+    "neighbour": _neighbour,
     "saving": _saving,
     "time-to-accuracy": _time_to_accuracy,
     "scaling": _scaling,
