@@ -13,7 +13,7 @@ AXES = {
     "models": ("model.name", None, None),
     "precisions": ("precision.mode", ("fp16", "bf16", "fp32"), ("bf16", "fp32")),
     "layouts": ("runtime.channels_last", ("true", "false"), ("true", "false")),
-    "modes": ("compile.mode", ("none", "default", "reduce-overhead"), ("none", "default")),
+    "modes": ("compile.mode", ("none", "default", "graph", "reduce-overhead"), ("none", "default")),
     "batch_sizes": ("data.batch_size", ("128", "512", "1024", "2048"), ("32", "128")),
 }
 END_TO_END_BATCH_SIZES = (512, 1024)

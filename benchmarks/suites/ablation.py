@@ -159,7 +159,7 @@ def _eager_before(variant: Variant, selected: Sequence[Variant]) -> str:
 
 
 def compiles(config: Config) -> bool:
-    return config.compile.mode != "none"
+    return config.compile.mode not in ("none", "graph")
 
 
 def epochs_until_paid(compile_s: float, num_images: int, before: Timing, after: Timing) -> float | None:

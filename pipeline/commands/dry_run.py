@@ -242,7 +242,11 @@ def _precision(config: Config, machine: _Machine) -> str:
 def _compile(config: Config, machine: _Machine) -> str:
     mode = config.compile.mode_on(machine.device)
     captured = ", the step captured in a CUDA graph" if config.compile.captures_on(machine.device) else ""
-    return mode if mode == "none" else f"{mode} by {config.compile.backend}{captured}"
+    return (
+        f"{mode} by {config.compile.backend}{captured}"
+        if config.compile.compiles_on(machine.device)
+        else (f"{mode}{captured}")
+    )
 
 
 def _run_folder(config: Config, recipe: str, resumed: RunFolder | None) -> str:

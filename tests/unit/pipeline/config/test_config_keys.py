@@ -132,6 +132,13 @@ def end_of_run(config: Config) -> str:
     return "done"
 
 
+def compiled_modules(config: Config) -> int:
+    """How many modules of a network are compiled by themselves."""
+    with patch.object(nn.Module, "compile", autospec=True) as compile_module:
+        compile_in_place(build_model(config.model, 10), config.compile, CPU)
+    return compile_module.call_count
+
+
 def compiler_arguments(config: Config) -> object:
     with patch.object(nn.Module, "compile", autospec=True) as compile_module:
         compile_in_place(nn.Identity(), config.compile, CPU)
@@ -348,6 +355,7 @@ KEYS = {
         ("optimizer.groups=[{match: head.bias, until: 2st}]",),
     ),
     "compile.backend": Row("aot_eager", compiler_arguments, COMPILED),
+    "compile.scope": Row("blocks", compiled_modules, COMPILED),
     "runtime.device": Row("gpu", device_found),
     "runtime.channels_last": Row("false", memory_layout),
     "runtime.deterministic": Row("true", backends),
