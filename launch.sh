@@ -9,8 +9,8 @@ usage() {
 Usage: ./launch.sh [CONFIG] [key=value ...]   train a recipe; without CONFIG, configs/quickstart.yaml
        ./launch.sh CONFIG --dry-run           print the plan of that run; train nothing
        ./launch.sh COMMAND [argument ...]     run `python -m pipeline COMMAND`: report, evaluate, explain,
-                                              predict, export, check, check-data, summary, lr-find,
-                                              config-reference
+                                              predict, export, check, check-data, compile, summary,
+                                              lr-find, config-reference
        ./launch.sh bench [CONFIG] [key=value ...]  find the bottleneck: loader, step or communication
        ./launch.sh sweep FILE                 train a base recipe with lists of overrides, and compare
        ./launch.sh test [argument ...]        format, lint, types and all tests; with arguments, only pytest

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # `run(arguments)`.
 COMMANDS = {
     "train": "Trains one run. For several processes: `accelerate launch -m pipeline.train CONFIG …`.",
+    "compile": "Compiles the step of a recipe before any training; carries compiled code to other machines.",
     "check": "Validates a recipe and its overrides.",
     "summary": "Prints the layers of a recipe's network with shapes, parameters, memory and FLOPs, and draws "
     "its graph.",
