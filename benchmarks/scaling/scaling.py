@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from benchmarks.arguments import ROUNDS
 from benchmarks.measure.options import check_at_least
 from benchmarks.measure.session import Session
-from benchmarks.measure.timing import Timing
+from benchmarks.measure.timing import Timing, describe_left
 from benchmarks.publish.records import Baseline, Spread
 from benchmarks.scaling.scaling_worker import MEASUREMENTS, Measurement
 from benchmarks.scaling.variants import APART, ONE
@@ -145,17 +146,32 @@ def run(session: Session) -> None:
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(len(os.sched_getaffinity(0)) // sizes[-1], 1))
     num_rounds = options.rounds or (_QUICK_ROUNDS if session.quick else ROUNDS)
     rounds: list[Round] = []
-    for number in range(1, num_rounds + 1):
-        measured: Round = {}
-        for size in sizes:
-            session.show(f"{size} process{'es' if size > 1 else ''}, round {number} of {num_rounds}")
-            for measurement in _launch(session, size, threads):
-                measured[Key(size, measurement.loader, measurement.variant)] = measurement
-        rounds.append(measured)
+    try:
+        _measure_rounds(session, sizes, threads, num_rounds, rounds)
+    except KeyboardInterrupt:  # the results of the complete rounds are kept
+        if not rounds:
+            raise
+        session.say(f"stopped after {len(rounds)} of {num_rounds} rounds; these are their results")
     for loader in options.loaders:
         _record(session, rounds, loader)
     session.print_tables()
     _summarise(session)
+
+
+def _measure_rounds(
+    session: Session, sizes: Sequence[int], threads: int, num_rounds: int, rounds: list[Round]
+) -> None:
+    """Add the measurements of each round to the list, once the round is complete."""
+    began = time.perf_counter()
+    for number in range(1, num_rounds + 1):
+        measured: Round = {}
+        for size in sizes:
+            done = (time.perf_counter() - began) / len(rounds) if rounds else None
+            left = describe_left(None if done is None else done * (num_rounds - len(rounds)))
+            session.show(f"{size} process{'es' if size > 1 else ''}, round {number} of {num_rounds}{left}")
+            for measurement in _launch(session, size, threads):
+                measured[Key(size, measurement.loader, measurement.variant)] = measurement
+        rounds.append(measured)
 
 
 def _check(session: Session, sizes: Sequence[int]) -> None:

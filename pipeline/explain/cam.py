@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.explain.library import import_grad_cam
+from pipeline.run.progress import shown
 
 
 class Method(NamedTuple):
@@ -100,7 +101,7 @@ def explain_images(
         # (`out += shortcut`, ReLU).
         cam = _library_class(method)(model, [target_layer], reshape_transform=torch.clone)
         try:  # not `with cam`: its exit swallows an IndexError
-            for start in range(0, len(images), batch_size):
+            for start in shown(range(0, len(images), batch_size), "maps"):
                 selected = slice(start, start + batch_size)
                 batch = images[selected].detach().to(device, torch.float32, copy=True)
                 results.append(_explain_batch(cam, batch, None if classes is None else classes[selected]))
