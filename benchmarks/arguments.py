@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure.options import listed
+from benchmarks.scaling.variants import EXTRA
 
 WITH_WORKERS = "torchvision"
 LOADERS = ("dali", "dali-naive", "fused", "airbench", WITH_WORKERS)
@@ -168,6 +169,13 @@ def _scaling(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--loaders", type=listed(), default=["dali"], metavar="NAME,…", help="of data.loader (default: dali)"
+    )
+    parser.add_argument(
+        "--averaging",
+        type=listed(str, EXTRA),
+        default=[],
+        metavar="NAME,…",
+        help="further rows of weak scaling: ddp, as accelerate prepares it, and one-bucket (default: none)",
     )
 
 

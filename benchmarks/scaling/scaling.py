@@ -130,6 +130,7 @@ def _command(session: Session, world_size: int, threads: int, output: Path) -> l
         *("--loaders", ",".join(session.options.loaders)),
         *("--windows", str(session.windows)),
         *("--steps", str(session.steps)),
+        *(["--averaging", ",".join(averaging)] if (averaging := session.options.averaging) else []),
         *(["--quick"] if session.quick else []),
         *(str(Path(session.recipe).resolve()), *session.overrides),
     ]
@@ -221,7 +222,8 @@ def _summarise(session: Session) -> None:
         if record.baseline is not None:
             ratio = record.baseline.ratio
             apart = record.variant == APART
-            kind = "apart, without communication," if apart else f"{record.variant} scaling"
+            scaling, comma, averaging = record.variant.partition(",")
+            kind = "apart, without communication," if apart else f"{scaling} scaling{comma}{averaging}"
             loader = f" with {record.loader}" if len(session.options.loaders) > 1 else ""
             figures = f"{ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})"
             session.say(f"{kind} on {record.world_size} {devices}{loader}: {figures}")

@@ -182,6 +182,7 @@ class Step:
 
     Attributes:
         phases: of the run, in their order. On several processes there is one.
+        eager_steps: on images of a new size, before the capture.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class Step:
         self._lookahead = config.lookahead
         self._options = StepOptions.of(config)
         self._capture = capture
+        self.eager_steps = _WARMUP
         self.take_draws_of(config)
         self.phases = (Phase(),)
         if plan is not None and state.gradient_mean is None:
@@ -296,7 +298,7 @@ class Step:
         key = self._key(batch)
         if key not in self._shapes:
             self._unexpected_graphs, self._graphs_when_settled = self.recompilations, None
-            self._shapes[key] = _Shape(_WARMUP)
+            self._shapes[key] = _Shape(self.eager_steps)
         self._shape = self._shapes[key]
 
     def _replay(self, inputs: list[torch.Tensor]) -> StepOutput:
