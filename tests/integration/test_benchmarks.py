@@ -33,7 +33,8 @@ QUICKSTART = "configs/quickstart.yaml"
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "scaling" else ()) for name in BENCHMARKS]
 )
 def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
-    assert main([name, "--quick", "runtime.device=cpu"]) == 0
+    further = ["--averaging", "ddp,one-bucket"] if name == "scaling" else []
+    assert main([name, "--quick", "runtime.device=cpu", *further]) == 0
     out = capsys.readouterr().out
     assert "┃" in out
     assert "data.dataset" not in out, "it fell back on synthetic images"
@@ -42,7 +43,10 @@ def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
     if name == "scaling":
         assert all(
             f"{what} on 2 processes: " in out
-            for what in ("weak scaling", "strong scaling", "apart, without communication,")
+            for what in (
+                *("weak scaling", "weak scaling, DDP", "weak scaling, one bucket"),
+                *("strong scaling", "apart, without communication,"),
+            )
         )
 
 
