@@ -18,9 +18,9 @@ AXES = {
     "batch_sizes": ("data.batch_size", ("128", "512", "1024", "2048"), ("32", "128")),
 }
 END_TO_END_BATCH_SIZES = (512, 1024)
-OPS = (
-    *("augment", "epoch_draws", "batch_norm_act", "dual_batch_norm_act"),
-    *("label_smoothing_cross_entropy", "stem_conv", "stem_conv_norm_act"),
+OPS = (  # each a module in benchmarks/kernels
+    *("augment", "epoch_draws", "batch_norm_act", "dual_batch_norm_act", "pool_norm_act"),
+    *("label_smoothing_cross_entropy", "muon", "stem_conv", "stem_conv_norm_act", "whitening_stem"),
 )
 SAVING_EPOCHS, RUNS, ROUNDS, STARTS, PAIRS = 4, 10, 3, 5, 5
 PEER_RUNS, BLOCKS = 5, 4  # of time-to-accuracy

@@ -47,18 +47,26 @@ while True:
 def busy_neighbour(core: int) -> Iterator[None]:
     """Multiply matrices in another process, on one core, within the context."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    process = subprocess.Popen(
-        [sys.executable, "-c", _MULTIPLY.replace("{core}", f"{{{core}}}")],
-        env={**os.environ, **one_thread},
-        stdout=subprocess.PIPE,
-    )
+    command = [sys.executable, "-c", _MULTIPLY.replace("{core}", f"{{{core}}}")]
+    environment = {**os.environ, **one_thread}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _on_cores(cores: list[int]) -> Iterator[None]:
+    """Run on some cores within the context, also the processes that are started in it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
     try:
-        assert process.stdout is not None
-        process.stdout.readline()
         yield
     finally:
-        process.kill()
-        process.wait()
+        os.sched_setaffinity(0, before)
 
 
 def run(session: Session) -> None:
@@ -68,16 +76,16 @@ def run(session: Session) -> None:
     cores = sorted(os.sched_getaffinity(0))[:_NUM_CORES]
     if len(cores) < _NUM_CORES:
         raise UserError(f"neighbour: needs {_NUM_CORES} CPU cores, and this process may use {len(cores)}")
-    os.sched_setaffinity(0, cores)  # for the runs, which inherit it
     variants = [ALONE, BESIDE, *([SPINNING, BESIDE_SPINNING] if session.options.spinning else [])]
     rounds = 1 if session.quick else session.options.pairs
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
     try:
-        for number in range(1, rounds + 1):
-            for variant in variants:
-                session.show(f"{variant}, round {number} of {rounds}")
-                rates[variant].append(_rate(session, variant, cores[0]))
-                session.say(f"{variant}, round {number} of {rounds}: {rates[variant][-1]:,.0f} img/s")
+        with _on_cores(cores):
+            for number in range(1, rounds + 1):
+                for variant in variants:
+                    session.show(f"{variant}, round {number} of {rounds}")
+                    rates[variant].append(_rate(session, variant, cores[0]))
+                    session.say(f"{variant}, round {number} of {rounds}: {rates[variant][-1]:,.0f} img/s")
     finally:  # what was measured before Ctrl-C is kept
         _record(session, rates)
 
