@@ -7,13 +7,12 @@ from pathlib import Path
 
 
 def process_started(pid: int | str = "self") -> float:
-    """Return the start of a process in seconds of `time.perf_counter`, to 10 ms.
-
-    Raises:
-        OSError: there is no such process.
-    """
-    # after the name of the program, which may hold spaces and brackets: field 22, in ticks since the boot
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    """Return the start of a process in seconds of `time.perf_counter`, to 10 ms; now if it cannot be seen."""
+    try:
+        # after the name of the program, which may hold spaces and brackets: field 22, in ticks since the boot
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return time.perf_counter()
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.perf_counter() - age
 

@@ -110,7 +110,7 @@ def load_compiled(file: Path) -> None:
             _check_fits(file, json.loads(archive.read(_ABOUT)))
             artifacts = archive.read(_ARTIFACTS)
             for name in archive.namelist():
-                if name.startswith(_TRITON) and ".." not in name:
+                if name.startswith(_TRITON):
                     _write_kernel(name.removeprefix(_TRITON), archive.read(name))
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         if isinstance(error, UserError):
@@ -143,6 +143,8 @@ def _check_fits(file: Path, about: dict[str, Any]) -> None:
 def _write_kernel(name: str, data: bytes) -> None:
     folder = _triton_folder()
     path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name}: not a name in the cache")
     if path.name.startswith("__grp__"):
         data = data.replace(_FOLDER.encode(), os.fsencode(folder))
     path.parent.mkdir(parents=True, exist_ok=True)

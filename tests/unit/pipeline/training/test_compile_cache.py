@@ -57,6 +57,19 @@ def test_code_of_another_version_is_refused(
     assert not artifacts
 
 
+@pytest.mark.parametrize("name", ["../outside", "/outside"])
+def test_nothing_is_written_outside_the_cache(
+    name: str, artifacts: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    save_compiled(tmp_path / "code.zip")
+    with zipfile.ZipFile(tmp_path / "code.zip", "a") as archive:
+        archive.writestr(f"triton/{name}", b"")
+    with pytest.raises(UserError, match="outside: not a name in the cache"):
+        load_compiled(tmp_path / "code.zip")
+    assert not artifacts and not (tmp_path / "outside").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", None], ids=["empty", "text", "another archive"])
 def test_a_file_of_another_kind_is_refused(content: bytes | None, tmp_path: Path):
     file = tmp_path / "code.zip"
