@@ -9,7 +9,7 @@ usage() {
 Usage: ./launch.sh [CONFIG] [key=value ...]   train a recipe; without CONFIG, configs/quickstart.yaml
        ./launch.sh CONFIG --dry-run           print the plan of that run; train nothing
        ./launch.sh COMMAND [argument ...]     run `python -m pipeline COMMAND`: report, tensorboard, evaluate,
-                                              explain, predict, export, check, check-data, summary,
+                                              explain, predict, export, check, check-data, compile, summary,
                                               lr-find, config-reference
        ./launch.sh bench [CONFIG] [key=value ...]  find the bottleneck: loader, step or communication
        ./launch.sh sweep FILE                 train a base recipe with lists of overrides, and compare
@@ -171,20 +171,32 @@ stop() { # at the first signal, ask; at a later one that is not its echo (`timeo
     fi
 }
 
+# Add the time of its exit to the result of the run, which has written a time in microseconds and the path of
+# its result.json to the pipe.
+note_exit() {
+    local at exit_us file now=${EPOCHREALTIME:-}
+    now=${now/[.,]/}
+    read -r -t 0 <&"$results" && read -r at file <&"$results" && [[ -n $now && $at -le $now ]] || return 0
+    exit_us=$(printf '%07d' $((now - at)))
+    sed -i "s/^  \"exit\": null/  \"exit\": ${exit_us::-6}.${exit_us: -6}/" "$file" 2>/dev/null || true
+}
+
 # Run a command in a process group of its own until all its processes are gone; exit with its code.
 run_group() {
-    local launch=$$-$start_time status=0
+    local launch=$$-$start_time results status=0
     signal='' launcher=''
+    exec {results}<> <(:) # a pipe that is open at both ends
     trap 'stop 1' HUP
     trap 'stop 2' INT
     trap 'stop 15' TERM
     trap '' PIPE # Ctrl-C ends a `| tee` first
-    QUICKRES_LAUNCH=$launch setsid "$@" </dev/null &
+    QUICKRES_LAUNCH=$launch QUICKRES_RESULT_PIPE=/proc/$$/fd/$results setsid "$@" </dev/null &
     launcher=$!
     [[ -z $signal ]] || ask_to_stop
     while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" || true; done # a trapped signal ends a wait
     while [[ -n $(run_pids) ]]; do sleep 0.1 || true; done
     wait "$launcher" || status=$?
+    note_exit
     [[ -z $signal ]] || ((status < 128)) || status=$((128 + signal))
     exit "$status"
 }

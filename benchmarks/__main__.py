@@ -1,20 +1,16 @@
 """`python -m benchmarks [NAME] [CONFIG] [key=value …]`: time a config, or one part of it in many variants."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.commands.exit_code import checked_output, exit_code_of, run_process
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 _ABOUT = (
     "`python -m benchmarks [NAME] [CONFIG] [key=value …]`: time a config, or one part of it in many variants."
 )
 
 # Name of a command: its module in this folder, and a summary.
-BENCHMARKS = {  # with `add_arguments(parser)` and `run(session)`, which may return an exit code
+BENCHMARKS = {  # with `run(session)`, which may return an exit code
     "bench": ("suites.bench", "one config: loader, step, both together, and the bottleneck (the default)"),
     "loaders": ("suites.loaders", "loaders alone, by batch size"),
     "step": ("suites.step", "the step alone: model, precision, layout, compile mode, batch size"),
@@ -23,7 +19,11 @@ BENCHMARKS = {  # with `add_arguments(parser)` and `run(session)`, which may ret
     "ablation": ("suites.ablation", "from a plain fp32 recipe to the full one, one switch at a time"),
     "startup": (
         "suites.startup",
-        "seconds to the first optimizer step, with a cold and a warm compile cache",
+        "parts of a run from the command to its end, with cold and warm caches",
+    ),
+    "neighbour": (
+        "suites.neighbour",
+        "training on two CPU cores beside a program that uses one of them",
     ),
     "saving": ("suites.saving", "training with a checkpoint an epoch, beside training without"),
     "time-to-accuracy": (
@@ -54,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     import sys
 
     from pipeline.process.cache_dirs import use_cache_folder
+    from pipeline.process.threads import wait_passively
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     use_cache_folder()
+    wait_passively()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if arguments and arguments[0] in ("-h", "--help"):
         print(_help())
@@ -74,8 +76,9 @@ def _run(arguments: list[str]) -> int:
     import importlib
 
     name = _take_name(arguments)
-    module = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
-    return module.main(arguments) if name in OTHERS else _measure(name, module, arguments)
+    if name in OTHERS:
+        return importlib.import_module(f"benchmarks.{COMMANDS[name][0]}").main(arguments)
+    return _measure(name, arguments)
 
 
 def _take_name(arguments: list[str]) -> str:
@@ -94,15 +97,24 @@ def _take_name(arguments: list[str]) -> str:
     return "bench"
 
 
-def _measure(name: str, module: "ModuleType", arguments: list[str]) -> int:
+def _measure(name: str, arguments: list[str]) -> int:
     import argparse
+    import importlib
 
-    from benchmarks.measure import options, session
+    from benchmarks.arguments import ARGUMENTS
+    from benchmarks.measure.options import add_arguments, read_arguments
+    from pipeline.config import load_config
+    from pipeline.process.fast_import import imports_uncollected
 
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=COMMANDS[name][1])
-    options.add_arguments(parser)
-    module.add_arguments(parser)
-    return session.run(module.run, name, parser.parse_intermixed_args(arguments))
+    add_arguments(parser)
+    ARGUMENTS.get(name, lambda _: None)(parser)
+    options = parser.parse_intermixed_args(arguments)
+    load_config(*read_arguments(options))  # refuses bad input before torch is imported, which takes seconds
+    with imports_uncollected():
+        module = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
+        from benchmarks.measure import session
+    return session.run(module.run, name, options)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # `run(arguments)`.
 COMMANDS = {
     "train": "Trains one run. For several processes: `accelerate launch -m pipeline.train CONFIG …`.",
+    "compile": "Compiles the step of a recipe before any training; carries compiled code to other machines.",
     "check": "Validates a recipe and its overrides.",
     "summary": "Prints the layers of a recipe's network with shapes, parameters, memory and FLOPs, and draws "
     "its graph.",
@@ -58,10 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     import sys
 
     from pipeline.process.cache_dirs import use_cache_folder
+    from pipeline.process.threads import wait_passively
 
     argv = sys.argv[1:] if argv is None else list(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     use_cache_folder()
+    wait_passively()
     parser = _parser(*argv[:1])
     arguments, rest = parser.parse_known_args(argv)
     # argparse accepts no further `key=value` after an option

@@ -3,14 +3,15 @@
 Once result.json is written the run is finished: a failure after it becomes a warning.
 """
 
+import contextlib
 import shlex
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.process.command_line import pipeline_command, same_command
 from pipeline.process.signals import name_of
+from pipeline.process.start_time import tell_launcher
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 from pipeline.run.trackers import wanted
@@ -28,18 +29,18 @@ Made = TypeVar("Made")
 Say = Callable[[str], None]
 
 
-def finish(trainer: "Trainer", evaluation: "EvalResult", started: float) -> None:
+def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
     """Write result.json, then draw what the config asks for, and close the trackers. The last line printed is
     the run folder.
 
     Args:
         trainer: after training; it has a run folder.
         evaluation: on the test set at the last step.
-        started: start of the command, in seconds of `time.perf_counter`.
     """
     run, say, stop = trainer.run, trainer.console.say, trainer.stop
     assert run is not None
-    result = describe_result(trainer, evaluation, started)
+    trainer.timeline.begin("finishing")
+    result = describe_result(trainer, evaluation)
     result.write(run)
     trackers = trainer.trackers
     if trackers is not None:
@@ -61,13 +62,23 @@ def finish(trainer: "Trainer", evaluation: "EvalResult", started: float) -> None
         _say_trackers(say, run.path, trainer.config)
         say(next_commands(run.path, trainer.config))
     say(str(run.path))
+    _write_timeline(trainer, run, result)
+    tell_launcher(run.result)
 
 
-def describe_result(trainer: "Trainer", evaluation: "EvalResult", started: float) -> RunResult:
+def _write_timeline(trainer: "Trainer", run: RunFolder, result: RunResult) -> None:
+    """Write result.json again, with the time of what came after it."""
+    timeline = {**trainer.timeline.seconds(), "exit": None}
+    with contextlib.suppress(OSError):  # the result is there
+        result.model_copy(update={"timeline": timeline}).write(run)
+
+
+def describe_result(trainer: "Trainer", evaluation: "EvalResult") -> RunResult:
     """Return the contents of result.json."""
     from pipeline.models import num_parameters
 
     config, state, clock = trainer.config, trainer.state, trainer.clock
+    started, parts = trainer.timeline.started, trainer.timeline.seconds()
     assert state.best is not None and state.last_train is not None
     return RunResult(
         **{f"test_{name}": value for name, value in evaluation.figures().model_dump().items()},
@@ -84,7 +95,8 @@ def describe_result(trainer: "Trainer", evaluation: "EvalResult", started: float
         first_step_s=clock.first_step_at - started if clock.first_step_at else None,
         compile_s=clock.warmup_s,
         train_s=clock.train_s,
-        wall_s=time.perf_counter() - started,
+        wall_s=sum(parts.values()),
+        timeline={**parts, "exit": None},
         peak_memory_bytes=peak_memory_bytes(trainer.processes.device),
         skipped_steps=state.last_train.skipped_steps,
         recompilations=trainer.step.recompilations,
@@ -148,6 +160,7 @@ def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> Non
     if trained is not None and tensorboard:
         _attempt(say, "", lambda: _write_tensorboard(trained, run, result))
     if log.report:
+        _write_timeline(trainer, run, result)  # which the report shows
         _attempt(say, "report", lambda: _write_report(run))
 
 

@@ -3,17 +3,16 @@
 import argparse
 import contextlib
 import logging
-import os
 import sys
-import time
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.arguments import add_training
 from pipeline.commands.exit_code import run_process
-from pipeline.config import Config, load_config, name_of
+from pipeline.config import Config, load_config, name_of, path_of
 from pipeline.errors import (
     EXIT_FAILURE,
     EXIT_PREEMPTED,
@@ -27,9 +26,15 @@ from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.process.exit import flush, leave_now
 from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.signals import StopSignal
+from pipeline.process.start_time import command_started, process_started
+from pipeline.process.threads import wait_passively
 from pipeline.process.world import rank_on_host, read_world
+from pipeline.run.folder import find_run
+from pipeline.run.named_checkpoint import split_path
+from pipeline.run.timeline import Timeline
 
 if TYPE_CHECKING:
+    from pipeline.data import Splits
     from pipeline.distributed.processes import Processes
     from pipeline.run.folder import RunFolder
     from pipeline.run.lock import RunLock
@@ -50,8 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and return the exit code: 0 done, 1 failed, 2 bad input found before training, 75 stopped and
     saved."""
-    started = _command_started()
+    timeline = Timeline(command_started())
+    timeline.begin("imports", process_started())
     use_cache_folder()
+    wait_passively()
     parser = argparse.ArgumentParser(prog="pipeline.train", description="Trains one run.")
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
@@ -59,28 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     with StopSignal(exits=True) as stop:
         code = EXIT_FAILURE
         try:
-            code = _exit_code(arguments, started, stop)
+            code = _exit_code(arguments, timeline, stop)
         finally:
             _leave_process_group(code)
     return code
 
 
-def _command_started() -> float:
-    """Return the start of the command, in seconds of `time.perf_counter`; launch.sh gives it in seconds since
-    1970."""
-    now = time.time()
-    started = float(os.environ.get("QUICKRES_START_TIME", now))
-    return time.perf_counter() - max(now - started, 0.0)
-
-
-def _exit_code(arguments: argparse.Namespace, started: float, stop: StopSignal) -> int:
+def _exit_code(arguments: argparse.Namespace, timeline: Timeline, stop: StopSignal) -> int:
     """Train or print the plan; print an error that a person can mend, and return its exit code."""
     try:
         config, recipe = load_config(arguments.config, arguments.overrides), name_of(arguments.config)
         if arguments.dry_run:
             _print_plan(config, recipe)
         else:
-            train(config, recipe, started, arguments.profile, stop)
+            train(config, recipe, timeline, arguments.profile, stop)
         return 0
     except (UserError, TrainingError, Preempted) as error:
         if _should_report(error):
@@ -109,9 +108,9 @@ def _leave_process_group(code: int) -> None:
 def _print_plan(config: Config, recipe: str) -> None:
     from pipeline.commands.dry_run import describe_plan
 
-    plan = describe_plan(config, recipe)
-    if read_world().rank == 0:
-        print(plan)
+    for line in describe_plan(config, recipe):
+        if read_world().rank == 0:
+            print(line, flush=True)
 
 
 def _should_report(error: Exception) -> bool:
@@ -136,7 +135,7 @@ def _in_process_group() -> bool:
 def train(
     config: Config,
     recipe: str = "run",
-    started: float | None = None,
+    timeline: Timeline | None = None,
     profile: bool = False,
     stop: StopSignal | None = None,
 ) -> "RunFolder":
@@ -145,19 +144,20 @@ def train(
     Args:
         config: the run's config.
         recipe: names the run, unless `log.name` does.
-        started: start of the command, in seconds of `time.perf_counter`, from which `wall_s` counts; default:
-            now.
+        timeline: begun with the command; default: begun now.
         profile: profile some steps after warm-up into the run folder.
         stop: hears of signals; default: one that does so until the run ends.
 
     Returns:
         The run folder: `load_trained(run.path)` takes the network out of it.
     """
-    started = time.perf_counter() if started is None else started
+    timeline = timeline or Timeline()
+    timeline.begin("imports")
     if stop is None:
         with StopSignal() as stop:
-            return train(config, recipe, started, profile, stop)
-    make_cache_folder()
+            return train(config, recipe, timeline, profile, stop)
+    _check_folders(config)
+    reading = _read_data_beside(config)
     with imports_uncollected():
         from pipeline.distributed.processes import connect, pick_device
         from pipeline.distributed.watchdog import Watch
@@ -168,26 +168,68 @@ def train(
         from pipeline.training.trainer import side_stream
 
         import_compiler(config.compile, pick_device(config))
+    timeline.begin("build")
     set_backends(config)
     processes = connect(config)
     world_size = processes.shard.world_size
     with side_stream(processes.device), RunLock() as lock, explained(config, world_size):
         with Watch(processes, config.runtime.hang_timeout_s) as watch, explained(config, world_size):
-            trainer = _open_and_build(config, recipe, processes, lock)
+            trainer = _open_and_build(config, recipe, processes, lock, timeline, reading)
             trainer.stop, trainer.watch = stop, watch
             stop.agree_through(watch.store, trainer.clock.max_ahead)
             if profile and processes.is_main:
                 _profile_steps(trainer)
             evaluation = _fit(trainer)
         if processes.is_main:
-            finish(trainer, evaluation, started)
+            finish(trainer, evaluation)
     assert trainer.run is not None
     return trainer.run
 
 
-def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "RunLock") -> "Trainer":
+def _check_folders(config: Config) -> None:
+    """Refuse a cache folder that cannot be written, and a run to resume that does not exist.
+
+    Several processes leave the run to rank 0, which may be the only one that sees the folder.
+    """
+    make_cache_folder()
+    if config.resume not in ("none", "auto") and read_world().size == 1:
+        find_run(split_path(path_of("resume", config.resume))[0])
+
+
+def _read_data_beside(config: Config) -> "Future[Splits] | None":
+    """Read the data set while the main thread imports torch.
+
+    Returns:
+        None for one of several processes, of which rank 0 reads first.
+
+    The thread does not keep the process alive: a run that is refused meanwhile ends at once.
+    """
+    if read_world().size > 1:
+        return None
+    from pipeline.data import load_splits
+
+    future: Future[Splits] = Future()
+
+    def read() -> None:
+        try:
+            future.set_result(load_splits(config.data, config.seed))
+        except BaseException as error:  # raised where the data set is needed
+            future.set_exception(error)
+
+    threading.Thread(target=read, name="data", daemon=True).start()
+    return future
+
+
+def _open_and_build(
+    config: Config,
+    recipe: str,
+    processes: "Processes",
+    lock: "RunLock",
+    timeline: Timeline,
+    reading: "Future[Splits] | None",
+) -> "Trainer":
     """Read the data, assemble the run and, once nothing refuses it any more, open its folder."""
-    from pipeline.data import build_loaders, load_splits
+    from pipeline.data import build_loaders
     from pipeline.run.console import TrainingConsole
     from pipeline.run.environment import describe_environment
     from pipeline.run.resume import find_resumable, open_run
@@ -199,9 +241,8 @@ def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "
     with ThreadPoolExecutor(1) as beside:  # git and nvidia-smi answer while the data set is read
         describe = (describe_environment, config, device, shard.world_size)
         environment = beside.submit(*describe) if processes.is_main else None
-        splits = processes.main_first(
-            lambda: load_splits(config.data, config.seed, is_main=processes.is_main)
-        )
+        with timeline.within("data"):
+            splits = _read_data(config, processes) if reading is None else reading.result()
     loaders = build_loaders(config, splits, device, shard)
     found = processes.on_main(lambda: find_resumable(config, lock))
     resume_from = found.run.resume_from if found.run is not None else None
@@ -209,6 +250,7 @@ def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "
     trainer = Trainer.build(
         config, splits, processes, loaders=loaders, resume_from=resume_from, console=console
     )
+    trainer.timeline = timeline
 
     def begin_to_write() -> "RunFolder":
         assert environment is not None
@@ -218,6 +260,12 @@ def _open_and_build(config: Config, recipe: str, processes: "Processes", lock: "
     trainer.run = processes.on_main(begin_to_write)
     _announce(trainer)
     return trainer
+
+
+def _read_data(config: Config, processes: "Processes") -> "Splits":
+    from pipeline.data import load_splits
+
+    return processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
 
 
 def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str, Any]) -> "RunFolder":

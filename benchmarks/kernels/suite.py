@@ -3,49 +3,17 @@
 Each is replayed from a CUDA graph, so the time is that of the device without the host.
 """
 
-import argparse
+import importlib
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.kernels import (
-    augment,
-    batch_norm_act,
-    dual_batch_norm_act,
-    epoch_draws,
-    label_smoothing_cross_entropy,
-    muon,
-    norm_act_inference,
-    pool_norm_act,
-    stem_conv,
-    stem_conv_norm_act,
-    whitening_stem,
-)
+from benchmarks.arguments import OPS
 from benchmarks.kernels.case import Case
-from benchmarks.measure.options import listed
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing, Workload
 
-_OPS: dict[str, Callable[[torch.device, bool], list[Case]]] = {
-    "augment": augment.cases,
-    "epoch_draws": epoch_draws.cases,
-    "batch_norm_act": batch_norm_act.cases,
-    "dual_batch_norm_act": dual_batch_norm_act.cases,
-    "pool_norm_act": pool_norm_act.cases,
-    "norm_act_inference": norm_act_inference.cases,
-    "label_smoothing_cross_entropy": label_smoothing_cross_entropy.cases,
-    "muon": muon.cases,
-    "stem_conv": stem_conv.cases,
-    "stem_conv_norm_act": stem_conv_norm_act.cases,
-    "whitening_stem": whitening_stem.cases,
-}
 _CALLS = 20  # in one graph, on different inputs, so that the caches hold no more than in training
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ops", type=listed(str, _OPS), metavar="NAME,…", help=f"of {','.join(_OPS)} (default: all)"
-    )
 
 
 class CallWorkload(Workload):
@@ -78,11 +46,16 @@ class CallWorkload(Workload):
                 self._call(turn)
 
 
+def _cases(op: str, device: torch.device, quick: bool) -> list[Case]:
+    """Return the cases of an op, from the module of its name in this folder."""
+    return importlib.import_module(f"benchmarks.kernels.{op}").cases(device, quick)
+
+
 def run(session: Session) -> None:
     if not session.on_gpu:
         session.say("no GPU: the references run without the Triton kernels")
-    for name in session.options.ops or _OPS:
-        for case in _OPS[name](session.device, session.quick):
+    for name in session.options.ops or OPS:
+        for case in _cases(name, session.device, session.quick):
             session.show(f"{name}: {case.label}")
             _time(session, name, case)
     session.print_tables()

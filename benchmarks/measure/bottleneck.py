@@ -80,7 +80,7 @@ def _communication(m: Measured, config: Config) -> str:
 
 
 def _host(m: Measured) -> str:
-    if m.compile_mode in ("reduce-overhead", "max-autotune"):
+    if m.compile_mode in ("graph", "reduce-overhead", "max-autotune"):
         remedy = "raise data.batch_size"
     else:
         remedy = "set compile.mode=reduce-overhead, which replays the step as one CUDA graph"
@@ -98,7 +98,7 @@ def _memory(m: Measured, config: Config) -> str:
         return "set precision.mode=fp16, which halves it"
     if not config.runtime.channels_last:
         return "set runtime.channels_last=true"
-    if m.on_gpu and m.compile_mode == "none":
+    if m.on_gpu and m.compile_mode in ("none", "graph"):
         return "set compile.mode=reduce-overhead, which fuses the element-wise operations"
     return (
         f"raise data.batch_size (now {config.data.batch_size}) if that raises images/sec, or choose a "

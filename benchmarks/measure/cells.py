@@ -1,5 +1,7 @@
 """Formats figures as the text of a table's cell; a missing figure is an empty cell."""
 
+from collections.abc import Mapping
+
 from benchmarks.publish.records import Baseline, Spread
 
 
@@ -42,6 +44,11 @@ def number(value: float | None, digits: int = 2) -> str:
 def significant(value: float | None) -> str:
     """Return a number with three significant digits."""
     return "" if value is None else f"{value:.3g}"
+
+
+def parts(timeline: Mapping[str, float] | None) -> str:
+    """Return the parts of a time, in seconds: `imports 4.1, data 0.3`."""
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in (timeline or {}).items())
 
 
 def comparison(baseline: Baseline | None) -> str:

@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from benchmarks.publish.records import Machine, Setting
 from pipeline.config import Config, config_hash
-from pipeline.training.build import compile_mode
 
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # named in records; SGD is not
 
@@ -31,7 +28,7 @@ def describe_config(config: Config, environment: Mapping[str, Any], streamed: bo
         world_size=environment["world_size"],
         precision=config.precision.mode,
         channels_last=config.runtime.channels_last,
-        compile_mode=compile_mode(config.compile, torch.device(environment["device"])),
+        compile_mode=config.compile.mode_on(environment["device"]),
         config=config.model_dump(mode="json"),
         config_hash=config_hash(config),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.publish.whole_runs import GpuState
+from pipeline.process.start_time import process_started
 from pipeline.run.environment import output_of
 
 _ROOT = Path(__file__).parents[2]
@@ -20,8 +21,7 @@ _QUERY = "clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
 
 def seconds_since_start() -> float:
     """Return the seconds since this process started. `launch.sh` becomes this process, so its time counts."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # field 22, since boot
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter() - process_started()
 
 
 def count_compiled(since: float) -> int:

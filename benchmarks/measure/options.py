@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import torch
-
 from pipeline.config import without_other_kinds
 from pipeline.errors import UserError
+from pipeline.process.fast_import import imports_uncollected
 
 # overrides of --quick: seconds on two CPU cores
 QUICK = (
@@ -48,8 +47,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Return the recipe (if none is named, the default of this machine) and the overrides."""
     if arguments and "=" not in arguments[0]:
         return arguments[0], list(arguments[1:])
-    wants_cpu = "runtime.device=cpu" in arguments or not torch.cuda.is_available()
+    wants_cpu = "runtime.device=cpu" in arguments or not _has_gpu()
     return "configs/quickstart.yaml" if wants_cpu else "configs/cifar10_resnet18.yaml", list(arguments)
+
+
+def _has_gpu() -> bool:
+    with imports_uncollected():
+        import torch  # takes seconds, and is not needed to refuse a wrong key of a named recipe
+
+    return torch.cuda.is_available()
 
 
 def merge(*groups: Sequence[str]) -> list[str]:
@@ -120,6 +126,6 @@ def read_arguments(options: argparse.Namespace) -> tuple[str, list[str]]:
     recipe, overrides = split_arguments(options.arguments)
     if options.quick:
         # half precision is slow on CPUs
-        on_cpu = [] if torch.cuda.is_available() else ["precision.mode=fp32"]
+        on_cpu = [] if _has_gpu() else ["precision.mode=fp32"]
         overrides = merge(QUICK, on_cpu, overrides)
     return recipe, overrides

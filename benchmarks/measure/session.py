@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from pipeline.run.environment import describe_environment
 from pipeline.training.build import set_backends
 
 _PLAIN_WIDTH = 180  # columns of a table without a terminal
+_FREQUENT = ("round", "warming up")  # lines of which many come, one a window
+_PAUSE_S = 10.0
 _WHOLE_RUNS = ("time-to-accuracy",)  # benchmarks whose accuracy counts: they need the images of the recipe
 # keys of `data` that determine the images and labels
 _DATA_KEYS = {
@@ -62,6 +65,8 @@ class Session:
     _environment: dict[str, Any] = field(default_factory=dict)
     _written: set[Path] = field(default_factory=set)
     _progress: Progress | None = None
+    _shown_at: float = 0.0
+    _is_stopped: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -140,10 +145,20 @@ class Session:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, text: str) -> None:
-        """Show the present work: in the progress line, or as a new line if there is no terminal."""
+        """Show the present work: in the progress line, or as a new line if there is no terminal.
+
+        Of rounds, which are many, only some get a line, at least 10 s apart.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came before, and the results until then have been kept.
+        """
+        if self._is_stopped:
+            raise KeyboardInterrupt
+        now = time.monotonic()
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], description=text)
-        elif not text.startswith("round") and not text.endswith("warming up"):
+        elif not text.startswith(_FREQUENT) or now > self._shown_at + _PAUSE_S:
+            self._shown_at = now
             self.say(text)
 
     @contextmanager
@@ -167,8 +182,16 @@ class Session:
                 self._progress = None
 
     def time(self, workloads: Sequence[Workload], steps: int | Sequence[int] | None = None) -> list[Timing]:
-        """Time workloads in turn, with the windows and steps of the options."""
-        return time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
+        """Time workloads in turn, with the windows and steps of the options.
+
+        After Ctrl-C the timings hold the complete rounds; the next call, and `show`, raise KeyboardInterrupt.
+        """
+        timings = time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
+        rounds = len(timings[0].step_s) if timings else self.windows
+        if rounds < self.windows:
+            self._is_stopped = True
+            self.say(f"stopped after {rounds} of {self.windows} rounds; these are their results")
+        return timings
 
     def record(
         self,
@@ -248,8 +271,13 @@ def run(work: Callable[[Session], int | None], name: str, options: argparse.Name
         device = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
         windows = "" if name in _WHOLE_RUNS else f", {session.windows} windows"
         session.say(f"{name}: {recipe}, {processes.shard.world_size} x {device}{windows}")
-        with session.progress():
-            code = work(session) or 0
+        try:
+            with session.progress():
+                code = work(session) or 0
+        except KeyboardInterrupt:
+            session.print_tables()  # of the variants that are complete
+            session.close()
+            raise
         session.close()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

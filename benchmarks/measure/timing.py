@@ -155,27 +155,57 @@ def time_interleaved(
         windows: rounds.
         steps: of each window, the same for all workloads or one number for each.
         device: of the workloads.
-        progress: called before each window with its description.
+        progress: called before each window with its description and the time left.
 
     Returns:
-        One timing for each workload, in their order.
+        One timing for each workload, in their order. If Ctrl-C comes after the first round, they hold the
+        rounds that are complete.
 
     Raises:
         TrainingError: as of `Workload.check`.
+        KeyboardInterrupt: Ctrl-C came before the first round was complete.
     """
-    stopwatch = Stopwatch(device)
     counts = [steps] * len(workloads) if isinstance(steps, int) else list(steps)
     step_s: list[list[float]] = [[] for _ in workloads]
-    for workload in workloads:
-        progress(f"{workload.name}: warming up")
-        time_window(workload, 1, stopwatch)
-    for number in range(1, windows + 1):
-        for workload, count, seconds in zip(workloads, counts, step_s, strict=True):
-            progress(f"round {number}/{windows}: {workload.name}")
-            seconds.append(time_window(workload, count, stopwatch))
+    try:
+        _time_rounds(workloads, windows, counts, step_s, Stopwatch(device), progress)
+    except KeyboardInterrupt:
+        if not step_s[-1]:
+            raise
     for workload in workloads:
         workload.check()
+    complete = len(step_s[-1])
     return [
-        Timing(workload.name, workload.images_per_step, tuple(seconds))
+        Timing(workload.name, workload.images_per_step, tuple(seconds[:complete]))
         for workload, seconds in zip(workloads, step_s, strict=True)
     ]
+
+
+def _time_rounds(
+    workloads: Sequence[Workload],
+    windows: int,
+    counts: Sequence[int],
+    step_s: Sequence[list[float]],
+    stopwatch: Stopwatch,
+    progress: Callable[[str], None],
+) -> None:
+    """Time the rounds, and add the seconds per step of each window to the list of its workload."""
+    for number, workload in enumerate(workloads, 1):
+        progress(f"warming up, {number} of {len(workloads)}: {workload.name}")
+        time_window(workload, 1, stopwatch)
+    began, done, total = time.perf_counter(), 0, windows * len(workloads)
+    for number in range(1, windows + 1):
+        for workload, count, seconds in zip(workloads, counts, step_s, strict=True):
+            left = (time.perf_counter() - began) / done * (total - done) if done else None
+            progress(f"round {number} of {windows}: {workload.name}{describe_left(left)}")
+            seconds.append(time_window(workload, count, stopwatch))
+            done += 1
+
+
+def describe_left(seconds: float | None) -> str:
+    """Return the time left as the end of a line; nothing if it is not known.
+
+    >>> describe_left(81.4), describe_left(None)
+    (', left 1:21', '')
+    """
+    return "" if seconds is None else f", left {int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -60,6 +61,7 @@ class Rig:
         config: of the step. Its loader is not used: warming up takes synthetic images.
         splits: the data set: the number of classes, the size of the images and the length of an epoch.
         processes: this process and the others.
+        build: builds the trainer, from config, data set and processes; default: as for training.
 
     Attributes:
         compile_s: seconds until the end of compiling, choosing algorithms and capturing.
@@ -67,7 +69,13 @@ class Rig:
             CPU: the peak of the process so far).
     """
 
-    def __init__(self, config: Config, splits: Splits, processes: Processes):
+    def __init__(
+        self,
+        config: Config,
+        splits: Splits,
+        processes: Processes,
+        build: Callable[[Config, Splits, Processes], Trainer] = Trainer.build,
+    ):
         self.config, self.splits, self.processes = config, splits, processes
         device = processes.device
         on_gpu = device.type == "cuda"
@@ -75,7 +83,7 @@ class Rig:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         set_backends(config)
-        trainer = Trainer.build(self._synthetic_config(), splits, processes)
+        trainer = build(self._synthetic_config(), splits, processes)
         self.state, self.step = trainer.state, trainer.step
         self.compile_s = self._warm_up()
         self.peak_memory_bytes = peak_memory_bytes(device) - before

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-
-import torch
-from safetensors.torch import save
+from typing import TYPE_CHECKING
 
 from benchmarks.publish.finished import Finished, check_recipe, read_finished
 from benchmarks.publish.model_card import render, why_no_card
@@ -20,11 +18,13 @@ from benchmarks.publish.recipes import DATA_NAMES
 from pipeline.atomic_io import write_whole
 from pipeline.config import Config, default_values, load_config
 from pipeline.errors import UserError
-from pipeline.inference.evaluate_run import evaluate_trained
-from pipeline.inference.source import in_float32
-from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.pretrained.registry import Inputs, Shipped, is_name, read_registry, write_registry
-from pipeline.training.evaluate import EvalResult
+from pipeline.process.fast_import import imports_uncollected
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.inference.trained_model import Trained
 
 LICENCE = "Apache-2.0"  # that of the project
 # Largest accepted losses of accuracy, as fractions. Rounding: the same images in the same arithmetic. The
@@ -80,7 +80,7 @@ class Measured:
             )
 
 
-def round_to_half(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def round_to_half(weights: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     """Return weights in the precision in which they are shipped.
 
     Tensors of one dimension (norms, their statistics, biases) stay float32: they are one hundredth of the
@@ -93,21 +93,26 @@ def round_to_half(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     }
 
 
-def _load_last_step(run: Finished, data_root: Path | None) -> Trained:
+def _load_last_step(run: Finished, data_root: Path | None) -> "Trained":
     """Load the network of the run's last step, which computes in float32.
 
     Raises:
         UserError: the checkpoint of that step is gone or damaged.
     """
+    from pipeline.inference.source import in_float32
+    from pipeline.inference.trained_model import load_trained
+
     moved = [] if data_root is None else [f"data.root={data_root}", "data.cache_dir=null"]
     return load_trained(run.path, f"step-{run.result.steps}", in_float32(moved))
 
 
-def _measure(run: Finished, trained: Trained, half: Mapping[str, torch.Tensor]) -> Measured:
+def _measure(run: Finished, trained: "Trained", half: "Mapping[str, torch.Tensor]") -> Measured:
     """Evaluate the run's weights, then the rounded ones, which the network keeps."""
+    from pipeline.inference.evaluate_run import evaluate_trained
+
     full = evaluate_trained(trained)
     trained.model.load_state_dict(dict(half))
-    rounded: EvalResult = evaluate_trained(trained)
+    rounded = evaluate_trained(trained)
     return Measured(run.result.test_accuracy, full.accuracy, rounded.accuracy, rounded.seen)
 
 
@@ -164,7 +169,7 @@ def _portable_config(run: Finished, data: str) -> Config:
 
 
 def _describe(
-    run: Finished, trained: Trained, name: str, data: str, measured: Measured, digest: str
+    run: Finished, trained: "Trained", name: str, data: str, measured: Measured, digest: str
 ) -> Shipped:
     inputs = trained.inputs
     return Shipped(
@@ -209,6 +214,9 @@ def ship(path: Path, name: str | None, data_root: Path | None, data: str | None)
     if not is_name(name):
         raise UserError(f"--name: {name!r} is no name; use letters, digits, - and _")
     data, registry = _name_data(run, data), read_registry()
+    with imports_uncollected():
+        from safetensors.torch import save
+
     trained = _load_last_step(run, data_root)
     half = round_to_half(trained.model.state_dict())
     measured = _measure(run, trained, half)

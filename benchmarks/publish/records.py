@@ -27,6 +27,7 @@ Benchmark = Literal[
     "kernel",
     "ablation",
     "startup",
+    "neighbour",
     "saving",
     "scaling",
     "peer",
@@ -134,6 +135,8 @@ class Record(Machine, Setting):
             that `images_per_sec` is of.
         first_step_s: seconds from the command to the end of the first optimizer step; median of
             `first_step_n` starts.
+        whole_s: seconds from the command to its end; median of these starts.
+        timeline: seconds of the parts of a run, from the command to its end; median of these starts.
         epochs_to_pay: epochs after which the compile time is paid back; None if it never is.
         data_wait_fraction: fraction of the time in which the device waited for data.
         tflops: achieved arithmetic, 1e12 operations per second, of forward and backward, over all GPUs.
@@ -162,6 +165,8 @@ class Record(Machine, Setting):
     train_s: float | None = None
     first_step_s: float | None = None
     first_step_n: int | None = None
+    whole_s: float | None = None
+    timeline: dict[str, float] | None = None
     epochs_to_pay: float | None = None
     data_wait_fraction: float | None = None
     tflops: float | None = None
@@ -220,6 +225,8 @@ class Record(Machine, Setting):
 class RecordKeywords(TypedDict, total=False):
     """The fields of `Record` that a benchmark may give beside those that follow from its config."""
 
+    images_per_sec: Spread | None
+    step_ms: float | None
     model: str | None
     image_size: int
     dataset: str
@@ -237,6 +244,8 @@ class RecordKeywords(TypedDict, total=False):
     compile_s: float | None
     first_step_s: float | None
     first_step_n: int | None
+    whole_s: float | None
+    timeline: dict[str, float] | None
     epochs_to_pay: float | None
     data_wait_fraction: float | None
     tflops: float | None

@@ -152,7 +152,13 @@ _ABLATION = (
 _STARTUP = (
     *(VARIANT.renamed("start"), MODEL, BATCH, PRECISION.on_the("right"), COMPILE.on_the("right"), GPUS),
     Column[Record]("seconds to the first step", "right", lambda r: cells.number(r.first_step_s, 1)),
+    Column[Record]("to the end", "right", lambda r: cells.number(r.whole_s, 1)),
+    Column[Record]("parts of it, seconds", "left", lambda r: cells.parts(r.timeline)),
     Column[Record]("n", "right", lambda r: str(r.first_step_n or "")),
+)
+_NEIGHBOUR = (
+    *(VARIANT, MODEL, BATCH, PRECISION.on_the("right"), RATE, SPREAD, STEP_MS, COMPARED),
+    Column[Record]("cores", "right", lambda r: str(r.cpu_cores)),
 )
 _RECIPE = (
     Column[Record]("recipe", "left", lambda r: r.variant + ("" if is_current(r) else ", since changed")),
@@ -209,7 +215,8 @@ TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "peer": ("Training steps of others, on one fixed batch", _END_TO_END),
     "kernel": ("Kernels: device time of one call, replayed from a CUDA graph", _KERNEL),
     "ablation": ("Ablation, loader and step together", _ABLATION),
-    "startup": ("From the command to the end of the first optimizer step", _STARTUP),
+    "startup": ("From the command to the end of the first optimizer step, and to its end", _STARTUP),
+    "neighbour": ("Training on two CPU cores, alone and beside a process that uses one of them", _NEIGHBOUR),
     "saving": ("Loader and step together, with and without saving", _END_TO_END),
     "scaling": ("Loader and step together on one process and on several", _SCALING),
     "recipe": (f"Shipped recipes: {_RECIPE_NOTE}", _RECIPE),

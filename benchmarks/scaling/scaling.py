@@ -7,11 +7,11 @@ by `accelerate launch`. The groups take turns (1, N, 1, N, …), and within a gr
 the images/sec of all N processes over those of the one process of the same round.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -20,16 +20,18 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.measure.options import check_at_least, listed
+from benchmarks.arguments import ROUNDS
+from benchmarks.measure.options import check_at_least
 from benchmarks.measure.session import Session
-from benchmarks.measure.timing import Timing
+from benchmarks.measure.timing import Timing, describe_left
 from benchmarks.publish.records import Baseline, Spread
-from benchmarks.scaling.scaling_worker import APART, MEASUREMENTS, ONE, Measurement
+from benchmarks.scaling.scaling_worker import MEASUREMENTS, Measurement
+from benchmarks.scaling.variants import APART, ONE
 from pipeline.config import check_batches
 from pipeline.errors import TrainingError, UserError
 
 _CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
-_ROUNDS, _QUICK_ROUNDS = 3, 1
+_QUICK_ROUNDS = 1
 _LAST_LINES = 8
 _TORCHRUN = "torch/distributed/elastic/multiprocessing"  # in the first line of its report of a failure
 
@@ -43,21 +45,6 @@ class Key(NamedTuple):
 
 
 Round = dict[Key, Measurement]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--processes",
-        type=listed(int),
-        metavar="N,N,…",
-        help="default: 1 and all visible GPUs; on the CPU 1,2",
-    )
-    parser.add_argument(
-        "--rounds", type=int, help=f"process groups of each size, in turn (default: {_ROUNDS})"
-    )
-    parser.add_argument(
-        "--loaders", type=listed(), default=["dali"], metavar="NAME,…", help="of data.loader (default: dali)"
-    )
 
 
 def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> list[int]:
@@ -143,6 +130,7 @@ def _command(session: Session, world_size: int, threads: int, output: Path) -> l
         *("--loaders", ",".join(session.options.loaders)),
         *("--windows", str(session.windows)),
         *("--steps", str(session.steps)),
+        *(["--averaging", ",".join(averaging)] if (averaging := session.options.averaging) else []),
         *(["--quick"] if session.quick else []),
         *(str(Path(session.recipe).resolve()), *session.overrides),
     ]
@@ -157,19 +145,34 @@ def run(session: Session) -> None:
     _check(session, sizes)
     # one process gets the same share of the CPU as it has beside the others
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(len(os.sched_getaffinity(0)) // sizes[-1], 1))
-    num_rounds = options.rounds or (_QUICK_ROUNDS if session.quick else _ROUNDS)
+    num_rounds = options.rounds or (_QUICK_ROUNDS if session.quick else ROUNDS)
     rounds: list[Round] = []
-    for number in range(1, num_rounds + 1):
-        measured: Round = {}
-        for size in sizes:
-            session.show(f"{size} process{'es' if size > 1 else ''}, round {number} of {num_rounds}")
-            for measurement in _launch(session, size, threads):
-                measured[Key(size, measurement.loader, measurement.variant)] = measurement
-        rounds.append(measured)
+    try:
+        _measure_rounds(session, sizes, threads, num_rounds, rounds)
+    except KeyboardInterrupt:  # the results of the complete rounds are kept
+        if not rounds:
+            raise
+        session.say(f"stopped after {len(rounds)} of {num_rounds} rounds; these are their results")
     for loader in options.loaders:
         _record(session, rounds, loader)
     session.print_tables()
     _summarise(session)
+
+
+def _measure_rounds(
+    session: Session, sizes: Sequence[int], threads: int, num_rounds: int, rounds: list[Round]
+) -> None:
+    """Add the measurements of each round to the list, once the round is complete."""
+    began = time.perf_counter()
+    for number in range(1, num_rounds + 1):
+        measured: Round = {}
+        for size in sizes:
+            done = (time.perf_counter() - began) / len(rounds) if rounds else None
+            left = describe_left(None if done is None else done * (num_rounds - len(rounds)))
+            session.show(f"{size} process{'es' if size > 1 else ''}, round {number} of {num_rounds}{left}")
+            for measurement in _launch(session, size, threads):
+                measured[Key(size, measurement.loader, measurement.variant)] = measurement
+        rounds.append(measured)
 
 
 def _check(session: Session, sizes: Sequence[int]) -> None:
@@ -219,7 +222,8 @@ def _summarise(session: Session) -> None:
         if record.baseline is not None:
             ratio = record.baseline.ratio
             apart = record.variant == APART
-            kind = "apart, without communication," if apart else f"{record.variant} scaling"
+            scaling, comma, averaging = record.variant.partition(",")
+            kind = "apart, without communication," if apart else f"{scaling} scaling{comma}{averaging}"
             loader = f" with {record.loader}" if len(session.options.loaders) > 1 else ""
             figures = f"{ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})"
             session.say(f"{kind} on {record.world_size} {devices}{loader}: {figures}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.measure.cells import number, percent
 from benchmarks.publish.records import Record
 from benchmarks.publish.tables import Column, Table, make_table
-from benchmarks.scaling.scaling_worker import APART, WEAK
+from benchmarks.scaling.variants import APART, WEAK
 
 GPUS_PER_HOST = 8
 NVLINK = {"NVIDIA H200": 450e9}  # bytes/s in each direction, nominal

@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -12,12 +13,14 @@ from benchmarks.measure import session
 from benchmarks.measure.options import add_arguments, listed
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
 from benchmarks.publish.strict import Strict
+from benchmarks.scaling.averaging import build_with
+from benchmarks.scaling.variants import APART, EXTRA, ONE, STRONG, WEAK
 from pipeline.commands.exit_code import exit_code_of, run_process
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes
 from pipeline.process.cache_dirs import use_cache_folder
-
-ONE, WEAK, STRONG, APART = "one process", "weak", "strong", "apart"
+from pipeline.process.threads import wait_passively
+from pipeline.training.trainer import Trainer
 
 
 class Measurement(Strict):
@@ -41,11 +44,12 @@ class Measurement(Strict):
 MEASUREMENTS = TypeAdapter(list[Measurement])  # the file that a worker writes, as JSON
 
 
-def variants(batch: int, processes: Processes) -> dict[str, tuple[int, Processes]]:
+def variants(batch: int, processes: Processes, extra: Sequence[str] = ()) -> dict[str, tuple[int, Processes]]:
     """Return the variants of a group: the images of a step, and the processes that share them.
 
     Args:
         batch: images of one process.
+        extra: further variants of weak scaling.
         processes: of the group. Apart, each takes itself for the only one: they train at the same time on one
             host, without communication.
     """
@@ -54,6 +58,7 @@ def variants(batch: int, processes: Processes) -> dict[str, tuple[int, Processes
         return {ONE: (batch, processes)}
     return {
         WEAK: (world_size * batch, processes),
+        **dict.fromkeys(extra, (world_size * batch, processes)),
         STRONG: (batch, processes),
         APART: (batch, replace(processes, shard=Shard(0, 1))),
     }
@@ -62,11 +67,15 @@ def variants(batch: int, processes: Processes) -> dict[str, tuple[int, Processes
 def measure(group: session.Session) -> None:
     """Time every variant with every loader, in turn; the first process writes the measurements."""
     workloads: dict[tuple[str, str], StepWorkload] = {}
-    for variant, (size, processes) in variants(group.config().data.batch_size, group.processes).items():
+    extra = [EXTRA[word] for word in group.options.averaging]
+    batch = group.config().data.batch_size
+    for variant, (size, processes) in variants(batch, group.processes, extra).items():
         keys = [f"data.batch_size={size}", *(["model.sync_batchnorm=false"] if variant == APART else [])]
         base = group.config(*keys, "data.loader=synthetic")
         splits = group.splits(base)
-        rig = Rig(base, splits, processes)
+        rig = Rig(
+            base, splits, processes, partial(build_with, variant) if variant in extra else Trainer.build
+        )
         for name in group.options.loaders:
             config = group.config(*keys, f"data.loader={name}")
             loader = build_train_loader(config, splits, processes)
@@ -93,10 +102,12 @@ def measure(group: session.Session) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the exit codes are those of `python -m benchmarks`."""
     use_cache_folder()
+    wait_passively()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.scaling_worker")
     add_arguments(parser)
     parser.add_argument("--loaders", type=listed(), required=True, metavar="NAME,…", help="of data.loader")
+    parser.add_argument("--averaging", type=listed(str, EXTRA), default=[], metavar="NAME,…")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="file of the measurements, as JSON"
     )

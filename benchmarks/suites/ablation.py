@@ -6,7 +6,6 @@ loader is changed when the step is faster than torch's DataLoader, and compiling
 bottleneck.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from torch._inductor.utils import fresh_cache
 
-from benchmarks.measure.options import check_at_least, listed, merge
+from benchmarks.measure.options import check_at_least, merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
@@ -53,22 +52,6 @@ _ON_CPU = (
     ("DALI loader", "data.loader=dali"),
     ("torch.compile", "compile.mode=default"),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        default=0,
-        metavar="N",
-        help="train every cumulative variant for N epochs, for its accuracy (default: 0)",
-    )
-    parser.add_argument(
-        "--seeds", type=listed(int), default=[0, 1, 2], metavar="N,N,…", help="of these runs (default: 0,1,2)"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="of these runs at a time (default: 1); their speed is not used"
-    )
 
 
 @dataclass(frozen=True)
@@ -176,7 +159,7 @@ def _eager_before(variant: Variant, selected: Sequence[Variant]) -> str:
 
 
 def compiles(config: Config) -> bool:
-    return config.compile.mode != "none"
+    return config.compile.mode not in ("none", "graph")
 
 
 def epochs_until_paid(compile_s: float, num_images: int, before: Timing, after: Timing) -> float | None:

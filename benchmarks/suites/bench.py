@@ -1,6 +1,5 @@
 """Time one config: its loader alone, its step alone, and both together; and name the bottleneck."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,10 +18,6 @@ from pipeline.profiling.roofline import matmul_flops_per_s
 from pipeline.training.build import compile_mode
 
 _LOADER_WINDOW_S = 0.3
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no arguments: the shared ones suffice."""
 
 
 @dataclass(frozen=True)

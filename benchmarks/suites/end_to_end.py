@@ -1,17 +1,16 @@
 """Time loader and step together, beside the step on synthetic images and beside a plain training loop."""
 
-import argparse
 from dataclasses import dataclass
 
+from benchmarks.arguments import END_TO_END_BATCH_SIZES
 from benchmarks.measure.cells import comparison
-from benchmarks.measure.options import listed
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
 from benchmarks.peers.peers import PlainStep
 from pipeline.config import Config
 
-_BATCH_SIZES, _STREAMED_BATCH_SIZES = (512, 1024), (256, 512)
+_STREAMED_BATCH_SIZES = (256, 512)
 _PLAIN_BATCH_SIZE = 128
 _PLAIN_CONFIG = (
     "data.loader=synthetic",
@@ -27,20 +26,6 @@ _PLAIN_CONFIG = (
     "optimizer.nesterov=false",
     "optimizer.weight_decay=5e-4",
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    sizes = ",".join(map(str, _BATCH_SIZES))
-    parser.add_argument(
-        "--batch-sizes", type=listed(int), metavar="N,N,…", help=f"default: {sizes}; on the CPU the recipe's"
-    )
-    parser.add_argument(
-        "--loaders",
-        type=listed(),
-        metavar="NAME,…",
-        help="of data.loader (default: dali, and on a GPU fused; for streamed folders dali and reference, "
-        "which is torchvision's there)",
-    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,7 @@ def _variants(session: Session) -> list[Variant]:
 
 def _batch_sizes(session: Session) -> list[int]:
     config = session.config()
-    on_gpu = _STREAMED_BATCH_SIZES if session.streams(config) else _BATCH_SIZES
+    on_gpu = _STREAMED_BATCH_SIZES if session.streams(config) else END_TO_END_BATCH_SIZES
     default = on_gpu if session.on_gpu and not session.quick else (config.data.batch_size,)
     return session.options.batch_sizes or list(default)
 

@@ -1,13 +1,12 @@
 """Time loaders alone, by batch size: ours, on folders and shards, a naive DALI graph, airbench's, torch's."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import LOADERS, ON_SHARDS, WITH_WORKERS
 from benchmarks.measure.cells import comparison
-from benchmarks.measure.options import listed
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Stopwatch, Workload, steps_lasting
 from benchmarks.measure.workloads import LoaderWorkload, batches_ahead, build_train_loader
@@ -21,59 +20,34 @@ from pipeline.data.sampling.batch_plan import TrainSampler
 from pipeline.distributed.processes import Processes
 from pipeline.errors import UserError
 
-_WITH_WORKERS = "torchvision"
-_ON_SHARDS = "dali-shards"  # `dali` on the same images in tar files
-_LOADERS = ("dali", _ON_SHARDS, "dali-naive", "fused", "airbench", _WITH_WORKERS)
 _NEED_GPU = ("fused", "airbench")
 _IN_MEMORY = ("dali-naive", "fused", "airbench")
 _BACKENDS = {
-    _ON_SHARDS: "dali",
+    ON_SHARDS: "dali",
     "dali-naive": "dali",
     "airbench": "dali",
-    _WITH_WORKERS: "reference",
+    WITH_WORKERS: "reference",
 }  # `data.loader` in their place
 _BATCH_SIZES, _STREAMED_BATCH_SIZES = (256, 512, 1024, 2048, 4096), (256, 512)
 _WINDOW_S, _STREAMED_WINDOW_S = 0.4, 4.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--batch-sizes",
-        type=listed(int),
-        metavar="N,N,…",
-        help="default: 256 to 4096; 256,512 for streamed folders",
-    )
-    parser.add_argument(
-        "--loaders",
-        type=listed(str, _LOADERS),
-        metavar="NAME,…",
-        help=f"of {','.join(_LOADERS)} (default: all that run here)",
-    )
-    parser.add_argument(
-        "--shards",
-        type=Path,
-        metavar="DIR",
-        help=f"folder of tar files for {_ON_SHARDS}; the class folders of data.root are packed into it if it "
-        "holds none",
-    )
-
-
 def run(session: Session) -> None:
     if session.options.shards is not None:
         _pack_shards(session, session.options.shards)
-    names = [name for name in session.options.loaders or _LOADERS if _runs_here(session, name)]
+    names = [name for name in session.options.loaders or LOADERS if _runs_here(session, name)]
     sizes = _batch_sizes(session)
     for size in sizes:  # before any is measured
         session.config(f"data.batch_size={size}")
-    together = [name for name in names if name != _WITH_WORKERS]
+    together = [name for name in names if name != WITH_WORKERS]
     for size in sizes if together else ():
         session.show(f"batch {size}")
         _time(session, together, size)
     # Apart from the others: workers fill their queues while another loader is timed. Every other size: they
     # start slowly.
-    for size in sizes[::2] if _WITH_WORKERS in names else ():
-        session.show(f"batch {size}, {_WITH_WORKERS}")
-        _time(session, [_WITH_WORKERS], size)
+    for size in sizes[::2] if WITH_WORKERS in names else ():
+        session.show(f"batch {size}, {WITH_WORKERS}")
+        _time(session, [WITH_WORKERS], size)
     session.print_tables()
 
 
@@ -107,7 +81,7 @@ def _runs_here(session: Session, name: str) -> bool:
     """Return True if a loader runs on this machine; otherwise print the reason."""
     config = session.config()
     reason = ""
-    if name == _ON_SHARDS and session.options.shards is None:
+    if name == ON_SHARDS and session.options.shards is None:
         if session.options.loaders is None:
             return False
         reason = "it needs --shards DIR"
@@ -158,7 +132,7 @@ def _time(session: Session, names: Sequence[str], batch_size: int) -> None:
         if baseline is not None:
             session.say(f"batch {batch_size}: {name} is {comparison(baseline)}")
         config = _config(session, name, batch_size)
-        loader = "dali" if name == _ON_SHARDS else name
+        loader = "dali" if name == ON_SHARDS else name
         session.record(
             "loader", name, config, timing, baseline, loader=loader, model=None, compile_mode="none"
         )
@@ -174,17 +148,17 @@ def _window_steps(session: Session, workload: Workload) -> int:
     stopwatch = Stopwatch(session.device)
     if session.streams(session.config()):
         return steps_lasting(workload, _STREAMED_WINDOW_S, stopwatch)
-    in_epochs = session.on_gpu and workload.name != _WITH_WORKERS
+    in_epochs = session.on_gpu and workload.name != WITH_WORKERS
     epoch = _num_images(session) // workload.images_per_step if in_epochs else 1
     return steps_lasting(workload, _WINDOW_S, stopwatch, epoch)
 
 
 def _config(session: Session, name: str, batch_size: int) -> Config:
-    if name == _ON_SHARDS:
+    if name == ON_SHARDS:
         return _shards_config(session, f"data.batch_size={batch_size}")
     backend = _BACKENDS.get(name, name)
     # of each worker; more would only lengthen the lead-in
-    prefetch = ["data.prefetch=1"] if name == _WITH_WORKERS else []
+    prefetch = ["data.prefetch=1"] if name == WITH_WORKERS else []
     return session.config(f"data.batch_size={batch_size}", f"data.loader={backend}", *prefetch)
 
 

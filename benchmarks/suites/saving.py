@@ -5,10 +5,10 @@ while training continues. If writing takes longer than an epoch, the next checkp
 whole epochs, so that all of the saving falls into them.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
+from benchmarks.arguments import SAVING_EPOCHS
 from benchmarks.measure.options import check_at_least
 from benchmarks.measure.session import Session
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
@@ -16,16 +16,7 @@ from pipeline.config import config_hash, path_of
 from pipeline.data import Loader
 from pipeline.run.checkpoint import CheckpointWriter
 
-_EPOCHS, _QUICK_EPOCHS = 4, 1
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=int, help=f"epochs of a window (default: {_EPOCHS})")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        help="folder of the checkpoints, which are removed at the end (default: log.dir)",
-    )
+_QUICK_EPOCHS = 1
 
 
 class _SavingWorkload(StepWorkload):
@@ -59,7 +50,7 @@ def run(session: Session) -> None:
     splits, processes = session.splits(config), session.processes
     rig = Rig(config, splits, processes)
     loader = build_train_loader(config, splits, processes)
-    epochs = _QUICK_EPOCHS if session.quick else session.options.epochs or _EPOCHS
+    epochs = _QUICK_EPOCHS if session.quick else session.options.epochs or SAVING_EPOCHS
     folder = session.options.folder or path_of("log.dir", config.log.dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as checkpoints:

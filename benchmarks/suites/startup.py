@@ -1,27 +1,21 @@
-"""Time the start of a run, to the end of the first optimizer step, with a cold and a warm compile cache.
+"""Time what a user waits for: the parts of a run from the command to its end, with cold and warm caches.
 
-Every start is a new process, by launch.sh if this Python is that of its .venv, otherwise by `python -m
-pipeline.train`, the module that launch.sh calls. The compile cache is a new folder: the first start with it
-is cold, the starts after it are warm. The data set's cache of decoded images is left as it is; after the
-first start it is full.
+Every run is a new process, by launch.sh if this Python is that of its .venv, otherwise by `python -m
+pipeline.train`, the module that launch.sh calls. In each round, one run has a new compile cache (cold), the
+next one the same cache (warm), and for a folder of small images a third one decodes them anew (cold data
+cache). The runs are of 20 steps, without pictures and report; with `--whole` they are those of the recipe.
 """
 
-import argparse
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
+from benchmarks.measure import cells
 from benchmarks.measure.options import check_at_least, merge
 from benchmarks.measure.session import Session
-from pipeline.errors import TrainingError
-from pipeline.process.cache_dirs import VARIABLES
-from pipeline.run.records import RunResult
+from benchmarks.measure.started_run import StartedRun, has_launcher, start
+from pipeline.config import Config, FolderData
 
-_ROOT = Path(__file__).parents[2]
 _SHORT = (
     "duration=20st",
     "log.eval_every=20st",
@@ -30,79 +24,61 @@ _SHORT = (
     "log.report=false",
     "log.tensorboard=false",
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--warm-starts", type=int, default=2, help="starts with a warm cache (default: 2)")
-
-
-def has_launcher() -> bool:
-    """Return True if launch.sh has set up this Python; it would have to set up another one first."""
-    return Path(sys.executable).parent == _ROOT / ".venv/bin" and (_ROOT / ".venv/.installed").is_file()
-
-
-def command_line(recipe: str, overrides: list[str]) -> list[str]:
-    """Return the command line of one start."""
-    if has_launcher():
-        return [str(_ROOT / "launch.sh"), "train", recipe, *overrides]
-    return [sys.executable, "-m", "pipeline.train", recipe, *overrides]
-
-
-def start(recipe: str, overrides: list[str], cache: Path) -> float:
-    """Start a short run and wait for its end.
-
-    Returns:
-        Seconds from the command to the end of the first optimizer step.
-
-    Raises:
-        TrainingError: the run failed; with the end of its output.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        # without the variables that point to the cache of this process
-        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        environment |= {
-            "XDG_CACHE_HOME": str(cache),
-            "NUM_PROCESSES": "1",
-            "QUICKRES_START_TIME": str(time.time()),
-        }
-        command = command_line(recipe, merge(overrides, [f"log.dir={folder}"]))
-        done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)
-        results = sorted(Path(folder).glob("*-*/result.json"))
-        if done.returncode or not results:
-            output = (done.stderr + done.stdout).strip().splitlines()[-5:]
-            raise TrainingError(
-                "\n".join([f"the run that was started failed with exit code {done.returncode}:", *output])
-            )
-        return _first_step_s(results[0])
-
-
-def _first_step_s(path: Path) -> float:
-    seconds = RunResult.read(path).first_step_s
-    assert seconds is not None, "the run has taken steps"
-    return seconds
+COLD, WARM, COLD_DATA = "cold compile cache", "warm caches", "cold data cache"
 
 
 def run(session: Session) -> None:
-    check_at_least(0, session.options, "warm_starts")
-    config = session.config(*_SHORT)
-    overrides = merge(_SHORT, session.overrides)
-    warm_starts = 0 if session.quick else session.options.warm_starts
+    check_at_least(1, session.options, "starts")
+    short = () if session.options.whole else _SHORT
+    config, overrides = session.config(*short), merge(short, session.overrides)
+    rounds = 1 if session.quick else session.options.starts
+    runs: dict[str, list[StartedRun]] = {}
+    try:
+        for number in range(1, rounds + 1):
+            _start_round(session, overrides, _kinds(config, session.quick), f"{number} of {rounds}", runs)
+    finally:  # what was measured before Ctrl-C is kept
+        for kind, started in runs.items():
+            _record(session, config, kind, started)
+        session.print_tables()
+
+
+def _kinds(config: Config, quick: bool) -> list[str]:
+    if quick:
+        return [COLD]
+    decodes = isinstance(config.data, FolderData) and not config.probably_streamed
+    return [COLD, WARM, *([COLD_DATA] if decodes else [])]
+
+
+def _start_round(
+    session: Session, overrides: list[str], kinds: list[str], number: str, runs: dict[str, list[StartedRun]]
+) -> None:
+    """Start a run of each kind, in turn, with a compile cache of their own."""
     recipe = str(Path(session.recipe).resolve())
-    with tempfile.TemporaryDirectory() as cache:
-        seconds_of: dict[str, list[float]] = {"cold": [], "warm": []}
-        for number in range(1 + warm_starts):
-            kind = "warm" if number else "cold"
-            session.show(f"{kind} start")
-            seconds_of[kind].append(start(recipe, overrides, Path(cache)))
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as data:
+        for kind in kinds:
+            session.show(f"{kind}, start {number}")
+            extra = [f"data.cache_dir={data}"] if kind == COLD_DATA else []
+            started = start(recipe, merge(overrides, extra), Path(cache))
+            runs.setdefault(kind, []).append(started)
+            session.say(f"{kind}, start {number}: {_describe(started)}")
+
+
+def _describe(started: StartedRun) -> str:
+    return f"{started.whole_s:.1f} s ({cells.parts(started.timeline)})"
+
+
+def _record(session: Session, config: Config, kind: str, runs: list[StartedRun]) -> None:
     launcher = "launch.sh" if has_launcher() else "pipeline.train"
-    for kind, seconds in seconds_of.items():
-        if seconds:
-            session.record(
-                "startup",
-                f"{kind} compile cache, {launcher}",
-                config,
-                None,
-                first_step_s=median(seconds),
-                first_step_n=len(seconds),
-            )
-    session.print_tables()
+    whole = ", whole run" if session.options.whole else ""
+    first_steps = [run.result.first_step_s for run in runs if run.result.first_step_s is not None]
+    names = dict.fromkeys(name for run in runs for name in run.timeline)
+    session.record(
+        "startup",
+        f"{kind}, {launcher}{whole}",
+        config,
+        None,
+        first_step_s=median(first_steps),
+        first_step_n=len(runs),
+        whole_s=median(run.whole_s for run in runs),
+        timeline={name: median(run.timeline.get(name, 0.0) for run in runs) for name in names},
+    )

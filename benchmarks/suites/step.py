@@ -4,49 +4,23 @@ Model, precision, layout, compile mode and batch size are changed one at a time,
 timed.
 """
 
-import argparse
 import itertools
 
+from benchmarks.arguments import AXES
 from benchmarks.measure.ceiling import flops_per_image
-from benchmarks.measure.options import listed
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing
 from benchmarks.measure.workloads import Rig, StepWorkload
 from pipeline.config import Config
 from pipeline.profiling.roofline import matmul_flops_per_s
 
-_AXES = {
-    "models": ("model.name", None, None),
-    "precisions": ("precision.mode", ("fp16", "bf16", "fp32"), ("bf16", "fp32")),
-    "layouts": ("runtime.channels_last", ("true", "false"), ("true", "false")),
-    "modes": ("compile.mode", ("none", "default", "reduce-overhead"), ("none", "default")),
-    "batch_sizes": ("data.batch_size", ("128", "512", "1024", "2048"), ("32", "128")),
-}
 _AT_ONCE = 6  # variants that are in memory together, and timed in turn
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, (key, on_gpu, on_cpu) in _AXES.items():
-        default = (
-            f"{','.join(on_gpu)}; on the CPU {','.join(on_cpu)}" if on_gpu and on_cpu else "the recipe's"
-        )
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=listed(),
-            metavar="VALUE,…",
-            help=f"values of {key} (default: {default})",
-        )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="every combination, instead of the recipe with one key changed at a time",
-    )
 
 
 def choices(session: Session) -> list[tuple[str, list[str]]]:
     """Return key and values of each axis, the recipe's value first."""
     axes = []
-    for name, (key, on_gpu, on_cpu) in _AXES.items():
+    for name, (key, on_gpu, on_cpu) in AXES.items():
         original = _value_in_recipe(session, key)
         values = getattr(session.options, name)
         if values is None:

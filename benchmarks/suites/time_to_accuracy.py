@@ -10,7 +10,6 @@ Exit code: 1 if a mean accuracy above the target is not shown (one-sided t-test,
 which keeps the runs done so far.
 """
 
-import argparse
 import signal
 import tempfile
 import time
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.arguments import BLOCKS, PEER_RUNS, RUNS
 from benchmarks.measure.machine import (
     count_compiled,
     gpu_state,
@@ -34,37 +34,9 @@ from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns
 from pipeline.config import Config
 from pipeline.errors import EXIT_FAILURE, UserError
 
-_RUNS, _QUICK_RUNS = 10, 2
-_PEER_RUNS, _BLOCKS = 5, 4
+_QUICK_RUNS = 2
 _QUICK_DURATION = "duration=5st"
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, metavar="N", help=f"seeds, from `seed` on (default: {_RUNS})")
-    parser.add_argument(
-        "--target",
-        type=float,
-        metavar="PERCENT",
-        help="test that the mean test accuracy is above this, such as 94; default: no test",
-    )
-    parser.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="run this program of others too, such as airbench=airbench94_muon.py of a checkout of its "
-        "repository; may be given several times",
-    )
-    parser.add_argument(
-        "--peer-runs", type=int, metavar="N", help=f"timed runs of each peer (default: {_PEER_RUNS})"
-    )
-    parser.add_argument(
-        "--blocks",
-        type=int,
-        metavar="N",
-        help=f"with --peer, cut the runs into blocks, ours and theirs in turn (default: {_BLOCKS})",
-    )
 
 
 @dataclass
@@ -140,7 +112,7 @@ def _check_options(session: Session) -> _Progress:
     """
     options, config = session.options, _config(session)
     runs = _QUICK_RUNS if options.runs is None and session.quick else options.runs
-    runs = _RUNS if runs is None else runs
+    runs = RUNS if runs is None else runs
     for name in ("windows", "steps"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name}: whole runs are timed here; leave it out, and give --runs")
@@ -195,8 +167,8 @@ def _train(session: Session, rig: WholeRunRig, progress: _Progress, peers: Seque
     progress.gpu_before = gpu_state(session.device)
     progress.first_began = time.perf_counter()
     options = session.options
-    blocks = (options.blocks or _BLOCKS) if peers else 1
-    of_peers = _divide(options.peer_runs or _PEER_RUNS, blocks)
+    blocks = (options.blocks or BLOCKS) if peers else 1
+    of_peers = _divide(options.peer_runs or PEER_RUNS, blocks)
     for block, of_peer in zip(_divide(progress.planned, blocks), of_peers, strict=True):
         for number in block:
             session.show(f"round {number + 1}/{progress.planned}")

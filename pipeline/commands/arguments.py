@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.pretrained.registry import find_shipped, list_names
+from pipeline.run.folder import find_run
 
 
 def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
@@ -53,6 +55,22 @@ def add_run(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
         metavar="last|best|STEP",
         help="checkpoint to use: a step, such as 82 or step-82, or the best one (default: last)",
     )
+
+
+def check_run(arguments: argparse.Namespace) -> None:
+    """Check RUN, its overrides and `--checkpoint` before torch is imported, which takes seconds.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or a key is wrong.
+    """
+    from pipeline.run.named_checkpoint import named_checkpoint
+
+    if find_shipped(arguments.run) is not None:
+        return
+    run = find_run(arguments.run, list_names)
+    run.read_config(getattr(arguments, "overrides", ()))
+    if arguments.checkpoint not in ("last", "best"):
+        named_checkpoint(run, arguments.checkpoint, "--checkpoint")
 
 
 def add_ema(parser: argparse.ArgumentParser) -> None:

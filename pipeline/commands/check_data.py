@@ -27,14 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.data.files.check import check_files, describe, write_report
     from pipeline.data.files.list_files import root_of
-    from pipeline.plotting import style
-    from pipeline.report.image_sizes import draw_sizes
 
     if arguments.out is not None:
         check_output_folder(arguments.out, "--out")
     config = _data_of(arguments)
     out = arguments.out or root_of(config) / ".quickres" / "check"
     checked = check_files(config)
+    from pipeline.plotting import style
+    from pipeline.report.image_sizes import draw_sizes
+
     for line in describe(checked):
         print(line)
     for path, reason in checked.bad[:10]:

@@ -1,35 +1,40 @@
 """Describes the run that a config would start: `python -m pipeline.train CONFIG --dry-run`.
 
-Uses no GPU, downloads nothing, writes nothing.
+Uses no GPU, downloads nothing, writes nothing. The plan appears line by line; only the last lines need torch,
+whose import takes seconds.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from pipeline.config import SLOW_ON_CPU, Config, ScaledPrecision, check_batches, path_of
+from pipeline.config import (
+    SLOW_ON_CPU,
+    Config,
+    ScaledPrecision,
+    check_batches,
+    check_class_weights,
+    micro_batch_size,
+    path_of,
+)
+from pipeline.config.model import library_of
 from pipeline.data.datasets.counts import Counts, count_images
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
-from pipeline.models.library_weights import can_be_read_offline
-from pipeline.models.norm_batches import check_norm_batches
 from pipeline.process.cache_dirs import cache_folder
+from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.world import read_world
-from pipeline.profiling.memory_estimate import estimate_memory, what_fits
 from pipeline.run.environment import output_of
 from pipeline.run.folder import RunFolder
 from pipeline.run.resume import find_resumable
-from pipeline.training.build import build_initial_model, captures, compile_mode
-from pipeline.training.losses import compute_class_weights
 from pipeline.training.plan import Plan
 
 _MIB = 2**20
 
 
-def describe_plan(config: Config, recipe: str) -> str:
-    """Return the plan of a run, one line for each part of it.
+def describe_plan(config: Config, recipe: str) -> Iterator[str]:
+    """Yield the plan of a run, one line for each part of it. Everything is checked before the first line.
 
     Args:
         config: of the run.
@@ -40,17 +45,12 @@ def describe_plan(config: Config, recipe: str) -> str:
     """
     machine = _find_machine(config)
     check_batches(config, machine.processes)
-    check_norm_batches(config, machine.processes)
     _check_loader(config, machine)
     counts = count_images(config.data, config.seed)
-    class_sizes = (1,) * counts.num_classes
-    compute_class_weights(
-        config.loss, counts.num_classes, class_sizes, torch.device("cpu")
-    )  # refuses a wrong number
+    check_class_weights(config.loss, counts.num_classes)
     plan = _plan(config, machine, counts)
-    resumed, offline = find_resumable(config).run, can_be_read_offline(config.model)
-    if resumed is None:  # the file of model.weights may not fit
-        build_initial_model(config, counts.num_classes, torch.device("cpu"), pretrained=offline)
+    resumed = find_resumable(config).run
+    offline = _check_network(config, machine, counts, fresh=resumed is None)
     warnings = "\n".join(f"warning: {warning}" for warning in config.warnings)
     rows = {
         **({"config": warnings} if warnings else {}),
@@ -59,7 +59,6 @@ def describe_plan(config: Config, recipe: str) -> str:
         "steps": _steps(config, plan),
         "learning rate": _rates(plan),
         "processes": f"{machine.processes}, on {machine.name}",
-        "memory": _memory(config, machine, counts),
         "loader": _loader(config, machine),
         "precision": _precision(config, machine),
         "compile": _compile(config, machine),
@@ -69,8 +68,40 @@ def describe_plan(config: Config, recipe: str) -> str:
         "cache folder": str(cache_folder()),
     }
     width = max(map(len, rows)) + 2
-    lines = [name.ljust(width) + text.replace("\n", "\n" + " " * width) for name, text in rows.items()]
-    return "\n".join([*lines, "dry run: nothing was trained, downloaded or written"])
+    for name, text in rows.items():
+        yield _line(name, text, width)
+    yield _line("memory", _memory(config, machine, counts), width)
+    yield "dry run: nothing was trained, downloaded or written"
+
+
+def _line(name: str, text: str, width: int) -> str:
+    return name.ljust(width) + text.replace("\n", "\n" + " " * width)
+
+
+def _check_network(config: Config, machine: "_Machine", counts: Counts, *, fresh: bool) -> bool:
+    """Refuse a network, weights or batches that a run would refuse.
+
+    Our own networks are checked with the config. Others are built, which needs torch.
+
+    Returns:
+        False if the run downloads `model.weights`.
+    """
+    reads_weights = fresh and config.model.weights is not None
+    of_library = library_of(config.model.name) is not None
+    if not (reads_weights or of_library or micro_batch_size(config, machine.processes) == 1):
+        return True
+    with imports_uncollected():
+        import torch
+
+        from pipeline.models.library_weights import can_be_read_offline
+        from pipeline.models.norm_batches import check_norm_batches
+        from pipeline.training.build import build_initial_model
+
+    check_norm_batches(config, machine.processes)
+    offline = can_be_read_offline(config.model)
+    if fresh:  # the file of model.weights may not fit
+        build_initial_model(config, counts.num_classes, torch.device("cpu"), pretrained=offline)
+    return offline
 
 
 @dataclass(frozen=True)
@@ -78,41 +109,58 @@ class _Machine:
     """Describes the hardware of the run.
 
     Attributes:
-        device: `cuda` or `cpu`.
+        device: type of the device, `cuda` or `cpu`.
         name: of the device, for people.
         memory: of one device, in bytes; None if it is not known.
         processes: that would share the batch.
     """
 
-    device: torch.device
+    device: str
     name: str
     memory: int | None
     processes: int
 
     @property
     def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
+        return self.device == "cuda"
 
 
 def _find_machine(config: Config) -> _Machine:
-    """Ask nvidia-smi for the GPUs, and torch for their number, which it gets without opening one."""
+    """Ask nvidia-smi for the GPUs, which opens none."""
     world = read_world()
     processes = int(os.environ.get("QUICKRES_NUM_PROCESSES") or world.size)
-    num_gpus = torch.cuda.device_count()
+    gpus = _visible_gpus() if config.runtime.device != "cpu" else []
+    num_gpus = len(gpus)
     if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not num_gpus):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         name = f"the CPU ({len(os.sched_getaffinity(0))} cores)"
-        return _Machine(torch.device("cpu"), name, memory, processes)
+        return _Machine("cpu", name, memory, processes)
     if not num_gpus:
-        return _Machine(torch.device("cuda"), "a GPU, of which this machine has none", None, processes)
+        return _Machine("cuda", "a GPU, of which this machine has none", None, processes)
     if processes > num_gpus and world.size == 1:
         raise UserError(
             f"more processes than the {num_gpus} visible GPUs; start at most one per GPU (NUM_PROCESSES)"
         )
-    output = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-    name, _, mib = (output or "").partition("\n")[0].partition(", ")
+    name, _, mib = gpus[0].partition(", ")
     memory = int(mib) * _MIB if mib.isdigit() else None
-    return _Machine(torch.device("cuda"), f"{name or 'GPU'}, {num_gpus} visible", memory, processes)
+    return _Machine("cuda", f"{name or 'GPU'}, {num_gpus} visible", memory, processes)
+
+
+def _visible_gpus() -> list[str]:
+    """Return name and MiB of each GPU that a CUDA program sees; it ignores `CUDA_VISIBLE_DEVICES` from the
+    first invalid entry on."""
+    output = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+    gpus = (output or "").splitlines()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not gpus:
+        return gpus
+    visible = []
+    for entry in chosen.split(","):
+        index = int(entry) if entry.isascii() and entry.isdecimal() else 0  # a UUID tells no index
+        if index >= len(gpus) or not (entry.isdecimal() or entry.startswith(("GPU-", "MIG-"))):
+            break
+        visible.append(gpus[index])
+    return visible
 
 
 def _check_loader(config: Config, machine: _Machine) -> None:
@@ -156,6 +204,9 @@ def _rates(plan: Plan) -> str:
 
 
 def _memory(config: Config, machine: _Machine, counts: Counts) -> str:
+    with imports_uncollected():
+        from pipeline.profiling.memory_estimate import estimate_memory, what_fits
+
     on_device = config.data.loader in ("dali", "fused") and not config.probably_streamed
     num_images = counts.train + counts.test if on_device else 0
     memory = estimate_memory(config, machine.processes, counts.num_classes, num_images)
@@ -191,9 +242,13 @@ def _precision(config: Config, machine: _Machine) -> str:
 
 
 def _compile(config: Config, machine: _Machine) -> str:
-    mode = compile_mode(config.compile, machine.device)
-    captured = ", the step captured in a CUDA graph" if captures(config.compile, machine.device) else ""
-    return mode if mode == "none" else f"{mode} by {config.compile.backend}{captured}"
+    mode = config.compile.mode_on(machine.device)
+    captured = ", the step captured in a CUDA graph" if config.compile.captures_on(machine.device) else ""
+    return (
+        f"{mode} by {config.compile.backend}{captured}"
+        if config.compile.compiles_on(machine.device)
+        else (f"{mode}{captured}")
+    )
 
 
 def _run_folder(config: Config, recipe: str, resumed: RunFolder | None) -> str:

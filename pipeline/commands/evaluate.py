@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_run, check_output_file
+from pipeline.commands.arguments import add_run, check_output_file, check_run
 from pipeline.errors import UserError
 from pipeline.pretrained.registry import find_shipped
+from pipeline.process.fast_import import imports_uncollected
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
@@ -27,7 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         check_table_name(table)
         check_output_file(table, "--predictions")
-    from pipeline.inference.evaluate_run import predict_test_set
+    check_run(arguments)
+    with imports_uncollected():
+        from pipeline.inference.evaluate_run import predict_test_set
 
     evaluated = predict_test_set(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
     result = evaluated.result

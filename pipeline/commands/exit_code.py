@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import EXIT_FAILURE, TrainingError, UserError
-from pipeline.process.exit import flush
+from pipeline.process.exit import flush, leave_without_dismantling
 from pipeline.process.interrupt import stopped_by_interrupt
 from pipeline.process.streams import lost_output, make_streams_safe
 
@@ -17,6 +17,8 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     make_streams_safe()
     with stopped_by_interrupt():
         code = main()
+    if "torch" in sys.modules:
+        leave_without_dismantling(code)
     sys.exit(code)
 
 

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_ema, add_run, check_output_file, count, numbers
+from pipeline.commands.arguments import add_ema, add_run, check_output_file, check_run, count, numbers
+from pipeline.process.fast_import import imports_uncollected
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +58,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.explain.explain_run import explain_and_draw
-
     if arguments.output is not None:
         check_output_file(arguments.output, "--output")
+    check_run(arguments)
+    with imports_uncollected():
+        from pipeline.explain.explain_run import explain_and_draw
+
     picture, trained, explained = explain_and_draw(
         arguments.run,
         arguments.checkpoint,

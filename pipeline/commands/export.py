@@ -6,7 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline.commands.arguments import add_ema, add_run, check_output_folder
+from pipeline.commands.arguments import add_ema, add_run, check_output_folder, check_run
+from pipeline.process.fast_import import imports_uncollected
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.inference.export import export_run
-
     if arguments.output is not None:
         check_output_folder(arguments.output, "--output")
+    check_run(arguments)
+    with imports_uncollected():
+        from pipeline.inference.export import export_run
+
     exported = export_run(
         arguments.run,
         arguments.format,

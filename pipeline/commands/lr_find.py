@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.commands.arguments import add_recipe, check_output_file, print_warnings, whole_number
 from pipeline.config import load_config, name_of, path_of
 from pipeline.process.command_line import pipeline_command
+from pipeline.process.fast_import import imports_uncollected
 
 if TYPE_CHECKING:
     from pipeline.training.lr_finder import RangeTest
@@ -31,12 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     print_warnings(config)
-    from pipeline.report.lr_curve import draw
-    from pipeline.training import lr_finder
-
     recipe = name_of(arguments.config)
     picture = arguments.output or path_of("log.dir", config.log.dir) / f"lr-find-{recipe}.png"
     check_output_file(picture, "--output" if arguments.output else "log.dir")
+    with imports_uncollected():
+        from pipeline.report.lr_curve import draw
+        from pipeline.training import lr_finder
+
     result = lr_finder.lr_find(config, arguments.min, arguments.max, arguments.steps)
     parts = (config.optimizer.name, f"batch {config.data.batch_size}", config.precision.mode)
     subtitle = f"{config.model.name} on {config.data.dataset}, {', '.join(parts)}"

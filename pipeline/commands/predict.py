@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.arguments import add_ema, add_run, count
-from pipeline.errors import EXIT_USER_ERROR
+from pipeline.commands.arguments import add_ema, add_run, check_run, count
+from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.process.fast_import import imports_uncollected
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,8 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pipeline.data.files.paths import printable
-    from pipeline.inference.predict_files import predict_files
-    from pipeline.inference.trained_model import load_trained
+
+    check_run(arguments)
+    _check_files(arguments.files)
+    with imports_uncollected():
+        from pipeline.inference.predict_files import predict_files
+        from pipeline.inference.trained_model import load_trained
 
     overrides = [] if arguments.device is None else [f"runtime.device={arguments.device}"]
     trained = load_trained(arguments.run, arguments.checkpoint, overrides, ema=arguments.ema)
@@ -75,6 +81,19 @@ def run(arguments: argparse.Namespace) -> int:
     for file, reason in bad:
         print(f"error: {printable(file)}: {reason}", file=sys.stderr)
     return EXIT_USER_ERROR if bad else 0
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    """Refuse a command of which no file exists, before torch is imported; otherwise the others are predicted.
+
+    Raises:
+        UserError: names the files.
+    """
+    from pipeline.data.files.paths import printable
+
+    if not any(os.path.lexists(file) for file in files):
+        names = ", ".join(map(printable, files))
+        raise UserError(f"{names}: no such file; give image files, or folders of them")
 
 
 def _tabulate(trained: "Trained", predictions: "list[Prediction]") -> "PredictionTable":

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.commands.arguments import check_output_file
-from pipeline.run.folder import RunFolder
+from pipeline.run.folder import RunFolder, find_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.report.page import write_report
-
     runs = arguments.runs
     folder = runs[0] if len(runs) == 1 else runs[0].resolve().parent
     if arguments.output is not None:
         check_output_file(arguments.output, "--output")
+    for run in runs:
+        find_run(run)
     if arguments.refresh:
         from pipeline.explain.analyse_test_set import refresh
 
         for run in runs:
             refresh(run)
+    from pipeline.report.page import write_report
+
     print(write_report(runs, arguments.output or RunFolder(folder).report))
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.commands.arguments import add_recipe, check_output_file, count, print_warnings
 from pipeline.config import load_config, name_of, path_of
+from pipeline.process.fast_import import imports_uncollected
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,15 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.profiling.model_graph import draw_architecture
-    from pipeline.profiling.model_summary import build_for_summary, print_summary, summarise
-
     config = load_config(arguments.config, arguments.overrides)
     print_warnings(config)
-    model, shape = build_for_summary(config)
     usual = f"architecture-{name_of(arguments.config)}.png"
     picture = arguments.picture or path_of("log.dir", config.log.dir) / usual
     check_output_file(picture, "--picture" if arguments.picture else "log.dir")
+    with imports_uncollected():
+        from pipeline.profiling.model_graph import draw_architecture
+        from pipeline.profiling.model_summary import build_for_summary, print_summary, summarise
+
+    model, shape = build_for_summary(config)
     title = f"{config.model.name} for {shape[0]} × {shape[1]} × {shape[2]} images"
     depth = draw_architecture(model, shape, picture, title, arguments.depth)
     print_summary(summarise(model, shape, config.data.batch_size, config.precision.mode), title, depth)

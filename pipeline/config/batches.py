@@ -1,7 +1,7 @@
-"""Checks that a global batch divides by processes, micro-batches, mixed and repeated images."""
+"""Checks a config against the run: that the batch divides by its parts, and a weight for each class."""
 
 from pipeline.config.augment import MIX_SOURCES
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, LossConfig
 from pipeline.errors import UserError
 
 
@@ -44,3 +44,16 @@ def check_batches(config: Config, num_processes: int) -> None:
 def micro_batch_size(config: Config, num_processes: int) -> int:
     """Return the images of one forward pass in training, on each process."""
     return config.data.batch_size // (num_processes * config.optimizer.accumulate)
+
+
+def check_class_weights(loss: LossConfig, num_classes: int) -> None:
+    """Check that `loss.class_weights` has a weight for each class.
+
+    Raises:
+        UserError: it is a list of another length.
+    """
+    weights = loss.class_weights
+    if isinstance(weights, tuple) and len(weights) != num_classes:
+        raise UserError(
+            f"loss.class_weights: {len(weights)} weights for {num_classes} classes; give one for each class"
+        )

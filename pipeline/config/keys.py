@@ -20,7 +20,7 @@ LATER_KEYS = frozenset(
         *("evaluation.views", "evaluation.views_share"),
         *("optimizer.newton_schulz_steps", "optimizer.newton_schulz_coefficients"),
         *("optimizer.renormalise_every", "lookahead.every", "lookahead.decay", "lookahead.power"),
-        *("data.train_folder", "data.test_folder", "compile.drop_ended"),
+        *("data.train_folder", "data.test_folder", "compile.drop_ended", "compile.scope"),
         *("loss.name", "ema.every", "augment.cutmix_alpha", "augment.cutmix_share"),
         *("model.stochastic_depth", "model.blur_pool", "model.freeze", "optimizer.layer_decay"),
         *("augment.erasing", "augment.trivial_augment", "augment.repeats"),

@@ -85,10 +85,15 @@ class LookaheadConfig(Section):
 
 
 class CompileConfig(Section):
-    mode: Literal["auto", "none", "default", "reduce-overhead", "max-autotune"] = Field(
+    mode: Literal["auto", "none", "default", "graph", "reduce-overhead", "max-autotune"] = Field(
         default="auto",
         description="torch.compile mode; `reduce-overhead` and `max-autotune` also capture the step in a "
-        "CUDA graph; `auto`: `reduce-overhead` on a GPU, `none` on the CPU",
+        "CUDA graph, `graph` only captures it; `auto`: `reduce-overhead` on a GPU, `none` on the CPU",
+    )
+    scope: Literal["network", "blocks"] = Field(
+        default="network",
+        description="`blocks` compiles each residual block by itself, those of equal shapes once, which is "
+        "faster for deep networks; `network` compiles all as one",
     )
     backend: Literal["inductor", "aot_eager"] = Field(
         default="inductor", description="Compiler backend; `aot_eager` traces only, for tests"
@@ -98,6 +103,20 @@ class CompileConfig(Section):
         description="When parameters reach `until` of `optimizer.groups`, compile and capture the step once "
         "more, without their gradients: shorter steps for another compilation; the weights are the same",
     )
+
+    def mode_on(self, device: str) -> str:
+        """Resolve `mode: auto` on a type of device: `reduce-overhead` on `cuda`, otherwise `none`."""
+        if self.mode == "auto":
+            return "reduce-overhead" if device == "cuda" else "none"
+        return self.mode
+
+    def captures_on(self, device: str) -> bool:
+        """True if the step is captured in a CUDA graph on a type of device."""
+        return self.mode_on(device) in ("graph", "reduce-overhead", "max-autotune")
+
+    def compiles_on(self, device: str) -> bool:
+        """True if torch.compile compiles the network on a type of device."""
+        return self.mode_on(device) not in ("none", "graph")
 
 
 class RuntimeConfig(Section):

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 NUM_CHANNELS = 3  # of every image: RGB
 
@@ -20,10 +21,10 @@ class Batch:
         indices: (B,) int64, sample ids in the data set.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    valid: torch.Tensor
-    indices: torch.Tensor
+    images: "torch.Tensor"
+    labels: "torch.Tensor"
+    valid: "torch.Tensor"
+    indices: "torch.Tensor"
 
 
 class Loader(Protocol):

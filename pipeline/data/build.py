@@ -1,11 +1,11 @@
-"""Builds the loaders of a run."""
+"""Builds the loaders of a run. Imports the loader that `data.loader` names, and torch, where it is built."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pipeline.config import Config, FileData, check_batches, to_bytes
 from pipeline.config.rules import DRAWN_FROM_FILES, DRAWN_IN_MEMORY, SHOWN_FROM_FILES, changed_keys
@@ -13,14 +13,12 @@ from pipeline.data.batch import NUM_CHANNELS, Loader
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.splits import Samples, Splits, check_labels
 from pipeline.data.loaders.base import PositionedLoader, Transform
-from pipeline.data.loaders.dali_arrays import DaliArrayLoader
-from pipeline.data.loaders.dali_files import DaliFileLoader, Decoding, Photometric
-from pipeline.data.loaders.erasing import Erasing
-from pipeline.data.loaders.fused import FusedLoader
-from pipeline.data.loaders.synthetic import SyntheticLoader
 from pipeline.data.sampling.batch_plan import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _log = logging.getLogger(__name__)
 
@@ -53,12 +51,12 @@ class _Context:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
-    device: torch.device
+    device: "torch.device"
     shard: Shard
 
 
 def build_loaders(
-    config: Config, splits: Splits, device: torch.device, shard: Shard | None = None
+    config: Config, splits: Splits, device: "torch.device", shard: Shard | None = None
 ) -> Loaders:
     """Build the loaders that `data.loader` names, for this process.
 
@@ -79,6 +77,8 @@ def build_loaders(
     sampler = _train_sampler(context, splits.train)
     train = _build_loader(context, splits.train, sampler, _transform(context, augmented=True))
     if config.augment.erasing and isinstance(train, PositionedLoader) and config.data.loader != "synthetic":
+        from pipeline.data.loaders.erasing import Erasing
+
         train.finish = Erasing(sampler, config.seed, config.augment.erasing)
     return Loaders(
         train=train,
@@ -92,7 +92,7 @@ def build_loaders(
 def build_test_loader(
     config: Config,
     test: Samples,
-    device: torch.device,
+    device: "torch.device",
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -148,6 +148,8 @@ def _check_border(config: Config, train: Samples) -> None:
 
 
 def _transform(context: _Context, augmented: bool) -> Transform:
+    import torch
+
     config = context.config
     # DALI has no bfloat16: autocast converts float16
     dtype = torch.float32 if config.precision.mode == "fp32" else torch.float16
@@ -204,6 +206,9 @@ def _build_loader(context: _Context, samples: Samples, sampler: Sampler, transfo
 
 
 def _build_dali(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+    from pipeline.data.loaders.dali_arrays import DaliArrayLoader
+    from pipeline.data.loaders.dali_files import DaliFileLoader, Decoding, Photometric
+
     data, augment, device = context.config.data, context.config.augment, context.device
     labels = _as_tensor(samples.labels).to(device)
     if isinstance(samples, FileSet):
@@ -223,6 +228,8 @@ def _build_dali(context: _Context, samples: Samples, sampler: Sampler, transform
 
 
 def _build_fused(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+    from pipeline.data.loaders.fused import FusedLoader
+
     config, device = context.config, context.device
     data = config.data
     if device.type != "cuda":
@@ -248,7 +255,6 @@ def _build_fused(context: _Context, samples: Samples, sampler: Sampler, transfor
 
 
 def _build_reference(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-    # imported here, because it imports torchvision, which takes seconds
     from pipeline.data.loaders.reference import ArraySource, FileSource, ReferenceLoader
 
     data, labels = context.config.data, _as_tensor(samples.labels)
@@ -258,6 +264,8 @@ def _build_reference(context: _Context, samples: Samples, sampler: Sampler, tran
 
 
 def _build_synthetic(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
+    from pipeline.data.loaders.synthetic import SyntheticLoader
+
     size = (samples.view.size, samples.view.size) if isinstance(samples, FileSet) else samples.image_size
     shape = (*size, NUM_CHANNELS)
     return SyntheticLoader(
@@ -273,6 +281,8 @@ _BUILDERS: dict[str, Callable[[_Context, Samples, Sampler, Transform], Loader]] 
 }
 
 
-def _as_tensor(array: np.ndarray) -> torch.Tensor:
+def _as_tensor(array: np.ndarray) -> "torch.Tensor":
     """Return a tensor that shares the array's memory. Read-only memory is copied: torch cannot share it."""
+    import torch
+
     return torch.from_numpy(array if array.flags.writeable else array.copy())

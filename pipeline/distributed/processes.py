@@ -220,7 +220,9 @@ def _check_launcher(config: Config) -> None:
             "--mixed_precision no)"
         )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if backend not in ("no", config.compile.backend) or (backend != "no" and config.compile.mode == "none"):
+    if backend not in ("no", config.compile.backend) or (
+        backend != "no" and config.compile.mode in ("none", "graph")
+    ):
         raise UserError(
             f"accelerate launch: dynamo backend {backend}, but compile.mode is {config.compile.mode} "
             f"with compile.backend {config.compile.backend}; change one of the two (--dynamo_backend no, or "

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.explain.library import import_grad_cam
+from pipeline.run.progress import shown
 
 
 class Method(NamedTuple):
@@ -99,7 +101,7 @@ def explain_images(
         # (`out += shortcut`, ReLU).
         cam = _library_class(method)(model, [target_layer], reshape_transform=torch.clone)
         try:  # not `with cam`: its exit swallows an IndexError
-            for start in range(0, len(images), batch_size):
+            for start in shown(range(0, len(images), batch_size), "maps"):
                 selected = slice(start, start + batch_size)
                 batch = images[selected].detach().to(device, torch.float32, copy=True)
                 results.append(_explain_batch(cam, batch, None if classes is None else classes[selected]))
@@ -115,7 +117,7 @@ def _explain_batch(
     cam: Any, images: Tensor, classes: Sequence[int] | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the maps and the probabilities of one batch."""
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # takes 13 s to import
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     targets = None if classes is None else [ClassifierOutputTarget(int(label)) for label in classes]
     maps = cam(images.requires_grad_(), targets)  # parameters are frozen: gradients flow to the input alone
@@ -142,10 +144,10 @@ def check_method(method: str) -> str:
 
 def _library_class(method: str) -> Any:
     """Return the library's class of a method, with our corrections."""
-    import pytorch_grad_cam
+    library = import_grad_cam()
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sign_correction
 
-    base = getattr(pytorch_grad_cam, METHODS[check_method(method)].library_class)
+    base = getattr(library, METHODS[check_method(method)].library_class)
 
     if method == "scorecam":
 

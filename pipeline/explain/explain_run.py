@@ -95,6 +95,7 @@ def explain_and_draw(
         explained, accuracy = predict_and_explain(trained, count, options)
     picture = Path(options.output) if options.output is not None else _default_picture(trained)
     with naming_picture(picture):
+        picture.parent.mkdir(parents=True, exist_ok=True)
         draw_contact_sheet(picture, explained, trained.name, _subtitle(trained, explained, accuracy))
     return picture, trained, explained
 

@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 from pipeline.data.files.image_formats import FORMAT_NAMES, SUFFIXES
 from pipeline.errors import UserError
 from pipeline.inference.trained_model import Trained
+from pipeline.run.progress import shown
 
 _CHUNK = 1024  # images in memory at once
 
@@ -52,7 +53,8 @@ def predict_files(
         raise UserError(f"top: {top} classes for each image; give 1 or more")
     predictions: list[Prediction] = []
     bad: list[tuple[Path, str]] = []
-    for chunk in _chunks(_expand(files, bad)):
+    chunks = list(_chunks(_expand(files, bad)))
+    for chunk in shown(chunks, "images"):
         pixels, unread = trained.inputs.read_images(chunk, trained.config.data.num_threads)
         bad += unread
         unreadable = {path for path, _ in unread}

@@ -29,6 +29,7 @@ from pipeline.data.datasets.splits import check_pixels
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError, first_line
 from pipeline.inference.preprocessing import InputSpec
+from pipeline.inference.shown_loader import ShownLoader
 from pipeline.inference.source import Source, find_source
 from pipeline.pretrained.registry import Shipped
 from pipeline.run.folder import RunFolder
@@ -133,7 +134,7 @@ class Trained:
 
     def test_loader(self, config: Config) -> Loader:
         """Build the loader of the test images, as the evaluation of the run shows them, under a config."""
-        return build_test_loader(
+        loader = build_test_loader(
             config,
             self.test,
             self.device,
@@ -141,6 +142,7 @@ class Trained:
             std=self.inputs.std,
             num_classes=self.inputs.num_classes,
         )
+        return ShownLoader(loader, "test images")
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Return logits, (N, K) float32 on the CPU, of images, (N, H, W, 3) uint8.

@@ -1,5 +1,6 @@
 """Ends a process: prints a last message, and skips cleanup."""
 
+import atexit
 import contextlib
 import os
 import sys
@@ -53,6 +54,14 @@ def leave_now(code: int, message: str | None = None) -> NoReturn:
         _write(1, "\x1b[?25h")  # a progress bar hides the cursor
     if message is not None:
         _write(2, f"{message}\n")  # not print: the main thread may hold the lock of sys.stderr
+    os._exit(code)
+
+
+def leave_without_dismantling(code: int) -> NoReturn:
+    """End this process after its work: run what is registered for the exit, but do not take the interpreter
+    apart, which takes a second or two once torch is imported."""
+    atexit._run_exitfuncs()
+    flush()
     os._exit(code)
 
 

@@ -6,6 +6,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.process.world import rank_on_host
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """Say on a terminal that torch is imported, which takes seconds; remove the line afterwards."""
+    shows = rank_on_host() == 0 and sys.stderr.isatty()
+    if shows:
+        sys.stderr.write("importing torch …\r")
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if shows:
+            sys.stderr.write("\x1b[2K")
+            sys.stderr.flush()
+
 
 @contextmanager
 def imports_uncollected() -> Iterator[None]:
@@ -22,7 +39,8 @@ def imports_uncollected() -> Iterator[None]:
         return
     gc.disable()
     try:
-        yield
+        with _shown():
+            yield
     finally:
         gc.freeze()
         gc.enable()

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from pipeline.config import MIX_SOURCES, AdamwConfig, Config, to_bytes
 from pipeline.data.batch import NUM_CHANNELS
-from pipeline.models import build_model
+from pipeline.models import build_model, num_parameters
 from pipeline.models.flops import on_meta
-from pipeline.profiling.model_summary import summarise
+from pipeline.profiling.model_summary import saved_bytes
 
 _FLOAT32 = 4  # bytes
 _USABLE = 0.95  # fraction of the memory to fill: the allocator leaves gaps
@@ -65,8 +65,7 @@ def estimate_memory(
             `data.resident_limit` allows it.
     """
     model = on_meta(build_model(config.model, num_classes, NUM_CHANNELS, config.image_size))
-    summary = summarise(model, (NUM_CHANNELS, config.image_size, config.image_size), 1, config.precision.mode)
-    parameters, half = summary.layers[0].parameters, config.precision.mode != "fp32"
+    parameters, half = num_parameters(model), config.precision.mode != "fp32"
     optimizer = 2 if isinstance(config.optimizer, AdamwConfig) else int(config.optimizer.momentum > 0)
     saved = 1 + optimizer + (config.ema.decay is not None)
     copies = saved + 1 + (0.5 if half else 0) + saved  # gradients; half precision; a checkpoint
@@ -75,7 +74,9 @@ def estimate_memory(
     return MemoryEstimate(
         weights=int(copies * parameters * _FLOAT32),
         images=resident if resident <= to_bytes(config.data.resident_limit) else 0,
-        per_image=summary.saved_bytes,
+        per_image=saved_bytes(
+            model, (NUM_CHANNELS, config.image_size, config.image_size), config.precision.mode
+        ),
         per_queued_image=config.data.prefetch * pixels * (2 if half else _FLOAT32),
         num_images=config.data.batch_size // num_processes,
         accumulate=config.optimizer.accumulate,

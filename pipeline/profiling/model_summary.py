@@ -4,6 +4,7 @@ Nothing is computed: the network runs on the meta device, which holds shapes onl
 any machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ def summarise(
                 parameter.numel() for parameter in module.parameters() if parameter.requires_grad
             )
             layers.append(Layer(name, type(module).__name__, shape, parameters, size, flops.get(name, 0.0)))
-    saved = _saved_bytes(model, input_shape, dtype) * batch_size
+    saved = saved_bytes(model, input_shape, precision) * batch_size
     return Summary(
         tuple(layers),
         input_shape,
@@ -133,11 +134,15 @@ def _outputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, t
     return shapes
 
 
-def _saved_bytes(model: nn.Module, input_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
+def saved_bytes(model: nn.Module, input_shape: Sequence[int], precision: str) -> int:
     """Return the bytes per image that autograd keeps from forward to backward.
 
     Parameters and buffers do not count. All tensors have one precision.
+
+    Args:
+        model, input_shape, precision: as for `summarise`.
     """
+    dtype = _DTYPES[precision]
     network = on_meta(model).to(dtype).train()
     weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
     saved: dict[int, int] = {}

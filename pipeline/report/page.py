@@ -30,6 +30,20 @@ from pipeline.report.tables import (
 _MAX_MISTAKES_OF_MANY = 5  # of each run where several are shown
 _MAX_UNSURE = 5
 _MAX_STRETCHES = 6  # of skipped steps
+# parts of a run's time: meaning, and the number of a colour that differs from those beside it
+_PARTS = {
+    "launcher": ("launcher: checking the recipe", 5),
+    "imports": ("importing torch", 6),
+    "data": ("reading the data set", 3),
+    "build": ("building network and loaders", 4),
+    "compile": ("warm-up: compilation, cuDNN trials", 2),
+    "capture": ("capturing the CUDA graph", 5),
+    "training": ("steady training", 1),
+    "evaluation": ("evaluation", 3),
+    "saving": ("saving", 4),
+    "finishing": ("pictures and report", 6),
+    "exit": ("exit", 5),
+}
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -48,6 +62,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     assert folders, "a report of no run"
     html = _render(page_of([read_run(folder) for folder in folders]))
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, html)
     except OSError as error:
         reason = error.strerror or error
@@ -80,7 +95,7 @@ class RunView:
     Attributes:
         status: a sentence on a run that has not finished; empty for a finished run.
         continued: step and command of each process that continued the run.
-        times: (name, duration, fraction of the whole) of the parts of the run's time.
+        times: (name, duration, fraction of the whole, number of the colour) of the parts of the run's time.
         tested: a sentence on the predictions of the test set.
         unsure: right predictions of the lowest confidence, if there are few mistakes.
     """
@@ -95,7 +110,7 @@ class RunView:
     continued: list[tuple[int, str]]
     bottleneck: str
     skipped: str
-    times: list[tuple[str, str, float]]
+    times: list[tuple[str, str, float, int]]
     tested: str
     confusion: Confusion | None
     reliability: Reliability | None
@@ -209,19 +224,17 @@ def _skipped(run: RunRecord) -> str:
     return f"{total:,} of {newest:,} steps ({fraction}) were skipped because fp16 overflowed: {listed}."
 
 
-def _times(run: RunRecord) -> list[tuple[str, str, float]]:
-    """Return the parts of the run's time; nothing for a continued run, whose times are of two processes."""
-    if run.result is None or run.environment.get("continued"):
-        return []
-    wall, train, warmup = run.result.wall_s, run.result.train_s, run.result.compile_s
-    if train > wall:
-        return []
-    parts = (
-        ("warm-up: compilation, cuDNN trials, graph capture", warmup),
-        ("steady training", train - warmup),
-        ("start, evaluation, saving", wall - train),
-    )
-    return [(name, duration(seconds), seconds / wall) for name, seconds in parts]
+def _times(run: RunRecord) -> list[tuple[str, str, float, int]]:
+    """Return the parts of the time of the run's last process, from the command on; nothing for a run of an
+    older version, which did not time them."""
+    timeline = run.result.timeline if run.result is not None else {}
+    seconds = {part: value for part, value in timeline.items() if value is not None and part in _PARTS}
+    total = sum(seconds.values())
+    return [
+        (_PARTS[part][0], duration(value), value / total, _PARTS[part][1])
+        for part, value in seconds.items()
+        if total > 0
+    ]
 
 
 def _tested(run: RunRecord) -> str:

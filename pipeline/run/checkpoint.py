@@ -1,7 +1,8 @@
 """Writes, verifies and reads checkpoints, each of them whole or not there at all.
 
 A checkpoint is a folder: weights in safetensors, all other state in a file that
-`torch.load(weights_only=True)` reads, and a manifest with checksums.
+`torch.load(weights_only=True)` reads, and a manifest with checksums. Finding and verifying one needs no
+torch, which is imported where tensors are handled.
 """
 
 import io
@@ -14,24 +15,27 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from pipeline.atomic_io import flush_to_disk, follow_umask, parse_json, sha256, write_json
 from pipeline.errors import TrainingError, UserError, first_line
 from pipeline.run.folder import BEST, step_of
 from pipeline.run.records import BestEvaluation
 
+if TYPE_CHECKING:
+    import torch
+
 WEIGHTS, EMA, STATE, MANIFEST = "weights.safetensors", "ema.safetensors", "state.pt", "manifest.json"
 FORMAT = 1
 _NAME = re.compile(r"step-\d{8,}")
 
 
-def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def map_tensors(value: Any, change: "Callable[[torch.Tensor], torch.Tensor]") -> Any:
     """Apply CHANGE to every tensor in a nested value."""
+    import torch
+
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -54,13 +58,15 @@ class Snapshot:
     """
 
     step: int
-    weights: dict[str, dict[str, torch.Tensor]]
+    weights: "dict[str, dict[str, torch.Tensor]]"
     rest: dict[str, Any]
     best: BestEvaluation | None
-    copied: torch.cuda.Event | None = None
+    copied: "torch.cuda.Event | None" = None
 
-    def to_cpu(self, stream: torch.cuda.Stream | None) -> None:
+    def to_cpu(self, stream: "torch.cuda.Stream | None") -> None:
         """Copy all tensors to the CPU, the weights contiguous; from a GPU on STREAM, beside training."""
+        import torch
+
         with torch.cuda.stream(stream):
             if stream is not None and self.copied is not None:
                 stream.wait_event(self.copied)
@@ -94,6 +100,8 @@ class CheckpointWriter:
         """Write the snapshot in the thread. Waits for the write before, and raises its error."""
         self.wait()
         if self._stream is None and snapshot.copied is not None:
+            import torch
+
             self._stream = torch.cuda.Stream()
         self._pending = self._executor.submit(self._write, snapshot)
 
@@ -146,6 +154,9 @@ class CheckpointWriter:
 
     def _write_files(self, folder: Path, snapshot: Snapshot) -> None:
         """Write all files of a checkpoint, and bring them to the disk."""
+        import torch
+        from safetensors.torch import save_file
+
         for name, tensors in snapshot.weights.items():
             save_file(tensors, folder / name)
             follow_umask(folder / name)
@@ -256,12 +267,14 @@ def newest_intact(checkpoints: Path, config_hash: str | None = None) -> tuple[Pa
     return None, damaged
 
 
-def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
+def load_weights(folder: Path, name: str = WEIGHTS) -> "dict[str, torch.Tensor]":
     """Read the weights, or with NAME `ema.safetensors` their moving average, to the CPU. Verify first.
 
     Raises:
         UserError: the file is not a safetensors file.
     """
+    from safetensors.torch import load_file
+
     try:
         return load_file(folder / name)
     except (SafetensorError, OSError) as error:
@@ -278,6 +291,8 @@ def read_checkpoint(folder: Path, *, with_ema: bool) -> Snapshot:
     Raises:
         UserError: a file cannot be read; names it.
     """
+    import torch
+
     weights = {name: load_weights(folder, name) for name in (WEIGHTS, *([EMA] if with_ema else []))}
     try:
         rest = torch.load(folder / STATE, map_location="cpu", weights_only=True)

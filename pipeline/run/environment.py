@@ -7,12 +7,13 @@ import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.process.command_line import command_line
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = (
     "torch",
@@ -62,7 +63,7 @@ def commit() -> dict[str, Any]:
     }
 
 
-def describe_environment(config: Config, device: torch.device, world_size: int) -> dict[str, Any]:
+def describe_environment(config: Config, device: "torch.device", world_size: int) -> dict[str, Any]:
     """Return command, commit, versions, hardware and backend switches of this run."""
     return {
         "command": command_line(),
@@ -81,7 +82,9 @@ def describe_environment(config: Config, device: torch.device, world_size: int) 
     }
 
 
-def _describe_gpu(device: torch.device) -> dict[str, Any]:
+def _describe_gpu(device: "torch.device") -> dict[str, Any]:
+    import torch
+
     properties = torch.cuda.get_device_properties(device)
     options = ("--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits")
     query = output_of("nvidia-smi", f"--id={device.index}", *options)

@@ -202,6 +202,9 @@ class RunResult(_WithViews):
         compile_s: warm-up: compiling, choosing algorithms, capturing.
         train_s: all training steps, warm-up included.
         wall_s: from the command to this record.
+        timeline: seconds of the parts of the run, from the command to the end of the process, in their order;
+            `exit`, which no process can time itself, is added by launch.sh. Empty for a run of an older
+            version.
         peak_memory_bytes: on a GPU of torch's allocator, on the CPU of the process.
         skipped_steps: updates skipped for overflow.
         recompilations: graphs compiled after warm-up.
@@ -231,6 +234,7 @@ class RunResult(_WithViews):
     compile_s: float
     train_s: float
     wall_s: float
+    timeline: Mapping[str, float | None] = {}
     peak_memory_bytes: int
     skipped_steps: int = 0
     recompilations: int = 0

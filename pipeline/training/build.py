@@ -16,6 +16,7 @@ from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
 from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained, load_weights
+from pipeline.models.blocks import Block
 from pipeline.models.freeze import freeze
 from pipeline.models.library_weights import names_library_weights, read_library_weights
 from pipeline.models.weights_file import find_weights_file
@@ -53,20 +54,22 @@ def set_backends(config: Config) -> None:
 
 
 def compile_mode(config: CompileConfig, device: torch.device) -> str:
-    """Resolve `compile.mode: auto`: `reduce-overhead` on a GPU, `none` on the CPU."""
-    if config.mode == "auto":
-        return "reduce-overhead" if device.type == "cuda" else "none"
-    return config.mode
+    """Resolve `compile.mode: auto`."""
+    return config.mode_on(device.type)
 
 
 def captures(config: CompileConfig, device: torch.device) -> bool:
     """True if the step is captured in a CUDA graph."""
-    return compile_mode(config, device) in ("reduce-overhead", "max-autotune")
+    return config.captures_on(device.type)
 
 
 def import_compiler(config: CompileConfig, device: torch.device) -> None:
-    """Import the compiler now; otherwise the first call of a compiled network does it."""
-    if compile_mode(config, device) != "none" and config.backend == "inductor":
+    """Import the compiler now; otherwise the first call of a compiled network does it.
+
+    Its front end is needed in any case: torch's optimizers import it.
+    """
+    importlib.import_module("torch._dynamo")
+    if config.compiles_on(device.type) and config.backend == "inductor":
         importlib.import_module("torch._inductor.compile_fx")
 
 
@@ -82,16 +85,20 @@ def compile_in_place(
         config: the section `compile`.
         device: of the model.
         divided: compile a ResNet as two graphs, so that the gradients of its last stage are ready, and can be
-            averaged over the processes, while those of the other stages are still computed.
+            averaged over the processes, while those of the other stages are still computed. Blocks that are
+            compiled by themselves have their gradients early in any case.
     """
-    mode = compile_mode(config, device)
-    if mode == "none":
+    if not config.compiles_on(device.type):
         return
     _set_compiler_switches()
     arguments: dict[str, Any] = {"backend": config.backend, "dynamic": False, "fullgraph": True}
     if config.backend == "inductor":
-        arguments["options"] = _inductor_options(mode, device)
-    if divided and isinstance(model, ResNet):
+        arguments["options"] = _inductor_options(compile_mode(config, device), device)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    if config.scope == "blocks" and blocks:
+        for block in blocks:
+            block.compile(**arguments)
+    elif divided and isinstance(model, ResNet):
         model.divide()
         # dynamo reads the gradient of a graph's input, and the input of the second graph has none of its own
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)

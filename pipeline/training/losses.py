@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import LossConfig
+from pipeline.config import LossConfig, check_class_weights
 from pipeline.errors import UserError
 
 
@@ -37,8 +37,8 @@ def compute_class_weights(
             )
         used = sum(size > 0 for size in class_sizes)
         weights = [sum(class_sizes) / (used * size) if size else 0.0 for size in class_sizes]
-    elif num_classes is not None and len(weights) != num_classes:
-        raise _wrong_number(len(weights), num_classes)
+    elif num_classes is not None:
+        check_class_weights(config, num_classes)
     return torch.tensor(weights, dtype=torch.float32, device=device)
 
 

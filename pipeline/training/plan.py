@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config, MuonConfig, to_steps
-from pipeline.optim.parts import Part
 from pipeline.optim.schedule import build_schedule, parts_after_the_end
 
+if TYPE_CHECKING:
+    from pipeline.optim.parts import Part
 _LEAST_LOGS, _LOGS_OF_SHORT_RUN = 5, 20
 
 
@@ -62,13 +64,13 @@ class Plan:
             ),
         )
 
-    def rates_of(self, config: Config, parts: Sequence[Part]) -> Callable[[int], list[float]]:
+    def rates_of(self, config: Config, parts: "Sequence[Part]") -> Callable[[int], list[float]]:
         """Return the learning rates of the parts of the network, as a function of the optimizer step.
 
         A part with `until` has a schedule of that length, and the rate 0 after it.
         """
 
-        def rate_of(part: Part) -> Callable[[int], float]:
+        def rate_of(part: "Part") -> Callable[[int], float]:
             end = self.end_of(part)
             if end is None:
                 return lambda step: part.lr_ratio * self.lr_at(step)
@@ -78,7 +80,7 @@ class Plan:
         rates = [rate_of(part) for part in parts]
         return lambda step: [rate_at(step) for rate_at in rates]
 
-    def end_of(self, part: Part) -> int | None:
+    def end_of(self, part: "Part") -> int | None:
         """Return the step at which the training of a part ends; None: with the run."""
         return None if part.until is None else to_steps(part.until, self.steps_per_epoch, self.total_steps)
 

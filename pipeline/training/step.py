@@ -1,5 +1,6 @@
 """Computes the training step: forward, loss, scaled backward, unscale, clip, update. It logs nothing."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,6 +184,7 @@ class Step:
 
     Attributes:
         phases: of the run, in their order. On several processes there is one.
+        eager_steps: on images of a new size, before the capture.
     """
 
     def __init__(
@@ -197,6 +199,7 @@ class Step:
         self._lookahead = config.lookahead
         self._options = StepOptions.of(config)
         self._capture = capture
+        self.eager_steps = _WARMUP
         self.take_draws_of(config)
         self.phases = (Phase(),)
         if plan is not None and state.gradient_mean is None:
@@ -206,6 +209,12 @@ class Step:
         self._shape = _Shape(_WARMUP)
         self._graphs_when_settled: int | None = None
         self._unexpected_graphs = 0
+        self._capture_s = 0.0
+
+    def take_capture_s(self) -> float:
+        """Return the seconds of capturing since the last call."""
+        seconds, self._capture_s = self._capture_s, 0.0
+        return seconds
 
     def take_draws_of(self, config: Config) -> None:
         """Mix images by the draws of another seed from now on; the captured graphs stay.
@@ -291,7 +300,7 @@ class Step:
         key = self._key(batch)
         if key not in self._shapes:
             self._unexpected_graphs, self._graphs_when_settled = self.recompilations, None
-            self._shapes[key] = _Shape(_WARMUP)
+            self._shapes[key] = _Shape(self.eager_steps)
         self._shape = self._shapes[key]
 
     def _replay(self, inputs: list[torch.Tensor]) -> StepOutput:
@@ -312,6 +321,7 @@ class Step:
         return graphs[0].pool() if graphs else None
 
     def _capture_step(self, shape: _Shape, inputs: list[torch.Tensor]) -> None:
+        began = time.perf_counter()
         pool = self.memory_pool()
         shape.static = [tensor.clone() for tensor in inputs]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
@@ -320,3 +330,4 @@ class Step:
         with capturing, self.phase.without_ended():
             shape.output = train_step(self._state, self._options, *shape.static)
         shape.graph = graph
+        self._capture_s += time.perf_counter() - began

@@ -27,6 +27,7 @@ from pipeline.run.checkpoint import CheckpointWriter
 from pipeline.run.console import TrainingConsole
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import BestEvaluation, EvalRecord, MetricsLog, Split, TrainRecord
+from pipeline.run.timeline import Timeline
 from pipeline.run.trackers import Trackers
 from pipeline.training.build import build_state, build_state_of, captures
 from pipeline.training.clock import Clock, Window
@@ -58,6 +59,7 @@ class Trainer:
         profiler: records some steps; None if not asked for.
         stop: hears of signals.
         watch: names a rank that hangs; None while nobody watches.
+        timeline: times the parts of the run.
     """
 
     config: Config
@@ -76,6 +78,7 @@ class Trainer:
     profiler: StepProfiler | None = None
     stop: StopSignal = field(default_factory=StopSignal)
     watch: Watch | None = None
+    timeline: Timeline = field(default_factory=Timeline)
     _networks: dict[str, EvalNetwork] = field(default_factory=dict)
 
     @classmethod
@@ -148,6 +151,7 @@ class Trainer:
             Preempted: a signal asked to stop; a checkpoint of this very step has been saved.
         """
         evaluation = None
+        self.timeline.begin("compile")
         self.clock.open()
         for batch in self.clock.timed(self._batches_left()):
             self._before_step(batch)
@@ -155,10 +159,17 @@ class Trainer:
             due, stops = self._after_step()
             if due.any or stops or self.clock.warming_up:
                 with self.clock.pause() as window:
+                    self._note_warmup()
                     evaluation = self._do(due, stops, window)
             self._watch_at(f"waiting for the batch of step {self.state.step + 1}")
         # no step is left of a run that is continued from its last one; an uninterrupted plan evaluates here
         return evaluation or self.evaluate_weights(self.loaders.test)
+
+    def _note_warmup(self) -> None:
+        """Tell the timeline of a capture, and of the end of warm-up; the device has been waited for."""
+        self.timeline.move(self.step.take_capture_s(), "compile", "capture")
+        if self.step.settled:
+            self.timeline.begin("training")
 
     def _batches_left(self) -> Iterator[Batch]:
         first = self.state.step
@@ -169,6 +180,7 @@ class Trainer:
         step = self.state.step
         if self.step.settled and self.step.is_new(batch):
             self.clock.begin_warmup()
+            self.timeline.begin("compile")
             self.console.say(f"step {step}: {self.step.describe_new(batch)}")
         self._watch_at(f"in step {step + 1}")
 
@@ -186,9 +198,11 @@ class Trainer:
         if due.log:
             self.log_window(window)
         if due.evaluate:
-            evaluation = self.evaluate_all()
+            with self.timeline.within("evaluation"):
+                evaluation = self.evaluate_all()
         if due.save or stops or (due.evaluate and self._is_best(step)):
-            self.save()
+            with self.timeline.within("saving"):
+                self.save()
         if stops and step < self.plan.total_steps:
             cause = name_of(self.stop.number) if self.stop.requested else "a signal to another process"
             command = same_command("resume=auto") or "resume=auto"

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.measure import session, timing, workloads
+from benchmarks.measure import session, started_run, timing, workloads
 from benchmarks.measure.bottleneck import Measured, name_bottleneck
 from benchmarks.measure.options import QUICK, merge
 from benchmarks.measure.timing import Workload, time_interleaved
 from benchmarks.measure.workloads import build_train_loader
 from benchmarks.peers.image_folder import ImageFolderLoader
 from benchmarks.publish.records import Spread, append, read
-from benchmarks.suites import loaders, startup
+from benchmarks.suites import loaders
 from benchmarks.suites.loaders import build_naive
 from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
@@ -35,7 +35,8 @@ QUICKSTART = "configs/quickstart.yaml"
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "scaling" else ()) for name in BENCHMARKS]
 )
 def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
-    assert main([name, "--quick", "runtime.device=cpu"]) == 0
+    further = ["--averaging", "ddp,one-bucket"] if name == "scaling" else []
+    assert main([name, "--quick", "runtime.device=cpu", *further]) == 0
     out = capsys.readouterr().out
     assert "┃" in out
     assert "data.dataset" not in out, "it fell back on synthetic images"
@@ -44,7 +45,10 @@ def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
     if name == "scaling":
         assert all(
             f"{what} on 2 processes: " in out
-            for what in ("weak scaling", "strong scaling", "apart, without communication,")
+            for what in (
+                *("weak scaling", "weak scaling, DDP", "weak scaling, one bucket"),
+                *("strong scaling", "apart, without communication,"),
+            )
         )
 
 
@@ -103,8 +107,8 @@ ABLATION = ["ablation", "--quick", "runtime.device=cpu", "--epochs"]
         ([*ABLATION, "1", "seed=3"], ["seed: ", "use seeds"]),
         (["saving", "--quick", "runtime.device=cpu", "--epochs", "0"], ["--epochs: ", "1 or more, got 0"]),
         (
-            ["startup", "--quick", "runtime.device=cpu", "--warm-starts", "-1"],
-            ["--warm-starts: ", "0 or more"],
+            ["startup", "--quick", "runtime.device=cpu", "--starts", "0"],
+            ["--starts: ", "1 or more"],
         ),
         (
             ["step", "--quick", "runtime.device=cpu", "--precisions", "fp32,fp8"],
@@ -187,9 +191,9 @@ def test_a_start_writes_to_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, 
         started.extend(overrides)
         return [sys.executable, "-S", "-c", "import sys; sys.exit('error: not today')"]
 
-    monkeypatch.setattr(startup, "command_line", command_line)
+    monkeypatch.setattr(started_run, "command_line", command_line)
     with pytest.raises(TrainingError, match="exit code 1:\nerror: not today"):
-        startup.start("recipe.yaml", ["log.dir=mine", "duration=1st"], tmp_path)
+        started_run.start("recipe.yaml", ["log.dir=mine", "duration=1st"], tmp_path)
     assert len(started) == 2 and started[0].startswith("log.dir=/") and started[1] == "duration=1st"
 
 
@@ -197,10 +201,10 @@ def test_a_start_knows_no_cache_but_its_own(monkeypatch: pytest.MonkeyPatch, tmp
     """The benchmark's own process points every library to the user's cache."""
     names = [*VARIABLES, "XDG_CACHE_HOME"]
     program = f"import os; print({{k: os.environ.get(k) for k in {names}}}); raise SystemExit(1)"
-    monkeypatch.setattr(startup, "command_line", lambda *_: [sys.executable, "-S", "-c", program])
+    monkeypatch.setattr(started_run, "command_line", lambda *_: [sys.executable, "-S", "-c", program])
     use_cache_folder()
     with pytest.raises(TrainingError) as raised:
-        startup.start("recipe.yaml", [], tmp_path)
+        started_run.start("recipe.yaml", [], tmp_path)
     assert str(raised.value).splitlines()[1] == str(
         {**dict.fromkeys(VARIABLES), "XDG_CACHE_HOME": str(tmp_path)}
     )

@@ -1,5 +1,6 @@
 """Checks launch.sh in a checkout of stand-ins: set-up, arguments, processes, exit codes and signals."""
 
+import json
 import os
 import pty
 import shutil
@@ -48,6 +49,13 @@ def test_help_needs_nothing(tmp_path: Path):
     assert len(result.stdout.splitlines()) <= 24
     assert max(map(len, result.stdout.splitlines())) <= 110
     assert [path.name for path in tmp_path.iterdir()] == ["launch.sh"]
+
+
+def test_the_exit_of_a_run_is_timed(checkout: Checkout):
+    """Also one whose path holds blanks. The run ends 0.3 s after the last time that it has written."""
+    assert checkout.run("finishes.yaml").returncode == 0
+    timeline = json.loads((checkout.root / "a run/result.json").read_text())["timeline"]
+    assert 0.3 <= timeline["exit"] < PATIENCE_S
 
 
 def test_second_start_installs_nothing(checkout: Checkout):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -77,6 +78,26 @@ def test_the_predictions_are_those_of_the_checkpoint(run: Path):
     ).all()
 
 
+def without_times(page: bytes) -> bytes:
+    """Return a page without the parts of the time, which differ: drawing the page is one of them."""
+    times = re.compile(rb'<div class="timebar".*?</ul>', re.DOTALL)
+    assert times.search(page)
+    return times.sub(b"", page)
+
+
+def test_the_parts_of_the_time_add_up(run: Path):
+    result = json.loads((run / "result.json").read_text())
+    timeline = result["timeline"]
+    assert timeline.pop("exit") is None  # only launch.sh can time it
+    assert next(iter(timeline)) == "imports" and list(timeline)[-1] == "finishing"
+    before = sum(seconds for part, seconds in timeline.items() if part != "finishing")
+    assert before == pytest.approx(result["wall_s"], abs=0.1)
+    assert timeline["compile"] + timeline["training"] == pytest.approx(result["train_s"], abs=0.5)
+    page = (run / "report.html").read_text()
+    for words in ("importing torch", "reading the data set", "steady training", "pictures and report"):
+        assert words in page, words
+
+
 def test_it_is_drawn_again_without_data_and_checkpoints(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -85,14 +106,15 @@ def test_it_is_drawn_again_without_data_and_checkpoints(
         (tmp_path / run.name).mkdir(exist_ok=True)
         (tmp_path / run.name / name).write_bytes((run / name).read_bytes())
     assert cli.main(["report", str(tmp_path / run.name)]) == 0
-    assert (tmp_path / run.name / "report.html").read_bytes() == before
+    assert without_times((tmp_path / run.name / "report.html").read_bytes()) == without_times(before)
 
 
 def test_refresh_predicts_anew(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    before = {name: (run / name).read_bytes() for name in ("report.html", "predictions.npz")}
+    page, predictions = (run / "report.html").read_bytes(), (run / "predictions.npz").read_bytes()
     (run / "predictions.npz").unlink()
     assert cli.main(["report", str(run), "--refresh"]) == 0
-    assert {name: (run / name).read_bytes() for name in before} == before
+    assert (run / "predictions.npz").read_bytes() == predictions
+    assert without_times((run / "report.html").read_bytes()) == without_times(page)
 
 
 def test_tensorboard_reads_graph_images_and_hparams(run: Path):

@@ -221,7 +221,6 @@ def test_mistakes_come_first(trained: Trained):
         (["--indices", "1,8"], "indices: 8: the test set has the indices 0 to 7"),
         (["--files", "no.png"], "no.png: No such file or directory"),
         (["--files", "FILE", "--class", "true"], "class: the true classes are not known"),
-        (["--indices", "1", "--output", "FOLDER/none/a.png"], "a.png: cannot be written"),
     ],
 )
 def test_what_cannot_be_explained_is_named(

@@ -117,7 +117,7 @@ def test_the_host_does_not_wait() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.no_grad():
-            seen_once = _see_once(network, loader, trainer.processes.device, views)
+            seen_once = _see_once(network, loader, trainer.processes.device, views, None)
             second_pass.count_on_device(network, loader, views, seen_once)
     finally:
         torch.cuda.set_sync_debug_mode("default")

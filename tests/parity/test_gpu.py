@@ -115,12 +115,14 @@ def test_captured_and_compiled_steps_train_like_the_eager_one(mode: str) -> None
     eager = _losses(small_config(f"precision.mode={mode}", "compile.mode=none"))
     compiled = _losses(small_config(f"precision.mode={mode}", "compile.mode=default"))
     captured = _losses(small_config(f"precision.mode={mode}", "compile.mode=reduce-overhead"))
+    alone = _losses(small_config(f"precision.mode={mode}", "compile.mode=graph"))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mode]
+    assert_parity(alone, eager, "20 losses, captured", dtype)
     assert_parity(compiled, eager, "20 losses, compiled", dtype)
     assert_parity(captured, compiled, "20 losses, captured", dtype)
 
 
-@pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
+@pytest.mark.parametrize("mode", ["none", "graph", "reduce-overhead"])
 def test_an_overflow_skips_exactly_that_update(mode: str) -> None:
     step, loader = start(
         small_config("precision.mode=fp16", f"compile.mode={mode}", "precision.init_scale=1024.0")
@@ -158,7 +160,7 @@ def test_the_first_update_may_be_the_skipped_one() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
-@pytest.mark.parametrize("mode", ["none", "default", "reduce-overhead"])
+@pytest.mark.parametrize("mode", ["none", "default", "graph", "reduce-overhead"])
 def test_the_host_waits_for_no_step(mode: str) -> None:
     config = small_config("precision.mode=fp16", f"compile.mode={mode}", "optimizer.clip_norm=1")
     # cuDNN's deterministic algorithms may synchronise

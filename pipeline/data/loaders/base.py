@@ -4,12 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pipeline.data.batch import Batch
 from pipeline.data.sampling.batch_plan import Sampler
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Transform:
 
     mean: Sequence[float]
     std: Sequence[float]
-    dtype: torch.dtype
+    dtype: "torch.dtype"
     channels_last: bool = True
     crop_padding: int = 0
     cutout: int = 0
@@ -69,7 +72,9 @@ class Transform:
         return shift, np.float32(1) + change
 
     @property
-    def memory_format(self) -> torch.memory_format:
+    def memory_format(self) -> "torch.memory_format":
+        import torch
+
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 

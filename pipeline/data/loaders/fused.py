@@ -61,7 +61,7 @@ class FusedLoader(PositionedLoader):
     def show(self, samples: torch.Tensor) -> Batch:
         """Return chosen samples of an evaluation; see `ResidentLoader`."""
         assert self._fixed is not None, "samples for training are drawn"
-        images = self._apply_crop_flip_cutout(samples, self._fixed[1], 0, len(samples))
+        images = self._augment_images(self.images, samples, self._fixed[1], slice(0, len(samples)))
         valid = torch.ones_like(samples, dtype=torch.bool)
         return Batch(images, self._labels[samples], valid, samples)
 

@@ -8,7 +8,8 @@ from benchmarks.publish.tables import MAKERS, to_markdown
 from benchmarks.scaling import scaling_model
 from benchmarks.scaling.scaling import last_words, merged, speed_up, world_sizes
 from benchmarks.scaling.scaling_model import Fit
-from benchmarks.scaling.scaling_worker import WEAK, Measurement
+from benchmarks.scaling.scaling_worker import Measurement
+from benchmarks.scaling.variants import WEAK
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model

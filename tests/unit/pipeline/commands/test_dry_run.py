@@ -27,7 +27,6 @@ def nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
     monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
-    monkeypatch.setattr("pipeline.commands.dry_run.build_initial_model", lambda *_, **__: None)
 
 
 def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
@@ -72,7 +71,6 @@ def test_milestones_after_the_end_of_a_shorter_run(capsys: pytest.CaptureFixture
 
 
 def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(dry_run, "output_of", lambda *_: "NVIDIA H200, 143771\nNVIDIA H200, 143771")
     monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "2")
     plan = plan_of(capsys, CIFAR, f"data.root={tmp_path}", "ema.decay=0.99")
@@ -96,11 +94,26 @@ def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("chosen", "visible"),
+    [(None, 2), ("1", 1), ("0,1", 2), ("0,7,1", 1), ("-1", 0), ("", 0), ("GPU-1a", 1), ("none", 0)],
+    ids=["all", "one", "both", "until the first invalid", "none", "empty", "by UUID", "by a word"],
+)
+def test_the_gpus_that_a_program_sees(chosen: str | None, visible: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dry_run, "output_of", lambda *_: "A, 1\nB, 2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    gpus = dry_run._visible_gpus()
+    assert len(gpus) == visible
+    assert chosen != "1" or gpus == ["B, 2"]
+
+
 def test_a_gpu_that_is_elsewhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """As on a machine that only submits jobs."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(dry_run, "output_of", lambda *_: None)
     plan = plan_of(capsys, CIFAR, f"data.root={tmp_path}", "runtime.device=gpu", "data.loader=fused")
     assert plan["processes"] == "1, on a GPU, of which this machine has none"
     assert train.main([CIFAR, "--dry-run", f"data.root={tmp_path}", "data.loader=fused"]) == 2
@@ -110,7 +123,6 @@ def test_a_gpu_that_is_elsewhere(
 def test_a_batch_that_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(dry_run, "output_of", lambda *_: "Some GPU, 8192")
     keys = (f"data.root={tmp_path}", "data.batch_size=8192", "optimizer.lr=0.4")
     assert train.main([CIFAR, "--dry-run", *keys]) == 0

@@ -133,6 +133,13 @@ def end_of_run(config: Config) -> str:
     return "done"
 
 
+def compiled_modules(config: Config) -> int:
+    """How many modules of a network are compiled by themselves."""
+    with patch.object(nn.Module, "compile", autospec=True) as compile_module:
+        compile_in_place(build_model(config.model, 10), config.compile, CPU)
+    return compile_module.call_count
+
+
 def compiler_arguments(config: Config) -> object:
     with patch.object(nn.Module, "compile", autospec=True) as compile_module:
         compile_in_place(nn.Identity(), config.compile, CPU)
@@ -205,7 +212,7 @@ def left_at_the_end(config: Config) -> list[int]:
     names = ("_draw_curves", "_load", "_examine", "_write_tensorboard", "_draw_sheet", "_write_report")
     with patch.multiple(finish, **dict.fromkeys(names, DEFAULT)) as made:
         made["_examine"].return_value.maps = ["a map"]
-        finish.finish(trainer, evaluation, 0.0)
+        finish.finish(trainer, evaluation)
     return [made[name].call_count for name in ("_draw_sheet", "_write_report")]
 
 
@@ -365,6 +372,7 @@ KEYS = {
         ("optimizer.groups=[{match: head.bias, until: 2st}]",),
     ),
     "compile.backend": Row("aot_eager", compiler_arguments, COMPILED),
+    "compile.scope": Row("blocks", compiled_modules, COMPILED),
     "runtime.device": Row("gpu", device_found),
     "runtime.channels_last": Row("false", memory_layout),
     "runtime.deterministic": Row("true", backends),

@@ -88,3 +88,20 @@ def test_a_launcher_that_ends_the_rest(first: str, codes: str, message: str):
     )
     assert done.stdout.strip() == codes
     assert re.fullmatch(message, done.stderr)
+
+
+def test_the_end_of_a_process_does_what_is_registered_for_it():
+    """And nothing that takes the interpreter apart: no destructor runs."""
+    code = """
+import atexit
+from pipeline.process.exit import leave_without_dismantling
+class Loud:
+    def __del__(self):
+        print("destroyed")
+kept = Loud()
+atexit.register(print, "registered")
+print("printed")
+leave_without_dismantling(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (7, ["printed", "registered"], "")

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from pipeline import atomic_io
 from pipeline.errors import TrainingError, UserError
 from pipeline.models import build_model
-from pipeline.run import checkpoint
 from pipeline.run.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in, verify
 from pipeline.run.records import BestEvaluation
 from pipeline.training.state import load_checkpoint
@@ -317,7 +316,7 @@ def test_a_write_that_fails_leaves_the_earlier_ones_and_is_told(copy: Path, monk
     trainer = start()
     trainer.state.step = 3
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", no_space)
+        patch.setattr("safetensors.torch.save_file", no_space)
         writer.save(trainer.state.snapshot())
         with pytest.raises(TrainingError, match=rf"{copy}: .*No space left on device.*resume=auto"):
             writer.close()

@@ -1,0 +1,46 @@
+"""Averages gradients in other ways than training does, to compare them with it."""
+
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+
+from benchmarks.scaling.variants import DDP, ONE_BUCKET
+from pipeline.config import Config
+from pipeline.data import Splits
+from pipeline.data.sampling.batch_plan import Shard
+from pipeline.distributed.gradient_averaging import GradientMean
+from pipeline.distributed.processes import Processes
+from pipeline.training.trainer import Trainer
+
+# DDP times the first steps, and then orders its buckets anew: a capture must come after that (torch's notes
+# on CUDA graphs ask for 11 steps)
+_EAGER_STEPS_OF_DDP = 11
+
+
+def build_with(variant: str, config: Config, splits: Splits, processes: Processes) -> Trainer:
+    """Build a trainer whose gradients are averaged in another way.
+
+    The network is compiled as one graph, so that its gradients come at the end of the backward pass.
+
+    Args:
+        variant: `DDP`: torch's DistributedDataParallel, as accelerate prepares a model with its defaults;
+            `ONE_BUCKET`: one all-reduce of all gradients.
+        config, splits: of the trainer; its own loaders give one process the whole batch, and are not used.
+        processes: of the group.
+    """
+    trainer = Trainer.build(config, splits, replace(processes, shard=Shard(0, 1)))
+    state = trainer.state
+    trainer.step.phases = trainer.step.phases[:1]  # as on several processes
+    if variant == DDP:
+        on_cpu = processes.device.type == "cpu"
+        state.model = Accelerator(cpu=on_cpu, mixed_precision="no", dynamo_backend="no").prepare(state.model)
+        assert isinstance(state.model, torch.nn.parallel.DistributedDataParallel), (
+            "there are several processes"
+        )
+        trainer.step.eager_steps = _EAGER_STEPS_OF_DDP
+    else:
+        assert variant == ONE_BUCKET, variant
+        processes.share_weights(state.model)
+        state.gradient_mean = GradientMean(state.model.parameters())
+    return trainer

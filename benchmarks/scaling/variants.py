@@ -1,0 +1,6 @@
+"""Names the variants of the scaling benchmark, as its records do."""
+
+ONE, WEAK, STRONG, APART = "one process", "weak", "strong", "apart"
+# weak scaling with other ways to average the gradients
+DDP, ONE_BUCKET = "weak, DDP", "weak, one bucket"
+EXTRA = {"ddp": DDP, "one-bucket": ONE_BUCKET}  # by the words of the option

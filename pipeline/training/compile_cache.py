@@ -1,0 +1,155 @@
+"""Compiles the step of a recipe before any training, and carries what was compiled to another machine.
+
+A file of compiled code is a zip archive: torch's own artifacts, the kernels of Triton, and a description of
+the software and the GPU that they fit.
+"""
+
+import io
+import json
+import os
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.atomic_io import write_whole
+from pipeline.config import Config
+from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.build import build_loaders
+from pipeline.data.datasets.counts import count_images, num_classes_of
+from pipeline.data.datasets.splits import ImageSet, Splits
+from pipeline.distributed.processes import Processes
+from pipeline.errors import UserError
+from pipeline.training.trainer import Trainer
+
+_ABOUT, _ARTIFACTS, _TRITON = "about.json", "artifacts.bin", "triton/"
+_FOLDER = "@TRITON_CACHE_DIR@"  # stands for the folder that Triton's lists of files name
+
+
+def compile_step(config: Config, processes: Processes) -> None:
+    """Compile, and on a GPU capture, the training step and the evaluation, on random images.
+
+    Nothing is read of the data set but the names of its files, if it is on this machine, and nothing is
+    written but the compile caches. On a GPU, call this inside `side_stream`.
+
+    Raises:
+        UserError: the config compiles nothing on this device.
+    """
+    if not config.compile.compiles_on(processes.device.type):
+        raise UserError(
+            f"compile.mode: {config.compile.mode} compiles nothing on {processes.device.type}; use "
+            "compile.mode=default"
+        )
+    data = config.data.model_copy(update={"loader": "synthetic", "holdout": 0})
+    augment = config.augment.model_copy(update={"progressive": ()})
+    synthetic = config.model_copy(update={"data": data, "augment": augment})
+    splits = _random_splits(config)
+    loaders = build_loaders(synthetic, splits, processes.device, processes.shard)
+    trainer = Trainer.build(synthetic, splits, processes, loaders=loaders)
+    for batch in trainer.loaders.train.batches_from(0):
+        trainer.step(batch)
+        if trainer.step.settled:
+            break
+    trainer.evaluate_weights(trainer.loaders.test)
+
+
+def _random_splits(config: Config) -> Splits:
+    """Return a data set of the same classes and image sizes: a batch for training, and one for testing."""
+    data, size, num_test = config.data, config.image_size, config.data.eval_batch_size
+    with suppress(UserError):  # the data set may not be on this machine
+        num_test = min(num_test, count_images(data, config.seed).test)
+    num_classes = num_classes_of(config)
+
+    def noise(count: int) -> ImageSet:
+        images = np.random.default_rng(0).integers(0, 256, (count, size, size, NUM_CHANNELS), np.uint8)
+        return ImageSet(images, np.arange(count) % num_classes)
+
+    middle = (0.5,) * NUM_CHANNELS
+    names = tuple(str(number) for number in range(num_classes))
+    return Splits(noise(data.batch_size), noise(num_test), None, names, middle, middle)
+
+
+def save_compiled(file: Path) -> int:
+    """Write what this process has compiled, or found in the caches, to a file; return its size in bytes.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    artifacts = torch.compiler.save_cache_artifacts()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_ABOUT, json.dumps(describe_compiler(), indent=1))
+        archive.writestr(_ARTIFACTS, artifacts[0] if artifacts is not None else b"")
+        folder = _triton_folder()
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                data = path.read_bytes()
+                if path.name.startswith("__grp__"):
+                    data = data.replace(os.fsencode(folder), _FOLDER.encode())
+                archive.writestr(f"{_TRITON}{path.relative_to(folder)}", data)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content.getvalue())
+    except OSError as error:
+        raise UserError(f"--save: {file} cannot be written ({error.strerror}); choose another file") from None
+    return len(content.getvalue())
+
+
+def load_compiled(file: Path) -> None:
+    """Put the content of a file into the compile caches of this machine. Load only files that you trust: they
+    hold code.
+
+    Raises:
+        UserError: the file cannot be read, or was made by other software or for another GPU.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check_fits(file, json.loads(archive.read(_ABOUT)))
+            artifacts = archive.read(_ARTIFACTS)
+            for name in archive.namelist():
+                if name.startswith(_TRITON):
+                    _write_kernel(name.removeprefix(_TRITON), archive.read(name))
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"--load: {file} cannot be read ({error}); give a file that `compile CONFIG --save` has made"
+        ) from None
+    if artifacts:
+        torch.compiler.load_cache_artifacts(artifacts)
+
+
+def describe_compiler() -> dict[str, Any]:
+    """Return what compiled code depends on: versions, and the kind of the GPU or of the CPU."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gpu": torch.cuda.get_device_name(0) if on_gpu else None,
+        "capability": list(torch.cuda.get_device_capability(0)) if on_gpu else None,
+    }
+
+
+def _check_fits(file: Path, about: dict[str, Any]) -> None:
+    here = describe_compiler()
+    other = [f"{key} {about.get(key)}, here {here[key]}" for key in here if about.get(key) != here[key]]
+    if other:
+        raise UserError(f"--load: {file} was made for {'; '.join(other)}; make it on a machine like this one")
+
+
+def _write_kernel(name: str, data: bytes) -> None:
+    folder = _triton_folder()
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name}: not a name in the cache")
+    if path.name.startswith("__grp__"):
+        data = data.replace(_FOLDER.encode(), os.fsencode(folder))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data)
+
+
+def _triton_folder() -> Path:
+    return Path(os.environ["TRITON_CACHE_DIR"])

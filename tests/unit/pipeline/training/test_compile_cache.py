@@ -1,0 +1,115 @@
+"""Compiled code goes into a file and out of it; the compilers themselves are left to the tests on a GPU."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import __main__ as cli
+from pipeline.distributed.processes import connect
+from pipeline.errors import UserError
+from pipeline.training import compile_cache
+from pipeline.training.compile_cache import compile_step, load_compiled, save_compiled
+from tests.tiny import RECIPE, tiny_config
+
+pytestmark = pytest.mark.usefixtures("process_state")
+
+
+@pytest.fixture
+def artifacts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Take the place of torch's artifacts; return those that were loaded."""
+    loaded: list[bytes] = []
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"artifacts", None))
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", loaded.append)
+    return loaded
+
+
+def test_code_goes_from_one_machine_to_another(
+    artifacts: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The lists of Triton name files by their whole paths."""
+    here, there, file = tmp_path / "here", tmp_path / "there", tmp_path / "new/code.zip"
+    (here / "ABC").mkdir(parents=True)
+    (here / "ABC/kernel.cubin").write_bytes(b"\0\1")
+    paths = {"child_paths": {"kernel.cubin": str(here / "ABC/kernel.cubin")}}
+    (here / "ABC/__grp__kernel.json").write_text(json.dumps(paths))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(here))
+    assert save_compiled(file) == file.stat().st_size
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(there))
+    load_compiled(file)
+    assert artifacts == [b"artifacts"]
+    assert (there / "ABC/kernel.cubin").read_bytes() == b"\0\1"
+    listed = json.loads((there / "ABC/__grp__kernel.json").read_text())["child_paths"]
+    assert listed == {"kernel.cubin": str(there / "ABC/kernel.cubin")}
+
+
+def test_code_of_another_version_is_refused(
+    artifacts: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    save_compiled(tmp_path / "code.zip")
+    here = compile_cache.describe_compiler()
+    monkeypatch.setattr(compile_cache, "describe_compiler", lambda: {**here, "torch": "1.0"})
+    with pytest.raises(UserError, match=r"--load: .*torch 2\.[^;]*, here 1\.0;"):
+        load_compiled(tmp_path / "code.zip")
+    assert not artifacts
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside"])
+def test_nothing_is_written_outside_the_cache(
+    name: str, artifacts: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    save_compiled(tmp_path / "code.zip")
+    with zipfile.ZipFile(tmp_path / "code.zip", "a") as archive:
+        archive.writestr(f"triton/{name}", b"")
+    with pytest.raises(UserError, match="outside: not a name in the cache"):
+        load_compiled(tmp_path / "code.zip")
+    assert not artifacts and not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None], ids=["empty", "text", "another archive"])
+def test_a_file_of_another_kind_is_refused(content: bytes | None, tmp_path: Path):
+    file = tmp_path / "code.zip"
+    if content is None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("other", "")
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"--load: .*code.zip cannot be read .*--save"):
+        load_compiled(file)
+
+
+def test_a_step_is_compiled_without_data_and_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    keys = ("compile.mode=default", "compile.backend=aot_eager", f"log.dir={tmp_path}/runs")
+    config = tiny_config(*keys, "data.dataset=cifar10", f"data.root={tmp_path}", "data.holdout=8")
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compile_step(config, connect(config))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "compile: give either CONFIG"),
+        (["{recipe}", "--load", "code.zip"], "compile: give either CONFIG"),
+        (["--load", "code.zip"], "--load: code.zip: no such file"),
+        (["{recipe}", "--save", "."], "--save: . is a folder"),
+        (["{recipe}", "compile.mode=none"], "compile.mode: none compiles nothing on cpu"),
+        (["{recipe}", "compile.mod=none"], "did you mean compile.mode?"),
+    ],
+)
+def test_bad_input(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compile", *(word.format(recipe=RECIPE) for word in words)]) == 2
+    assert message in capsys.readouterr().err
