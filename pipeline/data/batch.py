@@ -53,7 +53,7 @@ class Loader(Protocol):
 class ResidentLoader(Loader, Protocol):
     """A loader whose images are all in the memory of the device."""
 
-    def show(self, samples: torch.Tensor) -> Batch:
+    def show(self, samples: "torch.Tensor") -> Batch:
         """Return chosen samples as an evaluation sees them. The host waits for nothing.
 
         Args:
