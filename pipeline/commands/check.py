@@ -78,26 +78,29 @@ def _check_paths(config: Config) -> None:
 
 
 def _check_network(config: Config) -> None:
-    """Refuse a network of a library, weights and patterns of `model.freeze` that a run would refuse.
+    """Refuse a network of a library, weights, and patterns of parameters that a run would refuse.
 
     Other networks are checked with the config; this imports torch, which takes seconds.
     """
     model = config.model
-    if model.weights is None and library_of(model.name) is None and not model.freeze:
+    patterns = model.freeze or config.optimizer.groups
+    if model.weights is None and library_of(model.name) is None and not patterns:
         return
     import torch
 
     from pipeline.data.datasets.counts import num_classes_of
     from pipeline.models.library_weights import can_be_read_offline
+    from pipeline.optim.parts import partition
     from pipeline.training.build import build_initial_model
 
     num_classes = 0
     with contextlib.suppress(UserError):  # the data set may not be on this machine
         num_classes = num_classes_of(config)
     # a run that is continued does without `model.weights`, and nothing is downloaded here
-    fresh = config.resume == "none" and can_be_read_offline(model)
-    device = torch.device("cpu")
-    build_initial_model(config, num_classes or _ANY_CLASSES, device, pretrained=fresh, is_main=False)
+    fresh = config.resume == "none" and can_be_read_offline(model, config.image_size)
+    device, num_classes = torch.device("cpu"), num_classes or _ANY_CLASSES
+    network = build_initial_model(config, num_classes, device, pretrained=fresh, is_main=False)
+    partition(config.optimizer, network)
 
 
 def _warnings_of_plan(config: Config) -> list[str]:

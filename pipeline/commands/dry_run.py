@@ -79,7 +79,7 @@ def _line(name: str, text: str, width: int) -> str:
 
 
 def _check_network(config: Config, machine: "_Machine", counts: Counts, *, fresh: bool) -> bool:
-    """Refuse a network, weights or batches that a run would refuse.
+    """Refuse a network, weights, batches or patterns of parameters that a run would refuse.
 
     Our own networks are checked with the config. Others are built, which needs torch.
 
@@ -88,19 +88,22 @@ def _check_network(config: Config, machine: "_Machine", counts: Counts, *, fresh
     """
     reads_weights = fresh and config.model.weights is not None
     of_library = library_of(config.model.name) is not None
-    if not (reads_weights or of_library or micro_batch_size(config, machine.processes) == 1):
+    patterns = bool(config.model.freeze or config.optimizer.groups)
+    if not (reads_weights or of_library or patterns or micro_batch_size(config, machine.processes) == 1):
         return True
     with imports_uncollected():
         import torch
 
         from pipeline.models.library_weights import can_be_read_offline
         from pipeline.models.norm_batches import check_norm_batches
+        from pipeline.optim.parts import partition
         from pipeline.training.build import build_initial_model
 
     check_norm_batches(config, machine.processes)
-    offline = can_be_read_offline(config.model)
-    if fresh:  # the file of model.weights may not fit
-        build_initial_model(config, counts.num_classes, torch.device("cpu"), pretrained=offline)
+    offline = can_be_read_offline(config.model, config.image_size)
+    if fresh:  # the file of model.weights may not fit, nor the patterns
+        network = build_initial_model(config, counts.num_classes, torch.device("cpu"), pretrained=offline)
+        partition(config.optimizer, network)
     return offline
 
 

@@ -119,8 +119,15 @@ def known_to_timm(name: str) -> bool:
     """Return True if timm publishes weights for a network that it has."""
     timm = _import_timm(name)
 
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if not timm.is_model(name) or _has_unknown_tag(timm, name):
+        return False
+    cfg = timm.get_pretrained_cfg(name)
     return cfg is not None and bool(cfg.has_weights)
+
+
+def _has_unknown_tag(timm: Any, name: str) -> bool:
+    """Return True for a network with the name of published weights that do not exist."""
+    return "." in name and name not in timm.list_pretrained()
 
 
 def pretrained_names_near(name: str) -> list[str]:
@@ -156,7 +163,7 @@ def _build_timm(name: str, num_classes: int, in_channels: int, image_size: int) 
     create: Callable[..., nn.Module] = timm.create_model
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
-    if "." in name and name not in timm.list_pretrained():  # a network with the name of published weights
+    if _has_unknown_tag(timm, name):
         raise _unknown("timm", name, timm.list_pretrained())
     size = _timms_size(name, image_size)
     return create(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **size)

@@ -1,6 +1,9 @@
 """Finds the weights that torchvision and timm publish for their networks, by the names of these libraries."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -24,6 +27,8 @@ _TWINS = {
     ("resnet50", 1, 2): "wide_resnet50_2",
     ("resnet101", 1, 2): "wide_resnet101_2",
 }
+# the keys of torchvision's networks that ours may have otherwise, so that the weights do not fit
+_PLAIN_FORM = {"stem": "imagenet", "shortcut": "B", "preactivation": False, "squeeze_excitation": 0}
 
 
 def names_library_weights(config: ModelConfig) -> bool:
@@ -34,8 +39,12 @@ def names_library_weights(config: ModelConfig) -> bool:
     return value == TIMMS_NAME or _TORCHVISIONS_NAME.fullmatch(value) is not None
 
 
-def can_be_read_offline(config: ModelConfig) -> bool:
+def can_be_read_offline(config: ModelConfig, image_size: int) -> bool:
     """Check the name of library weights, and return True if no download is needed to read `model.weights`.
+
+    Args:
+        config: the section `model`.
+        image_size: height and width of the images in pixels, on which the stem may depend.
 
     Raises:
         UserError: the library has no such weights for this network.
@@ -45,7 +54,7 @@ def can_be_read_offline(config: ModelConfig) -> bool:
     if config.weights == TIMMS_NAME:
         _check_timms_name(config)
         return False  # only the hub's own client knows its cache
-    return _cached_file(_torchvisions_weights(config).url).exists()
+    return _cached_file(_torchvisions_weights(config, image_size).url).exists()
 
 
 def read_library_weights(config: ModelConfig, image_size: int, *, progress: bool = True) -> tuple[Path, Any]:
@@ -56,7 +65,8 @@ def read_library_weights(config: ModelConfig, image_size: int, *, progress: bool
 
     Args:
         config: the section `model`; `weights` is such a name.
-        image_size: height and width of the images in pixels, which some networks of timm are built for.
+        image_size: height and width of the images in pixels, which some networks of timm are built for, and
+            on which the stem of ours may depend.
         progress: show the progress of the download.
 
     Returns:
@@ -69,10 +79,11 @@ def read_library_weights(config: ModelConfig, image_size: int, *, progress: bool
         _check_timms_name(config)
         name = config.name.partition("/")[2]
         try:
-            return Path(config.name), build_pretrained_timm(name, image_size).state_dict()
+            with _without_lines_of_retries():
+                return Path(config.name), build_pretrained_timm(name, image_size).state_dict()
         except Exception as error:  # each transport of the hub has errors of its own
             raise _not_downloaded(config, config.name, error, "the cache of the Hugging Face Hub") from None
-    weights = _torchvisions_weights(config)
+    weights = _torchvisions_weights(config, image_size)
     path = _cached_file(weights.url)
     try:
         content = weights.get_state_dict(
@@ -88,14 +99,26 @@ def read_library_weights(config: ModelConfig, image_size: int, *, progress: bool
     return path, content
 
 
-def _torchvisions_weights(config: ModelConfig) -> Any:
+@contextmanager
+def _without_lines_of_retries() -> Iterator[None]:
+    """Mute the hub's client, which warns of each of its many tries: one message tells of the last one."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _torchvisions_weights(config: ModelConfig, image_size: int) -> Any:
     """Return the entry of torchvision's list of weights, with its address."""
     from torchvision import models  # takes seconds
 
     value, name = config.weights, config.name.partition("/")[2]
     assert value is not None
     if library_of(config.name) is None:
-        name = _twin_of(config)
+        name = _twin_of(config, image_size)
     if library_of(config.name) == "timm" or name not in models.list_models(module=models):
         remedy = f"give {TIMMS_NAME}" if library_of(config.name) == "timm" else "give a file, or null"
         also = f"such as resnet50, whose weights are {', '.join(models.ResNet50_Weights.__members__)}"
@@ -111,12 +134,40 @@ def _torchvisions_weights(config: ModelConfig) -> Any:
     return known[value]
 
 
-def _twin_of(config: ModelConfig) -> str:
-    """Return torchvision's name of one of our networks; empty if it has none."""
-    plain = (
-        config.name if config.name in IMAGENET_NETWORKS and (config.groups, config.width) == (1, 1) else ""
-    )
-    return _TWINS.get((config.name, config.groups, config.width), plain)
+def _twin_of(config: ModelConfig, image_size: int) -> str:
+    """Return torchvision's name of one of our networks; empty if no network there has its name.
+
+    Raises:
+        UserError: torchvision's network of that name has another form.
+    """
+    if config.name not in IMAGENET_NETWORKS:
+        return ""
+    own = {
+        "stem": config.stem_for(image_size),
+        "shortcut": config.shortcut,
+        "preactivation": bool(config.preactivation),
+        "squeeze_excitation": config.squeeze_excitation,
+    }
+    theirs: dict[str, object] = {**_PLAIN_FORM}
+    twin = _TWINS.get((config.name, config.groups, config.width))
+    if twin is None:
+        own |= {"groups": config.groups, "width": config.width}
+        theirs |= {"groups": 1, "width": 1}
+    other = [key for key, value in own.items() if value != theirs[key]]
+    if other:
+        given, needed = (
+            ", ".join(f"model.{key}={_spelling(values[key])}" for key in other) for values in (own, theirs)
+        )
+        raise UserError(
+            f"model.weights: {config.weights} names weights of torchvision, which has none for {config.name} "
+            f"with {given}; give {needed}, or a file"
+        )
+    return twin or config.name
+
+
+def _spelling(value: object) -> str:
+    """Return a value as it stands on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_timms_name(config: ModelConfig) -> None:

@@ -123,6 +123,6 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     if not matrices:
         raise UserError(
             "optimizer.name: muon is for the weights between the first and the last, and this network has "
-            "none; use sgd"
+            "none that are trained; use sgd"
         )
     return matrices

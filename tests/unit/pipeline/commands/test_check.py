@@ -13,3 +13,24 @@ def test_an_unknown_home_folder_is_told(key: str, capsys: pytest.CaptureFixture[
     assert main(["check", QUICKSTART, *keys, f"{key}=~nosuchuser/x"]) == 2
     error = capsys.readouterr().err
     assert f"{key}: ~nosuchuser/x: the home folder ~nosuchuser/ is not known" in error
+
+
+@pytest.mark.parametrize("command", [["check"], ["train", "--dry-run"]], ids=["check", "dry-run"])
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [
+        (("optimizer.groups=[{match: nix.*, lr_ratio: 2}]",), "optimizer.groups: 'nix.*' fits no trained"),
+        (
+            ("model.freeze=[head.*]", "optimizer.groups=[{match: head.*, lr_ratio: 2}]"),
+            "optimizer.groups: 'head.*' fits no trained",
+        ),
+        (("model.freeze=[s*]", "optimizer.name=muon"), "optimizer.name: muon is for"),
+    ],
+    ids=["no such name", "frozen", "muon"],
+)
+def test_patterns_that_fit_no_trained_parameter(
+    command: list[str], keys: tuple[str, ...], part: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([command[0], "tests/tiny.yaml", *keys, *command[1:]]) == 2
+    error = capsys.readouterr().err
+    assert part in error and error.count("error:") == 1

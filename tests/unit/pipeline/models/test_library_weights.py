@@ -1,5 +1,6 @@
 """Tests torchvision's and timm's names of weights, with files in place of the internet."""
 
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -35,6 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
     def offline(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
         raise ConnectionError("no network here")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
@@ -153,6 +155,28 @@ def test_names_that_a_library_does_not_have(keys: tuple[str, ...], parts: tuple[
 
 
 @pytest.mark.parametrize(
+    ("keys", "given", "needed"),
+    [
+        (("data.image_size=64",), "model.stem=cifar", "model.stem=imagenet"),
+        (("model.shortcut=A", "model.squeeze_excitation=16"), "model.shortcut=A", "model.shortcut=B"),
+        (("model.squeeze_excitation=16",), "model.squeeze_excitation=16", "model.squeeze_excitation=0"),
+        (("model.preactivation=true",), "model.preactivation=true", "model.preactivation=false"),
+        (("model.width=3",), "model.width=3", "model.width=1"),
+    ],
+    ids=str,
+)
+def test_another_form_than_torchvisions_is_refused_before_the_download(
+    keys: tuple[str, ...], given: str, needed: str, hub: Path
+):
+    own = ("model.name=resnet50", "data.image_size=65", "model.shortcut=B")
+    names = {key.partition("=")[0] for key in keys}
+    kept = [key for key in own if key.partition("=")[0] not in names]
+    config = tiny_config(*kept, *keys, V1)
+    message = message_of(lambda: can_be_read_offline(config.model, config.image_size))
+    assert all(part in message for part in ("none for resnet50 with", given, needed)), message
+
+
+@pytest.mark.parametrize(
     ("keys", "twin"),
     [
         ({"name": "resnet152"}, models.ResNet152_Weights),
@@ -181,10 +205,18 @@ def test_our_networks_have_the_weights_of_their_twins(keys: dict[str, Any], twin
         assert twin.DEFAULT.url in message_of(lambda: read_library_weights(config, 224))
 
 
+def test_the_tries_of_a_download_are_not_told(hub: Path, caplog: pytest.LogCaptureFixture):
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    keys = ("model.name=timm/resnet26t", "model.weights=pretrained")
+    assert "no network here" in message_of(lambda: initial(*keys))
+    assert "Retrying" not in caplog.text and logger.level == level
+
+
 def test_a_missing_timm_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     config = tiny_config("model.name=timm/resnet18", "model.weights=pretrained").model
-    assert "timm/resnet18 needs the package timm" in message_of(lambda: can_be_read_offline(config))
+    assert "timm/resnet18 needs the package timm" in message_of(lambda: can_be_read_offline(config, 65))
 
 
 def test_timms_weights_are_read(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch):
@@ -219,6 +251,9 @@ def test_check_and_dry_run_download_nothing(
         assert "weights        IMAGENET1K_V1, downloaded at the start" in capsys.readouterr().out
         assert cli.main(["check", "tests/tiny.yaml", *OURS, "model.weights=IMAGENET1K_V9"]) == 2
         assert "no weights IMAGENET1K_V9" in capsys.readouterr().err
-        assert not can_be_read_offline(tiny_config(*OURS, V1).model)
+        timms = ("model.name=timm/resnet18.tv_in2k", "model.weights=pretrained")
+        assert cli.main(["check", "tests/tiny.yaml", *timms]) == 2
+        assert "no pretrained weights for resnet18.tv_in2k" in capsys.readouterr().err
+        assert not can_be_read_offline(tiny_config(*OURS, V1).model, 65)
     initial(*OURS, V1)
-    assert can_be_read_offline(tiny_config(*OURS, V1).model)
+    assert can_be_read_offline(tiny_config(*OURS, V1).model, 65)
