@@ -104,6 +104,8 @@ def _describe_value(item: Any, message: str, field: FieldInfo) -> str:
         message, value = f"input should be {listed(choices, 'or')}", _value_of_kind(item)
     if item["type"] == "missing":  # an entry of a list of fixed length
         message = "more numbers are needed"
+    if item["type"] == "tuple_type" and str(value).lstrip().startswith("["):  # a text, as YAML cannot read it
+        message = "not valid YAML; put texts that begin with * or another special character in double quotes"
     for theirs, ours in _IN_A_RECIPE:
         message = message.replace(theirs, ours)
     if field.default and isinstance(field.default, tuple) and isinstance(field.default[0], str):

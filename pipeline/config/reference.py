@@ -64,5 +64,6 @@ def _type_name(field: FieldInfo, text: str) -> str:
         words = re.findall(r"Literal\['(\w+)'\]", text)
         if words:
             return f"`{'` or `'.join(words)}` or list of float{' or null' * ('None' in text)}"
-        return "list of durations" if "AfterValidator" in text else "list of float"
+        kind = "float" if "float" in text else "str"
+        return "list of durations" if "AfterValidator" in text else f"list of {kind}"
     return text.replace("None", "null").replace(" | ", " or ")

@@ -54,6 +54,16 @@ def test_numbers_words_lists_and_quoted_texts_are_read_as_in_a_recipe(key: str, 
     assert override(key, text) == value
 
 
+@pytest.mark.parametrize(
+    "override", ["model.freeze=[*.bias]", "optimizer.groups=[{match: *.bias, lr_ratio: 2}]"]
+)
+def test_a_pattern_that_yaml_cannot_read(override: str):
+    with pytest.raises(UserError, match=r"not valid YAML; put texts .* in double quotes") as error:
+        load_config(overrides=[override])
+    assert override.partition("=")[0] in str(error.value) and "\n" not in str(error.value)
+    assert load_config(overrides=[override.replace("*.bias", '"*.bias"')])
+
+
 @pytest.mark.parametrize("key", [*PATH_KEYS, *FOLDER_KEYS])
 @pytest.mark.parametrize("text", ["''", "2024", "[a]", "true"])
 def test_a_path_is_a_text(key: str, text: str):
