@@ -17,7 +17,7 @@ from pipeline.config import (
 )
 from pipeline.config.model import library_of
 from pipeline.errors import UserError
-from pipeline.optim.schedule import parts_after_the_end
+from pipeline.optim.schedule import average_never_updated, parts_after_the_end
 
 _ANY_CLASSES = 1000
 _ANY_LENGTH = 10_000  # steps of an epoch
@@ -107,11 +107,17 @@ def _warnings_of_plan(config: Config) -> list[str]:
     """Return the warnings of the plan that need neither the data nor the machine; `--dry-run` tells all."""
     schedule = config.schedule
     milestones = schedule.milestones if isinstance(schedule, StepSchedule) else ()
-    durations = (config.duration, schedule.warmup, *milestones)
+    length = config.duration, _ANY_LENGTH, to_steps(config.duration, _ANY_LENGTH)
     warnings = []
-    if not any(duration.endswith("st") for duration in durations):  # epochs compare without their length
-        total = to_steps(config.duration, _ANY_LENGTH)
-        warnings += parts_after_the_end(schedule, config.duration, _ANY_LENGTH, total)
+    if _compare_without_data(config.duration, schedule.warmup, *milestones):
+        warnings += parts_after_the_end(schedule, *length)
+    if _compare_without_data(config.duration, config.ema.every):
+        warnings += average_never_updated(config.ema, *length)
     if config.precision.mode == "fp16" and config.runtime.device == "cpu":
         warnings.append(SLOW_ON_CPU)
     return warnings
+
+
+def _compare_without_data(*durations: str) -> bool:
+    """Return True if no duration is in steps: epochs compare without their length."""
+    return not any(duration.endswith("st") for duration in durations)

@@ -62,8 +62,8 @@ class EmaConfig(Section):
     )
     every: Interval = Field(
         default="1st",
-        description="Interval at which the average takes over the weights; `ema.decay` is the share of one "
-        "such update",
+        description="Interval at which the average is updated with the weights; `ema.decay` is the share of "
+        "one such update",
     )
 
 

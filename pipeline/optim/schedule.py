@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from pipeline.config import ScheduleConfig, StepSchedule, to_steps
+from pipeline.config import EmaConfig, ScheduleConfig, StepSchedule, to_steps
 
 
 def build_schedule(
@@ -67,6 +67,18 @@ def parts_after_the_end(
             "does not reach optimizer.lr; shorten it, or give a fraction of the run such as 10%"
         )
     return messages
+
+
+def average_never_updated(
+    config: EmaConfig, duration: str, steps_per_epoch: int, total_steps: int
+) -> list[str]:
+    """Say so if a run of this length ends before the first update of the moving average."""
+    if config.decay is None or to_steps(config.every, steps_per_epoch, total_steps) <= total_steps:
+        return []
+    return [
+        f"ema.every: {config.every} is longer than the run, {duration}: the average stays at the initial "
+        "weights; shorten it"
+    ]
 
 
 def _milestones(config: ScheduleConfig) -> tuple[str, ...]:

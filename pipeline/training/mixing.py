@@ -18,7 +18,7 @@ from einops import rearrange
 
 from pipeline.config import MIX_SOURCES, AnyMixAugment, MixupOrCutmixAugment
 
-_STREAM = 3  # highest word of the Philox counter; the loaders' draws have 0, 1 and 2
+_STREAM = 3  # highest word of the Philox counter; `data/sampling/philox.py` has those of the loaders' draws
 _WORDS = 8  # 64-bit random words for each step: two Philox blocks
 _STEPS_AHEAD = 1024  # drawn at once
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config, MuonConfig, to_steps
-from pipeline.optim.schedule import build_schedule, parts_after_the_end
+from pipeline.optim.schedule import average_never_updated, build_schedule, parts_after_the_end
 
 if TYPE_CHECKING:
     from pipeline.optim.parts import Part
@@ -60,7 +60,7 @@ class Plan:
             ema_every=steps(config.ema.every),
             warnings=(
                 *parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total),
-                *_average_never_updated(config, steps(config.ema.every), total),
+                *average_never_updated(config.ema, config.duration, steps_per_epoch, total),
             ),
         )
 
@@ -110,15 +110,6 @@ class Plan:
 
     def epoch(self, step: int) -> float:
         return step / self.steps_per_epoch
-
-
-def _average_never_updated(config: Config, every: int, total_steps: int) -> list[str]:
-    if config.ema.decay is None or every <= total_steps:
-        return []
-    return [
-        f"ema.every: {config.ema.every} is longer than the run, {config.duration}: the average stays at the "
-        "initial weights; shorten it"
-    ]
 
 
 def _log_interval(duration: str, steps: int, total: int) -> int:

@@ -34,3 +34,9 @@ def test_patterns_that_fit_no_trained_parameter(
     assert main([command[0], "tests/tiny.yaml", *keys, *command[1:]]) == 2
     error = capsys.readouterr().err
     assert part in error and error.count("error:") == 1
+
+
+def test_an_average_that_the_run_never_updates(capsys: pytest.CaptureFixture[str]):
+    for every, told in (("4ep", True), ("3ep", False), ("100%", False)):
+        assert main(["check", "tests/tiny.yaml", "ema.decay=0.9", f"ema.every={every}"]) == 0
+        assert ("ema.every: 4ep is longer than the run, 3ep" in capsys.readouterr().err) == told
