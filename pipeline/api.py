@@ -157,7 +157,7 @@ def fit(config: Config, model: nn.Module, loaders: Loaders, *, quiet: bool = Fal
         config: of the run; `model` and `log` matter as far as they say when to evaluate.
         model: float32, on the device of the loaders, from (B, 3, H, W) images to (B, K) logits. Compiled in
             place; its keys stay. Modules in it that you put in eval mode stay in it, unless the whole is:
-            then all of it is put in training mode.
+            then all of it but the norms that `model.freeze` has frozen is put in training mode.
         loaders: from `build_loaders`, or your own with the same protocol (`Loader`).
         quiet: print nothing.
 

@@ -38,8 +38,13 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             f"model.freeze: {list(patterns)} fit all parameters of the network; leave some to train, such as "
             "those of its head"
         )
+    freeze_norms(model)
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Put batch norms whose own parameters are all frozen in evaluation mode."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             own = list(module.parameters(recurse=False))
-            if any(parameter in frozen for parameter in own) and not any(p.requires_grad for p in own):
+            if own and not any(parameter.requires_grad for parameter in own):
                 module.eval()

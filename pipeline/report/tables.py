@@ -108,7 +108,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     rows.append(("training time", duration(result.train_s), f"{duration(result.wall_s)} {since}"))
     count = result.num_parameters
     short = f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
-    rows.append(("parameters", short, f"{count:,}"))
+    rows.append(("parameters", short, f"{count:,}, trainable"))
     return rows
 
 

@@ -17,7 +17,7 @@ from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
 from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained, load_weights
 from pipeline.models.blocks import Block
-from pipeline.models.freeze import freeze
+from pipeline.models.freeze import freeze, freeze_norms
 from pipeline.models.library_weights import names_library_weights, read_library_weights
 from pipeline.models.weights_file import find_weights_file
 from pipeline.optim.ema import Ema
@@ -220,6 +220,8 @@ def build_state_of(model: nn.Module, config: Config, processes: Processes) -> Tr
     processes.share_weights(model)
     if not model.training:  # a caller may have put some modules in eval mode, to stay there
         model.train()
+        if config.model.freeze:
+            freeze_norms(model)
     ema = None
     if uncompiled is not None and config.ema.decay is not None:
         ema = Ema(model, uncompiled, config.ema.decay)

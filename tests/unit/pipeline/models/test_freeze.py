@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import api
 from pipeline.errors import UserError
 from pipeline.models.norm_batches import check_norm_batches
 from pipeline.run.checkpoint import map_tensors
@@ -88,6 +89,16 @@ def test_a_restarted_trainer_has_the_same_frozen():
     losses = train_steps(trainer, 2)
     restart(trainer, config, tiny_splits(config), trainer.loaders)
     assert train_steps(trainer, 2) == losses
+
+
+@pytest.mark.usefixtures("process_state")
+def test_the_norms_of_a_network_that_was_in_evaluation_mode_stay_frozen():
+    config = tiny_config(BACKBONE)
+    splits = tiny_splits(config)
+    model = api.build_model(config, splits).eval()
+    mean = model.get_buffer("stem.1.running_mean").clone()
+    api.fit(config, model, api.build_loaders(config, splits), quiet=True)
+    assert torch.equal(model.get_buffer("stem.1.running_mean"), mean)
 
 
 @pytest.mark.parametrize(
