@@ -38,7 +38,12 @@ def check_batches(config: Config, num_processes: int) -> None:
     share(data.batch_size, num_processes * config.optimizer.accumulate, key, micro_batches)
     mixed = f"(processes times the {group} images of each {mix} image)"
     share(data.batch_size, num_processes * group, key, mixed)
-    share(data.batch_size, repeats, key, "showings of each image (augment.repeats)")
+    different = share(data.batch_size, repeats, key, "showings of each image (augment.repeats)")
+    if different < group:
+        raise UserError(
+            f"augment.repeats: {repeats} showings leave {different} different images in a batch of "
+            f"{data.batch_size} (data.batch_size), and {mix} needs {group}; use fewer showings"
+        )
 
 
 def micro_batch_size(config: Config, num_processes: int) -> int:

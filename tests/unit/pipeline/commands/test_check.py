@@ -40,3 +40,15 @@ def test_an_average_that_the_run_never_updates(capsys: pytest.CaptureFixture[str
     for every, told in (("4ep", True), ("3ep", False), ("100%", False)):
         assert main(["check", "tests/tiny.yaml", "ema.decay=0.9", f"ema.every={every}"]) == 0
         assert ("ema.every: 4ep is longer than the run, 3ep" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("mix", "repeats", "fits"),
+    [("mixup", 8, False), ("mixup", 4, True), ("ricap", 4, False), ("none", 8, True)],
+)
+def test_images_that_are_mixed_are_different_ones(
+    mix: str, repeats: int, fits: bool, capsys: pytest.CaptureFixture[str]
+):
+    keys = (f"augment.mix={mix}", f"augment.repeats={repeats}", "data.batch_size=8", "data.eval_batch_size=8")
+    assert main(["check", "tests/tiny.yaml", *keys]) == (0 if fits else 2)
+    assert ("augment.repeats" in capsys.readouterr().err) != fits
