@@ -1,4 +1,5 @@
-"""Trains the whole of imagenet_resnet50_v2.yaml, with a small network, on a folder of small pictures."""
+"""Trains the whole of torchvision's recipe and of that for fine-tuning, with a small network, on a folder of
+small pictures."""
 
 from pathlib import Path
 
@@ -41,3 +42,14 @@ def test_the_whole_recipe_learns(root: Path):
     assert trainer.plan.total_steps == 80
     assert result.ema is not None
     assert result.ema.accuracy > 0.7, (result.accuracy, result.ema.accuracy)
+
+
+@pytest.mark.usefixtures("process_state")
+def test_the_recipe_for_fine_tuning_takes_a_folder_of_small_pictures(root: Path):
+    keys = [
+        *(f"data.root={root}", "data.batch_size=8", "data.eval_batch_size=12", "data.image_size=32"),
+        *("model.name=resnet18", "model.weights=null", "precision.mode=fp32"),
+        *("duration=2st", "data.num_threads=1", "runtime.device=cpu"),
+    ]
+    trainer = tiny_trainer(load_config(ROOT / "configs/finetune_resnet50.yaml", keys))
+    assert trainer.fit().seen == 24
