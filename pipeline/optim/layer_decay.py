@@ -5,12 +5,14 @@ from typing import Any
 from torch import nn
 
 _PLAIN = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_LISTED_BLOCKS = 4  # of a network, at least; fewer are parts, such as an encoder and a head
 
 
 def distances_from_head(model: nn.Module) -> dict[str, int]:
     """Return for each parameter the number of layers between its own layer and the head.
 
-    A layer is a block of the network: an element of a sequence of modules that consists of further modules.
+    A layer is a block of the network: an element of a sequence of modules that consists of further modules,
+    or one of four or more such modules that the network names one by one.
     All that comes before the first block is the first layer (the stem). All that comes after the last block
     is the head, with the distance 0. What stands between two blocks belongs to the second one. A network
     without blocks, such as VGG, has a layer for each weight of two or more dimensions. The layers of timm's
@@ -48,12 +50,21 @@ def _layers(model: nn.Module) -> dict[str, int]:
 def _blocks(model: nn.Module) -> list[str]:
     """Return the names of the blocks, in order; no block is inside of another one."""
     containers = {name for name, module in model.named_modules() if _is_container(module)}
+    if _lists_blocks(model):
+        containers.add("")
     blocks: list[str] = []
     for name, module in model.named_modules():
         is_element = name.rpartition(".")[0] in containers and name not in containers
         if is_element and _is_composed(module) and not (blocks and name.startswith(f"{blocks[-1]}.")):
             blocks.append(name)
     return blocks
+
+
+def _lists_blocks(model: nn.Module) -> bool:
+    """Return True for a network that names its blocks one by one, such as GoogLeNet and Inception: the
+    sequences inside of these blocks are parallel branches."""
+    blocks = [child for child in model.children() if _is_composed(child) and not _is_container(child)]
+    return len(blocks) >= _LISTED_BLOCKS
 
 
 def _is_container(module: nn.Module) -> bool:

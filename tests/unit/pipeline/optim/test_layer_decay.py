@@ -64,11 +64,22 @@ def test_rates_and_decay_are_timms(name: str):
             62,
             {"features.conv0.weight": 62, "features.denseblock1.denselayer2.conv1.weight": 60},
         ),
+        (  # its blocks are no elements of a sequence, but the branches inside of them are sequences
+            "googlenet",
+            12,
+            {
+                "conv1.conv.weight": 12,
+                "inception3a.branch1.conv.weight": 9,
+                "inception3a.branch3.1.bn.bias": 9,
+            },
+        ),
     ],
 )
 def test_layers_of_other_networks(name: str, last: int, distances: dict[str, int]):
+    without_training_heads = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
-        found = distances_from_head(torchvision.models.get_model(name, weights=None))
+        network = torchvision.models.get_model(name, weights=None, **without_training_heads)
+    found = distances_from_head(network)
     assert max(found.values()) == last and set(found.values()) == set(range(last + 1))
     assert {key: found[key] for key in distances} == distances
 
