@@ -38,7 +38,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             f"model.freeze: {list(patterns)} fit all parameters of the network; leave some to train, such as "
             "those of its head"
         )
-    freeze_norms(model)
+    if patterns:
+        freeze_norms(model)
 
 
 def freeze_norms(model: nn.Module) -> None:
