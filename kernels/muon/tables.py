@@ -6,7 +6,7 @@ matrices of one block form a class, because a launch has tiles of one size.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -89,7 +89,7 @@ class _Place(NamedTuple):
         return self.rows > self.columns
 
 
-@lru_cache(maxsize=64)
+@cache  # without a limit: a captured CUDA graph reads the tables as long as it lives
 def layout_of(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Layout:
     """Return the layout of matrices of these rows and columns, copied to the device once.
 

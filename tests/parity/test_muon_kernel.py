@@ -258,3 +258,12 @@ def test_arguments_that_do_not_fit_are_refused(
     settings = SETTINGS._replace(steps=steps)
     with pytest.raises(ValueError, match=message):
         muon_step([weight], [weight.clone()], [gradient], torch.tensor(lr), 0.0, settings)
+
+
+def test_the_tables_of_a_captured_step_are_kept():
+    """Each parameter group has a layout, and `optimizer.layer_decay` makes many groups."""
+    cpu = torch.device("cpu")
+    first = tables.layout_of(((2, 3),), cpu)
+    for columns in range(4, 204):
+        tables.layout_of(((2, columns),), cpu)
+    assert tables.layout_of(((2, 3),), cpu) is first
