@@ -6,8 +6,10 @@ the software and the GPU that they fit.
 
 import io
 import json
+import logging
 import os
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pipeline.data.datasets.counts import count_images, num_classes_of
 from pipeline.data.datasets.splits import ImageSet, Splits
 from pipeline.distributed.processes import Processes
 from pipeline.errors import UserError
+from pipeline.process.cache_dirs import cache_folder
 from pipeline.training.trainer import Trainer
 
 _ABOUT, _ARTIFACTS, _TRITON = "about.json", "artifacts.bin", "triton/"
@@ -99,31 +102,63 @@ def save_compiled(file: Path) -> int:
 
 
 def load_compiled(file: Path) -> None:
-    """Put the content of a file into the compile caches of this machine. Load only files that you trust: they
-    hold code.
+    """Put the content of a file into the compile caches of this machine, if all of it can be read. Load only
+    files that you trust: they hold code.
 
     Raises:
-        UserError: the file cannot be read, or was made by other software or for another GPU.
+        UserError: the file cannot be read, was made by other software or for another GPU, or the cache cannot
+            be written.
     """
+    artifacts, kernels = _read_archive(file)
+    logging.getLogger("torch.compiler._cache").setLevel(logging.ERROR)  # it would print a traceback
+    try:
+        if artifacts and torch.compiler.load_cache_artifacts(artifacts) is None:
+            raise _unreadable(file, f"torch cannot read {_ARTIFACTS} in it")
+        for path, data in kernels.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data)
+    except OSError as error:
+        raise UserError(
+            f"--load: {error.filename or cache_folder()} cannot be written ({error.strerror}); free space "
+            "there, or choose another cache folder (XDG_CACHE_HOME)"
+        ) from None
+
+
+def _read_archive(file: Path) -> tuple[bytes, dict[Path, bytes]]:
+    """Return torch's artifacts, and the content of each file of Triton's cache."""
     try:
         with zipfile.ZipFile(file) as archive:
-            _check_fits(file, json.loads(archive.read(_ABOUT)))
-            artifacts = archive.read(_ARTIFACTS)
-            for name in archive.namelist():
-                if name.startswith(_TRITON):
-                    _write_kernel(name.removeprefix(_TRITON), archive.read(name))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"--load: {file} cannot be read ({error}); give a file that `compile CONFIG --save` has made"
-        ) from None
-    if artifacts:
-        torch.compiler.load_cache_artifacts(artifacts)
+            _check_fits(file, dict(json.loads(archive.read(_ABOUT))))
+            kernels = dict(
+                _place_kernel(name.removeprefix(_TRITON), archive.read(name))
+                for name in archive.namelist()
+                if name.startswith(_TRITON)
+            )
+            return archive.read(_ARTIFACTS), kernels
+    except UserError:
+        raise
+    # RuntimeError: encrypted; a damaged archive may also name a compression that does not exist
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, reason: object) -> UserError:
+    return UserError(
+        f"--load: {file} cannot be read ({reason}); give a file that `compile CONFIG --save` has made"
+    )
 
 
 def describe_compiler() -> dict[str, Any]:
-    """Return what compiled code depends on: versions, and the kind of the GPU or of the CPU."""
+    """Return what compiled code depends on: versions, and the kind of the GPU."""
     on_gpu = torch.cuda.is_available()
     return {
         "torch": torch.__version__,
@@ -140,15 +175,15 @@ def _check_fits(file: Path, about: dict[str, Any]) -> None:
         raise UserError(f"--load: {file} was made for {'; '.join(other)}; make it on a machine like this one")
 
 
-def _write_kernel(name: str, data: bytes) -> None:
+def _place_kernel(name: str, data: bytes) -> tuple[Path, bytes]:
+    """Return path and content of a file in the cache of this machine."""
     folder = _triton_folder()
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name}: not a name in the cache")
     if path.name.startswith("__grp__"):
         data = data.replace(_FOLDER.encode(), os.fsencode(folder))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data)
+    return path, data
 
 
 def _triton_folder() -> Path:

@@ -1,7 +1,10 @@
 """Compiled code goes into a file and out of it; the compilers themselves are left to the tests on a GPU."""
 
+import io
 import json
+import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ def artifacts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Take the place of torch's artifacts; return those that were loaded."""
     loaded: list[bytes] = []
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"artifacts", None))
-    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", loaded.append)
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda data: loaded.append(data) or "info")
     return loaded
 
 
@@ -55,6 +58,67 @@ def test_code_of_another_version_is_refused(
     with pytest.raises(UserError, match=r"--load: .*torch 2\.[^;]*, here 1\.0;"):
         load_compiled(tmp_path / "code.zip")
     assert not artifacts
+
+
+def _flip_bits(archive: bytes) -> bytes:
+    """Damage the packed content of the largest member, as a bad disk does."""
+    middle = archive.index(b"triton/ABC/kernel.cubin") + 200
+    return (
+        archive[:middle]
+        + bytes(255 - byte for byte in archive[middle : middle + 50])
+        + archive[middle + 50 :]
+    )
+
+
+def _describe_by_a_list(archive: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(content, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"[1]" if name == "about.json" else old.read(name))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage", [_flip_bits, _describe_by_a_list, lambda archive: archive[: len(archive) // 2]]
+)
+def test_nothing_of_a_damaged_file_is_loaded(
+    damage: Callable[[bytes], bytes], artifacts: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    here, there, file = tmp_path / "here", tmp_path / "there", tmp_path / "code.zip"
+    for name in ("AAA", "ABC"):
+        (here / name).mkdir(parents=True)
+        (here / name / "kernel.cubin").write_bytes(random.Random(0).randbytes(2000))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(here))
+    save_compiled(file)
+    file.write_bytes(damage(file.read_bytes()))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(there))
+    with pytest.raises(UserError, match=r"--load: .*code.zip cannot be read .*--save"):
+        load_compiled(file)
+    assert not artifacts and not there.exists()
+
+
+def test_artifacts_that_torch_cannot_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"damaged", None))
+    save_compiled(tmp_path / "code.zip")
+    with pytest.raises(UserError, match=r"--load: .*code.zip cannot be read .*--save"):
+        load_compiled(tmp_path / "code.zip")
+    assert not caplog.records
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    artifacts: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/kernel").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "here"))
+    save_compiled(tmp_path / "code.zip")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"--load: .*/file.* cannot be written .*XDG_CACHE_HOME"):
+        load_compiled(tmp_path / "code.zip")
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside"])
