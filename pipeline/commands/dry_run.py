@@ -13,6 +13,7 @@ from pipeline.config import (
     Config,
     ScaledPrecision,
     check_batches,
+    check_capture,
     check_class_weights,
     micro_batch_size,
     path_of,
@@ -46,6 +47,7 @@ def describe_plan(config: Config, recipe: str) -> Iterator[str]:
     machine = _find_machine(config)
     check_batches(config, machine.processes)
     _check_loader(config, machine)
+    check_capture(config.compile, machine.device)
     counts = count_images(config.data, config.seed)
     check_class_weights(config.loss, counts.num_classes)
     plan = _plan(config, machine, counts)

@@ -8,7 +8,7 @@ from pipeline.config.augment import (
     MixupOrCutmixAugment,
     PlainAugment,
 )
-from pipeline.config.batches import check_batches, check_class_weights, micro_batch_size, share
+from pipeline.config.batches import check_batches, check_capture, check_class_weights, micro_batch_size, share
 from pipeline.config.data import (
     CifarData,
     DataConfig,
@@ -91,6 +91,7 @@ __all__ = [
     "all_values",
     "changed_keys",
     "check_batches",
+    "check_capture",
     "check_class_weights",
     "computed_values",
     "config_hash",

@@ -1,7 +1,7 @@
-"""Checks a config against the run: that the batch divides by its parts, and a weight for each class."""
+"""Checks a config against the run: its batch, the weights of its classes, and the capture of its step."""
 
 from pipeline.config.augment import MIX_SOURCES
-from pipeline.config.schema import Config, LossConfig
+from pipeline.config.schema import CompileConfig, Config, LossConfig
 from pipeline.errors import UserError
 
 
@@ -61,4 +61,21 @@ def check_class_weights(loss: LossConfig, num_classes: int) -> None:
     if isinstance(weights, tuple) and len(weights) != num_classes:
         raise UserError(
             f"loss.class_weights: {len(weights)} weights for {num_classes} classes; give one for each class"
+        )
+
+
+def check_capture(config: CompileConfig, device: str) -> None:
+    """Check that a step that is captured in a CUDA graph runs on a GPU.
+
+    Args:
+        config: the section `compile`.
+        device: type of the device, `cuda` or `cpu`.
+
+    Raises:
+        UserError: it does not.
+    """
+    if config.captures_on(device) and device != "cuda":
+        raise UserError(
+            f"compile.mode: {config.mode} captures CUDA graphs, but the run is on the CPU; use "
+            "compile.mode=default or compile.mode=none"
         )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.config import CompileConfig, Config
+from pipeline.config import CompileConfig, Config, check_capture
 from pipeline.data import Splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
@@ -59,7 +59,12 @@ def compile_mode(config: CompileConfig, device: torch.device) -> str:
 
 
 def captures(config: CompileConfig, device: torch.device) -> bool:
-    """True if the step is captured in a CUDA graph."""
+    """Return True if the step is captured in a CUDA graph.
+
+    Raises:
+        UserError: `compile.mode` captures, and the device is the CPU.
+    """
+    check_capture(config, device.type)
     return config.captures_on(device.type)
 
 

@@ -62,6 +62,18 @@ def test_half_precision_without_a_gpu_is_warned_of(capsys: pytest.CaptureFixture
     assert f"  warning: {SLOW_ON_CPU}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["--dry-run"], []])
+def test_a_step_cannot_be_captured_without_a_gpu(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(dry_run, "output_of", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    keys = ["runtime.device=auto", "compile.mode=graph", f"log.dir={tmp_path}"]
+    assert train.main([str(RECIPE), *keys, *words]) == 2
+    assert "compile.mode: graph captures CUDA graphs, but the run is on the CPU" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_milestones_after_the_end_of_a_shorter_run(capsys: pytest.CaptureFixture[str]):
     recipe = str(ROOT / "configs/cifar10_resnet20.yaml")
     epochs = "schedule.milestones=[80ep, 120ep]"
