@@ -29,7 +29,7 @@ from pipeline.data.datasets.splits import check_pixels
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError, first_line
 from pipeline.inference.preprocessing import InputSpec
-from pipeline.inference.shown_loader import ShownLoader
+from pipeline.inference.shown_loader import show_loader
 from pipeline.inference.source import Source, find_source
 from pipeline.pretrained.registry import Shipped
 from pipeline.run.folder import RunFolder
@@ -142,7 +142,7 @@ class Trained:
             std=self.inputs.std,
             num_classes=self.inputs.num_classes,
         )
-        return ShownLoader(loader, "test images")
+        return show_loader(loader, "test images")
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Return logits, (N, K) float32 on the CPU, of images, (N, H, W, 3) uint8.
