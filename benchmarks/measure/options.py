@@ -23,6 +23,8 @@ QUICK = (
 )
 _WINDOWS, _GPU_STEPS, _CPU_STEPS = 5, 100, 10
 _QUICK_WINDOWS, _QUICK_STEPS = 1, 5
+# numbers of any benchmark, which are checked before torch is imported
+_COUNTS = ("windows", "steps", "starts", "pairs", "rounds", "jobs", "runs", "peer_runs", "blocks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +124,7 @@ def read_arguments(options: argparse.Namespace) -> tuple[str, list[str]]:
     """
     if options.record and options.quick:
         raise UserError("--record: a smoke test is no measurement; leave out --quick")
-    check_at_least(1, options, "windows", "steps")
+    check_at_least(1, options, *(name for name in _COUNTS if hasattr(options, name)))
     recipe, overrides = split_arguments(options.arguments)
     if options.quick:
         # half precision is slow on CPUs

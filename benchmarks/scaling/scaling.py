@@ -21,7 +21,6 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.arguments import ROUNDS
-from benchmarks.measure.options import check_at_least
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing, describe_left
 from benchmarks.publish.records import Baseline, Spread
@@ -140,7 +139,6 @@ def run(session: Session) -> None:
     options = session.options
     if session.processes.shard.world_size > 1:
         raise UserError("scaling starts its process groups itself; start it without accelerate launch")
-    check_at_least(1, options, "rounds")
     sizes = world_sizes(options.processes, torch.cuda.device_count() if session.on_gpu else 0)
     _check(session, sizes)
     # one process gets the same share of the CPU as it has beside the others

@@ -211,7 +211,6 @@ def _plan_of_training(session: Session, selected: Sequence[Variant]) -> Plan | N
     """
     options = session.options
     check_at_least(0, options, "epochs")
-    check_at_least(1, options, "jobs")
     if not options.epochs:
         return None
     place = [override for override in session.overrides if override.startswith("log.dir=")]

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import cells
-from benchmarks.measure.options import check_at_least, merge
+from benchmarks.measure.options import merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.started_run import start
 from benchmarks.publish.records import Baseline, Spread
@@ -70,7 +70,6 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
 
 
 def run(session: Session) -> None:
-    check_at_least(1, session.options, "pairs")
     if session.on_gpu:
         raise UserError("neighbour: times training on the CPU; add runtime.device=cpu")
     cores = sorted(os.sched_getaffinity(0))[:_NUM_CORES]

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import cells
-from benchmarks.measure.options import check_at_least, merge
+from benchmarks.measure.options import merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.started_run import StartedRun, has_launcher, start
 from pipeline.config import Config, FolderData
@@ -28,7 +28,6 @@ COLD, WARM, COLD_DATA = "cold compile cache", "warm caches", "cold data cache"
 
 
 def run(session: Session) -> None:
-    check_at_least(1, session.options, "starts")
     short = () if session.options.whole else _SHORT
     config, overrides = session.config(*short), merge(short, session.overrides)
     rounds = 1 if session.quick else session.options.starts

@@ -24,7 +24,6 @@ from benchmarks.measure.machine import (
     hash_of_sources,
     seconds_since_start,
 )
-from benchmarks.measure.options import check_at_least
 from benchmarks.measure.session import Session
 from benchmarks.measure.t_tests import p_not_above
 from benchmarks.measure.whole_run import WholeRunRig, without_old_garbage
@@ -116,7 +115,6 @@ def _check_options(session: Session) -> _Progress:
     for name in ("windows", "steps"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name}: whole runs are timed here; leave it out, and give --runs")
-    check_at_least(1, options, "runs", "peer_runs", "blocks")
     if not options.peer and (options.peer_runs is not None or options.blocks is not None):
         raise UserError("--peer-runs, --blocks: there is no peer; give --peer NAME=FILE, or leave them out")
     if options.target is None:

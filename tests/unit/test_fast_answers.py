@@ -74,6 +74,18 @@ def _refused(folder: Path) -> list[list[str]]:
         ["benchmarks", "sweep", f"{absent}.yaml"],
         ["benchmarks", "recipes", absent],
         ["benchmarks", "pretrained", absent],
+        ["benchmarks", "make-shards", absent, str(folder / "shards")],
+        ["benchmarks", "startup", "--starts", "0"],
+        ["benchmarks", "neighbour", "--quick", "--pairs", "0"],
+        ["benchmarks", "scaling", "--rounds", "0"],
+        ["benchmarks", "time-to-accuracy", "--runs", "0"],
+        ["pipeline", "tensorboard", absent],
+        ["pipeline", "report", "--refresh", absent],
+        ["pipeline", "evaluate", absent, "--predictions", "table.txt"],
+        ["pipeline", "export", absent, "--format", "hub"],
+        ["pipeline", "compile", f"{absent}.yaml"],
+        ["pipeline", "compile", "--load", absent],
+        ["pipeline", "compile", _RECIPE, "--save", str(folder)],
     ]
 
 
