@@ -1,5 +1,6 @@
 """Starts a run as a person does, in a process of its own, and reads its result."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pipeline.process.cache_dirs import VARIABLES
 from pipeline.run.records import RunResult
 
 _ROOT = Path(__file__).parents[2]
+_PATIENCE_S = 0.5  # Ctrl-C ends this process after 1 s, and results are printed before
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,11 @@ class StartedRun:
 
 
 def has_launcher() -> bool:
-    """Return True if launch.sh has set up this Python; it would have to set up another one first."""
-    return Path(sys.executable).parent == _ROOT / ".venv/bin" and (_ROOT / ".venv/.installed").is_file()
+    """Return True if launch.sh has set up this Python, for this folder; it would have to install first
+    otherwise."""
+    environment = _ROOT.resolve() / ".venv"  # a link leads to the environment of another folder
+    installed = environment.resolve() == environment and (environment / ".installed").is_file()
+    return installed and Path(sys.executable).parent == _ROOT / ".venv/bin"
 
 
 def command_line(recipe: str, overrides: Sequence[str]) -> list[str]:
@@ -72,12 +77,34 @@ def start(recipe: str, overrides: Sequence[str], cache: Path | None = None, **va
             environment["XDG_CACHE_HOME"] = str(cache)
         command = command_line(recipe, merge(overrides, [f"log.dir={folder}"]))
         began = time.perf_counter()
-        done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)
+        code, printed = _wait(command, environment)
         whole_s = time.perf_counter() - began
         results = sorted(Path(folder).glob("*-*/result.json"))
-        if done.returncode or not results:
-            output = (done.stderr + done.stdout).strip().splitlines()[-5:]
+        if code or not results:
+            output = printed.strip().splitlines()[-5:]
             raise TrainingError(
-                "\n".join([f"the run that was started failed with exit code {done.returncode}:", *output])
+                "\n".join([f"the run that was started failed with exit code {code}:", *output])
             )
         return StartedRun(RunResult.read(results[0]), whole_s)
+
+
+def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command; return its exit code and what it has printed.
+
+    If Ctrl-C interrupts this process, the run is asked to stop too: killed, launch.sh would leave the trainer
+    behind.
+    """
+    process = subprocess.Popen(
+        command, env=environment, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        out, error = process.communicate()
+    except BaseException:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it stops all the same, after a step
+            process.wait(_PATIENCE_S)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        raise
+    return process.returncode, error + out

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.measure import session, started_run, timing, workloads
+from benchmarks.measure import session, timing, workloads
 from benchmarks.measure.bottleneck import Measured, name_bottleneck
 from benchmarks.measure.options import QUICK, merge
 from benchmarks.measure.timing import Workload, time_interleaved
@@ -25,8 +25,6 @@ from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
 from pipeline.data.datasets.counts import count_images
 from pipeline.distributed.processes import connect
-from pipeline.errors import TrainingError
-from pipeline.process.cache_dirs import VARIABLES, use_cache_folder
 
 QUICKSTART = "configs/quickstart.yaml"
 
@@ -182,32 +180,6 @@ def test_a_missing_data_set_is_replaced_and_said(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "batch 100: left out" in out and "64 training images" in out
     assert "warning: " in out and "random images of 16x16 pixels" in out
-
-
-def test_a_start_writes_to_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    started: list[str] = []
-
-    def command_line(recipe: str, overrides: list[str]) -> list[str]:
-        started.extend(overrides)
-        return [sys.executable, "-S", "-c", "import sys; sys.exit('error: not today')"]
-
-    monkeypatch.setattr(started_run, "command_line", command_line)
-    with pytest.raises(TrainingError, match="exit code 1:\nerror: not today"):
-        started_run.start("recipe.yaml", ["log.dir=mine", "duration=1st"], tmp_path)
-    assert len(started) == 2 and started[0].startswith("log.dir=/") and started[1] == "duration=1st"
-
-
-def test_a_start_knows_no_cache_but_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The benchmark's own process points every library to the user's cache."""
-    names = [*VARIABLES, "XDG_CACHE_HOME"]
-    program = f"import os; print({{k: os.environ.get(k) for k in {names}}}); raise SystemExit(1)"
-    monkeypatch.setattr(started_run, "command_line", lambda *_: [sys.executable, "-S", "-c", program])
-    use_cache_folder()
-    with pytest.raises(TrainingError) as raised:
-        started_run.start("recipe.yaml", [], tmp_path)
-    assert str(raised.value).splitlines()[1] == str(
-        {**dict.fromkeys(VARIABLES), "XDG_CACHE_HOME": str(tmp_path)}
-    )
 
 
 @pytest.mark.parametrize("missing", [False, True])
