@@ -100,7 +100,8 @@ def _rate(session: Session, variant: str, core: int) -> float:
     else:
         started = start(recipe, overrides, None, **variables)
     rate = started.result.images_per_sec.median
-    assert rate is not None, "the run has steady windows"
+    if rate is None:
+        raise UserError("duration: the run ends before its speed is steady; give more steps")
     return rate
 
 

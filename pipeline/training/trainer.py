@@ -163,7 +163,10 @@ class Trainer:
                     evaluation = self._do(due, stops, window)
             self._watch_at(f"waiting for the batch of step {self.state.step + 1}")
         # no step is left of a run that is continued from its last one; an uninterrupted plan evaluates here
-        return evaluation or self.evaluate_weights(self.loaders.test)
+        if evaluation is None:
+            with self.timeline.within("evaluation"):
+                evaluation = self.evaluate_weights(self.loaders.test)
+        return evaluation
 
     def _note_warmup(self) -> None:
         """Tell the timeline of a capture, and of the end of warm-up; the device has been waited for."""

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.__main__ import main
+from benchmarks.suites import neighbour
 from tests.tiny import ROOT
 
 # five pairs of half a second each: alone, and beside a process that multiplies matrices
@@ -48,3 +51,13 @@ def test_a_busy_neighbour_leaves_at_least_a_third():
     assert done.returncode == 0, done.stderr
     ratios = json.loads(done.stdout)
     assert ratios[2] > 1 / 3, ratios
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPU cores")
+def test_a_run_without_a_steady_step_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    speed = SimpleNamespace(images_per_sec=SimpleNamespace(median=None))
+    monkeypatch.setattr(neighbour, "start", lambda *_, **__: SimpleNamespace(result=speed))
+    assert main(["neighbour", "--quick", "runtime.device=cpu", "duration=3st"]) == 2
+    assert "error: duration: the run ends before its speed is steady" in capsys.readouterr().err
