@@ -38,10 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     config = load_config(arguments.config, arguments.overrides)
     print_warnings(config)
+    if arguments.save is not None:
+        check_output_file(arguments.save, "--save")
+    print(f"compiling {arguments.config}, which may take minutes …", flush=True)
     if arguments.save is None:
         print(f"compiled in {_compile(config):.1f} s; runs of this recipe find the code in the cache")
         return 0
-    check_output_file(arguments.save, "--save")
     with tempfile.TemporaryDirectory() as folder:  # so that the file holds this recipe's code, and all of it
         for name in _CACHES:
             os.environ[name] = str(Path(folder, name.lower()))

@@ -367,6 +367,15 @@ NO_SPEED = {
             "1 min 30 s since it was continued",
         ),
         (
+            {
+                "env": {**ENVIRONMENT, "continued": [{"step": 20, "command": ["b"]}]},
+                "result": {**RESULT, "timeline": {"imports": 4.0, "training": 6.0, "exit": None}},
+            },
+            (),
+            "The time of the process that ended the run; those before it are not counted. "
+            "importing torch: 4.0 s 40 %",
+        ),
+        (
             {"predictions": replace(predictions(), labels=np.full(12, 7, np.int32))},
             (),
             "predictions.npz: cannot be read (its arrays do not belong together)",

@@ -176,4 +176,6 @@ def test_bad_input(
 ):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["compile", *(word.format(recipe=RECIPE) for word in words)]) == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert ("minutes" in printed.out) == ("compiles nothing" in message), "said before it takes long"
