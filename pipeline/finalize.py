@@ -59,6 +59,7 @@ def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
     if stopped:
         say(f"stopped: by {name_of(stop.number)} after training; {make_report}")
     else:
+        stop.idle(0, "after the end of the run, which is complete")
         _say_trackers(say, run.path, trainer.config)
         say(next_commands(run.path, trainer.config))
     say(str(run.path))

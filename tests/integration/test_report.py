@@ -22,6 +22,7 @@ from pipeline.finalize import describe_result
 from pipeline.inference.evaluate_run import evaluate_run
 from pipeline.inference.predictions import Predictions
 from pipeline.process.command_line import pipeline_command
+from pipeline.process.signals import StopSignal
 from pipeline.run.records import RunResult
 from tests.tiny import RECIPE, only_run
 from tests.unit.pipeline.report.test_page import SECTIONS, Page
@@ -43,12 +44,19 @@ def run_digits(folder: Path, *overrides: str) -> tuple[Path, int, list[str]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Path:
-    with patch.object(datasets, "_read", wraps=datasets._read) as read:
+    with (
+        patch.object(datasets, "_read", wraps=datasets._read) as read,
+        patch.object(StopSignal, "idle", autospec=True, side_effect=StopSignal.idle) as idle,
+    ):
         path, code, printed = run_digits(
             tmp_path_factory.mktemp("runs"), "log.report=true", "log.explain=true"
         )
     assert code == 0 and read.call_count == 1, "the data set is read once in a run"
     assert printed[-3] == f"report: {path}/report.html"
+    activities = [call.args[2] for call in idle.call_args_list]
+    assert ["--refresh" in text for text in activities[-2:]] == [True, False], (
+        "its report is there at the end"
+    )
     return path
 
 
