@@ -20,14 +20,23 @@ def process_started(pid: int | str = "self") -> float:
 def command_started() -> float:
     """Return the start of the command that a person gave, in seconds of `time.perf_counter`.
 
-    launch.sh hands its own start over, in seconds since 1970. `accelerate launch`, as other launchers of
-    several processes, is the parent of this process. Otherwise this process is the command.
+    launch.sh hands its own start over, in seconds since 1970. `accelerate launch` and torchrun are written in
+    Python, and are the parent of this process. Otherwise this process is the command: somebody may have set
+    the variables of a launcher in a shell, which has been open for hours.
     """
     given = os.environ.get("QUICKRES_START_TIME")
     if given is not None:
         return time.perf_counter() - max(time.time() - float(given), 0.0)
     of_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_RANK" in os.environ
-    return process_started(os.getppid() if of_launcher else "self")
+    parent = os.getppid()
+    return process_started(parent if of_launcher and _runs_python(parent) else "self")
+
+
+def _runs_python(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name.startswith(("python", "pypy"))
+    except OSError:  # it has ended, or belongs to another user
+        return False
 
 
 def tell_launcher(result: Path) -> None:
