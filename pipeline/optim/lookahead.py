@@ -11,13 +11,15 @@ class Lookahead:
     arXiv:2404.00498) the running statistics of batch norm take part, and d grows over the run. Every process
     computes the same.
 
+    Counts and masks of infinities keep their values.
+
     Args:
         model: in training. Its tensors must keep their memory from now on.
     """
 
     def __init__(self, model: nn.Module):
         trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
-        self._fast = [*trained, *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+        self._fast = [*trained, *(buffer for buffer in model.buffers() if _averages(buffer))]
         self.slow = [value.clone() for value in self._fast]
 
     @torch.no_grad()
@@ -35,3 +37,8 @@ class Lookahead:
         """Take over the slow weights of a checkpoint, on any device."""
         for own, saved in zip(self.slow, slow, strict=True):
             own.copy_(saved)
+
+
+def _averages(buffer: torch.Tensor) -> bool:
+    # in the mask of an attention the difference of two infinities is NaN
+    return buffer.is_floating_point() and bool(buffer.isfinite().all())

@@ -53,3 +53,10 @@ def test_a_run_that_is_continued_is_one_that_was_not_interrupted():
         return trainer.state.model.get_parameter("head.weight").detach()
 
     assert torch.equal(run(6), run(3, 6))
+
+
+def test_a_mask_of_infinities_stays_one():
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    Lookahead(model).update(0.5)
+    assert model.get_buffer("mask").tolist() == [0.0, -torch.inf]
