@@ -4,6 +4,8 @@ import copy
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -105,12 +107,28 @@ def compile_in_place(
             block.compile(**arguments)
     elif divided and isinstance(model, ResNet):
         model.divide()
-        # dynamo reads the gradient of a graph's input, and the input of the second graph has none of its own
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         front, back = torch.compile(model.front, **arguments), torch.compile(model.back, **arguments)
         model._compiled_call_impl = lambda images: back(front(images))  # what `Module.compile` sets
     else:
         model.compile(**arguments)
+
+
+@contextmanager
+def without_compiled_blocks(model: nn.Module) -> Iterator[None]:
+    """Call the blocks of a network eagerly, though `compile.scope: blocks` has compiled their calls.
+
+    Calling the `forward` of a network leaves only its own compiled call alone. In evaluation each compiled
+    block would be compiled once more, which the step would count as unexpected.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    compiled = [block._compiled_call_impl for block in blocks]  # what `Module.compile` sets
+    for block in blocks:
+        block._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for block, call in zip(blocks, compiled, strict=True):
+            block._compiled_call_impl = call
 
 
 def _set_compiler_switches() -> None:
@@ -118,6 +136,8 @@ def _set_compiler_switches() -> None:
     from torch._functorch import config as functorch
 
     dynamo.recompile_limit = _COMPILATIONS  # the step counts unexpected ones
+    # dynamo reads the gradient of a graph's input, which has none if another part of the network computed it
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     # runtime.tf32 is the user's choice
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     # our batch norm is an autograd.Function; without this switch its graphs are not cached, and every start

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.models.fused import kernels_in_evaluation
+from pipeline.training.build import without_compiled_blocks
 from pipeline.training.precision import Precision
 
 
@@ -72,7 +73,8 @@ class EvalNetwork:
         return self._forward(images).to(torch.float32, copy=True)
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        with kernels_in_evaluation(self.model), self._precision.autocast():
+        eagerly = without_compiled_blocks(self.model)
+        with kernels_in_evaluation(self.model), eagerly, self._precision.autocast():
             return self.model.forward(images)
 
     def _capture_pass(self, images: torch.Tensor) -> _Captured:

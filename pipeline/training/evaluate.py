@@ -13,6 +13,7 @@ from pipeline.data.batch import Batch, Loader
 from pipeline.distributed.processes import sum_over_processes
 from pipeline.errors import TrainingError
 from pipeline.run.records import EvalFigures
+from pipeline.training.build import without_compiled_blocks
 from pipeline.training.precision import Precision
 from pipeline.training.second_pass import (
     SeenOnce,
@@ -164,7 +165,7 @@ def evaluate(
 
 def _eager(model: nn.Module, precision: Precision) -> Forward:
     def forward(images: torch.Tensor) -> torch.Tensor:
-        with precision.autocast():
+        with without_compiled_blocks(model), precision.autocast():
             return model.forward(images).float()
 
     return forward

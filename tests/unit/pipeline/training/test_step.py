@@ -335,3 +335,21 @@ def test_a_network_compiled_in_two_is_the_same_and_has_the_gradients_of_its_back
 def evaluated(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return network.eval().forward(images)
+
+
+@pytest.mark.usefixtures("short_network")
+def test_blocks_compiled_by_themselves_are_not_compiled_again_for_evaluation():
+    torch._dynamo.reset()
+    trainer = start("compile.mode=default", "compile.backend=aot_eager", "compile.scope=blocks")
+    model, loader = trainer.state.model, trainer.loaders.test
+    for _ in range(3):
+        trainer.step(random_batch())
+    found = [
+        trainer.evaluate_weights(loader),
+        evaluate(model, loader, trainer.state.precision, torch.device("cpu")),
+    ]
+    assert trainer.step.settled and trainer.step.recompilations == 0
+    trainer.step(random_batch())
+    assert trainer.step.recompilations == 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "training runs the compiled blocks"
+    assert [result.correct for result in found] == [found[0].correct] * 2
