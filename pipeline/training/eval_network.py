@@ -62,6 +62,8 @@ class EvalNetwork:
         key = (images.shape, images.stride(), images.dtype)
         captured = self._captured.get(key)
         if captured is None:
+            # a copy, as the captured pass reads: cuDNN chooses algorithms for the alignment of the memory
+            images = images.clone()
             logits = self._logits(images)  # compiles kernels and chooses algorithms, which no capture can do
             self._captured[key] = self._capture_pass(images)
             return logits

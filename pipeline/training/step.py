@@ -265,6 +265,9 @@ class Step:
         inputs = [batch.images, batch.labels]
         if self._mix_draws is not None:
             inputs.append(self._mix_draws.at(state.step))
+        if self._capture and self._shape.graph is None:
+            # copies, as the captured step reads: cuDNN chooses algorithms for the alignment of the memory
+            inputs = [tensor.clone() for tensor in inputs]
         if not self._capture or self._shape.eager_left > 0:
             with self.phase.without_ended():
                 output = train_step(state, self._options, *inputs)

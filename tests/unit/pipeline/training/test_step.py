@@ -1,6 +1,7 @@
 """The training step: precisions, overflow, clipping, smoothing, compiling."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from pipeline.config import CompileConfig, ModelConfig
 from pipeline.data import Batch
 from pipeline.models import ResNet, build_model
+from pipeline.training import step as step_module
 from pipeline.training.build import compile_in_place
 from pipeline.training.evaluate import evaluate
 from pipeline.training.trainer import Trainer
@@ -353,3 +355,23 @@ def test_blocks_compiled_by_themselves_are_not_compiled_again_for_evaluation():
     assert trainer.step.recompilations == 0
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "training runs the compiled blocks"
     assert [result.correct for result in found] == [found[0].correct] * 2
+
+
+def test_eager_steps_read_memory_as_aligned_as_the_captured_one_s(monkeypatch: pytest.MonkeyPatch):
+    """Images may begin anywhere. cuDNN chooses algorithms by alignment, which it cannot do in a capture."""
+    trainer = start()
+    addresses: list[int] = []
+
+    def train_step(state: Any, options: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
+        addresses.append(images.data_ptr() % 32)
+        assert torch.equal(images, batch.images) and images.stride() == batch.images.stride()
+
+    monkeypatch.setattr(step_module, "train_step", train_step)
+    batch = random_batch()
+    shifted = torch.empty(batch.images.numel() + 1)[1:].as_strided(batch.images.shape, batch.images.stride())
+    batch = dataclasses.replace(batch, images=shifted.copy_(batch.images))
+    assert batch.images.data_ptr() % 32
+    for captures in (True, False):
+        step = step_module.Step(trainer.config, trainer.state, lambda _: [0.1], capture=captures)
+        step(batch)
+    assert addresses == [0, batch.images.data_ptr() % 32]
