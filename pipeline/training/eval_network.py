@@ -11,6 +11,8 @@ from pipeline.models.fused import kernels_in_evaluation
 from pipeline.training.build import without_compiled_blocks
 from pipeline.training.precision import Precision
 
+_MOST_SHAPES = 8  # a loader of the caller may give images of any number of sizes
+
 
 @dataclass(frozen=True)
 class _Captured:
@@ -26,8 +28,9 @@ class EvalNetwork:
 
     Fused layers run on our kernels; all others eagerly, because the compiled training graph would be compiled
     again for evaluation. On a GPU, the first call for images of a shape also captures the forward pass, and
-    later calls replay it: an eager pass takes longer on the host than on the device. The weights and the
-    running statistics must keep their memory, as a captured training step asks for too.
+    later calls replay it: an eager pass takes longer on the host than on the device. After eight shapes no
+    other one is captured. The weights and the running statistics must keep their memory, as a captured
+    training step asks for too.
 
     Args:
         model: the network that is trained, or its moving average.
@@ -57,10 +60,10 @@ class EvalNetwork:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits, (B, K) float32, in memory of their own. The model must be in evaluation mode."""
-        if not self._capture:
-            return self._logits(images)
         key = (images.shape, images.stride(), images.dtype)
         captured = self._captured.get(key)
+        if captured is None and not (self._capture and self.num_captured < _MOST_SHAPES):
+            return self._logits(images)
         if captured is None:
             # a copy, as the captured pass reads: cuDNN chooses algorithms for the alignment of the memory
             images = images.clone()

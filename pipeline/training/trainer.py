@@ -18,6 +18,7 @@ from pipeline.data import Batch, Loader, Loaders, Splits, build_loaders
 from pipeline.distributed.processes import Processes, average_batch_norm
 from pipeline.distributed.watchdog import Watch
 from pipeline.errors import Preempted, TrainingError
+from pipeline.models import DavidNet, ResNet, SpeedNet
 from pipeline.models.norm_batches import check_norm_batches
 from pipeline.optim.parts import partition
 from pipeline.process.command_line import same_command
@@ -290,9 +291,14 @@ class Trainer:
     def _network(self, name: str, model: nn.Module) -> EvalNetwork:
         """Return the network that evaluates the model; it keeps its captured graphs for all evaluations."""
         if name not in self._networks:
-            capture = captures(self.config.compile, self.processes.device)
+            capture = captures(self.config.compile, self.processes.device) and self._knows(model)
             self._networks[name] = EvalNetwork(model, self.state.precision, capture, self.step.memory_pool)
         return self._networks[name]
+
+    def _knows(self, model: nn.Module) -> bool:
+        """Return True unless the network is the caller's own, which may wait for the device in evaluation,
+        though not in training."""
+        return self.splits is not None or type(model) in (DavidNet, ResNet, SpeedNet)
 
     @property
     def captured_evaluations(self) -> int:

@@ -10,8 +10,10 @@ from torch import nn
 
 from pipeline.config import UnscaledPrecision
 from pipeline.training import eval_network
+from pipeline.training import trainer as trainer_module
 from pipeline.training.eval_network import EvalNetwork
 from pipeline.training.precision import Precision
+from tests.tiny import tiny_config, tiny_trainer
 
 PRECISION = Precision(UnscaledPrecision(mode="bf16"), torch.device("cpu"))
 
@@ -85,3 +87,25 @@ def test_the_graphs_of_a_network_share_memory(model: nn.Module, monkeypatch: pyt
     for size in (4, 3):
         network(torch.randn(size, 3, 6, 6))
     assert pools == ["that of the step", "its own"]
+
+
+def test_a_loader_of_ever_new_shapes_captures_no_more_than_some(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EvalNetwork, "_capture_pass", capture_pass)
+    network = EvalNetwork(model, PRECISION, True)
+    for size in (*range(1, 12), 1, 11):
+        images = torch.randn(size, 3, 6, 6)
+        torch.testing.assert_close(network(images), expected(model, images), rtol=0, atol=0)
+    assert network.num_captured == eval_network._MOST_SHAPES == 8
+
+
+@pytest.mark.usefixtures("process_state")
+def test_the_evaluation_of_a_caller_s_own_network_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for the device there, which ends a capture with an error."""
+    monkeypatch.setattr(trainer_module, "captures", lambda *_: True)
+    trainer = tiny_trainer(tiny_config())
+    assert trainer._network("ours", trainer.state.model)._capture
+    trainer.splits = None
+    assert trainer._network("ours, by pipeline.api", trainer.state.model)._capture
+    assert not trainer._network("the caller's", nn.Sequential(nn.Linear(2, 2)))._capture
