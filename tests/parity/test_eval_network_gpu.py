@@ -34,6 +34,7 @@ def build(name: str, *keys: str) -> Trainer:
         "data.loader=fused",
         "data.eval_batch_size=96",
         "compile.mode=reduce-overhead",
+        "runtime.tf32=false",  # our kernels multiply float32 as it is
         "evaluation.views=mirror_shift",
         "evaluation.views_share=0.25",
         *keys,
@@ -96,13 +97,20 @@ def test_the_counts_of_a_run_are_those_of_pytorch(keys: tuple[str, ...]) -> None
         assert found.loss == pytest.approx(plain.loss, rel=1e-3)
 
 
-def test_steps_after_an_evaluation_are_those_without_one() -> None:
-    """Captured steps and evaluations share memory."""
+@pytest.mark.parametrize(
+    "keys",
+    [(), ("compile.scope=blocks",), ("compile.mode=graph",), ("optimizer.name=muon", "optimizer.lr=0.02")],
+    ids=["network", "blocks", "graph", "muon"],
+)
+def test_steps_after_an_evaluation_are_those_without_one(keys: tuple[str, ...]) -> None:
+    """Captured steps and evaluations share memory. No evaluation is compiled."""
     weights = []
     for evaluates in (False, True):
-        trainer = build("resnet20", "precision.mode=fp32", "duration=12st")
+        torch._dynamo.reset()
+        trainer = build("resnet20", "precision.mode=fp32", "duration=12st", *keys)
         trainer.plan = replace(trainer.plan, eval_every=2 if evaluates else 12, log_every=12)
         trainer.fit()
+        assert trainer.step.settled and trainer.step.recompilations == 0
         weights.append([parameter.detach().clone() for parameter in trainer.state.model.parameters()])
     for without, with_evaluations in zip(*weights, strict=True):
         torch.testing.assert_close(with_evaluations, without, rtol=1e-4, atol=1e-5)
@@ -121,3 +129,23 @@ def test_the_host_does_not_wait() -> None:
             second_pass.count_on_device(network, loader, views, seen_once)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mode", ["graph", "reduce-overhead"])
+def test_images_may_begin_anywhere_in_memory(mode: str) -> None:
+    """cuDNN keeps its choices by the alignment of the memory, and cannot choose in a capture."""
+    keys = "model.fused_stem=false", "runtime.deterministic=false", "runtime.cudnn_benchmark=true"
+    trainer = build("resnet20", "precision.mode=fp16", f"compile.mode={mode}", *keys)
+    batch = next(trainer.loaders.train.batches_from(0))
+    images = batch.images.new_empty(batch.images.numel() + 1)[1:]
+    images = images.as_strided(batch.images.shape, batch.images.stride(), 1).copy_(batch.images)
+    assert images.data_ptr() % 32
+    for _ in range(6):
+        loss = trainer.step(replace(batch, images=images)).loss
+    assert trainer.step.settled and loss.isfinite()
+    model = trainer.state.model.eval()
+    network = EvalNetwork(model, trainer.state.precision, capture=True)
+    for _ in range(2):
+        logits = network(images)
+        torch.testing.assert_close(logits, network(batch.images), rtol=0, atol=0.1)
+    assert network.num_captured == 1

@@ -174,11 +174,13 @@ def test_captured_steps_are_those_of_the_operator() -> None:
     """Bit for bit: small and large matrices run on two streams, and a replay finds new gradients."""
     tensors = tensors_of([(64, 64, 3, 3), (512, 256, 3, 3), (10, 27), (300, 400)])
     arguments = torch.tensor(0.1, device=DEVICE), 0.3, SETTINGS, scalar(0.0), scalar(1.0)
-    with torch.cuda.stream(torch.cuda.Stream()):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         captured, eager = tensors.clone(), tensors.clone()
         muon_step(*tensors, *arguments)  # compiles
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        with torch.cuda.graph(graph, stream=stream):
             muon_step(*captured, *arguments)
         for _ in range(3):
             graph.replay()
