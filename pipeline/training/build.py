@@ -31,8 +31,8 @@ from pipeline.training.state import Totals, TrainState
 from pipeline.training.torch_workarounds import keep_headers_in_the_cache, name_operators_briefly
 
 # Compilations of one function in one process; torch's default is 8. Each image size and each network needs
-# one.
-_COMPILATIONS = 256
+# one, and each block that is compiled by itself and has a probability to be dropped.
+_COMPILATIONS = 4096
 # Images that the whitening of a network is computed from: those with the lowest sample ids.
 _FITTED_IMAGES = 1024
 
@@ -135,7 +135,8 @@ def _set_compiler_switches() -> None:
     from torch._dynamo import config as dynamo  # these imports take seconds
     from torch._functorch import config as functorch
 
-    dynamo.recompile_limit = _COMPILATIONS  # the step counts unexpected ones
+    # the step counts unexpected ones
+    dynamo.recompile_limit = dynamo.accumulated_recompile_limit = _COMPILATIONS
     # dynamo reads the gradient of a graph's input, which has none if another part of the network computed it
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     # runtime.tf32 is the user's choice

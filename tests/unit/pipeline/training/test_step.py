@@ -301,9 +301,10 @@ def test_images_of_another_size_are_compiled_once_and_that_is_no_recompilation()
         assert trainer.step.settled and trainer.step.recompilations == 0
 
 
-def test_more_sizes_than_torch_compiles_by_default():
-    """Its limit of eight graphs of one function ended the run at the ninth."""
+def test_more_sizes_than_torch_compiles_by_default(monkeypatch: pytest.MonkeyPatch):
+    """Its limit of eight graphs of one function ended the run at the ninth; that of all is lowered here."""
     torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 8)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3))
     compile_in_place(model, CompileConfig(mode="default", backend="aot_eager"), torch.device("cpu"))
     assert [model(torch.zeros(1, 3, side, side)).shape[2] for side in range(8, 18)] == list(range(6, 16))
