@@ -87,7 +87,8 @@ class TrainState:
         """True if weights, norm statistics, moving average and optimizer state are finite; waits for the
         device."""
         models = [self.model, *([self.ema.model] if self.ema is not None else [])]
-        values = [value for model in models for value in model.state_dict().values()]
+        values = [parameter.detach() for model in models for parameter in model.parameters()]
+        values += [_without_mask(*named) for model in models for named in model.named_buffers()]
         values += [value for entry in self.optimizer.state.values() for value in entry.values()]
         by_device: dict[torch.device, list[torch.Tensor]] = {}  # AdamW may keep its step counts on the CPU
         for value in values:
@@ -166,6 +167,13 @@ class TrainState:
         if self.ema is not None:
             self.ema.model.load_state_dict(saved.weights[EMA])
         self.load_state_dict(saved.rest)
+
+
+def _without_mask(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Return a buffer, with 0 for each infinity unless it is a norm's: it may be the mask of an attention."""
+    if not value.is_floating_point() or name.endswith(("running_mean", "running_var")):
+        return value
+    return value.nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0)
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:

@@ -126,3 +126,18 @@ def test_totals_leave_out_what_was_skipped():
     totals.add(torch.tensor(1.0), torch.tensor(1), 4, ok)
     assert totals.values.tolist() == [4, 1, 4, 2, 0]
     assert totals.values.dtype == torch.float64
+
+
+def test_infinities_are_an_error_but_in_a_mask():
+    """A buffer may be the mask of an attention; a run with such a network saved no checkpoint."""
+    state = start().state
+    state.model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert state.is_finite()
+    tensors = dict(state.model.named_parameters()) | dict(state.model.named_buffers())
+    for name, broken in (("head.bias", torch.inf), ("stem.1.running_var", torch.inf), ("mask", torch.nan)):
+        value = tensors[name].detach()
+        first = value[0].clone()
+        value[0] = broken
+        assert not state.is_finite(), name
+        value[0] = first
+    assert state.is_finite()
