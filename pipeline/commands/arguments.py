@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.inference.hub_names import is_hub_folder
 from pipeline.pretrained.registry import find_shipped, list_names
 from pipeline.run.folder import find_run
 
@@ -65,8 +66,8 @@ def check_run(arguments: argparse.Namespace) -> None:
     """
     from pipeline.run.named_checkpoint import named_checkpoint
 
-    if find_shipped(arguments.run) is not None:
-        return
+    if find_shipped(arguments.run) is not None or is_hub_folder(arguments.run):
+        return  # their keys are checked when they are loaded
     run = find_run(arguments.run, list_names)
     run.read_config(getattr(arguments, "overrides", ()))
     if arguments.checkpoint not in ("last", "best"):

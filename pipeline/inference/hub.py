@@ -13,7 +13,8 @@ from torch import Tensor
 from pipeline.atomic_io import write_json, write_whole
 from pipeline.config import Config, FolderData, default_values, flatten, leaf_fields
 from pipeline.config.base import FilePath, OptionalFilePath
-from pipeline.inference.hub_folder import CONFIG, repository_name
+from pipeline.inference.hub_folder import repository_name
+from pipeline.inference.hub_names import CONFIG
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained
 from pipeline.run.records import RunResult

@@ -7,9 +7,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.atomic_io import read_json
 from pipeline.errors import UserError
+from pipeline.inference.hub_names import CONFIG
 from pipeline.inference.preprocessing import InputSpec
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _INPUTS = TypeAdapter(InputSpec)
 
 
@@ -20,14 +20,6 @@ def repository_name(model: str, dataset: str) -> str:
     'timm-resnet18-cifar10'
     """
     return f"{model.replace('/', '-')}-{dataset}"
-
-
-def is_hub_folder(path: Path) -> bool:
-    """Return True if a folder holds the config and the weights of a network for the Hub."""
-    try:
-        return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
-    except OSError:
-        return False
 
 
 def read_hub_config(folder: Path) -> tuple[str, dict[str, Any], InputSpec]:

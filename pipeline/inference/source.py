@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from pipeline.config import Config, load_values
 from pipeline.errors import UserError, first_line
-from pipeline.inference.hub_folder import CONFIG, is_hub_folder, read_hub_config
-from pipeline.inference.hub_folder import WEIGHTS as HUB_WEIGHTS
+from pipeline.inference.hub_folder import read_hub_config
+from pipeline.inference.hub_names import CONFIG, is_hub_folder
+from pipeline.inference.hub_names import WEIGHTS as HUB_WEIGHTS
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.pretrained.registry import Shipped, find_shipped, list_names
 from pipeline.run.checkpoint import EMA, WEIGHTS, load_weights, newest_intact, verify
