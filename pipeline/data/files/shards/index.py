@@ -15,7 +15,7 @@ from pipeline.atomic_io import write_json
 from pipeline.data.files.cache import MANIFEST, mark_used, new_entry, remove_unused, report_damaged
 from pipeline.data.files.cache_place import CachePlace, cannot_write
 from pipeline.data.files.decode import try_all
-from pipeline.data.files.paths import Paths, printable
+from pipeline.data.files.paths import Paths, counted, printable
 from pipeline.data.files.shards.parquet_shards import import_pyarrow, index_parquet
 from pipeline.data.files.shards.patterns import Shard
 from pipeline.data.files.shards.samples import CannotWriteImages, ShardKeys, ShardSamples
@@ -23,7 +23,7 @@ from pipeline.data.files.shards.tar_shards import index_tar
 from pipeline.errors import UserError
 
 # Raise this number when the same shards give another index, or when the layout of the entry changes.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _KIND = "shards"
 _THREADS = 8
 _MAX_NAMED = 10
@@ -183,6 +183,9 @@ def _join(
             f"data.{part}_shards: the shards name their classes differently; give shards of one data set"
         )
     counts = [len(one.names) for one in samples]
+    if not any(counts):
+        number = counted(len(samples), "shard")
+        raise UserError(f"data.{part}_shards: there is no image in {number}; give other shards")
     return PartIndex(
         files=_files(part, shards, folder),
         names=Paths.of(name for one in samples for name in one.names),

@@ -67,7 +67,7 @@ def list_shards(root: Path, config: ShardData, *, is_main: bool = True, writes: 
     keys, place = ShardKeys(config.image_key, config.label_key), CachePlace.of(root, config)
     given = shards, keys, place
     index = read_index(*given, is_main=is_main) if writes else find_index(*given)
-    (classes, label_of), problems = _number(index), []
+    (classes, label_of), problems = _number(index, shards), []
     parts = {part: _files(root, shards[part], one, label_of) for part, one in index.items()}
     warnings = [warning for one in index.values() for warning in one.warnings]
     for part, one in index.items():
@@ -104,7 +104,7 @@ def list_test_shards(
     """
     shards = _find(("test",), root, config, Copies(config))
     index = read_index(shards, ShardKeys(config.image_key, config.label_key), place, is_main=True)
-    classes, label_of = _number(index)
+    classes, label_of = _number(index, shards)
     used = [classes[number] for number in sorted(set(label_of.values()))]
     new_label = number_classes(classes, used)
     files = _files(
@@ -177,7 +177,9 @@ def _without_label(part: str, index: PartIndex, config: ShardData) -> str:
     )
 
 
-def _number(index: Mapping[str, PartIndex]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _number(
+    index: Mapping[str, PartIndex], shards: Mapping[str, Sequence[Shard]]
+) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the classes, and the number of each label.
 
     Raises:
@@ -188,12 +190,14 @@ def _number(index: Mapping[str, PartIndex]) -> tuple[tuple[str, ...], dict[str, 
     for part, of_part in texts.items():
         for text in of_part:
             if re.fullmatch(r"-[0-9]+", text):
+                image = _first_with(text, index[part], shards[part])
                 raise UserError(
-                    f"data.{part}_shards: the label {text} is below 0: images without a label have it; give "
-                    f"other shards in data.{part}_shards, or another column or member in data.label_key"
+                    f"data.{part}_shards: the label {text} of {image} is below 0: images without a label "
+                    f"have it; give other shards in data.{part}_shards, or another column or member in "
+                    "data.label_key"
                 )
     if all(re.fullmatch(r"[0-9]+", text) for text in every):
-        return _number_numbers(index, every)
+        return _number_numbers(index, shards, every)
     classes = tuple(sorted(texts["train" if "train" in texts else "test"]))
     unknown = sorted(set(every) - set(classes))
     if unknown:
@@ -204,8 +208,14 @@ def _number(index: Mapping[str, PartIndex]) -> tuple[tuple[str, ...], dict[str, 
     return classes, {name: number for number, name in enumerate(classes)}
 
 
+def _first_with(text: str, index: PartIndex, shards: Sequence[Shard]) -> str:
+    """Return `SHARD:NAME` of the first image with this label."""
+    number = int(np.argmax(index.label == index.label_names.index(text)))
+    return printable(f"{shards[index.shard[number]].name}:{index.names[number]}")
+
+
 def _number_numbers(
-    index: Mapping[str, PartIndex], texts: Sequence[str]
+    index: Mapping[str, PartIndex], shards: Mapping[str, Sequence[Shard]], texts: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the classes of labels that are numbers: the names that the shards give, or the numbers."""
     names = {one.class_names for one in index.values() if one.class_names}
@@ -220,17 +230,20 @@ def _number_numbers(
     limit = max(sum(len(one.label) for one in index.values()), len(names_there))
     largest = max(texts, key=lambda text: (len(text.lstrip("0")), text.lstrip("0")))
     if len(largest.lstrip("0")) > len(str(limit)) or int(largest) >= limit:
-        key = next(f"data.{part}_shards" for part, one in index.items() if largest in one.label_names)
+        part = next(part for part, one in index.items() if largest in one.label_names)
         shown = largest if len(largest) <= 20 else f"{largest[:17]}..."
         raise UserError(
-            f"{key}: the label {shown} means as many classes and one more, but there are {limit} images; "
-            "number the classes from 0 on, or give their names"
+            f"data.{part}_shards: the label {shown} of {_first_with(largest, index[part], shards[part])} is "
+            f"too large: there are {limit} images, and labels are the numbers of the classes, from 0 on; "
+            "correct it, number the classes without gaps, or set data.label_key"
         )
     label_of = {text: int(text) for text in texts}
     count = max(label_of.values()) + 1
     if names_there and count > len(names_there):
+        part = next(part for part, one in index.items() if largest in one.label_names)
         raise UserError(
-            f"data.train_shards: the label {count - 1} has no name among the {len(names_there)} class "
-            "labels; correct the metadata of the shards, or set data.label_key"
+            f"data.{part}_shards: the label {count - 1} of {_first_with(largest, index[part], shards[part])} "
+            f"has no name among the {len(names_there)} class labels; correct the metadata of the shards, or "
+            "set data.label_key"
         )
     return names_there or tuple(map(str, range(count))), label_of

@@ -60,6 +60,10 @@ def index_parquet(path: Path, keys: ShardKeys, out: RawIOBase | BytesIO | None) 
         if isinstance(error, OSError) and error.errno:
             raise  # not of pyarrow: the file cannot be read
         raise ValueError(f"it is no Parquet file, or damaged ({_first_line(error)}); copy it again") from None
+    if not rows:
+        result.warnings.append("it holds no rows")
+    if rows and not result.labels:
+        raise ValueError(f"its column {printable(label)} is empty in all rows; set data.label_key")
     if out is not None and rows and not end:
         raise ValueError(
             f"its column {printable(image)} holds no bytes, only paths; embed the images when you save it"
@@ -129,6 +133,10 @@ def _choose(what: str, given: str | None, fitting: Sequence[str], names: Sequenc
     if len(fitting) == 1:
         return fitting[0]
     found = f"{len(fitting)} columns may be the {what}" if fitting else f"no column is the {what}"
+    if what == "image" and not fitting:
+        raise ValueError(
+            f"{found}, which is a struct of bytes and path, or plain bytes; its columns are {there}"
+        )
     raise ValueError(f"{found}; set data.{what}_key to one of its columns: {there}")
 
 
@@ -140,13 +148,17 @@ def _holds_images(kind: Any, arrow: Any) -> bool:
 
 
 def _is_binary(kind: Any, arrow: Any) -> bool:
-    return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+    if arrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    types = arrow.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def _is_text(kind: Any, arrow: Any) -> bool:
     if arrow.types.is_dictionary(kind):
         kind = kind.value_type
-    return arrow.types.is_string(kind) or arrow.types.is_large_string(kind)
+    types = arrow.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def _features(schema: Any) -> dict[str, Any]:

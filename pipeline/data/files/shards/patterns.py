@@ -1,6 +1,7 @@
 """Finds the shards of a data set: by a pattern with braces, or by their names in a folder."""
 
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -72,11 +73,19 @@ def find_shards(part: str, root: Path, config: ShardData, copies: Copies) -> lis
 
 
 def first_shard(root: Path) -> str | None:
-    """Return the name of a shard in a folder, or in its folder `train`; None if there is none."""
-    for folder in (root, root / "train"):
+    """Return the name of a shard in a folder, or in a folder of it; None if there is none."""
+    for folder in (root, *_folders_in(root)):
         if folder.is_dir() and (names := _shards_in(folder)):
             return f"{folder.relative_to(root)}/{names[0]}".removeprefix("./")
     return None
+
+
+def _folders_in(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    with os.scandir(root) as entries:  # knows the kind of each entry without asking for it
+        folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return [root / name for name in sorted(folders)]
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -162,6 +171,9 @@ def _by_names(part: str, root: Path, given_root: str, copies: Copies) -> list[st
     hint = f"; it holds {there}" if names else ""
     if not base and (root / "train").is_dir() and class_folders_in(root / "train"):
         hint = "; it holds class folders: set data.dataset=folder"
+    elif not base and not names and (inside := first_shard(root)):
+        folder = printable(root / inside.rpartition("/")[0])
+        hint = f"; it holds {printable(inside)}: set data.root={folder} if all shards are there"
     raise UserError(f"data.root: no shards with the word {words} in {given_root}{hint}; {LAYOUT}")
 
 

@@ -6,20 +6,21 @@ The members of one sample have the same name up to its first dot: `0001.jpg` and
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.data.files.image_formats import SUFFIXES
-from pipeline.data.files.paths import printable
+from pipeline.data.files.paths import counted, printable
 from pipeline.data.files.shards.patterns import unpacking
 from pipeline.data.files.shards.samples import ShardKeys, ShardSamples
 
 _DEFAULT_LABEL = "cls"
 _IMAGE_KEYS = {suffix[1:] for suffix in SUFFIXES}
 _BLOCK = tarfile.BLOCKSIZE
+_EMPTY = tarfile.RECORDSIZE  # bytes, at most, of a file that was packed without members
 _LONGEST_LABEL = 2**20  # bytes of a member that holds a label, perhaps beside other fields
 _PACKED = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 
@@ -36,6 +37,8 @@ _Places = dict[str, dict[str, _Member]]  # by sample and key
 def index_tar(path: Path, keys: ShardKeys) -> ShardSamples:
     """Find the samples of a tar file, from the headers of its members.
 
+    A file without members is a shard without samples, as writers with fixed numbers of shards make them.
+
     Raises:
         ValueError: the file is compressed, damaged, cut off or no tar file; or no member is an image, or a
             sample holds several.
@@ -45,6 +48,8 @@ def index_tar(path: Path, keys: ShardKeys) -> ShardSamples:
     with path.open("rb") as file:
         _refuse_packed(path, file.read(8))
         places = _read_members(path, result)
+        if places is None:
+            return result
         descriptor = file.fileno()
         image_of = _choose_images(places, keys.image)
         found = []
@@ -63,9 +68,38 @@ def index_tar(path: Path, keys: ShardKeys) -> ShardSamples:
         wanted = keys.label or _DEFAULT_LABEL
         raise ValueError(
             f"no image has a label in a member {wanted!r}; there are {_listed(keys_there)}: "
-            "set data.label_key, such as data.label_key=json.label"
+            f"{_label_remedy(keys_there)}"
         )
+    _tell_of_labels_alone(places, image_of, keys.label, result)
     return result
+
+
+def _label_remedy(keys_there: Sequence[str]) -> str:
+    others = [key for key in keys_there if key.rpartition(".")[2] not in _IMAGE_KEYS]
+    if not others:
+        return f"pack each image with its label, in a member such as 0001.{_DEFAULT_LABEL} beside 0001.jpg"
+    example = "json.label" if "json" in others else others[0]
+    return f"set data.label_key, such as data.label_key={printable(example)}"
+
+
+def _tell_of_labels_alone(
+    places: _Places, image_of: Mapping[str, str], label_key: str | None, result: ShardSamples
+) -> None:
+    """Warn of samples with a label and no image: their key may be another one."""
+    key = (label_key or _DEFAULT_LABEL).lower()
+    keys = (key, key.partition(".")[0])
+    alone = [
+        members[found].name
+        for sample, members in places.items()
+        if sample not in image_of and (found := next((one for one in keys if one in members), None))
+    ]
+    if alone:
+        left_out = counted(
+            len(alone),
+            "sample has a label, but no image, and is left out",
+            "samples have a label, but no image, and are left out",
+        )
+        result.warnings.append(f"{left_out}, such as {printable(alone[0])}; is data.image_key right?")
 
 
 def _refuse_packed(path: Path, head: bytes) -> None:
@@ -78,9 +112,10 @@ def _refuse_packed(path: Path, head: bytes) -> None:
             )
 
 
-def _read_members(path: Path, result: ShardSamples) -> _Places:
-    """Return the places of all plain members, by sample and key."""
+def _read_members(path: Path, result: ShardSamples) -> _Places | None:
+    """Return the places of all plain members, by sample and key; None if the file has no members at all."""
     places: _Places = {}
+    member = None
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -93,6 +128,11 @@ def _read_members(path: Path, result: ShardSamples) -> _Places:
     except tarfile.TarError as error:
         raise ValueError(f"{_cut_off(error)}; copy it again, or pack it again") from None
     _check_end(path, end, result)
+    if member is None:
+        if path.stat().st_size > _EMPTY:
+            raise ValueError("it holds zero bytes alone; copy it again")
+        result.warnings.append("it holds no files")
+        return None
     return places
 
 
@@ -140,7 +180,8 @@ def _choose_images(places: _Places, image_key: str | None) -> Mapping[str, str]:
         wanted = f"with the key {image_key}" if image_key else "that is an image"
         raise ValueError(
             f"no member {wanted}; the keys are {_listed(keys_there)}: the key of a member is what follows "
-            "the first dot in its name; set data.image_key"
+            "the first dot in its name; set data.image_key, or pack the shards again without dots before "
+            "the key"
         )
     return image_of
 
@@ -158,13 +199,19 @@ def _read_label(descriptor: int, members: Mapping[str, _Member], label_key: str 
         raise ValueError(f"{name} is too long for a label ({member.num_bytes} bytes); set data.label_key")
     content = os.pread(descriptor, member.num_bytes, member.offset)
     try:
-        if not field:
-            return content.decode().strip() or None
-        value = json.loads(content).get(field)
+        text = content.decode("utf-8-sig")  # some editors write a mark of the encoding first
+        value = json.loads(text).get(field) if field else text
     except (ValueError, AttributeError):
         raise ValueError(f"{name} is no text, or no JSON object; set data.label_key") from None
+    if isinstance(value, list | dict):
+        kind = "a list" if isinstance(value, list) else "a mapping"
+        raise ValueError(
+            f"the field {printable(field)} of {name} is {kind}, not one label an image; set data.label_key"
+        )
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON has one kind of numbers
     return None if value is None else str(value).strip() or None
 
 
-def _listed(keys: list[str], most: int = 8) -> str:
+def _listed(keys: Sequence[str], most: int = 8) -> str:
     return ", ".join(map(printable, keys[:most])) + (", …" if len(keys) > most else "") if keys else "none"

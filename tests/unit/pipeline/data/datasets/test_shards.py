@@ -184,10 +184,15 @@ LABELS: dict[str, tuple[list[str], list[str], str]] = {
     "below 0": (
         ["0", "1"],
         ["-1", "-1"],
-        r"^data.test_shards: the label -1 is below 0: images without a label",
+        r"^data.test_shards: the label -1 of val-0.tar:0.jpg is below 0: images without a label",
     ),
     "a gap": (["0", "2", "2"], ["0"], r"^data.train_shards: no .* for class 1 in .*; give all shards"),
-    "too large": (["0", "70000"], ["0"], r"^data.train_shards: the label 70000 means as many classes"),
+    "too large": (
+        ["0", "70000"],
+        ["0"],
+        r"^data.train_shards: the label 70000 of train-0.tar:1.jpg is too l",
+    ),
+    "no images": (["0", "1"], [], r"^data.test_shards: there is no image in 1 shard; give other"),
     "unknown": (["cat", "dog"], ["cow"], r"^data.test_shards: has class cow, unknown to data.train_shards"),
     "one class": (["0", "0"], ["0"], r"^data.train_shards: .* holds one class, class 0; training needs"),
 }
@@ -227,6 +232,12 @@ def test_class_labels_must_be_the_same_in_all_shards(tmp_path: Path):
     with pytest.raises(UserError, match=r"name their classes differently from data.train_shards"):
         load_shards(tmp_path)
     write_parquet(tmp_path / "val-0.parquet", rows, ["a", "b"])
+    no_name = {"image": rows[0]["image"], "label": 2}
+    write_parquet(tmp_path / "val-0.parquet", [*rows, no_name], ["a", "b"])
+    with pytest.raises(
+        UserError, match=r"test_shards: the label 2 of val-0.parquet:2 has no name among the 2"
+    ):
+        load_shards(tmp_path)
     write_parquet(tmp_path / "train-1.parquet", rows, ["b", "a"])
     with pytest.raises(UserError, match=r"data.train_shards: the shards name their classes differently"):
         load_shards(tmp_path)
@@ -279,6 +290,26 @@ def test_a_shard_that_is_cut_off_later_is_named(tmp_path: Path, folder: Path):
         TrainingError, match=r"train-00000-of-00001.tar:0021.*: its file ends before the image"
     ):
         train.read_centre(len(train) - 1)
+
+
+def test_shards_of_no_images_are_no_fault_beside_others(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for part in ("train", "val"):
+        write_tar(tmp_path / f"{part}-0.tar", labelled(["0", "1"]))
+    write_tar(tmp_path / "train-1.tar", [])
+    with caplog.at_level(logging.WARNING):
+        assert len(load_shards(tmp_path).train) == 2
+    assert "train-1.tar: it holds no files" in caplog.text
+
+
+def test_a_download_holds_its_shards_one_folder_down(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    write_tar(tmp_path / "data" / "train-0.tar", labelled(["0", "1"]))
+    with pytest.raises(
+        UserError, match=r"it holds data/train-0.tar: set data.root=.*/data if all shards are"
+    ):
+        load_shards(tmp_path)
+    with pytest.raises(UserError, match=r"set data.dataset=shards, as for data/train-0.tar"):
+        load(tmp_path)
 
 
 def test_no_class_folders_but_shards(shards: Path):

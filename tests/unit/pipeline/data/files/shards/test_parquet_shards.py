@@ -55,7 +55,13 @@ def test_many_rows_are_read_in_turn(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "kind",
-    [pa.binary(), pa.large_binary(), pa.struct([("path", pa.string()), ("bytes", pa.large_binary())])],
+    [
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int8(), pa.binary()),
+        pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]),
+    ],
     ids=str,
 )
 def test_plain_bytes_and_other_types(tmp_path: Path, kind: Any):
@@ -66,7 +72,9 @@ def test_plain_bytes_and_other_types(tmp_path: Path, kind: Any):
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())], ids=str
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
+    ids=str,
 )
 def test_labels_may_be_names(tmp_path: Path, kind: Any):
     names = pa.array(["dog" if label else "cat" for label in LABELS]).cast(kind)
@@ -108,7 +116,12 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str | None, ...], str]] = {
         (),
         "2 columns may be the image; set data.image_key",
     ),
-    "no image": ({"a": LABELS, "label": LABELS}, (), "no column is the image; .*its columns: a, label"),
+    "no image": ({"a": LABELS, "label": LABELS}, (), "no column is the image, .*its columns are a, label"),
+    "empty labels": (
+        {"image": IMAGES, "label": pa.array([None] * 7, pa.int64())},
+        (),
+        "column label is empty in all rows; set data.label_key",
+    ),
     "no label": (
         {"image": IMAGES},
         (),
@@ -153,6 +166,12 @@ def test_columns_that_do_not_fit_are_named(tmp_path: Path, name: str):
     columns, keys, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         index(write(tmp_path / "a.parquet", **columns), *keys)
+
+
+def test_a_file_without_rows_has_no_samples(tmp_path: Path):
+    path = write(tmp_path / "a.parquet", image=pa.array([], pa.binary()), label=pa.array([], pa.int64()))
+    samples, copied = index(path)
+    assert (samples.names, copied, samples.warnings) == ([], [], ["it holds no rows"])
 
 
 def test_images_saved_as_paths_alone(tmp_path: Path):

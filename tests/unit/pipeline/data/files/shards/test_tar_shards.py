@@ -104,6 +104,29 @@ def test_the_keys_choose_image_and_label(
     assert index_of(tmp_path, members, *keys).labels == labels
 
 
+def test_labels_of_json_numbers_and_with_a_mark_of_the_encoding(tmp_path: Path):
+    members: list[Member] = [
+        ("a.jpg", JPEG),
+        ("a.json", b'{"label": 10.0}'),
+        ("b.jpg", JPEG),
+        ("b.json", b'\xef\xbb\xbf{"label": 2}\r\n'),
+    ]
+    assert index_of(tmp_path, members, None, "json.label").labels == ["10", "2"]
+
+
+def test_a_file_without_members_has_no_samples(tmp_path: Path):
+    samples = index_of(tmp_path, [])
+    assert (samples.names, samples.warnings) == ([], ["it holds no files"]) and not len(samples.offset)
+
+
+@pytest.mark.parametrize("keys", [(None, None), (None, "json.x")], ids=str)
+def test_labels_without_an_image_are_counted(tmp_path: Path, keys: tuple[str | None, ...]):
+    labels: list[Member] = [("c.cls", b"1"), ("c.json", b'{"x": 1}'), ("d.cls", b"1"), ("d.json", b"{}")]
+    members: list[Member] = [("a.jpg", JPEG), ("a.cls", b"1"), ("a.json", b'{"x": 1}'), ("b.txt", b"note")]
+    (warning,) = index_of(tmp_path, [*members, *labels], *keys).warnings
+    assert warning.startswith("2 samples have a label, but no image, and are left out, such as c.")
+
+
 def test_an_image_without_a_label_is_named(tmp_path: Path):
     members: list[Member] = [*TWO, ("c.jpg", JPEG), ("d.jpg", JPEG), ("d.cls", b" ")]
     samples = index_of(tmp_path, members)
@@ -133,8 +156,16 @@ WRONG: dict[str, tuple[list[Member], tuple[str | None, ...], str]] = {
         (None, "json.x"),
         "a.json is no text, or no JSON object",
     ),
+    "several labels": (
+        [("a.jpg", JPEG), ("a.json", b'{"x": [1, 2]}')],
+        (None, "json.x"),
+        "the field x of a.json is a list, not one label an image",
+    ),
+    "other labels": ([("a.jpg", JPEG), ("a.txt", b"cat")], (), "such as data.label_key=txt"),
+    "images alone": ([("cat/a.jpg", JPEG)], (), "in a member such as 0001.cls beside 0001.jpg"),
+    "dots": ([("v1/a.1.jpg", JPEG)], (), "keys are 1.jpg: .* or pack the shards again without dots before"),
     "an array": ([("a.jpg", JPEG), ("a.cls", b"\x93NUMPY\xff")], (), "a.cls is no text, or no JSON object"),
-    "nothing": ([], (), "no member that is an image; the keys are none"),
+    "nothing": ([("README", b"text")], (), "no member that is an image; the keys are none"),
 }
 
 
@@ -193,10 +224,10 @@ def test_files_one_after_another_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"text", 2000 * b"text", 4096 * b"\0"], ids=["empty", "a", "b", "zeros"]
+    "content", [b"", b"text", 2000 * b"text", 20_480 * b"\0"], ids=["empty", "a", "b", "zeros"]
 )
 def test_what_is_no_tar_file(tmp_path: Path, content: bytes):
     path = tmp_path / "train-0.tar"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"no tar file|no member"):
+    with pytest.raises(ValueError, match=r"no tar file|no member|zero bytes alone"):
         index(path)
