@@ -1,5 +1,6 @@
 """Writes predictions with the probabilities of all classes as CSV or Parquet."""
 
+import contextlib
 import csv
 import importlib
 import importlib.util
@@ -64,10 +65,6 @@ class PredictionTable:
 
     def write_parquet(self, path: Path) -> None:
         """Write a Parquet file with the same columns; texts are as they are."""
-        if importlib.util.find_spec("pyarrow") is None:
-            raise UserError(
-                f"{path}: Parquet needs the package pyarrow; pip install -e '.[parquet]', or name a .csv file"
-            )
         pa: Any = importlib.import_module("pyarrow")
         parquet: Any = importlib.import_module("pyarrow.parquet")
         texts = ("file", "true", "predicted")
@@ -87,6 +84,7 @@ class PredictionTable:
         check_table_name(path)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix.lower() == ".parquet":
                 self.write_parquet(temporary)
             else:
@@ -97,7 +95,8 @@ class PredictionTable:
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(NotADirectoryError):
+                temporary.unlink(missing_ok=True)
         return path
 
     def _chunks(self) -> Iterator[list[Any]]:
@@ -115,14 +114,18 @@ class PredictionTable:
 
 
 def check_table_name(path: Path) -> None:
-    """Check the suffix of a table's file.
+    """Check the suffix of a table's file, and that the package for it is there.
 
     Raises:
-        UserError: it is none of .csv and .parquet.
+        UserError: it is none of .csv and .parquet, or pyarrow is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"{os.fspath(path)!r}: is no .csv and no .parquet file; end its name with one of them"
+        )
+    if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(
+            f"{path}: Parquet needs the package pyarrow; pip install -e '.[parquet]', or name a .csv file"
         )
 
 

@@ -75,7 +75,7 @@ def test_predict_prints_csv_with_all_probabilities(
 def test_evaluate_tells_the_calibration_and_writes_the_predictions(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    table = tmp_path / "predictions.csv"
+    table = tmp_path / "new" / "predictions.csv"
     assert cli.main(["evaluate", str(run), "--predictions", str(table)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(table)
