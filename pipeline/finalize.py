@@ -4,8 +4,9 @@ Once result.json is written the run is finished: a failure after it becomes a wa
 """
 
 import contextlib
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -60,7 +61,7 @@ def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
         say(f"stopped: by {name_of(stop.number)} after training; {make_report}")
     else:
         stop.idle(0, "after the end of the run, which is complete")
-        _say_trackers(say, run.path, trainer.config)
+        _say_trackers(say, run.path, trainer.config, trackers.working if trackers is not None else ())
         say(next_commands(run.path, trainer.config))
     say(str(run.path))
     _write_timeline(trainer, run, result)
@@ -238,16 +239,17 @@ def _write_report(run: RunFolder) -> Path:
     return write_report([run.path], run.report)
 
 
-def _say_trackers(say: Say, path: Path, config: "Config") -> None:
-    """Print the commands that show the run in its trackers; a server needs none."""
+def _say_trackers(say: Say, path: Path, config: "Config", working: Iterable[str]) -> None:
+    """Print the commands that show the run in its trackers; a server and a tracker that failed need none."""
     database, offline = path.parent / "mlflow.db", path / "wandb"
     commands = {
         "wandb": f"wandb sync {shlex.quote(str(offline))}/offline-run-*",
         "mlflow": shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"]),
         "trackio": shlex.join(["trackio", "show", "--project", config.log.project]),
     }
-    there = {"wandb": any(offline.glob("offline-run-*")), "mlflow": database.is_file(), "trackio": True}
-    for name in wanted(config):
+    local = database.is_file() and not os.environ.get("MLFLOW_TRACKING_URI")
+    there = {"wandb": any(offline.glob("offline-run-*")), "mlflow": local, "trackio": True}
+    for name in working:
         if there.get(name):
             say(f"{name}: {commands[name]}")
 

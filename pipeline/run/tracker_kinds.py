@@ -10,6 +10,7 @@ import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,9 @@ from pipeline.atomic_io import read_json, write_json
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder
+
+# in trackio's warnings of records that it loses
+_LOSSES = ("could not be persisted", "be dropped", "be lost", "skipped metric", "failed to process")
 
 
 class Saved:
@@ -61,6 +65,10 @@ class Kind(ABC):
 
     def started(self, tracker: Any, saved: Saved) -> None:
         """Remember what names the run in the tracker; by default nothing."""
+        return
+
+    def check(self) -> None:
+        """Raise an error if the tracker has only told of a failure; called before each record."""
         return
 
     @abstractmethod
@@ -150,23 +158,49 @@ class Mlflow(Kind):
         importlib.import_module("mlflow").end_run("FAILED" if failed else "FINISHED")
 
 
+def _keep_loss(losses: list[str], message: object, *_: object, **__: object) -> None:
+    """Keep a warning of trackio that says that records are lost."""
+    if any(words in str(message) for words in _LOSSES):
+        losses.append(str(message))
+
+
 class Trackio(Kind):
-    """trackio: a database in `TRACKIO_DIR`, by default in the user's cache folder."""
+    """trackio: a database in `TRACKIO_DIR`, by default in the user's cache folder.
+
+    It only warns of records that it cannot store, once for each kind of them: that is a failure here. Its
+    other warnings are of no interest in a run.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[str] = []
 
     def options(self, config: Config, run: RunFolder, saved: Saved, resume_step: int) -> Mapping[str, Any]:
+        self._losses = losses = []
         for name in (
             "trackio",
             "trackio.run",
             "trackio.utils",
         ):  # it has no option for silence, and would disturb the bar
-            importlib.import_module(name).__dict__["print"] = lambda *_, **__: None
+            names = importlib.import_module(name).__dict__
+            names["print"] = lambda *_, **__: None
+            names["_emit_nonfatal_warning"] = partial(_keep_loss, losses)
+        folder = Path(importlib.import_module("trackio.utils").TRACKIO_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
         return {"name": run.path.name, "resume": "allow"}
+
+    def check(self) -> None:
+        if self._losses:
+            raise RuntimeError(self._losses[0])
 
     def add_picture(self, tracker: Any, name: str, path: Path, step: int) -> None:
         tracker.log({name: importlib.import_module("trackio").Image(str(path))}, step=step)
 
     def add_page(self, tracker: Any, name: str, path: Path, step: int) -> None:
         tracker.log({name: importlib.import_module("trackio").Html(str(path))}, step=step)
+
+    def finish(self, tracker: Any, failed: bool) -> None:
+        tracker.finish()
+        self.check()  # it stores the last records now
 
 
 KINDS: Mapping[str, Kind] = {

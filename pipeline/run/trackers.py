@@ -147,6 +147,11 @@ class Trackers:
             start = partial(_start, accelerator, name, kind, options, config.log.project, values, saved)
             self._trackers.append(Tracker(name, start))
 
+    @property
+    def working(self) -> list[str]:
+        """Names of the trackers that have not failed."""
+        return [tracker.name for tracker in self._trackers if not tracker.problem]
+
     def write(self, record: TrainRecord | EvalRecord) -> None:
         """Send a record; its figures are named after their set: `train/loss`, `test/accuracy`."""
         group = record.split if isinstance(record, EvalRecord) else record.kind
@@ -188,7 +193,7 @@ class Trackers:
     def _log(self, figures: Mapping[str, float], step: int, names: Sequence[str]) -> None:
         for tracker in self._trackers:
             if tracker.name in names:
-                tracker.do(partial(_call, _log, figures, step))
+                tracker.do(partial(_call, _log, KINDS[tracker.name], figures, step))
         self._tell()
 
     def _tell(self) -> None:
@@ -224,7 +229,8 @@ def _call(work: Callable[..., object], *arguments: Any) -> object:
     return work(arguments[-1], *arguments[:-1])
 
 
-def _log(tracker: Any, figures: Mapping[str, float], step: int) -> None:
+def _log(tracker: Any, kind: Kind, figures: Mapping[str, float], step: int) -> None:
+    kind.check()
     tracker.log(dict(figures), step=step)
 
 

@@ -211,6 +211,40 @@ def test_trackio(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert {"contact_sheet", "report"} <= {key for _, key in values}
 
 
+def test_trackio_without_its_folder_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "file" / "trackio")
+    said = write_some(tmp_path / "a")
+    assert len(said) == 1 and "log.trackers: trackio gets no more records" in said[0]
+    assert "Not a directory" in said[0] and not len(recwarn)
+
+
+def test_records_that_trackio_loses_are_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+):
+    """It tells of a full disk by warnings of Python, from threads of its own."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trackio.sqlite_storage.SQLiteStorage.bulk_log", full)
+    said = write_some(tmp_path / "a")
+    assert len(said) == 1 and "No space left on device" in said[0] and not len(recwarn)
+
+
+def write_some(folder: Path) -> list[str]:
+    """Send records to trackio; return what was said."""
+    said: list[str] = []
+    opened = open_trackers(folder, "trackio", said=said)
+    opened.write(a_train_record(2))
+    opened.write(an_eval_record(4))
+    opened.close()
+    assert opened.working == []
+    return said
+
+
 # --- a tracker that fails -------------------------------------------------------------------------------
 
 
@@ -308,10 +342,13 @@ def test_a_run_with_all_trackers_one_of_them_without_its_server(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mlflow.db").touch()  # of earlier runs
     keys = [f"log.dir={tmp_path}/runs", "log.trackers=[tensorboard,wandb,mlflow,trackio]", "duration=1ep"]
     assert train.main([str(RECIPE), *keys]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len([line for line in printed if "warning: log.trackers: mlflow" in line]) == 1
+    (tmp_path / "runs/mlflow.db").unlink()
     run = only_run(tmp_path / "runs")
     assert f"wandb: wandb sync {run}/wandb/offline-run-*" in printed
     assert not any(line.startswith("mlflow: ") for line in printed)
