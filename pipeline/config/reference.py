@@ -61,9 +61,17 @@ def _type_name(field: FieldInfo, text: str) -> str:
     if "ParameterGroup" in text:
         return "list of mappings"
     if "tuple" in text:
-        words = re.findall(r"Literal\['(\w+)'\]", text)
-        if words:
-            return f"`{'` or `'.join(words)}` or list of float{' or null' * ('None' in text)}"
-        kind = "float" if "float" in text else "str"
-        return "list of durations" if "AfterValidator" in text else f"list of {kind}"
+        return _list_type(text)
     return text.replace("None", "null").replace(" | ", " or ")
+
+
+def _list_type(text: str) -> str:
+    """Return the type of a list, with the words that may stand in its place."""
+    null = " or null" * ("Optional" in text or "NoneType]" in text)
+    choices = re.search(r"tuple\[typing.Literal\[([^\]]+)\]", text)
+    if choices is not None:
+        return "list of " + " \\| ".join(f"`{word}`" for word in re.findall(r"'(\w+)'", choices[1])) + null
+    if "AfterValidator" in text:
+        return "list of durations" + null
+    words = "".join(f"`{word}` or " for word in re.findall(r"Literal\['(\w+)'\]", text))
+    return f"{words}list of {'float' if 'float' in text else 'str'}{null}"

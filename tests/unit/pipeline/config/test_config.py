@@ -446,6 +446,22 @@ def test_every_key_is_described():
         assert not field.is_required(), key
 
 
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("log.trackers", r"list of `tensorboard` \| `wandb` \| `mlflow` \| `trackio`"),
+        ("model.freeze", "list of str"),
+        ("optimizer.betas", "list of float"),
+        ("data.mean", "list of float or null"),
+        ("loss.class_weights", "`balanced` or list of float or null"),
+        ("schedule.milestones", "list of durations"),
+        ("optimizer.groups", "list of mappings"),
+    ],
+)
+def test_the_reference_says_what_a_list_holds(key: str, kind: str):
+    assert f"| `{key}` | {kind} | " in reference_table(key)
+
+
 def test_reference_table_holds_every_key_with_type_and_default():
     rows = [line.split(" | ") for line in reference_table().splitlines()[2:]]
     assert [row[0] for row in rows] == [f"| `{key}`" for key, _ in leaf_fields()]
