@@ -143,7 +143,8 @@ class Copies:
         failed = try_all(range(len(paths)), work, _FETCHING_THREADS, "fetching shards", chunk_size=1)
         if failed:
             raise UserError(
-                f"{key}: {len(failed)} of {len(paths)} shards cannot be fetched:"
+                f"{key}: {len(failed)} of {len(paths)} shards cannot be fetched; check the addresses and "
+                "your rights, and start again:"
                 + "".join(f"\n  {addresses[number]}: {failed[number]}" for number in [*failed][:_MAX_NAMED])
             )
         if unreachable:
@@ -235,7 +236,10 @@ def _file_system(key: str, address: str) -> tuple[Any, str]:
             "beside quickres[remote]: s3fs for s3://, gcsfs for gs://"
         ) from None
     except ValueError as error:
-        raise UserError(f"{key}: {printable(address)} cannot be read ({error})") from None
+        raise UserError(
+            f"{key}: {printable(address)} cannot be read ({error}); give a folder, or https://, "
+            "s3:// or gs://"
+        ) from None
 
 
 def _cannot_read(key: str, address: str, error: Exception) -> UserError:

@@ -150,11 +150,11 @@ def test_other_processes_take_the_copies_of_the_main_process(in_memory: str, tmp
     [
         (
             {"train_shards": "{address}/train-{{0..1}}.tar"},
-            "2 of 2 shards cannot be fetched:\n .*no such file",
+            r"2 of 2 shards cannot be fetched; check the addresses .*:\n .*no such file",
         ),
         ({"train_shards": "memory://*/train.tar"}, "only the last part of an address may hold"),
         ({"train_shards": "{address}/x-*.tar"}, r"no shard fits memory://bucket/x-\*.tar"),
-        ({"root": "nowhere://bucket"}, "nowhere://bucket cannot be read .*Protocol not known"),
+        ({"root": "nowhere://bucket"}, "nowhere://bucket cannot be read .*Protocol not known.*give a folder"),
         ({"root": "{address}/empty"}, "cannot list memory://bucket/empty"),
     ],
 )
