@@ -139,6 +139,8 @@ class Mlflow(Kind):
             logging.getLogger(name).setLevel(logging.WARNING)
         server, beside = os.environ.get("MLFLOW_TRACKING_URI"), run.path.resolve().parent
         mlflow.set_tracking_uri(server or f"sqlite:///{beside / 'mlflow.db'}")
+        if not server:  # MLflow sets it, and the next run of this process would take its place for a server
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
         files = None if server else (beside / "mlflow-files").as_uri()
         return {"logging_dir": files, "run_name": run.path.name, "run_id": saved.get("mlflow")}
 

@@ -179,6 +179,8 @@ def test_mlflow_in_a_local_store_and_continued(tmp_path: Path):
     assert losses == [(2, 0.25), (6, 0.125)]
     files = {path.name for path in (tmp_path / "mlflow-files").rglob("*") if path.is_file()}
     assert files == {"contact_sheet.png", "report.html"}
+    write_a_run(tmp_path / "elsewhere" / "b", "mlflow")  # by the same process, which MLflow gives a store
+    assert (tmp_path / "elsewhere" / "mlflow.db").is_file()
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -332,6 +334,18 @@ def test_a_package_that_is_not_installed_is_named_before_training(
     keys = [f"log.dir={tmp_path}/runs", "log.trackers=[tensorboard,wandb]"]
     assert train.main([str(RECIPE), *keys]) == 2
     assert "wandb" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_run_names_the_stores_of_trackers_that_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    keys = [f"log.dir={tmp_path}", "log.trackers=[mlflow,trackio]", "duration=2st"]
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "file" / "trackio")
+    assert train.main([str(RECIPE), *keys]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert f"mlflow: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in printed
+    assert not any(line.startswith("trackio: ") for line in printed)
 
 
 # --- a whole run ----------------------------------------------------------------------------------------
