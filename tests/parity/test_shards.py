@@ -167,7 +167,8 @@ def test_memory_and_files_stay_flat(roots: dict[str, Path]):
 
     epochs(20)
     before, after = epochs(20), epochs(80)
-    assert after[0] < before[0] + 16 and after[1:] == before[1:]
+    assert after[0] < before[0] + 16
+    assert after[1] <= before[1] and after[2] <= before[2]  # a thread of an earlier test may end meanwhile
 
 
 class TestOnGpu:
