@@ -19,8 +19,10 @@ def has_target(record: Record) -> bool:
 
 def draw_time_to_accuracy(folder: str, records: Sequence[Record], path: Path) -> None:
     """Draw a group of bars for each target, the fastest first. The bars of one group share a scale."""
-    rows = _rows([record for record in newest(records) if record.folder == folder and has_target(record)])
-    machine = next(row.gpu or "CPU" for row in rows if isinstance(row, Record))
+    drawn = [record for record in newest(records) if record.folder == folder and has_target(record)]
+    rows, machine = _rows(drawn), drawn[0].gpu or "CPU"
+    by_speed = sorted(drawn, key=_seconds)
+    slowest = {_runs(record).target: _seconds(record) for record in by_speed}
     subtitle = f"{machine}; mean test accuracy ± σ (n); from the first work on the images to the last view"
     names = [row if isinstance(row, str) else row.variant.removeprefix("cifar10_") for row in rows]
     with style.drawing([subtitle, *names]):
@@ -29,13 +31,11 @@ def draw_time_to_accuracy(folder: str, records: Sequence[Record], path: Path) ->
         axes.set_xlabel("")
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
-        slowest = 1.0
         for number, row in enumerate(rows):
             if isinstance(row, str):
                 axes.get_yticklabels()[number].set_fontweight("bold")
-                slowest = max(_seconds(record) for record in _group(rows, number))
                 continue
-            length = _seconds(row) / slowest * BARS_FRACTION * 0.8
+            length = _seconds(row) / slowest[_runs(row).target] * BARS_FRACTION * 0.8
             draw_bar(axes, number, 0, length, style.BLUE if _is_ours(row) else style.MUTED)
             draw_label(axes, number, length + 0.01, _label(row))
         axes.tick_params(axis="y", labelsize=LABEL_PT, length=0)
@@ -49,16 +49,6 @@ def _rows(records: Sequence[Record]) -> list[str | Record]:
         rows.append(f"{100 * target:g} %")
         rows += sorted((r for r in records if _runs(r).target == target), key=_seconds)
     return rows
-
-
-def _group(rows: Sequence[str | Record], header: int) -> list[Record]:
-    """Return the records between a header and the next one."""
-    group: list[Record] = []
-    for row in rows[header + 1 :]:
-        if isinstance(row, str):
-            break
-        group.append(row)
-    return group
 
 
 def _runs(record: Record) -> WholeRuns:

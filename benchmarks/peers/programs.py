@@ -45,6 +45,7 @@ class PeerProgram:
     runs: list[TimedRun] = field(default_factory=list)
     _process: subprocess.Popen[str] | None = None
     _started: float = 0.0
+    _columns: tuple[str, ...] = ()
 
     def take(self, count: int) -> None:
         """Let the program go on until it has finished COUNT more runs, and stop it again.
@@ -104,8 +105,6 @@ class PeerProgram:
                 self.wait_s = time.perf_counter() - self._started
             yield run
         raise TrainingError(f"{self.path}: ended with code {self._process.wait()}; it printed: {last_line}")
-
-    _columns: tuple[str, ...] = ()
 
     def _row_of_end(self, line: str) -> dict[str, str] | None:
         """Return the row of a run's end by column; None for other lines. Remembers the names of columns."""

@@ -86,6 +86,23 @@ def _store_symmetric(pointer, values, row, column, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _times_transpose(
+    matrix, row, column, width, BLOCK: tl.constexpr, DEPTH: tl.constexpr, OPERANDS: tl.constexpr
+):
+    """Return the tile at (row, column) of the product of a matrix of this width and its transpose."""
+    index, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
+    left = matrix + ((row + index)[:, None] * width + depth[None, :])
+    right = matrix + ((column + index)[None, :] * width + depth[:, None])
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for _ in range(0, width, DEPTH):
+        factors = tl.load(left).to(OPERANDS), tl.load(right).to(OPERANDS)
+        total = tl.dot(factors[0], factors[1], total, input_precision="ieee")
+        left += DEPTH
+        right += DEPTH
+    return total
+
+
+@triton.jit
 def _muon_gram_kernel(  # noqa: PLR0913
     x_ptr,  # (num_elements,)
     sums_ptr,  # (num_tiles,) float32
@@ -98,15 +115,7 @@ def _muon_gram_kernel(  # noqa: PLR0913
 ):
     """Write a tile of x xᵀ."""
     start, width, gram_start, height, row, column, first, count = _tile(tiles_ptr, BLOCK)
-    index, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
-    left = x_ptr + start + ((row + index)[:, None] * width + depth[None, :])
-    right = x_ptr + start + ((column + index)[None, :] * width + depth[:, None])
-    total = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for _ in range(0, width, DEPTH):
-        factors = tl.load(left).to(OPERANDS), tl.load(right).to(OPERANDS)
-        total = tl.dot(factors[0], factors[1], total, input_precision="ieee")
-        left += DEPTH
-        right += DEPTH
+    total = _times_transpose(x_ptr + start, row, column, width, BLOCK, DEPTH, OPERANDS)
     if NORMALISE:
         inverse = _inverse_norm(sums_ptr, first, count)
         total = total * inverse * inverse
@@ -126,17 +135,10 @@ def _muon_polynomial_kernel(  # noqa: PLR0913
 ):
     """Write a tile of b g + c g²."""
     _, _, gram_start, height, row, column, _, _ = _tile(tiles_ptr, BLOCK)
-    index, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
+    index = tl.arange(0, BLOCK)
     gram = gram_ptr + gram_start
-    left = gram + ((row + index)[:, None] * height + depth[None, :])
-    right = gram + ((column + index)[None, :] * height + depth[:, None])  # g is symmetric
     own = tl.load(gram + ((row + index)[:, None] * height + (column + index)[None, :])).to(tl.float32)
-    total = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for _ in range(0, height, DEPTH):
-        factors = tl.load(left).to(OPERANDS), tl.load(right).to(OPERANDS)
-        total = tl.dot(factors[0], factors[1], total, input_precision="ieee")
-        left += DEPTH
-        right += DEPTH
+    total = _times_transpose(gram, row, column, height, BLOCK, DEPTH, OPERANDS)  # g is symmetric
     _store_symmetric(polynomial_ptr + gram_start, b * own + c * total, row, column, height, BLOCK)
 
 

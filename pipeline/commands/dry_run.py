@@ -49,7 +49,7 @@ def describe_plan(config: Config, recipe: str) -> Iterator[str]:
     _check_loader(config, machine)
     check_capture(config.compile, machine.device)
     counts = count_images(config.data, config.seed)
-    check_class_weights(config.loss, counts.num_classes)
+    check_class_weights(config.loss.class_weights, counts.num_classes)
     plan = _plan(config, machine, counts)
     resumed = find_resumable(config).run
     offline = _check_network(config, machine, counts, fresh=resumed is None)

@@ -1,7 +1,9 @@
 """Checks a config against the run: its batch, the weights of its classes, and the capture of its step."""
 
+from collections.abc import Sized
+
 from pipeline.config.augment import MIX_SOURCES
-from pipeline.config.schema import CompileConfig, Config, LossConfig
+from pipeline.config.schema import CompileConfig, Config
 from pipeline.errors import UserError
 
 
@@ -51,14 +53,17 @@ def micro_batch_size(config: Config, num_processes: int) -> int:
     return config.data.batch_size // (num_processes * config.optimizer.accumulate)
 
 
-def check_class_weights(loss: LossConfig, num_classes: int) -> None:
-    """Check that `loss.class_weights` has a weight for each class.
+def check_class_weights(weights: Sized | str | None, num_classes: int) -> None:
+    """Check that there is a weight for each class, if they are a list.
+
+    Args:
+        weights: as `loss.class_weights`, or the weights computed from it.
+        num_classes: of the data set, or of the logits.
 
     Raises:
-        UserError: it is a list of another length.
+        UserError: they are of another length.
     """
-    weights = loss.class_weights
-    if isinstance(weights, tuple) and len(weights) != num_classes:
+    if weights is not None and not isinstance(weights, str) and len(weights) != num_classes:
         raise UserError(
             f"loss.class_weights: {len(weights)} weights for {num_classes} classes; give one for each class"
         )

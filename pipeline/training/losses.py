@@ -38,12 +38,8 @@ def compute_class_weights(
         used = sum(size > 0 for size in class_sizes)
         weights = [sum(class_sizes) / (used * size) if size else 0.0 for size in class_sizes]
     elif num_classes is not None:
-        check_class_weights(config, num_classes)
+        check_class_weights(weights, num_classes)
     return torch.tensor(weights, dtype=torch.float32, device=device)
-
-
-def _wrong_number(weights: int, classes: int) -> UserError:
-    return UserError(f"loss.class_weights: {weights} weights for {classes} classes; give one for each class")
 
 
 def classification_loss(
@@ -74,8 +70,7 @@ def classification_loss(
     Raises:
         UserError: K is not the number of weights.
     """
-    if class_weights is not None and len(class_weights) != logits.shape[1]:
-        raise _wrong_number(len(class_weights), logits.shape[1])
+    check_class_weights(class_weights, logits.shape[1])
     if fractions is None and (name == "bce" or class_weights is not None):
         labels, fractions = labels[:, None], logits.new_ones(1, dtype=torch.float32)
     if name == "bce":
