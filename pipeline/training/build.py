@@ -97,7 +97,7 @@ def compile_in_place(
     """
     if not config.compiles_on(device.type):
         return
-    _set_compiler_switches()
+    _set_compiler_switches(config)
     arguments: dict[str, Any] = {"backend": config.backend, "dynamic": False, "fullgraph": True}
     if config.backend == "inductor":
         arguments["options"] = _inductor_options(compile_mode(config, device), device)
@@ -131,7 +131,7 @@ def without_compiled_blocks(model: nn.Module) -> Iterator[None]:
             block._compiled_call_impl = call
 
 
-def _set_compiler_switches() -> None:
+def _set_compiler_switches(config: CompileConfig) -> None:
     from torch._dynamo import config as dynamo  # these imports take seconds
     from torch._functorch import config as functorch
 
@@ -144,6 +144,11 @@ def _set_compiler_switches() -> None:
     # our batch norm is an autograd.Function; without this switch its graphs are not cached, and every start
     # traces again
     functorch.autograd_cache_allow_custom_autograd_functions = True
+    if config.drop_ended:
+        # with these, torch 2.11 takes parameters for unchanged when `requires_grad` has changed, and computes
+        # the gradients that a phase drops
+        dynamo.skip_tensor_guards_with_matching_dict_tags = False
+        dynamo.use_recursive_dict_tags_for_guards = False
 
 
 def _inductor_options(mode: str, device: torch.device) -> dict[str, Any]:

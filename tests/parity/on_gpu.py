@@ -1,6 +1,8 @@
 """Share between the tests of training on a GPU: a stream of their own, and a small network in the step."""
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -27,6 +29,18 @@ def own_stream() -> Iterator[None]:
     """Run a test on a stream of its own: the captured step must not run on the default stream."""
     with torch.cuda.stream(torch.cuda.Stream()):
         yield
+
+
+@contextmanager
+def no_synchronisation() -> Iterator[None]:
+    """Raise a RuntimeError where the host waits for the device."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls this mode a prototype, once a process
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def small_config(*overrides: str) -> Config:

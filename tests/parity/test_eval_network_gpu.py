@@ -17,7 +17,7 @@ from pipeline.training.build import set_backends
 from pipeline.training.eval_network import EvalNetwork
 from pipeline.training.evaluate import _see_once, evaluate
 from pipeline.training.trainer import Trainer
-from tests.parity.on_gpu import own_stream, small_config  # noqa: F401
+from tests.parity.on_gpu import no_synchronisation, own_stream, small_config  # noqa: F401
 
 pytestmark = [
     pytest.mark.gpu,
@@ -123,13 +123,9 @@ def test_the_host_does_not_wait() -> None:
     trainer.evaluate_weights(trainer.loaders.test)
     network, loader = trainer._networks["weights"], trainer.loaders.test
     assert isinstance(loader, FusedLoader)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.no_grad():
-            seen_once = _see_once(network, loader, trainer.processes.device, views, None)
-            second_pass.count_on_device(network, loader, views, seen_once)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_synchronisation(), torch.no_grad():
+        seen_once = _see_once(network, loader, trainer.processes.device, views, None)
+        second_pass.count_on_device(network, loader, views, seen_once)
 
 
 @pytest.mark.parametrize("mode", ["graph", "reduce-overhead"])

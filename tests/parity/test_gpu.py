@@ -10,7 +10,7 @@ from pipeline.data.loaders.dali_arrays import DaliArrayLoader
 from pipeline.data.loaders.fused import FusedLoader
 from pipeline.data.loaders.reference import ArraySource, ReferenceLoader
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
-from tests.parity.on_gpu import own_stream, small_config, start, train  # noqa: F401
+from tests.parity.on_gpu import no_synchronisation, own_stream, small_config, start, train  # noqa: F401
 from tests.parity.tolerances import assert_parity
 
 pytestmark = [
@@ -170,10 +170,7 @@ def test_the_host_waits_for_no_step(mode: str) -> None:
     stream = iter(loader)
     for _ in range(6):
         step(next(stream))
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with no_synchronisation():
         for _ in range(4):
             step(next(stream))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert step._state.step == 10 and step.recompilations == 0

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data import Batch
-from tests.parity.on_gpu import own_stream, small_config, start, train  # noqa: F401
+from tests.parity.on_gpu import no_synchronisation, own_stream, small_config, start, train  # noqa: F401
 from tests.parity.tolerances import assert_parity
 
 pytestmark = [
@@ -109,15 +109,11 @@ def test_a_step_waits_for_nothing(name: str) -> None:
     stream = iter(loader)
     step(next(stream))
     step(next(stream))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronisation():
         step(next(stream))  # the last eager one
-        torch.cuda.set_sync_debug_mode("default")
-        step(next(stream))  # captures
-        torch.cuda.set_sync_debug_mode("error")
+    step(next(stream))  # captures
+    with no_synchronisation():
         output = step(next(stream))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert step._state.step == 5 and torch.isfinite(output.loss)
 
 

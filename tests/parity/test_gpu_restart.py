@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure.whole_run import WholeRunRig
 from pipeline.config import Config
@@ -60,7 +61,7 @@ def test_the_graphs_of_two_phases_train_as_one(name: str) -> None:
         *(f"model.name={name}", "model.fused_norm=true", "model.fused_stem=true", "precision.mode=fp32"),
         *("runtime.tf32=false", f"optimizer.groups=[{{match: {layer}, until: 7st}}]"),
     )
-    weights, ended = [], []
+    weights, ended, backwards = [], [], []
     for drop in ("false", "true"):
         config = _config(0, *keys, f"compile.drop_ended={drop}")
         set_backends(config)
@@ -70,9 +71,21 @@ def test_the_graphs_of_two_phases_train_as_one(name: str) -> None:
         assert trainer.step.recompilations == 0 and trainer.step.settled
         weights.append(dict(trainer.state.model.named_parameters()))
         ended.append(len(trainer.step.phases))
+        trainer.state.step = 19
+        backwards.append(_count_kernels(trainer, "_whitening_stem_bias_gradient_kernel"))
     assert ended == [1, 2]
+    assert backwards == ([1, 0] if name == "speednet94" else [0, 0])
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def _count_kernels(trainer: Trainer, name: str) -> int:
+    """Return how often a kernel runs in the next step."""
+    batch = next(trainer.loaders.train.batches_from(0))
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        trainer.step(batch)
+        torch.cuda.synchronize()
+    return sum(event.count for event in profiled.key_averages() if name in event.key)
 
 
 def test_whitening_is_computed_again_for_the_captured_step() -> None:
