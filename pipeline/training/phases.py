@@ -42,10 +42,10 @@ def phases_of(config: Config, plan: Plan, model: nn.Module) -> tuple[Phase, ...]
     """Return the phases of a run in their order; one without `compile.drop_ended`.
 
     The trained weights are those of one phase, as the learning rate of parameters that have ended is 0. So
-    parameters stay in the step if their gradient has another use: all of them if the norm of the gradient is
-    clipped, and the matrices that Muon renormalises. When all parameters have ended, no new phase begins.
-    One difference is left: a gradient of an ended parameter that overflows no longer skips the update of the
-    others.
+    all parameters stay in the step if the norm of the gradient is clipped. Matrices that Muon renormalises
+    stay until their next renormalisation: later ones change them no more. When all parameters have ended, no
+    new phase begins. One difference is left: a gradient of an ended parameter that overflows no longer skips
+    the update of the others.
     """
     if not config.compile.drop_ended or config.optimizer.clip_norm is not None:
         return (Phase(),)
@@ -53,9 +53,7 @@ def phases_of(config: Config, plan: Plan, model: nn.Module) -> tuple[Phase, ...]
     endings = [
         (end, part.parameters)
         for part in parts
-        if (end := plan.end_of(part)) is not None
-        and end < plan.total_steps
-        and not _renormalised(config, part)
+        if (end := _first_step_without(part, config, plan)) is not None and end < plan.total_steps
     ]
     phases = [
         Phase(first, tuple(p for end, parameters in endings if end <= first for p in parameters))
@@ -66,8 +64,9 @@ def phases_of(config: Config, plan: Plan, model: nn.Module) -> tuple[Phase, ...]
     return tuple(phase for phase in phases if len(phase.ended) < num_trained) or (Phase(),)
 
 
-def _renormalised(config: Config, part: Part) -> bool:
-    optimizer = config.optimizer
-    return (
-        part.orthogonalised and isinstance(optimizer, MuonConfig) and optimizer.renormalise_every is not None
-    )
+def _first_step_without(part: Part, config: Config, plan: Plan) -> int | None:
+    """Return the first step that may leave out a part; None: it is trained to the end of the run."""
+    end, every = plan.end_of(part), plan.renormalise_every
+    if end is None or not (part.orthogonalised and isinstance(config.optimizer, MuonConfig) and every):
+        return end
+    return -(-end // every) * every + 1  # after the next renormalisation

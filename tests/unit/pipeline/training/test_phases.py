@@ -49,6 +49,19 @@ def test_the_weights_are_those_of_one_phase(keys: tuple[str, ...]):
     assert all(p.requires_grad for p in several.state.model.parameters()) or keys == SPEEDNET
 
 
+@pytest.mark.parametrize(("until", "first_step"), [(3, 5), (4, 5), (5, 7)])
+def test_renormalised_matrices_end_after_their_next_renormalisation(until: int, first_step: int):
+    groups = f"optimizer.groups=[{{match: 'stages.0.*.conv1.weight', until: {until}st}}]"
+    keys = "optimizer.name=muon", "optimizer.lr=0.05", "optimizer.renormalise_every=2st", groups
+    one, several = trained(*keys), trained(*keys, DROP)
+    assert [phase.first_step for phase in several.step.phases] == [0, first_step]
+    weights = dict(one.state.model.named_parameters())
+    for name, weight in several.state.model.named_parameters():
+        # to renormalise once more rounds, which Muon amplifies in the matrices that are still trained
+        is_ended = name.startswith("stages.0") and name.endswith("conv1.weight")
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-6 if is_ended else 1e-3)
+
+
 def test_a_run_goes_on_when_all_its_parameters_have_ended():
     groups = "optimizer.groups=[{match: stem.*, until: 2st}, {match: '*', until: 3st}]"
     one, several = trained(groups), trained(groups, DROP)
@@ -83,11 +96,17 @@ def test_an_ended_parameter_gets_no_gradient():
         (DROP, "optimizer.groups=[{match: stem.*, until: 100%}]"),
         (DROP, GROUPS, "optimizer.clip_norm=1.0"),
         (
-            *(DROP, "optimizer.name=muon", "optimizer.renormalise_every=2st"),
+            *(DROP, "optimizer.name=muon", "optimizer.renormalise_every=100%"),
             "optimizer.groups=[{match: 'stages.0.0.conv1.weight', until: 3st}]",
         ),
     ],
-    ids=["without the key", "no until", "the end of the run", "the norm is clipped", "renormalised"],
+    ids=[
+        "without the key",
+        "no until",
+        "the end of the run",
+        "the norm is clipped",
+        "renormalised at the end",
+    ],
 )
 def test_a_run_of_one_phase(keys: tuple[str, ...]):
     assert [phase.first_step for phase in tiny_trainer(tiny_config(*keys)).step.phases] == [0]
