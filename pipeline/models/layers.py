@@ -12,6 +12,8 @@ from pipeline.models.fused import FusedLayer
 from pipeline.models.optional_layers import BlurConv2d
 from pipeline.models.sync_batch_norm import sync_batch_norm
 
+_FEW_POSITIONS = 16
+
 # Two layers read the output of a block: the next block's convolution and its shortcut. Our kernels return the
 # output twice, so that the backward kernel adds the two gradients while it reads them. Otherwise it is one
 # tensor.
@@ -133,15 +135,22 @@ class PoolNormAct(NormAct):
 
 
 def global_max(x: torch.Tensor) -> torch.Tensor:
-    """Return the maximum of each channel, whose gradient goes to the first position that has it.
+    """Return the maximum of each channel, or NaN; its gradient goes to the first position that has it.
 
     `x.amax((2, 3))` finds the positions of its gradient by comparing. torch.compile compares the unrounded
     values of the layer before with the rounded maximum, which can equal none of them: the gradient is NaN.
-    torch's adaptive max-pool has no deterministic backward.
+    torch's adaptive max-pool has no deterministic backward. In training a few positions are compared one
+    after another, which torch.compile makes one elementwise kernel each way.
 
     Shape: (B, C, H, W) → (B, C).
     """
-    return x.flatten(2).max(2).values
+    positions = x.flatten(2)
+    if positions.shape[2] > _FEW_POSITIONS or not x.requires_grad:
+        return positions.max(2).values
+    first, *others = positions.unbind(2)
+    for other in others:
+        first = torch.where((other > first) | other.isnan(), other, first)
+    return first
 
 
 class SqueezeExcitation(nn.Module):

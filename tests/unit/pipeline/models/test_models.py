@@ -213,6 +213,21 @@ def test_the_compiled_maximum_of_unrounded_values_has_a_gradient():
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_the_global_maximum_is_that_of_torch(side: int):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, side, side)
+    x[0, 0, 0, 0] = x[1, 1, -1, -1] = float("nan")
+    gradients = []
+    for function in (global_max, lambda y: y.flatten(2).max(2).values):
+        leaf = x.clone().requires_grad_()
+        maxima = function(leaf)
+        torch.testing.assert_close(maxima, x.amax((2, 3)), equal_nan=True, rtol=0, atol=0)
+        maxima.sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
 def test_the_first_of_equal_maxima_has_the_gradient():
     x = torch.ones(2, 3, 2, 2, requires_grad=True)
     assert global_max(x).tolist() == [[1.0] * 3] * 2
