@@ -25,7 +25,7 @@ from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, Rec
 from pipeline.config import Config, FileData, load_config
 from pipeline.data import FileSet, Splits, load_splits
 from pipeline.distributed.processes import Processes, connect
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_INTERRUPTED, UserError
 from pipeline.run.environment import describe_environment
 from pipeline.training.build import set_backends
 
@@ -75,6 +75,11 @@ class Session:
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def is_stopped(self) -> bool:
+        """True if Ctrl-C came, and the results until then were kept."""
+        return self._is_stopped
 
     @property
     def quick(self) -> bool:
@@ -189,9 +194,13 @@ class Session:
         timings = time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
         rounds = len(timings[0].step_s) if timings else self.windows
         if rounds < self.windows:
-            self._is_stopped = True
-            self.say(f"stopped after {rounds} of {self.windows} rounds; these are their results")
+            self.stop(rounds, self.windows)
         return timings
+
+    def stop(self, done: int, planned: int) -> None:
+        """Note that Ctrl-C came after some rounds, whose results are kept. The exit code is 130 then."""
+        self._is_stopped = True
+        self.say(f"stopped after {done} of {planned} rounds; these are their results")
 
     def record(
         self,
@@ -219,6 +228,7 @@ class Session:
             "step_ms": timing.step_ms if timing else None,
             "peak_memory_bytes": None,
             "baseline": baseline,
+            "planned": self.windows if timing and len(timing.step_s) < self.windows else None,
             "utc": self._environment["utc"],
             "command": self.command,
         }
@@ -281,4 +291,4 @@ def run(work: Callable[[Session], int | None], name: str, options: argparse.Name
         session.close()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return code
+    return code or (EXIT_INTERRUPTED if session.is_stopped else 0)

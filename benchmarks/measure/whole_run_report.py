@@ -49,8 +49,10 @@ def _clocks(state: GpuState) -> str:
     return f"{parts[0]} of {parts[1]} MHz, {cells.count(state.temperature_c) or unknown} °C"
 
 
-def record_peers(session: Session, ours: WholeRuns, peers: Sequence[PeerProgram], config: Config) -> None:
-    """Print and record the runs of peers beside ours."""
+def record_peers(
+    session: Session, ours: WholeRuns, peers: Sequence[PeerProgram], planned: int, config: Config
+) -> None:
+    """Print and record the runs of peers beside ours; PLANNED were asked for, of each."""
     for peer in peers:
         if len(peer.runs) < 2:
             session.say(f"{peer.name}: stopped before its second run")
@@ -61,7 +63,7 @@ def record_peers(session: Session, ours: WholeRuns, peers: Sequence[PeerProgram]
             target=ours.target,
             p=None if ours.target is None else p_not_above(accuracies, ours.target),
             runs=tuple(peer.runs),
-            planned=len(peer.runs),
+            planned=planned,
             wait_s=peer.wait_s or 0.0,
             compiled=None,
             source_hash=hash_of_program(peer.path),

@@ -142,6 +142,9 @@ class Record(Machine, Setting):
         tflops: achieved arithmetic, 1e12 operations per second, of forward and backward, over all GPUs.
         peak_share: `tflops` per GPU over the rate of a large matrix product in the same run.
         whole_runs: the trainings that `time_to_accuracy` timed; None elsewhere.
+        planned: the number of windows, starts or rounds that were asked for, if the benchmark was stopped
+            before it had measured them all; None if it is complete, and for `whole_runs`, which have their
+            own.
     """
 
     benchmark: Benchmark
@@ -172,6 +175,7 @@ class Record(Machine, Setting):
     tflops: float | None = None
     peak_share: float | None = None
     whole_runs: WholeRuns | None = None
+    planned: int | None = None
     utc: str
     command: str
 
@@ -251,6 +255,7 @@ class RecordKeywords(TypedDict, total=False):
     tflops: float | None
     peak_share: float | None
     whole_runs: WholeRuns | None
+    planned: int | None
 
 
 def gpu_slug(name: str | None) -> str:
@@ -309,9 +314,15 @@ def _parse(line: str, path: Path, number: int, results: Path) -> Record:
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """Return the last record of each identity, in the order of the records."""
+    """Return the last record of each identity, in the order of the records.
+
+    A record of a benchmark that was stopped early does not supersede a complete one.
+    """
     last: dict[tuple[Any, ...], Record] = {}
     for record in records:
+        before = last.get(record.identity)
+        if record.planned is not None and before is not None and before.planned is None:
+            continue
         last.pop(record.identity, None)
         last[record.identity] = record
     return list(last.values())

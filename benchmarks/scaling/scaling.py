@@ -150,9 +150,9 @@ def run(session: Session) -> None:
     except KeyboardInterrupt:  # the results of the complete rounds are kept
         if not rounds:
             raise
-        session.say(f"stopped after {len(rounds)} of {num_rounds} rounds; these are their results")
+        session.stop(len(rounds), num_rounds)
     for loader in options.loaders:
-        _record(session, rounds, loader)
+        _record(session, rounds, num_rounds, loader)
     session.print_tables()
     _summarise(session)
 
@@ -193,7 +193,7 @@ def _check(session: Session, sizes: Sequence[int]) -> None:
             )
 
 
-def _record(session: Session, rounds: Sequence[Round], loader: str) -> None:
+def _record(session: Session, rounds: Sequence[Round], planned: int, loader: str) -> None:
     """Keep a record of every variant on every number of processes."""
     one = [measured[Key(1, loader, ONE)] for measured in rounds]
     for key in rounds[0]:
@@ -210,6 +210,7 @@ def _record(session: Session, rounds: Sequence[Round], loader: str) -> None:
                 data_wait_fraction=median(measurement.data_wait_fraction for measurement in measurements),
                 compile_s=median(measurement.compile_s for measurement in measurements),
                 peak_memory_bytes=max(measurement.peak_memory_bytes for measurement in measurements),
+                planned=planned if len(rounds) < planned else None,
             )
 
 

@@ -101,6 +101,7 @@ def run(session: Session) -> None:
     measured = _Measured(workloads, dict(zip(workloads, timings, strict=True)))
     _record(session, selected, measured, {})  # at once: the speeds are kept if training fails
     if plan is not None:
+        session.show("training for the accuracy")  # raises after Ctrl-C
         session.records.clear()
         torch.cuda.empty_cache()
         _record(session, selected, measured, _train(session, selected, plan))

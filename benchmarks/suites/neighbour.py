@@ -86,7 +86,7 @@ def run(session: Session) -> None:
                     rates[variant].append(_rate(session, variant, cores[0]))
                     session.say(f"{variant}, round {number} of {rounds}: {rates[variant][-1]:,.0f} img/s")
     finally:  # what was measured before Ctrl-C is kept
-        _record(session, rates)
+        _record(session, rates, rounds)
 
 
 def _rate(session: Session, variant: str, core: int) -> float:
@@ -105,7 +105,7 @@ def _rate(session: Session, variant: str, core: int) -> float:
     return rate
 
 
-def _record(session: Session, rates: dict[str, list[float]]) -> None:
+def _record(session: Session, rates: dict[str, list[float]], planned: int) -> None:
     """Keep a record of every variant that has been measured, compared with that alone of the same round."""
     config = session.config(*_SHORT)
     for variant, measured in rates.items():
@@ -116,8 +116,12 @@ def _record(session: Session, rates: dict[str, list[float]]) -> None:
             ratios = [rate / base for rate, base in zip(measured, rates[other], strict=False)]
             baseline = Baseline(variant=other, images_per_sec=median(rates[other]), ratio=Spread.of(ratios))
         rate = Spread.of(measured)
-        step_ms = 1e3 * config.data.batch_size / rate.median
-        session.record("neighbour", variant, config, None, baseline, images_per_sec=rate, step_ms=step_ms)
+        session.record(
+            *("neighbour", variant, config, None, baseline),
+            images_per_sec=rate,
+            step_ms=1e3 * config.data.batch_size / rate.median,
+            planned=planned if rate.n < planned else None,
+        )
         if baseline is not None:
             session.say(f"{variant}: {cells.comparison(baseline)}")
     session.print_tables()

@@ -37,7 +37,7 @@ def run(session: Session) -> None:
             _start_round(session, overrides, _kinds(config, session.quick), f"{number} of {rounds}", runs)
     finally:  # what was measured before Ctrl-C is kept
         for kind, started in runs.items():
-            _record(session, config, kind, started)
+            _record(session, config, kind, started, rounds)
         session.print_tables()
 
 
@@ -66,7 +66,7 @@ def _describe(started: StartedRun) -> str:
     return f"{started.whole_s:.1f} s ({cells.parts(started.timeline)})"
 
 
-def _record(session: Session, config: Config, kind: str, runs: list[StartedRun]) -> None:
+def _record(session: Session, config: Config, kind: str, runs: list[StartedRun], planned: int) -> None:
     launcher = "launch.sh" if has_launcher() else "pipeline.train"
     whole = ", whole run" if session.options.whole else ""
     first_steps = [run.result.first_step_s for run in runs if run.result.first_step_s is not None]
@@ -79,5 +79,6 @@ def _record(session: Session, config: Config, kind: str, runs: list[StartedRun])
         first_step_s=median(first_steps),
         first_step_n=len(runs),
         whole_s=median(run.whole_s for run in runs),
+        planned=planned if len(runs) < planned else None,
         timeline={name: median(run.timeline.get(name, 0.0) for run in runs) for name in names},
     )

@@ -10,7 +10,6 @@ Exit code: 1 if a mean accuracy above the target is not shown (one-sided t-test,
 which keeps the runs done so far.
 """
 
-import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,11 +30,10 @@ from benchmarks.measure.whole_run_report import is_shown, record_peers, report
 from benchmarks.peers.programs import PeerProgram, read_peers
 from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns
 from pipeline.config import Config
-from pipeline.errors import EXIT_FAILURE, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
 
 _QUICK_RUNS = 2
 _QUICK_DURATION = "duration=5st"
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 @dataclass
@@ -44,6 +42,7 @@ class _Progress:
 
     Attributes:
         planned: number of runs that were asked for.
+        planned_of_peers: the same of each peer.
         target: a fraction of 1, or None.
         started: of the process's work on this benchmark, in seconds since 1970.
         wait_s: seconds from the start of the process to the end of the first run.
@@ -51,6 +50,7 @@ class _Progress:
     """
 
     planned: int
+    planned_of_peers: int
     target: float | None
     started: float = field(default_factory=time.time)
     runs: list[TimedRun] = field(default_factory=list)
@@ -92,7 +92,7 @@ def run(session: Session) -> int:
     report(session, result)
     rig.check()
     session.record("time_to_accuracy", Path(session.recipe).stem, _config(session), None, whole_runs=result)
-    record_peers(session, result, peers, _config(session))
+    record_peers(session, result, peers, progress.planned_of_peers, _config(session))
     session.print_tables()
     if progress.is_stopped:
         session.say(f"stopped after {len(result.runs)} of {result.planned} runs")
@@ -117,13 +117,16 @@ def _check_options(session: Session) -> _Progress:
             raise UserError(f"--{name}: whole runs are timed here; leave it out, and give --runs")
     if not options.peer and (options.peer_runs is not None or options.blocks is not None):
         raise UserError("--peer-runs, --blocks: there is no peer; give --peer NAME=FILE, or leave them out")
+    if options.peer_runs == 1:
+        raise UserError("--peer-runs: one run has no σ to compare with; give 2 or more")
+    of_peers = options.peer_runs or PEER_RUNS
     if options.target is None:
-        return _checked(session, config, _Progress(runs, None))
+        return _checked(session, config, _Progress(runs, of_peers, None))
     if not 1 < options.target < 100:
         raise UserError(f"--target: {options.target:g} is no accuracy in per cent; give one such as 94")
     if runs < 2:
         raise UserError("--runs: one run has no σ to test with; give 2 or more, or leave out --target")
-    return _checked(session, config, _Progress(runs, options.target / 100))
+    return _checked(session, config, _Progress(runs, of_peers, options.target / 100))
 
 
 def _checked(session: Session, config: Config, progress: _Progress) -> _Progress:
@@ -166,7 +169,7 @@ def _train(session: Session, rig: WholeRunRig, progress: _Progress, peers: Seque
     progress.first_began = time.perf_counter()
     options = session.options
     blocks = (options.blocks or BLOCKS) if peers else 1
-    of_peers = _divide(options.peer_runs or PEER_RUNS, blocks)
+    of_peers = _divide(progress.planned_of_peers, blocks)
     for block, of_peer in zip(_divide(progress.planned, blocks), of_peers, strict=True):
         for number in block:
             session.show(f"round {number + 1}/{progress.planned}")

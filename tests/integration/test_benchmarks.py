@@ -76,6 +76,27 @@ def test_what_is_measured_is_recorded(tmp_path: Path, monkeypatch: pytest.Monkey
     assert both.gpu is None and both.command.startswith("python -m benchmarks")
 
 
+def test_what_was_measured_before_ctrl_c_is_recorded_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(session, "append", partial(append, results=tmp_path))
+    time_window, windows = timing.time_window, list[str]()
+
+    def stopped(workload: Workload, *given: Any) -> float:
+        windows.append(workload.name)
+        if len(windows) == 6:  # two to choose the steps, the warm-up, two rounds, and this
+            raise KeyboardInterrupt
+        return time_window(workload, *given)
+
+    monkeypatch.setattr(timing, "time_window", stopped)
+    keys = [*QUICK, "precision.mode=fp32", "runtime.device=cpu"]
+    asked = ["--loaders", "dali", "--batch-sizes", "8", "--windows", "5", "--steps", "1", "--record"]
+    assert main(["loaders", QUICKSTART, *keys, *asked]) == 130
+    assert "stopped after 2 of 5 rounds" in capsys.readouterr().out
+    (kept,) = read(tmp_path)
+    assert kept.images_per_sec is not None and (kept.images_per_sec.n, kept.planned) == (2, 5)
+
+
 SCALING = ["scaling", "--quick", "runtime.device=cpu"]
 ABLATION = ["ablation", "--quick", "runtime.device=cpu", "--epochs"]
 

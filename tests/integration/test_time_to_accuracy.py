@@ -107,6 +107,7 @@ def test_ctrl_c_keeps_the_runs_that_are_done(
     [
         (["--runs", "0"], ["--runs: ", "1 or more, got 0"]),
         (["--runs", "1", "--target", "94"], ["--runs: ", "2 or more"]),
+        (["--peer", f"a={__file__}", "--peer-runs", "1"], ["--peer-runs: ", "2 or more"]),
         (["--target", "0.94"], ["--target: 0.94", "such as 94"]),
         (["--target", "100"], ["--target: 100"]),
         (["--steps", "5"], ["--steps: ", "--runs"]),
@@ -211,6 +212,23 @@ def test_peers_train_in_turn_with_ours(
     seconds = [run.seconds for run in runs.runs]
     assert seconds[0] == 1.5 and seconds[1] >= 3.5 and seconds[2] == seconds[1] + 1
     assert runs.runs[0].accuracies == {"one view": 0.93, "with their views": 0.94}
+
+
+def test_peers_of_a_stopped_benchmark_are_not_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path / "results"))
+    scripted(monkeypatch, [0.942, 0.943], stops=True)
+    program = tmp_path / "other.py"
+    program.write_text(PEER)
+    options = ["--runs", "4", "--peer", f"other={program}", "--peer-runs", "5", "--blocks", "2"]
+    assert main([NAME, str(RECIPE), *options, "--record"]) == 130
+    assert "2 of 5" in capsys.readouterr().out
+    runs = {kept.variant: kept.whole_runs for kept in read(tmp_path / "results")}
+    assert {name: (len(of.runs), of.planned, of.is_complete) for name, of in runs.items() if of} == {
+        "tiny": (2, 4, False),
+        "other": (2, 5, False),
+    }
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,12 @@ def test_of_the_same_thing_the_last_record_is_shown():
     assert rates == [2.0, 3.0]
 
 
+def test_a_stopped_benchmark_does_not_supersede_a_complete_one():
+    stopped, complete = record(rate=1.0, planned=9), record(rate=2.0)
+    assert newest([complete, stopped]) == [complete] == newest([stopped, complete])
+    assert newest([stopped, record(rate=3.0, planned=9)]) == [record(rate=3.0, planned=9)]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
