@@ -144,18 +144,17 @@ def evaluate(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     forward = network or _eager(model, precision)
-    seen_once = _see_once(forward, loader, device, views, seen)
-    views_counted = not views.in_part
-    if views.in_part and is_alone_with_images(loader):
-        seen_once.totals[3] = count_on_device(forward, loader, views, seen_once)
-        views_counted = True
+    resident = loader if views.in_part and is_alone_with_images(loader) else None
+    seen_once = _see_once(forward, loader, device, views, seen, resident is not None)
+    if resident is not None:
+        seen_once.totals[3] = count_on_device(forward, resident, views, seen_once)
     correct, count, loss, correct_views = sum_over_processes(seen_once.totals).tolist()
     if count != loader.num_samples:
         raise TrainingError(
             f"the loader has num_samples={loader.num_samples}, but its batches hold {count:.0f} samples; "
             "correct the loader"
         )
-    if not views_counted:
+    if views.in_part and resident is None:
         correct_views = count_with_least_sure(forward, loader, views, seen_once)
     for module, training in modes:
         module.training = training
@@ -172,9 +171,19 @@ def _eager(model: nn.Module, precision: Precision) -> Forward:
 
 
 def _see_once(
-    forward: Forward, loader: Loader, device: torch.device, views: Views, seen: Seen | None
+    forward: Forward,
+    loader: Loader,
+    device: torch.device,
+    views: Views,
+    seen: Seen | None,
+    keep_logits: bool,
 ) -> SeenOnce:
-    """See every image once: with the views if all images get them, else with one."""
+    """See every image once: with the views if all images get them, else with one.
+
+    Args:
+        forward, loader, device, views, seen: as of `evaluate`.
+        keep_logits: for `count_on_device`.
+    """
     result = SeenOnce(torch.zeros(4, dtype=torch.float64, device=device))
     for batch in loader:
         logits = forward(batch.images)
@@ -189,7 +198,7 @@ def _see_once(
             result.confidences.append(torch.where(batch.valid, confidence(logits), torch.inf))
             result.right.append(right)
             result.indices.append(batch.indices.clone())  # a loader may use its memory again
-        if views.in_part and is_alone_with_images(loader):
+        if keep_logits:
             result.logits.append(logits)
     return result
 
