@@ -38,7 +38,7 @@ class WholeRunRig:
         self.trainer = Trainer.build(config, random_splits(splits), processes)
         self.trainer.plan = self.trainer.plan.without_interruptions()
         self._warm_up()
-        self._captured = self.trainer.captured_evaluations
+        self._captured = self.trainer.evaluator.num_captured
 
     def _warm_up(self) -> None:
         trainer = self.trainer
@@ -99,7 +99,7 @@ class WholeRunRig:
                 f"the step was compiled {extra} more times after warm-up: shapes or types change between "
                 "batches"
             )
-        extra = self.trainer.captured_evaluations - self._captured
+        extra = self.trainer.evaluator.num_captured - self._captured
         if extra:
             raise TrainingError(
                 f"the evaluation was captured {extra} more times after warm-up: its batches change shape"

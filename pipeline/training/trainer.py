@@ -4,21 +4,19 @@
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from pipeline.config import Config, ScaledPrecision, hash_of_run
+from pipeline.config import Config, hash_of_run
 from pipeline.data import Batch, Loader, Loaders, Splits, build_loaders
-from pipeline.distributed.processes import Processes, average_batch_norm
+from pipeline.distributed.processes import Processes
 from pipeline.distributed.watchdog import Watch
-from pipeline.errors import Preempted, TrainingError
-from pipeline.models import DavidNet, ResNet, SpeedNet
+from pipeline.errors import Preempted
 from pipeline.models.norm_batches import check_norm_batches
 from pipeline.optim.parts import partition
 from pipeline.process.command_line import same_command
@@ -27,13 +25,14 @@ from pipeline.profiling.step_profiler import StepProfiler
 from pipeline.run.checkpoint import CheckpointWriter
 from pipeline.run.console import TrainingConsole
 from pipeline.run.folder import RunFolder
-from pipeline.run.records import BestEvaluation, EvalRecord, MetricsLog, Split, TrainRecord
+from pipeline.run.records import EvalRecord, MetricsLog, Split, TrainRecord
 from pipeline.run.timeline import Timeline
 from pipeline.run.trackers import Trackers
 from pipeline.training.build import build_state, build_state_of, captures
 from pipeline.training.clock import Clock, Window
-from pipeline.training.eval_network import EvalNetwork
-from pipeline.training.evaluate import EvalResult, evaluate
+from pipeline.training.evaluate import EvalResult
+from pipeline.training.evaluator import Evaluator
+from pipeline.training.log_window import check_weights, read_window
 from pipeline.training.losses import compute_class_weights
 from pipeline.training.plan import Due, Plan
 from pipeline.training.state import TrainState, load_checkpoint
@@ -52,6 +51,7 @@ class Trainer:
         plan: durations in steps.
         state: all that a checkpoint holds.
         step: takes one training step.
+        evaluator: evaluates the state.
         clock: measures the throughput.
         console: shows the progress.
         run: the run folder; None if nothing is written.
@@ -70,6 +70,7 @@ class Trainer:
     plan: Plan
     state: TrainState
     step: Step
+    evaluator: Evaluator
     clock: Clock
     console: TrainingConsole
     run: RunFolder | None = None
@@ -80,7 +81,6 @@ class Trainer:
     stop: StopSignal = field(default_factory=StopSignal)
     watch: Watch | None = None
     timeline: Timeline = field(default_factory=Timeline)
-    _networks: dict[str, EvalNetwork] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -123,10 +123,11 @@ class Trainer:
         rates_at = plan.rates_of(config, partition(config.optimizer, state.model))
         capture = captures(config.compile, processes.device)
         step = Step(config, state, rates_at, capture, plan)
+        evaluator = Evaluator(config, processes, state, step.memory_pool, builds_networks=splits is not None)
         clock = Clock(processes.device, state.clock, is_steady=lambda: step.settled)
         console = console or TrainingConsole(enabled=False)
         console.begin(plan.total_steps, state.step)
-        return cls(config, processes, splits, loaders, plan, state, step, clock, console)
+        return cls(config, processes, splits, loaders, plan, state, step, evaluator, clock, console)
 
     def write_to(self, run: RunFolder) -> None:
         """Write metrics and checkpoints into a run folder, and to trackers, from now on. Call this on rank 0.
@@ -204,7 +205,7 @@ class Trainer:
         if due.evaluate:
             with self.timeline.within("evaluation"):
                 evaluation = self.evaluate_all()
-        if due.save or stops or (due.evaluate and self._is_best(step)):
+        if due.save or stops or (due.evaluate and self.evaluator.is_best):
             with self.timeline.within("saving"):
                 self.save()
         if stops and step < self.plan.total_steps:
@@ -212,9 +213,6 @@ class Trainer:
             command = same_command("resume=auto") or "resume=auto"
             raise Preempted(f"by {cause}, saved at step {step}; continue with {command}")
         return evaluation
-
-    def _is_best(self, step: int) -> bool:
-        return self.state.best is not None and self.state.best.step == step
 
     def _watch_at(self, place: str) -> None:
         if self.watch is not None:
@@ -224,24 +222,10 @@ class Trainer:
 
     def log_window(self, window: Window | None) -> None:
         """Read the sums of the open window off the device, check and record them."""
-        state = self.state
-        loss, correct, images = self.processes.sum(state.totals.values[:3].clone()).tolist()
-        skipped, skipped_in_a_row = (int(value) for value in state.totals.values[3:].tolist())
-        state.totals.start_window()
-        self._check_window(loss, skipped_in_a_row)
-        state.last_train = TrainRecord(
-            step=state.step,
-            epoch=round(self.plan.epoch(state.step), 4),
-            loss=loss / images if images else None,
-            accuracy=correct / images if images else None,
-            lr=self._last_lr(),
-            images_per_sec=window.images_per_sec if window else None,
-            steps_per_sec=1 / window.step_s if window else None,
-            loss_scale=state.precision.loss_scale(),
-            skipped_steps=skipped,
-        )
-        self.console.train(state.last_train)
-        self._write(state.last_train)
+        record = read_window(self.state, self.processes, self.config, self.plan, window)
+        self.state.last_train = record
+        self.console.train(record)
+        self._write(record)
         if self.checkpoints is not None:
             self.checkpoints.check()
 
@@ -251,27 +235,13 @@ class Trainer:
         if self.trackers is not None:
             self.trackers.write(record)
 
-    def _check_window(self, loss: float, skipped_in_a_row: int) -> None:
-        where, lr = f"step {self.state.step}", f"learning rate {self._last_lr():g}"
-        advice = f"{_remedies(self.config)}. The last checkpoint is kept"
-        precision = self.config.precision
-        if isinstance(precision, ScaledPrecision) and skipped_in_a_row >= precision.max_consecutive_skips:
-            scale = f"loss scale {self.state.precision.loss_scale():g}"
-            overflow = f"{skipped_in_a_row} updates in a row overflowed in fp16"
-            raise TrainingError(f"{where}: {overflow} at {scale} and {lr}; {advice}")
-        if not math.isfinite(loss):
-            raise TrainingError(f"{where}: the training loss is {loss} at {lr}; {advice}")
-
-    def _last_lr(self) -> float:
-        return self.plan.lr_at(self.state.step - 1)
-
     # --- evaluation -----------------------------------------------------------------------------------------
 
     def evaluate_all(self) -> EvalResult:
         """Evaluate on the holdout and the test set, record both, and remember the best; return the test set's
         result."""
         self._watch_at(f"in the evaluation after step {self.state.step}")
-        self.average_norms()
+        self.evaluator.average_norms()
         if self.loaders.holdout is not None:
             self._record("holdout", self.evaluate_weights(self.loaders.holdout))
         result = self.evaluate_weights(self.loaders.test)
@@ -280,55 +250,14 @@ class Trainer:
 
     def evaluate_weights(self, loader: Loader) -> EvalResult:
         """Evaluate the weights and, if there is a moving average of them, the average too."""
-        state = self.state
-        given = (loader, state.precision, self.processes.device, self.config.evaluation.test_views)
-        result = evaluate(state.model, *given, self._network("weights", state.model))
-        if state.ema is None:
-            return result
-        average = evaluate(state.ema.model, *given, self._network("average", state.ema.model))
-        return replace(result, ema=average)
-
-    def _network(self, name: str, model: nn.Module) -> EvalNetwork:
-        """Return the network that evaluates the model; it keeps its captured graphs for all evaluations."""
-        if name not in self._networks:
-            capture = captures(self.config.compile, self.processes.device) and self._knows(model)
-            self._networks[name] = EvalNetwork(model, self.state.precision, capture, self.step.memory_pool)
-        return self._networks[name]
-
-    def _knows(self, model: nn.Module) -> bool:
-        """Return True unless the network is the caller's own, which may wait for the device in evaluation,
-        though not in training."""
-        return self.splits is not None or type(model) in (DavidNet, ResNet, SpeedNet)
-
-    @property
-    def captured_evaluations(self) -> int:
-        """Return the number of captured forward passes: one for each network and batch shape."""
-        return sum(network.num_captured for network in self._networks.values())
+        return self.evaluator.evaluate(loader)
 
     def _record(self, split: Split, result: EvalResult) -> None:
-        step, is_test = self.state.step, split == "test"
-        self._remember_best(split, result.accuracy)
-        record = EvalRecord(
-            split=split, step=step, epoch=round(self.plan.epoch(step), 4), **result.figures().model_dump()
-        )
-        self.console.evaluated(self.state.last_train if is_test else None, record, self.plan.num_epochs)
+        epoch, has_holdout = self.plan.epoch(self.state.step), self.loaders.holdout is not None
+        record = self.evaluator.record(split, result, epoch, has_holdout)
+        last_train = self.state.last_train if split == "test" else None
+        self.console.evaluated(last_train, record, self.plan.num_epochs)
         self._write(record)
-
-    def _remember_best(self, split: Split, accuracy: float) -> None:
-        """Select on the holdout, or on the test set if there is none; by the raw weights."""
-        best, step = self.state.best, self.state.step
-        selects = split == ("test" if self.loaders.holdout is None else "holdout")
-        if selects and (best is None or accuracy > best.accuracy):
-            best = BestEvaluation(accuracy=accuracy, step=step, selected_on=split, test_accuracy=None)
-        if split == "test" and best is not None and best.step == step:
-            best = best.model_copy(update={"test_accuracy": accuracy})
-        self.state.best = best
-
-    def average_norms(self) -> None:
-        """Average the statistics of batch norm over the processes, those of the moving average too."""
-        average_batch_norm(self.state.model)
-        if self.state.ema is not None:
-            average_batch_norm(self.state.ema.model, self.state.model)
 
     # --- saving ---------------------------------------------------------------------------------------------
 
@@ -341,15 +270,11 @@ class Trainer:
         """
         state = self.state
         self._watch_at(f"saving step {state.step}")
-        self.average_norms()
+        self.evaluator.average_norms()
         self.processes.sum(state.totals.values[:3])
         if not self.processes.is_main:  # rank 0 holds the sums of all now
             state.totals.start_window()
-        if not state.is_finite():  # between two log points the loss does not show it yet
-            raise TrainingError(
-                f"step {state.step}: weights or norm statistics are no longer finite, at learning rate "
-                f"{self._last_lr():g}; {_remedies(self.config)}. The last checkpoint is kept"
-            )
+        check_weights(state, self.config, self.plan)
         state.clock = self.clock.state_dict()
         if self.trackers is not None:
             self.trackers.flush()
@@ -394,13 +319,3 @@ def _resume(state: TrainState, folder: Path, processes: Processes) -> None:
     processes.main_first(lambda: load_checkpoint(folder, state))  # a host without that folder stops all
     if not processes.is_main:  # the sums of the open log window were saved for all processes together
         state.totals.start_window()
-
-
-def _remedies(config: Config) -> str:
-    """What keeps the numbers of a run finite, except what the config does already."""
-    remedies = ["lower optimizer.lr", "lengthen schedule.warmup"]
-    if config.optimizer.clip_norm is None:
-        remedies.append("set optimizer.clip_norm=1")
-    if config.precision.mode == "fp16":
-        remedies.append("use precision.mode=bf16")
-    return f"{', '.join(remedies[:-1])}, or {remedies[-1]}"

@@ -85,7 +85,7 @@ def test_the_counts_of_a_run_are_those_of_pytorch(keys: tuple[str, ...]) -> None
     trainer.evaluate_weights(trainer.loaders.test)  # captured before the step
     result = trainer.fit()
     assert trainer.step.recompilations == 0
-    assert [network.num_captured for network in trainer._networks.values()] == [2] * (1 + len(keys))
+    assert [network.num_captured for network in trainer.evaluator._networks.values()] == [2] * (1 + len(keys))
     state, views = trainer.state, trainer.config.evaluation.test_views
     models: list[tuple[Any, nn.Module]] = [(result, state.model)]
     if state.ema is not None:
@@ -121,10 +121,10 @@ def test_the_host_does_not_wait() -> None:
     trainer = build("speednet94", "precision.mode=fp16")
     views = Views("mirror_shift", 0.25)
     trainer.evaluate_weights(trainer.loaders.test)
-    network, loader = trainer._networks["weights"], trainer.loaders.test
+    network, loader = trainer.evaluator.network("weights", trainer.state.model), trainer.loaders.test
     assert isinstance(loader, FusedLoader)
     with no_synchronisation(), torch.no_grad():
-        seen_once = _see_once(network, loader, trainer.processes.device, views, None)
+        seen_once = _see_once(network, loader, trainer.processes.device, views, None, keep_logits=True)
         second_pass.count_on_device(network, loader, views, seen_once)
 
 

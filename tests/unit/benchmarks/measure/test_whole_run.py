@@ -14,6 +14,7 @@ from pipeline.errors import TrainingError
 from pipeline.models import SpeedNet
 from pipeline.run.checkpoint import map_tensors
 from pipeline.training.build import build_initial_model, fit_to_images
+from pipeline.training.evaluator import Evaluator
 from pipeline.training.state import TrainState
 from pipeline.training.trainer import Trainer
 from tests.tiny import assert_equal, in_precision, tiny_config, tiny_splits, tiny_trainer
@@ -171,6 +172,6 @@ def test_an_evaluation_that_is_captured_after_warm_up_is_refused(monkeypatch: py
     config = tiny_config()
     rig = WholeRunRig(config, tiny_splits(config), connect(config))
     rig.check()
-    monkeypatch.setattr(Trainer, "captured_evaluations", 1)
+    monkeypatch.setattr(Evaluator, "num_captured", 1)
     with pytest.raises(TrainingError, match="captured 1 more times"):
         rig.check()

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.config import UnscaledPrecision
 from pipeline.training import eval_network
-from pipeline.training import trainer as trainer_module
+from pipeline.training import evaluator as evaluator_module
 from pipeline.training.eval_network import EvalNetwork
 from pipeline.training.precision import Precision
 from tests.tiny import tiny_config, tiny_trainer
@@ -103,9 +103,10 @@ def test_a_loader_of_ever_new_shapes_captures_no_more_than_some(
 @pytest.mark.usefixtures("process_state")
 def test_the_evaluation_of_a_caller_s_own_network_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may wait for the device there, which ends a capture with an error."""
-    monkeypatch.setattr(trainer_module, "captures", lambda *_: True)
+    monkeypatch.setattr(evaluator_module, "captures", lambda *_: True)
     trainer = tiny_trainer(tiny_config())
-    assert trainer._network("ours", trainer.state.model)._capture
-    trainer.splits = None
-    assert trainer._network("ours, by pipeline.api", trainer.state.model)._capture
-    assert not trainer._network("the caller's", nn.Sequential(nn.Linear(2, 2)))._capture
+    evaluator, model = trainer.evaluator, trainer.state.model
+    assert evaluator.builds_networks and evaluator.network("ours", model)._capture
+    evaluator.builds_networks = False
+    assert evaluator.network("ours, by pipeline.api", model)._capture
+    assert not evaluator.network("the caller's", nn.Sequential(nn.Linear(2, 2)))._capture
