@@ -171,7 +171,7 @@ def _scaling(parser: ArgumentParser) -> None:
         "--processes",
         type=listed(int),
         metavar="N,N,…",
-        help="default: 1 and all visible GPUs; on the CPU 1,2",
+        help="numbers above those of the visible GPUs are left out (default: 1 and all GPUs; on the CPU 1,2)",
     )
     parser.add_argument(
         "--rounds", type=int, help=f"process groups of each size, in turn (default: {ROUNDS})"
@@ -185,6 +185,12 @@ def _scaling(parser: ArgumentParser) -> None:
         default=[],
         metavar="NAME,…",
         help="further rows of weak scaling: ddp, as accelerate prepares it, and one-bucket (default: none)",
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        metavar="PERCENT",
+        help="of N times one process, that weak scaling is to reach on N, such as 95; default: none",
     )
 
 

@@ -194,13 +194,13 @@ class Session:
         timings = time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
         rounds = len(timings[0].step_s) if timings else self.windows
         if rounds < self.windows:
-            self.stop(rounds, self.windows)
+            self.stop(f"stopped after {rounds} of {self.windows} rounds; these are their results")
         return timings
 
-    def stop(self, done: int, planned: int) -> None:
-        """Note that Ctrl-C came after some rounds, whose results are kept. The exit code is 130 then."""
+    def stop(self, message: str) -> None:
+        """Note, and say, that Ctrl-C came and that results before it are kept. The exit code is 130 then."""
         self._is_stopped = True
-        self.say(f"stopped after {done} of {planned} rounds; these are their results")
+        self.say(message)
 
     def record(
         self,

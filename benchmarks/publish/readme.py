@@ -8,7 +8,7 @@ figure in a README. This command writes the lines between the pair from the reco
 - a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`, `scaling`, `peer`,
   `recipe`, `time_to_accuracy`);
 - a figure (`streamed`, `throughput`, `waterfall`, `depth`);
-- `scaling_model`, a table made from the records of `scaling`;
+- `scaling_model`, the predictions in the records of `scaling` beside the measurements;
 - `published`, the accuracies that others published beside those of the recipes;
 - `results`, the small table of the front page.
 
@@ -26,7 +26,7 @@ from benchmarks.charts import figures
 from benchmarks.publish import prices, published, results
 from benchmarks.publish.records import FOLDER, RESULTS, Record, newest, read
 from benchmarks.publish.tables import MAKERS, Table, to_markdown
-from benchmarks.scaling import scaling_model
+from benchmarks.scaling import prediction
 from pipeline.errors import EXIT_FAILURE, UserError
 
 FILES = (FOLDER.parent / "README.md", FOLDER / "README.md")
@@ -41,7 +41,7 @@ _WIDTH = 110  # characters of a line of prose
 # Tables by the name in their marker, each with the benchmark whose records the table shows.
 _TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], Table]]] = {
     **{name: (name, make) for name, make in MAKERS.items()},
-    "scaling_model": ("scaling", scaling_model.table),
+    "scaling_model": ("scaling", prediction.table),
 }
 
 
@@ -89,7 +89,7 @@ def block(name: str, records: Sequence[Record], readme: Path) -> str:
     for folder in dict.fromkeys(record.folder for record in chosen):
         group = [record for record in chosen if record.folder == folder]
         table = make(group)
-        if table.rows:  # `scaling_model` knows the links of some GPUs only
+        if table.rows:  # few records of scaling hold a prediction
             parts.append(_wrap(f"{table.title}. {machines(group)}\n\n{to_markdown(table)}\n"))
     return "\n".join(parts) or _NO_RECORDS
 

@@ -69,6 +69,18 @@ class Baseline(Strict):
     ratio: Spread
 
 
+class Predicted(Strict):
+    """A throughput that was predicted before it was measured.
+
+    Attributes:
+        low, high: bounds, for parts that could not be determined.
+    """
+
+    images_per_sec: float
+    low: float
+    high: float
+
+
 class Setting(Strict):
     """The fields of a record that a config determines; most of them identify a row of a table.
 
@@ -145,6 +157,7 @@ class Record(Machine, Setting):
         planned: the number of windows, starts or rounds that were asked for, if the benchmark was stopped
             before it had measured them all; None if it is complete, and for `whole_runs`, which have their
             own.
+        predicted: images per second, from measurements on fewer processes; None elsewhere.
     """
 
     benchmark: Benchmark
@@ -176,6 +189,7 @@ class Record(Machine, Setting):
     peak_share: float | None = None
     whole_runs: WholeRuns | None = None
     planned: int | None = None
+    predicted: Predicted | None = None
     utc: str
     command: str
 
@@ -256,6 +270,7 @@ class RecordKeywords(TypedDict, total=False):
     peak_share: float | None
     whole_runs: WholeRuns | None
     planned: int | None
+    predicted: Predicted | None
 
 
 def gpu_slug(name: str | None) -> str:

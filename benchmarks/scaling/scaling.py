@@ -5,17 +5,21 @@ scaling divides them among the processes. Apart, N processes train a network eac
 slowest counts: the loss there is not due to communication. Every measurement is a new process group, started
 by `accelerate launch`. The groups take turns (1, N, 1, N, …), and within a group the variants do. Speed-up is
 the images/sec of all N processes over those of the one process of the same round.
+
+With one, two and more processes, the weak scaling of more is predicted from one and two before it is measured
+(`scaling_model.py`).
+
+Exit code: 1 if `--target` is missed, 130 after Ctrl-C or SIGTERM, which keep the measurements so far.
 """
 
 import os
-import subprocess
-import sys
-import tempfile
+import signal
 import time
-from collections.abc import Sequence
-from itertools import takewhile
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from statistics import median
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -23,16 +27,15 @@ import torch
 from benchmarks.arguments import ROUNDS
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing, describe_left
-from benchmarks.publish.records import Baseline, Spread
-from benchmarks.scaling.scaling_worker import MEASUREMENTS, Measurement
-from benchmarks.scaling.variants import APART, ONE
+from benchmarks.publish.records import Baseline, Predicted, Spread
+from benchmarks.scaling import groups, prediction, verdicts
+from benchmarks.scaling.scaling_model import Model
+from benchmarks.scaling.scaling_worker import Measurement
+from benchmarks.scaling.variants import ONE, WEAK
 from pipeline.config import check_batches
-from pipeline.errors import TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
 
-_CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
 _QUICK_ROUNDS = 1
-_LAST_LINES = 8
-_TORCHRUN = "torch/distributed/elastic/multiprocessing"  # in the first line of its report of a failure
 
 
 class Key(NamedTuple):
@@ -46,28 +49,63 @@ class Key(NamedTuple):
 Round = dict[Key, Measurement]
 
 
-def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> list[int]:
-    """Return the numbers of processes to measure, ascending; one process is always among them.
+@dataclass
+class _Progress:
+    """The measurements so far.
+
+    Attributes:
+        sizes: numbers of processes, ascending.
+        planned: number of rounds that were asked for.
+        rounds: the last one may be incomplete, but one process is the first of each.
+        models: by loader; empty if nothing is predicted.
+    """
+
+    sizes: list[int]
+    planned: int
+    rounds: list[Round] = field(default_factory=list)
+    models: dict[str, Model] = field(default_factory=dict)
+
+    def of(self, key: Key) -> list[Measurement]:
+        return [measured[key] for measured in self.rounds if key in measured]
+
+    def one_beside(self, key: Key) -> list[Measurement]:
+        """Return the measurements of one process in the rounds that hold the key."""
+        return [measured[Key(1, key.loader, ONE)] for measured in self.rounds if key in measured]
+
+    @property
+    def keys(self) -> list[Key]:
+        return list(dict.fromkeys(key for measured in self.rounds for key in measured))
+
+    @property
+    def is_predicted(self) -> bool:
+        """True if there is something to predict, and from which it can be predicted."""
+        return self.sizes[:2] == [1, 2] and len(self.sizes) > 2
+
+
+def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of processes to measure, and those that are left out for want of GPUs; ascending.
+
+    One process is always among the first.
 
     Args:
         asked: by the user; None: one process and all GPUs.
         num_gpus: visible GPUs; 0 on the CPU, where two processes replace them.
 
     Raises:
-        UserError: there is nothing to compare, or there are more processes than GPUs.
+        UserError: there is nothing to compare.
 
-    >>> world_sizes(None, 8), world_sizes([4, 2], 8), world_sizes(None, 0)
-    ([1, 8], [1, 2, 4], [1, 2])
+    >>> world_sizes(None, 8), world_sizes([4, 2, 8], 4), world_sizes(None, 0)
+    (([1, 8], []), ([1, 2, 4], [8]), ([1, 2], []))
     """
-    sizes = sorted({1, *(asked or [num_gpus or 2])})
-    if sizes[0] < 1 or sizes == [1]:
-        given = f"got {','.join(map(str, asked))}" if asked else "and one GPU is visible"
-        raise UserError(f"--processes: expected numbers above 1 to compare with one process, {given}")
-    if num_gpus and sizes[-1] > num_gpus:
-        raise UserError(
-            f"--processes: {sizes[-1]} processes, but {num_gpus} GPUs are visible; choose {num_gpus} or fewer"
+    wanted = sorted({1, *(asked or [num_gpus or 2])})
+    sizes = [size for size in wanted if not num_gpus or size <= num_gpus]
+    if wanted[0] < 1 or sizes == [1]:
+        given = f"got {','.join(map(str, asked))}, and" if asked else "and"
+        gpus = (
+            f"{given} {num_gpus} GPU{'s are' if num_gpus > 1 else ' is'} visible" if num_gpus else given[:-5]
         )
-    return sizes
+        raise UserError(f"--processes: expected numbers above 1 to compare with one process, {gpus}")
+    return sizes, wanted[len(sizes) :]
 
 
 def merged(name: str, rounds: Sequence[Measurement]) -> Timing:
@@ -87,90 +125,93 @@ def speed_up(several: Sequence[Measurement], one: Sequence[Measurement]) -> Base
     return Baseline(variant=ONE, images_per_sec=images_per_sec, ratio=Spread.of(ratios))
 
 
-def last_words(output: str) -> str:
-    """Return the errors in a process group's output, or else its last lines, without torchrun's report."""
-    lines = output.strip().splitlines()
-    before = [line for line in takewhile(lambda line: _TORCHRUN not in line, lines) if line.strip()] or lines
-    errors = dict.fromkeys(
-        line for line in before if line.startswith("error: ")
-    )  # several processes print the same
-    return "\n".join(errors or before[-_LAST_LINES:])
+def run(session: Session) -> int:
+    """Measure.
 
-
-def _launch(session: Session, world_size: int, threads: int) -> list[Measurement]:
-    """Start a group of processes, wait for its end, and return its measurements.
+    Returns:
+        The exit code.
 
     Raises:
-        TrainingError: the group failed; with the end of its output.
+        TrainingError: a group failed; what was measured before it is shown and recorded.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "measurements.json"
-        command = _command(session, world_size, threads, output)
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        if done.returncode or not output.exists():
-            group = "one process" if world_size == 1 else f"{world_size} processes"
-            raise TrainingError(
-                f"measuring {group} failed with exit code {done.returncode}:\n{last_words(done.stdout)}"
-            )
-        return MEASUREMENTS.validate_json(output.read_bytes())
-
-
-def _command(session: Session, world_size: int, threads: int, output: Path) -> list[str]:
-    hardware = f"{'gpu' if session.on_gpu else 'cpu'}{1 if world_size == 1 else 2}"
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
-        *("--config_file", str(_CONFIGS / f"{hardware}.yaml")),
-        *("--num_processes", str(world_size)),
-        *("--num_cpu_threads_per_process", str(threads)),
-        *("-m", "benchmarks.scaling.scaling_worker"),
-        *("--output", str(output)),
-        *("--loaders", ",".join(session.options.loaders)),
-        *("--windows", str(session.windows)),
-        *("--steps", str(session.steps)),
-        *(["--averaging", ",".join(averaging)] if (averaging := session.options.averaging) else []),
-        *(["--quick"] if session.quick else []),
-        *(str(Path(session.recipe).resolve()), *session.overrides),
-    ]
-
-
-def run(session: Session) -> None:
     options = session.options
     if session.processes.shard.world_size > 1:
         raise UserError("scaling starts its process groups itself; start it without accelerate launch")
-    sizes = world_sizes(options.processes, torch.cuda.device_count() if session.on_gpu else 0)
+    sizes, left_out = world_sizes(options.processes, torch.cuda.device_count() if session.on_gpu else 0)
+    if left_out:
+        gpus = torch.cuda.device_count()
+        session.say(f"left out: {', '.join(map(str, left_out))} processes; {gpus} GPUs are visible")
+    cores = len(os.sched_getaffinity(0))
+    if not session.on_gpu and sizes[-1] > cores:
+        session.say(
+            f"{sizes[-1]} processes share {cores} CPU cores: this tests the benchmark, and is no speed-up"
+        )
+    target = verdicts.read_target(options.target)
     _check(session, sizes)
-    # one process gets the same share of the CPU as it has beside the others
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(len(os.sched_getaffinity(0)) // sizes[-1], 1))
-    num_rounds = options.rounds or (_QUICK_ROUNDS if session.quick else ROUNDS)
-    rounds: list[Round] = []
-    try:
-        _measure_rounds(session, sizes, threads, num_rounds, rounds)
-    except KeyboardInterrupt:  # the results of the complete rounds are kept
-        if not rounds:
-            raise
-        session.stop(len(rounds), num_rounds)
+    progress = _Progress(sizes, options.rounds or (_QUICK_ROUNDS if session.quick else ROUNDS))
+    failure = None
+    with _sigterm_as_ctrl_c():
+        try:
+            _measure(session, progress)
+        except KeyboardInterrupt:
+            session.stop(f"stopped in round {len(progress.rounds)} of {progress.planned}")
+        except TrainingError as error:
+            failure = error
     for loader in options.loaders:
-        _record(session, rounds, num_rounds, loader)
+        _record(session, progress, loader)
     session.print_tables()
-    _summarise(session)
+    reached = verdicts.say(session, target, progress.models)
+    if failure is not None:
+        raise failure
+    if session.is_stopped:
+        return EXIT_INTERRUPTED
+    return 0 if reached else EXIT_FAILURE
 
 
-def _measure_rounds(
-    session: Session, sizes: Sequence[int], threads: int, num_rounds: int, rounds: list[Round]
-) -> None:
-    """Add the measurements of each round to the list, once the round is complete."""
-    began = time.perf_counter()
-    for number in range(1, num_rounds + 1):
-        measured: Round = {}
-        for size in sizes:
-            done = (time.perf_counter() - began) / len(rounds) if rounds else None
-            left = describe_left(None if done is None else done * (num_rounds - len(rounds)))
-            session.show(f"{size} process{'es' if size > 1 else ''}, round {number} of {num_rounds}{left}")
-            for measurement in _launch(session, size, threads):
-                measured[Key(size, measurement.loader, measurement.variant)] = measurement
-        rounds.append(measured)
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM, such as that of `timeout`, as Ctrl-C within the context."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _measure(session: Session, progress: _Progress) -> None:
+    """Add the measurements of each group, as soon as it has ended."""
+    threads = groups.share_of_cores(progress.sizes[-1])
+    began, done, total = time.perf_counter(), 0, progress.planned * len(progress.sizes)
+    for number in range(1, progress.planned + 1):
+        progress.rounds.append({})
+        for size in progress.sizes:
+            if size > 2 and progress.is_predicted and not progress.models:
+                _predict(session, progress, threads)
+            left = describe_left((time.perf_counter() - began) / done * (total - done) if done else None)
+            plural = "es" if size > 1 else ""
+            session.show(f"{size} process{plural}, round {number} of {progress.planned}{left}")
+            for measurement in groups.measure(session, size, threads):
+                progress.rounds[-1][Key(size, measurement.loader, measurement.variant)] = measurement
+            done += 1
+
+
+def _predict(session: Session, progress: _Progress, threads: int) -> None:
+    """Predict from the first round, calibrate for it, and print the prediction."""
+    session.show("2 processes: parts of a step, for the prediction")
+    first, batch = progress.rounds[0], session.config().data.batch_size
+    for loader, calibration in groups.calibrate(session, threads).items():
+        one, two = first[Key(1, loader, ONE)], first[Key(2, loader, WEAK)]
+        model = Model(one.step_s, two.step_s, calibration)
+        progress.models[loader] = model
+        session.print(prediction.parts_table(model, loader, progress.sizes))
+        for sentence in prediction.describe(model):
+            session.say(sentence)
+        for size in progress.sizes[2:]:
+            session.say(prediction.sentence(model.predict(batch, size), batch, size, one.step_s))
 
 
 def _check(session: Session, sizes: Sequence[int]) -> None:
@@ -193,36 +234,26 @@ def _check(session: Session, sizes: Sequence[int]) -> None:
             )
 
 
-def _record(session: Session, rounds: Sequence[Round], planned: int, loader: str) -> None:
+def _record(session: Session, progress: _Progress, loader: str) -> None:
     """Keep a record of every variant on every number of processes."""
-    one = [measured[Key(1, loader, ONE)] for measured in rounds]
-    for key in rounds[0]:
-        if key.loader == loader:
-            measurements = [measured[key] for measured in rounds]
-            batch_size = measurements[0].batch_size
-            session.record(
-                "scaling",
-                key.variant,
-                session.config(f"data.batch_size={batch_size}", f"data.loader={loader}"),
-                merged(key.variant, measurements),
-                None if key.world_size == 1 else speed_up(measurements, one),
-                world_size=key.world_size,
-                data_wait_fraction=median(measurement.data_wait_fraction for measurement in measurements),
-                compile_s=median(measurement.compile_s for measurement in measurements),
-                peak_memory_bytes=max(measurement.peak_memory_bytes for measurement in measurements),
-                planned=planned if len(rounds) < planned else None,
-            )
-
-
-def _summarise(session: Session) -> None:
-    """Print a sentence for each speed-up."""
-    devices = "GPUs" if session.on_gpu else "processes"
-    for record in session.records:
-        if record.baseline is not None:
-            ratio = record.baseline.ratio
-            apart = record.variant == APART
-            scaling, comma, averaging = record.variant.partition(",")
-            kind = "apart, without communication," if apart else f"{scaling} scaling{comma}{averaging}"
-            loader = f" with {record.loader}" if len(session.options.loaders) > 1 else ""
-            figures = f"{ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})"
-            session.say(f"{kind} on {record.world_size} {devices}{loader}: {figures}")
+    for key in progress.keys:
+        if key.loader != loader:
+            continue
+        measurements, model = progress.of(key), progress.models.get(loader)
+        batch_size, size = measurements[0].batch_size, key.world_size
+        predicted: Predicted | None = None
+        if model is not None and key.variant == WEAK and size > 2:
+            predicted = model.predict(batch_size // size, size)
+        session.record(
+            "scaling",
+            key.variant,
+            session.config(f"data.batch_size={batch_size}", f"data.loader={loader}"),
+            merged(key.variant, measurements),
+            None if size == 1 else speed_up(measurements, progress.one_beside(key)),
+            world_size=size,
+            data_wait_fraction=median(measurement.data_wait_fraction for measurement in measurements),
+            compile_s=median(measurement.compile_s for measurement in measurements),
+            peak_memory_bytes=max(measurement.peak_memory_bytes for measurement in measurements),
+            planned=progress.planned if len(measurements) < progress.planned else None,
+            predicted=predicted,
+        )

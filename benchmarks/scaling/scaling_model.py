@@ -1,213 +1,232 @@
-"""Extends the measured weak scaling to more GPUs than were measured, by a model.
+"""Predicts weak scaling on more processes from measurements on one and on two, before more are measured.
 
-    step time on N GPUs = step time on one + fixed + exposed share × all-reduce(N)
+    step on N processes = computing + slowest of N + averaging + all-reduce after and during the backward pass
 
-`fixed` and the exposed share are fitted to one measurement: GPUs that exchange gradients, beside the same
-GPUs at the same time without communication. benchmarks/README.md has the assumptions and limits of the model.
+Every part but the last is measured by itself on two processes. What a step on two takes longer than these
+parts is the work of the all-reduce during the backward pass, as far as it lies between nothing and the whole
+of it. benchmarks/README.md has the assumptions.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from benchmarks.measure.cells import number, percent
-from benchmarks.publish.records import Record
-from benchmarks.publish.tables import Column, Table, make_table
-from benchmarks.scaling.variants import APART, WEAK
+import numpy as np
 
-GPUS_PER_HOST = 8
-NVLINK = {"NVIDIA H200": 450e9}  # bytes/s in each direction, nominal
-INFINIBAND = 50e9  # bytes/s in each direction of one GPU's link: 400 Gb/s, nominal
-EFFECTIVE = 0.5  # of nominal, for messages of some tens of MiB
-PARAMETERS = {"resnet18": 11_173_962, "resnet50": 25_557_032}  # with 10 and with 1,000 classes
-_GRADIENT_BYTES = 4  # float32
-_EXTRAPOLATED = (8, 64)
+from benchmarks.publish.records import Predicted, Spread
+from benchmarks.publish.strict import Strict
+
+TOLERANCE = 0.02  # of the measured throughput: a prediction that is off by more lacks a part
 
 
-def all_reduce_s(
-    num_bytes: float, num_gpus: int, nvlink: float, infiniband: float = EFFECTIVE * INFINIBAND
-) -> float:
-    """Return the seconds of an all-reduce, without latency.
+class Calibration(Strict):
+    """Measurements on two processes that the prediction needs beside those of the benchmark.
 
-    Inside one host it is a ring. Over several hosts it is a reduce-scatter inside each host, a ring over the
-    hosts for the part of each GPU, and an all-gather inside each host.
+    Attributes:
+        rank_step_s: seconds of single steps of each process, which trains a network of its own while the
+            others do.
+        averaging_s: seconds that a step takes longer if it prepares its gradients for the all-reduce, and
+            exchanges them with nobody.
+        during: bytes that are reduced during the backward pass; 0 for none.
+        after: bytes of each all-reduce during which nothing is computed.
+        reduce_s: seconds of an all-reduce by its bytes; that of the fewest bytes is the latency.
+        backward_s: seconds of the backward pass from the time when `during` can be sent to its end.
+    """
+
+    rank_step_s: tuple[tuple[float, ...], ...]
+    averaging_s: float
+    during: int
+    after: tuple[int, ...]
+    reduce_s: dict[int, float]
+    backward_s: float
+
+
+class Range(NamedTuple):
+    """Two bounds of a quantity that measurements on one and on two processes leave open."""
+
+    low: float
+    high: float
+
+    @property
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    def __add__(self, other: object) -> "Range":
+        assert isinstance(other, Range)
+        return Range(self.low + other.low, self.high + other.high)
+
+
+def exactly(value: float) -> Range:
+    return Range(value, value)
+
+
+def expected_slowest(residuals: Sequence[float], deviation: float, count: int) -> float:
+    """Return the expected maximum of COUNT sums, each of a normal deviate and of one of the residuals.
 
     Args:
-        num_bytes: that every GPU holds.
-        num_gpus: of hosts with `GPUS_PER_HOST` each.
-        nvlink: effective bytes/s of a GPU in each direction, inside a host.
-        infiniband: the same between hosts.
+        residuals: with mean 0; each is drawn with the same probability.
+        deviation: standard deviation of the normal deviate, which has mean 0.
+        count: at least 1.
 
-    >>> all_reduce_s(44.7e6, 2, nvlink=225e9) * 1e3  # ms: 2 (N - 1) / N times bytes over bandwidth
-    0.19866...
-    >>> all_reduce_s(44.7e6, 64, nvlink=225e9, infiniband=25e9) * 1e3
-    0.738...
+    >>> round(expected_slowest([0.0], 1.0, 2), 3), round(expected_slowest([0.0], 1.0, 8), 3)
+    (0.564, 1.424)
+    >>> expected_slowest([-1.0, 1.0], 0.0, 2)  # 1 in three of four cases
+    0.5
     """
-    hosts = -(-num_gpus // GPUS_PER_HOST)
-    local = num_gpus // hosts
-    inside = 2 * (local - 1) / local * num_bytes / nvlink
-    between = 2 * (hosts - 1) / hosts * (num_bytes / local) / infiniband
-    return inside + between
+    ordered = np.sort(residuals)
+    if deviation == 0:
+        below = np.arange(len(ordered) + 1) / len(ordered)
+        return float(ordered @ np.diff(below**count))
+    from scipy.special import ndtr  # takes a while to import
+
+    reach = 6 * deviation
+    x = np.linspace(ordered[0] - reach, ordered[-1] + reach, 4001)
+    # of many residuals, some quantiles do
+    few = np.quantile(ordered, (np.arange(200) + 0.5) / 200) if len(ordered) > 200 else ordered
+    below = ndtr((x[:, None] - few) / deviation).mean(1) ** count
+    return float(x[-1] - np.trapezoid(below, x))
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The model, fitted to a measured weak scaling.
+class Model:
+    """Weak scaling, from measurements of one group of one process, one of two, and a calibration.
 
     Attributes:
-        one_s: seconds per step on one GPU.
-        apart_s: the same on the slowest of `num_gpus` GPUs that train at the same time, but not together;
-            `one_s` if it was not measured.
-        measured_s: the same on `num_gpus` GPUs together, each with the batch of the one.
-        num_bytes: of all gradients.
-        nvlink: effective bytes/s.
+        one_s: seconds per step of each window of one process.
+        two_s: the same of two processes that exchange gradients, each with the batch of the one.
+        calibration: on two processes.
     """
 
-    one_s: float
-    apart_s: float
-    measured_s: float
-    num_gpus: int
-    num_bytes: float
-    nvlink: float
+    one_s: tuple[float, ...]
+    two_s: tuple[float, ...]
+    calibration: Calibration
+
+    # --- parts of a step ------------------------------------------------------------------------------------
 
     @property
-    def extra_s(self) -> float:
-        """Seconds that a step takes longer together than apart; a negative difference is noise, and 0."""
-        return max(self.measured_s - self.apart_s, 0.0)
+    def _means(self) -> np.ndarray:
+        return np.array([np.mean(steps) for steps in self.calibration.rank_step_s])
 
     @property
-    def exposed_share(self) -> float:
-        """Fraction of the all-reduce that the backward pass did not hide, at most 1.
-
-        It assumes that all of `extra_s` is communication.
-        """
-        return min(self.extra_s / self.reduce_s(self.num_gpus), 1.0)
+    def beside_s(self) -> float:
+        """Seconds that the first process loses to another one on the same host; 0 if they are within the
+        spread of the windows of one process."""
+        lost = float(self._means[0]) - float(np.median(self.one_s))
+        return lost if lost > half_spread(self.one_s) else 0.0
 
     @property
-    def fixed_s(self) -> float:
-        """Seconds that are no communication, assumed to be the same for any number of GPUs.
+    def device_deviation_s(self) -> float:
+        """Standard deviation of the mean step between devices, estimated from two of them."""
+        first, second = self._means
+        return float(abs(second - first)) / math.sqrt(2)
 
-        They are lost apart too, or they exceed the whole all-reduce.
+    def computing_s(self, count: int) -> Range:
+        """Return the mean over the processes: with no more loss than on two, or with as much for each
+        neighbour."""
+        first, second = self._means
+        alone = float(np.median(self.one_s)) + float(second - first) / 2
+        return Range(alone + self.beside_s, alone + (count - 1) * self.beside_s)
+
+    def waiting_s(self, count: int) -> Range:
+        """Return the wait for the slowest process of each step, over the mean."""
+        residuals = np.concatenate(
+            [np.array(steps) - np.mean(steps) for steps in self.calibration.rank_step_s]
+        )
+        return exactly(expected_slowest(residuals.tolist(), self.device_deviation_s, count))
+
+    def slowest_device_s(self, count: int) -> float:
+        """Return the mean step of the slowest device, over the mean of all."""
+        return expected_slowest([0.0], self.device_deviation_s, count)
+
+    @property
+    def averaging_s(self) -> Range:
+        return exactly(max(self.calibration.averaging_s, 0.0))
+
+    def reduce_s(self, num_bytes: int, count: int) -> Range:
+        """Return the seconds of an all-reduce on COUNT processes, from its seconds on two.
+
+        A message takes 2 (N - 1) / N times its bytes over the bandwidth. The latency grows with the depth of
+        a tree (low), or with the length of a ring (high).
         """
-        return max(self.apart_s - self.one_s, 0.0) + max(self.extra_s - self.reduce_s(self.num_gpus), 0.0)
+        if not num_bytes:
+            return exactly(0.0)
+        latency = self.latency_s
+        transfer = max(self.calibration.reduce_s[num_bytes] - latency, 0.0) * 2 * (count - 1) / count
+        return Range(latency * math.ceil(math.log2(count)) + transfer, latency * (count - 1) + transfer)
 
-    def reduce_s(self, num_gpus: int) -> float:
-        return all_reduce_s(self.num_bytes, num_gpus, self.nvlink)
+    @property
+    def latency_s(self) -> float:
+        return self.calibration.reduce_s[min(self.calibration.reduce_s)]
 
-    def step_s(self, num_gpus: int) -> tuple[float, float]:
-        """Return the seconds per step on more GPUs, best and worst.
+    def after_s(self, count: int) -> Range:
+        """Return the seconds of communication during which nothing is computed."""
+        messages = [self.reduce_s(size, count) for size in self.calibration.after]
+        during, backward_s = self.reduce_s(self.calibration.during, count), self.calibration.backward_s
+        late = Range(max(during.low - backward_s, 0.0), max(during.high - backward_s, 0.0))
+        return sum(messages, late)
 
-        At best the exposed share stays the same; at worst no more of the all-reduce is hidden than in the
-        fit.
+    def _covered_s(self, count: int) -> Range:
+        """Return the seconds of communication during the backward pass."""
+        low, high = self.reduce_s(self.calibration.during, count)
+        return Range(min(low, self.calibration.backward_s), min(high, self.calibration.backward_s))
 
-        >>> seconds = {"one_s": 10e-3, "apart_s": 10e-3, "measured_s": 10.1e-3}
-        >>> fit = Fit(**seconds, num_gpus=2, num_bytes=45e6, nvlink=225e9)
-        >>> round(fit.exposed_share, 3), fit.fixed_s
-        (0.5, 0.0)
-        >>> [round(1e3 * seconds, 3) for seconds in fit.step_s(8)]  # all-reduce: 0.2 ms on 2, 0.35 ms on 8
-        [10.175, 10.25]
+    @property
+    def _rest_s(self) -> float:
+        """Seconds that a step on two takes longer than all parts that are measured by themselves."""
+        parts = self.computing_s(2) + self.waiting_s(2) + self.averaging_s + self.after_s(2)
+        return float(np.median(self.two_s)) - parts.middle
+
+    @property
+    def slowing(self) -> float | None:
+        """The share of its time by which the all-reduce during the backward pass lengthens that pass.
+
+        None if the measurements do not determine it: there is no such all-reduce; the share is not between 0
+        and 1; or it is smaller than the spread of the windows.
         """
-        reduce_s = self.reduce_s(num_gpus)
-        more_s = max(reduce_s - self.reduce_s(self.num_gpus), 0.0)
-        best = self.one_s + self.fixed_s + self.exposed_share * reduce_s
-        return best, best + (1 - self.exposed_share) * more_s
+        covered = self._covered_s(2).middle
+        noise = math.hypot(half_spread(self.one_s), half_spread(self.two_s))
+        if not covered or not 0 < self._rest_s < covered or noise > self._rest_s:
+            return None
+        return self._rest_s / covered
+
+    def during_s(self, count: int) -> Range:
+        """Return the seconds by which the all-reduce lengthens the backward pass.
+
+        If `slowing` is not determined, the rest that was seen on two processes may stay as it is, or grow as
+        the all-reduce does.
+        """
+        rest, covered = self._rest_s, self._covered_s(2).middle
+        if not covered:
+            return exactly(rest)
+        low, high = (rest * seconds / covered for seconds in self._covered_s(count))
+        return Range(low, high) if self.slowing is not None else Range(min(rest, high), max(rest, high))
+
+    # --- the whole ------------------------------------------------------------------------------------------
+
+    def step_s(self, count: int) -> Range:
+        """Return the seconds per step on COUNT processes."""
+        parts = (self.waiting_s(count), self.averaging_s, self.after_s(count), self.during_s(count))
+        return sum(parts, self.computing_s(count))
+
+    def predict(self, batch_size: int, count: int) -> Predicted:
+        """Return the images per second on COUNT processes, each with a batch of this size."""
+        step_s, images = self.step_s(count), batch_size * count
+        return Predicted(
+            images_per_sec=images / step_s.middle, low=images / step_s.high, high=images / step_s.low
+        )
 
 
-def fit(record: Record, apart: Record | None = None) -> Fit | None:
-    """Return the model fitted to a record of weak scaling.
+def half_spread(values: Sequence[float]) -> float:
+    """Return half of the distance between the 10th and the 90th percentile."""
+    spread = Spread.of(values)
+    return (spread.p90 - spread.p10) / 2
 
-    The time on one GPU is that of the record's baseline. The time on several GPUs follows from the speed-up,
-    whose two sides were measured one right after the other.
 
-    Args:
-        record: of weak scaling.
-        apart: of the same GPUs, each training alone.
+def miss(predicted: Predicted, images_per_sec: float) -> float:
+    """Return by how much a prediction is too high, as a fraction of the measured throughput.
 
-    Returns:
-        None if the size of the network or the links of the GPU are not known here.
+    >>> round(miss(Predicted(images_per_sec=102.0, low=101.0, high=103.0), 100.0), 3)
+    0.02
     """
-    network, nvlink = record.network.partition(" with ")[0], NVLINK.get(record.gpu or "")
-    if record.variant != WEAK or record.baseline is None or network not in PARAMETERS or nvlink is None:
-        return None
-    num_gpus = record.world_size
-    one_s = record.batch_size / num_gpus / record.baseline.images_per_sec
-    measured_s = one_s * num_gpus / record.baseline.ratio.median
-    apart_s = one_s * num_gpus / apart.baseline.ratio.median if apart and apart.baseline else one_s
-    num_bytes = _GRADIENT_BYTES * PARAMETERS[network]
-    return Fit(one_s, apart_s, measured_s, num_gpus, num_bytes, EFFECTIVE * nvlink)
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """A row of the table: one fit, extended to a number of GPUs.
-
-    Attributes:
-        base: the record of the fit.
-        checked: a record of as many GPUs, if they were measured.
-    """
-
-    base: Record
-    fitted: Fit
-    num_gpus: int
-    checked: Record | None
-
-    @property
-    def step_ms(self) -> str:
-        best, worst = self.fitted.step_s(self.num_gpus)
-        return f"{number(1e3 * best)}–{number(1e3 * worst)}"
-
-    @property
-    def efficiency(self) -> str:
-        best, worst = self.fitted.step_s(self.num_gpus)
-        return f"{number(100 * self.fitted.one_s / worst, 1)}–{percent(self.fitted.one_s / best)}"
-
-    @property
-    def measured(self) -> str:
-        baseline = self.checked.baseline if self.checked else None
-        return percent(baseline.ratio.median / self.num_gpus if baseline else None)
-
-
-_COLUMNS = (
-    Column[Extrapolation]("model", "left", lambda row: row.base.model or ""),
-    Column[Extrapolation]("loader", "left", lambda row: row.base.loader or ""),
-    Column[Extrapolation](
-        "batch per GPU", "right", lambda row: str(row.base.batch_size // row.base.world_size)
-    ),
-    Column[Extrapolation]("fitted on", "right", lambda row: f"{row.base.world_size} GPUs"),
-    Column[Extrapolation]("exposed share", "right", lambda row: percent(row.fitted.exposed_share)),
-    Column[Extrapolation]("fixed ms", "right", lambda row: number(1e3 * row.fitted.fixed_s)),
-    Column[Extrapolation]("GPUs", "right", lambda row: str(row.num_gpus)),
-    Column[Extrapolation](
-        "all-reduce ms", "right", lambda row: number(1e3 * row.fitted.reduce_s(row.num_gpus))
-    ),
-    Column[Extrapolation]("step ms", "right", lambda row: row.step_ms),
-    Column[Extrapolation]("efficiency", "right", lambda row: row.efficiency),
-    Column[Extrapolation]("measured", "right", lambda row: row.measured),
-)
-
-
-def table(records: Sequence[Record]) -> Table:
-    """Return step time and efficiency on 8 and 64 GPUs, fitted to weak scaling on the fewest GPUs."""
-    weak: dict[tuple[object, ...], dict[int, Record]] = {}
-    apart: dict[tuple[object, ...], dict[int, Record]] = {}
-    for record in records:
-        if fit(record) is not None:
-            weak.setdefault(_workload(record), {})[record.world_size] = record
-        elif record.variant == APART:
-            apart.setdefault(_workload(record), {})[record.world_size] = record
-    rows = [row for key, by_size in weak.items() for row in _extrapolate(by_size, apart.get(key, {}))]
-    return make_table("Weak scaling by the model", _COLUMNS, rows)
-
-
-def _workload(record: Record) -> tuple[object, ...]:
-    per_gpu = record.batch_size // record.world_size
-    images = (record.dataset, record.image_size, record.loader)
-    return (record.model, *images, per_gpu, record.precision, record.compile_mode)
-
-
-def _extrapolate(by_size: dict[int, Record], apart: dict[int, Record]) -> Iterator[Extrapolation]:
-    base = by_size[min(by_size)]
-    fitted = fit(base, apart.get(base.world_size))
-    assert fitted is not None
-    for num_gpus in _EXTRAPOLATED:
-        if num_gpus > base.world_size:
-            yield Extrapolation(base, fitted, num_gpus, by_size.get(num_gpus))
+    return predicted.images_per_sec / images_per_sec - 1

@@ -14,7 +14,9 @@ from benchmarks.measure.options import add_arguments, listed
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
 from benchmarks.publish.strict import Strict
 from benchmarks.scaling.averaging import build_with
-from benchmarks.scaling.variants import APART, EXTRA, ONE, STRONG, WEAK
+from benchmarks.scaling.calibration import calibrate
+from benchmarks.scaling.scaling_model import Calibration
+from benchmarks.scaling.variants import ALONE, APART, EXTRA, ONE, STRONG, WEAK
 from pipeline.commands.exit_code import exit_code_of, run_process
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes
@@ -41,7 +43,10 @@ class Measurement(Strict):
     peak_memory_bytes: int
 
 
-MEASUREMENTS = TypeAdapter(list[Measurement])  # the file that a worker writes, as JSON
+# the files that a worker writes, as JSON; calibrations by the loader
+MEASUREMENTS = TypeAdapter(list[Measurement])
+CALIBRATIONS = TypeAdapter(dict[str, Calibration])
+_CALIBRATED_STEPS = 200  # at most, that are timed one by one
 
 
 def variants(batch: int, processes: Processes, extra: Sequence[str] = ()) -> dict[str, tuple[int, Processes]]:
@@ -64,23 +69,31 @@ def variants(batch: int, processes: Processes, extra: Sequence[str] = ()) -> dic
     }
 
 
-def measure(group: session.Session) -> None:
-    """Time every variant with every loader, in turn; the first process writes the measurements."""
-    workloads: dict[tuple[str, str], StepWorkload] = {}
-    extra = [EXTRA[word] for word in group.options.averaging]
-    batch = group.config().data.batch_size
-    for variant, (size, processes) in variants(batch, group.processes, extra).items():
-        keys = [f"data.batch_size={size}", *(["model.sync_batchnorm=false"] if variant == APART else [])]
+Workloads = dict[tuple[str, str], StepWorkload]  # by variant and loader
+
+
+def _build(group: session.Session, parts: dict[str, tuple[int, Processes]]) -> Workloads:
+    """Build the variants with every loader."""
+    workloads: Workloads = {}
+    for variant, (size, processes) in parts.items():
+        is_apart = variant in (APART, ALONE)
+        keys = [f"data.batch_size={size}", *(["model.sync_batchnorm=false"] if is_apart else [])]
         base = group.config(*keys, "data.loader=synthetic")
         splits = group.splits(base)
-        rig = Rig(
-            base, splits, processes, partial(build_with, variant) if variant in extra else Trainer.build
-        )
+        otherwise = variant in (ALONE, *EXTRA.values())
+        rig = Rig(base, splits, processes, partial(build_with, variant) if otherwise else Trainer.build)
         for name in group.options.loaders:
             config = group.config(*keys, f"data.loader={name}")
             loader = build_train_loader(config, splits, processes)
             workload = StepWorkload(f"{variant}, {name}", rig, loader, group.lead_in(config))
             workloads[variant, name] = workload
+    return workloads
+
+
+def measure(group: session.Session) -> None:
+    """Time every variant with every loader, in turn; the first process writes the measurements."""
+    extra = [EXTRA[word] for word in group.options.averaging]
+    workloads = _build(group, variants(group.config().data.batch_size, group.processes, extra))
     timings = group.time(list(workloads.values()))
     measurements = [
         Measurement(
@@ -99,6 +112,24 @@ def measure(group: session.Session) -> None:
         group.options.output.write_bytes(MEASUREMENTS.dump_json(measurements))
 
 
+def calibrate_all(group: session.Session) -> None:
+    """Measure what the prediction needs, with every loader; the first process writes the calibrations."""
+    config = group.config()
+    alone = (config.data.batch_size, replace(group.processes, shard=Shard(0, 1)))
+    workloads = _build(group, {APART: alone, ALONE: alone})
+    timings = dict(zip(workloads, group.time(list(workloads.values())), strict=True))
+    calibrations: dict[str, Calibration] = {}
+    for name in group.options.loaders:
+        pair = [(APART, name), (ALONE, name)]
+        apart, alone_too = (workloads[key] for key in pair)
+        steps = min(group.windows * group.steps, _CALIBRATED_STEPS)
+        calibrations[name] = calibrate(
+            apart, alone_too, [timings[key] for key in pair], steps, config.model.sync_batchnorm
+        )
+    if group.processes.is_main:
+        group.options.output.write_bytes(CALIBRATIONS.dump_json(calibrations))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the exit codes are those of `python -m benchmarks`."""
     use_cache_folder()
@@ -111,11 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="file of the measurements, as JSON"
     )
+    parser.add_argument("--calibrate", action="store_true", help="write calibrations, not measurements")
     options = parser.parse_intermixed_args(argv)
 
     def work() -> int:
-        session.run(measure, "scaling", options)
-        return 0
+        return session.run(calibrate_all if options.calibrate else measure, "scaling", options)
 
     return exit_code_of(work)
 

@@ -21,18 +21,29 @@ class GradientMean:
         parameters: float32, on one device, in the same order on every process. A parameter that has no
             gradient the first time never gets one.
         first: those of the parameters whose gradients are ready well before the others; may be empty.
+        group: the processes; default: all.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], first: Iterable[nn.Parameter] = ()):
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        first: Iterable[nn.Parameter] = (),
+        group: torch.distributed.ProcessGroup | None = None,
+    ):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         early = {id(parameter) for parameter in first}
-        self._first = _Bucket(parameter for parameter in trained if id(parameter) in early)
-        self._rest = _Bucket(parameter for parameter in trained if id(parameter) not in early)
+        self._first = _Bucket((parameter for parameter in trained if id(parameter) in early), group)
+        self._rest = _Bucket((parameter for parameter in trained if id(parameter) not in early), group)
         # number of gradients that are not ready yet in the first bucket; negative except in the last backward
         # pass of a step
         self._missing = -1
         for parameter in self._first.parameters:
             parameter.register_post_accumulate_grad_hook(self._gradient_ready)
+
+    @property
+    def num_bytes(self) -> tuple[int, int]:
+        """Return the bytes that are reduced during the backward pass, and after it; 0 before the first."""
+        return self._first.num_bytes, self._rest.num_bytes
 
     def start(self) -> None:
         """Prepare for the backward pass that completes the gradients. Call this before that pass."""
@@ -59,11 +70,18 @@ class _Bucket:
         parameters: those that the gradients belong to.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]):
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], group: torch.distributed.ProcessGroup | None = None
+    ):
         self.parameters = list(parameters)
+        self._group = group
         self._parts: list[torch.Tensor] = []
         self._buffer = torch.empty(0)
         self._work: torch.distributed.Work | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self._buffer.nbytes
 
     @torch.no_grad()
     def send(self) -> None:
@@ -75,7 +93,7 @@ class _Bucket:
         torch._foreach_copy_(self._parts, [parameter.grad for parameter in self.parameters])  # type: ignore[misc]
         # gloo has no mean
         mean = torch.distributed.ReduceOp.AVG if self._buffer.is_cuda else torch.distributed.ReduceOp.SUM
-        self._work = torch.distributed.all_reduce(self._buffer, mean, async_op=True)
+        self._work = torch.distributed.all_reduce(self._buffer, mean, self._group, async_op=True)
 
     @torch.no_grad()
     def receive(self) -> None:
@@ -85,7 +103,7 @@ class _Bucket:
         self._work.wait()
         self._work = None
         if not self._buffer.is_cuda:
-            self._buffer /= torch.distributed.get_world_size()
+            self._buffer /= torch.distributed.get_world_size(self._group)
         for parameter, part in zip(self.parameters, self._parts, strict=True):
             parameter.grad = part
 

@@ -1,18 +1,14 @@
-"""Tests the speed-up of several processes, its table, and the model that extends it."""
+"""Tests the speed-up of several processes, its table, its verdicts, and the choice of processes."""
 
 import pytest
 
-from benchmarks.publish import readme
-from benchmarks.publish.records import Record, Spread
-from benchmarks.publish.tables import MAKERS, to_markdown
-from benchmarks.scaling import scaling_model
-from benchmarks.scaling.scaling import last_words, merged, speed_up, world_sizes
-from benchmarks.scaling.scaling_model import Fit
+from benchmarks.publish.records import Spread
+from benchmarks.publish.tables import MAKERS
+from benchmarks.scaling.groups import last_words
+from benchmarks.scaling.scaling import merged, speed_up, world_sizes
 from benchmarks.scaling.scaling_worker import Measurement
 from benchmarks.scaling.variants import WEAK
-from pipeline.config import ModelConfig
 from pipeline.errors import UserError
-from pipeline.models import build_model
 from tests.unit.benchmarks.publish.test_records import EXAMPLES
 
 SCALING = [example for example in EXAMPLES if example.benchmark == "scaling"]
@@ -48,11 +44,23 @@ def test_speed_up_is_of_the_medians_of_a_round():
 
 @pytest.mark.parametrize(
     ("asked", "num_gpus", "message"),
-    [(None, 1, "one GPU"), ([1], 2, "got 1"), ([0, 2], 2, "0,2"), ([4], 2, "2 GPUs")],
+    [
+        (None, 1, "1 GPU is"),
+        ([1], 2, "got 1, and 2 GPUs are"),
+        ([0, 2], 2, "0,2"),
+        ([4], 2, "got 4, and 2 GPUs"),
+        ([1], 0, "process, got 1$"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(asked: list[int] | None, num_gpus: int, message: str):
     with pytest.raises(UserError, match=message):
         world_sizes(asked, num_gpus)
+
+
+def test_more_processes_than_gpus_are_left_out():
+    assert world_sizes([1, 2, 4, 8], 4) == ([1, 2, 4], [8])
+    assert world_sizes([8, 2], 2) == ([1, 2], [8])
+    assert world_sizes([1, 2, 4], 0) == ([1, 2, 4], [])  # on the CPU they share the cores
 
 
 def test_of_a_failed_group_its_own_last_words_are_shown():
@@ -69,59 +77,3 @@ def test_the_table_divides_the_speed_up_by_the_gpus():
     assert one[4:7] == ("512", "512", "1") and one[-2:] == ("", "")
     assert two[4:7] == ("512", "1024", "2") and two[-2:] == ("1.96 (1.94–1.96)", "98.0 %")
     assert eight[4:7] == ("512", "4096", "8") and eight[-1] == "95.0 %"
-
-
-@pytest.mark.parametrize(
-    ("apart_ms", "measured_ms", "exposed_share", "fixed_ms"),
-    [
-        (10, 9.0, 0.0, 0.0),
-        (10, 10.0, 0.0, 0.0),
-        (10, 10.05, 0.25, 0.0),
-        (10, 10.2, 1.0, 0.0),
-        (10, 11.0, 1.0, 0.8),
-        (10.3, 10.4, 0.5, 0.3),
-    ],
-)
-def test_the_model_meets_the_point_that_it_is_fitted_to(
-    apart_ms: float, measured_ms: float, exposed_share: float, fixed_ms: float
-):
-    fit = Fit(
-        one_s=10e-3,
-        apart_s=apart_ms / 1e3,
-        measured_s=measured_ms / 1e3,
-        num_gpus=2,
-        num_bytes=45e6,
-        nvlink=225e9,
-    )  # all-reduce on 2: 0.2 ms
-    assert fit.exposed_share == pytest.approx(exposed_share, abs=1e-6)
-    assert 1e3 * fit.fixed_s == pytest.approx(fixed_ms, abs=1e-6)
-    best, worst = fit.step_s(2)
-    assert 1e3 * best == pytest.approx(max(measured_ms, 10.0)) and 1e3 * worst == pytest.approx(
-        max(measured_ms, 10.0)
-    )
-    for fewer, more in ((2, 8), (8, 64)):
-        assert fit.step_s(fewer)[0] <= fit.step_s(more)[0] <= fit.step_s(more)[1] + 1e-12
-
-
-def test_the_model_s_table_stands_beside_what_was_measured():
-    table = scaling_model.table(SCALING)
-    on_8, on_64 = (dict(zip(table.header, row, strict=True)) for row in table.rows)
-    assert (on_8["GPUs"], on_8["measured"], on_8["fitted on"]) == ("8", "95.0 %", "2 GPUs")
-    assert (on_64["GPUs"], on_64["measured"]) == ("64", "")
-    # 512 images at 100,000 a second take 5.12 ms, and 5.22 ms on two GPUs:
-    # half of the 0.20 ms of the all-reduce is exposed
-    assert (
-        on_8["exposed share"] == "52.6 %"
-        and on_8["step ms"] == "5.30–5.37"
-        and on_8["efficiency"] == "95.3–96.6 %"
-    )
-    marker = "<!-- benchmarks:scaling_model -->\n<!-- /benchmarks:scaling_model -->\n"
-    assert to_markdown(table) in readme.render(marker, EXAMPLES, readme.FILES[1])
-    elsewhere: list[Record] = [record.model_copy(update={"gpu": None}) for record in SCALING]
-    assert "No records yet." in readme.render(marker, elsewhere, readme.FILES[1])
-
-
-def test_the_parameters_of_the_model_are_those_of_the_networks():
-    for name, num_classes, image_size in (("resnet18", 10, 32), ("resnet50", 1000, 224)):
-        network = build_model(ModelConfig.model_validate({"name": name}), num_classes, image_size=image_size)
-        assert sum(parameter.numel() for parameter in network.parameters()) == scaling_model.PARAMETERS[name]

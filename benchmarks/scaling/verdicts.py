@@ -1,0 +1,99 @@
+"""Says what the records of a scaling benchmark show: speed-ups, targets, predictions, ways to average."""
+
+from collections.abc import Mapping
+
+from benchmarks.measure.cells import percent
+from benchmarks.measure.session import Session
+from benchmarks.publish.records import Record
+from benchmarks.scaling import prediction
+from benchmarks.scaling.scaling_model import Model
+from benchmarks.scaling.variants import APART, DDP, ONE_BUCKET, WEAK
+from pipeline.errors import UserError
+
+_WORTH_IT = 1.015  # throughput over that of DDP, at which averaging of our own is worth its code
+
+
+def read_target(target: float | None) -> float | None:
+    """Return the target as a fraction of 1.
+
+    Raises:
+        UserError: it is no efficiency in per cent.
+    """
+    if target is None:
+        return None
+    if not 1 < target <= 100:
+        raise UserError(f"--target: {target:g} is no efficiency in per cent; give one such as 95")
+    return target / 100
+
+
+def say(session: Session, target: float | None, models: Mapping[str, Model]) -> bool:
+    """Print a sentence for each speed-up, comparison and prediction.
+
+    Args:
+        session: with the records.
+        target: of the efficiency of weak scaling; None for none.
+        models: that predicted, by the loader.
+
+    Returns:
+        False if the target is missed on some number of processes.
+    """
+    reached = True
+    for record in session.records:
+        if record.baseline is not None:
+            session.say(_speed_up(record, session))
+            if target is not None and record.variant == WEAK:
+                reached = _say_target(session, record, target) and reached
+    for record in session.records:
+        if record.variant in (DDP, ONE_BUCKET):
+            session.say(_beside_ours(session, record))
+    predictions = prediction.table(session.records)
+    if predictions.rows:
+        session.print(predictions)
+    for record in session.records:
+        if record.predicted is not None and prediction.is_off(record):
+            apart = _sibling(session, record, APART)
+            session.say(prediction.describe_miss(models[record.loader or ""], record, apart))
+    return reached
+
+
+def _sibling(session: Session, record: Record, variant: str) -> Record:
+    """Return the record of another variant in the same groups."""
+    key = (variant, record.world_size, record.loader)
+    return next(r for r in session.records if (r.variant, r.world_size, r.loader) == key)
+
+
+def _where(record: Record, session: Session) -> str:
+    devices = "GPUs" if session.on_gpu else "processes"
+    loader = f" with {record.loader}" if len(session.options.loaders) > 1 else ""
+    return f"on {record.world_size} {devices}{loader}"
+
+
+def _speed_up(record: Record, session: Session) -> str:
+    assert record.baseline is not None
+    ratio, apart = record.baseline.ratio, record.variant == APART
+    scaling, comma, averaging = record.variant.partition(",")
+    kind = "apart, without communication," if apart else f"{scaling} scaling{comma}{averaging}"
+    figures = f"{ratio.median:.2f} × ({ratio.p10:.2f}–{ratio.p90:.2f})"
+    return f"{kind} {_where(record, session)}: {figures}"
+
+
+def _say_target(session: Session, record: Record, target: float) -> bool:
+    assert record.baseline is not None
+    efficiency = record.baseline.ratio.median / record.world_size
+    verdict = "reached" if efficiency >= target else "missed"
+    session.say(
+        f"weak scaling {_where(record, session)}, target {percent(target)}: {percent(efficiency)}, {verdict}"
+    )
+    return efficiency >= target
+
+
+def _beside_ours(session: Session, record: Record) -> str:
+    """Return how our averaging compares with another way, in the same groups."""
+    ours = _sibling(session, record, WEAK)
+    assert ours.baseline is not None and record.baseline is not None
+    ratio = ours.baseline.ratio.median / record.baseline.ratio.median
+    name = record.variant.partition(", ")[2]
+    rule = ""
+    if record.variant == DDP:
+        rule = f"; its code is worth keeping from {_WORTH_IT} on: {'yes' if ratio >= _WORTH_IT else 'no'}"
+    return f"ours over {name} {_where(record, session)}: {ratio:.3f} ×{rule}"

@@ -1,0 +1,206 @@
+"""Tests the prediction of weak scaling: closed forms, a simulation, and what it calls not determined."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.publish import readme
+from benchmarks.publish.records import Predicted, Record
+from benchmarks.publish.tables import to_markdown
+from benchmarks.scaling import prediction
+from benchmarks.scaling.scaling_model import Calibration, Model, Range, expected_slowest
+from tests.unit.benchmarks.publish.test_records import EXAMPLES
+
+ALONE = 10e-3
+FIRST, REST, LATENCY = 34_000_000, 11_000_000, 256
+BYTES_PER_S = 200e9
+
+
+def calibration(latency: float = 0.0, **changes: Any) -> Calibration:
+    """Return measurements of two equal devices without jitter, and of links of 200 GB/s."""
+    values: dict[str, Any] = {
+        "rank_step_s": ((ALONE,) * 3,) * 2,
+        "averaging_s": 0.0,
+        "during": FIRST,
+        "after": (REST,),
+        "reduce_s": {size: latency + size / BYTES_PER_S for size in (FIRST, REST)} | {LATENCY: latency},
+        "backward_s": 5e-3,
+    }
+    return Calibration(**(values | changes))
+
+
+def model(slowing: float, **changes: Any) -> Model:
+    """Return a model of a machine whose backward pass is slowed by this share of the all-reduce in it."""
+    measured = calibration(**changes)
+    alone = Model((ALONE,), (ALONE,), measured)
+    parts = alone.computing_s(2) + alone.waiting_s(2) + alone.averaging_s + alone.after_s(2)
+    during = min(measured.reduce_s.get(measured.during, 0.0), measured.backward_s)
+    return Model((ALONE,), (parts.middle + slowing * during,), measured)
+
+
+@pytest.mark.parametrize(("count", "share"), [(2, 1.0), (4, 1.5), (8, 1.75)])
+def test_messages_take_their_share_of_the_bandwidth(count: int, share: float):
+    """On N processes 2 (N - 1) / N of the bytes are sent: as many as there are on two."""
+    found = model(0.25)
+    step = ALONE + share * (REST + 0.25 * FIRST) / BYTES_PER_S
+    assert found.slowing == pytest.approx(0.25)
+    assert found.step_s(count) == pytest.approx((step, step))
+    assert found.predict(1024, count).images_per_sec == pytest.approx(1024 * count / step)
+
+
+@pytest.mark.parametrize(("count", "tree", "ring"), [(2, 1, 1), (4, 2, 3), (8, 3, 7)])
+def test_latency_grows_by_a_tree_or_by_a_ring(count: int, tree: int, ring: int):
+    """There are no bytes to speak of, and nothing is reduced during the backward pass."""
+    reduce_s = {LATENCY: 20e-6, 1024: 20e-6}
+    found = model(0.0, during=0, after=(1024, 1024), reduce_s=reduce_s, backward_s=0.0)
+    assert found.step_s(count) == pytest.approx((ALONE + 40e-6 * tree, ALONE + 40e-6 * ring))
+
+
+def test_an_all_reduce_that_outlasts_the_backward_pass_is_seen():
+    short = 0.1e-3  # the first bucket takes 0.17 ms on two
+    found = model(0.5, backward_s=short)
+    assert found.slowing == pytest.approx(0.5)
+    late = 1.75 * FIRST / BYTES_PER_S - short
+    step = ALONE + 1.75 * REST / BYTES_PER_S + late + 0.5 * short
+    assert found.step_s(8) == pytest.approx((step, step))
+
+
+@pytest.mark.parametrize("slowing", [-0.5, 0.0, 1.0, 3.0])
+def test_a_share_at_its_bound_is_not_determined(slowing: float):
+    """What was seen on two is kept, and may grow as the all-reduce does."""
+    found = model(slowing)
+    assert found.slowing is None
+    assert found.step_s(2).middle == pytest.approx(found.two_s[0])
+    rest, base = slowing * FIRST / BYTES_PER_S, ALONE + 1.75 * REST / BYTES_PER_S
+    assert found.step_s(8) == pytest.approx(sorted((base + rest, base + 1.75 * rest)))
+    assert any("slows" in line and "not determined" in line for line in prediction.describe(found))
+
+
+def test_a_share_within_the_noise_is_not_determined():
+    exact = model(0.25)
+    assert exact.slowing is not None
+    noisy = Model(
+        exact.one_s, tuple(exact.two_s[0] * factor for factor in (0.98, 1.0, 1.02)), exact.calibration
+    )
+    assert noisy.slowing is None
+
+
+def test_a_bandwidth_that_latency_hides_is_not_determined():
+    found = model(0.25, latency=1.0)
+    assert any("bandwidth: not determined" in line for line in prediction.describe(found))
+
+
+def test_devices_differ_and_neighbours_disturb():
+    """The second device is 2 % slower. The first one takes 1 % longer beside it than alone."""
+    ranks = ((1.01 * ALONE,) * 3, (1.03 * ALONE,) * 3)
+    found = model(0.0, rank_step_s=ranks, after=(), during=0)
+    deviation = 0.02 * ALONE / 2**0.5
+    assert found.device_deviation_s == pytest.approx(deviation)
+    assert found.beside_s == pytest.approx(0.01 * ALONE)
+    assert found.computing_s(8) == pytest.approx((1.02 * ALONE, 1.08 * ALONE))
+    assert found.waiting_s(8).low == pytest.approx(1.4236 * deviation, rel=1e-3)
+    spread = Model((0.9 * ALONE, ALONE, 1.1 * ALONE), found.two_s, found.calibration)
+    assert spread.beside_s == 0, "it is less than the windows differ"
+
+
+def test_the_slowest_of_some():
+    """Of normal deviates the expected maximum is in every table of order statistics."""
+    for count, expected in ((1, 0.0), (2, 0.5642), (4, 1.0294), (8, 1.4236)):
+        assert expected_slowest([0.0], 2.0, count) == pytest.approx(2 * expected, abs=1e-3)
+    residuals = np.random.default_rng(0).exponential(1.0, 500) - 1
+    draws = np.random.default_rng(1).choice(residuals, (20_000, 4))
+    assert expected_slowest(residuals.tolist(), 0.0, 4) == pytest.approx(draws.max(1).mean(), abs=0.03)
+    noise = np.random.default_rng(2).normal(0, 0.5, draws.shape)
+    assert expected_slowest(residuals.tolist(), 0.5, 4) == pytest.approx(
+        (draws + noise).max(1).mean(), abs=0.03
+    )
+
+
+@dataclass
+class Machine:
+    """Processes that meet in every step, simulated step by step.
+
+    Attributes:
+        slowing: of the backward pass, per second of the all-reduce in it.
+        latency: of a message, per hop of a tree.
+    """
+
+    slowing: float
+    latency: float
+    back_s: float = 4e-3
+    averaging_s: float = 0.05e-3
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(7)
+
+    def computing(self, steps: int, count: int) -> np.ndarray:
+        """Return the seconds of each step and process: most are alike, some are late."""
+        late = self._random.random((steps, count)) < 0.02
+        return ALONE + self._random.normal(0, 0.02e-3, late.shape) + late * 0.5e-3
+
+    def reduce_s(self, num_bytes: int, count: int) -> float:
+        return self.latency * np.log2(count) + 2 * (count - 1) / count * num_bytes / BYTES_PER_S
+
+    def steps(self, steps: int, count: int) -> float:
+        """Return the mean seconds of a step of processes that exchange gradients."""
+        computing = self.computing(steps, count) + self.averaging_s
+        sent = (computing - self.back_s).max(1)  # when the last process has the gradients of its last stage
+        covered = self.reduce_s(FIRST, count)
+        computed = (computing + self.slowing * covered).max(1)
+        return float((np.maximum(computed, sent + covered) + self.reduce_s(REST, count)).mean())
+
+    def calibrate(self) -> Calibration:
+        sizes = (LATENCY, FIRST, REST)
+        return Calibration(
+            rank_step_s=tuple(map(tuple, self.computing(200, 2).T.tolist())),
+            averaging_s=self.averaging_s,
+            during=FIRST,
+            after=(REST,),
+            reduce_s={size: self.reduce_s(size, 2) for size in sizes},
+            backward_s=self.back_s,
+        )
+
+
+@pytest.mark.parametrize(("slowing", "latency"), [(0.3, 5e-6), (0.9, 15e-6)])
+def test_a_simulated_machine_is_predicted(slowing: float, latency: float):
+    machine = Machine(slowing, latency)
+    one = tuple(float(machine.computing(100, 1).mean()) for _ in range(5))
+    two = tuple(machine.steps(100, 2) for _ in range(5))
+    found = Model(one, two, machine.calibrate())
+    for count in (4, 8):
+        measured = machine.steps(2000, count)
+        low, high = found.step_s(count)
+        assert abs(found.step_s(count).middle / measured - 1) < 0.01
+        assert low < 1.005 * measured and high > 0.995 * measured
+    naive = one[0] / machine.steps(2000, 8)
+    assert naive < 0.97, "there is something to predict"
+
+
+def test_ranges_add_up():
+    assert Range(1.0, 2.0) + Range(0.5, 1.0) == (1.5, 3.0) and Range(1.0, 2.0).middle == 1.5
+
+
+def weak(predicted: float, rate: float) -> Record:
+    record = next(r for r in EXAMPLES if r.benchmark == "scaling" and r.world_size == 8)
+    spread = record.images_per_sec
+    assert spread is not None
+    return record.model_copy(
+        update={
+            "predicted": Predicted(images_per_sec=predicted, low=predicted - 10, high=predicted + 10),
+            "images_per_sec": spread.model_copy(update={"median": rate}),
+        }
+    )
+
+
+def test_predictions_stand_beside_measurements():
+    records = [weak(101_000.0, 100_000.0), weak(103_000.0, 100_000.0)]
+    table = prediction.table([*EXAMPLES, *records])
+    near, far = (dict(zip(table.header, row, strict=True)) for row in table.rows)
+    assert near["predicted images/sec"] == "101,000 (100,990–101,010)" and near["measured"] == "100,000"
+    assert (near["prediction off by"], near["verdict"]) == ("+1.0 %", "within 2 %")
+    assert (far["prediction off by"], far["verdict"]) == ("+3.0 %", "a part is missing")
+    marker = "<!-- benchmarks:scaling_model -->\n<!-- /benchmarks:scaling_model -->\n"
+    assert "No records yet." in readme.render(marker, EXAMPLES, readme.FILES[1])
+    assert to_markdown(prediction.table(records[:1])) in readme.render(marker, records[:1], readme.FILES[1])
