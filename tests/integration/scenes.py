@@ -116,7 +116,8 @@ def watched_steps(steps: list[dict[str, Any]]) -> Iterator[None]:
         output = step(self, batch)
         values = {"indices": batch.indices, "images": batch.images, "labels": batch.labels}
         values["lr"] = self._state.lr
-        steps.append({key: value.cpu().clone() for key, value in values.items()})
+        noted: dict[str, Any] = {key: value.cpu().clone() for key, value in values.items()}
+        steps.append({**noted, "captured": self._shape.graph is not None})
         return output
 
     Step.__call__ = watched

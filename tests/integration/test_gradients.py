@@ -7,6 +7,7 @@ import torch
 
 from tests.integration import scenes
 from tests.integration.ranks import ranks
+from tests.several_gpus import needs_gpus
 
 
 @pytest.mark.slow
@@ -14,8 +15,7 @@ def test_every_parameter_has_the_mean_over_the_processes(tmp_path: Path):
     assert_means(tmp_path, 3)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@needs_gpus(2)
 def test_on_two_gpus(tmp_path: Path):
     assert_means(tmp_path, 2, "runtime.device=gpu")
 

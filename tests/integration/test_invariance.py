@@ -9,6 +9,7 @@ import torch
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from tests.integration import scenes
 from tests.integration.ranks import ranks
+from tests.several_gpus import marks_of_gpus, needs_gpus
 from tests.tiny import RECIPE, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -90,36 +91,57 @@ def test_the_least_sure_images_of_all_processes_get_more_views(tmp_path: Path, p
     )
 
 
-def test_continued_on_another_number_of_processes(tmp_path: Path):
-    """A run on two processes is continued on three: samples come once, in the order of one process."""
+_ON_GPUS = ("runtime.device=gpu", "compile.mode=graph")
+
+
+@pytest.mark.parametrize(
+    ("begun", "continued", "keys"),
+    [
+        (2, 3, ()),
+        *(
+            pytest.param(begun, continued, _ON_GPUS, marks=marks_of_gpus(max(begun, continued)))
+            for begun, continued in ((2, 1), (2, 4), (4, 2))
+        ),
+    ],
+    ids=lambda value: "gpu" if value == _ON_GPUS else "cpu" if value == () else None,
+)
+def test_continued_on_another_number_of_processes(
+    begun: int, continued: int, keys: tuple[str, ...], tmp_path: Path
+):
+    """Such as a run on two that is continued on three: samples come once, in the order of one process."""
     config = tiny_config(*scenes.SHARED)
-    arguments = [str(RECIPE), f"log.dir={tmp_path}/runs", "log.tensorboard=false", *scenes.SHARED]
-    with ranks(tmp_path, 2, scenes.run_and_note, arguments, tmp_path / "begun", 2) as run:
-        assert run.wait() == [75, 75], run.errors
-    with ranks(tmp_path, 3, scenes.run_and_note, [*arguments, "resume=auto"], tmp_path / "continued") as run:
-        assert run.wait() == [0, 0, 0], run.errors
+    # the parts of the processes must be of one size
+    shared = [key if "eval_batch" not in key else "data.eval_batch_size=12" for key in scenes.SHARED]
+    arguments = [str(RECIPE), f"log.dir={tmp_path}/runs", "log.tensorboard=false", *shared, *keys]
+    with ranks(tmp_path, begun, scenes.run_and_note, arguments, tmp_path / "begun", 2) as run:
+        assert run.wait() == [75] * begun, run.errors
+    again = [*arguments, "resume=auto"]
+    with ranks(tmp_path, continued, scenes.run_and_note, again, tmp_path / "continued") as run:
+        assert run.wait() == [0] * continued, run.errors
     parts = {
         name: [torch.load(path) for path in sorted(tmp_path.glob(f"{name}-*.pt"))]
         for name in ("begun", "continued")
     }
     assert {name: (len(part), len(part[0])) for name, part in parts.items()} == {
-        "begun": (2, 4),
-        "continued": (3, 2),
+        "begun": (begun, 4),
+        "continued": (continued, 2),
     }
     found = [torch.cat(shares).tolist() for part in parts.values() for shares in zip(*part, strict=True)]
     sampler = TrainSampler(40, 12, Shard(), config.seed, (8, 8), config.augment)
     assert found == [sampler.plan(*divmod(step, 3)).indices.tolist() for step in range(6)]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
-@pytest.mark.parametrize("mode", ["none", "default"])
+@needs_gpus(2)
+@pytest.mark.parametrize("mode", ["none", "default", "graph", "reduce-overhead"])
 def test_on_two_gpus(mode: str, tmp_path: Path, process_state: None):
+    """Also with the step captured, and in it the sums of a synchronised batch norm."""
     keys = ("runtime.device=gpu", "runtime.tf32=false", "runtime.deterministic=true", f"compile.mode={mode}")
     folders = {number: tmp_path / str(number) for number in (1, 2)}
     for folder in folders.values():
         folder.mkdir()
     left = train_on(folders, *keys)
     for network, tolerance in TOLERANCES.items():
+        captured = [step["captured"] for step in left[2][0][network]["steps"]]
+        assert captured == [False] * 3 + [mode in ("graph", "reduce-overhead")] * 3
         assert_same_batches(left, 2, network)
         assert_same_updates(left, 2, network, *tolerance)

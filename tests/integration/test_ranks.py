@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.run.checkpoint import folder_of, newest_intact
 from tests.integration import scenes
 from tests.integration.ranks import Ranks, ranks
 from tests.patience import PATIENCE_S
+from tests.several_gpus import needs_gpus
 from tests.tiny import RECIPE, only_run
 
 pytestmark = pytest.mark.slow
@@ -151,8 +151,7 @@ SCENES = {
 }
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@needs_gpus(2)
 @pytest.mark.parametrize("act", SCENES)
 @pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
 def test_on_two_gpus(act: str, mode: str, tmp_path: Path):
