@@ -30,6 +30,10 @@ BENCHMARKS = {  # with `run(session)`, which may return an exit code
         "suites.time_to_accuracy",
         "whole trainings with many seeds: seconds, accuracy, and a test that it reaches a target",
     ),
+    "peers": (
+        "suites.peers",
+        "whole trainings beside the training scripts of torchvision and timm: speed, accuracy, memory, CPU",
+    ),
     "scaling": ("scaling.scaling", "weak and strong scaling over the GPUs of this host, beside one of them"),
 }
 OTHERS = {  # with `main(arguments)`

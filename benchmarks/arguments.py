@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measure.options import listed
+from benchmarks.measure.options import listed, whole_number
 from benchmarks.scaling.variants import EXTRA
 
 WITH_WORKERS = "torchvision"
@@ -26,6 +26,7 @@ OPS = (  # each a module in benchmarks/kernels
 )
 SAVING_EPOCHS, RUNS, ROUNDS, STARTS, PAIRS = 4, 10, 3, 5, 5
 PEER_RUNS, BLOCKS = 5, 4  # of time-to-accuracy
+PEER_NAMES, SEEDS = ("torchvision", "timm"), 3  # of peers
 
 
 def _loaders(parser: ArgumentParser) -> None:
@@ -166,6 +167,58 @@ def _time_to_accuracy(parser: ArgumentParser) -> None:
     )
 
 
+def _peers(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help=f"run the training script of {' or '.join(PEER_NAMES)} too, from the folder of its train.py "
+        "in a checkout of its repository; may be given several times",
+    )
+    parser.add_argument(
+        "--peer-flags",
+        action="append",
+        default=[],
+        metavar="NAME=FLAGS",
+        help="further options of this program, which win over those that follow from CONFIG",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=whole_number(2),
+        required=True,
+        metavar="N",
+        help="epochs of each run, 2 or more; the first is not timed",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=whole_number(1),
+        default=SEEDS,
+        metavar="N",
+        help=f"runs of each program (default: {SEEDS})",
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole_number(1),
+        metavar="N",
+        help="processes that load images for the others (default: one a CPU core)",
+    )
+    parser.add_argument("--data", metavar="NAME", help="name of the images (default: that of their folder)")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="add each finished run to this file; the same command later runs only those that are missing",
+    )
+    parser.add_argument(
+        "--at-least",
+        type=float,
+        metavar="FACTOR",
+        help="exit with 1 unless ours trains this many times as fast as each of the others, and its accuracy "
+        "is not lower by more than two standard errors",
+    )
+
+
 def _scaling(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
@@ -204,5 +257,6 @@ ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {  # by the name of the
     "neighbour": _neighbour,
     "saving": _saving,
     "time-to-accuracy": _time_to_accuracy,
+    "peers": _peers,
     "scaling": _scaling,
 }

@@ -71,6 +71,15 @@ def use_log_x(axes: Axes, **options: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def hide_x(axes: Axes) -> None:
+    """Hide the x axis: bars of different scales are read by their labels, between 0 and 1."""
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("")
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", labelsize=LABEL_PT, length=0)
+
+
 def short(value: float) -> str:
     """Return the text of a tick.
 

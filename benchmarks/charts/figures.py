@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.charts.beside_peers import draw_beside_peers, is_complete_comparison
 from benchmarks.charts.depth import draw_depth, is_by_depth
 from benchmarks.charts.streamed import draw_streamed, is_streamed, is_streamed_on_one_gpu
 from benchmarks.charts.throughput import draw_throughput
@@ -32,6 +33,12 @@ class FigureKind:
 
 
 FIGURES = {
+    "beside_peers": FigureKind(
+        "peers",
+        is_complete_comparison,
+        "Images per second of training from image files, ours beside the scripts of torchvision and timm",
+        draw_beside_peers,
+    ),
     "depth": FigureKind(
         "recipe",
         is_by_depth,

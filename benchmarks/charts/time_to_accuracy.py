@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.charts.bars import BARS_FRACTION, LABEL_PT, draw_bar, draw_label, new_bar_chart
+from benchmarks.charts.bars import BARS_FRACTION, draw_bar, draw_label, hide_x, new_bar_chart
 from benchmarks.measure import cells
 from benchmarks.publish.prices import recipe_path
 from benchmarks.publish.records import Record, newest
@@ -27,10 +27,7 @@ def draw_time_to_accuracy(folder: str, records: Sequence[Record], path: Path) ->
     names = [row if isinstance(row, str) else row.variant.removeprefix("cifar10_") for row in rows]
     with style.drawing([subtitle, *names]):
         figure, axes = new_bar_chart(names, 250, "Seconds of training to an accuracy", subtitle, right_px=40)
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("")
-        axes.xaxis.set_visible(False)
-        axes.spines["bottom"].set_visible(False)
+        hide_x(axes)
         for number, row in enumerate(rows):
             if isinstance(row, str):
                 axes.get_yticklabels()[number].set_fontweight("bold")
@@ -38,7 +35,6 @@ def draw_time_to_accuracy(folder: str, records: Sequence[Record], path: Path) ->
             length = _seconds(row) / slowest[_runs(row).target] * BARS_FRACTION * 0.8
             draw_bar(axes, number, 0, length, style.BLUE if _is_ours(row) else style.MUTED)
             draw_label(axes, number, length + 0.01, _label(row))
-        axes.tick_params(axis="y", labelsize=LABEL_PT, length=0)
         style.save_png(figure, path)
 
 

@@ -48,6 +48,12 @@ def hash_of_program(path: Path) -> str:
     return _hash([("program", path)])
 
 
+def hash_of_folder(folder: Path, *patterns: str) -> str:
+    """Return 16 hex digits of a SHA-256 over the names and contents of the files of these patterns."""
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return _hash((path.relative_to(folder).as_posix(), path) for path in files)
+
+
 def _hash(files: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
     for name, path in files:

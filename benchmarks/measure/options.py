@@ -92,6 +92,17 @@ def listed(kind: Callable[[str], Any] = str, choices: Collection[str] = ()) -> C
     return parse
 
 
+def whole_number(least: int) -> Callable[[str], int]:
+    """Return the type of an option with a whole number that is not below LEAST."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text}")
+        return int(text)
+
+    return parse
+
+
 def num_windows(options: argparse.Namespace) -> int:
     """Return the number of timed windows of each variant."""
     return options.windows or (_QUICK_WINDOWS if options.quick else _WINDOWS)

@@ -32,7 +32,10 @@ from pipeline.training.build import set_backends
 _PLAIN_WIDTH = 180  # columns of a table without a terminal
 _FREQUENT = ("round", "warming up")  # lines of which many come, one a window
 _PAUSE_S = 10.0
-_WHOLE_RUNS = ("time-to-accuracy",)  # benchmarks whose accuracy counts: they need the images of the recipe
+_WHOLE_RUNS = (
+    "time-to-accuracy",
+    "peers",
+)  # benchmarks whose accuracy counts: they need the images of the recipe
 # keys of `data` that determine the images and labels
 _DATA_KEYS = {
     *("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples"),

@@ -6,11 +6,14 @@ A pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`, mar
 figure in a README. This command writes the lines between the pair from the records. NAME is one of these:
 
 - a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`, `scaling`, `peer`,
-  `recipe`, `time_to_accuracy`);
-- a figure (`streamed`, `throughput`, `waterfall`, `depth`);
-- `scaling_model`, the predictions in the records of `scaling` beside the measurements;
+  `peers`, `recipe`, `time_to_accuracy`);
+- a figure (`beside_peers`, `streamed`, `throughput`, `waterfall`, `depth`, `seconds_to_accuracy`);
+- `scaling_model`, the predictions in the records of `scaling` beside the measurements, and `peer_settings`,
+  from those of `peers`;
 - `published`, the accuracies that others published beside those of the recipes;
 - `results`, the small table of the front page.
+
+A figure without records leaves its place on the front page empty, and a sentence elsewhere.
 
 A recipe in configs/ states its price at the end of its header (`prices.py`).
 """
@@ -25,7 +28,7 @@ from pathlib import Path
 from benchmarks.charts import figures
 from benchmarks.publish import prices, published, results
 from benchmarks.publish.records import FOLDER, RESULTS, Record, newest, read
-from benchmarks.publish.tables import MAKERS, Table, to_markdown
+from benchmarks.publish.tables import MAKERS, Table, peer_settings, to_markdown
 from benchmarks.scaling import prediction
 from pipeline.errors import EXIT_FAILURE, UserError
 
@@ -42,6 +45,7 @@ _WIDTH = 110  # characters of a line of prose
 _TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], Table]]] = {
     **{name: (name, make) for name, make in MAKERS.items()},
     "scaling_model": ("scaling", prediction.table),
+    "peer_settings": ("peers", peer_settings),
 }
 
 
@@ -106,7 +110,7 @@ def _wrap(text: str) -> str:
 def _figure(name: str, records: Sequence[Record], readme: Path) -> str:
     alt = figures.FIGURES[name].alt
     lines = [f"![{alt}]({relpath(path, readme.parent)})\n" for path in figures.paths(name, records)]
-    return "\n".join(lines) or _NO_RECORDS
+    return "\n".join(lines) or ("" if readme == FILES[0] else _NO_RECORDS)
 
 
 def render(text: str, records: Sequence[Record], path: Path) -> str:

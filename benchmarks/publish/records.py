@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from pydantic import Field, ValidationError
 
+from benchmarks.publish.peer_runs import PeerRuns
 from benchmarks.publish.strict import Strict
 from benchmarks.publish.whole_runs import WholeRuns
 from pipeline.errors import UserError
@@ -31,6 +32,7 @@ Benchmark = Literal[
     "saving",
     "scaling",
     "peer",
+    "peers",
     "recipe",
     "time_to_accuracy",
 ]
@@ -158,6 +160,7 @@ class Record(Machine, Setting):
             before it had measured them all; None if it is complete, and for `whole_runs`, which have their
             own.
         predicted: images per second, from measurements on fewer processes; None elsewhere.
+        peer_runs: the trainings that `peers` timed; None elsewhere.
     """
 
     benchmark: Benchmark
@@ -190,6 +193,7 @@ class Record(Machine, Setting):
     whole_runs: WholeRuns | None = None
     planned: int | None = None
     predicted: Predicted | None = None
+    peer_runs: PeerRuns | None = None
     utc: str
     command: str
 
@@ -209,18 +213,26 @@ class Record(Machine, Setting):
         return self.images_per_sec.median if self.images_per_sec else None
 
     @property
+    def comparison(self) -> tuple[Any, ...]:
+        """A key that the records of `peers` share if their programs can be compared."""
+        data = self.data or self.dataset
+        return (self.folder, self.benchmark, data, self.image_size, self.batch_size, self.epochs)
+
+    @property
     def identity(self) -> tuple[Any, ...]:
         """A key that two records share if they measure the same thing; tables show the newer one.
 
         The kernels of a recipe count in `step` and `ablation` only, which ask for them. Elsewhere a recipe
         that has changed supersedes itself. A record of `recipe` is identified by its data set alone. One of
-        `time_to_accuracy` that was stopped early does not supersede a complete one.
+        `time_to_accuracy` or `peers` that was stopped early does not supersede a complete one.
         """
         if self.benchmark == "recipe":
             return (self.folder, self.benchmark, self.variant, self.data, self.world_size)
         if self.whole_runs is not None:
             runs = self.whole_runs
             return (self.folder, self.benchmark, self.variant, self.dataset, runs.target, runs.is_complete)
+        if self.peer_runs is not None:
+            return (*self.comparison, self.variant, self.peer_runs.is_complete)
         with_kernels = self.benchmark in ("step", "ablation") or self.model is None
         return (
             self.folder,
@@ -259,6 +271,9 @@ class RecordKeywords(TypedDict, total=False):
     accuracy_std: float | None
     accuracy_n: int | None
     epochs: float | None
+    seeds: tuple[int, ...] | None
+    data: str | None
+    parameters: int | None
     compile_s: float | None
     first_step_s: float | None
     first_step_n: int | None
@@ -271,6 +286,7 @@ class RecordKeywords(TypedDict, total=False):
     whole_runs: WholeRuns | None
     planned: int | None
     predicted: Predicted | None
+    peer_runs: PeerRuns | None
 
 
 def gpu_slug(name: str | None) -> str:

@@ -34,7 +34,7 @@ def list_class_folders(root: Path, config: FolderData) -> Listing:
         UserError: there are no training classes, or a link leads back to a folder above it.
         OSError: a folder cannot be read.
     """
-    names = {"train": config.train_folder, "test": config.test_folder or _default_test_folder(root)}
+    names = {"train": config.train_folder, "test": config.test_folder or default_test_folder(root)}
     folders = {part: from_root(root, name) for part, name in names.items()}
     left_out, problems = LeftOut(), []
     train, test = (_find_files(root, folder, left_out) for folder in folders.values())
@@ -58,7 +58,7 @@ def list_class_folders(root: Path, config: FolderData) -> Listing:
     return Listing(root, parts, tuple(train), sources, problems=tuple(problems), warnings=warnings)
 
 
-def _default_test_folder(root: Path) -> str:
+def default_test_folder(root: Path) -> str:
     """Return `test` if it holds folders, otherwise `val`: the `test` of ImageNet has no labels."""
     candidates = [name for name in ("test", "val") if (root / name).is_dir()]
     default = candidates[0] if candidates else "val"
@@ -112,7 +112,7 @@ def list_test_folder(
         UserError: there is no such folder, or it holds no folder of a class.
         OSError: a folder cannot be read.
     """
-    folder, left_out = config.test_folder or _default_test_folder(root), LeftOut()
+    folder, left_out = config.test_folder or default_test_folder(root), LeftOut()
     classes = _find_files(root, from_root(root, folder), left_out)
     used = [name for name, (_, numbers) in classes.items() if len(numbers)]
     if not classes:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from benchmarks.publish.peer_runs import PeerEpoch, PeerRun, PeerRuns
 from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns
 from pipeline.run.records import RunResult
 
@@ -59,3 +60,40 @@ def make_whole_runs(planned: int = 2) -> WholeRuns:
         gpu_before=state,
         gpu_after=state,
     )
+
+
+def make_peer_run(accuracy: float = 0.9, rate: float = 1000.0, epochs: int = 3) -> PeerRun:
+    """Return a run of epochs of 10 s each, the first of which reaches half of the accuracy."""
+    accuracies = [accuracy / 2, *[accuracy] * (epochs - 1)]
+    return PeerRun(
+        seed=0,
+        command="python train.py --lr 0.1",
+        wall_s=10.0 * epochs + 5,
+        cpu_s=70.0,
+        peak_memory_bytes=2**30,
+        epochs=tuple(
+            PeerEpoch(
+                accuracy=value, evaluated_s=10.0 * (number + 1), images_per_sec=rate if number else None
+            )
+            for number, value in enumerate(accuracies)
+        ),
+    )
+
+
+def make_peer_runs(*runs: PeerRun, **changes: Any) -> PeerRuns:
+    """Return these runs, or one run, of a program with a checkout, all that were planned."""
+    runs = runs or (make_peer_run(),)
+    values: dict[str, Any] = {
+        "runs": runs,
+        "planned": len(runs),
+        "images_per_epoch": 5000,
+        "target": 0.8,
+        "words": 4,
+        "settings": 1,
+        "commit": "c" * 40,
+        "source_hash": "0" * 16,
+        "versions": {"timm": "1.0"},
+        "has_same_network": True,
+        "differences": ("NCHW",),
+    }
+    return PeerRuns(**values | changes)

@@ -1,0 +1,76 @@
+"""Keeps finished runs in a file, a JSON line each, so that a later command runs only those that are
+missing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from benchmarks.publish.peer_runs import PeerRun
+from benchmarks.publish.strict import Strict
+from pipeline.errors import UserError
+
+
+class KeptRun(Strict):
+    """One line of the file.
+
+    Attributes:
+        program: its name.
+        key: changes with its settings and its source.
+        parameters: of the network, if its log tells.
+        run: None of the step alone.
+        step_rate: images per second of the step alone; None of a program.
+    """
+
+    program: str
+    key: str
+    parameters: int | None = None
+    run: PeerRun | None = None
+    step_rate: float | None = None
+
+
+@dataclass
+class KeptRuns:
+    """The runs in a file; without a path nothing is kept.
+
+    Attributes:
+        path: of the file, which need not exist.
+        keys: of each program's settings.
+    """
+
+    path: Path | None
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def read(self) -> Iterator[KeptRun]:
+        """Yield the runs, in their order.
+
+        Raises:
+            UserError: the file cannot be read, or a line is no run, or one of other settings.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        for number, line in enumerate(self.path.read_text("utf-8").splitlines(), 1):
+            try:
+                kept = KeptRun.model_validate_json(line)
+            except ValidationError:
+                raise UserError(f"--keep: {self.path}:{number} holds no run; remove the line") from None
+            if kept.key != self.keys.get(kept.program):
+                raise UserError(
+                    f"--keep: {self.path}:{number} is a run of {kept.program} with other settings or another "
+                    "source; give another file"
+                )
+            yield kept
+
+    def add(self, program: str, run: PeerRun, parameters: int | None) -> None:
+        """Add a run of a program."""
+        self._write(KeptRun(program=program, key=self.keys[program], parameters=parameters, run=run))
+
+    def add_step(self, program: str, rate: float) -> None:
+        """Add the speed of the step alone of a program."""
+        self._write(KeptRun(program=program, key=self.keys[program], step_rate=rate))
+
+    def _write(self, kept: KeptRun) -> None:
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(kept.model_dump_json() + "\n")
