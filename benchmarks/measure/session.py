@@ -119,6 +119,12 @@ class Session:
         """Return True if the images of a config stay in their files."""
         return isinstance(self.splits(config).train, FileSet)
 
+    def environment(self, config: Config) -> dict[str, Any]:
+        """Return what is known of this process and its machine; it is found out once."""
+        if not self._environment:
+            self._environment = describe_environment(config, self.device, self.processes.shard.world_size)
+        return self._environment
+
     def use_synthetic_images_if_missing(self) -> None:
         """Warn and use random images of the same size if the recipe's data set is not on this machine."""
         config = self.config()
@@ -221,18 +227,17 @@ class Session:
             timing: its windows; None if one event was timed.
             fields: further fields of `Record`, over those that follow from the config.
         """
-        if not self._environment:
-            self._environment = describe_environment(config, self.device, self.processes.shard.world_size)
+        environment = self.environment(config)
         streamed = config.data.loader != "synthetic" and self.streams(config)
         measured: dict[str, Any] = {
-            **dict(describe_config(config, self._environment, streamed)),
-            **dict(describe_machine(self._environment)),
+            **dict(describe_config(config, environment, streamed)),
+            **dict(describe_machine(environment)),
             "images_per_sec": timing.images_per_sec if timing else None,
             "step_ms": timing.step_ms if timing else None,
             "peak_memory_bytes": None,
             "baseline": baseline,
             "planned": self.windows if timing and len(timing.step_s) < self.windows else None,
-            "utc": self._environment["utc"],
+            "utc": environment["utc"],
             "command": self.command,
         }
         record = Record(**{"benchmark": benchmark, "variant": variant, **measured, **fields})

@@ -39,7 +39,7 @@ class QuickresLog(RunLog):
         rates = list(_rates(map(parse_json, lines)))
         self.epochs = [
             epoch.model_copy(update={"images_per_sec": rate})
-            for epoch, rate in zip(self.epochs, rates, strict=True)
+            for epoch, rate in zip(self.epochs, rates, strict=False)
         ]
 
 

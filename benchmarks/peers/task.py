@@ -11,6 +11,7 @@ from pipeline.data.datasets.counts import Counts
 from pipeline.data.files.class_folders import default_test_folder
 from pipeline.errors import UserError
 
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of the channels
 _SMALL = 64  # pixels, the longer side: photographs are larger
 
 
@@ -98,7 +99,7 @@ class Task:
             yield f"cosine schedule, not {config.schedule.name}"
         if not config.probably_streamed:
             yield f"random resized crop, not a crop of images padded by {config.augment.crop_padding}"
-        if config.data.mean is None or config.data.std is None:
+        if (config.data.mean, config.data.std) != _IMAGENET:
             yield "normalised by ImageNet's statistics, not by those of the data"
 
 

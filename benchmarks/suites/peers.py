@@ -99,6 +99,7 @@ def _check_options(session: Session) -> Config:
         )
     config = session.config(f"duration={options.epochs}ep")
     check_config(config)
+    session.environment(config)  # takes too long for the second that is left after Ctrl-C
     return config
 
 

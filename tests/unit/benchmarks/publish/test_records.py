@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.charts import figures, throughput, time_to_accuracy, waterfall
+from benchmarks.charts import beside_peers, figures, throughput, time_to_accuracy, waterfall
 from benchmarks.publish import readme
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
 from benchmarks.publish.tables import MAKERS, to_markdown
 from pipeline.errors import UserError
-from tests.unit.benchmarks.results import make_whole_runs
+from tests.unit.benchmarks.results import make_peer_run, make_peer_runs, make_whole_runs
 
 
 def record(benchmark: str = "loader", variant: str = "dali", rate: float = 1000.0, **more: Any) -> Record:
@@ -49,6 +49,28 @@ def record(benchmark: str = "loader", variant: str = "dali", rate: float = 1000.
         "command": "python -m benchmarks loaders --record",
     }
     return Record(**(values | more))
+
+
+def peer_records(data: str = "photos", ours: float = 8000.0, planned: int = 2, **more: Any) -> list[Record]:
+    """Two runs of each program: timm has a third of our speed, and torchvision a fourth."""
+    shared = {
+        "model": "resnet50",
+        "dataset": "folder",
+        "data": data,
+        "epochs": 3.0,
+        "image_size": 224,
+        **more,
+    }
+    records = []
+    for name, factor in (("torchvision", 4), ("quickres", 1), ("timm", 3)):
+        is_ours, rate = name == "quickres", ours / factor
+        ratio = Spread(median=1 / factor, p10=1 / factor, p90=1 / factor, n=2)
+        baseline = None if is_ours else Baseline(variant="quickres", images_per_sec=ours, ratio=ratio)
+        runs = make_peer_runs(
+            *[make_peer_run(0.9, rate)] * 2, planned=planned, step_rate=1.25 * ours if is_ours else None
+        )
+        records.append(record("peers", name, rate, baseline=baseline, peer_runs=runs, **shared))
+    return records
 
 
 EXAMPLES = [
@@ -131,6 +153,7 @@ EXAMPLES = [
         train_s=12.1,
     ),
     record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
+    *peer_records(),
 ]
 
 
@@ -144,7 +167,7 @@ def test_every_table_and_figure_has_its_place():
         for path in readme.FILES
         for name in re.findall(r"<!-- benchmarks:(\w+) -->", path.read_text("utf-8"))
     }
-    assert places == {*MAKERS, *figures.FIGURES, "scaling_model", "published", "results"}
+    assert places == {*MAKERS, *figures.FIGURES, "scaling_model", "peer_settings", "published", "results"}
 
 
 def test_every_figure_that_a_readme_may_show_is_there():
@@ -287,6 +310,7 @@ def test_records_of_other_settings_do_not_hide_or_cross_one_another(
 def test_figures_are_drawn_for_each_machine(tmp_path: Path):
     drawn = figures.draw_all(EXAMPLES, tmp_path)
     assert [path.name for path in drawn] == [
+        "nvidia-h200-beside_peers.png",
         "nvidia-h200-streamed.png",
         "nvidia-h200-throughput.png",
         "cpu-throughput.png",
@@ -297,6 +321,46 @@ def test_figures_are_drawn_for_each_machine(tmp_path: Path):
         with Image.open(path) as picture:
             assert picture.width == 1100
     assert figures.draw_all([], tmp_path) == []
+
+
+def test_programs_are_drawn_by_task_and_speed(tmp_path: Path):
+    """The bars of a task share a scale; runs that were stopped early are not drawn."""
+    small = peer_records("cifar", 50_000.0, image_size=32)
+    records = [*small, *peer_records(), *peer_records("others", planned=3)]
+    rows = beside_peers._rows([item for item in records if beside_peers.is_complete_comparison(item)])
+    assert [row.name for row in rows] == [
+        *("ResNet-50, photos 224×224, batch 512", "quickres", "timm", "torchvision"),
+        *("ResNet-50, cifar 32×32, batch 512", "quickres", "timm", "torchvision"),
+    ]
+    assert rows[2].length == pytest.approx(rows[1].length / 3) and rows[5].length == rows[1].length
+    labels = [beside_peers._label(row.record) for row in rows[1:3] if row.record]
+    assert labels == ["8,000   80.0 % of the step without a loader", "2,667   quickres is 3.0 × as fast"]
+    (path,) = figures.draw_all(records, tmp_path)
+    assert path.name.endswith("-beside_peers.png") and path.stat().st_size > 10_000
+    assert figures.draw_all(peer_records(planned=3), tmp_path) == []
+
+
+def test_a_bar_of_another_network_says_so():
+    timm = peer_records()[-1]
+    assert timm.peer_runs is not None
+    other = timm.peer_runs.model_copy(update={"has_same_network": False})
+    assert "(another network)" in beside_peers._label(timm.model_copy(update={"peer_runs": other}))
+
+
+def test_a_figure_without_records_leaves_no_text_on_the_front_page():
+    front, page = readme.FILES
+    assert readme.block("beside_peers", [], front) == ""
+    assert readme.block("beside_peers", [], page) == "No records yet.\n"
+    shown = "(benchmarks/pictures/nvidia-h200-beside_peers.png)\n"
+    assert readme.block("beside_peers", EXAMPLES, front).endswith(shown)
+
+
+def test_a_later_comparison_replaces_the_one_of_the_same_task():
+    stopped, first, second = peer_records(planned=3), peer_records(), peer_records()
+    other = peer_records("others")
+    assert newest([*first, *stopped, *other, *second]) == [*stopped, *other, *second]
+    settings = readme.block("peer_settings", peer_records(), Path("README.md"))
+    assert "timm 1.0, commit cccccccccc" in settings and "| NCHW |" in settings
 
 
 def test_seconds_to_accuracy_are_drawn_by_target(tmp_path: Path):

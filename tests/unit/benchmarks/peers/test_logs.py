@@ -1,0 +1,157 @@
+"""Tests the readers of the logs of others, with lines as their scripts print them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers.program import LineLog, RunLog, count_settings
+from benchmarks.peers.quickres_train import QuickresLog
+from benchmarks.peers.timm_train import _LOG as TIMM
+from benchmarks.peers.torchvision_reference import _LOG as TORCHVISION
+from tests.unit.benchmarks.results import make_result
+
+# Lines, each with the seconds from the command.
+TORCHVISION_LOG = [
+    (9.0, "Creating model"),
+    (
+        12.0,
+        "Epoch: [0]  [ 0/25]  eta: 0:00:25  lr: 0.1  img/s: 90.1  loss: 2.3 (2.3)  time: 1.0000  data: 0.9",
+    ),
+    (14.0, "Epoch: [0]  [20/25]  eta: 0:00:01  lr: 0.1  img/s: 900  time: 0.1000  data: 0.0  max mem: 1234"),
+    (15.0, "Epoch: [0] Total time: 0:00:04"),
+    (
+        15.5,
+        "Test:   [0/4]  eta: 0:00:02  loss: 1.0 (1.0)  acc1: 50.0 (50.0)  acc5: 90.0  time: 0.5  data: 0.4",
+    ),
+    (16.0, "Test:  Total time: 0:00:01"),
+    (16.1, "Test:  Acc@1 31.250 Acc@5 90.000"),
+    (
+        18.0,
+        "Epoch: [1]  [ 0/25]  eta: 0:00:25  lr: 0.05  img/s: 99  loss: 1.3 (1.3)  time: 1.5000  data: 0.9",
+    ),
+    (20.5, "Epoch: [1] Total time: 0:00:04"),
+    (21.0, "Test:  Acc@1 62.500 Acc@5 95.000"),
+]
+TIMM_LOG = [
+    (5.0, "Model resnet50 created, param count:23528522"),
+    (
+        8.0,
+        "Train: 0 [   0/62 (  2%)]  Loss: 2.3 (2.3)  Time: 2.000s,    8.0/s  (2.000s,  8.0/s)",
+    ),
+    (
+        9.0,
+        "Train: 0 [  50/62 ( 82%)]  Loss: 2.3 (2.3)  Time: 0.020s,   80.0/s  (0.050s, 80.0/s)",
+    ),
+    (
+        10.0,
+        "Train: 0 [  61/62 (100%)]  Loss: 2.0 (2.1)  Time: 0.020s,   80.0/s  (0.050s, 80.0/s)",
+    ),
+    (
+        10.5,
+        "Test: [   0/1]  Time: 0.7 (0.7)  Acc@1:  50.000 ( 50.000)  Acc@5: 100.000 (100.000)",
+    ),
+    (
+        11.0,
+        "Test: [   1/1]  Time: 0.1 (0.4)  Acc@1: 100.000 ( 75.000)  Acc@5: 100.000 (100.000)",
+    ),
+    (
+        13.0,
+        "Train: 1 [   0/62 (  2%)]  Loss: 2.3 (2.3)  Time: 1.000s,    8.0/s  (2.000s,  8.0/s)",
+    ),
+    (
+        14.0,
+        "Train: 1 [  61/62 (100%)]  Loss: 2.0 (2.1)  Time: 0.020s,   80.0/s  (0.050s, 80.0/s)",
+    ),
+    (
+        15.0,
+        "Test: [   1/1]  Time: 0.1 (0.4)  Acc@1: 100.000 ( 87.500)  Acc@5: 100.000 (100.000)",
+    ),
+    (15.1, "*** Best metric: 87.5 (epoch 1)"),
+]
+
+
+def read(log: RunLog, lines: list[tuple[float, str]]) -> list[tuple[float, float, float | None]]:
+    for at_s, line in lines:
+        log.read(line + "\n", at_s)
+    return [(epoch.accuracy, epoch.evaluated_s, epoch.images_per_sec) for epoch in log.epochs]
+
+
+def test_torchvision_tells_the_loop_s_time_with_the_start_of_its_workers():
+    log = LineLog(TORCHVISION, 800)
+    assert read(log, TORCHVISION_LOG) == [(0.3125, 16.1, 800 / 4), (0.625, 21.0, 800 / 4)]
+    assert log.parameters is None
+
+
+def test_timm_tells_the_loop_s_time_and_the_parameters():
+    log = LineLog(TIMM, 800)
+    assert read(log, TIMM_LOG) == [(0.75, 11.0, 800 / 4), (0.875, 15.0, 800 / 2)]
+    assert log.parameters == 23_528_522
+
+
+def test_an_epoch_without_lines_of_training_has_no_speed():
+    assert read(LineLog(TORCHVISION, 800), [(3.0, "Test:  Acc@1 10.000 Acc@5 50.000")]) == [(0.1, 3.0, None)]
+
+
+def test_ours_tells_the_speed_between_evaluations(tmp_path: Path):
+    """Two windows of 10 steps in 1 s and in 3 s are 20 steps of 16 images in 4 s."""
+
+    def window(step: int, pace: float | None) -> dict[str, object]:
+        rate = None if pace is None else 16 * pace
+        return {
+            "kind": "train",
+            "step": step,
+            "epoch": 0,
+            "lr": 0.1,
+            "images_per_sec": rate,
+            "steps_per_sec": pace,
+        }
+
+    evaluation = {
+        "kind": "eval",
+        "split": "test",
+        "step": 0,
+        "epoch": 0,
+        "accuracy": 0,
+        "correct": 0,
+        "seen": 1,
+    }
+    records = [
+        *(window(10, None), window(20, 10.0), evaluation),
+        *(window(30, 10.0), window(40, 10 / 3), evaluation),
+    ]
+    run = tmp_path / "tiny-1"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (run / "result.json").write_text(json.dumps(make_result().to_json()))
+    log = QuickresLog()
+    read(
+        log,
+        [
+            (
+                7.0,
+                "epoch   1.00/2  train loss 1.0  warm-up  test loss 1.0 acc 25.00% (1/4)  left 0:09",
+            ),
+            (
+                9.0,
+                "epoch   2.00/2  train all skipped  9 img/s  test loss 1.0 acc 75.00% (3/4)  left 0:00",
+            ),
+            (9.1, "test accuracy 75.00% at the last step, best 75.00% (step 40)"),
+        ],
+    )
+    log.finish(tmp_path)
+    assert [(e.accuracy, e.evaluated_s) for e in log.epochs] == [(0.25, 7.0), (0.75, 9.0)]
+    assert [e.images_per_sec for e in log.epochs] == [None, pytest.approx(20 * 16 / 4)]
+    assert log.parameters == 269_722
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        (["python", "train.py", "--lr", "0.1", "-j", "8", "--amp"], 3),
+        (["./launch.sh", "configs/a.yaml", "data.root=/x=y", "seed=0"], 2),
+        (["python", "train.py", "--weight-decay", "-1"], 1),
+    ],
+)
+def test_settings_are_counted(words: list[str], settings: int):
+    assert count_settings(words) == settings
