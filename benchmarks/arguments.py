@@ -78,8 +78,7 @@ def _end_to_end(parser: ArgumentParser) -> None:
         "--loaders",
         type=listed(),
         metavar="NAME,…",
-        help="of data.loader (default: dali, and on a GPU fused; for streamed folders dali and reference, "
-        "which is torchvision's there)",
+        help="of data.loader (default: dali, and on a GPU fused; for streamed folders dali and reference)",
     )
 
 

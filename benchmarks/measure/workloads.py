@@ -8,10 +8,9 @@ from itertools import islice
 import torch
 
 from benchmarks.measure.timing import Workload
-from benchmarks.peers.image_folder import ImageFolderLoader
 from benchmarks.publish.records import Spread
-from pipeline.config import Config, FolderData, ScaledPrecision
-from pipeline.data import FileSet, Loader, Splits, build_loaders
+from pipeline.config import Config, ScaledPrecision
+from pipeline.data import Loader, Splits, build_loaders
 from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError
@@ -35,10 +34,7 @@ def batches_ahead(config: Config) -> int:
 
 
 def build_train_loader(config: Config, splits: Splits, processes: Processes) -> Loader:
-    """Return the training loader of `data.loader`; `reference` on a streamed folder is torchvision's own."""
-    folder = isinstance(config.data, FolderData) and isinstance(splits.train, FileSet)
-    if config.data.loader == "reference" and folder:
-        return ImageFolderLoader(config, splits, processes.device)
+    """Return the training loader of `data.loader`."""
     return build_loaders(config, splits, processes.device, processes.shard).train
 
 
@@ -154,7 +150,7 @@ class StepWorkload(Workload):
         self.data_wait: list[float] = []
         self._batches = loader.batches_from(0)
         self._clock = Clock(rig.processes.device)
-        self._refills = isinstance(loader, ReferenceLoader | ImageFolderLoader) and lead_in > 1
+        self._refills = isinstance(loader, ReferenceLoader) and lead_in > 1
 
     def prepare(self) -> None:
         set_backends(self.rig.config)  # switches of the whole process: another workload may have changed them

@@ -46,10 +46,16 @@ class KeptRuns:
         """Yield the runs, in their order.
 
         Raises:
-            UserError: the file cannot be read, or a line is no run, or one of other settings.
+            UserError: the file cannot be written, or a line is no run, or one of other settings.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return
+        try:
+            self.path.open("a").close()  # fails before anything is timed if runs cannot be added
+        except OSError as error:
+            raise UserError(
+                f"--keep: {self.path} cannot be written ({error.strerror}); give another file"
+            ) from None
         for number, line in enumerate(self.path.read_text("utf-8").splitlines(), 1):
             try:
                 kept = KeptRun.model_validate_json(line)

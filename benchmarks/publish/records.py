@@ -216,7 +216,9 @@ class Record(Machine, Setting):
     def comparison(self) -> tuple[Any, ...]:
         """A key that the records of `peers` share if their programs can be compared."""
         data = self.data or self.dataset
-        return (self.folder, self.benchmark, data, self.image_size, self.batch_size, self.epochs)
+        network = self.network.rpartition("/")[2]  # without the library that it comes from
+        task = (network, data, self.image_size, self.batch_size, self.epochs)
+        return (self.folder, self.benchmark, *task)
 
     @property
     def identity(self) -> tuple[Any, ...]:

@@ -260,6 +260,7 @@ def test_our_own_run_is_read(comparison: Comparison):
         ("--peer timm=TIMM --at-least 0", ["--at-least: ", "above 0"]),
         ("--peer timm=TIMM --at-least 2 --seeds 1", ["--at-least: ", "--seeds 2"]),
         ("--peer timm=TIMM --quick", ["--quick: "]),
+        ("--peer timm=TIMM --keep absent/runs", ["--keep: absent/runs cannot be written"]),
         ("--peer timm=TIMM optimizer.name=adamw", ["optimizer.name=adamw: ", "optimizer.name=sgd"]),
         ("--peer timm=TIMM data.batch_size=41", ["data.batch_size: ", "40"]),
         ("--peer timm=TIMM data.train_folder=absent", ["data.train_folder", "absent"]),
