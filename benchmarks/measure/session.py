@@ -20,7 +20,7 @@ from benchmarks.measure.describe import describe_config, describe_machine
 from benchmarks.measure.options import QUICK, merge, num_steps, num_windows, read_arguments
 from benchmarks.measure.timing import Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
-from benchmarks.publish import tables
+from benchmarks.publish import columns, tables
 from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, RecordKeywords, append
 from pipeline.config import Config, FileData, load_config
 from pipeline.data import FileSet, Splits, load_splits
@@ -255,9 +255,9 @@ class Session:
         for path in sorted(self._written):
             self.say(f"recorded in {path}")
 
-    def print(self, table: tables.Table) -> None:
+    def print(self, table: columns.Table) -> None:
         if self.processes.is_main:
-            self.console.print(tables.to_rich(table))
+            self.console.print(columns.to_rich(table))
 
 
 def run(work: Callable[[Session], int | None], name: str, options: argparse.Namespace) -> int:

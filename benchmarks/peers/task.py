@@ -12,6 +12,7 @@ from pipeline.data.files.class_folders import default_test_folder
 from pipeline.errors import UserError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of the channels
+_PLAIN = {None: "null", (): "[]"}  # how values are written on the command line
 _SMALL = 64  # pixels, the longer side: photographs are larger
 
 
@@ -75,8 +76,13 @@ class Task:
     def warmup_epochs(self) -> int:
         """Warm-up in whole epochs, which is the unit of the programs of others; at least one epoch is left
         for the rest."""
-        steps = to_steps(self.config.schedule.warmup, self.full_steps, self.epochs * self.full_steps)
-        return min(round(steps / self.full_steps), self.epochs - 1)
+        return min(round(self._exact_warmup), self.epochs - 1)
+
+    @property
+    def _exact_warmup(self) -> float:
+        """Warm-up of our run, in epochs."""
+        schedule = self.config.schedule
+        return to_steps(schedule.warmup, self.full_steps, self.epochs * self.full_steps) / self.full_steps
 
     @property
     def final_fraction(self) -> float:
@@ -97,6 +103,8 @@ class Task:
         config = self.config
         if config.schedule.name != "cosine":
             yield f"cosine schedule, not {config.schedule.name}"
+        if abs(self.warmup_epochs - self._exact_warmup) > 0.01:
+            yield f"warm-up of {self.warmup_epochs} epochs, not {self._exact_warmup:.2g}"
         if not config.probably_streamed:
             yield f"random resized crop, not a crop of images padded by {config.augment.crop_padding}"
         if (config.data.mean, config.data.std) != _IMAGENET:
@@ -147,11 +155,18 @@ def _refusals(config: Config) -> Iterator[tuple[str, str]]:
         "loss.class_weights": (config.loss.class_weights, None),
         "optimizer.accumulate": (optimizer.accumulate, 1),
         "optimizer.clip_norm": (optimizer.clip_norm, None),
+        "optimizer.groups": (optimizer.groups, ()),
+        "optimizer.layer_decay": (optimizer.layer_decay, 1),
         "model.weights": (config.model.weights, None),
+        "model.freeze": (config.model.freeze, ()),
+        "model.blur_pool": (config.model.blur_pool, False),
+        "model.stochastic_depth": (config.model.stochastic_depth, 0),
+        "ema.decay": (config.ema.decay, None),
+        "lookahead.every": (config.lookahead.every, None),
     }
     for key, (value, plain) in unused.items():
         if value != plain:
-            yield key, f"give {key}={'null' if plain is None else str(plain).lower()}"
+            yield key, f"give {key}={_PLAIN.get(plain, str(plain).lower())}"
 
 
 def share_folder(config: Config, temporary: Path) -> Path:

@@ -6,10 +6,10 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from benchmarks.measure.cells import accuracy
+from benchmarks.publish.columns import Column, Table, make_table
 from benchmarks.publish.prices import is_current, recipe_path
 from benchmarks.publish.records import FOLDER, Record, newest
 from benchmarks.publish.strict import Strict
-from benchmarks.publish.tables import Column, Table, make_table
 from pipeline.config.yaml_reader import read_recipe
 from pipeline.errors import UserError
 

@@ -27,8 +27,10 @@ from pathlib import Path
 
 from benchmarks.charts import figures
 from benchmarks.publish import prices, published, results
+from benchmarks.publish.columns import Table, to_markdown
+from benchmarks.publish.peer_tables import peer_settings
 from benchmarks.publish.records import FOLDER, RESULTS, Record, newest, read
-from benchmarks.publish.tables import MAKERS, Table, peer_settings, to_markdown
+from benchmarks.publish.tables import MAKERS
 from benchmarks.scaling import prediction
 from pipeline.errors import EXIT_FAILURE, UserError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.measure.describe import describe_config, describe_machine
-from benchmarks.publish import tables
+from benchmarks.publish import columns, tables
 from benchmarks.publish.finished import Finished, check_recipe, check_speed, check_together, read_finished
 from benchmarks.publish.records import Record, Setting, Spread, append
 from benchmarks.sweep.table import Mean
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{recipe}: {len(runs)} run{plural}, seed{plural} {seeds}; speed of {len(alone)}")
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     for table in tables.tables_of(records):
-        console.print(tables.to_rich(table))
+        console.print(columns.to_rich(table))
     if options.record:
         for path in append(records):
             print(f"recorded in {path}; update tables and headers with `python -m benchmarks readme`")

@@ -1,89 +1,45 @@
-"""Makes the tables of records: the same on the terminal and, as Markdown, in the README.
+"""Makes the tables of records; `TABLES` has the columns of each benchmark."""
 
-A table is a list of columns over a list of items; `TABLES` has the columns of each benchmark.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Literal, TypeVar
-
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from benchmarks.measure import cells
-from benchmarks.publish.peer_runs import PeerRuns
+from benchmarks.publish.columns import (
+    ACCURACY,
+    BATCH,
+    COMPARED,
+    COMPILE,
+    COMPILE_S,
+    DATA,
+    DATA_WAIT,
+    EPOCHS,
+    GPUS,
+    LAYOUT,
+    LOADER,
+    MODEL,
+    PRECISION,
+    RATE,
+    SPREAD,
+    STEP_MS,
+    VARIANT,
+    Align,
+    Column,
+    Table,
+    images_of,
+    make_table,
+)
+from benchmarks.publish.peer_tables import peers_table
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record
 from benchmarks.publish.whole_runs import WholeRuns, mean_and_deviation
 from pipeline.config import label_of
-
-Align = Literal["left", "right"]
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text cells under a header, each column flush left or right."""
-
-    title: str
-    header: tuple[str, ...]
-    aligns: tuple[Align, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Column(Generic[Item]):
-    """One column of a table.
-
-    Attributes:
-        name: in the header.
-        align: of the cells.
-        text: makes the cell of an item.
-    """
-
-    name: str
-    align: Align
-    text: Callable[[Item], str]
-
-    def renamed(self, name: str) -> "Column[Item]":
-        return replace(self, name=name)
-
-    def on_the(self, align: Align) -> "Column[Item]":
-        return replace(self, align=align)
-
-
-def make_table(title: str, columns: Sequence[Column[Item]], items: Iterable[Item]) -> Table:
-    """Return a table with a row for each item."""
-    rows = tuple(tuple(column.text(item) for column in columns) for item in items)
-    return Table(title, tuple(c.name for c in columns), tuple(c.align for c in columns), rows)
-
-
-def to_markdown(table: Table) -> str:
-    """Return a GitHub table, without the title."""
-    rule = tuple("---" if align == "left" else "---:" for align in table.aligns)
-    lines = [table.header, rule, *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def to_rich(table: Table) -> RichTable:
-    """Return a table for the terminal."""
-    rich = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
-    for name, align in zip(table.header, table.aligns, strict=True):
-        rich.add_column(name, justify=align, overflow="fold")
-    for row in table.rows:
-        rich.add_row(*(escape(cell) for cell in row))
-    return rich
 
 
 def tables_of(records: Sequence[Record]) -> list[Table]:
     """Return one table for each benchmark that the records belong to."""
     names = dict.fromkeys(record.benchmark for record in records)
     return [MAKERS[name]([record for record in records if record.benchmark == name]) for name in names]
-
-
-def _images(record: Record) -> str:
-    return f"{record.dataset} {record.image_size}×{record.image_size}"
 
 
 def _with_views(record: Record) -> str:
@@ -98,26 +54,6 @@ def _efficiency(record: Record) -> str:
     baseline = record.baseline
     return cells.percent(baseline.ratio.median / record.world_size if baseline else None)
 
-
-VARIANT = Column[Record]("variant", "left", lambda r: r.variant)
-MODEL = Column[Record]("model", "left", lambda r: r.model or "")
-DATA = Column[Record]("data", "left", _images)
-LOADER = Column[Record]("loader", "left", lambda r: r.loader or "")
-PRECISION = Column[Record]("precision", "left", lambda r: r.precision)
-LAYOUT = Column[Record]("layout", "left", lambda r: "NHWC" if r.channels_last else "NCHW")
-COMPILE = Column[Record]("compile", "left", lambda r: r.compile_mode)
-BATCH = Column[Record]("batch", "right", lambda r: str(r.batch_size))
-GPUS = Column[Record]("GPUs", "right", lambda r: str(r.world_size))
-RATE = Column[Record]("images/sec", "right", lambda r: cells.count(r.rate))
-SPREAD = Column[Record]("p10–p90 (n)", "right", lambda r: cells.spread(r.images_per_sec))
-STEP_MS = Column[Record]("step ms", "right", lambda r: cells.number(r.step_ms))
-DATA_WAIT = Column[Record]("data wait", "right", lambda r: cells.percent(r.data_wait_fraction))
-COMPARED = Column[Record]("compared", "right", lambda r: cells.comparison(r.baseline))
-COMPILE_S = Column[Record]("compile s", "right", lambda r: cells.number(r.compile_s, 1))
-EPOCHS = Column[Record]("epochs", "right", lambda r: cells.number(r.epochs, 0))
-ACCURACY = Column[Record](
-    "accuracy", "right", lambda r: cells.accuracy(r.accuracy, r.accuracy_std, r.accuracy_n)
-)
 
 _STEP = (
     *(MODEL, PRECISION, LAYOUT, COMPILE, BATCH, GPUS, RATE, SPREAD, STEP_MS),
@@ -200,57 +136,6 @@ _TIME_TO_ACCURACY = (
     _of_runs("kernels compiled", "right", lambda r: cells.count(r.compiled)),
 )
 
-
-def _of_peers(name: str, text: Callable[[PeerRuns], str]) -> Column[Record]:
-    """Return a column of `peers`."""
-    return Column(name, "right", lambda record: text(record.peer_runs) if record.peer_runs else "")
-
-
-def _factor(record: Record) -> str:
-    """Return how many times the images/sec of a program ours has, of runs of the same round."""
-    return f"{1 / record.baseline.ratio.median:.2f} × as fast" if record.baseline else ""
-
-
-def _task(record: Record) -> str:
-    images = f"{record.data or record.dataset} {record.image_size}×{record.image_size}"
-    return f"{record.network}, {images}, batch {record.batch_size}, {cells.number(record.epochs, 0)} epochs"
-
-
-def _seconds_to(runs: PeerRuns) -> str:
-    return f"{cells.number(runs.seconds, 1)} to {cells.accuracy(runs.target, None)}"
-
-
-def _source(runs: PeerRuns) -> str:
-    """Return a program's versions, and the commit of its checkout, or else the hash of its files."""
-    versions = [f"{name} {version}" for name, version in runs.versions.items()]
-    commit = f"commit {runs.commit[:10]}" if runs.commit else f"files {runs.source_hash}"
-    return ", ".join([*versions, commit])
-
-
-_PEERS = (
-    VARIANT.renamed("program"),
-    Column[Record]("training", "left", _task),
-    _of_peers("runs", lambda r: str(len(r.runs)) + ("" if r.is_complete else f" of {r.planned}")),
-    *(RATE, SPREAD),
-    Column[Record]("quickres is", "right", _factor),
-    _of_peers("of the step alone", lambda r: cells.percent(r.step_share)),
-    _of_peers("whole epochs, images/sec", lambda r: cells.count(r.whole_rate)),
-    ACCURACY,
-    _of_peers("seconds", _seconds_to),
-    Column[Record]("GPU memory", "right", lambda r: cells.memory(r.peak_memory_bytes)),
-    _of_peers("CPU cores in use", lambda r: cells.number(r.cores, 1)),
-    _of_peers("words typed", lambda r: str(r.words)),
-)
-_PEER_SETTINGS = (
-    VARIANT.renamed("program"),
-    Column[Record]("training", "left", _task),
-    _of_peers("source", _source).on_the("left"),
-    Column[Record]("parameters", "right", lambda r: cells.count(r.parameters)),
-    *(PRECISION, LAYOUT, COMPILE),
-    _of_peers("settings typed", lambda r: str(r.settings)),
-    _of_peers("differs from quickres in", lambda r: "; ".join(r.differences)).on_the("left"),
-)
-
 _PEAK_NOTE = "share of the rate of a large matrix product in the same run (on a GPU 8192³ in bfloat16)"
 _RECIPE_NOTE = (
     "test accuracy at the last step, mean ± σ (n); seconds of training without compiling, evaluation and "
@@ -260,11 +145,6 @@ _TIME_NOTE = (
     "mean ± σ (n) over seeds; seconds from the first work on the training images to the last view of the "
     "test images; p of a one-sided t-test that the mean accuracy is above the target; then the seconds from "
     "the command to the first trained network, and the kernels compiled in them"
-)
-_PEERS_NOTE = (
-    "images/sec of training, loader and step together, then of training images over whole epochs with "
-    "evaluating and saving, both without the first epoch; accuracy at the end, mean ± σ (n); seconds from "
-    "the command to an accuracy that all runs reached, mean; peak of the GPU's memory"
 )
 TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "step": (f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", _STEP),
@@ -276,7 +156,6 @@ TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "neighbour": ("Training on two CPU cores, alone and beside a process that uses one of them", _NEIGHBOUR),
     "saving": ("Loader and step together, with and without saving", _END_TO_END),
     "scaling": ("Loader and step together on one process and on several", _SCALING),
-    "peers": (f"Whole trainings beside programs of others: {_PEERS_NOTE}", _PEERS),
     "recipe": (f"Shipped recipes: {_RECIPE_NOTE}", _RECIPE),
     "time_to_accuracy": (f"Time to accuracy: {_TIME_NOTE}", _TIME_TO_ACCURACY),
 }
@@ -294,7 +173,7 @@ class _LoaderRow:
     @classmethod
     def of(cls, record: Record) -> "_LoaderRow":
         precision = ", float32" if record.precision == "fp32" else ""  # which is twice the bytes
-        images = _images(record) + precision
+        images = images_of(record) + precision
         return cls(record.variant, images, record.augment or "none", str(record.world_size))
 
 
@@ -323,12 +202,8 @@ def _loader_table(records: Sequence[Record]) -> Table:
     return make_table("Loader alone: images/sec, median (p10–p90)", columns, rows)
 
 
-def peer_settings(records: Sequence[Record]) -> Table:
-    """Return a table of the settings of the programs in `peers`."""
-    return make_table("Settings of the programs", _PEER_SETTINGS, records)
-
-
 MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
     "loader": _loader_table,
+    "peers": peers_table,
     **{name: partial(make_table, title, columns) for name, (title, columns) in TABLES.items()},
 }

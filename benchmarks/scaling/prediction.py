@@ -5,8 +5,8 @@ from functools import partial
 from statistics import median
 
 from benchmarks.measure.cells import count, number, percent
+from benchmarks.publish.columns import Column, Table, make_table
 from benchmarks.publish.records import Predicted, Record
-from benchmarks.publish.tables import Column, Table, make_table
 from benchmarks.scaling.scaling_model import TOLERANCE, Model, Range, miss
 
 _NOT_DETERMINED = "not determined"

@@ -10,8 +10,8 @@ from benchmarks.measure.describe import describe_loader
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Stopwatch, Timing, Workload, steps_lasting
 from benchmarks.measure.workloads import LoaderWorkload, Rig, StepWorkload, batches_ahead, build_train_loader
+from benchmarks.publish.columns import Column, make_table
 from benchmarks.publish.records import Benchmark
-from benchmarks.publish.tables import Column, make_table
 from pipeline.config import Config
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.profiling.roofline import matmul_flops_per_s

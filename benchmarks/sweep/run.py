@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from benchmarks.measure.options import check_at_least
-from benchmarks.publish.tables import to_rich
+from benchmarks.publish.columns import to_rich
 from benchmarks.sweep.plan import Plan, Run, read_plan
 from benchmarks.sweep.table import (
     Outcome,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from benchmarks.measure import cells
 from benchmarks.measure.t_tests import ALPHA, Difference, welch
-from benchmarks.publish.tables import Column, Table, make_table, to_markdown
+from benchmarks.publish.columns import Column, Table, make_table, to_markdown
 from benchmarks.sweep.plan import Plan, Run
 from pipeline.atomic_io import read_json, write_json
 from pipeline.run.folder import RunFolder

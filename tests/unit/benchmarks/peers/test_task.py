@@ -89,6 +89,7 @@ def test_the_cpu_has_no_half_precision_flags_without_need(program: type[Program]
     [
         ("seed=0", ["no seed", "NCHW", "no torch.compile", "evaluates in float32"], []),
         ("precision.mode=bf16", ["fp16, not bf16"], []),
+        ("schedule.warmup=3%", ["warm-up of 0 epochs, not 0.47"], ["warm-up of 0 epochs, not 0.47"]),
         ("schedule.name=linear", ["cosine schedule, not linear"], ["cosine schedule, not linear"]),
         ("optimizer.decay_norm_and_bias=true", [], ["no weight decay on norms and biases"]),
         ("data.eval_image_size=256", [], ["evaluates at 224 pixels"]),
@@ -119,6 +120,8 @@ def test_torchvision_is_refused_with_few_classes():
         ("augment.trivial_augment=true", "augment.trivial_augment=false"),
         ("optimizer.clip_norm=1.0", "optimizer.clip_norm=null"),
         ("data.holdout=100", "data.holdout=0"),
+        ("ema.decay=0.99", "ema.decay=null"),
+        ("model.freeze=[stem.*]", "model.freeze=[]"),
     ],
 )
 def test_what_others_cannot_do_is_refused(override: str, remedy: str):

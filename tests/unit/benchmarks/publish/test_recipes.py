@@ -12,8 +12,9 @@ from benchmarks.charts import depth, figures
 from benchmarks.measure.options import merge
 from benchmarks.publish import prices, published, readme, recipes
 from benchmarks.publish import results as results_table
+from benchmarks.publish.columns import to_markdown
 from benchmarks.publish.records import RESULTS, Record, append, read
-from benchmarks.publish.tables import MAKERS, tables_of, to_markdown
+from benchmarks.publish.tables import MAKERS, tables_of
 from pipeline.config import dump_config, load_config
 from pipeline.errors import UserError
 from tests.tiny import ROOT

@@ -9,8 +9,9 @@ from PIL import Image
 
 from benchmarks.charts import beside_peers, figures, throughput, time_to_accuracy, waterfall
 from benchmarks.publish import readme
+from benchmarks.publish.columns import to_markdown
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
-from benchmarks.publish.tables import MAKERS, to_markdown
+from benchmarks.publish.tables import MAKERS
 from pipeline.errors import UserError
 from tests.unit.benchmarks.results import make_peer_run, make_peer_runs, make_whole_runs
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.publish import readme
+from benchmarks.publish.columns import to_markdown
 from benchmarks.publish.records import Predicted, Record
-from benchmarks.publish.tables import to_markdown
 from benchmarks.scaling import prediction
 from benchmarks.scaling.scaling_model import Calibration, Model, Range, expected_slowest
 from tests.unit.benchmarks.publish.test_records import EXAMPLES
