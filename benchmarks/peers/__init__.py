@@ -1,1 +1,1 @@
-"""Rebuilds the loaders and training loops of others, as baselines of ours."""
+"""Rebuilds loaders and training loops of others, and runs their programs, as baselines of ours."""

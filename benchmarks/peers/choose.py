@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.peers.program import Program
+from benchmarks.peers.folder_program import Program
 from benchmarks.peers.quickres_train import QuickresTrain
 from benchmarks.peers.timm_train import TimmTrain
 from benchmarks.peers.torchvision_reference import TorchvisionReference

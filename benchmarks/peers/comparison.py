@@ -9,7 +9,7 @@ from statistics import fmean, median
 from benchmarks.measure import cells
 from benchmarks.measure.describe import describe_loader, describe_model
 from benchmarks.measure.session import Session
-from benchmarks.peers.program import Program, count_settings
+from benchmarks.peers.folder_program import Program, count_settings
 from benchmarks.peers.quickres_train import NAME as OURS
 from benchmarks.peers.task import Task
 from benchmarks.publish.peer_runs import AccuracyTest, PeerRun, PeerRuns

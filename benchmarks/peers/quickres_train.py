@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.measure.machine import hash_of_sources
 from benchmarks.measure.options import merge
 from benchmarks.measure.started_run import command_line
-from benchmarks.peers.program import Program, RunLog
+from benchmarks.peers.folder_program import Program, RunLog
 from benchmarks.peers.task import Task
 from benchmarks.publish.peer_runs import PeerEpoch
 from pipeline.atomic_io import parse_json

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.measure.machine import hash_of_folder
-from benchmarks.peers.program import PYTHON, LineLog, LogPatterns, Program, RunLog
+from benchmarks.peers.folder_program import PYTHON, LineLog, LogPatterns, Program, RunLog
 from benchmarks.peers.task import Task
 from pipeline.errors import UserError
 

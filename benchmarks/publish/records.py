@@ -87,8 +87,8 @@ class Setting(Strict):
     """The fields of a record that a config determines; most of them identify a row of a table.
 
     Attributes:
-        loader: backend; beside those of `data.loader` the comparisons `dali-naive`, `airbench` and
-            `torchvision`.
+        loader: backend; beside those of `data.loader` the comparisons `dali-naive`, `airbench`, `torchvision`
+            and `timm`.
         augment: augmentation of a training image, in words; None if nothing is loaded.
         batch_size: images per step, over all processes.
         compile_mode: resolved, never `auto`.

@@ -23,8 +23,8 @@ from benchmarks.measure.session import Session
 from benchmarks.measure.started_run import start
 from benchmarks.peers.choose import read_programs
 from benchmarks.peers.comparison import Contest, record, report
+from benchmarks.peers.folder_program import Program, typed
 from benchmarks.peers.kept_runs import KeptRuns
-from benchmarks.peers.program import Program, typed
 from benchmarks.peers.quickres_train import NAME as OURS
 from benchmarks.peers.task import Task, check_config, share_folder
 from benchmarks.peers.watched import watch

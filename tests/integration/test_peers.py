@@ -12,7 +12,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.measure import session
 from benchmarks.peers import quickres_train
-from benchmarks.peers.program import PYTHON
+from benchmarks.peers.folder_program import PYTHON
 from benchmarks.publish.peer_runs import PeerRuns
 from benchmarks.publish.records import Record, append, read
 from benchmarks.suites import peers

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.program import LineLog, RunLog, count_settings
+from benchmarks.peers.folder_program import LineLog, RunLog, count_settings
 from benchmarks.peers.quickres_train import QuickresLog
 from benchmarks.peers.timm_train import _LOG as TIMM
 from benchmarks.peers.torchvision_reference import _LOG as TORCHVISION

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measure.options import merge
-from benchmarks.peers.program import Program
+from benchmarks.peers.folder_program import Program
 from benchmarks.peers.task import Task, check_config, share_folder
 from benchmarks.peers.timm_train import TimmTrain
 from benchmarks.peers.torchvision_reference import TorchvisionReference

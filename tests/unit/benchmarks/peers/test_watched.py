@@ -96,3 +96,16 @@ def test_the_largest_use_of_the_gpu_counts_beyond_that_before(
 
     command = [sys.executable, "-S", "-c", "print('ready')"]
     assert watch(command, tmp_path, wait, torch.device("cuda")).peak_memory_bytes == 300
+
+
+@pytest.mark.gpu
+def test_the_memory_of_a_program_on_the_gpu_is_seen(tmp_path: Path):
+    program = """
+import time, torch
+held = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+torch.cuda.synchronize()
+time.sleep(2)
+"""
+    command = [sys.executable, "-c", program]
+    used = watch(command, tmp_path, lambda line, at_s: None, torch.device("cuda", 0))
+    assert used.peak_memory_bytes is not None and 2**30 <= used.peak_memory_bytes < 3 * 2**30

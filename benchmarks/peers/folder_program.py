@@ -1,4 +1,4 @@
-"""Defines what the comparison needs to know of a program: command, log, settings and source."""
+"""Defines what `bench peers` needs to know of a program: its command, log, settings and source."""
 
 import re
 import sys
