@@ -126,7 +126,7 @@ def watch(
 
 def _environment() -> dict[str, str]:
     """Return the environment that the user gave to this process, without what it has set for itself."""
-    given = {item.partition(b"=")[0].decode() for item in _read_first_environment().split(b"\0")}
+    given = {os.fsdecode(item.partition(b"=")[0]) for item in _read_first_environment().split(b"\0")}
     added = {name for name in _SET_BY_US if name not in given}
     return {name: value for name, value in os.environ.items() if name not in {*added, *_OF_LAUNCHERS}}
 

@@ -99,6 +99,7 @@ def test_the_largest_use_of_the_gpu_counts_beyond_that_before(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_memory_of_a_program_on_the_gpu_is_seen(tmp_path: Path):
     program = """
 import time, torch
