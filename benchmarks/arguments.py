@@ -189,6 +189,10 @@ def _peers(parser: ArgumentParser) -> None:
         metavar="N",
         help="epochs of each run, 2 or more; the first is not timed",
     )
+    _runs_of_peers(parser)
+
+
+def _runs_of_peers(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         type=whole_number(1),

@@ -93,52 +93,38 @@ def test_an_epoch_without_lines_of_training_has_no_speed():
     assert read(LineLog(TORCHVISION, 800), [(3.0, "Test:  Acc@1 10.000 Acc@5 50.000")]) == [(0.1, 3.0, None)]
 
 
+def _window(step: int, pace: float | None) -> dict[str, object]:
+    """Return a record of a log window that took PACE steps of 16 images a second."""
+    rate = None if pace is None else 16 * pace
+    return {
+        "kind": "train",
+        "step": step,
+        "epoch": 0,
+        "lr": 0.1,
+        "images_per_sec": rate,
+        "steps_per_sec": pace,
+    }
+
+
 def test_ours_tells_the_speed_between_evaluations(tmp_path: Path):
     """Two windows of 10 steps in 1 s and in 3 s are 20 steps of 16 images in 4 s."""
-
-    def window(step: int, pace: float | None) -> dict[str, object]:
-        rate = None if pace is None else 16 * pace
-        return {
-            "kind": "train",
-            "step": step,
-            "epoch": 0,
-            "lr": 0.1,
-            "images_per_sec": rate,
-            "steps_per_sec": pace,
-        }
-
-    evaluation = {
-        "kind": "eval",
-        "split": "test",
-        "step": 0,
-        "epoch": 0,
-        "accuracy": 0,
-        "correct": 0,
-        "seen": 1,
-    }
+    evaluation = {"kind": "eval", "split": "test"} | dict.fromkeys(
+        ("step", "epoch", "accuracy", "correct"), 0
+    )
+    evaluation["seen"] = 1
     records = [
-        *(window(10, None), window(20, 10.0), evaluation),
-        *(window(30, 10.0), window(40, 10 / 3), evaluation),
+        *(_window(10, None), _window(20, 10.0), evaluation),
+        *(_window(30, 10.0), _window(40, 10 / 3), evaluation),
     ]
     run = tmp_path / "tiny-1"
     run.mkdir()
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (run / "result.json").write_text(json.dumps(make_result().to_json()))
     log = QuickresLog()
-    read(
-        log,
-        [
-            (
-                7.0,
-                "epoch   1.00/2  train loss 1.0  warm-up  test loss 1.0 acc 25.00% (1/4)  left 0:09",
-            ),
-            (
-                9.0,
-                "epoch   2.00/2  train all skipped  9 img/s  test loss 1.0 acc 75.00% (3/4)  left 0:00",
-            ),
-            (9.1, "test accuracy 75.00% at the last step, best 75.00% (step 40)"),
-        ],
-    )
+    first = "epoch   1.00/2  train loss 1.0  warm-up  test loss 1.0 acc 25.00% (1/4)  left 0:09"
+    second = "epoch   2.00/2  train all skipped  9 img/s  test loss 1.0 acc 75.00% (3/4)  left 0:00"
+    last = "test accuracy 75.00% at the last step, best 75.00% (step 40)"
+    read(log, [(7.0, first), (9.0, second), (9.1, last)])
     log.finish(tmp_path)
     assert [(e.accuracy, e.evaluated_s) for e in log.epochs] == [(0.25, 7.0), (0.75, 9.0)]
     assert [e.images_per_sec for e in log.epochs] == [None, pytest.approx(20 * 16 / 4)]
