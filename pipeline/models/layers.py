@@ -147,10 +147,30 @@ def global_max(x: torch.Tensor) -> torch.Tensor:
     positions = x.flatten(2)
     if positions.shape[2] > _FEW_POSITIONS or not x.requires_grad:
         return positions.max(2).values
-    first, *others = positions.unbind(2)
-    for other in others:
-        first = torch.where((other > first) | other.isnan(), other, first)
-    return first
+    return _MaxOfFew.apply(positions)
+
+
+class _MaxOfFew(torch.autograd.Function):
+    """The maximum over the last dimension. It keeps the position, a byte, for its gradient."""
+
+    @staticmethod
+    def forward(ctx, positions):
+        best, *others = positions.unbind(2)
+        place = torch.zeros_like(best, dtype=torch.uint8)
+        for number, other in enumerate(others, start=1):
+            takes = (other > best) | other.isnan()
+            best, place = torch.where(takes, other, best), torch.where(takes, number, place)
+        ctx.save_for_backward(place)
+        ctx.num_positions = positions.shape[2]
+        return best.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (place,) = ctx.saved_tensors
+        numbers = torch.arange(ctx.num_positions, device=place.device, dtype=torch.uint8)
+        # (B, positions, C), so that the gradient by a channels_last x is channels_last
+        gradients = torch.where(place.unsqueeze(1) == numbers[:, None], gradient.unsqueeze(1), 0.0)
+        return gradients.transpose(1, 2)
 
 
 class SqueezeExcitation(nn.Module):
