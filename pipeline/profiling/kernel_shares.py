@@ -1,0 +1,83 @@
+"""Lists the kernels of a GPU by their share of the time, from a profile of torch."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch.autograd import DeviceType
+
+_NAME_LENGTH = 100  # a template of C++ has up to a thousand characters
+
+
+class Profile(Protocol):
+    """A profile that has ended, such as `torch.profiler.profile`."""
+
+    def events(self) -> Iterable[Any] | None: ...
+
+
+@dataclass(frozen=True)
+class KernelShare:
+    """The time of all launches of one kernel.
+
+    Attributes:
+        name: of the kernel, as the driver knows it; copies and fills count as kernels.
+        microseconds: of one repetition of the profiled work, such as one step.
+        fraction: of the time of all kernels; 0.25 is a quarter. Idle time does not count.
+        launches: in one repetition.
+    """
+
+    name: str
+    microseconds: float
+    fraction: float
+    launches: float
+
+
+def kernel_shares(profile: Profile, repeats: int = 1) -> list[KernelShare]:
+    """Return a row for each kernel, the largest share first.
+
+    Args:
+        profile: of work on a GPU, with `ProfilerActivity.CUDA`. Replays of a CUDA graph are seen as the
+            kernels in it.
+        repeats: how often the profile holds the work, such as its number of steps.
+
+    Returns:
+        The rows. Their fractions add up to 1; there is none if nothing ran on a GPU.
+    """
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in profile.events() or ():
+        if event.device_type != DeviceType.CPU and not event.is_user_annotation:
+            times[event.name].append(event.time_range.elapsed_us())
+    sums = {name: sum(each) for name, each in times.items()}
+    total = sum(sums.values()) or 1.0
+    rows = [
+        KernelShare(name, spent / repeats, spent / total, len(times[name]) / repeats)
+        for name, spent in sums.items()
+    ]
+    return sorted(rows, key=lambda row: (-row.microseconds, row.name))
+
+
+def kernel_table(rows: Sequence[KernelShare], limit: int = 40) -> str:
+    """Write the rows as a Markdown table; those after LIMIT are one row, and the last row is the sum."""
+    further = rows[limit:]
+    shown = list(rows[:limit])
+    if further:
+        shown.append(_sum(further, f"{len(further)} other kernels"))
+    shown.append(_sum(rows, "all kernels"))
+    lines = ["| kernel | µs | share | launches |", "|---|---:|---:|---:|"]
+    for row in shown:
+        name = row.name if len(row.name) <= _NAME_LENGTH else f"{row.name[: _NAME_LENGTH - 1]}…"
+        lines.append(
+            f"| `{name.replace('|', chr(92) + '|')}` | {row.microseconds:,.1f} | {row.fraction:.1%} | "
+            f"{row.launches:,.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _sum(rows: Sequence[KernelShare], name: str) -> KernelShare:
+    return KernelShare(
+        name,
+        sum(row.microseconds for row in rows),
+        sum(row.fraction for row in rows),
+        sum(row.launches for row in rows),
+    )
