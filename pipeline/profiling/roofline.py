@@ -6,41 +6,29 @@ The profile divides this work by the time.
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from kernels.arguments import SMOOTH_ACTIVATIONS
-from pipeline.models.flops import count_flops, on_meta
+from pipeline.models.flops import on_meta
 from pipeline.models.layers import NormAct, PoolNormAct, Projection, Stem
 from pipeline.models.speednet import Whitening
-
-CONVOLUTION = "convolution: "
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (
-    CONVOLUTION + way for way in ("forward", "input gradient", "weight gradient")
+from pipeline.profiling.layer_work import (
+    CONVOLUTION,
+    FORWARD,
+    INPUT_GRADIENT,
+    NORM_BACKWARD,
+    NORM_FORWARD,
+    OPTIMIZER,
+    OPTIMIZER_VALUES,
+    WEIGHT_GRADIENT,
+    Work,
+    layer_passes,
 )
-NORM_FORWARD, NORM_BACKWARD = (f"batch norm (+ ReLU, add): {way}" for way in ("forward", "backward"))
+
 STEM = "stem: convolution, batch norm, ReLU"
-OPTIMIZER = "optimizer and scaler"
-
-# float32 values of a weight that a fused optimizer reads and writes: weight, gradient, and its state (SGD:
-# momentum). Muon's work is matrix products.
-_OPTIMIZER_VALUES = {"sgd": 5, "adamw": 7}
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of one kind of kernel in one step; None if it is not known.
-
-    Attributes:
-        flops: floating-point operations; a multiply-add counts as two.
-        num_bytes: bytes read and written.
-    """
-
-    flops: float | None = None
-    num_bytes: float | None = None
 
 
 def step_work(
@@ -72,9 +60,9 @@ def step_work(
     pool. The fused stem makes 1 and 2, a fused whitening 1 and 1.
     """
     work = _convolution_work(model, input_shape, batch_size)
-    if optimizer in _OPTIMIZER_VALUES:
+    if optimizer != "muon":  # Muon's work is matrix products
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        work[OPTIMIZER] = Work(num_bytes=4 * (_OPTIMIZER_VALUES[optimizer] + scaled) * parameters)
+        work[OPTIMIZER] = Work(num_bytes=4 * (OPTIMIZER_VALUES[optimizer] + scaled) * parameters)
     for kind, elements in _elements_moved(model, input_shape).items():
         work[kind] = Work(num_bytes=elements * batch_size * element_bytes)
     return work
@@ -83,20 +71,13 @@ def step_work(
 def _convolution_work(
     model: nn.Module, input_shape: tuple[int, int, int], batch_size: int
 ) -> dict[str, Work]:
-    flops = count_flops(model, input_shape)
-    modules = dict(model.named_modules())
-    fused = {f"{name}.0" for name, module in modules.items() if isinstance(module, Stem) and module.fused}
-    fused |= {name for name, module in modules.items() if isinstance(module, Whitening) and module.fused}
-    work = {
-        module: batch_size * flops.get(name, 0.0)
-        for name, module in modules.items()
-        if isinstance(module, nn.Conv2d) and name not in fused
-    }
-    # the input of the first one, the images, needs no gradient
-    first = 0.0 if fused else next(iter(work.values()), 0.0)
-    total = sum(work.values())
-    frozen = sum(flops for module, flops in work.items() if not module.weight.requires_grad)
-    return {FORWARD: Work(total), INPUT_GRADIENT: Work(total - first), WEIGHT_GRADIENT: Work(total - frozen)}
+    modules = model.named_modules()
+    fused = {name for name, module in modules if isinstance(module, Stem | Whitening) and module.fused}
+    flops = dict.fromkeys((FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT), 0.0)
+    for each in layer_passes(model, input_shape, batch_size, element_bytes=2):
+        if each.kind.startswith(CONVOLUTION) and each.layer not in fused:
+            flops[each.kind] += each.flops
+    return {kind: Work(amount) for kind, amount in flops.items()}
 
 
 def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Counter[str]:
