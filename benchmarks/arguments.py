@@ -164,6 +164,11 @@ def _time_to_accuracy(parser: ArgumentParser) -> None:
         metavar="N",
         help=f"with --peer, cut the runs into blocks, ours and theirs in turn (default: {BLOCKS})",
     )
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="after the runs, list the GPU's kernels in a step and in the evaluation by their share",
+    )
 
 
 def _peers(parser: ArgumentParser) -> None:

@@ -1,23 +1,26 @@
 """Trains whole runs with several seeds in one process, compiled and captured once, and times them."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
+from benchmarks.measure.run_floor import steps_of_phases
 from benchmarks.measure.timing import Stopwatch
-from benchmarks.publish.whole_runs import TimedRun
+from benchmarks.publish.whole_runs import KernelTable, KernelTime, TimedRun
 from pipeline.config import Config
 from pipeline.data import FileSet, ImageSet, Splits, build_loaders, load_splits
 from pipeline.distributed.processes import Processes
 from pipeline.errors import TrainingError
+from pipeline.profiling.kernel_shares import profile_kernels
 from pipeline.training.evaluate import EvalResult
 from pipeline.training.restart import fit_to_images_again, restart
 from pipeline.training.trainer import Trainer
 
 ONE_VIEW = "one view"
+_PROFILED_STEPS = 10
 
 
 class WholeRunRig:
@@ -85,6 +88,37 @@ class WholeRunRig:
         if not depends or config.seed == self._config.seed:
             return self._splits
         return load_splits(config.data, config.seed)
+
+    def profile(self) -> tuple[KernelTable, ...]:
+        """Time and profile steps of the longest phase, then the evaluation, on a GPU.
+
+        The state of the trainer is of no use afterwards, until the next run resets it.
+        """
+        trainer = self.trainer
+        phase, length = max(steps_of_phases(trainer), key=lambda item: item[1])
+        first, steps = phase.first_step, min(_PROFILED_STEPS, length)
+        batches = trainer.loaders.train.batches_from(first)
+        trainer.state.step = first
+
+        def step() -> None:
+            trainer.step(next(batches))
+            if trainer.state.step == first + length:
+                trainer.state.step = first
+
+        return (
+            self._profile(f"a step, {steps} from step {first} on", step, steps),
+            self._profile("the evaluation", lambda: trainer.evaluate_weights(trainer.loaders.test), 1),
+        )
+
+    def _profile(self, name: str, work: Callable[[], object], repeats: int) -> KernelTable:
+        def repeat() -> None:
+            for _ in range(repeats):
+                work()
+
+        seconds = self._stopwatch.seconds(repeat)
+        rows = profile_kernels(work, self._processes.device, repeats)
+        times = tuple(KernelTime(**asdict(row)) for row in rows)
+        return KernelTable(work=name, microseconds=1e6 * seconds / repeats, rows=times)
 
     def check(self) -> None:
         """Check the runs so far.

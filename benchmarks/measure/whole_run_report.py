@@ -7,10 +7,18 @@ from benchmarks.measure.machine import hash_of_program
 from benchmarks.measure.session import Session
 from benchmarks.measure.t_tests import p_not_above
 from benchmarks.peers.programs import THEIR_VIEWS, PeerProgram
-from benchmarks.publish.whole_runs import GpuState, WholeRuns, mean_and_deviation
+from benchmarks.publish.columns import Column, make_table
+from benchmarks.publish.whole_runs import Floor, FloorPart, GpuState, WholeRuns, mean_and_deviation
 from pipeline.config import Config
+from pipeline.profiling.kernel_shares import KernelShare, kernel_table
 
 _SIGNIFICANT = 0.01
+_FLOOR = (
+    Column[FloorPart]("kind", "left", lambda part: part.kind),
+    Column[FloorPart]("TFLOP", "right", lambda part: cells.significant(part.flops / 1e12)),
+    Column[FloorPart]("GB", "right", lambda part: cells.significant(part.num_bytes / 1e9)),
+    Column[FloorPart]("ms at least", "right", lambda part: cells.number(1e3 * part.seconds)),
+)
 
 
 def is_shown(p: float | None) -> bool:
@@ -41,6 +49,24 @@ def report(session: Session, result: WholeRuns) -> None:
     if result.gpu_before is not None and result.gpu_after is not None:
         before, after = result.gpu_before, result.gpu_after
         session.say(f"clocks of the GPU before {_clocks(before)}, after {_clocks(after)}")
+    if result.floor is not None:
+        _report_floor(session, result.floor, mean)
+    for work in result.kernels:
+        rows = [KernelShare(**row.model_dump()) for row in work.rows]
+        session.say(
+            f"\nkernels of {work.work}, which takes {work.microseconds:,.0f} µs:\n\n{kernel_table(rows)}"
+        )
+
+
+def _report_floor(session: Session, floor: Floor, mean_s: float) -> None:
+    """Print the two numbers of a run, operations and bytes, with the least time that follows from them."""
+    session.say(
+        f"least work of a run: {floor.flops / 1e12:.4g} TFLOP and {floor.num_bytes / 1e9:.4g} GB; at this "
+        f"device's best rates ({floor.flops_per_s / 1e12:.3g} TFLOP/s in a large matrix product, "
+        f"{floor.bytes_per_s / 1e12:.3g} TB/s in a large copy) its layers take {floor.seconds:.3f} s, "
+        f"{cells.percent(floor.seconds / mean_s)} of the mean time"
+    )
+    session.print(make_table("Least work of a run by kind of kernel", _FLOOR, floor.parts))
 
 
 def _clocks(state: GpuState) -> str:

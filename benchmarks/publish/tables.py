@@ -123,6 +123,13 @@ def _seconds_of_runs(runs: WholeRuns) -> str:
     return cells.number(mean, 3) + (f" ± {deviation:.3f}" if deviation is not None else "")
 
 
+def _floor_of_runs(runs: WholeRuns) -> str:
+    if runs.floor is None:
+        return ""
+    share = runs.floor.seconds / mean_and_deviation(runs.seconds)[0]
+    return f"{cells.number(runs.floor.seconds, 3)} ({cells.percent(share)})"
+
+
 _TIME_TO_ACCURACY = (
     *(VARIANT.renamed("recipe"), MODEL.renamed("network"), DATA),
     _of_runs("runs", "right", lambda r: str(len(r.runs)) + ("" if r.is_complete else f" of {r.planned}")),
@@ -132,6 +139,7 @@ _TIME_TO_ACCURACY = (
     _of_runs("p", "right", lambda r: cells.p_value(r.p)),
     _of_runs("seconds", "right", _seconds_of_runs),
     _of_runs("minimum", "right", lambda r: cells.number(min(r.seconds), 3)),
+    _of_runs("least, s", "right", _floor_of_runs),
     _of_runs("from the command, s", "right", lambda r: cells.number(r.wait_s, 1)),
     _of_runs("kernels compiled", "right", lambda r: cells.count(r.compiled)),
 )
@@ -143,8 +151,9 @@ _RECIPE_NOTE = (
 )
 _TIME_NOTE = (
     "mean ± σ (n) over seeds; seconds from the first work on the training images to the last view of the "
-    "test images; p of a one-sided t-test that the mean accuracy is above the target; then the seconds from "
-    "the command to the first trained network, and the kernels compiled in them"
+    "test images; p of a one-sided t-test that the mean accuracy is above the target; the least seconds of "
+    "all layers at the device's best rates, and their share of the mean; then the seconds from the command "
+    "to the first trained network, and the kernels compiled in them"
 )
 TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "step": (f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", _STEP),

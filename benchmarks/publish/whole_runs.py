@@ -39,6 +39,71 @@ class GpuState(Strict):
     power_w: float | None = None
 
 
+class FloorPart(Strict):
+    """The least work of a training in one kind of kernel.
+
+    Attributes:
+        kind: of the kernels; `evaluation` is all that the network does in it.
+        flops: floating-point operations.
+        num_bytes: bytes read and written.
+        seconds: the least time of its layers, each as long as its operations or its bytes take.
+    """
+
+    kind: str
+    flops: float
+    num_bytes: float
+    seconds: float
+
+
+class Floor(Strict):
+    """The least work of a training (`benchmarks/measure/run_floor.py`), and its least time.
+
+    Attributes:
+        flops_per_s: rate of a large matrix product, measured in the same process.
+        bytes_per_s: bytes read and written in a large copy, likewise.
+        parts: by kind of kernel, the longest first.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    parts: tuple[FloorPart, ...]
+
+    @property
+    def flops(self) -> float:
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def num_bytes(self) -> float:
+        return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+
+class KernelTime(Strict):
+    """The time of all launches of one kernel (`KernelShare` in `pipeline/profiling/kernel_shares.py`)."""
+
+    name: str
+    microseconds: float
+    fraction: float
+    launches: float
+
+
+class KernelTable(Strict):
+    """The kernels of one kind of work, such as a step.
+
+    Attributes:
+        work: in words.
+        microseconds: of the work, between two events of the device, without the profiler.
+        rows: one for each kernel, the largest share first.
+    """
+
+    work: str
+    microseconds: float
+    rows: tuple[KernelTime, ...]
+
+
 class WholeRuns(Strict):
     """Trainings with different seeds, one after the other in one process.
 
@@ -54,6 +119,8 @@ class WholeRuns(Strict):
             warm, None if it is not known, as for a peer.
         source_hash: of the source files and the recipe (`hash_of_sources`).
         gpu_before, gpu_after: state of the GPU before the first run and after the last one; None on the CPU.
+        floor: the least work of one training; None for a peer, and in older records.
+        kernels: of a step and of the evaluation, with `--kernels`.
     """
 
     figure: str
@@ -66,6 +133,8 @@ class WholeRuns(Strict):
     source_hash: str
     gpu_before: GpuState | None
     gpu_after: GpuState | None
+    floor: Floor | None = None
+    kernels: tuple[KernelTable, ...] = ()
 
     @property
     def is_complete(self) -> bool:

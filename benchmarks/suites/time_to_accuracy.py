@@ -4,6 +4,9 @@ The step is compiled and captured once, and warmed up on random images. For each
 time of a run is that from the first work on the training images (a whitening layer included), which are on
 the device as uint8, to the last view of the test images. Nothing is logged, evaluated or saved in between.
 
+After the runs come the operations and the bytes of a run, and the least time of both on this device. With
+`--kernels` the kernels of a step and of the evaluation are listed too.
+
 With `--peer`, programs of others train in turn with ours, block by block, on the same machine.
 
 Exit code: 1 if a mean accuracy above the target is not shown (one-sided t-test, p ≥ .01), 130 after Ctrl-C,
@@ -23,6 +26,7 @@ from benchmarks.measure.machine import (
     hash_of_sources,
     seconds_since_start,
 )
+from benchmarks.measure.run_floor import floor_of, measure_best
 from benchmarks.measure.session import Session
 from benchmarks.measure.t_tests import p_not_above
 from benchmarks.measure.whole_run import WholeRunRig, without_old_garbage
@@ -88,7 +92,7 @@ def run(session: Session) -> int:
     if rig is None or not progress.runs:
         session.say("stopped before the end of the first run")
         return EXIT_INTERRUPTED
-    result = _summarise(session, progress)
+    result = _summarise(session, progress, rig)
     report(session, result)
     rig.check()
     session.record("time_to_accuracy", Path(session.recipe).stem, _config(session), None, whole_runs=result)
@@ -140,6 +144,8 @@ def _checked(session: Session, config: Config, progress: _Progress) -> _Progress
             f"data.loader: {config.data.loader} does not begin with all images on the GPU; "
             "give data.loader=fused"
         )
+    if session.options.kernels and not session.on_gpu:
+        raise UserError("--kernels: these runs are on the CPU, which has no kernels to list; leave it out")
     if session.streams(config):
         raise UserError(
             "data.root: these images are streamed from their files, but this benchmark begins with all "
@@ -218,9 +224,11 @@ def _duration(seconds: float) -> str:
 # --- after the runs -----------------------------------------------------------------------------------------
 
 
-def _summarise(session: Session, progress: _Progress) -> WholeRuns:
-    """Return the runs with their test; the accuracy with the most views, of the average weights if there are
-    any, is compared with the target."""
+def _summarise(session: Session, progress: _Progress, rig: WholeRunRig) -> WholeRuns:
+    """Return the runs with their test, the floor, and with `--kernels` the kernels.
+
+    The accuracy with the most views, of the average weights if there are any, is compared with the target.
+    """
     figure = list(progress.runs[0].accuracies)[-1]
     accuracies = [run.accuracies[figure] for run in progress.runs]
     return WholeRuns(
@@ -234,4 +242,6 @@ def _summarise(session: Session, progress: _Progress) -> WholeRuns:
         source_hash=hash_of_sources(Path(session.recipe)),
         gpu_before=progress.gpu_before,
         gpu_after=gpu_state(session.device),
+        floor=floor_of(rig.trainer, measure_best(session.device)),
+        kernels=rig.profile() if session.options.kernels else (),
     )

@@ -1,10 +1,11 @@
 """Lists the kernels of a GPU by their share of the time, from a profile of torch."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch.autograd import DeviceType
 
 _NAME_LENGTH = 100  # a template of C++ has up to a thousand characters
@@ -55,6 +56,23 @@ def kernel_shares(profile: Profile, repeats: int = 1) -> list[KernelShare]:
         for name, spent in sums.items()
     ]
     return sorted(rows, key=lambda row: (-row.microseconds, row.name))
+
+
+def profile_kernels(work: Callable[[], object], device: torch.device, repeats: int = 1) -> list[KernelShare]:
+    """Run work REPEATS times under the profiler, which records its kernels alone; return a row for each.
+
+    Args:
+        work: enqueues kernels on a GPU. It has run before: nothing is left to compile or to capture.
+        device: of the work.
+        repeats: as for `kernel_shares`.
+    """
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True
+    ) as profile:
+        for _ in range(repeats):
+            work()
+        torch.cuda.synchronize(device)
+    return kernel_shares(profile, repeats)
 
 
 def kernel_table(rows: Sequence[KernelShare], limit: int = 40) -> str:

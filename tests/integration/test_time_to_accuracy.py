@@ -78,6 +78,9 @@ def test_real_runs_are_shown_and_recorded(
         [run.seed for run in runs.runs] == [3, 4, 5] and runs.is_complete and runs.figure == "ema with flip"
     )
     assert set(runs.runs[0].accuracies) == {"one view", "with flip", "ema", "ema with flip"}
+    floor = runs.floor
+    assert floor is not None and 0 < floor.seconds < sum(run.seconds for run in runs.runs)
+    assert f"least work of a run: {floor.flops / 1e12:.4g} TFLOP" in out and "% of the mean time" in out
     assert runs.wait_s > runs.runs[0].seconds > 0 and runs.gpu_before is None
     assert load_config(overrides=[]).model_validate(kept.config).seed == 3
     assert runs.source_hash == machine.hash_of_sources(RECIPE) != machine.hash_of_sources(Path(__file__))
@@ -113,6 +116,7 @@ def test_ctrl_c_keeps_the_runs_that_are_done(
         (["--steps", "5"], ["--steps: ", "--runs"]),
         (["--windows", "5"], ["--windows: ", "--runs"]),
         (["data.loader=fused"], ["data.loader: "]),
+        (["--kernels"], ["--kernels: ", "leave it out"]),
         (["optimizer.lrr=1"], ["did you mean optimizer.lr?"]),
     ],
 )

@@ -53,6 +53,23 @@ def test_a_seed_is_the_run_of_a_fresh_trainer(keys: tuple[str, ...]) -> None:
     rig.check()
 
 
+def test_the_kernels_of_a_step_and_of_the_evaluation_are_listed() -> None:
+    """The replayed graph is seen as its kernels, and the next seed trains as if nothing had been profiled."""
+    config = _config(0, *METHODS["ended groups"], "model.fused_norm=true")
+    set_backends(config)
+    rig = WholeRunRig(config, load_splits(config.data, 0), connect(config))
+    before = rig.train(config).accuracies
+    step, evaluation = rig.profile()
+    for table, longest in ((step, "from step 9 on"), (evaluation, "the evaluation")):
+        assert longest in table.work
+        assert sum(row.fraction for row in table.rows) == pytest.approx(1)
+        assert 0 < sum(row.microseconds for row in table.rows) < 3 * table.microseconds
+    gradients = [row for row in step.rows if "_norm_gradient" in row.name]
+    assert gradients and all(row.launches >= 1 for row in gradients)
+    assert rig.train(config).accuracies["one view"] == pytest.approx(before["one view"], abs=0.01)
+    rig.check()
+
+
 @pytest.mark.parametrize("name", ["resnet20", "speednet94"])
 def test_the_graphs_of_two_phases_train_as_one(name: str) -> None:
     """The second graph computes the same numbers, but for the gradients that no weight needs any longer."""
