@@ -201,7 +201,7 @@ class _Counter:
 OPTIMIZER_VALUES = {"sgd": 5, "adamw": 7, "muon": 5}
 
 
-def optimizer_passes(config: OptimizerConfig, parts: Sequence[Part], value_bytes: int = 4) -> list[LayerPass]:
+def optimizer_passes(config: OptimizerConfig, parts: Sequence[Part]) -> list[LayerPass]:
     """Return one pass for the update of all weights that need a gradient, and one for Muon's iterations.
 
     Of an iteration for a matrix of m rows and n columns (m ≤ n), x ← a x + (b g + c g²) x with g = x xᵀ, half
@@ -210,12 +210,12 @@ def optimizer_passes(config: OptimizerConfig, parts: Sequence[Part], value_bytes
 
     Args:
         config: the section `optimizer`.
-        parts: of the network; parameters without `requires_grad` do not count.
-        value_bytes: of a weight, its gradient and its state.
+        parts: of the network; parameters without `requires_grad` do not count. Gradient and state are of the
+            dtype of the weight.
     """
     trained = [(part, weight) for part in parts for weight in part.parameters if weight.requires_grad]
-    num_values = OPTIMIZER_VALUES[config.name] * sum(weight.numel() for _, weight in trained)
-    passes = [LayerPass("", OPTIMIZER, 0.0, value_bytes * num_values)]
+    num_bytes = OPTIMIZER_VALUES[config.name] * sum(w.numel() * w.element_size() for _, w in trained)
+    passes = [LayerPass("", OPTIMIZER, 0.0, num_bytes)]
     if isinstance(config, MuonConfig):
         flops = 0
         for part, weight in trained:

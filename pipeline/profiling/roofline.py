@@ -61,8 +61,8 @@ def step_work(
     """
     work = _convolution_work(model, input_shape, batch_size)
     if optimizer != "muon":  # Muon's work is matrix products
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        work[OPTIMIZER] = Work(num_bytes=4 * (OPTIMIZER_VALUES[optimizer] + scaled) * parameters)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        work[OPTIMIZER] = Work(num_bytes=(OPTIMIZER_VALUES[optimizer] + scaled) * weights)
     for kind, elements in _elements_moved(model, input_shape).items():
         work[kind] = Work(num_bytes=elements * batch_size * element_bytes)
     return work

@@ -141,6 +141,7 @@ def test_the_updates_of_the_weights():
     parts = partition(muon, model)
     for name in ("weight", "bias"):
         getattr(model.norm1, name).requires_grad = False
-    update, iterations = optimizer_passes(muon, parts, value_bytes=2)
+    model.half()
+    update, iterations = optimizer_passes(muon, parts)
     assert update.num_bytes == 2 * 5 * (sum(sizes.values()) - 8)
     assert (iterations.flops, iterations.num_bytes) == (3 * (8 * 8 * 36 * 3 + 8**3), 0.0)  # of conv2, 8 x 36
