@@ -18,13 +18,18 @@ _BAR_HEIGHT = 0.62  # of a row
 
 
 def new_frame(
-    height_px: int, left_px: int, title: str, subtitle: str, right_px: int = _RIGHT_PX
+    height_px: int,
+    left_px: int,
+    title: str,
+    subtitle: str,
+    right_px: int = _RIGHT_PX,
+    bottom_px: int = _BOTTOM_PX,
 ) -> tuple[Figure, Axes]:
     """Return a figure with title and subtitle, and axes inside the margins (in pixels)."""
     figure = style.new_figure(_WIDTH_PX, height_px)
-    width, height = _WIDTH_PX - left_px - right_px, height_px - _TOP_PX - _BOTTOM_PX
+    width, height = _WIDTH_PX - left_px - right_px, height_px - _TOP_PX - bottom_px
     axes = figure.add_axes(
-        (left_px / _WIDTH_PX, _BOTTOM_PX / height_px, width / _WIDTH_PX, height / height_px)
+        (left_px / _WIDTH_PX, bottom_px / height_px, width / _WIDTH_PX, height / height_px)
     )
     figure.text(28 / _WIDTH_PX, 1 - 40 / height_px, title, fontsize=19 * style.PX, fontweight="bold")
     figure.text(28 / _WIDTH_PX, 1 - 66 / height_px, subtitle, fontsize=13 * style.PX, color=style.MUTED)
@@ -32,11 +37,16 @@ def new_frame(
 
 
 def new_bar_chart(
-    names: Sequence[str], left_px: int, title: str, subtitle: str, right_px: int = _RIGHT_PX
+    names: Sequence[str],
+    left_px: int,
+    title: str,
+    subtitle: str,
+    right_px: int = _RIGHT_PX,
+    bottom_px: int = _BOTTOM_PX,
 ) -> tuple[Figure, Axes]:
     """Return a frame with one row for each name, the first on top, and images per second along x."""
-    height_px = _TOP_PX + _BOTTOM_PX + _ROW_PX * len(names)
-    figure, axes = new_frame(height_px, left_px, title, subtitle, right_px)
+    height_px = _TOP_PX + bottom_px + _ROW_PX * len(names)
+    figure, axes = new_frame(height_px, left_px, title, subtitle, right_px, bottom_px)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)

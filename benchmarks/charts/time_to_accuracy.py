@@ -10,6 +10,8 @@ from benchmarks.publish.records import Record, newest
 from benchmarks.publish.whole_runs import WholeRuns, mean_and_deviation
 from pipeline.plotting import style
 
+_TITLE = "Seconds of training to an accuracy"
+
 
 def has_target(record: Record) -> bool:
     """Return True if the record has its place in this figure: all runs of a benchmark with a target."""
@@ -23,10 +25,13 @@ def draw_time_to_accuracy(folder: str, records: Sequence[Record], path: Path) ->
     rows, machine = _rows(drawn), drawn[0].gpu or "CPU"
     by_speed = sorted(drawn, key=_seconds)
     slowest = {_runs(record).target: _seconds(record) for record in by_speed}
-    subtitle = f"{machine}; mean test accuracy ± σ (n); from the first work on the images to the last view"
+    subtitle = (
+        f"{machine}; mean test accuracy ± σ (n); from the first work on the images to the last view; blue: "
+        "this project"
+    )
     names = [row if isinstance(row, str) else row.variant.removeprefix("cifar10_") for row in rows]
     with style.drawing([subtitle, *names]):
-        figure, axes = new_bar_chart(names, 250, "Seconds of training to an accuracy", subtitle, right_px=40)
+        figure, axes = new_bar_chart(names, 250, _TITLE, subtitle, right_px=40, bottom_px=24)
         hide_x(axes)
         for number, row in enumerate(rows):
             if isinstance(row, str):

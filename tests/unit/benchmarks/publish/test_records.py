@@ -248,6 +248,16 @@ def test_a_readme_is_rendered_between_its_markers_and_nowhere_else(tmp_path: Pat
             readme.render(text.format(name), EXAMPLES, path)
 
 
+def test_the_front_page_shows_the_seconds_to_an_accuracy_once_they_are_measured():
+    marker = "<!-- {}benchmarks:seconds_to_accuracy -->\n"
+    empty = marker.format("") + marker.format("/")
+    assert readme.render(empty, [], readme.FILES[0]) == empty
+    shown = readme.render(empty, EXAMPLES, readme.FILES[0])
+    assert "(benchmarks/pictures/nvidia-h200-seconds_to_accuracy.png)" in shown
+    assert len(shown.splitlines()) == 3
+    assert "No records yet." in readme.render(empty, [], readme.FILES[1])
+
+
 def test_a_machine_is_named_once_with_all_commits_of_a_day():
     measured = [
         record(),
