@@ -144,14 +144,18 @@ def _checked(session: Session, config: Config, progress: _Progress) -> _Progress
             f"data.loader: {config.data.loader} does not begin with all images on the GPU; "
             "give data.loader=fused"
         )
-    if session.options.kernels and not session.on_gpu:
-        raise UserError("--kernels: these runs are on the CPU, which has no kernels to list; leave it out")
+    _check_kernels(session)
     if session.streams(config):
         raise UserError(
             "data.root: these images are streamed from their files, but this benchmark begins with all "
             "images in memory; give smaller images, or raise data.cache_below"
         )
     return progress
+
+
+def _check_kernels(session: Session) -> None:
+    if session.options.kernels and not session.on_gpu:
+        raise UserError("--kernels: these runs are on the CPU, which has no kernels to list; leave it out")
 
 
 def _config(session: Session, *overrides: str) -> Config:

@@ -14,7 +14,8 @@ from benchmarks.measure import machine, session
 from benchmarks.measure.whole_run import WholeRunRig
 from benchmarks.publish.records import newest, read
 from benchmarks.publish.tables import MAKERS
-from benchmarks.publish.whole_runs import TimedRun
+from benchmarks.publish.whole_runs import KernelTable, KernelTime, TimedRun
+from benchmarks.suites import time_to_accuracy
 from pipeline.config import load_config
 from tests.tiny import RECIPE
 from tests.unit.benchmarks.publish.test_records import record
@@ -84,6 +85,23 @@ def test_real_runs_are_shown_and_recorded(
     assert runs.wait_s > runs.runs[0].seconds > 0 and runs.gpu_before is None
     assert load_config(overrides=[]).model_validate(kept.config).seed == 3
     assert runs.source_hash == machine.hash_of_sources(RECIPE) != machine.hash_of_sources(Path(__file__))
+
+
+def test_the_kernels_are_shown_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path))
+    scripted(monkeypatch, [0.95, 0.95])
+    rows = (KernelTime(name="wgrad<64>", microseconds=750.0, fraction=0.75, launches=12.0),)
+    tables = (KernelTable(work="a step, 10 from step 7 on", microseconds=1080.0, rows=rows),)
+    monkeypatch.setattr(WholeRunRig, "profile", lambda _: tables)
+    monkeypatch.setattr(time_to_accuracy, "_check_kernels", lambda _: None)
+    assert main([NAME, str(RECIPE), "--runs", "2", "--kernels", "--record"]) == 0
+    out = capsys.readouterr().out
+    assert "kernels of a step, 10 from step 7 on, which takes 1,080 µs:" in out
+    assert "| `wgrad<64>` | 750.0 | 75.0% | 12.0 |" in out
+    (kept,) = read(tmp_path)
+    assert kept.whole_runs is not None and kept.whole_runs.kernels == tables
 
 
 def append_to(results: Path, records: Any) -> list[Path]:

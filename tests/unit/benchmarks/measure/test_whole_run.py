@@ -1,17 +1,19 @@
 """Tests that each seed of one process is the run of a process of its own, bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.measure import whole_run
 from benchmarks.measure.whole_run import WholeRunRig, random_splits
 from pipeline.data import ImageSet, Splits
 from pipeline.distributed.processes import connect
 from pipeline.errors import TrainingError
 from pipeline.models import SpeedNet
+from pipeline.profiling.kernel_shares import KernelShare
 from pipeline.run.checkpoint import map_tensors
 from pipeline.training.build import build_initial_model, fit_to_images
 from pipeline.training.evaluator import Evaluator
@@ -175,3 +177,28 @@ def test_an_evaluation_that_is_captured_after_warm_up_is_refused(monkeypatch: py
     monkeypatch.setattr(Evaluator, "num_captured", 1)
     with pytest.raises(TrainingError, match="captured 1 more times"):
         rig.check()
+
+
+def test_the_longest_phase_and_the_evaluation_are_profiled(monkeypatch: pytest.MonkeyPatch):
+    """The steps stay in their phase, and the next seed trains as if nothing had been profiled."""
+    config = tiny_config(*METHODS["ended groups"])
+    rig = WholeRunRig(config, tiny_splits(config), connect(config))
+    rig.train(config)
+    weights, phases = of(rig.trainer), list(rig.trainer.step.phases)
+    assert [phase.first_step for phase in phases] == [0, 2, 10]
+    seen: list[tuple[int, object]] = []
+
+    def profile(work: Callable[[], object], device: torch.device, repeats: int) -> list[KernelShare]:
+        for _ in range(repeats):
+            seen.append((rig.trainer.state.step, rig.trainer.step.phase))
+            work()
+        return [KernelShare("wgrad", 5.0, 1.0, 2.0)]
+
+    monkeypatch.setattr(whole_run, "profile_kernels", profile)
+    step, evaluation = rig.profile()
+    assert step.work == "a step, 8 from step 2 on" and evaluation.work == "the evaluation"
+    assert [number for number, _ in seen[:8]] == list(range(2, 10))
+    assert {id(phase) for _, phase in seen[:8]} == {id(phases[1])} and len(seen) == 9
+    assert step.rows[0].name == "wgrad" and step.microseconds > 0 < evaluation.microseconds
+    rig.train(config)
+    assert_equal(of(rig.trainer), weights)
