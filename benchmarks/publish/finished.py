@@ -119,8 +119,12 @@ def check_recipe(run: Finished) -> None:
         )
 
 
-def check_together(runs: Sequence[Finished]) -> None:
+def check_together(runs: Sequence[Finished], *, with_speed: bool = True) -> None:
     """Check that runs of one recipe measure one thing.
+
+    Args:
+        runs: all of them.
+        with_speed: False if only their accuracy is recorded, which does not depend on the CPU cores.
 
     Raises:
         UserError: two runs have the same seed, or another commit, machine or data set.
@@ -140,19 +144,19 @@ def check_together(runs: Sequence[Finished]) -> None:
                 f"{run.path}: was trained on other images than {first.path} (input.json differs); record "
                 "them one by one"
             )
-        problems += _differences_in_conditions(run, first)
+        problems += _differences_in_conditions(run, first, ignored=() if with_speed else ("cpu_cores",))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
 
-def _differences_in_conditions(run: Finished, first: Finished) -> list[str]:
+def _differences_in_conditions(run: Finished, first: Finished, ignored: Sequence[str]) -> list[str]:
     expected = first.conditions[0]
     problems = []
     for conditions in run.conditions:
         different = [
             f"{key} {value} and not {expected[key]}"
             for key, value in conditions.items()
-            if value != expected[key]
+            if key not in ignored and value != expected[key]
         ]
         if different:
             problems.append(

@@ -92,8 +92,12 @@ def _mean_of_all(values: Sequence[float | None]) -> float | None:
     return mean.mean if mean else None
 
 
-def _collect(paths: Sequence[Path]) -> Groups:
+def _collect(paths: Sequence[Path], *, with_speed: bool) -> Groups:
     """Return the runs by recipe and data set, in the order of their seeds.
+
+    Args:
+        paths: folders of the runs.
+        with_speed: True if speed and seconds may be recorded too; then the CPU cores must be equal.
 
     Raises:
         UserError: all problems of the runs, one line each.
@@ -110,7 +114,7 @@ def _collect(paths: Sequence[Path]) -> Groups:
     for group in groups.values():
         group.sort(key=lambda run: run.config.seed)
         try:
-            check_together(group)
+            check_together(group, with_speed=with_speed)
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -167,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Show one row a recipe; with `--record` keep it."""
     options = _parser().parse_args(argv)
-    groups = _collect(options.runs)
+    groups = _collect(options.runs, with_speed=not options.shared)
     _check_options(groups, options)
     records = []
     for (recipe, dataset), runs in groups.items():

@@ -148,6 +148,20 @@ def test_a_continued_run_counts_for_accuracy_alone(results: Path, tmp_path: Path
     assert record.images_per_sec is not None and (record.images_per_sec.n, record.accuracy_n) == (1, 2)
 
 
+def test_cpu_cores_may_differ_only_where_no_speed_is_recorded(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first = make_run(tmp_path, 0)
+    environment = json.loads((first / "env.json").read_text())
+    second = make_run(tmp_path, 1, continued=[environment | {"cpu_cores": 32}])
+    assert main(["recipes", str(first), str(second), *DATA]) == 2
+    assert f"{second}: cpu_cores 32 and not 16 as in {first}" in capsys.readouterr().err
+    assert recorded(results, first, second, "--shared").accuracy_n == 2
+    third = make_run(tmp_path, 2, cpu_cores=32, python="3.11.7")
+    assert main(["recipes", str(first), str(third), *DATA, "--shared"]) == 2
+    assert f"{third}: python 3.11.7 and not 3.12.3 as in {first}" in capsys.readouterr().err
+
+
 def test_accuracy_with_the_mirror_image_is_of_all_runs_or_of_none(results: Path, tmp_path: Path):
     runs = [make_run(tmp_path, seed) for seed in (0, 1)]
     result = json.loads((runs[1] / "result.json").read_text())
