@@ -17,7 +17,7 @@ from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record, newest
 from pipeline.plotting import style
 
-_HEIGHT_PX, _LEFT_PX, _RIGHT_PX = 520, 96, 320
+_HEIGHT_PX, _LEFT_PX, _RIGHT_PX = 620, 96, 340
 _NETWORK = re.compile(r"(plain|resnet)-?(20|32|44|56|110)\b", re.IGNORECASE)
 
 
@@ -34,10 +34,9 @@ class Point:
 class _Look:
     color: str
     dash: object = "-"
-    above: bool = False  # numbers above the line, not below it
 
 
-_OURS, _PLAIN = _Look(style.BLUE), _Look(style.VERMILLION, above=True)
+_OURS, _PLAIN = _Look(style.BLUE), _Look(style.VERMILLION)
 _OTHERS = _Look(style.MUTED, (0, (4, 2)))
 
 
@@ -58,11 +57,15 @@ def draw_depth(folder: str, records: Sequence[Record], path: Path) -> None:
     subtitle = f"ours: {budget}, last step, one view, mean ± σ ({n}), {last.gpu or 'CPU'}"
     with style.drawing([subtitle, last.data or ""]):
         figure, axes = new_frame(_HEIGHT_PX, _LEFT_PX, "Test error by depth", subtitle, _RIGHT_PX)
-        for source, points in _published(recipes).items():
-            _draw_line(axes, f"{source}, CIFAR-10", points, _OTHERS)
         residual, plain = _ours("resnet", recipes), _ours("plain", recipes)
-        _draw_line(axes, f"ours, {last.data}", residual, _OURS)
-        _draw_line(axes, f"ours without shortcuts, {last.data}", plain, _PLAIN)
+        lines = [
+            *((f"{source}, CIFAR-10", points, _OTHERS) for source, points in _published(recipes).items()),
+            (f"ours, {last.data}", residual, _OURS),
+            (f"ours without shortcuts, {last.data}", plain, _PLAIN),
+        ]
+        every_point = [point for _, points, _ in lines for point in points]
+        for name, points, look in lines:
+            _draw_line(axes, name, points, look, every_point)
         axes.xaxis.set_major_locator(FixedLocator(sorted({point.depth for point in (*residual, *plain)})))
         axes.margins(y=0.12)  # the numbers need room beyond the deviations
         axes.yaxis.set_major_locator(MultipleLocator(1))
@@ -111,29 +114,35 @@ def _published(recipes: Sequence[Record]) -> dict[str, list[Point]]:
     return lines
 
 
-def _draw_line(axes: Axes, name: str, points: Sequence[Point], look: _Look) -> None:
-    """Draw a line with its name at the end and its numbers clear of the deviations."""
+def _draw_line(
+    axes: Axes, name: str, points: Sequence[Point], look: _Look, every_point: Sequence[Point]
+) -> None:
+    """Draw a line with its name at the end.
+
+    A number stands clear of its deviation: below it if the error is the lowest of its depth, otherwise above.
+    """
     if not points:
         return
-    color = look.color
     depths, errors = [point.depth for point in points], [point.error for point in points]
     axes.plot(
         *(depths, errors),
-        color=color,
+        color=look.color,
         linestyle=look.dash,
         linewidth=2,
         marker="o",
         markersize=5,
         clip_on=False,
     )
-    lowest, highest = ([p.error + side * p.deviation for p in points] for side in (-1, 1))
-    axes.vlines(depths, lowest, highest, color=color, linewidth=1.5)
-    side, ends = (1, highest) if look.above else (-1, lowest)
-    text = {"textcoords": "offset points", "color": color, "annotation_clip": False, "va": "center"}
-    for point, end in zip(points, ends, strict=True):
-        place = (point.depth, end)
+    text = {"textcoords": "offset points", "color": look.color, "annotation_clip": False, "va": "center"}
+    for point in points:
+        lowest, highest = point.error - point.deviation, point.error + point.deviation
+        axes.vlines(point.depth, lowest, highest, color=look.color, linewidth=1.5)
+        is_lowest = all(other.error >= point.error for other in every_point if other.depth == point.depth)
+        place, side = ((point.depth, lowest), -1) if is_lowest else ((point.depth, highest), 1)
         axes.annotate(
             f"{point.error:.2f}", place, (0, side * 10), ha="center", fontsize=12 * style.PX, **text
         )
-    narrow = name.replace(", ", ",\n", 1)  # a line that ends early has no room for its name on one line
-    axes.annotate(narrow, (depths[-1], errors[-1]), (20, 0), fontsize=LABEL_PT, **text)
+    # a line that ends early has no room for its name on one line
+    ends_early = depths[-1] < max(point.depth for point in every_point)
+    shown = name.replace(", ", ",\n", 1) if ends_early else name
+    axes.annotate(shown, (depths[-1], errors[-1]), (20, 0), fontsize=LABEL_PT, **text)

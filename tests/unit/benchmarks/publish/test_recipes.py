@@ -322,9 +322,9 @@ def test_the_error_by_depth_of_ours_beside_the_papers(
     drawn: dict[str, list[tuple[float, ...]]] = {}
     draw_line = depth._draw_line
 
-    def spy(axes: Any, name: str, points: Any, look: Any) -> None:
+    def spy(axes: Any, name: str, points: Any, *others: Any) -> None:
         drawn[name] = [(point.depth, round(point.error, 2), round(point.deviation, 2)) for point in points]
-        draw_line(axes, name, points, look)
+        draw_line(axes, name, points, *others)
 
     monkeypatch.setattr(depth, "_draw_line", spy)
     changed = record.model_copy(update={"accuracy": 0.5, "config": record.config | {"duration": "1ep"}})
