@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     import sys
 
     from pipeline.process.cache_dirs import use_cache_folder
-    from pipeline.process.threads import wait_passively
+    from pipeline.process.threads import wait_briefly
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     use_cache_folder()
-    wait_passively()
+    wait_briefly()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if arguments and arguments[0] in ("-h", "--help"):
         print(_help())

@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     import sys
 
     from pipeline.process.cache_dirs import use_cache_folder
-    from pipeline.process.threads import wait_passively
+    from pipeline.process.threads import wait_briefly
 
     argv = sys.argv[1:] if argv is None else list(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     use_cache_folder()
-    wait_passively()
+    wait_briefly()
     parser = _parser(*argv[:1])
     arguments, rest = parser.parse_known_args(argv)
     # argparse accepts no further `key=value` after an option

@@ -27,7 +27,7 @@ from pipeline.process.exit import flush, leave_now
 from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.signals import StopSignal
 from pipeline.process.start_time import command_started, process_started
-from pipeline.process.threads import wait_passively
+from pipeline.process.threads import wait_briefly
 from pipeline.process.world import rank_on_host, read_world
 from pipeline.run.folder import find_run
 from pipeline.run.named_checkpoint import split_path
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     timeline = Timeline(command_started())
     timeline.begin("imports", process_started())
     use_cache_folder()
-    wait_passively()
+    wait_briefly()
     parser = argparse.ArgumentParser(prog="pipeline.train", description="Trains one run.")
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)

@@ -21,7 +21,7 @@ from pipeline.commands.exit_code import exit_code_of, run_process
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.processes import Processes
 from pipeline.process.cache_dirs import use_cache_folder
-from pipeline.process.threads import wait_passively
+from pipeline.process.threads import wait_briefly
 from pipeline.training.trainer import Trainer
 
 
@@ -133,7 +133,7 @@ def calibrate_all(group: session.Session) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the exit codes are those of `python -m benchmarks`."""
     use_cache_folder()
-    wait_passively()
+    wait_briefly()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.scaling_worker")
     add_arguments(parser)

@@ -15,8 +15,8 @@ from tests.tiny import ROOT
 # five pairs of half a second each: alone, and beside a process that multiplies matrices
 _PAIRS = """
 import json, os, time
-from pipeline.process.threads import wait_passively
-wait_passively()
+from pipeline.process.threads import wait_briefly
+wait_briefly()
 import torch
 from benchmarks.suites.neighbour import busy_neighbour
 
