@@ -24,7 +24,7 @@ Examples: ./launch.sh configs/cifar10_resnet18.yaml duration=5ep optimizer.lr=0.
           ./launch.sh explain runs/latest
 
 Environment: NUM_PROCESSES    processes to train with (default: one per visible GPU; on the CPU, one)
-             OMP_NUM_THREADS  CPU threads per process (default: the cores divided by the processes)
+             OMP_NUM_THREADS  CPU threads per process (default: cores / processes; one process: free cores)
              DALI             cuda120, or cuda130, half the download (default: as installed, else cuda120)
              PYTHON           interpreter to make .venv with, 3.11 or newer
 
@@ -247,14 +247,15 @@ train() {
     exec {counted}<&-
     count_processes
     ((total == 1)) || check --processes "$total" "$recipe" "$@"
+    export QUICKRES_USER_THREADS=${OMP_NUM_THREADS:-} # empty: the trainer may take fewer, beside other programs
     threads=${OMP_NUM_THREADS:-$(($(nproc) > processes ? $(nproc) / processes : 1))}
     threads=${threads%%,*} # OpenMP takes a list, for nested threads
     [[ $threads =~ ^[1-9][0-9]*$ ]] || die "OMP_NUM_THREADS=$threads: expected a whole number above 0"
     [[ $hardware == cpu || $processes -eq 1 ]] || where='one GPU each'
     if is_joining; then
-        say "process $RANK of $total (RANK and WORLD_SIZE), on $where; CPU threads: $threads"
+        say "process $RANK of $total (RANK and WORLD_SIZE), on $where; CPU threads: at most $threads"
     else
-        say "processes: $processes, on $where; CPU threads each: $threads"
+        say "processes: $processes, on $where; CPU threads each: at most $threads"
     fi
     export QUICKRES_START_TIME=$start_time QUICKRES_NUM_PROCESSES=$total
     # one process needs no launcher, whose imports take three seconds

@@ -25,6 +25,7 @@ from pipeline.errors import (
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.process.exit import flush, leave_now
 from pipeline.process.fast_import import imports_uncollected
+from pipeline.process.other_programs import OtherPrograms
 from pipeline.process.signals import StopSignal
 from pipeline.process.start_time import command_started, process_started
 from pipeline.process.threads import wait_briefly
@@ -36,6 +37,7 @@ from pipeline.run.timeline import Timeline
 if TYPE_CHECKING:
     from pipeline.data import Splits
     from pipeline.distributed.processes import Processes
+    from pipeline.process.threads import ThreadCount
     from pipeline.run.folder import RunFolder
     from pipeline.run.lock import RunLock
     from pipeline.training.evaluate import EvalResult
@@ -157,6 +159,7 @@ def train(
         with StopSignal() as stop:
             return train(config, recipe, timeline, profile, stop)
     _check_folders(config)
+    others = OtherPrograms()
     reading = _read_data_beside(config)
     with imports_uncollected():
         from pipeline.distributed.processes import connect, pick_device
@@ -164,6 +167,7 @@ def train(
         from pipeline.finalize import finish
         from pipeline.run.lock import RunLock
         from pipeline.training.build import import_compiler, set_backends
+        from pipeline.training.cpu_threads import threads_restored
         from pipeline.training.faults import explained
         from pipeline.training.trainer import side_stream
 
@@ -172,9 +176,9 @@ def train(
     set_backends(config)
     processes = connect(config)
     world_size = processes.shard.world_size
-    with side_stream(processes.device), RunLock() as lock, explained(config, world_size):
+    with side_stream(processes.device), threads_restored(), RunLock() as lock, explained(config, world_size):
         with Watch(processes, config.runtime.hang_timeout_s) as watch, explained(config, world_size):
-            trainer = _open_and_build(config, recipe, processes, lock, timeline, reading)
+            trainer = _open_and_build(config, recipe, processes, lock, timeline, reading, others)
             trainer.stop, trainer.watch = stop, watch
             stop.agree_through(watch.store, trainer.clock.max_ahead)
             if profile and processes.is_main:
@@ -227,6 +231,7 @@ def _open_and_build(
     lock: "RunLock",
     timeline: Timeline,
     reading: "Future[Splits] | None",
+    others: OtherPrograms,
 ) -> "Trainer":
     """Read the data, assemble the run and, once nothing refuses it any more, open its folder."""
     from pipeline.data import build_loaders
@@ -234,6 +239,7 @@ def _open_and_build(
     from pipeline.run.environment import describe_environment
     from pipeline.run.resume import find_resumable, open_run
     from pipeline.run.trackers import check_installed, wanted
+    from pipeline.training.cpu_threads import set_threads
     from pipeline.training.trainer import Trainer
 
     check_installed(wanted(config))
@@ -245,6 +251,7 @@ def _open_and_build(
             splits = _read_data(config, processes) if reading is None else reading.result()
     loaders = build_loaders(config, splits, device, shard)
     found = processes.on_main(lambda: find_resumable(config, lock))
+    threads = set_threads(processes, others, found.run)
     resume_from = found.run.resume_from if found.run is not None else None
     console = TrainingConsole(enabled=processes.is_main)
     trainer = Trainer.build(
@@ -258,7 +265,7 @@ def _open_and_build(
         return _begin_to_write(trainer, run, environment.result())
 
     trainer.run = processes.on_main(begin_to_write)
-    _announce(trainer)
+    _announce(trainer, threads)
     return trainer
 
 
@@ -273,6 +280,8 @@ def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str,
 
     What cannot be read of an earlier env.json is no reason to refuse a run that has a checkpoint.
     """
+    import torch
+
     from pipeline.atomic_io import put_aside
     from pipeline.inference.preprocessing import InputSpec
     from pipeline.run.environment_record import changed_data, read_environment, record_environment
@@ -287,11 +296,12 @@ def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str,
         except UserError as error:
             warnings.append(f"{error}; renamed to {put_aside(run.environment).name}, and written anew")
     InputSpec.of(trainer.config, trainer.splits).write(run.inputs)
-    record_environment(run, {**environment, "data": data}, trainer.state.step, before)
+    environment = {**environment, "cpu_threads": torch.get_num_threads(), "data": data}
+    record_environment(run, environment, trainer.state.step, before)
     return replace(run, warnings=tuple(warnings))
 
 
-def _announce(trainer: "Trainer") -> None:
+def _announce(trainer: "Trainer", threads: "ThreadCount | None") -> None:
     """Print what was resolved from the config and the machine, before the first step."""
     from pipeline.config import SLOW_ON_CPU
     from pipeline.training.build import compile_mode
@@ -312,6 +322,8 @@ def _announce(trainer: "Trainer") -> None:
         f"{config.precision.mode}, compile {compile_mode(config.compile, processes.device)}, batch "
         f"{config.data.batch_size}, {plan.total_steps} steps of which {plan.steps_per_epoch} an epoch"
     )
+    if threads is not None and threads.reason:
+        say(str(threads))
     if config.precision.mode == "fp16" and not on_gpu:
         say(f"warning: {SLOW_ON_CPU}")
     for warning in (*config.warnings, *plan.warnings):

@@ -14,9 +14,10 @@ import torch
 if not torch.cuda.is_available():
     # Triton reads this variable when it is first imported: without a GPU, its interpreter runs the kernels
     os.environ["TRITON_INTERPRET"] = "1"
-torch.set_num_threads(
-    1
-)  # threads cost tiny tensors more time than they save, and pytest's workers share the cores
+# Threads cost tiny tensors more time than they save, and pytest's workers share the cores. Runs that a test
+# starts and compares need the same number.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 _LAUNCHER_VARIABLES = (
     "RANK",
@@ -30,6 +31,7 @@ _LAUNCHER_VARIABLES = (
     "QUICKRES_NUM_PROCESSES",
     "QUICKRES_RECIPE",
     "QUICKRES_START_TIME",
+    "QUICKRES_USER_THREADS",
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic_io import read_json, write_json
+from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import Record
 
@@ -26,6 +27,7 @@ class _Process(Record):
     device: str | None = None
     gpu: dict[str, Any] | None = None
     data: _Images | None = None
+    cpu_threads: int | None = None
 
 
 class _Environment(_Process):
@@ -46,6 +48,15 @@ def read_environment(path: Path) -> dict[str, Any]:
     values = read_json(path, remedy)
     _Environment.of(values, path, remedy)
     return values
+
+
+def read_num_threads(path: Path) -> int | None:
+    """Return the number of CPU threads that a run computes with; None if its env.json does not say it."""
+    try:
+        record = _Environment.of(read_environment(path), path, "")
+    except UserError:
+        return None
+    return [record, *record.continued][-1].cpu_threads
 
 
 def record_environment(

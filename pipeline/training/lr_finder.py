@@ -16,7 +16,9 @@ from pipeline.data import Loader, load_splits
 from pipeline.distributed.processes import connect
 from pipeline.errors import UserError
 from pipeline.optim.parts import partition
+from pipeline.process.other_programs import OtherPrograms
 from pipeline.training.build import captures, set_backends
+from pipeline.training.cpu_threads import set_threads, threads_restored
 from pipeline.training.state import TrainState
 from pipeline.training.step import Step
 from pipeline.training.trainer import Trainer, side_stream
@@ -177,13 +179,18 @@ def lr_find(config: Config, lowest: float, highest: float, num_steps: int) -> Ra
         raise UserError(
             f"--min {lowest:g} and --max {highest:g}: give a positive learning rate and a larger, finite one"
         )
+    others = OtherPrograms()
     set_backends(config)
     processes = connect(config)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     console = Console()
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with side_stream(processes.device), bar as progress:
-        trainer = Trainer.build(config, load_splits(config.data, config.seed), processes)
+    with side_stream(processes.device), threads_restored(), bar as progress:
+        splits = load_splits(config.data, config.seed)
+        threads = set_threads(processes, others)
+        if threads is not None and threads.reason:
+            console.print(str(threads), markup=False, soft_wrap=True)
+        trainer = Trainer.build(config, splits, processes)
         task = progress.add_task("learning rates", total=num_steps)
 
         def report(step: int) -> None:

@@ -48,6 +48,7 @@ def save(*_):
 recipe, *overrides = sys.argv[1:]
 pathlib.Path("trainer.argv").write_text("\\n".join(sys.argv[1:]))
 pathlib.Path("recipe.text").write_text(os.environ.get("QUICKRES_RECIPE", ""))
+pathlib.Path("user.threads").write_text(os.environ.get("QUICKRES_USER_THREADS", "not set"))
 names = ("QUICKRES_NUM_PROCESSES", "WORLD_SIZE", "OMP_NUM_THREADS", "QUICKRES_START_TIME")
 values = [os.environ.get(name, "-") for name in names]
 line = " ".join([*values, str(os.isatty(1)), *overrides]) + "\\n"

@@ -252,6 +252,15 @@ def test_arguments(checkout: Checkout):
     assert checkout.launched()["--num_cpu_threads_per_process"] == "5"
 
 
+@pytest.mark.parametrize("threads", ["", "5"])
+def test_the_trainer_hears_what_the_user_has_set(checkout: Checkout, threads: str):
+    """Without the user's choice it may take fewer threads than there are cores."""
+    cores = str(len(os.sched_getaffinity(0)))
+    result = checkout.run("recipe.yaml", OMP_NUM_THREADS=threads, QUICKRES_USER_THREADS="7")
+    assert result.stdout.split()[2] == (threads or cores)
+    assert (checkout.root / "user.threads").read_text() == threads
+
+
 @pytest.mark.parametrize("threads", ["x", "0", "-1", "1.5"])
 def test_an_impossible_number_of_threads(checkout: Checkout, threads: str):
     result = checkout.run(OMP_NUM_THREADS=threads)

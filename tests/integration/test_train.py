@@ -150,6 +150,7 @@ def test_the_environment(run: Run):
     assert any(name.startswith("nvidia-dali") for name in environment["packages"])
     assert [environment[key] for key in ("deterministic", "tf32", "cudnn_benchmark")] == [False, True, True]
     assert {"commit", "dirty", "command", "python", "platform", "cpu_cores", "utc"} <= environment.keys()
+    assert environment["cpu_threads"] == torch.get_num_threads()
 
 
 def test_the_result_holds_what_is_promised(run: Run):

@@ -1,4 +1,5 @@
-"""Checks how the threads of torch wait, in new processes: OpenMP reads its variables when it is loaded."""
+"""Checks how torch's threads wait, in new processes because OpenMP reads its variables once, and how many
+threads there are."""
 
 import json
 import os
@@ -7,10 +8,12 @@ import sys
 
 import pytest
 
-from pipeline.process.threads import wait_briefly
+from pipeline.process.other_programs import OtherPrograms
+from pipeline.process.threads import count_threads, wait_briefly
 from tests.tiny import ROOT
 
 _NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_BRIEFLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 # a program, stopped as it reads its arguments, before it loads torch
 _PROGRAM = """
 import argparse, json, os, runpy, sys
@@ -25,20 +28,30 @@ runpy.run_module(name, run_name="__main__", alter_sys=True)
 """
 
 
+class Others(OtherPrograms):
+    """Programs that use a given number of cores."""
+
+    def __init__(self, used: float):
+        self._used = used
+
+    def num_cores(self) -> float:
+        return self._used
+
+
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in _NAMES:
+    for name in (*_NAMES, "OMP_NUM_THREADS", "QUICKRES_USER_THREADS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
 
 
 @pytest.mark.parametrize("chosen", [None, *_NAMES])
-def test_the_user_s_choice_stays(chosen: str | None, monkeypatch: pytest.MonkeyPatch):
+def test_the_user_s_way_of_waiting_stays(chosen: str | None, monkeypatch: pytest.MonkeyPatch):
     if chosen is not None:
         monkeypatch.setenv(chosen, "7")
     before = dict(os.environ)
     wait_briefly()
-    added = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
-    assert dict(os.environ) == before | ({} if chosen is not None else added)
+    assert dict(os.environ) == before | ({} if chosen is not None else _BRIEFLY)
 
 
 @pytest.mark.parametrize("words", ["pipeline check", "pipeline.train", "benchmarks step"])
@@ -46,3 +59,36 @@ def test_every_program_chooses_before_torch_is_loaded(words: str):
     command = [sys.executable, "-c", _PROGRAM, *words.split(), "configs/quickstart.yaml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [False, "3000"]
+
+
+@pytest.mark.parametrize(
+    ("usual", "used", "number"),
+    [(4, 0.0, 4), (4, 0.4, 4), (4, 0.6, 3), (4, 2.9, 1), (4, 4.0, 1), (2, 1.9, 2), (2, 3.2, 1), (1, 4.0, 1)],
+)
+def test_cores_that_other_programs_use_are_left_out(usual: int, used: float, number: int):
+    count = count_threads(usual, Others(used))
+    assert count.number == number
+    if number == usual:
+        assert str(count) == f"CPU threads: {number}"
+    else:
+        assert f"CPU threads: {number}, because other programs use {used} of the 4 cores" in str(count)
+        assert "OMP_NUM_THREADS" in count.reason
+
+
+@pytest.mark.parametrize(
+    ("by_launcher", "number"), [(None, 4), ("4", 4), ("", 2)], ids=["variable", "launch.sh", "nothing"]
+)
+def test_the_user_s_number_of_threads_stays(
+    by_launcher: str | None, number: int, monkeypatch: pytest.MonkeyPatch
+):
+    """launch.sh sets OMP_NUM_THREADS in any case, and tells what the user had set."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    if by_launcher is not None:
+        monkeypatch.setenv("QUICKRES_USER_THREADS", by_launcher)
+    assert count_threads(4, Others(2.0)).number == number
+
+
+@pytest.mark.parametrize(("before", "number"), [(3, 3), (1, 1), (4, 4), (8, 2)])
+def test_a_continued_run_keeps_its_number(before: int, number: int):
+    """But a smaller machine has fewer cores."""
+    assert count_threads(4, Others(2.0), before).number == number
