@@ -126,7 +126,7 @@ def _neighbour(parser: ArgumentParser) -> None:
         help=f"runs alone, and as many beside a busy process (default: {PAIRS})",
     )
     parser.add_argument(
-        "--spinning", action="store_true", help="both also with threads that spin, which is OpenMP's default"
+        "--spinning", action="store_true", help="both also as torch and OpenMP do it: all threads, spinning"
     )
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from benchmarks.measure.options import merge
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES
+from pipeline.run.environment_record import read_num_threads
+from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
 _ROOT = Path(__file__).parents[2]
@@ -26,10 +28,12 @@ class StartedRun:
     Attributes:
         result: as the run recorded it.
         whole_s: seconds from the command to its end.
+        cpu_threads: as the run recorded it.
     """
 
     result: RunResult
     whole_s: float
+    cpu_threads: int | None = None
 
     @property
     def timeline(self) -> dict[str, float]:
@@ -85,7 +89,8 @@ def start(recipe: str, overrides: Sequence[str], cache: Path | None = None, **va
             raise TrainingError(
                 "\n".join([f"the run that was started failed with exit code {code}:", *output])
             )
-        return StartedRun(RunResult.read(results[0]), whole_s)
+        threads = read_num_threads(RunFolder(results[0].parent).environment)
+        return StartedRun(RunResult.read(results[0]), whole_s, threads)
 
 
 def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, str]:

@@ -1,8 +1,9 @@
-"""Time training on two CPU cores beside another program, and what waiting passively costs without one.
+"""Time training on two CPU cores beside another program, and the cost of brief waiting without one.
 
-The other program multiplies matrices on one of the two cores. By default the threads of a step sleep while
-they wait for each other; `spinning` is OpenMP's own default (see `pipeline/process/threads.py`). Every run is
-a new process: OpenMP reads its variables once. The runs take turns, so that a round compares them.
+The other program multiplies matrices on one of the two cores. A run then computes with one thread, and the
+threads of a step spin only for a moment before they sleep (see `pipeline/process/threads.py`). `--spinning`
+adds the defaults of torch and OpenMP: a thread for each core, which spins for milliseconds. Every run is a
+new process: OpenMP reads its variables once. The runs take turns, so that a round compares them.
 """
 
 import os
@@ -21,9 +22,10 @@ from benchmarks.publish.records import Baseline, Spread
 from pipeline.errors import UserError
 
 ALONE, BESIDE, SPINNING = "alone", "beside a busy process", "alone, threads spin"
-BESIDE_SPINNING = "beside a busy process, threads spin"
+BESIDE_SPINNING = "beside a busy process, two threads spin"
 _BASELINES = {BESIDE: ALONE, SPINNING: ALONE, BESIDE_SPINNING: ALONE}
 _SPIN = {"GOMP_SPINCOUNT": "300000"}  # GNU OpenMP's own default
+_VARIABLES = {SPINNING: _SPIN, BESIDE_SPINNING: {**_SPIN, "OMP_NUM_THREADS": "2"}}
 _SHORT = (
     "runtime.device=cpu",
     "duration=4ep",
@@ -82,18 +84,18 @@ def run(session: Session) -> None:
         with _on_cores(cores):
             for number in range(1, rounds + 1):
                 for variant in variants:
-                    session.show(f"{variant}, round {number} of {rounds}")
-                    rates[variant].append(_rate(session, variant, cores[0]))
-                    session.say(f"{variant}, round {number} of {rounds}: {rates[variant][-1]:,.0f} img/s")
+                    place = f"{variant}, round {number} of {rounds}"
+                    session.show(place)
+                    rates[variant].append(_rate(session, variant, cores[0], place))
     finally:  # what was measured before Ctrl-C is kept
         _record(session, rates, rounds)
 
 
-def _rate(session: Session, variant: str, core: int) -> float:
-    """Return the images per second of a run."""
+def _rate(session: Session, variant: str, core: int, place: str) -> float:
+    """Return the images per second of a run, and print them with its place in the benchmark."""
     short = merge(_SHORT, [_QUICK_DURATION, "log.log_every=4st"] if session.quick else [])
     overrides, recipe = merge(short, session.overrides), str(Path(session.recipe).resolve())
-    variables = _SPIN if variant in (SPINNING, BESIDE_SPINNING) else {}
+    variables = _VARIABLES.get(variant, {})
     if variant in (BESIDE, BESIDE_SPINNING):
         with busy_neighbour(core):
             started = start(recipe, overrides, None, **variables)
@@ -102,6 +104,11 @@ def _rate(session: Session, variant: str, core: int) -> float:
     rate = started.result.images_per_sec.median
     if rate is None:
         raise UserError("duration: the run ends before its speed is steady; give more steps")
+    session.say(f"{place}: {rate:,.0f} img/s, CPU threads: {started.cpu_threads}")
+    if variant in (ALONE, SPINNING) and started.cpu_threads == 1:
+        session.say(
+            f"warning: {variant}, but with one thread: other programs use the cores, so end them first"
+        )
     return rate
 
 
