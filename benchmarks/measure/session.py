@@ -21,6 +21,7 @@ from benchmarks.measure.options import QUICK, merge, num_steps, num_windows, rea
 from benchmarks.measure.timing import Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
 from benchmarks.publish import columns, tables
+from benchmarks.publish.about_folder import name_of_images
 from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, RecordKeywords, append
 from pipeline.config import Config, FileData, load_config
 from pipeline.data import FileSet, Splits, load_splits
@@ -237,6 +238,7 @@ class Session:
             "peak_memory_bytes": None,
             "baseline": baseline,
             "planned": self.windows if timing and len(timing.step_s) < self.windows else None,
+            "data": name_of_images(config),
             "utc": environment["utc"],
             "command": self.command,
         }

@@ -73,7 +73,7 @@ def to_rich(table: Table) -> RichTable:
 
 
 def images_of(record: Record) -> str:
-    return f"{record.dataset} {record.image_size}×{record.image_size}"
+    return f"{record.data or record.dataset} {record.image_size}×{record.image_size}"
 
 
 VARIANT = Column[Record]("variant", "left", lambda r: r.variant)

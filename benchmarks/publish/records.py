@@ -142,7 +142,8 @@ class Record(Machine, Setting):
         views: name of other test-time views, as `Views.name` in `pipeline.config`; None if there are none.
         views_accuracy: of the same runs, with these views.
         seeds: of these runs.
-        data: the data set in words, because `folder` as `dataset` does not name its images.
+        data: the images in words, because `folder` as `dataset` does not name them: for a recipe as given,
+            elsewhere from `about.json` in the folder.
         parameters: of the network.
         compile_s: seconds from the first step to the end of compiling, choosing algorithms and capturing.
         train_s: seconds of all training steps, without compiling, evaluation and saving; median of the runs
@@ -243,6 +244,7 @@ class Record(Machine, Setting):
             self.model if with_kernels else self.network,
             self.image_size,
             self.dataset,
+            self.data,
             self.loader,
             self.augment,
             self.batch_size,

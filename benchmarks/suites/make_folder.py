@@ -1,6 +1,7 @@
-"""Make a folder of large JPEGs to time loaders on.
+"""Make a folder of large JPEGs to time loaders on, as train/CLASS/* and val/CLASS/*.
 
-The pictures are mosaics of small photographs, enlarged, as train/CLASS/* and val/CLASS/*.
+The pictures are mosaics of small photographs, enlarged; or, with `--from`, the images of class folders in
+other sizes (see `resample_folder`).
 """
 
 import argparse
@@ -13,6 +14,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from benchmarks.suites.resample_folder import resample_folder
 from pipeline.config import DigitsData, FolderData
 from pipeline.data import ImageSet, Splits, load_splits
 from pipeline.data.files.decode import try_all
@@ -23,6 +25,7 @@ _ENLARGED = (
     2  # bicubically: smooth like photographs, which JPEG files of 32x32 tiles at native resolution are not
 )
 _QUALITY = 90
+_IMAGES, _SIZE = 20_000, (500, 375)
 _VAL_SHARE = 20  # training images for each image for validation
 
 
@@ -105,17 +108,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images",
         type=int,
-        default=20_000,
         metavar="N",
-        help="training images (default: 20000), and a twentieth for validation",
+        help=f"training mosaics (default: {_IMAGES}), and a twentieth for validation",
     )
     parser.add_argument(
-        "--size", type=_size, default=(500, 375), metavar="WxH", help="of each, in pixels (default: 500x375)"
+        "--size", type=_size, metavar="WxH", help="of each mosaic, in pixels (default: 500x375)"
     )
     parser.add_argument(
         "--source",
         metavar="DIR",
-        help="folder of small images in classes, such as CIFAR-10's (default: handwritten digits)",
+        help="folder of small images in classes for the mosaics, such as CIFAR-10's (default: handwritten "
+        "digits)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        metavar="DIR",
+        help="class folders; make every image of them anew in another size, instead of mosaics",
+    )
+    parser.add_argument(
+        "--sizes",
+        choices=("imagenet",),
+        default="imagenet",
+        help="with --from: draw sizes as ImageNet's, most of them 500x375 (the default)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="with --from: of the draws (default: 0)"
     )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core"
@@ -132,14 +150,34 @@ def _load_source(folder: str | None, num_threads: int) -> Splits:
 def main(argv: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.images < 2:
+    if options.threads < 1:
+        parser.error("--threads: at least 1")
+    if options.origin is None:
+        _make_mosaics(parser, options)
+        return 0
+    for name in ("images", "size", "source"):
+        if getattr(options, name) is not None:
+            parser.error(f"--{name}: is for mosaics; leave it out with --from")
+    if not 0 <= options.seed < 2**63:
+        parser.error("--seed: at least 0, and below 2**63")
+    about = resample_folder(options.origin, options.folder, options.seed, options.threads)
+    counts = " and ".join(f"{count} {part}" for part, count in about.images.items())
+    size_kb = (about.mean_bytes or 0) / 1000
+    print(f'{options.folder}: {counts} images of {size_kb:.0f} kB on average; in records "{about.name}"')
+    return 0
+
+
+def _make_mosaics(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    num_images = _IMAGES if options.images is None else options.images
+    if num_images < 2:
         parser.error("--images: at least 2")
     splits = _load_source(options.source, options.threads)
     if not isinstance(splits.train, ImageSet):
         raise UserError(
-            f"--source: the images of {options.source} are large already; time loaders on them as they are"
+            f"--source: the images of {options.source} are large already; time loaders on them as they are, "
+            "or make them anew in other sizes with --from"
         )
-    maker = FolderMaker(options.folder, splits.train, splits.class_names, options.size, options.threads)
-    size_kb = maker.make(options.images) / options.images / 1000
-    print(f"{options.folder}: {options.images} training images of {size_kb:.0f} kB on average")
-    return 0
+    size = options.size or _SIZE
+    maker = FolderMaker(options.folder, splits.train, splits.class_names, size, options.threads)
+    size_kb = maker.make(num_images) / num_images / 1000
+    print(f"{options.folder}: {num_images} training images of {size_kb:.0f} kB on average")
