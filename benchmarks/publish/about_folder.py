@@ -26,7 +26,7 @@ class AboutFolder(Strict):
 
     name: str = Field(min_length=1, max_length=80)
     made_by: str | None = None
-    images: dict[str, int] = {}
+    images: dict[str, int] = Field(default_factory=dict)
     mean_bytes: int | None = None
     median_size: tuple[int, int] | None = None
     note: str = ""
