@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.process.threads import ThreadCount
     from pipeline.run.folder import RunFolder
     from pipeline.run.lock import RunLock
+    from pipeline.run.resume import Found
     from pipeline.training.evaluate import EvalResult
     from pipeline.training.trainer import Trainer
 
@@ -237,7 +238,7 @@ def _open_and_build(
     from pipeline.data import build_loaders
     from pipeline.run.console import TrainingConsole
     from pipeline.run.environment import describe_environment
-    from pipeline.run.resume import find_resumable, open_run
+    from pipeline.run.resume import open_run
     from pipeline.run.trackers import check_installed, wanted
     from pipeline.training.cpu_threads import set_threads
     from pipeline.training.trainer import Trainer
@@ -249,8 +250,8 @@ def _open_and_build(
         environment = beside.submit(*describe) if processes.is_main else None
         with timeline.within("data"):
             splits = _read_data(config, processes) if reading is None else reading.result()
-    loaders = build_loaders(config, splits, device, shard)
-    found = processes.on_main(lambda: find_resumable(config, lock))
+    found, began_with = processes.on_main(lambda: _find_run_to_continue(config, lock))
+    loaders = build_loaders(config, splits, device, shard, began_with)
     threads = set_threads(processes, others, found.run)
     resume_from = found.run.resume_from if found.run is not None else None
     console = TrainingConsole(enabled=processes.is_main)
@@ -269,6 +270,15 @@ def _open_and_build(
     return trainer
 
 
+def _find_run_to_continue(config: Config, lock: "RunLock") -> "tuple[Found, str | None]":
+    """Return what `resume` means, and the decoder of that run so far."""
+    from pipeline.run.environment_record import decoder_of
+    from pipeline.run.resume import find_resumable
+
+    found = find_resumable(config, lock)
+    return found, decoder_of(found.run)
+
+
 def _read_data(config: Config, processes: "Processes") -> "Splits":
     from pipeline.data import load_splits
 
@@ -284,15 +294,24 @@ def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str,
 
     from pipeline.atomic_io import put_aside
     from pipeline.inference.preprocessing import InputSpec
-    from pipeline.run.environment_record import changed_data, read_environment, record_environment
+    from pipeline.run.environment_record import (
+        changed_data,
+        changed_decoder,
+        read_environment,
+        record_environment,
+    )
 
     assert trainer.splits is not None
+    decoder = trainer.loaders.decoder
+    if decoder is not None:
+        environment = {**environment, "decoder": decoder.name}
     trainer.write_to(run)
     data, before, warnings = trainer.splits.fingerprint(), None, list(run.warnings)
     if run.environment.exists():
         try:
             before = read_environment(run.environment)
-            warnings += filter(None, [changed_data(before, data)])
+            decodes = decoder.name if decoder is not None else None
+            warnings += filter(None, [changed_data(before, data), changed_decoder(before, decodes)])
         except UserError as error:
             warnings.append(f"{error}; renamed to {put_aside(run.environment).name}, and written anew")
     InputSpec.of(trainer.config, trainer.splits).write(run.inputs)
@@ -324,6 +343,8 @@ def _announce(trainer: "Trainer", threads: "ThreadCount | None") -> None:
     )
     if threads is not None and threads.reason:
         say(str(threads))
+    if trainer.loaders.decoder is not None:
+        say(trainer.loaders.decoder.describe())
     if config.precision.mode == "fp16" and not on_gpu:
         say(f"warning: {SLOW_ON_CPU}")
     for warning in (*config.warnings, *plan.warnings):

@@ -40,7 +40,7 @@ _WHOLE_RUNS = (
 # keys of `data` that determine the images and labels
 _DATA_KEYS = {
     *("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples"),
-    *("train_folder", "test_folder", "train_list", "test_list", "class_names", "on_bad_image"),
+    *("train_folder", "test_folder", "classes", "train_list", "test_list", "class_names", "on_bad_image"),
     *("train_shards", "test_shards", "image_key", "label_key"),
     *("cache_below", "eval_image_size", "eval_crop"),
 }

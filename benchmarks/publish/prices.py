@@ -31,7 +31,7 @@ _FOLDER_KEYS = {
     f"data.{key}"
     for key in (
         *("image_size", "cache_below", "on_bad_image"),
-        *("train_folder", "test_folder", "train_list", "test_list"),
+        *("train_folder", "test_folder", "classes", "train_list", "test_list"),
     )
 }
 _NOT_MEASURED = f"{_START} not measured."

@@ -114,18 +114,27 @@ class FileData(_AnySize):
         description="Streamed images: fraction of the resized shorter side that the centre crop of "
         "evaluation keeps (224 of 256)",
     )
-    decoder: Literal["gpu", "cpu"] = Field(
-        default="gpu",
+    decoder: Literal["auto", "gpu", "cpu", "both"] = Field(
+        default="auto",
         description="Streamed images on a GPU: the device that decodes the files. `gpu` delivers most and "
         "spares the CPU; `cpu` leaves the whole GPU to the training step, and needs about 14 cores for each "
-        "GPU",
+        "GPU; `both`: the CPU, and the GPU a share (`data.gpu_share`); `auto`: `cpu`, or `both` with smaller "
+        "sizes in augment.progressive, if there are threads and cores for it, otherwise `gpu`",
+    )
+    gpu_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="`data.decoder: both`: fraction of the images that the GPU decodes; null: none at "
+        "data.image_size and in evaluation, 1 - (size / data.image_size)^2 at smaller sizes, which the step "
+        "takes faster",
     )
     hw_decoder_load: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="`data.decoder: gpu`: fraction of the JPEG files for the GPU's decoder unit, where it "
-        "has one; CUDA decodes the rest",
+        description="Of the JPEG files that the GPU decodes, the fraction for its JPEG engines, where it "
+        "has some; CUDA decodes the rest",
     )
 
 
@@ -138,6 +147,10 @@ class FolderData(FileData):
     test_folder: OptionalFilePath = Field(
         default=None,
         description="Likewise for the test images; default: `test`, or `val` if `test` has no class folders",
+    )
+    classes: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
+        default=(),
+        description="Class folders to use, by name; the others are left out. Default: all of them",
     )
     train_list: OptionalFilePath = Field(
         default=None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.keys import LATER_KEYS, all_keys, listed
+from pipeline.config.keys import EARLIER_DEFAULTS, LATER_KEYS, all_keys, listed
 from pipeline.config.kinds import pass_over_other_kinds
 from pipeline.config.messages import explain
 from pipeline.config.rules import find_no_effect
@@ -134,7 +134,7 @@ def hash_of_run(recipe: Path) -> str:
 def _hash(values: Mapping[str, Any]) -> str:
     defaults = default_values()
     counted = {
-        key: value
+        key: EARLIER_DEFAULTS.get(key, value) if value == defaults[key] else value
         for key, value in _computed(values).items()
         if key not in LATER_KEYS or value != defaults[key]
     }

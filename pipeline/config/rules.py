@@ -39,7 +39,7 @@ class _Rule(NamedTuple):
 
 # Keys of files that are streamed: how evaluation shows them, and how training draws them.
 SHOWN_FROM_FILES = (
-    *("data.eval_image_size", "data.eval_crop", "data.decoder", "data.hw_decoder_load"),
+    *("data.eval_image_size", "data.eval_crop", "data.decoder", "data.gpu_share", "data.hw_decoder_load"),
     *("augment.crop_scale", "augment.crop_ratio"),
 )
 DRAWN_FROM_FILES = ("augment.progressive", "augment.color_jitter", "augment.randaugment")
@@ -116,11 +116,16 @@ _RULES = (
     ),
     _Rule(
         ("data.hw_decoder_load",),
-        lambda c: not isinstance(c.data, FileData) or c.data.decoder == "gpu",
+        lambda c: not isinstance(c.data, FileData) or c.data.decoder != "cpu",
         lambda _: "while data.decoder is cpu; set data.decoder=gpu",
     ),
     _Rule(
-        ("data.train_folder", "data.test_folder"),
+        ("data.gpu_share",),
+        lambda c: not isinstance(c.data, FileData) or c.data.decoder in ("auto", "both"),
+        lambda c: f"while data.decoder is {c.data.decoder}; set data.decoder=both",
+    ),
+    _Rule(
+        ("data.train_folder", "data.test_folder", "data.classes"),
         lambda c: not isinstance(c.data, FolderData) or c.data.train_list is None,
         lambda _: "while data.train_list and data.test_list name the files; remove both",
     ),

@@ -13,6 +13,7 @@ from pipeline.data.batch import NUM_CHANNELS, Loader
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.splits import Samples, Splits, check_labels
 from pipeline.data.loaders.base import PositionedLoader, Transform
+from pipeline.data.loaders.decoder import Decoder, choose_decoder
 from pipeline.data.sampling.batch_plan import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
@@ -34,6 +35,7 @@ class Loaders:
         num_classes: of the data set, if it is known: labels are below it.
         class_sizes: training images of each class, if they are known: `loss.class_weights: balanced` is
             computed from them.
+        decoder: of streamed images; None if DALI decodes none.
     """
 
     train: Loader
@@ -41,6 +43,7 @@ class Loaders:
     holdout: Loader | None
     num_classes: int | None = None
     class_sizes: tuple[int, ...] | None = None
+    decoder: Decoder | None = None
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,15 @@ class _Context:
     num_classes: int
     device: "torch.device"
     shard: Shard
+    decoder: Decoder | None = None
 
 
 def build_loaders(
-    config: Config, splits: Splits, device: "torch.device", shard: Shard | None = None
+    config: Config,
+    splits: Splits,
+    device: "torch.device",
+    shard: Shard | None = None,
+    began_with: str | None = None,
 ) -> Loaders:
     """Build the loaders that `data.loader` names, for this process.
 
@@ -65,11 +73,14 @@ def build_loaders(
         splits: the data set, from `load_splits`.
         device: device of the batches.
         shard: this process among the processes of the run; default: a run of one process.
+        began_with: the decoder of the run so far, if it is continued (`choose_decoder`).
 
     Raises:
         UserError: the processes do not divide a batch size, or it is more than the training set.
     """
-    context = _Context(config, splits.mean, splits.std, splits.num_classes, device, shard or Shard())
+    decoder = _decoder_for(config, splits.train, device, began_with)
+    shard = shard or Shard()
+    context = _Context(config, splits.mean, splits.std, splits.num_classes, device, shard, decoder)
     check_batches(config, context.shard.world_size)
     splits.check_labels()
     _check_photometric(context, splits.train)
@@ -86,6 +97,7 @@ def build_loaders(
         holdout=None if splits.holdout is None else _build_eval_loader(context, splits.holdout),
         num_classes=splits.num_classes,
         class_sizes=tuple(np.bincount(splits.train.labels, minlength=splits.num_classes).tolist()),
+        decoder=decoder,
     )
 
 
@@ -110,11 +122,20 @@ def build_test_loader(
     Raises:
         UserError: a label is not one of the network, or a key does not fit the images.
     """
-    context = _Context(config, mean, std, num_classes, device, Shard())
+    decoder = _decoder_for(config, test, device, None)
+    context = _Context(config, mean, std, num_classes, device, Shard(), decoder)
     check_labels("test", test, num_classes)
     if not isinstance(test, FileSet):
         _refuse_keys_of_streams(config, SHOWN_FROM_FILES)
     return _build_eval_loader(context, test)
+
+
+def _decoder_for(
+    config: Config, samples: Samples, device: "torch.device", began_with: str | None
+) -> Decoder | None:
+    if not isinstance(samples, FileSet) or config.data.loader != "dali":
+        return None
+    return choose_decoder(config, device, began_with)
 
 
 def _check_photometric(context: _Context, train: Samples) -> None:
@@ -207,13 +228,17 @@ def _build_loader(context: _Context, samples: Samples, sampler: Sampler, transfo
 
 def _build_dali(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
     from pipeline.data.loaders.dali_arrays import DaliArrayLoader
-    from pipeline.data.loaders.dali_files import DaliFileLoader, Decoding, Photometric
+    from pipeline.data.loaders.dali_decoding import Decoding
+    from pipeline.data.loaders.dali_files import DaliFileLoader, Photometric
 
     data, augment, device = context.config.data, context.config.augment, context.device
     labels = _as_tensor(samples.labels).to(device)
     if isinstance(samples, FileSet):
         assert isinstance(data, FileData), "only folders and shards have files"
-        decoding = Decoding(data.num_threads, data.prefetch, data.decoder == "gpu", data.hw_decoder_load)
+        assert context.decoder is not None, "files are decoded"
+        decoding = Decoding(
+            data.num_threads, data.prefetch, context.decoder.name, data.hw_decoder_load, data.gpu_share
+        )
         photometric = Photometric(
             augment.color_jitter,
             augment.randaugment,

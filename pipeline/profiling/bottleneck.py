@@ -23,6 +23,8 @@ def loader_remedy(config: Config, on_gpu: bool, streamed: bool | None = None) ->
     if not on_gpu or data.loader != "dali":
         return threads
     if streamed and isinstance(data, FileData):
+        if data.decoder == "auto":
+            return f"{threads}, or set data.decoder: `./launch.sh bench decoders` measures which is best"
         return f"{threads}, or try data.decoder={'cpu' if data.decoder == 'gpu' else 'gpu'}"
     return f"set data.loader=fused, or {threads}"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic_io import read_json, write_json
+from pipeline.config import FileData
 from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import Record
@@ -28,6 +29,7 @@ class _Process(Record):
     gpu: dict[str, Any] | None = None
     data: _Images | None = None
     cpu_threads: int | None = None
+    decoder: str | None = None
 
 
 class _Environment(_Process):
@@ -75,6 +77,44 @@ def record_environment(
     write_json(run.environment, environment)
 
 
+def decoder_of(run: RunFolder | None) -> str | None:
+    """Return the decoder that a run has used so far; None for a new run, or if it is not known.
+
+    Older versions recorded none, but their configs name it.
+    """
+    if run is None:
+        return None
+    try:
+        recorded = _last(read_environment(run.environment)).get("decoder")
+    except UserError:
+        recorded = None
+    if recorded is not None:
+        return recorded
+    data = run.read_config().data
+    return data.decoder if isinstance(data, FileData) and data.decoder != "auto" else None
+
+
+def changed_decoder(before: Mapping[str, Any], decoder: str | None) -> str | None:
+    """Return a warning if a run is continued with another decoder than before.
+
+    Args:
+        before: the env.json of the run so far.
+        decoder: of this process; None if none is used.
+    """
+    used = _last(before).get("decoder")
+    if used in (None, decoder) or decoder is None:
+        return None
+    return (
+        f"the images are decoded by {decoder} now, and by {used} before (data.decoder): pixels differ by "
+        "about a grey level; the result is not that of an uninterrupted run"
+    )
+
+
+def _last(environment: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the entry of the process that trained last."""
+    return [environment, *environment.get("continued", [])][-1]
+
+
 def changed_data(before: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
     """Return a warning if a run is continued on other images than before.
 
@@ -82,7 +122,7 @@ def changed_data(before: Mapping[str, Any], data: Mapping[str, Any]) -> str | No
         before: the env.json of the run so far.
         data: the fingerprint of the images.
     """
-    used = [before, *before.get("continued", [])][-1].get("data")
+    used = _last(before).get("data")
     if used in (None, data):  # older versions did not record it
         return None
     return (

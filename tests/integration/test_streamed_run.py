@@ -106,8 +106,14 @@ def test_stopped_in_mid_epoch_and_continued(
     monkeypatch.setattr(Step, "__call__", watched)
     assert run_streamed(root, tmp_path, f"data.loader={loader}") == 75
     assert len(sizes) == step
-    assert ("step 6: images of 24x24 pixels from here on\n" in capsys.readouterr().out) == (step == 7)
+    out = capsys.readouterr().out
+    assert ("step 6: images of 24x24 pixels from here on\n" in out) == (step == 7)
+    assert ("decoder cpu: there is no GPU\n" in out) == (loader == "dali" and not torch.cuda.is_available())
+    environment = only_run(tmp_path) / "env.json"
+    environment.write_text(environment.read_text().replace('"decoder": "cpu"', '"decoder": "other"'))
     assert run_streamed(root, tmp_path, f"data.loader={loader}", "resume=auto") == 0
+    warned = "warning: the images are decoded by cpu now, and by other before" in capsys.readouterr().out
+    assert warned == (loader == "dali" and not torch.cuda.is_available())
     assert sizes == [16] * 6 + [24] * 2
     assert_equal(last_weights(only_run(tmp_path)), last_weights(runs[loader]))
     assert read_metrics(only_run(tmp_path)) == read_metrics(runs[loader])

@@ -17,6 +17,7 @@ from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.files.decode import open_rgb
+from pipeline.data.loaders.dali_decoding import is_chosen
 from pipeline.data.loaders.dali_files import DaliFileLoader
 from pipeline.data.loaders.reference import FileSource, ReferenceLoader
 from pipeline.data.sampling.resized_crops import draw_resized_crops
@@ -333,6 +334,38 @@ def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monke
     assert epochs and min(epochs) == 7
 
 
+def test_a_batch_is_divided_between_two_decoders_and_put_together(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both parts are decoded by the CPU here: the pixels are those of an undivided batch."""
+    shares, expected = [], [list(getattr(loaders(root), part)) for part in ("train", "test")]
+
+    def noted(*arguments: Any) -> np.ndarray:
+        shares.append(is_chosen(*arguments))
+        return shares[-1]
+
+    def on_cpu(self: DaliFileLoader, decoder: str) -> dict[str, str]:
+        return {"device": "cpu"}
+
+    monkeypatch.setattr(DaliFileLoader, "_options_of", on_cpu)
+    monkeypatch.setattr("pipeline.data.loaders.dali_files.is_chosen", noted)
+    divided = loaders(root, "data.gpu_share=0.4")
+    for part, batches in zip(("train", "test"), expected, strict=True):
+        loader: Any = getattr(divided, part)
+        loader._decoder, loader._conditional = "both", True
+        for actual, wanted in zip(loader, batches, strict=True):
+            assert torch.equal(actual.images, wanted.images) and torch.equal(actual.indices, wanted.indices)
+    assert 0.3 < np.concatenate(shares).mean() < 0.5
+
+
+def test_a_sample_is_always_decoded_by_the_same_hardware():
+    indices = np.random.default_rng(0).permutation(10_000)
+    chosen = is_chosen(indices, 0.3)
+    assert (is_chosen(indices[:50], 0.3) == chosen[:50]).all()
+    assert all(abs(part.mean() - 0.3) < 0.15 for part in np.split(chosen, 100))
+    assert not is_chosen(indices, 0.0).any() and is_chosen(indices, 1.0).all()
+
+
 @pytest.mark.slow
 def test_memory_and_files_stay_flat(tmp_path: Path):
     """After many short epochs a leak of one epoch would be visible."""
@@ -364,6 +397,8 @@ DECODERS = {
     "by CUDA": "data.hw_decoder_load=0.0",
     "by the decoder unit": "data.hw_decoder_load=1.0",
     "by the CPU": "data.decoder=cpu",
+    "by both": "data.decoder=both",  # a share of the smaller images by the GPU
+    "by both, of every size": "data.decoder=both data.gpu_share=0.5",
 }
 gpu = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 
@@ -383,7 +418,8 @@ class TestOnGpu:
         self, root: Path, device: torch.device, decoder: str
     ):
         """Batches are delivered without a copy: a slow reader would see one that is overwritten too early."""
-        config = config_of(root, decoder, "precision.mode=fp16")
+        keys = ["data.decoder=gpu"] if "decoder=" not in decoder else []
+        config = config_of(root, *keys, *decoder.split(), "precision.mode=fp16")
         splits = load_splits(config.data, config.seed)
         ours, theirs = build_loaders(config, splits, device), loaders(root, "data.loader=reference")
         for split in ("train", "train", "train", "test"):

@@ -12,7 +12,7 @@ from pipeline.config import FolderData
 from pipeline.data.files.folders import LeftOut, class_folders_in, is_dir, is_of_system, propose_folders
 from pipeline.data.files.image_formats import SUFFIXES
 from pipeline.data.files.listing import LAYOUT, LISTING_THREADS, Files, Listing, name_classes, read_status
-from pipeline.data.files.paths import Paths, from_root
+from pipeline.data.files.paths import Paths, from_root, printable
 from pipeline.errors import UserError
 
 _ClassFiles = tuple[Paths, np.ndarray]  # of one class: paths, and (N, 3) int64 as from `read_status`
@@ -23,21 +23,24 @@ _Part = dict[str, _ClassFiles]
 def list_class_folders(root: Path, config: FolderData) -> Listing:
     """List the image files in `data.train_folder` and in `data.test_folder`.
 
-    A class is a folder in the training folder. Classes are in the order of their names, and the images of a
-    class in the order of their paths; folders inside a class belong to it. Hidden files, files whose name
-    does not end like that of an image, and folders that a system makes for itself are left out and counted.
+    A class is a folder in the training folder, one of `data.classes` if these are given. Classes are in the
+    order of their names, and the images of a class in the order of their paths; folders inside a class belong
+    to it. Hidden files, files whose name does not end like that of an image, and folders that a system makes
+    for itself are left out and counted.
 
     Returns:
         The listing; its `problems` tell what is wrong with the test folder.
 
     Raises:
-        UserError: there are no training classes, or a link leads back to a folder above it.
+        UserError: there are no training classes, or no folder of one of `data.classes`, or a link leads back
+            to a folder above it.
         OSError: a folder cannot be read.
     """
     names = {"train": config.train_folder, "test": config.test_folder or default_test_folder(root)}
     folders = {part: from_root(root, name) for part, name in names.items()}
     left_out, problems = LeftOut(), []
-    train, test = (_find_files(root, folder, left_out) for folder in folders.values())
+    train, test = (_find_files(root, folder, left_out, config.classes) for folder in folders.values())
+    _check_chosen(root / folders["train"], config.classes, train)
     if not train:
         raise UserError(_no_classes(root, "train", names["train"], config))
     if not test:
@@ -66,10 +69,10 @@ def default_test_folder(root: Path) -> str:
 
 
 def count_class_folders(root: Path, config: FolderData) -> int:
-    """Count the class folders of the training folder, without looking into them.
+    """Count the classes of the training folder, without looking into them.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or no folder of one of `data.classes`.
     """
     folder = from_root(root, config.train_folder)
     if not (root / folder).is_dir():
@@ -78,7 +81,23 @@ def count_class_folders(root: Path, config: FolderData) -> int:
             f"data.root: no folder {root / folder} to count the classes in; "
             f"set data.root, or data.dataset=synthetic data.num_classes=N{other}"
         )
-    return len(class_folders_in(root / folder))
+    found = _chosen(class_folders_in(root / folder), config.classes)
+    _check_chosen(root / folder, config.classes, found)
+    return len(found)
+
+
+def _chosen(names: list[str], classes: Collection[str]) -> list[str]:
+    """Return the class folders to use; CLASSES is `data.classes`."""
+    return [name for name in names if name in classes] if classes else names
+
+
+def _check_chosen(folder: Path, classes: Collection[str], found: Collection[str]) -> None:
+    missing = [name for name in classes if name not in found]
+    if missing and folder.is_dir():
+        known = name_classes(class_folders_in(folder))
+        raise UserError(
+            f"data.classes: {folder} has no class folder {', '.join(map(printable, missing))}; it has {known}"
+        )
 
 
 def _no_classes(root: Path, part: str, folder: str, config: FolderData, classes: Collection[str] = ()) -> str:
@@ -113,7 +132,7 @@ def list_test_folder(
         OSError: a folder cannot be read.
     """
     folder, left_out = config.test_folder or default_test_folder(root), LeftOut()
-    classes = _find_files(root, from_root(root, folder), left_out)
+    classes = _find_files(root, from_root(root, folder), left_out, config.classes)
     used = [name for name, (_, numbers) in classes.items() if len(numbers)]
     if not classes:
         raise UserError(_no_classes(root, "test", folder, config))
@@ -129,15 +148,21 @@ def _concatenate(classes: Sequence[_ClassFiles]) -> Files:
     return Files.of(Paths.joined([paths for paths, _ in classes]), labels, numbers)
 
 
-def _find_files(root: Path, part: str, left_out: LeftOut) -> _Part:
-    """Find the image files of every class of a part; classes are sorted by name, files by path.
+def _find_files(root: Path, part: str, left_out: LeftOut, classes: Collection[str]) -> _Part:
+    """Find the image files of the classes of a part; classes are sorted by name, files by path.
+
+    Args:
+        root: `data.root`.
+        part: folder in it.
+        left_out: counts what is no image.
+        classes: as `data.classes`.
 
     The result is empty if there is no such folder, or if it holds no class folders.
     """
     folder = root / part
     if not folder.is_dir():
         return {}
-    names = class_folders_in(folder)
+    names = _chosen(class_folders_in(folder), classes)
     left_out.add_beside_classes(folder)
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         found = list(pool.map(lambda name: _find_class_files(str(folder / name), f"{part}/{name}"), names))

@@ -21,6 +21,8 @@ from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.files.decode import images_of_any_size, try_all
 from pipeline.data.loaders.base import Transform
 from pipeline.data.loaders.dali_base import PipelinedLoader
+from pipeline.data.loaders.dali_decoding import Decoding, decoder_options, is_chosen
+from pipeline.data.loaders.decoder import DecoderName, share_on_gpu
 from pipeline.data.loaders.mapped_images import MappedImages
 from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side
 from pipeline.errors import TrainingError
@@ -44,24 +46,6 @@ class Photometric:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """Options of reading and decoding the files.
-
-    Attributes:
-        num_threads: DALI's CPU threads.
-        prefetch: batches prepared in advance.
-        on_gpu: on a GPU, decode on the GPU itself, which slows the training step down. False: DALI's CPU
-            threads decode, and the crops are copied to the GPU.
-        hw_load: as `data.hw_decoder_load`.
-    """
-
-    num_threads: int = 4
-    prefetch: int = 3
-    on_gpu: bool = True
-    hw_load: float = 1.0
-
-
 class DaliFileLoader(PipelinedLoader):
     """Loads batches of images that stay in their files.
 
@@ -83,15 +67,16 @@ class DaliFileLoader(PipelinedLoader):
         sampler: Sampler,
         transform: Transform,
         device: torch.device,
-        decoding: Decoding = Decoding(),
+        decoding: Decoding,
         photometric: Photometric = Photometric(),
     ):
         super().__init__(labels, sampler, transform, device, decoding.num_threads, decoding.prefetch)
         self._files, self._decoding, self._photometric = files, decoding, photometric
-        self._decodes_on_gpu = decoding.on_gpu and self._stream is not None
+        self._decoder: DecoderName = decoding.decoder if self._stream is not None else "cpu"
         self._root = os.fsencode(files.root) + b"/"
         self._mapped = MappedImages(files) if files.files.members is not None else None
-        self._conditional = self._conditional or (self._augmented and photometric.randaugment > 0)
+        draws_operations = self._augmented and photometric.randaugment > 0
+        self._conditional = self._conditional or draws_operations or self._decoder == "both"
 
     def _restart(self, epoch: int, step: int) -> None:
         # DALI's draws start again here: with another seed at every step, so that no numbers are repeated
@@ -115,18 +100,34 @@ class DaliFileLoader(PipelinedLoader):
             return fn.io.file.read(images)
         # the GPU's decoders want page-locked memory, which the copy's output is, and mapped files are not;
         # and DALI's threads read the files by copying them, where one thread of the decoder would
-        return fn.copy(images) if self._decodes_on_gpu else images
+        return images if self._decoder == "cpu" else fn.copy(images)
 
     def _apply_centre_crop(self, encoded: Any, size: Any, fn: Any) -> Any:
-        images = self._to_gpu(fn.decoders.image(encoded, **self._decoder_options()))
+        images = self._decode(fn.decoders.image, [encoded], fn)
         return fn.resize(images, size=size, roi_start=_source("start", fn), roi_end=_source("end", fn))
 
     def _apply_crop_and_flip(self, encoded: Any, size: Any, fn: Any) -> Any:
         """Decode the crop and resize it. A negative width in SIZE flips the image horizontally."""
-        images = fn.decoders.image_slice(
-            encoded, _source("anchor", fn), _source("shape", fn), axis_names="HW", **self._decoder_options()
-        )
-        return fn.resize(self._to_gpu(images), size=size)
+        inputs = [encoded, _source("anchor", fn), _source("shape", fn)]
+        return fn.resize(self._decode(fn.decoders.image_slice, inputs, fn, axis_names="HW"), size=size)
+
+    def _decode(self, operator: Any, inputs: Sequence[Any], fn: Any, **options: Any) -> Any:
+        """Define the decoder, with its output on the device of the other operators.
+
+        Args:
+            operator: of `fn.decoders`.
+            inputs: of the operator.
+            fn: DALI's module.
+            options: of the operator, but for its device.
+        """
+        if self._decoder != "both":
+            return self._to_gpu(operator(*inputs, **options, **self._options_of(self._decoder)))
+        # DALI turns the condition into two parts of the graph, each for its images of the batch
+        if _source("by_gpu", fn):
+            images = operator(*inputs, **options, **self._options_of("gpu"))
+        else:
+            images = self._to_gpu(operator(*inputs, **options, **self._options_of("cpu")))
+        return images
 
     def _apply_cutout(self, images: Any, fn: Any) -> Any:
         anchor, shape = _source("cutout", fn), _source("cutout_shape", fn)
@@ -150,24 +151,12 @@ class DaliFileLoader(PipelinedLoader):
                 )
         return images
 
-    def _decoder_options(self) -> dict[str, Any]:
-        if not self._decodes_on_gpu:
-            return {"device": "cpu"}
-        # Measured with the loader alone on one H200 with 16 cores, at 224 pixels and batch 512: 26,000
-        # images/sec with all images on the decoder unit, 24,000 with nine tenths of them, 9,868 on the CPU.
-        # Twice the prefetch added 3,000 to the 24,000, and needs memory for as many more batches.
-        #
-        # The threads are not tied to cores (`affine`): all processes of a host would take the same cores.
-        return {
-            "device": "mixed",
-            "hw_decoder_load": self._decoding.hw_load,
-            "affine": False,
-            **_preallocation(self._files.sizes),
-        }
+    def _options_of(self, decoder: DecoderName) -> dict[str, Any]:
+        return decoder_options(decoder, self._decoding.hw_load, self._files.sizes)
 
     def _to_gpu(self, images: Any) -> Any:
         """Move images that the CPU has decoded to the device of the other operators."""
-        return images.gpu() if self._stream is not None and not self._decodes_on_gpu else images
+        return images.gpu() if self._stream is not None and self._decoder != "gpu" else images
 
     def _feed_inputs(
         self, plans: Sequence[BatchPlan], indices: np.ndarray, on_device: torch.Tensor
@@ -176,6 +165,9 @@ class DaliFileLoader(PipelinedLoader):
         size = np.full((len(indices), 2), plan.image_size or self._files.view.size, np.float32)
         inputs: dict[str, Any] = {"size": size}
         inputs["scanned"] = self._files.sizes[indices].astype(np.int64)
+        if self._decoder == "both":
+            full, given = self._files.size, self._decoding.gpu_share
+            inputs["by_gpu"] = is_chosen(indices, share_on_gpu("both", given, plan.image_size, full))
         if plan.draws is None:
             boxes = self._files.view.boxes(self._files.sizes[indices])
             inputs |= {"start": boxes[:, :2], "end": boxes[:, 2:]}
@@ -241,7 +233,7 @@ class DaliFileLoader(PipelinedLoader):
 
         def decode(fn: Any, types: Any) -> Any:
             encoded = self._encoded(fn.external_source(name="images"), fn)
-            return fn.decoders.image(encoded, **self._decoder_options())
+            return fn.decoders.image(encoded, **self._options_of("cpu" if self._decoder == "cpu" else "gpu"))
 
         def build() -> Any:
             return self._pipeline(decode, batch_size=1, num_threads=1, prefetch_queue_depth=1)
@@ -270,13 +262,3 @@ def _check_size(encoded: Any, size: Any, fn: Any, types: Any) -> Any:
     differ = fn.peek_image_shape(encoded)[:2] != _source("scanned", fn)
     # DALI has no operator that raises an error: a slice that begins at 1 is out of bounds
     return fn.slice(size, start=fn.reductions.max(fn.cast(differ, dtype=types.INT32)), shape=[2], axes=[0])
-
-
-def _preallocation(sizes: np.ndarray) -> dict[str, int]:
-    """Return the image size for which the decoder unit reserves memory at once.
-
-    It is that of all images but the largest thousandth, so that one huge image does not take memory for every
-    image.
-    """
-    height, width = np.quantile(sizes, 0.999, axis=0, method="higher").tolist()
-    return {"preallocate_height_hint": int(height), "preallocate_width_hint": int(width)}

@@ -22,6 +22,7 @@ from pipeline import finalize as finish
 from pipeline.config import Config, leaf_fields
 from pipeline.data import build_loaders, load_splits
 from pipeline.data.loaders.dali_arrays import DaliArrayLoader
+from pipeline.data.loaders.decoder import choose_decoder
 from pipeline.data.loaders.reference import ReferenceLoader
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import TrainingError, UserError
@@ -244,6 +245,7 @@ KEYS = {
     "data.root": Row("{tmp}/two", lambda config: folder_images(config)[0], FOLDER),  # type: ignore[index]
     "data.train_folder": Row("val", lambda config: list(streamed(config).train.sample_paths), STREAMED),
     "data.test_folder": Row("train", lambda config: list(streamed(config).test.sample_paths), STREAMED),
+    "data.classes": Row("[a]", lambda config: type(streamed(config)), STREAMED),  # one is too few
     "data.train_list": Row("{tmp}/test.txt", lambda config: list(streamed(config).train.sample_paths), LISTS),
     "data.test_list": Row("{tmp}/train.txt", lambda config: list(streamed(config).test.sample_paths), LISTS),
     "data.train_shards": Row("val-*", lambda config: list(streamed(config).train.sample_paths), SHARDS),
@@ -271,7 +273,10 @@ KEYS = {
     "data.eval_crop": Row(
         "1.0", lambda config: next(iter(loader_of(config, "test"))).images.tolist(), STREAMED
     ),
-    "data.decoder": Row("cpu", lambda config: loader_of(config)._decoding.on_gpu, STREAMED),
+    "data.decoder": Row(
+        "gpu", lambda config: choose_decoder(config, torch.device("cuda", 0)).reason, STREAMED
+    ),
+    "data.gpu_share": Row("0.5", lambda config: loader_of(config)._decoding.gpu_share, STREAMED),
     "data.hw_decoder_load": Row("0.5", lambda config: loader_of(config)._decoding.hw_load, STREAMED),
     "data.num_classes": Row("5", lambda config: len(tiny_splits(config).class_names)),
     "data.num_samples": Row("41", lambda config: loader_of(config).num_samples),

@@ -472,7 +472,7 @@ def test_predictions_come_back_as_they_were(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("size", "remedy"),
-    [(32, "set data.loader=fused, or raise data.num_threads"), (224, "or try data.decoder=cpu")],
+    [(32, "set data.loader=fused, or raise data.num_threads"), (224, "bench decoders")],
 )
 def test_the_remedy_of_a_run_suits_its_images(size: int, remedy: str):
     """`fused` keeps images in memory: it is refused for those that are streamed."""

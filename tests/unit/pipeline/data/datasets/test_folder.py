@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config import FolderData
+from pipeline.data.datasets.folder import load_test_files
+from pipeline.data.files.class_folders import count_class_folders
 from pipeline.errors import UserError
 from tests.class_folders import SIZE, load, make_class_folders, pixels, save
 
@@ -28,6 +31,23 @@ def test_reads_class_folders(root: Path) -> None:
     assert (splits.test.images == np.stack([pixels(seed) for seed in (100, 101, 110, 111)])).all()
     np.testing.assert_allclose(splits.mean, splits.train.images.mean((0, 1, 2)) / 255)
     assert splits.train.images.flags.writeable
+
+
+def test_some_of_the_classes(root: Path) -> None:
+    """The others are left out in both parts; a class that is missing is named with those that there are."""
+    save(root / "train/c/0.png", pixels(20))
+    for part in ("train", "test"):
+        save(root / part / "d/0.png", pixels(30))
+    splits = load(root, classes=("d", "b"))
+    assert splits.class_names == ("b", "d")
+    assert splits.train.labels.tolist() == [0, 0, 0, 1] and splits.test.labels.tolist() == [0, 0, 1]
+    assert splits.train.sample_paths is not None and splits.train.sample_paths[3] == "train/d/0.png"
+    config = FolderData(root=str(root), classes=("b", "d"), image_size=SIZE)
+    shown = load_test_files(config, splits.class_names, streamed=False)
+    assert shown.labels.tolist() == [0, 0, 1]
+    assert count_class_folders(root, config) == 2
+    with pytest.raises(UserError, match=r"data\.classes: .*train has no .*folder e, f; it has .*a, b, c, d"):
+        load(root, classes=("e", "a", "f"))
 
 
 def test_holdout_keeps_the_paths(root: Path) -> None:
