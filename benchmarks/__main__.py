@@ -13,9 +13,11 @@ _ABOUT = (
 BENCHMARKS = {  # with `run(session)`, which may return an exit code
     "bench": ("suites.bench", "one config: loader, step, both together, and the bottleneck (the default)"),
     "loaders": ("suites.loaders", "loaders alone, by batch size"),
+    "decoders": ("suites.decoders", "decoders of streamed images, by CPU cores"),
     "step": ("suites.step", "the step alone: model, precision, layout, compile mode, batch size"),
     "end_to_end": ("suites.end_to_end", "loader and step together, beside the step alone and a plain loop"),
     "kernels": ("kernels.suite", "Triton kernels beside torch.compile of their references"),
+    "kernels-by-share": ("suites.kernels_by_share", "the time of a step, divided among its kernels"),
     "ablation": ("suites.ablation", "from a plain fp32 recipe to the full one, one switch at a time"),
     "startup": (
         "suites.startup",

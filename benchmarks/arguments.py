@@ -10,6 +10,8 @@ from benchmarks.scaling.variants import EXTRA
 WITH_WORKERS = "torchvision"
 ON_SHARDS = "dali-shards"  # `dali` on the same images in tar files
 LOADERS = ("dali", ON_SHARDS, "dali-naive", "fused", "airbench", WITH_WORKERS)
+# decoders of `decoders`: JPEG engines of the GPU, CUDA, seven tenths on the engines, CPU, and CPU and GPU
+DECODERS = ("engines", "cuda", "mixed", "cpu", "both")
 # options of `step`: the key, and its values on a GPU and on the CPU
 AXES = {
     "models": ("model.name", None, None),
@@ -49,6 +51,32 @@ def _loaders(parser: ArgumentParser) -> None:
         help=f"folder of tar files for {ON_SHARDS}; the class folders of data.root are packed into it if it "
         "holds none",
     )
+
+
+def _decoders(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoders",
+        type=listed(str, DECODERS),
+        metavar="NAME,…",
+        help=f"of {','.join(DECODERS)} (default: all that run here)",
+    )
+    parser.add_argument(
+        "--cores", type=listed(int), metavar="N,N,…", help="CPU cores to use (default: 4,8,16)"
+    )
+    parser.add_argument(
+        "--gpu-shares",
+        type=listed(_share),
+        metavar="F,F,…",
+        help="values of data.gpu_share for `both` (default: 0.35)",
+    )
+    parser.add_argument("--alone", action="store_true", help="loaders alone, without the training step")
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError
+    return share
 
 
 def _step(parser: ArgumentParser) -> None:
@@ -257,6 +285,7 @@ def _scaling(parser: ArgumentParser) -> None:
 
 ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {  # by the name of the benchmark; `bench` has none
     "loaders": _loaders,
+    "decoders": _decoders,
     "step": _step,
     "end_to_end": _end_to_end,
     "kernels": _kernels,

@@ -5,8 +5,8 @@
 A pair of lines, `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`, marks the place of a table or a
 figure in a README. This command writes the lines between the pair from the records. NAME is one of these:
 
-- a benchmark (`loader`, `step`, `end_to_end`, `kernel`, `ablation`, `startup`, `saving`, `scaling`, `peer`,
-  `peers`, `recipe`, `time_to_accuracy`);
+- a benchmark (`loader`, `decoder`, `step`, `end_to_end`, `kernel`, `kernels_by_share`, `ablation`,
+  `startup`, `saving`, `scaling`, `peer`, `peers`, `recipe`, `time_to_accuracy`);
 - a figure (`beside_peers`, `streamed`, `throughput`, `waterfall`, `depth`, `seconds_to_accuracy`);
 - `scaling_model`, the predictions in the records of `scaling` beside the measurements, and `peer_settings`,
   from those of `peers`;

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from pydantic import Field, ValidationError
 
+from benchmarks.publish.kernel_kinds import KernelShare
 from benchmarks.publish.peer_runs import PeerRuns
 from benchmarks.publish.strict import Strict
 from benchmarks.publish.whole_runs import WholeRuns
@@ -23,9 +24,11 @@ RESULTS = FOLDER / "results"
 
 Benchmark = Literal[
     "loader",
+    "decoder",
     "step",
     "end_to_end",
     "kernel",
+    "kernels_by_share",
     "ablation",
     "startup",
     "neighbour",
@@ -162,6 +165,7 @@ class Record(Machine, Setting):
             own.
         predicted: images per second, from measurements on fewer processes; None elsewhere.
         peer_runs: the trainings that `peers` timed; None elsewhere.
+        kernels: a step divided among kinds of kernels, by `kernels_by_share`; None elsewhere.
     """
 
     benchmark: Benchmark
@@ -195,6 +199,7 @@ class Record(Machine, Setting):
     planned: int | None = None
     predicted: Predicted | None = None
     peer_runs: PeerRuns | None = None
+    kernels: tuple[KernelShare, ...] | None = None
     utc: str
     command: str
 
@@ -291,6 +296,7 @@ class RecordKeywords(TypedDict, total=False):
     planned: int | None
     predicted: Predicted | None
     peer_runs: PeerRuns | None
+    kernels: tuple[KernelShare, ...] | None
 
 
 def gpu_slug(name: str | None) -> str:

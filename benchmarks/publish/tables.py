@@ -29,6 +29,7 @@ from benchmarks.publish.columns import (
     images_of,
     make_table,
 )
+from benchmarks.publish.kernel_kinds import KernelShare
 from benchmarks.publish.peer_tables import peers_table
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record
@@ -65,6 +66,12 @@ _STEP = (
 _END_TO_END = (
     *(VARIANT, MODEL, DATA, LOADER, PRECISION, COMPILE, BATCH, GPUS, RATE, SPREAD, STEP_MS),
     *(DATA_WAIT, COMPARED),
+)
+_DECODER = (
+    VARIANT.renamed("decoder"),
+    DATA,
+    Column[Record]("with the step of", "left", lambda r: r.model or "(loader alone)"),
+    *(BATCH, RATE, SPREAD, DATA_WAIT, COMPARED),
 )
 _SCALING = (
     *(VARIANT, MODEL, DATA, LOADER),
@@ -158,6 +165,7 @@ _TIME_NOTE = (
 TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "step": (f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", _STEP),
     "end_to_end": ("Loader and step together", _END_TO_END),
+    "decoder": ("Decoders of streamed images, by the CPU cores that the process may use", _DECODER),
     "peer": ("Training steps of others, on one fixed batch", _END_TO_END),
     "kernel": ("Kernels: device time of one call, replayed from a CUDA graph", _KERNEL),
     "ablation": ("Ablation, loader and step together", _ABLATION),
@@ -211,8 +219,39 @@ def _loader_table(records: Sequence[Record]) -> Table:
     return make_table("Loader alone: images/sec, median (p10–p90)", columns, rows)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of kernel of one record."""
+
+    record: Record
+    share: KernelShare
+
+
+def _kernels_table(records: Sequence[Record]) -> Table:
+    """Return the kinds of kernels of each record, the largest first."""
+    columns = [
+        Column[_Kind]("model", "left", lambda row: row.record.model or ""),
+        Column[_Kind]("data", "left", lambda row: images_of(row.record)),
+        Column[_Kind]("batch", "right", lambda row: str(row.record.batch_size)),
+        Column[_Kind]("images/sec", "right", lambda row: cells.count(row.record.rate)),
+        Column[_Kind]("kernels", "left", lambda row: row.share.kind),
+        Column[_Kind]("µs a step", "right", lambda row: cells.count(row.share.microseconds)),
+        Column[_Kind]("share", "right", lambda row: cells.percent(row.share.fraction)),
+        Column[_Kind]("launches", "right", lambda row: cells.count(row.share.launches)),
+        Column[_Kind]("achieved", "right", lambda row: row.share.achieved),
+        Column[_Kind]("the largest, µs", "left", lambda row: row.share.named),
+    ]
+    rows = [_Kind(record, share) for record in records for share in record.kernels or ()]
+    return make_table(_KERNELS_TITLE, columns, rows)
+
+
+_KERNELS_TITLE = (
+    "A training step with its loader, divided among the kinds of kernels: the share is that of the time from "
+    "the first kernel to the last, under the profiler; images/sec are those without it"
+)
 MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
     "loader": _loader_table,
     "peers": peers_table,
+    "kernels_by_share": _kernels_table,
     **{name: partial(make_table, title, columns) for name, (title, columns) in TABLES.items()},
 }

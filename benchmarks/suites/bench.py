@@ -13,6 +13,7 @@ from benchmarks.measure.workloads import LoaderWorkload, Rig, StepWorkload, batc
 from benchmarks.publish.columns import Column, make_table
 from benchmarks.publish.records import Benchmark
 from pipeline.config import Config
+from pipeline.data.loaders.decoder import choose_decoder
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.profiling.roofline import matmul_flops_per_s
 from pipeline.training.build import compile_mode
@@ -75,6 +76,9 @@ def run(session: Session) -> None:
     _record(session, timings, workloads, arithmetic)
     peak = f"{arithmetic.peak / 1e12:.3g} TFLOP/s, by a large matrix product"
     session.say(f"end to end is {cells.comparison(compared)}; peak: {peak}")
+    if session.streams(config) and config.data.loader == "dali":
+        decoder = choose_decoder(config, session.device)
+        session.say(f"{decoder.describe()}; `bench decoders` measures the others")
     session.say(name_bottleneck(measured, config))
 
 

@@ -2,90 +2,16 @@
 
 import gzip
 import json
-import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.atomic_io import write_whole
-from pipeline.profiling.roofline import (
-    FORWARD,
-    INPUT_GRADIENT,
-    NORM_BACKWARD,
-    NORM_FORWARD,
-    OPTIMIZER,
-    STEM,
-    WEIGHT_GRADIENT,
-    Work,
-    copy_bytes_per_s,
-    matmul_flops_per_s,
-)
+from pipeline.profiling.kernel_kinds import Share, shares
+from pipeline.profiling.roofline import Work, copy_bytes_per_s, matmul_flops_per_s
 
 STEPS = 10
-
-# The first pattern that matches a kernel's name determines its kind. Inductor names its kernels after the
-# fused operators.
-_KINDS = (
-    (STEM, r"_stem_"),
-    (NORM_BACKWARD, r"batch_norm_backward|_norm_gradient"),
-    (NORM_FORWARD, r"batch_norm|_norm_(statistics|apply)_kernel"),
-    ("loss", r"_loss_|softmax|nll_loss"),
-    (WEIGHT_GRADIENT, r"wgrad"),
-    (INPUT_GRADIENT, r"dgrad"),
-    (FORWARD, r"fprop|implicit_?gemm|convolution::|winograd|cudnn.*(conv|Kernel)"),
-    (OPTIMIZER, r"_muon_|multi_tensor_apply|amp_update|FusedSgd|fused_sgd"),
-    ("augmentation", r"augment|epoch_draws|[Ww]arp|[Ee]rase|SliceFlipNormalize|dali"),
-    ("matrix product", r"gemm|cutlass"),
-    ("communication", r"nccl"),
-    ("element-wise and reduction", r"triton|elementwise|reduce|Functor"),
-    ("copy and fill", r"[Mm]emcpy|[Mm]emset|copy|fill"),
-)
-
-
-@dataclass(frozen=True)
-class Share:
-    """One row of the table: time and launches of one kind of kernel, per step."""
-
-    kind: str
-    microseconds: float
-    fraction: float
-    launches: float
-
-
-def kind_of(kernel: str) -> str:
-    """Return the kind of a GPU kernel by its name."""
-    return next((kind for kind, pattern in _KINDS if re.search(pattern, kernel)), "other")
-
-
-def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
-    """Return the GPU's time by kind of kernel, largest first, and the idle time last.
-
-    Args:
-        events: of a Chrome trace; only those on the GPU count.
-        steps: number of steps that they cover.
-    """
-    kernels = sorted(
-        (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"]
-    )
-    if not kernels:
-        return []
-    time, count = Counter[str](), Counter[str]()
-    covered, end = 0.0, kernels[0]["ts"]
-    for event in kernels:
-        kind = kind_of(event["name"])
-        time[kind] += event["dur"]
-        count[kind] += 1
-        covered += max(event["ts"] + event["dur"] - max(end, event["ts"]), 0.0)
-        end = max(end, event["ts"] + event["dur"])
-    span = end - kernels[0]["ts"]
-    rows = [
-        Share(kind, spent / steps, spent / span, count[kind] / steps) for kind, spent in time.most_common()
-    ]
-    return [*rows, Share("idle", (span - covered) / steps, (span - covered) / span, 0.0)]
 
 
 def table(rows: list[Share], work: Mapping[str, Work], best: Work) -> str:
@@ -98,24 +24,34 @@ def table(rows: list[Share], work: Mapping[str, Work], best: Work) -> str:
     """
     lines = ["| kind | µs a step | share | launches a step | achieved |", "|---|---:|---:|---:|---:|"]
     for row in rows:
-        done, seconds = work.get(row.kind, Work()), row.microseconds / 1e6
-        achieved = [
-            f"{amount / seconds / 1e12:,.{digits}f} {unit} ({amount / seconds / most:.0%})"
-            for amount, most, unit, digits in (
-                (done.flops, best.flops, "TFLOP/s", 0),
-                (done.num_bytes, best.num_bytes, "TB/s", 2),
-            )
-            if amount and most and seconds
-        ]
         numbers = f"{row.microseconds:,.1f} | {row.fraction:.1%} | {row.launches:.0f}"
-        lines.append(f"| {row.kind} | {numbers} | {', '.join(achieved)} |")
+        lines.append(f"| {row.kind} | {numbers} | {achieved(row, work, best)} |")
     if best.flops and best.num_bytes:
         lines += [
             "",
             f"In brackets: fraction of this device's best rate, {best.flops / 1e12:,.0f} TFLOP/s in a large "
             f"matrix product and {best.num_bytes / 1e12:.2f} TB/s in a large copy.",
         ]
+    named = [(kernel, row) for row in rows for kernel in row.largest]
+    if named:
+        lines += ["", "| largest kernels | kind | µs a step | launches a step |", "|---|---|---:|---:|"]
+    for kernel, row in named:
+        lines.append(f"| `{kernel.name}` | {row.kind} | {kernel.microseconds:,.1f} | {kernel.launches:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def achieved(row: Share, work: Mapping[str, Work], best: Work) -> str:
+    """Return the rate of a kind of kernel, with its fraction of the best rate; empty if it is not known."""
+    done, seconds = work.get(row.kind, Work()), row.microseconds / 1e6
+    rates = [
+        f"{amount / seconds / 1e12:,.{digits}f} {unit} ({amount / seconds / most:.0%})"
+        for amount, most, unit, digits in (
+            (done.flops, best.flops, "TFLOP/s", 0),
+            (done.num_bytes, best.num_bytes, "TB/s", 2),
+        )
+        if amount and most and seconds
+    ]
+    return ", ".join(rates)
 
 
 class StepProfiler:

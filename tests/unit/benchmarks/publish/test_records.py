@@ -10,6 +10,7 @@ from PIL import Image
 from benchmarks.charts import beside_peers, figures, throughput, time_to_accuracy, waterfall
 from benchmarks.publish import readme
 from benchmarks.publish.columns import to_markdown
+from benchmarks.publish.kernel_kinds import KernelShare, NamedKernel
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
 from benchmarks.publish.tables import MAKERS
 from pipeline.errors import UserError
@@ -153,6 +154,21 @@ EXAMPLES = [
         epochs=20.0,
         train_s=12.1,
     ),
+    record("decoder", "cpu, 8 cores", 9e3, data="Imagenette 224", data_wait_fraction=0.1),
+    record(
+        "kernels_by_share",
+        "dali",
+        8e3,
+        kernels=(
+            KernelShare(
+                kind="pool",
+                microseconds=1234.0,
+                fraction=0.1,
+                launches=2,
+                largest=(NamedKernel(name="max_pool", microseconds=1000.0, launches=1),),
+            ),
+        ),
+    ),
     record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
     *peer_records(),
 ]
@@ -221,6 +237,14 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str):
         file.write(line + "\n")
     with pytest.raises(UserError, match=message):
         read(tmp_path)
+
+
+def test_records_of_other_images_stand_side_by_side():
+    """`about.json` names the images; a record without a name is still superseded by one without."""
+    named = [record("decoder", data=name) for name in (None, "Imagenette 224", "Imagenette 224")]
+    assert newest(named) == [named[0], named[2]]
+    text = to_markdown(MAKERS["decoder"](newest(named)))
+    assert "| Imagenette 224 32×32 |" in text and "| cifar10 32×32 |" in text
 
 
 def test_every_table_is_rectangular_and_holds_its_figures():

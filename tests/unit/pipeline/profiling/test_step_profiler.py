@@ -11,6 +11,7 @@ import torch
 
 from pipeline.config import ModelConfig, load_config
 from pipeline.models import build_model
+from pipeline.profiling.kernel_kinds import Kernel, Share, kind_of, measure_shares, shares, short_name
 from pipeline.profiling.roofline import (
     FORWARD,
     INPUT_GRADIENT,
@@ -22,7 +23,7 @@ from pipeline.profiling.roofline import (
     Work,
     step_work,
 )
-from pipeline.profiling.step_profiler import Share, StepProfiler, kind_of, shares, table
+from pipeline.profiling.step_profiler import StepProfiler, table
 from pipeline.run.folder import RunFolder
 from pipeline.train import _profile_steps
 
@@ -43,6 +44,11 @@ PIXELS = 32 * 32
         ("void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor>", OPTIMIZER),
         ("_muon_gram_kernel", OPTIMIZER),
         ("triton_poi_fused_copy_3", "element-wise and reduction"),
+        ("void dali::kernels::SliceFlipNormalizePermutePadKernel", "loader"),
+        ("void at::native::max_pool_backward_nhwc<float>", "pool"),
+        ("_pool_norm_gradient_kernel", NORM_BACKWARD),
+        ("aten::mkldnn_convolution", FORWARD),
+        ("aten::convolution_backward", "convolution: both gradients"),
         ("something new", "other"),
     ],
 )
@@ -70,6 +76,30 @@ def test_shares_and_idle_time_add_up():
         ("idle", 10, 0.2, 0.0),
     ]
     assert shares([], 1) == []
+
+
+def test_the_largest_kernels_of_a_kind_are_named():
+    names = [*["void dgrad_a<4>(int)"] * 2, "dgrad_b", "dgrad_c", "dgrad_d"]
+    events = [{"cat": "kernel", "ts": 10 * at, "dur": 5 - at, "name": name} for at, name in enumerate(names)]
+    (row, _) = shares(events, steps=1)
+    assert row.largest == (Kernel("dgrad_a", 9, 2), Kernel("dgrad_b", 3, 1), Kernel("dgrad_c", 2, 1))
+    assert "| `dgrad_a` | convolution: input gradient | 9.0 | 2 |" in table([row], {}, Work())
+    assert len(short_name("x" * 200)) == 72 and short_name("(anonymous namespace)::f<1>") == "f"
+
+
+def test_steps_on_the_cpu_are_divided_by_operator():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.MaxPool2d(2))
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            network(torch.randn(2, 3, 16, 16)).sum().backward()
+
+    rows = measure_shares(run, torch.device("cpu"), steps=3)
+    by_kind = {row.kind: row for row in rows}
+    assert {FORWARD, NORM_FORWARD, NORM_BACKWARD, "pool", "convolution: both gradients"} <= set(by_kind)
+    assert sum(row.fraction for row in rows) == pytest.approx(1)
+    assert by_kind[NORM_FORWARD].launches >= 1 and by_kind["pool"].largest[0].microseconds > 0
+    assert [row.microseconds for row in rows] == sorted((row.microseconds for row in rows), reverse=True)
 
 
 def test_the_table_says_what_was_achieved():

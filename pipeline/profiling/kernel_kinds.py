@@ -1,0 +1,161 @@
+"""Divides the time of training steps among kinds of kernels, and names the largest kernels."""
+
+import json
+import re
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.profiling.roofline import (
+    CONVOLUTION,
+    FORWARD,
+    INPUT_GRADIENT,
+    NORM_BACKWARD,
+    NORM_FORWARD,
+    OPTIMIZER,
+    STEM,
+    WEIGHT_GRADIENT,
+)
+
+LOADER, IDLE = "loader", "idle"
+_LARGEST = 3  # kernels that are named of each kind
+_LONGEST_NAME = 72  # characters
+
+# The first pattern that matches a kernel's name determines its kind. Inductor names its kernels after the
+# fused operators. On a CPU, operators of torch take the place of kernels.
+_KINDS = (
+    (STEM, r"_stem_"),
+    (NORM_BACKWARD, r"batch_norm_backward|_norm_gradient"),
+    (NORM_FORWARD, r"batch_norm|_norm_(statistics|apply|inference)_kernel"),
+    ("loss", r"_loss_|softmax|nll_loss"),
+    (f"{CONVOLUTION}both gradients", r"convolution_backward"),
+    (WEIGHT_GRADIENT, r"wgrad"),
+    (INPUT_GRADIENT, r"dgrad"),
+    (FORWARD, r"fprop|implicit_?gemm|convolution::|winograd|cudnn.*(conv|Kernel)|aten::\w*convolution"),
+    (OPTIMIZER, r"_muon_|multi_tensor_apply|amp_update|FusedSgd|fused_sgd|fused_adam"),
+    (LOADER, r"augment|epoch_draws|[Ww]arp|[Ee]rase|SliceFlipNormalize|dali|nvimgcodec|[Jj]peg|idct"),
+    ("pool", r"pool"),
+    ("matrix product", r"gemm|cutlass|aten::(addmm|mm|linear)$"),
+    ("communication", r"nccl"),
+    (
+        "element-wise and reduction",
+        r"triton|elementwise|reduce|Functor|threshold|aten::(add|mul|sum|mean)",
+    ),
+    ("copy and fill", r"[Mm]emcpy|[Mm]emset|copy|fill"),
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: its time and its launches per step."""
+
+    name: str
+    microseconds: float
+    launches: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """One row of the table: time and launches of one kind of kernel, per step.
+
+    Attributes:
+        fraction: of the time from the first kernel to the last.
+        largest: the kernels of this kind that take most, at most three.
+    """
+
+    kind: str
+    microseconds: float
+    fraction: float
+    launches: float
+    largest: tuple[Kernel, ...] = ()
+
+
+def kind_of(kernel: str) -> str:
+    """Return the kind of a GPU kernel, or of an operator on a CPU, by its name."""
+    return next((kind for kind, pattern in _KINDS if re.search(pattern, kernel)), "other")
+
+
+def short_name(kernel: str) -> str:
+    """Return the name of a kernel without return type, arguments of templates and functions, at most 72 long.
+
+    >>> short_name("void at::native::vectorized_elementwise_kernel<4, Add<float>, Array<char*, 3>>(int, Add)")
+    'at::native::vectorized_elementwise_kernel'
+    """
+    plain = kernel.replace("(anonymous namespace)::", "").removeprefix("void ")
+    return re.split(r"[<(]", plain, maxsplit=1)[0].strip()[:_LONGEST_NAME] or kernel[:_LONGEST_NAME]
+
+
+def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
+    """Return the GPU's time by kind of kernel, largest first, and the idle time last.
+
+    Args:
+        events: of a Chrome trace; only those on the GPU count.
+        steps: number of steps that they cover.
+    """
+    kernels = sorted(
+        (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"]
+    )
+    if not kernels:
+        return []
+    covered, end = 0.0, kernels[0]["ts"]
+    for event in kernels:
+        covered += max(event["ts"] + event["dur"] - max(end, event["ts"]), 0.0)
+        end = max(end, event["ts"] + event["dur"])
+    span = end - kernels[0]["ts"]
+    rows = _divide([(event["name"], event["dur"], 1) for event in kernels], steps, span)
+    return [*rows, Share(IDLE, (span - covered) / steps, (span - covered) / span, 0.0)]
+
+
+def _divide(timed: list[tuple[str, float, int]], steps: int, span: float) -> list[Share]:
+    """Add up (name, microseconds, launches) by kind, largest first."""
+    time: defaultdict[str, float] = defaultdict(float)
+    count = Counter[str]()
+    for name, spent, launches in timed:
+        time[name] += spent
+        count[name] += launches
+    by_kind: dict[str, list[Kernel]] = {}
+    for name, spent in sorted(time.items(), key=lambda item: -item[1]):
+        kernel = Kernel(short_name(name), spent / steps, count[name] / steps)
+        by_kind.setdefault(kind_of(name), []).append(kernel)
+    rows = [
+        Share(
+            kind,
+            sum(kernel.microseconds for kernel in kernels),
+            sum(kernel.microseconds for kernel in kernels) * steps / span,
+            sum(kernel.launches for kernel in kernels),
+            tuple(kernels[:_LARGEST]),
+        )
+        for kind, kernels in by_kind.items()
+    ]
+    return sorted(rows, key=lambda row: -row.microseconds)
+
+
+def measure_shares(run: Callable[[int], None], device: torch.device, steps: int) -> list[Share]:
+    """Run steps under torch's profiler, and divide their time.
+
+    Args:
+        run: runs this many steps.
+        device: of the steps. On a CPU, the time is that of torch's operators without those that they call.
+        steps: to profile, after one more.
+    """
+    on_gpu = device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    run(1)
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+        run(steps)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    if on_gpu:
+        with tempfile.TemporaryDirectory() as folder:
+            trace = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(trace))
+            return shares(json.loads(trace.read_text())["traceEvents"], steps)
+    operators = [(event.key, event.self_cpu_time_total, event.count) for event in profiler.key_averages()]
+    return _divide(operators, steps, sum(spent for _, spent, _ in operators))
