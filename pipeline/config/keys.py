@@ -27,7 +27,7 @@ LATER_KEYS = frozenset(
         *("log.trackers", "log.project"),
         *("data.sampler", "loss.class_weights"),
         *("data.train_shards", "data.test_shards", "data.image_key", "data.label_key"),
-        *("data.gpu_share", "data.classes"),
+        *("data.gpu_share", "data.classes", "model.reset_head"),
     }
 )
 # Keys with another default than in older versions. In the hash the new default counts as the older one.

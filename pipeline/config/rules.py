@@ -142,6 +142,11 @@ _RULES = (
         lambda c: f"on {c.model.name}, which {library_of(c.model.name)} builds; set model.name=resnet18",
     ),
     _Rule(
+        ("model.reset_head",),
+        lambda c: c.model.weights is not None,
+        lambda _: "while model.weights is null; set model.weights",
+    ),
+    _Rule(
         _BLOCK_KEYS,
         lambda c: c.model.name not in SINGLE_FORM_NETWORKS,
         lambda c: f"on {c.model.name}, which has one form only; set model.name=resnet18",

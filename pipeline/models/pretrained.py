@@ -40,22 +40,25 @@ def from_torchvision(key: str) -> str:
     return key
 
 
-def load_pretrained(model: nn.Module, path: Path, *, is_main: bool = True) -> None:
+def load_pretrained(model: nn.Module, path: Path, *, is_main: bool = True, reset_head: bool = False) -> None:
     """Copy the weights of a file into the network: see `load_weights`.
 
     Args:
         model: as `build_model` returns it, on any device.
         path: `.safetensors`, or a file of `torch.save`, which is read with `weights_only`.
         is_main: True if this process says what it took, and warns.
+        reset_head: leave the head as it was initialised, even if that of the file fits.
 
     Raises:
         UserError: no such file, no weights in it, weights of another network, or weights that are not finite
             floating-point numbers.
     """
-    load_weights(model, path, read_weights_file(path), is_main=is_main)
+    load_weights(model, path, read_weights_file(path), is_main=is_main, reset_head=reset_head)
 
 
-def load_weights(model: nn.Module, path: Path, content: Any, *, is_main: bool = True) -> None:
+def load_weights(
+    model: nn.Module, path: Path, content: Any, *, is_main: bool = True, reset_head: bool = False
+) -> None:
     """Copy weights into the network.
 
     A head for another number of classes stays as it was initialised, with a warning.
@@ -65,7 +68,7 @@ def load_weights(model: nn.Module, path: Path, content: Any, *, is_main: bool = 
         path: the name of the weights in messages.
         content: a state dict, or the checkpoint of a training script that has one in it. The names are the
             network's own or, for our ResNets, torchvision's, with any prefix. The head may have any name.
-        is_main: True if this process says what it took, and warns.
+        is_main, reset_head: as for `load_pretrained`.
 
     Raises:
         UserError: no weights in the content, weights of another network, or weights that are not finite
@@ -81,14 +84,14 @@ def load_weights(model: nn.Module, path: Path, content: Any, *, is_main: bool = 
         part = part.renamed(their_head, head)
     weights, expected = part.weights, state
     untrained = _mismatched_head(weights, state, head)
-    if untrained:
+    if untrained or reset_head:
         weights, expected = _without(weights, head), _without(state, head)
     _check_network(path, weights, expected)
     _check_numbers(path, part, expected)
     model.load_state_dict(weights, strict=False)
     if is_main:
-        _tell(path, part, others, their_head)
-        if untrained:
+        _tell(path, part, others, None if reset_head else their_head)
+        if untrained and not reset_head:
             message = "model.weights: %s has no head for %d classes; the head (%s) starts untrained"
             _log.warning(message, path, len(state[untrained[0]]), head)
 

@@ -58,8 +58,8 @@ def read_weights_file(path: Path) -> Any:
         names = list_names()
         also = f"the name of shipped weights ({names}), " if names else ""
         raise UserError(
-            f"model.weights: {path} does not exist; give a .safetensors or .pth file, {also}a name of "
-            "torchvision's weights such as IMAGENET1K_V2, `pretrained` for a network of timm, or null"
+            f"model.weights: {path} does not exist; give a .safetensors or .pth file, a run folder, {also}a "
+            "name of torchvision's weights such as IMAGENET1K_V2, `pretrained` for a network of timm, or null"
         ) from None
     except Exception as error:  # damaged bytes end the reading with errors of almost any type
         raise UserError(f"model.weights: {path} cannot be read ({_reason(error)}); {REMEDY}") from None

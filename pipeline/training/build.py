@@ -17,16 +17,16 @@ from pipeline.data import Splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
-from pipeline.models import ResNet, SpeedNet, build_model, load_pretrained, load_weights
+from pipeline.models import ResNet, SpeedNet, build_model
 from pipeline.models.blocks import Block
 from pipeline.models.freeze import freeze, freeze_norms
-from pipeline.models.library_weights import names_library_weights, read_library_weights
-from pipeline.models.weights_file import find_weights_file
+from pipeline.models.library_weights import names_library_weights
 from pipeline.optim.ema import Ema
 from pipeline.optim.lookahead import Lookahead
 from pipeline.optim.optimizer import build_optimizer
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.training.precision import Precision
+from pipeline.training.start_weights import load_start_weights
 from pipeline.training.state import Totals, TrainState
 from pipeline.training.torch_workarounds import keep_headers_in_the_cache, name_operators_briefly
 
@@ -187,11 +187,8 @@ def build_initial_model(
     """
     torch.manual_seed(config.seed)
     model = build_raw_model(config, num_classes, device)
-    if pretrained and names_library_weights(config.model):
-        named = read_library_weights(config.model, config.image_size, progress=is_main)
-        load_weights(model, *named, is_main=is_main)
-    elif pretrained and config.model.weights is not None:
-        load_pretrained(model, find_weights_file(config.model.weights), is_main=is_main)
+    if pretrained:
+        load_start_weights(model, config, is_main=is_main)
     freeze(model, config.model.freeze)
     return model
 

@@ -29,7 +29,8 @@ from pipeline.inference.predict_files import predict_files
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.build import build_raw_model
-from tests.tiny import RECIPE, last_ema, last_weights, only_run
+from pipeline.training.start_weights import find_start_weights
+from tests.tiny import RECIPE, last_ema, last_weights, only_run, tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -437,3 +438,23 @@ def test_a_record_is_made_of_it(run: Path):
         and record.parameters == result["num_parameters"]
     )
     assert record.gpu is None and not prices.is_current(record)  # the recipe is not in configs/
+
+
+def test_a_run_starts_from_the_weights_of_a_run(run: Path, tmp_path: Path):
+    """Of the run, its newest intact checkpoint; or a checkpoint of it by name."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    checkpoints = sorted((copied / "checkpoints").glob("step-*"))
+    assert find_start_weights(str(copied)) == checkpoints[-1] / "weights.safetensors"
+    trainer = tiny_trainer(load_config(RECIPE, [f"model.weights={copied}", "duration=1st"]))
+    state = trainer.state.model.state_dict()
+    assert all(torch.equal(state[key].cpu(), value) for key, value in last_weights(copied).items())
+    assert find_start_weights(str(checkpoints[0])) == checkpoints[0] / "weights.safetensors"
+    (checkpoints[-1] / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model\.weights: .*weights\.safetensors"):
+        find_start_weights(str(checkpoints[-1]))
+    for checkpoint in checkpoints:
+        (checkpoint / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model\.weights: .*run has no intact checkpoint"):
+        find_start_weights(str(copied))
+    with pytest.raises(UserError, match=r"model\.weights: .*not a run folder"):
+        find_start_weights(str(tmp_path))

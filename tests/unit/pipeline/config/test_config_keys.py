@@ -331,6 +331,11 @@ KEYS = {
         ],
     ),
     "model.weights": Row("{tmp}/weights.pth", lambda config: sums(tiny_trainer(config).state.model)),
+    "model.reset_head": Row(
+        "true",
+        lambda config: sums(tiny_trainer(config).state.model.head),  # type: ignore[arg-type]
+        ("model.weights={tmp}/weights.pth",),
+    ),
     "model.freeze": Row("[stem.*]", trained_weights),
     "loss.name": Row("bce", trained_weights),
     "loss.label_smoothing": Row("0.1", trained_weights),

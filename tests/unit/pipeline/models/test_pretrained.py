@@ -96,6 +96,19 @@ def test_wrappings_are_taken_off(wrap, tmp_path: Path):
     assert torch.equal(other.get_parameter("head.weight"), model.get_parameter("head.weight"))
 
 
+def test_a_head_that_fits_starts_anew_where_it_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """As many classes may be other ones; for torchvision's names, too, and for a head of another name."""
+    path = tmp_path / "weights.pth"
+    for source in (torchvision.models.resnet18(num_classes=10), build(10, name="resnet18")):
+        torch.save(source.state_dict(), path)
+        model = build(10, name="resnet18")
+        before = {name: model.get_parameter(name).clone() for name in ("head.weight", "stem.0.weight")}
+        load_pretrained(model, path, reset_head=True)
+        assert torch.equal(model.get_parameter("head.weight"), before["head.weight"])
+        assert not torch.equal(model.get_parameter("stem.0.weight"), before["stem.0.weight"])
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("names", ["theirs", "ours"])
 def test_a_head_for_other_classes_starts_anew_and_says_so(
     names: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
