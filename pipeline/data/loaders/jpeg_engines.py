@@ -4,19 +4,31 @@ import ctypes
 import importlib.util
 from ctypes.util import find_library
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _HARDWARE = 3  # NVJPEG_BACKEND_HARDWARE
 
 
-def count_jpeg_engines() -> int:
-    """Ask nvJPEG, the library that DALI decodes with, for the engines of the current CUDA device.
+def count_jpeg_engines(device: "torch.device") -> int:
+    """Ask nvJPEG, the library that DALI decodes with, for the engines of a GPU.
 
     Returns:
         0 if the GPU has none, or if there is no GPU or no nvJPEG.
     """
+    import torch
+
     library = _load()
-    if library is None:
+    if library is None or not torch.cuda.is_available():
         return 0
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()  # makes the context of this device current, which nvJPEG takes
+        return _ask(library)
+
+
+def _ask(library: ctypes.CDLL) -> int:
     handle, engines, cores = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_uint(0)
     if library.nvjpegCreateEx(_HARDWARE, None, None, ctypes.c_uint(0), ctypes.byref(handle)) != 0:
         return 0

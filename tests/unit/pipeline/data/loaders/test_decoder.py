@@ -34,7 +34,7 @@ def config_of(*overrides: str) -> Config:
 def choose(*overrides: str, cores: int = 16, engines: int = 7, **arguments: Any) -> tuple[str, str]:
     with (
         patch("os.sched_getaffinity", lambda _: set(range(cores))),
-        patch("pipeline.data.loaders.decoder.count_jpeg_engines", lambda: engines),
+        patch("pipeline.data.loaders.decoder.count_jpeg_engines", lambda _: engines),
     ):
         decoder = choose_decoder(config_of(*overrides), arguments.pop("device", GPU), **arguments)
     return decoder.name, decoder.describe()
@@ -97,14 +97,13 @@ def test_another_decoder_is_told():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_there_are_no_engines_without_a_gpu():
-    assert count_jpeg_engines() == 0
+    assert count_jpeg_engines(GPU) == 0
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_data_centre_gpu_has_engines():
-    torch.cuda.init()
-    engines = count_jpeg_engines()
+    engines = count_jpeg_engines(torch.device("cuda", torch.cuda.current_device()))
     if torch.cuda.get_device_capability() in ((8, 0), (9, 0)):  # A100, A30, H100, H200
         assert engines > 0
     assert engines < 64
