@@ -1,6 +1,6 @@
 """Declares the arguments of each benchmark. Imports no torch: help and errors in them appear at once."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,9 +73,12 @@ def _decoders(parser: ArgumentParser) -> None:
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
     if not 0 <= share <= 1:
-        raise ValueError
+        raise ArgumentTypeError(f"{text!r} is no fraction from 0 to 1; write them as 0.2,0.4")
     return share
 
 

@@ -127,8 +127,8 @@ class ModelConfig(Section):
     weights: OptionalFilePath = Field(
         default=None,
         description="Weights to start from: a name in pipeline/pretrained/registry.json, a name of "
-        "torchvision's weights (IMAGENET1K_V2, also for our resnet18 to 152), `pretrained` for timm/NAME, or "
-        "a run folder (its newest checkpoint), or a file, "
+        "torchvision's weights (IMAGENET1K_V2, also for our resnet18 to 152), `pretrained` for timm/NAME, a "
+        "run folder (its newest checkpoint), or a file, "
         ".safetensors or .pth, in our names or torchvision's: a state dict, or a checkpoint with one in it; "
         "the head is kept only if the number of classes is the same; null: random weights",
     )

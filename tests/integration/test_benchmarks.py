@@ -408,6 +408,9 @@ def test_decoders_are_timed_on_fewer_cores_and_the_best_is_named(
     assert "--decoders: engines, cuda need a GPU" in capsys.readouterr().err
     assert main(["decoders", QUICKSTART, "--alone", "runtime.device=cpu"]) == 2
     assert "needs streamed images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["decoders", "--gpu-shares", "0.2,2"])
+    assert "'2' is no fraction from 0 to 1" in capsys.readouterr().err
 
 
 def test_dali_on_shards_beside_dali_on_the_folder(
