@@ -334,8 +334,9 @@ def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monke
     assert epochs and min(epochs) == 7
 
 
-def test_a_batch_is_divided_between_two_decoders_and_put_together(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])  # one part may be empty
+def test_a_batch_is_divided_between_decoders_and_put_together(
+    share: float, root: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Both parts are decoded by the CPU here: the pixels are those of an undivided batch."""
     shares, expected = [], [list(getattr(loaders(root), part)) for part in ("train", "test")]
@@ -349,13 +350,13 @@ def test_a_batch_is_divided_between_two_decoders_and_put_together(
 
     monkeypatch.setattr(DaliFileLoader, "_options_of", on_cpu)
     monkeypatch.setattr("pipeline.data.loaders.dali_files.is_chosen", noted)
-    divided = loaders(root, "data.gpu_share=0.4")
+    divided = loaders(root, f"data.gpu_share={share}")
     for part, batches in zip(("train", "test"), expected, strict=True):
         loader: Any = getattr(divided, part)
         loader._decoder, loader._conditional = "both", True
         for actual, wanted in zip(loader, batches, strict=True):
             assert torch.equal(actual.images, wanted.images) and torch.equal(actual.indices, wanted.indices)
-    assert 0.3 < np.concatenate(shares).mean() < 0.5
+    assert abs(np.concatenate(shares).mean() - share) < 0.1
 
 
 def test_a_sample_is_always_decoded_by_the_same_hardware():
