@@ -1,17 +1,10 @@
 """Defines the part of a record that divides a training step among kinds of kernels."""
 
 from benchmarks.publish.strict import Strict
+from benchmarks.publish.whole_runs import KernelTime
 
 
-class NamedKernel(Strict):
-    """One kernel: its time and its launches per step."""
-
-    name: str
-    microseconds: float
-    launches: float
-
-
-class KernelShare(Strict):
+class KernelKind(Strict):
     """One kind of kernel.
 
     Attributes:
@@ -28,7 +21,7 @@ class KernelShare(Strict):
     fraction: float
     launches: float
     achieved: str = ""
-    largest: tuple[NamedKernel, ...] = ()
+    largest: tuple[KernelTime, ...] = ()
 
     @property
     def named(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from pydantic import Field, ValidationError
 
-from benchmarks.publish.kernel_kinds import KernelShare
+from benchmarks.publish.kernel_kinds import KernelKind
 from benchmarks.publish.peer_runs import PeerRuns
 from benchmarks.publish.strict import Strict
 from benchmarks.publish.whole_runs import WholeRuns
@@ -199,7 +199,7 @@ class Record(Machine, Setting):
     planned: int | None = None
     predicted: Predicted | None = None
     peer_runs: PeerRuns | None = None
-    kernels: tuple[KernelShare, ...] | None = None
+    kernels: tuple[KernelKind, ...] | None = None
     utc: str
     command: str
 
@@ -296,7 +296,7 @@ class RecordKeywords(TypedDict, total=False):
     planned: int | None
     predicted: Predicted | None
     peer_runs: PeerRuns | None
-    kernels: tuple[KernelShare, ...] | None
+    kernels: tuple[KernelKind, ...] | None
 
 
 def gpu_slug(name: str | None) -> str:

@@ -29,7 +29,7 @@ from benchmarks.publish.columns import (
     images_of,
     make_table,
 )
-from benchmarks.publish.kernel_kinds import KernelShare
+from benchmarks.publish.kernel_kinds import KernelKind
 from benchmarks.publish.peer_tables import peers_table
 from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record
@@ -224,7 +224,7 @@ class _Kind:
     """One kind of kernel of one record."""
 
     record: Record
-    share: KernelShare
+    share: KernelKind
 
 
 def _kernels_table(records: Sequence[Record]) -> Table:

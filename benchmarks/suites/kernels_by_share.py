@@ -1,10 +1,12 @@
 """Divide the time of a training step, fed by its loader, among the kinds of kernels."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from benchmarks.measure.session import Session
 from benchmarks.measure.workloads import Rig, StepWorkload, batches_ahead, build_train_loader
-from benchmarks.publish.kernel_kinds import KernelShare, NamedKernel
+from benchmarks.publish.kernel_kinds import KernelKind
+from benchmarks.publish.whole_runs import KernelTime
 from pipeline.config import Config
 from pipeline.profiling.kernel_kinds import Share, measure_shares
 from pipeline.profiling.roofline import Work, copy_bytes_per_s, matmul_flops_per_s, step_work
@@ -34,7 +36,7 @@ def run(session: Session) -> None:
     session.print_tables()
 
 
-def _as_record(session: Session, config: Config, rig: Rig, rows: Sequence[Share]) -> tuple[KernelShare, ...]:
+def _as_record(session: Session, config: Config, rig: Rig, rows: Sequence[Share]) -> tuple[KernelKind, ...]:
     """Return the rows for a record, with the rates that the kinds of kernels achieve on a GPU."""
     splits, scaled = session.splits(config), config.precision.mode == "fp16"
     work, best = {}, Work()
@@ -45,16 +47,13 @@ def _as_record(session: Session, config: Config, rig: Rig, rows: Sequence[Share]
         work = step_work(rig.state.model, shape, share, element_bytes, config.optimizer.name, scaled)
         best = Work(matmul_flops_per_s(session.device), copy_bytes_per_s(session.device))
     return tuple(
-        KernelShare(
+        KernelKind(
             kind=row.kind,
             microseconds=row.microseconds,
             fraction=row.fraction,
             launches=row.launches,
             achieved=achieved(row, work, best),
-            largest=tuple(
-                NamedKernel(name=kernel.name, microseconds=kernel.microseconds, launches=kernel.launches)
-                for kernel in row.largest
-            ),
+            largest=tuple(KernelTime(**asdict(kernel)) for kernel in row.largest),
         )
         for row in rows
     )

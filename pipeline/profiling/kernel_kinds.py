@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipeline.profiling.kernel_shares import KernelShare
 from pipeline.profiling.roofline import (
     CONVOLUTION,
     FORWARD,
@@ -51,28 +52,19 @@ _KINDS = (
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """One kernel: its time and its launches per step."""
-
-    name: str
-    microseconds: float
-    launches: float
-
-
-@dataclass(frozen=True)
 class Share:
     """One row of the table: time and launches of one kind of kernel, per step.
 
     Attributes:
-        fraction: of the time from the first kernel to the last.
-        largest: the kernels of this kind that take most, at most three.
+        fraction: of the time from the first kernel to the last, for `largest`, too.
+        largest: the kernels of this kind that take most, at most three, with short names.
     """
 
     kind: str
     microseconds: float
     fraction: float
     launches: float
-    largest: tuple[Kernel, ...] = ()
+    largest: tuple[KernelShare, ...] = ()
 
 
 def kind_of(kernel: str) -> str:
@@ -118,9 +110,9 @@ def _divide(timed: list[tuple[str, float, int]], steps: int, span: float) -> lis
     for name, spent, launches in timed:
         time[name] += spent
         count[name] += launches
-    by_kind: dict[str, list[Kernel]] = {}
+    by_kind: dict[str, list[KernelShare]] = {}
     for name, spent in sorted(time.items(), key=lambda item: -item[1]):
-        kernel = Kernel(short_name(name), spent / steps, count[name] / steps)
+        kernel = KernelShare(short_name(name), spent / steps, spent / span, count[name] / steps)
         by_kind.setdefault(kind_of(name), []).append(kernel)
     rows = [
         Share(

@@ -10,9 +10,10 @@ from PIL import Image
 from benchmarks.charts import beside_peers, figures, throughput, time_to_accuracy, waterfall
 from benchmarks.publish import readme
 from benchmarks.publish.columns import to_markdown
-from benchmarks.publish.kernel_kinds import KernelShare, NamedKernel
+from benchmarks.publish.kernel_kinds import KernelKind
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
 from benchmarks.publish.tables import MAKERS
+from benchmarks.publish.whole_runs import KernelTime
 from pipeline.errors import UserError
 from tests.unit.benchmarks.results import make_peer_run, make_peer_runs, make_whole_runs
 
@@ -160,12 +161,12 @@ EXAMPLES = [
         "dali",
         8e3,
         kernels=(
-            KernelShare(
+            KernelKind(
                 kind="pool",
                 microseconds=1234.0,
                 fraction=0.1,
                 launches=2,
-                largest=(NamedKernel(name="max_pool", microseconds=1000.0, launches=1),),
+                largest=(KernelTime(name="max_pool", microseconds=1000.0, fraction=0.08, launches=1),),
             ),
         ),
     ),
