@@ -37,6 +37,7 @@ from pipeline.run.timeline import Timeline
 if TYPE_CHECKING:
     from pipeline.data import Splits
     from pipeline.distributed.processes import Processes
+    from pipeline.distributed.watchdog import Watch
     from pipeline.process.threads import ThreadCount
     from pipeline.run.folder import RunFolder
     from pipeline.run.lock import RunLock
@@ -180,15 +181,20 @@ def train(
     with side_stream(processes.device), threads_restored(), RunLock() as lock, explained(config, world_size):
         with Watch(processes, config.runtime.hang_timeout_s) as watch, explained(config, world_size):
             trainer = _open_and_build(config, recipe, processes, lock, timeline, reading, others)
-            trainer.stop, trainer.watch = stop, watch
-            stop.agree_through(watch.store, trainer.clock.max_ahead)
-            if profile and processes.is_main:
-                _profile_steps(trainer)
+            _attach(trainer, stop, watch, profile)
             evaluation = _fit(trainer)
         if processes.is_main:
             finish(trainer, evaluation)
     assert trainer.run is not None
     return trainer.run
+
+
+def _attach(trainer: "Trainer", stop: StopSignal, watch: "Watch", profile: bool) -> None:
+    """Give a trainer what it hears during the run: signals, the other processes, and the profiler."""
+    trainer.stop, trainer.watch = stop, watch
+    stop.agree_through(watch.store, trainer.clock.max_ahead)
+    if profile and trainer.processes.is_main:
+        _profile_steps(trainer)
 
 
 def _check_folders(config: Config) -> None:
@@ -235,29 +241,20 @@ def _open_and_build(
     others: OtherPrograms,
 ) -> "Trainer":
     """Read the data, assemble the run and, once nothing refuses it any more, open its folder."""
-    from pipeline.data import build_loaders
-    from pipeline.run.console import TrainingConsole
     from pipeline.run.environment import describe_environment
     from pipeline.run.resume import open_run
     from pipeline.run.trackers import check_installed, wanted
     from pipeline.training.cpu_threads import set_threads
-    from pipeline.training.trainer import Trainer
 
     check_installed(wanted(config))
-    device, shard = processes.device, processes.shard
     with ThreadPoolExecutor(1) as beside:  # git and nvidia-smi answer while the data set is read
-        describe = (describe_environment, config, device, shard.world_size)
+        describe = (describe_environment, config, processes.device, processes.shard.world_size)
         environment = beside.submit(*describe) if processes.is_main else None
         with timeline.within("data"):
             splits = _read_data(config, processes) if reading is None else reading.result()
     found, began_with = processes.on_main(lambda: _find_run_to_continue(config, lock))
-    loaders = build_loaders(config, splits, device, shard, began_with)
     threads = set_threads(processes, others, found.run)
-    resume_from = found.run.resume_from if found.run is not None else None
-    console = TrainingConsole(enabled=processes.is_main)
-    trainer = Trainer.build(
-        config, splits, processes, loaders=loaders, resume_from=resume_from, console=console
-    )
+    trainer = _assemble(config, splits, processes, found, began_with)
     trainer.timeline = timeline
 
     def begin_to_write() -> "RunFolder":
@@ -268,6 +265,22 @@ def _open_and_build(
     trainer.run = processes.on_main(begin_to_write)
     _announce(trainer, threads)
     return trainer
+
+
+def _assemble(
+    config: Config, splits: "Splits", processes: "Processes", found: "Found", began_with: str | None
+) -> "Trainer":
+    """Assemble the trainer, at the last checkpoint of the run that is continued, and with its decoder."""
+    from pipeline.data import build_loaders
+    from pipeline.run.console import TrainingConsole
+    from pipeline.training.trainer import Trainer
+
+    return Trainer.build(
+        *(config, splits, processes),
+        loaders=build_loaders(config, splits, processes.device, processes.shard, began_with),
+        resume_from=found.run.resume_from if found.run is not None else None,
+        console=TrainingConsole(enabled=processes.is_main),
+    )
 
 
 def _find_run_to_continue(config: Config, lock: "RunLock") -> "tuple[Found, str | None]":
