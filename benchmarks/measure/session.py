@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.measure.describe import describe_config, describe_machine
 from benchmarks.measure.options import QUICK, merge, num_steps, num_windows, read_arguments
+from benchmarks.measure.stopping import SigtermAsCtrlC
 from benchmarks.measure.timing import Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
 from benchmarks.publish import columns, tables
@@ -33,10 +34,8 @@ from pipeline.training.build import set_backends
 _PLAIN_WIDTH = 180  # columns of a table without a terminal
 _FREQUENT = ("round", "warming up")  # lines of which many come, one a window
 _PAUSE_S = 10.0
-_WHOLE_RUNS = (
-    "time-to-accuracy",
-    "peers",
-)  # benchmarks whose accuracy counts: they need the images of the recipe
+# benchmarks whose accuracy counts: they need the images of the recipe
+_WHOLE_RUNS = ("time-to-accuracy", "peers")
 # keys of `data` that determine the images and labels
 _DATA_KEYS = {
     *("dataset", "root", "cache_dir", "holdout", "mean", "std", "image_size", "num_classes", "num_samples"),
@@ -291,14 +290,25 @@ def run(work: Callable[[Session], int | None], name: str, options: argparse.Name
         device = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
         windows = "" if name in _WHOLE_RUNS else f", {session.windows} windows"
         session.say(f"{name}: {recipe}, {processes.shard.world_size} x {device}{windows}")
+        code = _work(session, work)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return code or (EXIT_INTERRUPTED if session.is_stopped else 0)
+
+
+def _work(session: Session, work: Callable[[Session], int | None]) -> int:
+    """Return the exit code of a benchmark. If it is stopped, show the variants that are complete."""
+    # the launcher of several processes sends SIGTERM to those that are left when one has failed
+    is_alone = session.processes.shard.world_size == 1
+    with SigtermAsCtrlC() if is_alone else nullcontext() as sigterm:
         try:
             with session.progress():
                 code = work(session) or 0
         except KeyboardInterrupt:
-            session.print_tables()  # of the variants that are complete
+            session.print_tables()
             session.close()
-            raise
-        session.close()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return code or (EXIT_INTERRUPTED if session.is_stopped else 0)
+            if sigterm is None or not sigterm.came:
+                raise
+            return EXIT_INTERRUPTED
+    session.close()
+    return code

@@ -1,6 +1,5 @@
 """Starts a run as a person does, in a process of its own, and reads its result."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure.options import merge
+from benchmarks.measure.stopping import stop_tree
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES
 from pipeline.run.environment_record import read_num_threads
@@ -18,7 +18,6 @@ from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 
 _ROOT = Path(__file__).parents[2]
-_PATIENCE_S = 0.5  # Ctrl-C ends this process after 1 s, and results are printed before
 
 
 @dataclass(frozen=True)
@@ -94,20 +93,15 @@ def start(recipe: str, overrides: Sequence[str], cache: Path | None = None, **va
 
 
 def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command; return its exit code and what it has printed.
-
-    If Ctrl-C interrupts this process, the run is asked to stop too: killed, launch.sh would leave the trainer
-    behind.
-    """
+    """Run a command; return its exit code and what it has printed. If Ctrl-C interrupts this process, the run
+    is stopped too."""
     process = subprocess.Popen(
         command, env=environment, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         out, error = process.communicate()
     except BaseException:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it stops all the same, after a step
-            process.wait(_PATIENCE_S)
+        stop_tree(process)
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measure.stopping import stop_tree
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES
 
 _LAST_LINES = 5
 _PAUSE_S = 0.25  # between two looks at the GPU's memory
-_PATIENCE_S = 0.5  # Ctrl-C ends this process after 1 s, and results are printed before
 _SET_BY_US = ("OMP_WAIT_POLICY", *VARIABLES)
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # a program would wait for other processes
 
@@ -137,10 +137,7 @@ def _read_first_environment() -> bytes:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Ask a process to stop, and after a moment end its group: launch.sh hands a request on."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_PATIENCE_S)
+    """Stop a process, its descendants, and those of its group whose parent has ended."""
+    stop_tree(process)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -1,6 +1,5 @@
 """Starts groups of processes that measure, by accelerate's launcher, and reads what they have written."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from benchmarks.measure.session import Session
+from benchmarks.measure.stopping import stop_tree
 from benchmarks.scaling.scaling_model import Calibration
 from benchmarks.scaling.scaling_worker import CALIBRATIONS, MEASUREMENTS, Measurement
 from pipeline.errors import TrainingError
@@ -17,7 +17,6 @@ from pipeline.errors import TrainingError
 _CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
 _LAST_LINES = 8
 _TORCHRUN = "torch/distributed/elastic/multiprocessing"  # in the first line of its report of a failure
-_PATIENCE_S = 0.5  # Ctrl-C ends this process after 1 s, and results are printed before
 
 
 def measure(session: Session, world_size: int, threads: int) -> list[Measurement]:
@@ -60,17 +59,13 @@ def _launch(session: Session, world_size: int, threads: int, *extra: str) -> byt
 
 
 def _wait(command: Sequence[str]) -> tuple[int, str]:
-    """Run a command; return its exit code and all that it has printed.
-
-    If this process is interrupted, the launcher is asked to stop: killed, it would leave its processes.
-    """
+    """Run a command; return its exit code and all that it has printed. If this process is interrupted, the
+    group is stopped."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         printed, _ = process.communicate()
     except BaseException:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE_S)
+        stop_tree(process)
         if process.stdout is not None:
             process.stdout.close()
         raise

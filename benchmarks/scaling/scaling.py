@@ -13,13 +13,10 @@ Exit code: 1 if `--target` is missed, 130 after Ctrl-C or SIGTERM, which keep th
 """
 
 import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -150,13 +147,12 @@ def run(session: Session) -> int:
     _check(session, sizes)
     progress = _Progress(sizes, options.rounds or (_QUICK_ROUNDS if session.quick else ROUNDS))
     failure = None
-    with _sigterm_as_ctrl_c():
-        try:
-            _measure(session, progress)
-        except KeyboardInterrupt:
-            session.stop(f"stopped in round {len(progress.rounds)} of {progress.planned}")
-        except TrainingError as error:
-            failure = error
+    try:
+        _measure(session, progress)
+    except KeyboardInterrupt:
+        session.stop(f"stopped in round {len(progress.rounds)} of {progress.planned}")
+    except TrainingError as error:
+        failure = error
     for loader in options.loaders:
         _record(session, progress, loader)
     session.print_tables()
@@ -166,20 +162,6 @@ def run(session: Session) -> int:
     if session.is_stopped:
         return EXIT_INTERRUPTED
     return 0 if reached else EXIT_FAILURE
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Treat SIGTERM, such as that of `timeout`, as Ctrl-C within the context."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _measure(session: Session, progress: _Progress) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import started_run
+from benchmarks.measure import started_run, stopping
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES, use_cache_folder
 from tests.patience import PATIENCE_S
@@ -27,7 +27,7 @@ def test_a_start_writes_to_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_ctrl_c_stops_the_run_that_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """launch.sh hands SIGTERM on to the trainer; if it were killed, the trainer would run on."""
+    """It is asked first: launch.sh passes that on, and the trainer saves nothing in the middle of a step."""
     stopped, ready = tmp_path / "stopped", tmp_path / "ready"
     program = f"""
 import pathlib, signal, sys, time
@@ -46,7 +46,7 @@ time.sleep(300)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupt)
-    monkeypatch.setattr(started_run, "_PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr(stopping, "PATIENCE_S", PATIENCE_S)
     with pytest.raises(KeyboardInterrupt):
         started_run.start("recipe.yaml", [])
     assert stopped.exists()
