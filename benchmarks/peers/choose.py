@@ -36,10 +36,18 @@ def read_programs(options: Namespace, recipe: str, overrides: Sequence[str]) -> 
         folder = next((folder for folder in folders if (folder / "train.py").is_file()), None)
         if folder is None:
             raise UserError(f"--peer: {path} holds no train.py; give the folder of the script of {name}")
-        programs.append(_KINDS[name](folder.resolve(), tuple(shlex.split(flags.pop(name, "")))))
+        programs.append(_KINDS[name](folder.resolve(), _words(name, flags.pop(name, ""))))
     for name in flags:
         raise UserError(f"--peer-flags: {name} does not take part; give --peer {name}=DIR too")
     return programs
+
+
+def _words(name: str, flags: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(flags))
+    except ValueError as error:
+        message = str(error).lower()
+        raise UserError(f"--peer-flags: {name}={flags}: {message}; check the quotation marks") from None
 
 
 def _read(option: str, value_name: str, items: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ class Contest:
         programs: ours first.
         planned: runs of each program.
         runs: done so far, by the program's name.
-        parameters: of the networks, by the program's name, where its log tells.
+        parameters: of the networks, by the program's name, where they are known.
         step_rate: images per second of our step on one fixed batch, if known.
         last_end: end of the last run, in seconds of `time.perf_counter`.
     """
@@ -70,12 +70,13 @@ class Contest:
     def add(self, program: str, run: PeerRun, parameters: int | None) -> None:
         """Take a run that has just ended."""
         self.runs[program].append(run)
-        if parameters is not None:
-            self.parameters[program] = parameters
+        self.note_parameters(program, parameters)
         self.last_end = time.perf_counter()
 
-    def parameters_of(self, program: Program) -> int | None:
-        return self.parameters.get(program.name) or program.parameters(self.task)
+    def note_parameters(self, program: str, parameters: int | None) -> None:
+        """Remember the number of a network's parameters, if it is known."""
+        if parameters is not None:
+            self.parameters[program] = parameters
 
     def summary(self, program: Program) -> PeerRuns:
         """Return the runs of a program with what is known of it."""
@@ -92,13 +93,13 @@ class Contest:
             source_hash=program.source_hash(),
             versions=program.versions(),
             has_same_network=not self._other_network(program),
-            differences=(*self._other_network(program), *program.differences(task)),
+            differences=(*self._other_network(program), *program.differences(task), *_flags(program)),
             step_rate=self.step_rate if program.name == OURS else None,
         )
 
     def _other_network(self, program: Program) -> list[str]:
         """Return a phrase if the number of its parameters is known to be another than ours."""
-        theirs, ours = self.parameters_of(program), self.parameters.get(OURS)
+        theirs, ours = self.parameters.get(program.name), self.parameters.get(OURS)
         if theirs is None or ours is None or theirs == ours:
             return []
         return [f"another network: {theirs:,} parameters, not {ours:,}"]
@@ -107,6 +108,11 @@ class Contest:
         """Return its images per second over ours, of each round."""
         pairs = zip(self.runs[program.name], self.runs[OURS], strict=False)
         return [theirs.rate / ours.rate for theirs, ours in pairs if theirs.rate and ours.rate]
+
+
+def _flags(program: Program) -> list[str]:
+    """Return a phrase about options that the user added to those that follow from the config."""
+    return [f"further options: {shlex.join(program.extra)}"] if program.extra else []
 
 
 def record(session: Session, contest: Contest) -> None:
@@ -139,7 +145,7 @@ def record(session: Session, contest: Contest) -> None:
             epochs=task.epochs,
             seeds=tuple(run.seed for run in result.runs if run.seed is not None),
             data=name,
-            parameters=contest.parameters_of(program),
+            parameters=contest.parameters.get(program.name),
             peer_runs=result,
         )
 

@@ -61,7 +61,12 @@ class KeptRuns:
                 kept = KeptRun.model_validate_json(line)
             except ValidationError:
                 raise UserError(f"--keep: {self.path}:{number} holds no run; remove the line") from None
-            if kept.key != self.keys.get(kept.program):
+            if kept.program not in self.keys:
+                raise UserError(
+                    f"--keep: {self.path}:{number} is a run of {kept.program}, which does not take part; "
+                    f"give --peer {kept.program}=DIR too, or another file"
+                )
+            if kept.key != self.keys[kept.program]:
                 raise UserError(
                     f"--keep: {self.path}:{number} is a run of {kept.program} with other settings or another "
                     "source; give another file"

@@ -1,8 +1,10 @@
 """Defines the training that ours and the programs of others are all asked for, and refuses what they cannot
 do."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.config import Config, FileData, FolderData, SgdConfig, SmoothSchedule, path_of, to_steps
@@ -12,6 +14,7 @@ from pipeline.data.files.class_folders import default_test_folder
 from pipeline.errors import UserError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of the channels
+_CROP_RATIO = (3 / 4, 4 / 3)  # of the programs of others
 _PLAIN = {None: "null", (): "[]"}  # how values are written on the command line
 _SMALL = 64  # pixels, the longer side: photographs are larger
 
@@ -91,6 +94,12 @@ class Task:
         return schedule.final_fraction if isinstance(schedule, SmoothSchedule) else 0.0
 
     @property
+    def starts_as_identities(self) -> bool:
+        """True if the scale of the last norm of each of our residual blocks starts at 0."""
+        model = self.config.model
+        return model.zero_init_residual and library_of(model.name) is None
+
+    @property
     def compiles(self) -> bool:
         return self.config.compile.mode_on(self.device) != "none"
 
@@ -107,6 +116,10 @@ class Task:
             yield f"warm-up of {self.warmup_epochs} epochs, not {self._exact_warmup:.2g}"
         if not config.probably_streamed:
             yield f"random resized crop, not a crop of images padded by {config.augment.crop_padding}"
+        elif not all(map(partial(math.isclose, rel_tol=1e-3), config.augment.crop_ratio, _CROP_RATIO)):
+            yield "crops with a ratio of width to height from 3/4 to 4/3"
+        if config.augment.flip == "alternating":
+            yield "flips at random, not alternating"
         if (config.data.mean, config.data.std) != _IMAGENET:
             yield "normalised by ImageNet's statistics, not by those of the data"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.measure.machine import hash_of_folder
 from benchmarks.peers.folder_program import PYTHON, LineLog, LogPatterns, Program, RunLog
 from benchmarks.peers.task import Task
+from pipeline.config.model import library_of
 
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 _LOG = LogPatterns(
@@ -69,6 +70,8 @@ class TimmTrain(Program):
         yield from task.differences()
         if task.optimizer.decay_norm_and_bias:
             yield "no weight decay on norms and biases"
+        if not task.starts_as_identities and library_of(task.config.model.name) is None:
+            yield "residual blocks start as identities"
         if task.eval_size != task.config.image_size:
             yield f"evaluates at {task.config.image_size} pixels"
 

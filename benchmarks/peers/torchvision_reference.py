@@ -86,6 +86,8 @@ class TorchvisionReference(Program):
             yield "crops of 8 to 100 % of the area"
         if not task.config.augment.flip:
             yield "flips images"
+        if task.starts_as_identities:
+            yield "residual blocks do not start as identities"
 
     def precision(self, task: Task) -> str:
         return "fp16" if task.is_half and task.device == "cuda" else "fp32"
@@ -108,8 +110,13 @@ class TorchvisionReference(Program):
 
     def parameters(self, task: Task) -> int | None:
         import torch
-        from torchvision.models import get_model
+        from torchvision.models import get_model, list_models
 
+        if task.network not in list_models():
+            raise UserError(
+                f"model.name={task.config.model.name}: torchvision has no {task.network}; give another "
+                "network, or leave out --peer torchvision"
+            )
         with torch.device("meta"):
             model = get_model(task.network, weights=None, num_classes=task.counts.num_classes)
         return sum(parameter.numel() for parameter in model.parameters())

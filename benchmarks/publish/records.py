@@ -161,8 +161,8 @@ class Record(Machine, Setting):
         peak_share: `tflops` per GPU over the rate of a large matrix product in the same run.
         whole_runs: the trainings that `time_to_accuracy` timed; None elsewhere.
         planned: the number of windows, starts or rounds that were asked for, if the benchmark was stopped
-            before it had measured them all; None if it is complete, and for `whole_runs`, which have their
-            own.
+            before it had measured them all; None if it is complete, and for `whole_runs` and `peer_runs`,
+            which have their own.
         predicted: images per second, from measurements on fewer processes; None elsewhere.
         peer_runs: the trainings that `peers` timed; None elsewhere.
         kernels: a step divided among kinds of kernels, by `kernels_by_share`; None elsewhere.
@@ -219,6 +219,12 @@ class Record(Machine, Setting):
         return self.images_per_sec.median if self.images_per_sec else None
 
     @property
+    def is_complete(self) -> bool:
+        """False if the benchmark was stopped before it had measured all that was asked for."""
+        whole = (runs for runs in (self.whole_runs, self.peer_runs) if runs is not None)
+        return self.planned is None and all(runs.is_complete for runs in whole)
+
+    @property
     def comparison(self) -> tuple[Any, ...]:
         """A key that the records of `peers` share if their programs can be compared."""
         data = self.data or self.dataset
@@ -231,16 +237,15 @@ class Record(Machine, Setting):
         """A key that two records share if they measure the same thing; tables show the newer one.
 
         The kernels of a recipe count in `step` and `ablation` only, which ask for them. Elsewhere a recipe
-        that has changed supersedes itself. A record of `recipe` is identified by its data set alone. One of
-        `time_to_accuracy` or `peers` that was stopped early does not supersede a complete one.
+        that has changed supersedes itself. A record of `recipe` is identified by its data set alone.
         """
         if self.benchmark == "recipe":
             return (self.folder, self.benchmark, self.variant, self.data, self.world_size)
         if self.whole_runs is not None:
             runs = self.whole_runs
-            return (self.folder, self.benchmark, self.variant, self.dataset, runs.target, runs.is_complete)
+            return (self.folder, self.benchmark, self.variant, self.dataset, runs.target)
         if self.peer_runs is not None:
-            return (*self.comparison, self.variant, self.peer_runs.is_complete)
+            return (*self.comparison, self.variant)
         with_kernels = self.benchmark in ("step", "ablation") or self.model is None
         return (
             self.folder,
@@ -362,7 +367,7 @@ def newest(records: Iterable[Record]) -> list[Record]:
     last: dict[tuple[Any, ...], Record] = {}
     for record in records:
         before = last.get(record.identity)
-        if record.planned is not None and before is not None and before.planned is None:
+        if before is not None and before.is_complete and not record.is_complete:
             continue
         last.pop(record.identity, None)
         last[record.identity] = record

@@ -5,13 +5,13 @@ settings. Network, image size, batch, epochs, augmentation, precision and learni
 recipe, as far as a program allows: where it does not, the table says so. In each round every program trains
 once.
 
-Exit code: 1 if `--at-least` is missed or a program failed, 130 after Ctrl-C; both keep the runs done so far.
+Exit code: 1 if `--at-least` is missed or a program failed, 130 after Ctrl-C or SIGTERM; all keep the runs
+done so far.
 """
 
 import hashlib
 import os
 import shlex
-import signal
 import tempfile
 import time
 from pathlib import Path
@@ -31,9 +31,8 @@ from benchmarks.peers.watched import watch
 from benchmarks.publish.peer_runs import PeerRun
 from pipeline.config import Config
 from pipeline.data.datasets.counts import count_images
-from pipeline.errors import EXIT_FAILURE, TrainingError, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
 
-_EXIT_INTERRUPTED = 128 + signal.SIGINT
 _STEP_EPOCHS = 3  # of the step on a fixed batch
 _PLAIN = ("log.explain=false", "log.report=false", "log.tensorboard=false")
 
@@ -48,16 +47,19 @@ def run(session: Session) -> int:
     with tempfile.TemporaryDirectory() as folder:
         task = _make_task(session, config, Path(folder))
         programs = read_programs(session.options, session.recipe, session.overrides)
-        for program in programs:
-            program.command(task, 0, Path(folder))  # refuses what the program cannot do
         contest = Contest(task, tuple(programs), session.options.seeds)
+        for program in programs:
+            program.command(
+                task, 0, Path(folder)
+            )  # refuses what the program cannot do, as does the next line
+            contest.note_parameters(program.name, program.parameters(task))
         kept = KeptRuns(session.options.keep, {p.name: _key(session, task, p) for p in programs})
         _take_over(contest, kept)
-        is_stopped, failure = False, None
+        failure = None
         try:
             _train(session, contest, kept)
         except KeyboardInterrupt:
-            is_stopped = True
+            session.stop(f"stopped after {contest.num_runs} of {contest.num_planned} runs")
         except TrainingError as error:
             failure = error
     reached = False
@@ -67,9 +69,8 @@ def run(session: Session) -> int:
         reached = report(session, contest)
     if failure is not None:
         raise failure
-    if is_stopped:
-        session.say(f"stopped after {contest.num_runs} of {contest.num_planned} runs")
-        return _EXIT_INTERRUPTED
+    if session.is_stopped:
+        return EXIT_INTERRUPTED
     return 0 if session.options.at_least is None or reached else EXIT_FAILURE
 
 
@@ -150,8 +151,10 @@ def _train(session: Session, contest: Contest, kept: KeptRuns) -> None:
 def _key(session: Session, task: Task, program: Program) -> str:
     """Return a key that changes with the settings of a program's runs, and with its source."""
     machine = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
-    command = typed(program.command(task, 0, Path("output")))
-    parts = [*(word for word in command if word != str(task.data)), str(task.counts), machine]
+    cores, versions = len(os.sched_getaffinity(0)), {"torch": torch.__version__, **program.versions()}
+    command = typed(program.command(task, task.config.seed, Path("output")))
+    words = [word for word in command if word != str(task.data)]  # a folder that each command makes anew
+    parts = [*words, str(task.counts), machine, str(cores), str(versions)]
     return hashlib.sha256("\0".join([*parts, program.source_hash()]).encode()).hexdigest()[:16]
 
 
@@ -185,7 +188,8 @@ def _run(session: Session, contest: Contest, program: Program, seed: int) -> tup
         epoch = min(len(log.epochs) + 1, task.epochs)
         session.show(f"{where}, epoch {epoch} of {task.epochs}{_left(contest)}")
 
-    with tempfile.TemporaryDirectory() as folder:
+    # a program that is stopped may still write
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = program.command(task, seed, Path(folder))
         used = watch(command, program.folder, read, session.device, **program.variables)
         log.finish(Path(folder))

@@ -167,6 +167,7 @@ def test_all_programs_are_compared_and_recorded(quick: Comparison):
     assert timm.data == "photos" and timm.epochs == 3 and timm.seeds == (5, 6) and timm.loader == "timm"
     assert timm.baseline is not None and timm.baseline.ratio.median < 0.02
     assert runs.is_complete and runs.target == 0.9 and runs.has_same_network
+    assert runs.differences[-1] == "further options: --clip-grad 1"
     assert runs.seconds == pytest.approx(sum(run.epochs[1].evaluated_s for run in runs.runs) / 2)
 
 
@@ -210,8 +211,12 @@ def test_what_was_done_before_a_failure_is_kept_and_not_done_again(quick: Compar
     assert "quickres, run 1" not in out and "quickres, run 2" in out and "the step alone," not in out
     runs = quick.runs_of("quickres")
     assert runs.is_complete and runs.step_rate == 2e5
-    assert quick.run(*given, "optimizer.lr=0.5") == 2
-    assert "other settings" in quick.printed()[1]
+    for key in ("optimizer.lr=0.5", "seed=9"):
+        assert quick.run(*given, key) == 2
+        assert "other settings" in quick.printed()[1]
+    others = [*quick.peer("torchvision", OF_TORCHVISION), *given[2:]]
+    assert quick.run(*others) == 2
+    assert "is a run of timm, which does not take part; give --peer timm=DIR too" in quick.printed()[1]
 
 
 def test_ctrl_c_keeps_the_runs_that_are_done(quick: Comparison):
@@ -256,6 +261,7 @@ def test_our_own_run_is_read(comparison: Comparison):
         ("--peer timm=absent", ["--peer: absent holds no train.py"]),
         ("--peer timm=TIMM --peer timm=TIMM", ["--peer: timm is given twice"]),
         ("--peer timm=TIMM --peer-flags torchvision=--amp", ["--peer-flags: torchvision"]),
+        ("--peer timm=TIMM --peer-flags timm='", ["--peer-flags: timm=': ", "quotation"]),
         ("--peer timm=TIMM --windows 5", ["--windows: ", "--epochs"]),
         ("--peer timm=TIMM --at-least 0", ["--at-least: ", "above 0"]),
         ("--peer timm=TIMM --at-least 2 --seeds 1", ["--at-least: ", "--seeds 2"]),

@@ -94,6 +94,10 @@ def test_the_cpu_has_no_half_precision_flags_without_need(program: type[Program]
         ("optimizer.decay_norm_and_bias=true", [], ["no weight decay on norms and biases"]),
         ("data.eval_image_size=256", [], ["evaluates at 224 pixels"]),
         ("augment.crop_scale=[0.25,1.0]", ["crops of 8 to 100 % of the area"], []),
+        ("model.zero_init_residual=true", ["residual blocks do not start as identities"], []),
+        ("model.zero_init_residual=false", [], ["residual blocks start as identities"]),
+        ("augment.flip=alternating", *[["flips at random, not alternating"]] * 2),
+        ("augment.crop_ratio=[1.0,1.0]", *[["crops with a ratio of width to height from 3/4 to 4/3"]] * 2),
         ("data.mean=[0.5,0.5,0.5]", ["normalised by ImageNet's statistics, not by those of the data"], []),
     ],
 )
@@ -107,6 +111,12 @@ def test_what_a_program_cannot_do_alike_is_told(override: str, of_torchvision: l
 def test_torchvision_is_refused_with_few_classes():
     with pytest.raises(UserError, match=r"data\.root: .* fewer than 5 classes"):
         command(TorchvisionReference, classes=4)
+
+
+def test_torchvision_must_have_the_network():
+    assert TorchvisionReference(Path()).parameters(task()) == 23_528_522
+    with pytest.raises(UserError, match=r"model\.name=timm/resnet18d: torchvision has no resnet18d"):
+        TorchvisionReference(Path()).parameters(task("model.name=timm/resnet18d"))
 
 
 @pytest.mark.parametrize(

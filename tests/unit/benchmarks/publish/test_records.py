@@ -220,6 +220,8 @@ def test_a_stopped_benchmark_does_not_supersede_a_complete_one():
     stopped, complete = record(rate=1.0, planned=9), record(rate=2.0)
     assert newest([complete, stopped]) == [complete] == newest([stopped, complete])
     assert newest([stopped, record(rate=3.0, planned=9)]) == [record(rate=3.0, planned=9)]
+    part, whole = (record("time_to_accuracy", whole_runs=make_whole_runs(planned)) for planned in (5, 2))
+    assert newest([part, whole]) == [whole] == newest([whole, part])
 
 
 @pytest.mark.parametrize(
@@ -394,7 +396,8 @@ def test_a_figure_without_records_leaves_no_text_on_the_front_page():
 def test_a_later_comparison_replaces_the_one_of_the_same_task():
     stopped, first, second = peer_records(planned=3), peer_records(), peer_records()
     other = peer_records("others")
-    assert newest([*first, *stopped, *other, *second]) == [*stopped, *other, *second]
+    assert newest([*first, *stopped, *other, *second]) == [*other, *second]
+    assert newest([*stopped, *first]) == first == newest([*first, *stopped])
     settings = readme.block("peer_settings", peer_records(), Path("README.md"))
     assert "timm 1.0, commit cccccccccc" in settings and "| NCHW |" in settings
 
