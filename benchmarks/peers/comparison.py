@@ -184,7 +184,7 @@ def _compare(session: Session, contest: Contest, program: Program) -> bool:
         *_whole(contest, program),
         _describe(test),
     ]
-    wanted = "" if least is None else f"; at least {least:g} × {'reached' if is_fast else 'missed'}"
+    wanted = "" if least is None else f"; target {least:g} ×: {'reached' if is_fast else 'missed'}"
     session.say(f"{OURS} beside {program.name}: {'; '.join(parts)}{wanted}")
     return is_fast and test.holds is True
 
@@ -203,10 +203,11 @@ def _describe(test: AccuracyTest) -> str:
     """Return the verdict on the accuracies.
 
     >>> _describe(AccuracyTest(difference=-0.01, error=0.004))
-    'accuracy -1.00 points, standard error 0.40: lower by more than two of them'
+    'accuracy -1.00 points, standard error 0.40: lower by more than two standard errors'
     """
     points = f"accuracy {100 * test.difference:+.2f} points"
     if test.error is None:
         return f"{points}, one run: no test"
-    verdict = "not lower by more than two of them" if test.holds else "lower by more than two of them"
-    return f"{points}, standard error {cells.number(100 * test.error)}: {verdict}"
+    lower = "not lower" if test.holds else "lower"
+    error = f"standard error {cells.number(100 * test.error)}"
+    return f"{points}, {error}: {lower} by more than two standard errors"

@@ -48,11 +48,11 @@ def describe(model: Model) -> Iterator[str]:
         rate = f"{size / (seconds - latency) / 1e9:.3g} GB/s" if seconds > 1.5 * latency else _NOT_DETERMINED
         yield f"all-reduce of {size / 1e6:.2f} MB on 2: {1e3 * seconds:.3f} ms; bandwidth: {rate}"
     if calibration.during:
-        covers = f"{1e3 * calibration.backward_s:.3f} ms of the backward pass are left when it begins"
+        begins = f"begins {1e3 * calibration.backward_s:.3f} ms before the end of the pass"
         slowing = _NOT_DETERMINED if model.slowing is None else percent(model.slowing)
-        yield f"all-reduce in the backward pass: {covers}; it slows them by this share of its time: {slowing}"
+        yield f"all-reduce in the backward pass: {begins}; share of its time that the pass loses: {slowing}"
     beside = f"{1e3 * model.beside_s:.3f} ms" if model.beside_s else "within the spread of the measurement"
-    yield f"loss of a process beside another one: {beside}"
+    yield f"time that a step loses if another process computes beside it: {beside}"
 
 
 # --- beside the measurement ---------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def is_off(record: Record) -> bool:
 
 
 def _verdict(record: Record) -> str:
-    return "a part is missing" if is_off(record) else f"within {100 * TOLERANCE:g} %"
+    return f"{'not ' if is_off(record) else ''}within {100 * TOLERANCE:g} %"
 
 
 _COLUMNS = (
@@ -100,7 +100,7 @@ def table(records: Sequence[Record]) -> Table:
 
 
 def describe_miss(model: Model, weak: Record, apart: Record) -> str:
-    """Return which side of a step the missing part is on: computing, or the exchange of gradients.
+    """Return by how much each side of a step was missed: computing, and the exchange of gradients.
 
     Args:
         model: that predicted.
@@ -112,11 +112,11 @@ def describe_miss(model: Model, weak: Record, apart: Record) -> str:
     alone_ms = 1e3 * (model.computing_s(size).middle + model.slowest_device_s(size))
     together_ms = 1e3 * model.step_s(size).middle
     pairs = {
-        "computing apart": (alone_ms, apart.step_ms),
-        "more together": (together_ms - alone_ms, weak.step_ms - apart.step_ms),
+        "a step of processes apart": (alone_ms, apart.step_ms),
+        "its additional time together": (together_ms - alone_ms, weak.step_ms - apart.step_ms),
     }
-    texts = [f"{name} {ours:.3f} ms, measured {found:.3f}" for name, (ours, found) in pairs.items()]
-    return f"the prediction for {size} processes: {'; '.join(texts)}"
+    texts = [f"{name} {ours:.3f} ms, measured {found:.3f} ms" for name, (ours, found) in pairs.items()]
+    return f"predicted for {size} processes: {'; '.join(texts)}"
 
 
 def sentence(predicted: Predicted, batch_size: int, size: int, one_s: Sequence[float]) -> str:

@@ -55,12 +55,14 @@ class _Progress:
         planned: number of rounds that were asked for.
         rounds: the last one may be incomplete, but one process is the first of each.
         models: by loader; empty if nothing is predicted.
+        has_tried: True if a prediction has been made, or has failed.
     """
 
     sizes: list[int]
     planned: int
     rounds: list[Round] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
+    has_tried: bool = False
 
     def of(self, key: Key) -> list[Measurement]:
         return [measured[key] for measured in self.rounds if key in measured]
@@ -74,9 +76,9 @@ class _Progress:
         return list(dict.fromkeys(key for measured in self.rounds for key in measured))
 
     @property
-    def is_predicted(self) -> bool:
-        """True if there is something to predict, and from which it can be predicted."""
-        return self.sizes[:2] == [1, 2] and len(self.sizes) > 2
+    def is_predictable(self) -> bool:
+        """True if there is something to predict, and something to predict it from, for the first time."""
+        return not self.has_tried and self.sizes[:2] == [1, 2] and len(self.sizes) > 2
 
 
 def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> tuple[list[int], list[int]]:
@@ -171,7 +173,7 @@ def _measure(session: Session, progress: _Progress) -> None:
     for number in range(1, progress.planned + 1):
         progress.rounds.append({})
         for size in progress.sizes:
-            if size > 2 and progress.is_predicted and not progress.models:
+            if size > 2 and progress.is_predictable:
                 _predict(session, progress, threads)
             left = describe_left((time.perf_counter() - began) / done * (total - done) if done else None)
             plural = "es" if size > 1 else ""
@@ -182,10 +184,16 @@ def _measure(session: Session, progress: _Progress) -> None:
 
 
 def _predict(session: Session, progress: _Progress, threads: int) -> None:
-    """Predict from the first round, calibrate for it, and print the prediction."""
+    """Predict from the first round, calibrate for it, and print the prediction; if that fails, warn."""
     session.show("2 processes: parts of a step, for the prediction")
+    progress.has_tried = True
     first, batch = progress.rounds[0], session.config().data.batch_size
-    for loader, calibration in groups.calibrate(session, threads).items():
+    try:
+        calibrations = groups.calibrate(session, threads)
+    except TrainingError as error:  # the measurements matter more
+        session.say(f"warning: nothing is predicted: {error}")
+        return
+    for loader, calibration in calibrations.items():
         one, two = first[Key(1, loader, ONE)], first[Key(2, loader, WEAK)]
         model = Model(one.step_s, two.step_s, calibration)
         progress.models[loader] = model

@@ -95,5 +95,7 @@ def _beside_ours(session: Session, record: Record) -> str:
     name = record.variant.partition(", ")[2]
     rule = ""
     if record.variant == DDP:
-        rule = f"; its code is worth keeping from {_WORTH_IT} on: {'yes' if ratio >= _WORTH_IT else 'no'}"
+        rule = (
+            f"; our averaging is worth its code from {_WORTH_IT} ×: {'yes' if ratio >= _WORTH_IT else 'no'}"
+        )
     return f"ours over {name} {_where(record, session)}: {ratio:.3f} ×{rule}"

@@ -195,8 +195,8 @@ def _run(session: Session, contest: Contest, program: Program, seed: int) -> tup
         log.finish(Path(folder))
     if len(log.epochs) != task.epochs:
         raise TrainingError(
-            f"{name}: its log tells of {len(log.epochs)} evaluations, not of {task.epochs}; this version of "
-            "the program writes it in another way"
+            f"{name}: its log shows {len(log.epochs)} evaluations, and {task.epochs} were expected; if "
+            "--peer-flags asks for no others, this version of the program has another form of log"
         )
     run = PeerRun(
         seed=seed if program.takes_seed else None,

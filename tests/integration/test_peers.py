@@ -186,9 +186,9 @@ def test_a_run_holds_its_command_and_its_epochs(quick: Comparison):
 @pytest.mark.parametrize(
     ("top", "factor", "code", "verdict"),
     [
-        (95, "1e9", 1, "at least 1e+09 × missed"),
-        (97, "2.5", 1, ": lower by more than two of them; at least 2.5 × reached"),
-        (94, "2.5", 0, ": not lower by more than two of them; at least 2.5 × reached"),
+        (95, "1e9", 1, "target 1e+09 ×: missed"),
+        (97, "2.5", 1, ": lower by more than two standard errors; target 2.5 ×: reached"),
+        (94, "2.5", 0, ": not lower by more than two standard errors; target 2.5 ×: reached"),
     ],
 )
 def test_the_exit_code_is_that_of_the_targets(
@@ -235,7 +235,7 @@ def test_ctrl_c_keeps_the_runs_that_are_done(quick: Comparison):
 
 def test_a_log_that_is_written_in_another_way_is_an_error(quick: Comparison):
     assert quick.run(*quick.peer("timm", "print('Epoch 1: 95 %')")) == 1
-    assert "timm: its log tells of 0 evaluations, not of 3" in quick.printed()[1]
+    assert "timm: its log shows 0 evaluations, and 3 were expected" in quick.printed()[1]
 
 
 @pytest.mark.slow

@@ -110,16 +110,27 @@ def test_more_processes_are_predicted_before_they_are_measured(
     before, _, after = out.partition("measured 4")
     # on 4: 10 + 0.1 + 1.5 (0.2 + 0.2) ms
     assert "predicted for weak scaling on 4 processes: 2,991 images/sec (2,991–2,991), 93.5 %" in before
-    assert "slows them by this share of its time: 50.0 %" in before
+    assert "share of its time that the pass loses: 50.0 %" in before
     assert "predicted for weak scaling on 8 processes" in before
-    assert "a part is missing" in after and "measured 1.000" in after
+    assert "not within 2 %" in after and "measured 1.000 ms" in after
     assert "weak scaling on 4 processes, target 90.0 %: 90.9 %, reached" in after
     assert "weak scaling on 8 processes, target 90.0 %: 83.3 %, missed" in after
-    assert "ours over DDP on 2 processes: 1.020 ×; its code is worth keeping from 1.015 on: yes" in after
+    assert "ours over DDP on 2 processes: 1.020 ×; our averaging is worth its code from 1.015 ×: yes" in after
     weak = by_size(read(tmp_path), WEAK)
     assert weak[2].predicted is None and weak[4].predicted is not None
     assert weak[4].predicted.images_per_sec == pytest.approx(32 / 10.7e-3)
     assert all(record.planned is None for record in weak.values())
+
+
+def test_without_a_calibration_more_processes_are_measured_all_the_same(
+    tmp_path: Path, scripted: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    done = scripted()
+    monkeypatch.setattr(groups, "calibrate", lambda *_: fail())
+    assert run() == 0
+    assert done == ["1", "2", "4"] * 2
+    assert capsys.readouterr().out.count("warning: nothing is predicted: measuring 4 processes failed") == 1
+    assert all(record.predicted is None for record in read(tmp_path))
 
 
 def test_two_processes_alone_need_no_prediction(scripted: Any, capsys: pytest.CaptureFixture[str]):
