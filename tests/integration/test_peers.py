@@ -244,7 +244,6 @@ def test_our_own_run_is_read(comparison: Comparison):
     comparison.replace_step()
     given = [*comparison.peer("timm", OF_TIMM, 20), "--seeds", "1", "--record", "--data", "noise"]
     assert comparison.run(*given, "log.tensorboard=false", "log.checkpoint_every=3ep") == 0
-    print(comparison.printed()[0])
     assert "timm differs: another network: 11,181,642 parameters, not 10,997,573" in comparison.printed()[0]
     record, runs = comparison.records["quickres"], comparison.runs_of("quickres")
     assert record.rate is not None and record.rate > 0 and record.data == "noise"

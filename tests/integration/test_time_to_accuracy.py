@@ -165,7 +165,7 @@ def test_a_stopped_benchmark_does_not_replace_a_complete_one():
         )
         for planned in (2, 5, 2)
     ]
-    assert newest(records) == records[1:]
+    assert newest(records) == [records[2]] and newest(records[:2]) == [records[0]]
     table = MAKERS["time_to_accuracy"](records[1:])
     assert [row[table.header.index("runs")] for row in table.rows] == ["2 of 5", "2"]
     assert "90.50 ± 0.71 % (2)" in table.rows[0] and "1.500 ± 0.707" in table.rows[0]

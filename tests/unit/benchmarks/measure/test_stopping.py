@@ -59,10 +59,13 @@ def test_a_forked_process_ends_silently():
     program = """
 import os, signal, time
 from benchmarks.measure.stopping import SigtermAsCtrlC
+receiver, sender = os.pipe()
 with SigtermAsCtrlC() as sigterm:
     process = os.fork()
     if not process:
+        os.write(sender, b"1")
         time.sleep(300)
+    os.read(receiver, 1)  # Python drops signals that come in the middle of a fork
     os.kill(process, signal.SIGTERM)
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), sigterm.came)
 """
