@@ -253,8 +253,8 @@ def _runs_of_peers(parser: ArgumentParser) -> None:
         "--at-least",
         type=float,
         metavar="FACTOR",
-        help="exit with 1 unless ours trains this many times as fast as each of the others, and its accuracy "
-        "is not lower by more than two standard errors",
+        help="exit with 1 unless our training is this many times as fast as that of each other program, and "
+        "our accuracy is not lower than theirs by more than two standard errors",
     )
 
 
