@@ -148,6 +148,8 @@ def _refusals(config: Config) -> Iterator[tuple[str, str]]:
         yield f"data.dataset={data.dataset}", "give data.dataset=folder data.root=DIR"
     elif data.train_list is not None:
         yield "data.train_list", "give class folders"
+    elif data.classes:
+        yield "data.classes", "give data.classes=[] and a folder with these classes alone"
     if network_of(config) is None:
         yield f"model.name={config.model.name}", f"give one of {', '.join(IMAGENET_NETWORKS)}"
     if not isinstance(optimizer, SgdConfig):

@@ -123,6 +123,7 @@ def test_torchvision_must_have_the_network():
     ("override", "remedy"),
     [
         ("data.dataset=shards", "data.dataset=folder"),
+        ("data.classes=[a,b]", "a folder with these classes alone"),
         ("optimizer.name=muon", "optimizer.name=sgd"),
         ("model.name=resnet20", "resnet18"),
         ("augment.cutout=16", "augment.cutout=0"),
