@@ -7,6 +7,8 @@ from pathlib import Path
 
 # the kernel counts in ticks of 10 ms; a shorter measurement would be too coarse
 _SHORTEST_S = 0.5
+# cores; less changes no number of threads, and is not measured twice
+_NOTICED = 0.5
 _PROC = Path("/proc")
 
 
@@ -36,19 +38,25 @@ class OtherPrograms:
         self._began = _sample()
 
     def num_cores(self) -> float:
-        """Return how many cores of this process the others have used, on average; 0.0 if that is unknown.
+        """Return how many cores of this process the others use; 0.0 if that is unknown.
 
-        Waits until the measurement has lasted half a second.
+        This is the mean so far, or the mean of another half second if that is less: a short burst of load,
+        such as a program that is compiled, has then ended. Waits until a measurement has lasted half a second.
         """
-        began = self._began
-        if began is None:
-            return 0.0
-        time.sleep(max(began.at_s + _SHORTEST_S - time.monotonic(), 0.0))
-        now = _sample()
-        if now is None:
-            return 0.0
-        others_s = (now.all_s - began.all_s) - (now.own_s - began.own_s)
-        return min(max(others_s / (now.at_s - began.at_s), 0.0), float(len(os.sched_getaffinity(0))))
+        so_far = _cores_used_since(self._began)
+        return min(so_far, _cores_used_since(_sample())) if so_far >= _NOTICED else so_far
+
+
+def _cores_used_since(began: _Sample | None) -> float:
+    """Return how many cores the others have used on average; 0.0 if the system does not tell."""
+    if began is None:
+        return 0.0
+    time.sleep(max(began.at_s + _SHORTEST_S - time.monotonic(), 0.0))
+    now = _sample()
+    if now is None:
+        return 0.0
+    others_s = (now.all_s - began.all_s) - (now.own_s - began.own_s)
+    return min(max(others_s / (now.at_s - began.at_s), 0.0), float(len(os.sched_getaffinity(0))))
 
 
 def _sample() -> _Sample | None:
@@ -67,7 +75,11 @@ def _sample() -> _Sample | None:
 
 def _cpu_s_of_children(pid: int, ticks_per_s: int) -> float:
     """Return the CPU seconds of all processes below a process that still run."""
-    lists = [_read(path).split() for path in _PROC.glob(f"{pid}/task/*/children")]
+    try:
+        threads = os.listdir(_PROC / f"{pid}/task")
+    except OSError:  # the process has ended
+        return 0.0
+    lists = [_read(_PROC / f"{pid}/task/{thread}/children").split() for thread in threads]
     children = [int(child) for of_thread in lists for child in of_thread]
     return sum(_cpu_s(child, ticks_per_s) + _cpu_s_of_children(child, ticks_per_s) for child in children)
 
@@ -82,6 +94,6 @@ def _cpu_s(pid: int, ticks_per_s: int) -> float:
 def _read(path: Path) -> str:
     """Return the text of a file in /proc; empty if its process has ended or the kernel lacks it."""
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")  # the name of a program is any bytes
     except OSError:
         return ""

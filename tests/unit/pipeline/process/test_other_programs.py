@@ -48,8 +48,25 @@ def _later(core: int, column: int, seconds: float) -> dict[int, list[int]]:
 def test_only_work_counts(core: int, column: int, counts: bool, system: Callable[..., None]):
     system(10.0, _BEFORE, 4.0)
     others = OtherPrograms()
-    system(14.0, _later(core, column, 3.0), 5.0)  # 3 s in 4 s, of which 1 s are its own
-    assert others.num_cores() == pytest.approx(0.5 if counts else 0.0)
+    system(14.0, _later(core, column, 2.6), 5.0)  # 2.6 s in 4 s, of which 1 s are its own
+    assert others.num_cores() == pytest.approx(0.4 if counts else 0.0)
+
+
+@pytest.mark.parametrize(("later", "expected"), [(0.0, 0.0), (0.4, 0.4), (1.0, 0.75)])
+def test_a_burst_that_has_ended_does_not_count(
+    later: float, expected: float, system: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    """3 s in 4 s, and then `later` seconds in each second."""
+
+    def sleep(seconds: float) -> None:
+        if seconds > 0:
+            system(14.0 + seconds, _later(0, 0, 3.0 + later * seconds), 4.0)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    system(10.0, _BEFORE, 4.0)
+    others = OtherPrograms()
+    system(14.0, _later(0, 0, 3.0), 4.0)
+    assert others.num_cores() == pytest.approx(expected)
 
 
 def test_low_priority_counts_for_a_process_of_low_priority(
@@ -58,8 +75,8 @@ def test_low_priority_counts_for_a_process_of_low_priority(
     monkeypatch.setattr(os, "nice", lambda _: 10)
     system(10.0, _BEFORE, 4.0)
     others = OtherPrograms()
-    system(14.0, _later(0, 1, 3.0), 5.0)
-    assert others.num_cores() == pytest.approx(0.5)
+    system(14.0, _later(0, 1, 2.6), 5.0)
+    assert others.num_cores() == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("ticks", [{}, {0: _BEFORE[0], 1: _BEFORE[2]}], ids=["no cores", "other numbers"])
@@ -73,6 +90,17 @@ def test_a_system_that_does_not_tell(ticks: dict[int, list[int]], system: Callab
 def test_a_system_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(other_programs, "_PROC", tmp_path / "nowhere")
     assert OtherPrograms().num_cores() == 0.0
+
+
+def test_names_of_any_bytes_and_children_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A name that is cut at 15 bytes may end within a letter."""
+    monkeypatch.setattr(other_programs, "_PROC", tmp_path)
+    for folder, children in (("1/task/1", "2 3"), ("2/task/2", ""), ("2/task/4", "")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "children").write_text(children)
+    (tmp_path / "2/task/4/children").unlink()  # a thread that ends meanwhile; process 3 has ended
+    (tmp_path / "2/stat").write_bytes(b"2 (a) b\xc3) S " + b" ".join([b"0"] * 10 + [b"5", b"6", b"7", b"8"]))
+    assert other_programs._cpu_s_of_children(1, 100) == pytest.approx(0.26)
 
 
 def test_what_this_process_has_started_does_not_count():
