@@ -10,6 +10,7 @@ from pipeline.config import Config, FileData, path_of
 from pipeline.errors import UserError
 
 ABOUT = "about.json"
+LONGEST_NAME = 80  # characters
 
 
 class AboutFolder(Strict):
@@ -24,7 +25,7 @@ class AboutFolder(Strict):
         note: what a reader of a figure should know of them.
     """
 
-    name: str = Field(min_length=1, max_length=80)
+    name: str = Field(min_length=1, max_length=LONGEST_NAME)
     made_by: str | None = None
     images: dict[str, int] = Field(default_factory=dict)
     mean_bytes: int | None = None
@@ -47,8 +48,8 @@ class AboutFolder(Strict):
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise UserError(
-                f"{path}: says not what the images are ({field}: {first['msg']}); make the folder again, or "
-                "remove the file"
+                f"{path}: does not say what the images are ({field}: {first['msg']}); make the folder again, "
+                "or remove the file"
             ) from None
 
     def write(self, path: Path) -> None:

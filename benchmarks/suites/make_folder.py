@@ -129,11 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sizes",
         choices=("imagenet",),
-        default="imagenet",
         help="with --from: draw sizes as ImageNet's, most of them 500x375 (the default)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="with --from: of the draws (default: 0)"
+        "--seed", type=int, metavar="N", help="with --from: seed of the random sizes (default: 0)"
     )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core"
@@ -153,14 +152,18 @@ def main(argv: Sequence[str]) -> int:
     if options.threads < 1:
         parser.error("--threads: at least 1")
     if options.origin is None:
+        for name in ("sizes", "seed"):
+            if getattr(options, name) is not None:
+                parser.error(f"--{name}: has no effect on mosaics; add --from, or leave it out")
         _make_mosaics(parser, options)
         return 0
     for name in ("images", "size", "source"):
         if getattr(options, name) is not None:
             parser.error(f"--{name}: is for mosaics; leave it out with --from")
-    if not 0 <= options.seed < 2**63:
+    seed = options.seed or 0
+    if not 0 <= seed < 2**63:
         parser.error("--seed: at least 0, and below 2**63")
-    about = resample_folder(options.origin, options.folder, options.seed, options.threads)
+    about = resample_folder(options.origin, options.folder, seed, options.threads)
     counts = " and ".join(f"{count} {part}" for part, count in about.images.items())
     size_kb = (about.mean_bytes or 0) / 1000
     print(f'{options.folder}: {counts} images of {size_kb:.0f} kB on average; in records "{about.name}"')

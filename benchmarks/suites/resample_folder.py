@@ -4,13 +4,14 @@ The sizes are drawn to resemble those of ImageNet, of which most photographs are
 drawn from a seed, part and number of an image, so that the same call makes the same files.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.publish.about_folder import ABOUT, AboutFolder
+from benchmarks.publish.about_folder import ABOUT, LONGEST_NAME, AboutFolder
 from pipeline.config import FolderData
 from pipeline.data.files.decode import open_rgb, try_all
 from pipeline.data.files.list_files import list_files
@@ -28,6 +29,7 @@ _QUALITIES = (90, 95)
 # Over all sizes the files then have 116 kB, and those of ImageNet about 110 kB.
 _GRAIN = 8.0
 _PARTS = {"train": "train", "test": "val"}  # of a listing, and the folder to write
+_RESAMPLED = " resampled to ImageNet's sizes"
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ def resample_folder(source: str, folder: Path, seed: int, num_threads: int) -> A
 
     Raises:
         UserError: the class folders cannot be read, an image cannot be decoded, or a file cannot be written;
-            or the folder to write is the one to read.
+            or the folder to write is the one to read, or holds images already.
     """
     listing = list_files(FolderData(root=source))
     if folder.resolve() == listing.root.resolve():
         raise UserError(f"--from: {source} is the folder to write, too; name another one")
+    _check_empty(folder)
     num_bytes, num_images, sizes = 0, {}, []
     for number, (part, name) in enumerate(_PARTS.items()):
         made = _write_part(listing, part, folder / name, (seed, number), num_threads)
@@ -100,9 +103,11 @@ def resample_folder(source: str, folder: Path, seed: int, num_threads: int) -> A
         num_images[name], sizes = len(made), sizes + [look.size for look, _ in made]
     width, height = np.median(np.array(sizes), axis=0).tolist()
     origin = AboutFolder.of(listing.root)
+    name = (origin.name if origin else listing.root.name)[: LONGEST_NAME - len(_RESAMPLED)]
+    command = ["python", "-m", "benchmarks", "make-folder", "--from", source, "--seed", str(seed)]
     about = AboutFolder(
-        name=f"{origin.name if origin else listing.root.name} resampled to ImageNet's sizes",
-        made_by=f"python -m benchmarks make-folder --from {source} --sizes imagenet --seed {seed}",
+        name=name + _RESAMPLED,
+        made_by=shlex.join(command),
         images=num_images,
         mean_bytes=round(num_bytes / len(sizes)),
         median_size=(round(width), round(height)),
@@ -111,6 +116,17 @@ def resample_folder(source: str, folder: Path, seed: int, num_threads: int) -> A
     )
     about.write(folder / ABOUT)
     return about
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse a folder with other images: they would be mixed with the new ones, or overwritten."""
+    for name in _PARTS.values():
+        path = folder / name
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(f"{path}: is not empty; choose another folder, or remove {path}")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); choose another folder") from None
 
 
 def _write_part(

@@ -68,9 +68,25 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         made(tmp_path / "one", origin, "--images", "5")
     assert "--images: is for mosaics" in capsys.readouterr().err
+    for option, value in (("--seed", "0"), ("--sizes", "imagenet")):
+        with pytest.raises(SystemExit):
+            main(["make-folder", str(tmp_path / "one"), option, value])
+        assert f"{option}: has no effect on mosaics" in capsys.readouterr().err
+    copied = make_folder(tmp_path / "copied", train=1, test=1)
+    kept = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    assert made(copied, origin) == 2
+    assert "train: is not empty" in capsys.readouterr().err
+    assert kept == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     (origin / "train/a/bad.jpg").write_bytes(bad_pictures()["cut.jpg"])
     assert made(tmp_path / "one", origin) == 2
     assert "bad.jpg: " in capsys.readouterr().err
+
+
+def test_a_long_name_is_cut(tmp_path: Path):
+    assert made(tmp_path / "made", make_folder(tmp_path / ("long" * 20), train=1, test=1)) == 0
+    about = AboutFolder.of(tmp_path / "made")
+    assert about is not None and len(about.name) == 80
+    assert about.name.startswith("longlong") and about.name.endswith("lo resampled to ImageNet's sizes")
 
 
 def test_a_damaged_about_file_is_named(tmp_path: Path):
