@@ -61,7 +61,7 @@ def _decoders(parser: ArgumentParser) -> None:
         help=f"of {','.join(DECODERS)} (default: all that run here)",
     )
     parser.add_argument(
-        "--cores", type=listed(int), metavar="N,N,…", help="CPU cores to use (default: 4,8,16)"
+        "--cores", type=listed(whole_number(1)), metavar="N,N,…", help="CPU cores to use (default: 4,8,16)"
     )
     parser.add_argument(
         "--gpu-shares",

@@ -101,18 +101,18 @@ def _time_all(session: Session) -> None:
     config = session.config()
     if not isinstance(config.data, FileData) or not session.streams(config):
         raise UserError("decoders: needs streamed images; set data.dataset=folder and data.root")
-    rig = None
+    names, rig = _names(session), None
     if not session.options.alone:
         session.show("building and compiling the step")
         rig = Rig(config, session.splits(config), session.processes)
     best = []
     for num_cores in _core_counts(session):
-        variants = [_variant(session, rig, name, num_cores) for name in _names(session)]
+        variants = [_variant(session, rig, name, num_cores) for name in names]
         best.append(_time(session, rig, variants))
     session.print_tables()
     session.say(_sentence(best))
     choice = choose_decoder(config, session.device)
-    session.say(f"these keys on this machine: {choice.describe()}")
+    session.say(f"A run with these keys on this machine takes the {choice.describe()}.")
 
 
 def _core_counts(session: Session) -> list[int]:
@@ -130,12 +130,17 @@ def _names(session: Session) -> list[str]:
     """Return the decoders to time; without a GPU, it is the CPU's alone.
 
     Raises:
-        UserError: only decoders of a GPU are asked for, and there is none.
+        UserError: only decoders of a GPU are asked for, and there is none; or shares for `both` without it.
     """
     asked = session.options.decoders or list(DECODERS)
+    if session.options.gpu_shares and "both" not in asked:
+        raise UserError("--gpu-shares: has no effect without both; add it to --decoders")
     names = [name for name in asked if session.on_gpu or name == "cpu"]
     if not names:
         raise UserError(f"--decoders: {', '.join(asked)} need a GPU; add cpu")
+    if len(names) < len(asked):
+        left_out = ", ".join(name for name in asked if name not in names)
+        session.say(f"decoders {left_out}: left out, there is no GPU")
     shares = session.options.gpu_shares or _SHARES
     return [
         label

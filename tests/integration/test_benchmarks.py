@@ -1,6 +1,5 @@
 """Tests every benchmark for five steps, and its parts."""
 
-import os
 import re
 import subprocess
 import sys
@@ -17,16 +16,13 @@ from benchmarks.measure import session, timing, workloads
 from benchmarks.measure.bottleneck import Measured, name_bottleneck
 from benchmarks.measure.options import QUICK, merge
 from benchmarks.measure.timing import Workload, time_interleaved
-from benchmarks.measure.workloads import LoaderWorkload
 from benchmarks.publish.records import Spread, append, read
 from benchmarks.suites import loaders
-from benchmarks.suites.decoders import Pinned
 from benchmarks.suites.loaders import build_naive
 from pipeline.config import load_config
 from pipeline.data import build_loaders, load_splits
 from pipeline.data.datasets.counts import count_images
 from pipeline.distributed.processes import connect
-from tests.pictures import make_folder
 
 QUICKSTART = "configs/quickstart.yaml"
 
@@ -374,43 +370,6 @@ def test_loaders_of_a_made_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["end_to_end", *streamed, "--loaders", "dali,reference"]) == 0
     assert main(["make-folder", str(tmp_path / "three"), "--source", str(made[0])]) == 2
     assert f"--source: the images of {made[0]}" in capsys.readouterr().err
-
-
-def test_decoders_are_timed_on_fewer_cores_and_the_best_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    root, cores = make_folder(tmp_path / "images"), os.sched_getaffinity(0)
-    folder = ["data.dataset=folder", f"data.root={root}", "data.image_size=16", "data.cache_below=8"]
-    keys = [*folder, "data.batch_size=4", "augment.cutout=0", "runtime.device=cpu", "precision.mode=fp32"]
-    asked = ["--cores", f"1,{len(cores) + 1}", "--windows", "1", "--steps", "2", "--alone", "--record"]
-    monkeypatch.setattr(workloads, "_IMAGES_AHEAD", 8)
-    monkeypatch.setattr(session, "append", partial(append, results=tmp_path / "results"))
-    used: list[int] = []
-    monkeypatch.setattr(Pinned, "finish", lambda self, _: used.append(len(os.sched_getaffinity(0))))
-    run_of_loader = LoaderWorkload.run
-
-    def run(self: LoaderWorkload, steps: int) -> None:
-        used.append(len(os.sched_getaffinity(0)))
-        run_of_loader(self, steps)
-
-    monkeypatch.setattr(LoaderWorkload, "run", run)
-    assert main(["decoders", QUICKSTART, *keys, *asked]) == 0
-    out = capsys.readouterr().out
-    assert set(used) == {1, len(cores)} and os.sched_getaffinity(0) == cores
-    assert f"{len(cores) + 1} cores: left out" in out and "decoder cpu: there is no GPU" in out
-    assert re.search(
-        r"Best decoder: on 1 core cpu with [\d,]+ images/sec \(data\.decoder=cpu data\.num_th", out
-    )
-    (record,) = read(tmp_path / "results")
-    assert (record.benchmark, record.variant, record.model) == ("decoder", "cpu, 1 core", None)
-    assert record.cpu_cores == len(cores)
-    assert main(["decoders", QUICKSTART, *keys, "--decoders", "engines,cuda", "--alone"]) == 2
-    assert "--decoders: engines, cuda need a GPU" in capsys.readouterr().err
-    assert main(["decoders", QUICKSTART, "--alone", "runtime.device=cpu"]) == 2
-    assert "needs streamed images" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["decoders", "--gpu-shares", "0.2,2"])
-    assert "'2' is no fraction from 0 to 1" in capsys.readouterr().err
 
 
 def test_dali_on_shards_beside_dali_on_the_folder(
