@@ -119,15 +119,16 @@ class FileData(_AnySize):
         description="Streamed images on a GPU: the device that decodes the files. `gpu` delivers most and "
         "spares the CPU; `cpu` leaves the whole GPU to the training step, and needs about 14 cores for each "
         "GPU; `both`: the CPU, and the GPU a share (`data.gpu_share`); `auto`: `cpu`, or `both` with smaller "
-        "sizes in augment.progressive, if there are threads and cores for it, otherwise `gpu`",
+        "sizes in augment.progressive or with data.gpu_share, if there are threads and cores for it, "
+        "otherwise `gpu`",
     )
     gpu_share: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="`data.decoder: both`: fraction of the images that the GPU decodes; null: none at "
-        "data.image_size and in evaluation, 1 - (size / data.image_size)^2 at smaller sizes, which the step "
-        "takes faster",
+        description="`data.decoder: both` or `auto`: fraction of the images that the GPU decodes; null: none "
+        "at data.image_size and in evaluation, 1 - (size / data.image_size)^2 at smaller sizes, which the "
+        "step takes faster",
     )
     hw_decoder_load: float = Field(
         default=1.0,

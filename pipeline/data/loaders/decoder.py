@@ -34,7 +34,7 @@ class Decoder:
 
     def describe(self) -> str:
         """Return the line of the log."""
-        return f"decoder {self.name}: {self.reason or 'by data.decoder'}"
+        return f"decoder {self.name}: {self.reason or 'as data.decoder says'}"
 
 
 def choose_decoder(config: Config, device: "torch.device", began_with: str | None = None) -> Decoder:
@@ -59,9 +59,12 @@ def choose_decoder(config: Config, device: "torch.device", began_with: str | Non
     enough = _ENOUGH_THREADS if engines else _ENOUGH_WITHOUT_ENGINES
     if threads < enough:
         which = f"the GPU has {engines} JPEG engines" if engines else "the GPU has no JPEG engine"
-        return Decoder("gpu", f"{which}, and {threads} CPU threads would be too slow")
+        limit = " (data.num_threads)" if threads == data.num_threads else ""
+        return Decoder("gpu", f"{which}, and {threads} CPU threads{limit} would be too slow")
     reason = f"{threads} CPU threads are enough, and leave the GPU to the training step"
-    if any(size < data.image_size for _, size in config.augment.progressive):
+    if data.gpu_share:
+        return Decoder("both", f"{reason}; the GPU helps with data.gpu_share")
+    if data.gpu_share is None and any(size < data.image_size for _, size in config.augment.progressive):
         return Decoder("both", f"{reason}; at smaller sizes, which the step takes faster, the GPU helps")
     return Decoder("cpu", reason)
 

@@ -47,12 +47,14 @@ def choose(*overrides: str, cores: int = 16, engines: int = 7, **arguments: Any)
         (["data.decoder=both"], {"device": CPU}, "cpu", "there is no GPU"),
         (["data.num_threads=14"], {}, "cpu", "14 CPU threads are enough"),
         (["data.num_threads=14", PROGRESSIVE], {}, "both", "at smaller sizes"),
-        (["data.num_threads=14"], {"cores": 8}, "gpu", "7 JPEG engines, and 8 CPU threads"),
+        (["data.num_threads=14"], {"cores": 8}, "gpu", "7 JPEG engines, and 8 CPU threads would"),
+        (["data.num_threads=14", "data.gpu_share=.2"], {}, "both", "helps with data.gpu_share"),
+        (["data.num_threads=14", "data.gpu_share=0", PROGRESSIVE], {}, "cpu", "14 CPU threads are enough"),
         (["data.num_threads=14"], {"cores": 8, "engines": 0}, "cpu", "8 CPU threads are enough"),
-        ([], {"engines": 0}, "gpu", "no JPEG engine, and 4 CPU threads"),
-        (["data.decoder=cpu"], {}, "cpu", "by data.decoder"),
+        ([], {"engines": 0}, "gpu", "no JPEG engine, and 4 CPU threads (data.num_threads)"),
+        (["data.decoder=cpu"], {}, "cpu", "as data.decoder says"),
         (["data.num_threads=14"], {"began_with": "gpu"}, "gpu", "the run began with it"),
-        (["data.num_threads=14", "data.decoder=cpu"], {"began_with": "gpu"}, "cpu", "by data.decoder"),
+        (["data.num_threads=14", "data.decoder=cpu"], {"began_with": "gpu"}, "cpu", "as data.decoder says"),
     ],
 )
 def test_what_is_chosen_and_why(overrides: list[str], machine: dict[str, Any], name: str, reason: str):
