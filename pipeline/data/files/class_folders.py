@@ -32,8 +32,8 @@ def list_class_folders(root: Path, config: FolderData) -> Listing:
         The listing; its `problems` tell what is wrong with the test folder.
 
     Raises:
-        UserError: there are no training classes, or no folder of one of `data.classes`, or a link leads back
-            to a folder above it.
+        UserError: there are no training classes, or no folder of one of `data.classes`, or only one of
+            these; or a link leads back to a folder above it.
         OSError: a folder cannot be read.
     """
     names = {"train": config.train_folder, "test": config.test_folder or default_test_folder(root)}
@@ -72,7 +72,7 @@ def count_class_folders(root: Path, config: FolderData) -> int:
     """Count the classes of the training folder, without looking into them.
 
     Raises:
-        UserError: there is no such folder, or no folder of one of `data.classes`.
+        UserError: there is no such folder, or no folder of one of `data.classes`, or only one of these.
     """
     folder = from_root(root, config.train_folder)
     if not (root / folder).is_dir():
@@ -91,12 +91,16 @@ def _chosen(names: list[str], classes: Collection[str]) -> list[str]:
     return [name for name in names if name in classes] if classes else names
 
 
-def _check_chosen(folder: Path, classes: Collection[str], found: Collection[str]) -> None:
+def _check_chosen(folder: Path, classes: Sequence[str], found: Collection[str]) -> None:
     missing = [name for name in classes if name not in found]
     if missing and folder.is_dir():
         known = name_classes(class_folders_in(folder))
         raise UserError(
             f"data.classes: {folder} has no class folder {', '.join(map(printable, missing))}; it has {known}"
+        )
+    if len(set(classes)) == 1:
+        raise UserError(
+            f"data.classes: names one class, {printable(classes[0])}; training needs at least two"
         )
 
 

@@ -48,6 +48,11 @@ def test_some_of_the_classes(root: Path) -> None:
     assert count_class_folders(root, config) == 2
     with pytest.raises(UserError, match=r"data\.classes: .*train has no .*folder e, f; it has .*a, b, c, d"):
         load(root, classes=("e", "a", "f"))
+    for one in (("a",), ("a", "a")):
+        with pytest.raises(UserError, match=r"data\.classes: names one class, a; training"):
+            load(root, classes=one)
+        with pytest.raises(UserError, match=r"data\.classes: names one class"):
+            count_class_folders(root, FolderData(root=str(root), classes=one))
 
 
 def test_holdout_keeps_the_paths(root: Path) -> None:
