@@ -43,10 +43,10 @@ def find_start_weights(value: str) -> Path:
         UserError: there is no such run or checkpoint, or it has no intact weights.
     """
     path = find_weights_file(value)
-    if not path.is_dir():
+    folder, name = split_path(path)
+    if name is None and not path.is_dir():
         return path
     try:
-        folder, name = split_path(path)
         run = find_run(folder)
         if name is not None:
             checkpoint = named_checkpoint(run, name, str(folder))

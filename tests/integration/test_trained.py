@@ -448,7 +448,13 @@ def test_a_run_starts_from_the_weights_of_a_run(run: Path, tmp_path: Path):
     trainer = tiny_trainer(load_config(RECIPE, [f"model.weights={copied}", "duration=1st"]))
     state = trainer.state.model.state_dict()
     assert all(torch.equal(state[key].cpu(), value) for key, value in last_weights(copied).items())
-    assert find_start_weights(str(checkpoints[0])) == checkpoints[0] / "weights.safetensors"
+    short = f"step-{int(checkpoints[0].name.removeprefix('step-'))}"
+    for name in (checkpoints[0].name, short):
+        assert (
+            find_start_weights(str(copied / "checkpoints" / name)) == checkpoints[0] / "weights.safetensors"
+        )
+    with pytest.raises(UserError, match=r"model\.weights: .* holds no step 99; it holds"):
+        find_start_weights(str(copied / "checkpoints/step-99"))
     (checkpoints[-1] / "weights.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"model\.weights: .*weights\.safetensors"):
         find_start_weights(str(checkpoints[-1]))
