@@ -39,9 +39,10 @@ _KINDS = (
     (INPUT_GRADIENT, r"dgrad"),
     (FORWARD, r"fprop|implicit_?gemm|convolution::|winograd|cudnn.*(conv|Kernel)|aten::\w*convolution"),
     (OPTIMIZER, r"_muon_|multi_tensor_apply|amp_update|FusedSgd|fused_sgd|fused_adam"),
+    # before the loader: names of cuBLAS kernels for Hopper hold "warpspecialized"
+    ("matrix product", r"gemm|cutlass|nvjet|aten::(addmm|mm|linear)$"),
     (LOADER, r"augment|epoch_draws|[Ww]arp|[Ee]rase|SliceFlipNormalize|dali|nvimgcodec|[Jj]peg|idct"),
     ("pool", r"pool"),
-    ("matrix product", r"gemm|cutlass|aten::(addmm|mm|linear)$"),
     ("communication", r"nccl"),
     (
         "element-wise and reduction",
