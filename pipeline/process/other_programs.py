@@ -40,8 +40,8 @@ class OtherPrograms:
     def num_cores(self) -> float:
         """Return how many cores of this process the others use; 0.0 if that is unknown.
 
-        This is the mean so far, or the mean of another half second if that is less: a short burst of load,
-        such as a program that is compiled, has then ended. Waits until a measurement has lasted half a second.
+        This is the mean so far, or the mean of another half second if that is less: a short burst of load, as
+        when a program is compiled, has then ended. Waits until a measurement has lasted half a second.
         """
         so_far = _cores_used_since(self._began)
         return min(so_far, _cores_used_since(_sample())) if so_far >= _NOTICED else so_far

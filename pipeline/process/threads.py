@@ -61,6 +61,14 @@ def count_threads(usual: int, others: OtherPrograms, before: int | None = None) 
         others: measured since some time.
         before: the number of the run so far, if it is continued.
     """
+    count = _choose(usual, others, before)
+    if before in (None, count.number):
+        return count
+    changed = f"but {before} before; the last bits of the result may differ from an uninterrupted run's"
+    return ThreadCount(count.number, f"{changed} ({count.reason})" if count.reason else changed)
+
+
+def _choose(usual: int, others: OtherPrograms, before: int | None) -> ThreadCount:
     if usual == 1 or os.environ.get(_USER_THREADS, os.environ.get("OMP_NUM_THREADS")):
         return ThreadCount(usual)
     cores = len(os.sched_getaffinity(0))

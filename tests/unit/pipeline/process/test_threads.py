@@ -92,3 +92,12 @@ def test_the_user_s_number_of_threads_stays(
 def test_a_continued_run_keeps_its_number(before: int, number: int):
     """But a smaller machine has fewer cores."""
     assert count_threads(4, Others(2.0), before).number == number
+
+
+def test_another_number_than_before_is_told(monkeypatch: pytest.MonkeyPatch):
+    assert count_threads(4, Others(0.0), 4).reason == ""
+    assert "CPU threads: 4, but 8 before; the last bits" in str(count_threads(4, Others(0.0), 8))
+    both = count_threads(4, Others(2.0), 8).reason
+    assert "but 8 before" in both and "because other programs use 2.0 of the 4 cores" in both
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert "CPU threads: 2, but 3 before" in str(count_threads(2, Others(0.0), 3))
