@@ -26,6 +26,7 @@ from benchmarks.publish.about_folder import name_of_images
 from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, RecordKeywords, append
 from pipeline.config import Config, FileData, load_config
 from pipeline.data import FileSet, Splits, load_splits
+from pipeline.data.loaders.decoder import choose_decoder
 from pipeline.distributed.processes import Processes, connect
 from pipeline.errors import EXIT_INTERRUPTED, UserError
 from pipeline.run.environment import describe_environment
@@ -101,8 +102,14 @@ class Session:
         return 1 if self.quick else min(batches_ahead(config), self.steps)
 
     def config(self, *overrides: str) -> Config:
-        """Return the recipe's config with the user's overrides, then these, which win."""
-        return load_config(self.recipe, merge(self.overrides, overrides))
+        """Return the recipe's config with the user's overrides, then these, which win.
+
+        Raises:
+            UserError: a key is wrong, or about.json in data.root is damaged: told before anything is timed.
+        """
+        config = load_config(self.recipe, merge(self.overrides, overrides))
+        name_of_images(config)
+        return config
 
     def splits(self, config: Config) -> Splits:
         """Return the data set of a config, which is read once."""
@@ -230,7 +237,7 @@ class Session:
         environment = self.environment(config)
         streamed = config.data.loader != "synthetic" and self.streams(config)
         measured: dict[str, Any] = {
-            **dict(describe_config(config, environment, streamed)),
+            **dict(describe_config(self._with_decoder(config, streamed), environment, streamed)),
             **dict(describe_machine(environment)),
             "images_per_sec": timing.images_per_sec if timing else None,
             "step_ms": timing.step_ms if timing else None,
@@ -245,6 +252,13 @@ class Session:
         self.records.append(record)
         if self.options.record and self.processes.is_main:
             self._written.update(append([record]))  # at once: the record is kept if a later variant fails
+
+    def _with_decoder(self, config: Config, streamed: bool) -> Config:
+        """Return the config with the decoder that `auto` chose: a record must name it."""
+        if not streamed or config.data.loader != "dali":
+            return config
+        decoder = choose_decoder(config, self.device).name
+        return config.model_copy(update={"data": config.data.model_copy(update={"decoder": decoder})})
 
     def print_tables(self) -> None:
         """Print the tables of all records."""

@@ -46,6 +46,14 @@ def test_decoders_are_timed_on_fewer_cores_and_the_best_is_named(
     (record,) = read(tmp_path / "results")
     assert (record.benchmark, record.variant, record.model) == ("decoder", "cpu, 1 core", None)
     assert record.cpu_cores == len(cores)
+    assert (
+        main(
+            ["loaders", QUICKSTART, *keys, "--loaders", "dali", "--batch-sizes", "4", *asked[2:6], "--record"]
+        )
+        == 0
+    )
+    *_, record = read(tmp_path / "results")
+    assert (record.loader, record.config["data"]["decoder"]) == ("dali", "cpu")  # and not `auto`
 
 
 def test_decoders_that_cannot_be_timed_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -53,6 +61,10 @@ def test_decoders_that_cannot_be_timed_are_named(tmp_path: Path, capsys: pytest.
     keys = [*folder, "data.cache_below=8", "data.batch_size=4", "augment.cutout=0", "runtime.device=cpu"]
     assert main(["decoders", QUICKSTART, *keys, "--decoders", "engines,cuda", "--alone"]) == 2
     assert "--decoders: engines, cuda need a GPU" in capsys.readouterr().err
+    (tmp_path / "images/about.json").write_text("{}")
+    assert main(["decoders", QUICKSTART, *keys, "--decoders", "cpu", "--alone"]) == 2
+    assert "does not say what the images are" in capsys.readouterr().err
+    (tmp_path / "images/about.json").unlink()
     assert main(["decoders", QUICKSTART, "--alone", "runtime.device=cpu"]) == 2
     assert "needs streamed images" in capsys.readouterr().err
     assert main(["decoders", QUICKSTART, *keys, "--decoders", "cpu", "--gpu-shares", "0.2", "--alone"]) == 2
