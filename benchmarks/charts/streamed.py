@@ -31,7 +31,7 @@ def draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
     subtitle = f"{machine}, {size}, {first.precision}; median, line from p10 to p90"
     title = f"{first.network.replace('resnet', 'ResNet-')} from JPEG files: images per second"
     with style.drawing([subtitle]):
-        figure, axes = new_bar_chart([_name(bar) for bar in bars], 330, title, subtitle, right_px=40)
+        figure, axes = new_bar_chart([name_of_bar(bar) for bar in bars], 330, title, subtitle, right_px=40)
         axes.set_xlim(0, fastest / BARS_FRACTION)
         for row, record in enumerate(bars):
             rate = record.images_per_sec
@@ -53,11 +53,13 @@ def _fastest_by_loader(folder: str, records: Sequence[Record]) -> list[Record]:
     return list(fastest.values())
 
 
-def _name(record: Record) -> str:
+def name_of_bar(record: Record) -> str:
+    """Return the label of a record: its loader, the decoder or the workers, and the batch size."""
     data, batch = record.config["data"], f"batch {record.batch_size}"
+    decoder = data.get("decoder", "gpu").upper().replace("BOTH", "CPU and GPU")
     names = {
         "synthetic": f"the step's own limit, {batch}",
-        "dali": f"DALI, files decoded by the {data.get('decoder', 'gpu').upper()}, {batch}",
+        "dali": f"DALI, files decoded by the {decoder}, {batch}",
         "torchvision": f"torchvision, {data['num_threads']} workers, {batch}",
     }
     return names.get(record.loader or "", f"{record.loader}, {batch}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.charts import beside_peers, figures, throughput, time_to_accuracy, waterfall
+from benchmarks.charts import beside_peers, figures, streamed, throughput, time_to_accuracy, waterfall
 from benchmarks.publish import readme
 from benchmarks.publish.columns import to_markdown
 from benchmarks.publish.kernel_kinds import KernelKind
@@ -418,3 +418,14 @@ def test_seconds_to_accuracy_are_drawn_by_target(tmp_path: Path):
     (path,) = figures.draw_all([*drawn, *others], tmp_path)
     assert path.name.endswith("-seconds_to_accuracy.png") and path.stat().st_size > 10_000
     assert figures.draw_all(others, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [({}, "GPU"), ({"decoder": "cpu"}, "CPU"), ({"decoder": "both"}, "CPU and GPU")],
+    ids=str,
+)
+def test_the_figure_of_image_files_names_the_decoder(keys: dict[str, str], name: str):
+    """Old records have no such key."""
+    made = record("end_to_end", "dali", config={"data": {"num_threads": 4, **keys}})
+    assert streamed.name_of_bar(made) == f"DALI, files decoded by the {name}, batch 512"
