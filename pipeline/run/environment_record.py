@@ -54,11 +54,17 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 def read_num_threads(path: Path) -> int | None:
     """Return the number of CPU threads that a run computes with; None if its env.json does not say it."""
+    process = _last_process(path)
+    return process.cpu_threads if process is not None else None
+
+
+def _last_process(path: Path) -> _Process | None:
+    """Return the process that trained last; None if env.json cannot be read."""
     try:
         record = _Environment.of(read_environment(path), path, "")
     except UserError:
         return None
-    return [record, *record.continued][-1].cpu_threads
+    return [record, *record.continued][-1]
 
 
 def record_environment(
@@ -84,12 +90,9 @@ def decoder_of(run: RunFolder | None) -> str | None:
     """
     if run is None:
         return None
-    try:
-        recorded = _last(read_environment(run.environment)).get("decoder")
-    except UserError:
-        recorded = None
-    if recorded is not None:
-        return recorded
+    process = _last_process(run.environment)
+    if process is not None and process.decoder is not None:
+        return process.decoder
     data = run.read_config().data
     return data.decoder if isinstance(data, FileData) and data.decoder != "auto" else None
 
