@@ -73,7 +73,7 @@ def _choose(usual: int, others: OtherPrograms, before: int | None) -> ThreadCoun
         return ThreadCount(usual)
     cores = len(os.sched_getaffinity(0))
     if before is not None and before <= cores:
-        return ThreadCount(before, "" if before == usual else f"as the run was begun; {_REMEDY}")
+        return ThreadCount(before, "" if before == usual else f"as the run used before; {_REMEDY}")
     busy = others.num_cores()
     free = max(cores - int(busy + 0.5), 1)
     if free >= usual:

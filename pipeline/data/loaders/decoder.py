@@ -53,7 +53,7 @@ def choose_decoder(config: Config, device: "torch.device", began_with: str | Non
     if data.decoder != "auto":
         return Decoder(data.decoder)
     if began_with in ("gpu", "cpu", "both"):
-        return Decoder(began_with, "the run began with it (data.decoder=auto)")
+        return Decoder(began_with, "the run used it before (data.decoder=auto)")
     threads = min(data.num_threads, max(len(os.sched_getaffinity(0)) // read_world().local_size, 1))
     engines = count_jpeg_engines(device) if threads < _ENOUGH_THREADS else 0
     enough = _ENOUGH_THREADS if engines else _ENOUGH_WITHOUT_ENGINES

@@ -53,7 +53,7 @@ def choose(*overrides: str, cores: int = 16, engines: int = 7, **arguments: Any)
         (["data.num_threads=14"], {"cores": 8, "engines": 0}, "cpu", "8 CPU threads are enough"),
         ([], {"engines": 0}, "gpu", "no JPEG engine, and 4 CPU threads (data.num_threads)"),
         (["data.decoder=cpu"], {}, "cpu", "as data.decoder says"),
-        (["data.num_threads=14"], {"began_with": "gpu"}, "gpu", "the run began with it"),
+        (["data.num_threads=14"], {"began_with": "gpu"}, "gpu", "the run used it before"),
         (["data.num_threads=14", "data.decoder=cpu"], {"began_with": "gpu"}, "cpu", "as data.decoder says"),
     ],
 )
