@@ -58,7 +58,8 @@ class Share:
 
     Attributes:
         fraction: of the time from the first kernel to the last, for `largest`, too.
-        largest: the kernels of this kind that take most, at most three, with short names.
+        largest: the kernels of this kind that take most, at most three, with short names; instances of one
+            template count as one kernel.
     """
 
     kind: str
@@ -80,6 +81,9 @@ def short_name(kernel: str) -> str:
     'at::native::vectorized_elementwise_kernel'
     """
     plain = kernel.replace("(anonymous namespace)::", "").removeprefix("void ")
+    inner = re.match(r"cutlass\w*::Kernel\d*<(\w+)", plain)  # CUTLASS names its kernel in the template
+    if inner is not None:
+        return inner[1][:_LONGEST_NAME]
     return re.split(r"[<(]", plain, maxsplit=1)[0].strip()[:_LONGEST_NAME] or kernel[:_LONGEST_NAME]
 
 
@@ -105,16 +109,19 @@ def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
 
 
 def _divide(timed: list[tuple[str, float, int]], steps: int, span: float) -> list[Share]:
-    """Add up (name, microseconds, launches) by kind, largest first."""
-    time: defaultdict[str, float] = defaultdict(float)
-    count = Counter[str]()
+    """Add up (name, microseconds, launches) by kind and by short name, largest first."""
+    time: defaultdict[tuple[str, str], float] = defaultdict(float)
+    count = Counter[tuple[str, str]]()
     for name, spent, launches in timed:
-        time[name] += spent
-        count[name] += launches
+        key = kind_of(name), short_name(name)
+        time[key] += spent
+        count[key] += launches
     by_kind: dict[str, list[KernelShare]] = {}
-    for name, spent in sorted(time.items(), key=lambda item: -item[1]):
-        kernel = KernelShare(short_name(name), spent / steps, spent / span, count[name] / steps)
-        by_kind.setdefault(kind_of(name), []).append(kernel)
+    for key, spent in sorted(time.items(), key=lambda item: -item[1]):
+        kind, name = key
+        by_kind.setdefault(kind, []).append(
+            KernelShare(name, spent / steps, spent / span, count[key] / steps)
+        )
     rows = [
         Share(
             kind,

@@ -93,6 +93,18 @@ def test_the_largest_kernels_of_a_kind_are_named():
     ]
     assert "| `dgrad_a` | convolution: input gradient | 9.0 | 2 |" in table([row], {}, Work())
     assert len(short_name("x" * 200)) == 72 and short_name("(anonymous namespace)::f<1>") == "f"
+    assert short_name("void cutlass::Kernel2<cutlass_80_wmma_gemm>(cutlass_80_wmma_gemm::Params)") == (
+        "cutlass_80_wmma_gemm"
+    )
+
+
+def test_instances_of_a_template_are_one_kernel():
+    names = ("void at::native::elementwise_kernel<float>", "void at::native::elementwise_kernel<half>")
+    events = [
+        {"cat": "kernel", "name": name, "ts": 10.0 * number, "dur": 4.0} for number, name in enumerate(names)
+    ]
+    (kernel,) = shares(events, steps=2)[0].largest
+    assert (kernel.name, kernel.microseconds, kernel.launches) == ("at::native::elementwise_kernel", 4.0, 1.0)
 
 
 def test_steps_on_the_cpu_are_divided_by_operator():
