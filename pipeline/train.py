@@ -36,6 +36,7 @@ from pipeline.run.timeline import Timeline
 
 if TYPE_CHECKING:
     from pipeline.data import Splits
+    from pipeline.data.loaders.decoder import Decoder
     from pipeline.distributed.processes import Processes
     from pipeline.distributed.watchdog import Watch
     from pipeline.process.threads import ThreadCount
@@ -252,9 +253,9 @@ def _open_and_build(
         environment = beside.submit(*describe) if processes.is_main else None
         with timeline.within("data"):
             splits = _read_data(config, processes) if reading is None else reading.result()
-    found, began_with = processes.on_main(lambda: _find_run_to_continue(config, lock))
+    found, decoder = processes.on_main(lambda: _find_run_to_continue(config, splits, processes, lock))
     threads = set_threads(processes, others, found.run)
-    trainer = _assemble(config, splits, processes, found, began_with)
+    trainer = _assemble(config, splits, processes, found, decoder)
     trainer.timeline = timeline
 
     def begin_to_write() -> "RunFolder":
@@ -268,7 +269,7 @@ def _open_and_build(
 
 
 def _assemble(
-    config: Config, splits: "Splits", processes: "Processes", found: "Found", began_with: str | None
+    config: Config, splits: "Splits", processes: "Processes", found: "Found", decoder: "Decoder | None"
 ) -> "Trainer":
     """Assemble the trainer, at the last checkpoint of the run that is continued, and with its decoder."""
     from pipeline.data import build_loaders
@@ -277,19 +278,22 @@ def _assemble(
 
     return Trainer.build(
         *(config, splits, processes),
-        loaders=build_loaders(config, splits, processes.device, processes.shard, began_with),
+        loaders=build_loaders(config, splits, processes.device, processes.shard, decoder),
         resume_from=found.run.resume_from if found.run is not None else None,
         console=TrainingConsole(enabled=processes.is_main),
     )
 
 
-def _find_run_to_continue(config: Config, lock: "RunLock") -> "tuple[Found, str | None]":
-    """Return what `resume` means, and the decoder of that run so far."""
+def _find_run_to_continue(
+    config: Config, splits: "Splits", processes: "Processes", lock: "RunLock"
+) -> "tuple[Found, Decoder | None]":
+    """Return what `resume` means, and the decoder for all processes: they may differ in their cores."""
+    from pipeline.data import decoder_for
     from pipeline.run.environment_record import decoder_of
     from pipeline.run.resume import find_resumable
 
     found = find_resumable(config, lock)
-    return found, decoder_of(found.run)
+    return found, decoder_for(config, splits.train, processes.device, decoder_of(found.run))
 
 
 def _read_data(config: Config, processes: "Processes") -> "Splits":

@@ -1,7 +1,7 @@
 """Reads data sets and loads batches: from files to device tensors that are ready for the model."""
 
 from pipeline.data.batch import Batch, Loader
-from pipeline.data.build import Loaders, build_loaders, build_test_loader
+from pipeline.data.build import Loaders, build_loaders, build_test_loader, decoder_for
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.load import check_class_names, load_splits, load_test
 from pipeline.data.datasets.splits import ImageSet, Samples, Splits
@@ -21,6 +21,7 @@ __all__ = [
     "build_loaders",
     "build_test_loader",
     "check_class_names",
+    "decoder_for",
     "load_splits",
     "load_test",
 ]

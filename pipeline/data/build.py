@@ -64,7 +64,7 @@ def build_loaders(
     splits: Splits,
     device: "torch.device",
     shard: Shard | None = None,
-    began_with: str | None = None,
+    decoder: Decoder | None = None,
 ) -> Loaders:
     """Build the loaders that `data.loader` names, for this process.
 
@@ -73,12 +73,12 @@ def build_loaders(
         splits: the data set, from `load_splits`.
         device: device of the batches.
         shard: this process among the processes of the run; default: a run of one process.
-        began_with: the decoder of the run so far, if it is continued (`choose_decoder`).
+        decoder: that of all processes, from `decoder_for`; default: chosen for this process.
 
     Raises:
         UserError: the processes do not divide a batch size, or it is more than the training set.
     """
-    decoder = _decoder_for(config, splits.train, device, began_with)
+    decoder = decoder or decoder_for(config, splits.train, device)
     shard = shard or Shard()
     context = _Context(config, splits.mean, splits.std, splits.num_classes, device, shard, decoder)
     check_batches(config, context.shard.world_size)
@@ -122,7 +122,7 @@ def build_test_loader(
     Raises:
         UserError: a label is not one of the network, or a key does not fit the images.
     """
-    decoder = _decoder_for(config, test, device, None)
+    decoder = decoder_for(config, test, device)
     context = _Context(config, mean, std, num_classes, device, Shard(), decoder)
     check_labels("test", test, num_classes)
     if not isinstance(test, FileSet):
@@ -130,9 +130,10 @@ def build_test_loader(
     return _build_eval_loader(context, test)
 
 
-def _decoder_for(
-    config: Config, samples: Samples, device: "torch.device", began_with: str | None
+def decoder_for(
+    config: Config, samples: Samples, device: "torch.device", began_with: str | None = None
 ) -> Decoder | None:
+    """Return the decoder of streamed images, as `choose_decoder` does; None if DALI decodes none."""
     if not isinstance(samples, FileSet) or config.data.loader != "dali":
         return None
     return choose_decoder(config, device, began_with)

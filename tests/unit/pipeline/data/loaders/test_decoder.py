@@ -10,10 +10,12 @@ import torch
 
 from pipeline.atomic_io import write_json
 from pipeline.config import Config, config_hash, dump_config, load_config
-from pipeline.data.loaders.decoder import choose_decoder, share_on_gpu
+from pipeline.data import build_loaders, load_splits
+from pipeline.data.loaders.decoder import Decoder, choose_decoder, share_on_gpu
 from pipeline.data.loaders.jpeg_engines import count_jpeg_engines
 from pipeline.run.environment_record import changed_decoder, decoder_of
 from pipeline.run.folder import RunFolder
+from tests.pictures import make_folder
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 PROGRESSIVE = "augment.progressive=[[0%, 160], [75%, 192]]"
@@ -67,6 +69,16 @@ def test_processes_of_a_host_share_its_cores():
     with patch("pipeline.data.loaders.decoder.read_world", lambda: world):
         assert choose("data.num_threads=14", cores=16)[0] == "gpu"
         assert choose("data.num_threads=14", cores=28)[0] == "cpu"
+
+
+def test_a_process_takes_the_decoder_of_all(tmp_path: Path):
+    keys = ["data.dataset=folder", f"data.root={make_folder(tmp_path)}", "data.image_size=16"]
+    keys += ["data.cache_below=8", "augment.cutout=0", "data.batch_size=2", "data.eval_batch_size=2"]
+    config = load_config(overrides=keys)
+    splits = load_splits(config.data, seed=0)
+    chosen = Decoder("cpu", "by rank 0")
+    assert build_loaders(config, splits, CPU, decoder=chosen).decoder == chosen
+    assert build_loaders(config, splits, CPU).decoder == Decoder("cpu", "there is no GPU")
 
 
 def test_the_share_of_the_gpu_grows_as_images_shrink():
