@@ -159,8 +159,9 @@ class AccuracyTest(Strict):
     def of(cls, ours: tuple[float, ...], theirs: tuple[float, ...]) -> "AccuracyTest":
         """Compare two samples.
 
-        >>> AccuracyTest.of((0.5, 0.75), (0.75, 1.0))
-        AccuracyTest(difference=-0.25, error=0.17677669529663687)
+        >>> test = AccuracyTest.of((0.5, 0.75), (0.75, 1.0))
+        >>> test.difference, round(test.error, 4), test.holds
+        (-0.25, 0.1768, True)
         """
         error = None
         if min(len(ours), len(theirs)) > 1:

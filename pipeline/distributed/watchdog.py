@@ -187,7 +187,7 @@ class Watch:
         if counts != self._progress[0] or min(counts) == 0:
             self._progress = (counts, now)
         elif now > self._progress[1] + self._timeout_s:
-            ranks = _furthest_behind(self._peers)
+            ranks = _hanging(self._peers, now)
             self._end(_describe_hang(self._peers, ranks, self._timeout_s), ranks)
 
     def _end(self, message: str, ranks: list[int]) -> None:
@@ -236,8 +236,14 @@ class _Peer:
             self.pid, self.count, self.waits = int(pid), int(count), bool(int(waits))
 
 
-def _furthest_behind(peers: list[_Peer]) -> list[int]:
-    """Return the ranks that are furthest behind; of those in the same place, the ones that do not wait."""
+def _hanging(peers: list[_Peer], now: float) -> list[int]:
+    """Return the ranks without a recent heartbeat, which are suspended.
+
+    Without any, return those that are furthest behind; of those in the same place, the ones that do not wait.
+    """
+    silent = [rank for rank, peer in enumerate(peers) if peer.beat != _DONE and now > peer.beat_at + _LATE_S]
+    if silent:
+        return silent
     behind = min((peer.count, peer.waits) for peer in peers)
     return [rank for rank, peer in enumerate(peers) if (peer.count, peer.waits) == behind]
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pipeline.distributed import watchdog
 from tests.patience import PATIENCE_S
 from tests.tiny import ROOT
 
@@ -44,3 +45,23 @@ def test_a_store_that_falls_silent(silent_s: str, trains_s: float, code: int, ou
     )
     assert (done.returncode, done.stdout.strip()) == (code, output), done.stderr
     assert re.fullmatch(message, done.stderr.strip())
+
+
+@pytest.mark.parametrize(
+    ("beats", "expected"),
+    [
+        ([(0.0, 7, True), (0.0, 7, False)], [1]),  # rank 0 waits for rank 1
+        ([(0.0, 7, True), (0.0, 6, True)], [1]),  # rank 1 is behind
+        ([(0.0, 7, True), (0.0, 7, True)], [0, 1]),
+        ([(0.0, 7, True), (6.0, 7, True)], [1]),  # rank 1 is suspended in the backward pass
+        ([(0.0, 6, False), (6.0, 7, True)], [1]),
+    ],
+)
+def test_the_processes_that_hang(beats: list[tuple[float, int, bool]], expected: list[int]):
+    """Each process has seconds since its last heartbeat, places passed, and whether it waits."""
+    now = 100.0
+    peers = [
+        watchdog._Peer(beat="1|1|1|0|x", beat_at=now - silent_s, count=count, waits=waits)
+        for silent_s, count, waits in beats
+    ]
+    assert watchdog._hanging(peers, now) == expected
