@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inference",),
     ("explain", "report"),
     ("commands",),
-    ("finalize",),
+    ("begin", "finalize"),
     ("train",),
     ("__main__", "api"),
 )
