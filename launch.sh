@@ -181,14 +181,6 @@ note_exit() {
     sed -i "s/^  \"exit\": null/  \"exit\": ${exit_us::-6}.${exit_us: -6}/" "$file" 2>/dev/null || true
 }
 
-# Wait for the launcher, for a signal, or for 2 s: bash can miss a signal that comes just as it begins to wait,
-# and handles it when the wait is over.
-wait_a_while() {
-    sleep 2 </dev/null >/dev/null 2>&1 &
-    wait -n "$launcher" $! || true
-    kill $! 2>/dev/null || true
-}
-
 # Run a command in a process group of its own until all its processes are gone; exit with its code.
 run_group() {
     local launch=$$-$start_time results status=0
@@ -201,7 +193,7 @@ run_group() {
     QUICKRES_LAUNCH=$launch QUICKRES_RESULT_PIPE=/proc/$$/fd/$results setsid "$@" </dev/null &
     launcher=$!
     [[ -z $signal ]] || ask_to_stop
-    while kill -0 "$launcher" 2>/dev/null; do wait_a_while; done
+    while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" || true; done # a trapped signal ends a wait
     while [[ -n $(run_pids) ]]; do sleep 0.1 || true; done
     wait "$launcher" || status=$?
     note_exit
