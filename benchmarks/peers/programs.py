@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.peers.watched import user_environment
 from benchmarks.publish.whole_runs import TimedRun
 from pipeline.data import ImageSet, Splits
 from pipeline.errors import TrainingError, UserError
@@ -80,6 +81,7 @@ class PeerProgram:
         self._process = subprocess.Popen(
             [sys.executable, "-u", str(self.path)],
             cwd=self.folder,
+            env=user_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -17,10 +17,11 @@ import torch
 from benchmarks.measure.stopping import stop_tree
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES
+from pipeline.process.threads import WAIT_VARIABLES
 
 _LAST_LINES = 5
 _PAUSE_S = 0.25  # between two looks at the GPU's memory
-_SET_BY_US = ("OMP_WAIT_POLICY", *VARIABLES)
+_SET_BY_US = (*WAIT_VARIABLES, *VARIABLES)
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # a program would wait for other processes
 
 
@@ -96,7 +97,7 @@ def watch(
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**_environment(), "PYTHONUNBUFFERED": "1", **variables},
+            env={**user_environment(), "PYTHONUNBUFFERED": "1", **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -124,7 +125,7 @@ def watch(
     return Watched(wall_s, usage.ru_utime + usage.ru_stime, memory.peak if memory else None)
 
 
-def _environment() -> dict[str, str]:
+def user_environment() -> dict[str, str]:
     """Return the environment that the user gave to this process, without what it has set for itself."""
     given = {os.fsdecode(item.partition(b"=")[0]) for item in _read_first_environment().split(b"\0")}
     added = {name for name in _SET_BY_US if name not in given}

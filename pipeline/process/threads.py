@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pipeline.process.other_programs import OtherPrograms
 
 # variables of GNU's and LLVM's OpenMP that set how threads wait
-_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # for GNU's OpenMP, in turns of a loop: about 0.1 ms
 _SPIN_COUNT = "3000"
 # set by launch.sh, which replaces OMP_NUM_THREADS: what the user has set; empty if nothing
@@ -30,7 +30,7 @@ def wait_briefly() -> None:
 
     Call this before torch is imported: OpenMP reads its variables once.
     """
-    if not any(name in os.environ for name in _CHOICES):
+    if not any(name in os.environ for name in WAIT_VARIABLES):
         os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT=_SPIN_COUNT)
 
 
