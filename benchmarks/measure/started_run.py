@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure.options import merge
-from benchmarks.measure.stopping import stop_tree
+from benchmarks.measure.stopping import run_to_end
 from pipeline.errors import TrainingError
 from pipeline.process.cache_dirs import VARIABLES
 from pipeline.run.environment_record import read_num_threads
@@ -80,30 +80,13 @@ def start(recipe: str, overrides: Sequence[str], cache: Path | None = None, **va
             environment["XDG_CACHE_HOME"] = str(cache)
         command = command_line(recipe, merge(overrides, [f"log.dir={folder}"]))
         began = time.perf_counter()
-        code, printed = _wait(command, environment)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        ended = run_to_end(command, env=environment, cwd=_ROOT, **pipes)
         whole_s = time.perf_counter() - began
         results = sorted(Path(folder).glob("*-*/result.json"))
-        if code or not results:
-            output = printed.strip().splitlines()[-5:]
-            raise TrainingError(
-                "\n".join([f"the run that was started failed with exit code {code}:", *output])
-            )
+        if ended.returncode or not results:
+            output = (ended.stderr + ended.stdout).strip().splitlines()[-5:]
+            failure = f"the run that was started failed with exit code {ended.returncode}:"
+            raise TrainingError("\n".join([failure, *output]))
         threads = read_num_threads(RunFolder(results[0].parent).environment)
         return StartedRun(RunResult.read(results[0]), whole_s, threads)
-
-
-def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command; return its exit code and what it has printed. If Ctrl-C interrupts this process, the run
-    is stopped too."""
-    process = subprocess.Popen(
-        command, env=environment, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        out, error = process.communicate()
-    except BaseException:
-        stop_tree(process)
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-        raise
-    return process.returncode, error + out

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -59,3 +60,22 @@ def stop_tree(process: "subprocess.Popen[Any]") -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             descendant.kill()
     process.wait()
+
+
+def run_to_end(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a command; if this process is interrupted, stop it with all that it has started.
+
+    Args:
+        command: its words.
+        options: of `subprocess.Popen`.
+    """
+    process = subprocess.Popen(command, text=True, **options)
+    try:
+        printed, errors = process.communicate()
+    except BaseException:
+        stop_tree(process)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, errors)

@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
 from benchmarks.measure.session import Session
-from benchmarks.measure.stopping import stop_tree
+from benchmarks.measure.stopping import run_to_end
 from benchmarks.scaling.scaling_model import Calibration
 from benchmarks.scaling.scaling_worker import CALIBRATIONS, MEASUREMENTS, Measurement
 from pipeline.errors import TrainingError
@@ -51,25 +50,14 @@ def _launch(session: Session, world_size: int, threads: int, *extra: str) -> byt
     """Start a group, wait for its end, and return the contents of its file."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.json"
-        code, printed = _wait([*_command(session, world_size, threads, output), *extra])
-        if code or not output.exists():
+        command = [*_command(session, world_size, threads, output), *extra]
+        ended = run_to_end(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if ended.returncode or not output.exists():
             group = "one process" if world_size == 1 else f"{world_size} processes"
-            raise TrainingError(f"measuring {group} failed with exit code {code}:\n{last_words(printed)}")
+            raise TrainingError(
+                f"measuring {group} failed with exit code {ended.returncode}:\n{last_words(ended.stdout)}"
+            )
         return output.read_bytes()
-
-
-def _wait(command: Sequence[str]) -> tuple[int, str]:
-    """Run a command; return its exit code and all that it has printed. If this process is interrupted, the
-    group is stopped."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        printed, _ = process.communicate()
-    except BaseException:
-        stop_tree(process)
-        if process.stdout is not None:
-            process.stdout.close()
-        raise
-    return process.returncode, printed
 
 
 def _command(session: Session, world_size: int, threads: int, output: Path) -> list[str]:

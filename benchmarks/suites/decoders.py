@@ -2,12 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.arguments import DECODERS
+from benchmarks.measure.cores import pinned
 from benchmarks.measure.options import merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Stopwatch, Timing, Workload, steps_lasting
@@ -52,17 +52,6 @@ class Pinned(Workload):
 
     def check(self) -> None:
         self.inner.check()
-
-
-@contextmanager
-def pinned(cores: Sequence[int]) -> Iterator[None]:
-    """Let this thread, and threads that it starts meanwhile, run on these cores only."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import cells
+from benchmarks.measure.cores import pinned
 from benchmarks.measure.options import merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.started_run import start
@@ -60,17 +61,6 @@ def busy_neighbour(core: int) -> Iterator[None]:
             process.kill()
 
 
-@contextmanager
-def _on_cores(cores: list[int]) -> Iterator[None]:
-    """Run on some cores within the context, also the processes that are started in it."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def run(session: Session) -> None:
     if session.on_gpu:
         raise UserError("neighbour: times training on the CPU; add runtime.device=cpu")
@@ -81,7 +71,7 @@ def run(session: Session) -> None:
     rounds = 1 if session.quick else session.options.pairs
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
     try:
-        with _on_cores(cores):
+        with pinned(cores):
             for number in range(1, rounds + 1):
                 for variant in variants:
                     place = f"{variant}, round {number} of {rounds}"
