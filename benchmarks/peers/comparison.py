@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
@@ -78,8 +78,14 @@ class Contest:
         if parameters is not None:
             self.parameters[program] = parameters
 
-    def summary(self, program: Program) -> PeerRuns:
-        """Return the runs of a program with what is known of it."""
+    def summaries(self) -> dict[str, PeerRuns]:
+        """Return the runs of each program that has finished one, with what is known of it, by its name.
+
+        Asks git, and reads the source of each program.
+        """
+        return {program.name: self._summary(program) for program in self.programs if self.runs[program.name]}
+
+    def _summary(self, program: Program) -> PeerRuns:
         task, runs = self.task, self.runs[program.name]
         words = shlex.split(runs[0].command)
         return PeerRuns(
@@ -115,15 +121,21 @@ def _flags(program: Program) -> list[str]:
     return [f"further options: {shlex.join(program.extra)}"] if program.extra else []
 
 
-def record(session: Session, contest: Contest) -> None:
-    """Keep a record of each program that has finished a run; of others compared with ours."""
+def record(session: Session, contest: Contest, summaries: Mapping[str, PeerRuns]) -> None:
+    """Keep a record of each program that has finished a run; of others compared with ours.
+
+    Args:
+        session: of the benchmark.
+        contest: the runs.
+        summaries: of them.
+    """
     task, data = contest.task, contest.task.config.data
     assert isinstance(data, FolderData), "others are refused before"
     name = session.options.data or path_of("data.root", data.root).resolve().name
     for program in contest.programs:
-        if not contest.runs[program.name]:
+        result = summaries.get(program.name)
+        if result is None:
             continue
-        result = contest.summary(program)
         rates = [run.rate for run in result.runs if run.rate is not None]
         accuracy, deviation = mean_and_deviation(result.accuracies)
         is_ours = program.name == OURS
@@ -155,33 +167,35 @@ def _baseline(contest: Contest, program: Program) -> Baseline | None:
     return Baseline(variant=OURS, images_per_sec=median(ours), ratio=Spread.of(ratios)) if ratios else None
 
 
-def report(session: Session, contest: Contest) -> bool:
-    """Print how ours compares with each program, and how they differ.
+def report(session: Session, contest: Contest, summaries: Mapping[str, PeerRuns]) -> bool:
+    """Print how ours compares with each program, and how they differ; the arguments are those of `record`.
 
     Returns:
         True if ours is as much faster as `--at-least` asks for than each of them, and no accuracy is lower
         by more than two standard errors.
     """
     others = [program for program in contest.programs if program.name != OURS]
-    if not contest.runs[OURS]:
+    if OURS not in summaries:
         return False
-    verdicts = [_compare(session, contest, program) for program in others if contest.runs[program.name]]
-    for program in contest.programs:
-        differences = contest.summary(program).differences if contest.runs[program.name] else ()
-        if differences:
-            session.say(f"{program.name} differs: {'; '.join(differences)}")
+    verdicts = [
+        _compare(session, contest, program, summaries) for program in others if program.name in summaries
+    ]
+    for name, summary in summaries.items():
+        if summary.differences:
+            session.say(f"{name} differs: {'; '.join(summary.differences)}")
     return len(verdicts) == len(others) and all(verdicts)
 
 
-def _compare(session: Session, contest: Contest, program: Program) -> bool:
+def _compare(session: Session, contest: Contest, program: Program, summaries: Mapping[str, PeerRuns]) -> bool:
     """Print one comparison; return True if nothing is missed."""
     ratios, least = contest.ratios(program), session.options.at_least
-    test = AccuracyTest.of(contest.summary(_ours(contest)).accuracies, contest.summary(program).accuracies)
+    ours, theirs = summaries[OURS], summaries[program.name]
+    test = AccuracyTest.of(ours.accuracies, theirs.accuracies)
     factor = 1 / median(ratios) if ratios else None
     is_fast = least is None or (factor is not None and factor >= least)
     parts = [
         f"{factor:.2f} × its images/sec" if factor else "no speed after the first epoch",
-        *_whole(contest, program),
+        *_whole(ours, theirs),
         _describe(test),
     ]
     wanted = "" if least is None else f"; target {least:g} ×: {'reached' if is_fast else 'missed'}"
@@ -189,14 +203,11 @@ def _compare(session: Session, contest: Contest, program: Program) -> bool:
     return is_fast and test.holds is True
 
 
-def _ours(contest: Contest) -> Program:
-    return contest.programs[0]
-
-
-def _whole(contest: Contest, program: Program) -> Sequence[str]:
+def _whole(ours: PeerRuns, theirs: PeerRuns) -> Sequence[str]:
     """Return the factor over whole epochs, if it is known."""
-    ours, theirs = contest.summary(_ours(contest)).whole_rate, contest.summary(program).whole_rate
-    return [f"{ours / theirs:.2f} × over whole epochs"] if ours and theirs else []
+    if not ours.whole_rate or not theirs.whole_rate:
+        return []
+    return [f"{ours.whole_rate / theirs.whole_rate:.2f} × over whole epochs"]
 
 
 def _describe(test: AccuracyTest) -> str:

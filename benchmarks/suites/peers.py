@@ -49,9 +49,8 @@ def run(session: Session) -> int:
         programs = read_programs(session.options, session.recipe, session.overrides)
         contest = Contest(task, tuple(programs), session.options.seeds)
         for program in programs:
-            program.command(
-                task, 0, Path(folder)
-            )  # refuses what the program cannot do, as does the next line
+            # both refuse what the program cannot do
+            program.command(task, 0, Path(folder))
             contest.note_parameters(program.name, program.parameters(task))
         kept = KeptRuns(session.options.keep, {p.name: _key(session, task, p) for p in programs})
         _take_over(contest, kept)
@@ -64,9 +63,10 @@ def run(session: Session) -> int:
             failure = error
     reached = False
     if contest.num_runs:
-        record(session, contest)
+        summaries = contest.summaries()
+        record(session, contest, summaries)
         session.print_tables()
-        reached = report(session, contest)
+        reached = report(session, contest, summaries)
     if failure is not None:
         raise failure
     if session.is_stopped:
