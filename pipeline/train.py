@@ -203,7 +203,7 @@ def _check_folders(config: Config) -> None:
 def _profile_steps(trainer: "Trainer") -> None:
     """Profile some steps after warm-up, of the image size that the run has then."""
     from pipeline.data.sampling.progressive import training_resolutions
-    from pipeline.profiling.roofline import step_work
+    from pipeline.profiling.roofline import step_work_of
     from pipeline.profiling.step_profiler import StepProfiler
 
     config, state, splits, run = trainer.config, trainer.state, trainer.splits, trainer.run
@@ -211,10 +211,7 @@ def _profile_steps(trainer: "Trainer") -> None:
     resolutions = training_resolutions(config, trainer.plan.steps_per_epoch)
     size = next(size for first, size in reversed(resolutions) if first <= state.step)
     shape = (splits.num_channels, size, size)
-    element_bytes = 4 if config.precision.mode == "fp32" else 2
-    batch_size = config.data.batch_size // trainer.processes.shard.world_size
-    scaled = config.precision.mode == "fp16"
-    work = step_work(state.model, shape, batch_size, element_bytes, config.optimizer.name, scaled)
+    work = step_work_of(config, state.model, shape, trainer.processes.shard.world_size)
     trainer.profiler = StepProfiler(run.profile, trainer.processes.device, work)
 
 

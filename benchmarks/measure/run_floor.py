@@ -2,24 +2,16 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from benchmarks.publish.whole_runs import Floor, FloorPart
 from pipeline.config import Views
 from pipeline.optim.parts import partition
-from pipeline.profiling.layer_work import LayerPass, Work, layer_passes, optimizer_passes
-from pipeline.profiling.roofline import copy_bytes_per_s, matmul_flops_per_s
+from pipeline.profiling.layer_work import LayerPass, Work, element_bytes, layer_passes, optimizer_passes
 from pipeline.training.phases import Phase
 from pipeline.training.trainer import Trainer
 
 LOADING, EVALUATION = "augmentation", "evaluation"
 _PIXEL_BYTES = 1  # of a channel, as the images lie in memory
 _NUM_VIEWS = {"none": 1, "mirror": 2, "mirror_shift": 6}
-
-
-def measure_best(device: torch.device) -> Work:
-    """Measure operations and bytes of a second: in a large matrix product, and in a large copy."""
-    return Work(matmul_flops_per_s(device), copy_bytes_per_s(device))
 
 
 def floor_of(trainer: Trainer, best: Work) -> Floor:
@@ -65,26 +57,26 @@ def _passes(trainer: Trainer) -> Iterator[tuple[int, list[LayerPass]]]:
     """Yield the passes of a step of each phase with its number of steps, then those of the evaluation."""
     config, model = trainer.config, trainer.state.model
     weights = partition(config.optimizer, model)
-    shape, element_bytes = _shape(trainer), 4 if config.precision.mode == "fp32" else 2
+    shape, size = _shape(trainer), element_bytes(config.precision)
     batch_size = config.data.batch_size
-    load = _load(shape, batch_size, element_bytes)
+    load = _load(shape, batch_size, size)
     for phase, steps in steps_of_phases(trainer):
         with phase.without_ended():
-            network = layer_passes(model, shape, batch_size, element_bytes)
+            network = layer_passes(model, shape, batch_size, size)
             update = optimizer_passes(config.optimizer, weights)
         yield steps, [load, *network, *update]
     num_images = trainer.loaders.test.num_samples
-    yield 1, [_load(shape, num_images, element_bytes)]
+    yield 1, [_load(shape, num_images, size)]
     num_seen = _num_seen(config.evaluation.test_views, num_images)
-    passes = layer_passes(model, shape, num_seen, element_bytes, training=False)
+    passes = layer_passes(model, shape, num_seen, size, training=False)
     networks = 1 if trainer.state.ema is None else 2
     yield networks, [LayerPass(each.layer, EVALUATION, each.flops, each.num_bytes) for each in passes]
 
 
-def _load(shape: tuple[int, int, int], num_images: int, element_bytes: int) -> LayerPass:
+def _load(shape: tuple[int, int, int], num_images: int, size: int) -> LayerPass:
     channels, height, width = shape
     pixels = num_images * channels * height * width
-    return LayerPass("", LOADING, 0.0, pixels * (_PIXEL_BYTES + element_bytes))
+    return LayerPass("", LOADING, 0.0, pixels * (_PIXEL_BYTES + size))
 
 
 def _shape(trainer: Trainer) -> tuple[int, int, int]:

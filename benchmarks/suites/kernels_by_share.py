@@ -9,7 +9,7 @@ from benchmarks.publish.kernel_kinds import KernelKind
 from benchmarks.publish.whole_runs import KernelTime
 from pipeline.config import Config
 from pipeline.profiling.kernel_kinds import Share, measure_shares
-from pipeline.profiling.roofline import Work, copy_bytes_per_s, matmul_flops_per_s, step_work
+from pipeline.profiling.roofline import Work, measure_best, step_work_of
 from pipeline.profiling.step_profiler import STEPS, achieved
 
 
@@ -38,14 +38,11 @@ def run(session: Session) -> None:
 
 def _as_record(session: Session, config: Config, rig: Rig, rows: Sequence[Share]) -> tuple[KernelKind, ...]:
     """Return the rows for a record, with the rates that the kinds of kernels achieve on a GPU."""
-    splits, scaled = session.splits(config), config.precision.mode == "fp16"
-    work, best = {}, Work()
+    splits, work, best = session.splits(config), {}, Work()
     if session.on_gpu:
         shape = (splits.num_channels, *splits.image_size)
-        share = config.data.batch_size // session.processes.shard.world_size
-        element_bytes = 4 if config.precision.mode == "fp32" else 2
-        work = step_work(rig.state.model, shape, share, element_bytes, config.optimizer.name, scaled)
-        best = Work(matmul_flops_per_s(session.device), copy_bytes_per_s(session.device))
+        work = step_work_of(config, rig.state.model, shape, session.processes.shard.world_size)
+        best = measure_best(session.device)
     return tuple(
         KernelKind(
             kind=row.kind,

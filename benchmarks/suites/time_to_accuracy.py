@@ -26,7 +26,7 @@ from benchmarks.measure.machine import (
     hash_of_sources,
     seconds_since_start,
 )
-from benchmarks.measure.run_floor import floor_of, measure_best
+from benchmarks.measure.run_floor import floor_of
 from benchmarks.measure.session import Session
 from benchmarks.measure.t_tests import p_not_above
 from benchmarks.measure.whole_run import WholeRunRig, without_old_garbage
@@ -35,6 +35,7 @@ from benchmarks.peers.programs import PeerProgram, read_peers
 from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns
 from pipeline.config import Config
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
+from pipeline.profiling.roofline import measure_best
 
 _QUICK_RUNS = 2
 _QUICK_DURATION = "duration=5st"

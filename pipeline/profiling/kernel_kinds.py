@@ -135,6 +135,14 @@ def _divide(timed: list[tuple[str, float, int]], steps: int, span: float) -> lis
     return sorted(rows, key=lambda row: -row.microseconds)
 
 
+def new_profiler(device: torch.device) -> torch.profiler.profile:
+    """Return a profiler of operators, and on a GPU of its kernels."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities, acc_events=True)
+
+
 def measure_shares(run: Callable[[int], None], device: torch.device, steps: int) -> list[Share]:
     """Run steps under torch's profiler, and divide their time.
 
@@ -144,11 +152,8 @@ def measure_shares(run: Callable[[int], None], device: torch.device, steps: int)
         steps: to profile, after one more.
     """
     on_gpu = device.type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if on_gpu:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
     run(1)
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+    with new_profiler(device) as profiler:
         run(steps)
         if on_gpu:
             torch.cuda.synchronize(device)

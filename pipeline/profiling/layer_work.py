@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from kernels.arguments import SMOOTH_ACTIVATIONS
-from pipeline.config import MuonConfig, OptimizerConfig
+from pipeline.config import MuonConfig, OptimizerConfig, PrecisionConfig
 from pipeline.models.flops import on_meta
 from pipeline.models.layers import NormAct, PoolNormAct, Projection, Stem
 from pipeline.optim.parts import Part
@@ -76,6 +76,11 @@ class LayerPass:
         """
         assert best.flops and best.num_bytes
         return max(self.flops / best.flops, self.num_bytes / best.num_bytes)
+
+
+def element_bytes(precision: PrecisionConfig) -> int:
+    """Return the bytes of an activation, and of a weight as a layer reads it; PRECISION is the section."""
+    return 4 if precision.mode == "fp32" else 2
 
 
 def least_seconds(passes: Iterable[LayerPass], best: Work) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kernels.arguments import SMOOTH_ACTIVATIONS
+from pipeline.config import Config
 from pipeline.models.flops import on_meta
 from pipeline.models.layers import NormAct, PoolNormAct, Projection, Stem
 from pipeline.models.speednet import Whitening
@@ -25,10 +26,31 @@ from pipeline.profiling.layer_work import (
     OPTIMIZER_VALUES,
     WEIGHT_GRADIENT,
     Work,
+    element_bytes,
     layer_passes,
 )
 
 STEM = "stem: convolution, batch norm, ReLU"
+
+
+def step_work_of(
+    config: Config, model: nn.Module, input_shape: tuple[int, int, int], world_size: int
+) -> dict[str, Work]:
+    """Return the work of one training step of a run, by kind of kernel: `step_work` as the config says.
+
+    Args:
+        config: of the run.
+        model: as one process trains it.
+        input_shape: (C, H, W) of an image.
+        world_size: processes that share the batch.
+    """
+    return step_work(
+        *(model, input_shape),
+        batch_size=config.data.batch_size // world_size,
+        element_bytes=element_bytes(config.precision),
+        optimizer=config.optimizer.name,
+        scaled=config.precision.mode == "fp16",
+    )
 
 
 def step_work(
@@ -114,6 +136,11 @@ def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Coun
             module.register_forward_hook(count, with_kwargs=True)
     network(torch.empty(1, *input_shape, device="meta"))
     return moved
+
+
+def measure_best(device: torch.device) -> Work:
+    """Measure operations and bytes of a second: in a large matrix product, and in a large copy."""
+    return Work(matmul_flops_per_s(device), copy_bytes_per_s(device))
 
 
 def matmul_flops_per_s(device: torch.device) -> float:

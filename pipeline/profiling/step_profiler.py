@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from pipeline.atomic_io import write_whole
-from pipeline.profiling.kernel_kinds import Share, shares
-from pipeline.profiling.roofline import Work, copy_bytes_per_s, matmul_flops_per_s
+from pipeline.profiling.kernel_kinds import Share, new_profiler, shares
+from pipeline.profiling.roofline import Work, measure_best
 
 STEPS = 10
 
@@ -80,10 +80,7 @@ class StepProfiler:
             True if the step was profiled, which makes it slow.
         """
         if self._profiler is None and settled and self._left:
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if self._device.type == "cuda":
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
+            self._profiler = new_profiler(self._device)
             self._profiler.start()
         elif self._profiler is not None and self._left:
             self._left -= 1
@@ -109,7 +106,7 @@ class StepProfiler:
         write_whole(self._folder / "trace.json.gz", gzip.compress(text.encode(), compresslevel=5))
         trace.unlink()
         rows = shares(json.loads(text)["traceEvents"], self._steps)
-        best = Work(matmul_flops_per_s(self._device), copy_bytes_per_s(self._device)) if rows else Work()
+        best = measure_best(self._device) if rows else Work()
         self.table = (
             table(rows, self._work, best)
             if rows

@@ -54,17 +54,15 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 def read_num_threads(path: Path) -> int | None:
     """Return the number of CPU threads that a run computes with; None if its env.json does not say it."""
-    process = _last_process(path)
-    return process.cpu_threads if process is not None else None
+    return _read_last(path).get("cpu_threads")
 
 
-def _last_process(path: Path) -> _Process | None:
-    """Return the process that trained last; None if env.json cannot be read."""
+def _read_last(path: Path) -> Mapping[str, Any]:
+    """Return the entry of the process that trained last; it is empty if env.json cannot be read."""
     try:
-        record = _Environment.of(read_environment(path), path, "")
+        return _last(read_environment(path))
     except UserError:
-        return None
-    return [record, *record.continued][-1]
+        return {}
 
 
 def record_environment(
@@ -90,9 +88,9 @@ def decoder_of(run: RunFolder | None) -> str | None:
     """
     if run is None:
         return None
-    process = _last_process(run.environment)
-    if process is not None and process.decoder is not None:
-        return process.decoder
+    decoder = _read_last(run.environment).get("decoder")
+    if decoder is not None:
+        return decoder
     data = run.read_config().data
     return data.decoder if isinstance(data, FileData) and data.decoder != "auto" else None
 
