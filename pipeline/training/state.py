@@ -30,10 +30,22 @@ class Totals:
         self.values = torch.zeros(5, dtype=torch.float64, device=device)
 
     def add(
-        self, loss: torch.Tensor, correct: torch.Tensor, num_images: int, found_inf: torch.Tensor
+        self, loss: torch.Tensor, correct: torch.Tensor, num_images: int, found_inf: torch.Tensor | None
     ) -> None:
-        """Add one step: mean loss, correct predictions, images, and 1 if the update was skipped (device
-        scalars)."""
+        """Add one step.
+
+        Args:
+            loss: mean of the step, a device scalar.
+            correct: correct predictions, a device scalar.
+            num_images: of the step.
+            found_inf: a device scalar, 1 if the update was skipped; None if none can be, which takes a third
+                of the launches.
+        """
+        if found_inf is None:
+            self.values[0].add_(loss, alpha=num_images)
+            self.values[1].add_(correct)
+            self.values[2].add_(num_images)
+            return
         # the loss of a skipped update may be infinite: in the mean it would hide all others
         skipped = found_inf > 0
         sums = torch.stack([loss * num_images, correct.to(loss.dtype), torch.full_like(loss, num_images)])

@@ -86,7 +86,8 @@ def train_step(
     found_inf = _update_weights(state, options)
     if state.ema is not None:
         state.ema.update(found_inf)
-    state.totals.add(loss, correct, len(images), found_inf)
+    skips = state.precision.scaler.is_enabled()
+    state.totals.add(loss, correct, len(images), found_inf if skips else None)
     return StepOutput(loss, correct, found_inf)
 
 

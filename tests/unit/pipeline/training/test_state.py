@@ -128,6 +128,14 @@ def test_totals_leave_out_what_was_skipped():
     assert totals.values.dtype == torch.float64
 
 
+def test_totals_without_a_loss_scale_are_the_same():
+    totals, scaled = Totals(torch.device("cpu")), Totals(torch.device("cpu"))
+    for loss, correct in ((2.0, torch.tensor(3)), (0.5, torch.tensor(1.5))):
+        totals.add(torch.tensor(loss), correct, 4, None)
+        scaled.add(torch.tensor(loss), correct, 4, torch.tensor(0.0))
+    assert totals.values.tolist() == scaled.values.tolist() == [10, 4.5, 8, 0, 0]
+
+
 def test_infinities_are_an_error_but_in_a_mask():
     """A buffer may be the mask of an attention; a run with such a network saved no checkpoint."""
     state = start().state
