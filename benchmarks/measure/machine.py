@@ -1,9 +1,11 @@
 """Tells what a measurement of whole runs needs to know of the process, its sources, caches and GPU."""
 
+import getpass
 import hashlib
 import os
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -24,17 +26,24 @@ def seconds_since_start() -> float:
     return time.perf_counter() - process_started()
 
 
-def count_compiled(since: float) -> int:
-    """Count the kernels that have been written to the compile caches.
+def count_compiled(since: float, folders: Collection[str] | None = None) -> int:
+    """Count the kernels that have been written to compile caches.
 
     Args:
         since: seconds since 1970; older kernels were in the caches before.
+        folders: the caches; None: those of this process.
     """
-    folders = {os.environ[variable] for variable in _CACHES if variable in os.environ}
+    folders = folders or {os.environ[variable] for variable in _CACHES if variable in os.environ}
     written = (
         os.path.join(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names
     )
     return sum(path.endswith(_COMPILED) and os.path.getmtime(path) >= since for path in written)
+
+
+def default_caches() -> tuple[str, ...]:
+    """Return the compile caches of a program that sets none: those of inductor, and of Triton alone."""
+    inductor = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    return inductor, str(Path.home() / ".triton" / "cache")
 
 
 def hash_of_sources(recipe: Path) -> str:

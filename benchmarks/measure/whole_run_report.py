@@ -91,7 +91,7 @@ def record_peers(
             runs=tuple(peer.runs),
             planned=planned,
             wait_s=peer.wait_s or 0.0,
-            compiled=None,
+            compiled=peer.compiled,
             source_hash=hash_of_program(peer.path),
             gpu_before=ours.gpu_before,
             gpu_after=ours.gpu_after,

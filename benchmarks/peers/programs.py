@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measure.machine import count_compiled, default_caches
 from benchmarks.peers.watched import user_environment
 from benchmarks.publish.whole_runs import TimedRun
 from pipeline.data import ImageSet, Splits
@@ -36,6 +37,7 @@ class PeerProgram:
         path: of its file.
         folder: that it runs in, with its data.
         wait_s: seconds from its start to its first trained network; None until then.
+        compiled: number of kernels that it compiled in these seconds; None until then.
         runs: those that were timed, numbered from 0 in place of a seed.
     """
 
@@ -43,6 +45,7 @@ class PeerProgram:
     path: Path
     folder: Path
     wait_s: float | None = None
+    compiled: int | None = None
     runs: list[TimedRun] = field(default_factory=list)
     _process: subprocess.Popen[str] | None = None
     _started: float = 0.0
@@ -105,6 +108,7 @@ class PeerProgram:
             run = _run_of(row, len(self.runs))
             if self.wait_s is None and run.accuracies[ONE_VIEW] > _TRAINED:
                 self.wait_s = time.perf_counter() - self._started
+                self.compiled = count_compiled(time.time() - self.wait_s, default_caches())
             yield run
         raise TrainingError(f"{self.path}: ended with code {self._process.wait()}; it printed: {last_line}")
 

@@ -116,7 +116,7 @@ class WholeRuns(Strict):
         planned: number of runs that were asked for.
         wait_s: seconds from the start of the process to the end of the first run.
         compiled: number of kernels that this process compiled and wrote to the caches; 0 if the caches were
-            warm, None if it is not known, as for a peer.
+            warm, None if it is not known.
         source_hash: of the source files and the recipe (`hash_of_sources`).
         gpu_before, gpu_after: state of the GPU before the first run and after the last one; None on the CPU.
         floor: the least work of one training; None for a peer, and in older records.

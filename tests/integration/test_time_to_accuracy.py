@@ -12,6 +12,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.measure import machine, session
 from benchmarks.measure.whole_run import WholeRunRig
+from benchmarks.peers import programs
 from benchmarks.publish.records import newest, read
 from benchmarks.publish.tables import MAKERS
 from benchmarks.publish.whole_runs import KernelTable, KernelTime, TimedRun
@@ -208,8 +209,11 @@ def test_peers_train_in_turn_with_ours(
     """The first run after each start or stop is not timed."""
     monkeypatch.setattr(session, "append", partial(append_to, tmp_path / "results"))
     scripted(monkeypatch, [0.942, 0.943, 0.9435, 0.9425])
-    program = tmp_path / "other.py"
-    program.write_text(PEER)
+    program, cache = tmp_path / "other.py", tmp_path / "cache" / "kernel.cubin"
+    program.write_text(
+        f"import pathlib\ncache = pathlib.Path({str(cache)!r})\ncache.parent.mkdir()\ncache.touch()\n{PEER}"
+    )
+    monkeypatch.setattr(programs, "default_caches", lambda: (str(cache.parent),))
     options = [
         "--target",
         "94",
@@ -230,7 +234,7 @@ def test_peers_train_in_turn_with_ours(
     ours, theirs = read(tmp_path / "results")
     assert (ours.variant, theirs.variant) == ("tiny", "other")
     runs = theirs.whole_runs
-    assert runs is not None and runs.compiled is None and runs.wait_s > 0
+    assert runs is not None and runs.compiled == 1 and runs.wait_s > 0
     seconds = [run.seconds for run in runs.runs]
     assert seconds[0] == 1.5 and seconds[1] >= 3.5 and seconds[2] == seconds[1] + 1
     assert runs.runs[0].accuracies == {"one view": 0.93, "with their views": 0.94}
