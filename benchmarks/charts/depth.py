@@ -119,7 +119,8 @@ def _draw_line(
 ) -> None:
     """Draw a line with its name at the end.
 
-    A number stands clear of its deviation: below it if the error is the lowest of its depth, otherwise above.
+    A number stands clear of the deviations: below its own if the error is the lowest of its depth, otherwise
+    above its own and that of the lowest.
     """
     if not points:
         return
@@ -137,7 +138,9 @@ def _draw_line(
     for point in points:
         lowest, highest = point.error - point.deviation, point.error + point.deviation
         axes.vlines(point.depth, lowest, highest, color=look.color, linewidth=1.5)
-        is_lowest = all(other.error >= point.error for other in every_point if other.depth == point.depth)
+        lowest_point = min((p for p in every_point if p.depth == point.depth), key=lambda p: p.error)
+        is_lowest = point.error == lowest_point.error
+        highest = max(highest, lowest_point.error + lowest_point.deviation)
         place, side = ((point.depth, lowest), -1) if is_lowest else ((point.depth, highest), 1)
         axes.annotate(
             f"{point.error:.2f}", place, (0, side * 10), ha="center", fontsize=12 * style.PX, **text
