@@ -69,7 +69,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(norm_op, "_forward_op", named("norm", norm))
     monkeypatch.setattr(norm_op, "_backward_op", named("norm backward", norm_backward.launch_backward))
-    monkeypatch.setattr(pool_op, "_forward_op", named("pool", pool))
+    monkeypatch.setattr(pool_op, "forward_op", named("pool", pool))
     monkeypatch.setattr(pool_op, "_backward_op", named("pool backward", pool_backward.launch_backward))
     monkeypatch.setattr(stem_op, "whitening_stem", named("stem", _Stem.apply))
     monkeypatch.setattr(inference_op, "_op", named("inference", inference_forward.launch))

@@ -1,0 +1,279 @@
+"""Compare the backward pass of convolution, max-pool, norm and activation with PyTorch in float64."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.nn.grad import conv2d_weight
+
+from kernels.arguments import Activation, Norm
+from kernels.conv_pool_norm_act import backward as kernels
+from kernels.conv_pool_norm_act import op
+from kernels.conv_pool_norm_act.backward import Tiling, launch_backward, launch_weight_gradient
+from kernels.conv_pool_norm_act.reference import backward_reference, conv_pool_norm_act_reference
+from kernels.pool_norm_act.reference import forward_reference
+from tests.parity.operators import assert_registered
+from tests.parity.tolerances import assert_parity
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+
+Shape = tuple[int, int, int, int, int]
+DTYPES = [torch.float16, torch.bfloat16]
+MOMENTUM, EPS = 0.1, 1e-5
+VARIANTS: list[tuple[Activation, int]] = [("none", 1), ("silu", 1), ("gelu", 2)]  # activation, gradients
+# Batch, channels, height, width, output channels. One window an image; odd and even heights and widths; all
+# channels of a tile, fewer, and output channels of more than one tile; several tiles a program, the last one
+# in part.
+SHAPES = [(5, 3, 2, 2, 5), (2, 32, 5, 8, 64), (2, 24, 6, 3, 72), (1, 5, 21, 20, 16)]
+TILINGS = [
+    *(Tiling(32, 64, 1, 4, 2, 3), Tiling(32, 128, 1, 8, 1, 4)),
+    *(Tiling(16, 64, 4, 8, 1, 1), Tiling(64, 64, 4, 8, 1, 2)),
+]
+LARGE = [(128, 32, 31, 31, 64), (96, 32, 31, 31, 128), (64, 32, 32, 32, 64), (77, 24, 30, 33, 100)]
+Results = dict[str, torch.Tensor]
+
+
+class Case(NamedTuple):
+    x: torch.Tensor
+    filters: torch.Tensor  # float32 with float32 norms, as in training
+    weight: torch.Tensor
+    bias: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    gradients: list[torch.Tensor]
+    activation: Activation
+
+    def norm(self) -> Norm:
+        return Norm(self.weight, self.bias, self.running_mean, self.running_var)
+
+    def clone(self, dtype: torch.dtype | None = None) -> "Case":
+        """Return a copy, in another dtype if one is given, whose running statistics can be changed."""
+        copies: dict[str, Any] = {
+            name: each.to(dtype or each.dtype, copy=True)
+            for name, each in self._asdict().items()
+            if isinstance(each, torch.Tensor)
+        }
+        return self._replace(**copies)
+
+
+def quarters(*shape: int, limit: int, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+    values = torch.randint(-limit, limit + 1, shape, generator=generator) / 4
+    return values.to(dtype).to(DEVICE, memory_format=torch.channels_last)
+
+
+def random_case(
+    shape: Shape, dtype: torch.dtype, activation: Activation = "silu", num_gradients: int = 1
+) -> Case:
+    """Return a case whose convolution is exact in every dtype, so that all agree on the maxima."""
+    batch_size, channels, height, width, out_channels = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+    x = quarters(batch_size, channels, height, width, limit=4, generator=generator, dtype=dtype)
+    # at most 16 taps are not 0: no sum exceeds 16, and bfloat16 holds all quarters up to 64
+    filters = torch.zeros(out_channels, channels * 9)
+    for _ in range(16):
+        taps = torch.randint(channels * 9, (out_channels, 1), generator=generator)
+        filters.scatter_(1, taps, torch.randint(-1, 2, taps.shape, generator=generator).float())
+    weight, bias, mean, var = (torch.randn(out_channels, generator=generator).to(DEVICE) for _ in range(4))
+    pooled = batch_size, out_channels, height // 2, width // 2
+    gradients = [quarters(*pooled, limit=16, generator=generator, dtype=dtype) for _ in range(num_gradients)]
+    filters = filters.view(out_channels, channels, 3, 3).to(DEVICE, memory_format=torch.channels_last)
+    return Case(x, filters, weight, bias, mean, var.abs(), gradients, activation)
+
+
+def expected(case: Case) -> Results:
+    """Return y, the running statistics and all gradients in float64."""
+    wide = case.clone(torch.float64)
+    leaves = {name: getattr(wide, name).requires_grad_() for name in ("filters", "weight", "bias")}
+    pooled = functional.max_pool2d(functional.conv2d(wide.x, wide.filters, padding=1), 2)
+    running = wide.running_mean, wide.running_var
+    z = functional.batch_norm(pooled, *running, wide.weight, wide.bias, True, MOMENTUM, EPS)
+    y = {"none": lambda z: z, "silu": functional.silu, "gelu": functional.gelu}[case.activation](z)
+    gradient = torch.stack([each.double() for each in case.gradients]).sum(0)
+    by_leaf = torch.autograd.grad(y, list(leaves.values()), gradient)
+    results = {"y": y.detach(), "running_mean": running[0], "running_var": running[1]}
+    return results | {f"d{k}": v for k, v in zip(leaves, by_leaf, strict=True)}
+
+
+def assert_results(actual: Results, case: Case) -> None:
+    results = expected(case)
+    num_windows = results["y"].numel() // results["y"].shape[1]
+    for name, value in actual.items():
+        result, dtype = results[name], case.x.dtype
+        assert value.dtype is (dtype if name == "y" else torch.float32)
+        if name == "dfilters":  # as rounding errors of a sum grow
+            value, result = value.double() * num_windows**-0.5, result * num_windows**-0.5
+            assert_parity(value, result, "pooled conv dweight", dtype)
+        elif name in ("dweight", "dbias") and len(case.gradients) == 2:
+            value, result = value.double() * num_windows**-0.5, result * num_windows**-0.5
+            assert_parity(value, result, f"batch norm {name}, rounded dz", dtype)
+        else:
+            kind = "statistics" if "running" in name else name
+            assert_parity(value.double(), result, f"batch norm {kind}", value.dtype)
+
+
+def run_backward(function: Callable[..., Any], case: Case) -> Results:
+    """Return the gradients that a backward function, of kernels or the reference, computes."""
+    copy = case.clone()
+    convolved = functional.conv2d(copy.x.float(), copy.filters, padding=1).to(copy.x.dtype)
+    _, pooled, places, statistics = forward_reference(convolved, *copy.norm(), "none", MOMENTUM, EPS)
+    saved = pooled, places, copy.weight, copy.bias, statistics
+    by_leaf = function(*[*copy.gradients, None][:2], *saved, copy.activation, copy.x)
+    return dict(zip(("dfilters", "dweight", "dbias"), by_leaf, strict=True))
+
+
+def run_operator(case: Case, transform: Any = lambda function: function) -> Results:
+    """Return what the differentiable function and autograd compute; `transform` may compile the function."""
+    copy = case.clone()
+    leaves = {name: getattr(copy, name).requires_grad_() for name in ("filters", "weight", "bias")}
+
+    def once(*arguments: Any) -> list[torch.Tensor]:
+        return [1 * op.conv_pool_norm_act(*arguments)]
+
+    def twice(*arguments: Any) -> list[torch.Tensor]:
+        first, second = op.conv_pool_norm_act_twice(*arguments)
+        return [1 * first, 1 * second]
+
+    arguments = copy.x, copy.filters, copy.norm(), copy.activation, MOMENTUM, EPS
+    outputs = transform(twice if len(copy.gradients) == 2 else once)(*arguments)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    by_leaf = torch.autograd.grad(outputs, list(leaves.values()), copy.gradients)
+    running = {"running_mean": copy.running_mean, "running_var": copy.running_var}
+    return {"y": outputs[0].detach()} | running | {f"d{k}": v for k, v in zip(leaves, by_leaf, strict=True)}
+
+
+def assert_exact_weight_gradient(shape: Shape, dtype: torch.dtype) -> None:
+    """Compare the product alone with its definition: of quarters, all sums are exact."""
+    batch_size, channels, height, width, out_channels = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+    x = quarters(batch_size, channels, height, width, limit=8, generator=generator, dtype=dtype)
+    rows, columns = height // 2, width // 2
+    g = quarters(batch_size, out_channels, rows, columns, limit=8, generator=generator, dtype=dtype)
+    chosen = torch.randint(4, (batch_size * rows * columns, -(-out_channels // 4), 4), generator=generator)
+    packed = (chosen << torch.tensor([0, 2, 4, 6])).sum(2).to(DEVICE, torch.uint8)
+    places = chosen.flatten(1)[:, :out_channels].view(batch_size, rows, columns, -1).permute(0, 3, 1, 2)
+    dense = torch.zeros(batch_size, out_channels, height, width, dtype=torch.float64, device=DEVICE)
+    for place in range(4):
+        window = dense[:, :, place // 2 : 2 * rows : 2, place % 2 : 2 * columns : 2]
+        window += torch.where(places.to(DEVICE) == place, g.double(), 0)
+    shape_of_weight = (out_channels, channels, 3, 3)
+    exact = conv2d_weight(x.double(), shape_of_weight, dense, padding=1)
+    for _ in range(2):  # a race would make a second run differ
+        dweight = launch_weight_gradient(g, packed, x)
+        assert dweight.shape == shape_of_weight and dweight.dtype is torch.float32
+        assert torch.equal(dweight.double(), exact)
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weight_gradient_is_exact_for_quarters(
+    shape: Shape, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "TILINGS", {128: tiling})
+    assert_exact_weight_gradient(shape, torch.float16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", LARGE)
+def test_large_weight_gradient_is_exact_for_quarters(
+    shape: Shape, dtype: torch.dtype, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "TILINGS", {128: tiling})
+    assert_exact_weight_gradient(shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("activation", "num_gradients"), VARIANTS)
+def test_kernels(activation: Activation, num_gradients: int, dtype: torch.dtype) -> None:
+    case = random_case((3, 6, 7, 4, 8), dtype, activation, num_gradients)
+    assert_results(run_backward(launch_backward, case), case)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("activation", "num_gradients"), VARIANTS)
+@pytest.mark.parametrize("shape", LARGE)
+def test_large_operator(shape: Shape, activation: Activation, num_gradients: int, dtype: torch.dtype) -> None:
+    case = random_case(shape, dtype, activation, num_gradients)
+    assert_results(run_operator(case), case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("activation", "num_gradients"), VARIANTS)
+def test_reference_and_operator(activation: Activation, num_gradients: int, dtype: torch.dtype) -> None:
+    case = random_case((3, 6, 7, 4, 8), dtype, activation, num_gradients)
+    if num_gradients == 1:  # the kernels round dz, the reference does not
+        assert_results(run_backward(backward_reference, case), case)
+    assert_results(run_operator(case), case)
+    copy = case.clone()
+    y = conv_pool_norm_act_reference(copy.x, copy.filters, copy.norm(), activation, MOMENTUM, EPS)
+    assert_parity(y.double(), expected(case)["y"], "batch norm y", dtype)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("num_gradients", [1, 2])
+def test_operator_compiles_into_one_graph(num_gradients: int, backend: str) -> None:
+    case = random_case((3, 5, 5, 4, 8), torch.float16, "silu", num_gradients)
+    compiled = run_operator(case, lambda function: torch.compile(function, fullgraph=True, backend=backend))
+    torch.testing.assert_close(compiled, run_operator(case), rtol=0, atol=0)
+
+
+def test_autocast_casts_and_any_strides_are_taken() -> None:
+    case = random_case((3, 5, 5, 4, 8), torch.bfloat16, "gelu")
+    copy = case.clone()
+    filters = copy.filters.contiguous().requires_grad_()
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        y = op.conv_pool_norm_act(copy.x.float().contiguous(), filters, copy.norm(), "gelu", MOMENTUM, EPS)
+    (dfilters,) = torch.autograd.grad(y, filters, case.gradients[0].contiguous())
+    assert_results({"y": y.detach(), "dfilters": dfilters}, case)
+
+
+def test_backward_operator_is_registered_soundly() -> None:
+    case = random_case((3, 5, 5, 4, 8), torch.float16, "gelu")
+    convolved = functional.conv2d(case.x.float(), case.filters, padding=1).half()
+    arguments = convolved, *case.clone().norm(), "gelu", MOMENTUM, EPS
+    _, pooled, places, statistics = torch.ops.quickres.pool_norm_act(*arguments)
+    for second in (None, case.gradients[0]):
+        saved = pooled, places, case.weight, case.bias, statistics
+        backward = (case.gradients[0], second, *saved, "gelu", case.x)
+        assert_registered(torch.ops.quickres.conv_pool_norm_act_backward.default, backward)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "message"),
+    [
+        (torch.zeros(4, 8, 6, 6), (8, 8, 3, 3), "x must be float16"),
+        (torch.zeros(4, 33, 6, 6).half(), (8, 33, 3, 3), "x must be float16"),
+        (torch.zeros(4, 8, 6).half(), (8, 8, 3, 3), "x must be float16"),
+        (torch.zeros(4, 8, 6, 6).half().requires_grad_(), (8, 8, 3, 3), "x must not require a gradient"),
+        (torch.zeros(4, 8, 6, 6).half(), (8, 7, 3, 3), "weight must be"),
+        (torch.zeros(4, 8, 6, 6).half(), (129, 8, 3, 3), "weight must be"),
+        (torch.zeros(1, 8, 3, 3).half(), (8, 8, 3, 3), "more than one window"),
+        (torch.zeros(4, 8, 6, 6).half(), (9, 8, 3, 3), "norm.weight must be"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(x: torch.Tensor, weight: Any, message: str) -> None:
+    for function in (op.conv_pool_norm_act, op.conv_pool_norm_act_twice):
+        with pytest.raises(ValueError, match=message):
+            function(x, torch.zeros(weight), Norm(*torch.zeros(4, 8)))
+
+
+def test_support_depends_on_channels_dtype_gradient_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.zeros(4, 32, 6, 6).half(), torch.zeros(128, 32, 3, 3)
+    assert op.supports(x, weight) is (ON_GPU and op._on_hopper(x.device))
+    monkeypatch.setattr(op, "_on_hopper", lambda device: True)
+    assert op.supports(x, weight) and op.supports(x.bfloat16(), weight)
+    assert not op.supports(x.float(), weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert op.supports(x.float(), weight)
+    assert not op.supports(x, torch.zeros(129, 32, 3, 3))
+    assert not op.supports(torch.zeros(4, 33, 6, 6).half(), torch.zeros(128, 33, 3, 3))
+    assert not op.supports(x.clone().requires_grad_(), weight)
