@@ -133,6 +133,21 @@ class PoolNormAct(NormAct):
         op = pool_norm_act_twice if self.branches else pool_norm_act
         return op(input, self._norm(), self.activation, self.momentum, self.eps)
 
+    def after_convolution(self, x: torch.Tensor, weight: torch.Tensor) -> Activation | None:
+        """Return the layer's output for conv2d(x, weight, padding=1), or None if no kernel does both at once.
+
+        The kernels (`kernels/conv_pool_norm_act/op.py`) compute no gradient by x.
+        """
+        if not self._uses_kernels(x) or x.requires_grad or not weight.requires_grad:
+            return None
+        from kernels.conv_pool_norm_act.op import conv_pool_norm_act, conv_pool_norm_act_twice, supports
+
+        if not supports(x, weight):
+            return None
+        assert self.momentum is not None
+        op = conv_pool_norm_act_twice if self.branches else conv_pool_norm_act
+        return op(x, weight, self._norm(), self.activation, self.momentum, self.eps)
+
 
 def global_max(x: torch.Tensor) -> torch.Tensor:
     """Return the maximum of each channel, or NaN; its gradient goes to the first position that has it.

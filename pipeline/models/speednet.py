@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.models.fused import FusedLayer
-from pipeline.models.layers import NormAct, PoolNormAct, as_pair, global_max
+from pipeline.models.layers import Activation, NormAct, PoolNormAct, as_pair, global_max
 
 ActivationName = Literal["gelu", "silu"]
 _KERNEL = 2  # height and width of the patches that are whitened
@@ -104,9 +104,17 @@ class ConvGroup(nn.Module):
                 module.weight.requires_grad = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first, residual = as_pair(self.norm1(self.conv1(x)))
+        first, residual = as_pair(self._pooled(x))
         x = self.norm2(self.conv2(first))
         return self.norm3(self.conv3(x), residual=residual) if self.residual else x
+
+    def _pooled(self, x: torch.Tensor) -> Activation:
+        """Return the output of the first norm.
+
+        In training, an x without gradient, as behind a stem that is not trained any longer, needs less work.
+        """
+        pooled = self.norm1.after_convolution(x, self.conv1.padded_weight(x))
+        return self.norm1(self.conv1(x)) if pooled is None else pooled
 
 
 class PaddedConv(nn.Conv2d):
@@ -121,12 +129,15 @@ class PaddedConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(input, self.padded_weight(input), padding=1)
+
+    def padded_weight(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the weight with zeros for the further channels of an input."""
         further = input.shape[1] - self.in_channels
-        weight = F.pad(self.weight, (0, 0, 0, 0, 0, further)) if further > 0 else self.weight
-        return F.conv2d(input, weight, padding=1)
+        return F.pad(self.weight, (0, 0, 0, 0, 0, further)) if further > 0 else self.weight
 
 
-def _dirac(in_channels: int, channels: int) -> nn.Conv2d:
+def _dirac(in_channels: int, channels: int) -> PaddedConv:
     convolution = PaddedConv(in_channels, channels)
     nn.init.dirac_(convolution.weight.data[:in_channels])
     return convolution

@@ -44,8 +44,9 @@ def phases_of(config: Config, plan: Plan, model: nn.Module) -> tuple[Phase, ...]
     The trained weights are those of one phase, as the learning rate of parameters that have ended is 0. So
     all parameters stay in the step if the norm of the gradient is clipped. Matrices that Muon renormalises
     stay until their next renormalisation: later ones change them no more. When all parameters have ended, no
-    new phase begins. One difference is left: a gradient of an ended parameter that overflows no longer skips
-    the update of the others.
+    new phase begins. Two differences are left. A gradient of an ended parameter that overflows no longer
+    skips the update of the others. And a convolution whose input needs no gradient any longer may have a
+    kernel of its own, which rounds its gradient less (`kernels/conv_pool_norm_act/op.py`).
     """
     if not config.compile.drop_ended or config.optimizer.clip_norm is not None:
         return (Phase(),)

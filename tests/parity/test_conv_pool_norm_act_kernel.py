@@ -226,6 +226,24 @@ def test_operator_compiles_into_one_graph(num_gradients: int, backend: str) -> N
     torch.testing.assert_close(compiled, run_operator(case), rtol=0, atol=0)
 
 
+def test_a_graph_is_compiled_again_when_the_input_needs_no_gradient_any_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a phase of a run that trains no layer before this one takes the kernels."""
+    monkeypatch.setattr(op, "_on_hopper", lambda device: True)
+    case = random_case((3, 5, 5, 4, 8), torch.float16)
+    before, filters = torch.ones(5, 1, 1, device=DEVICE).half(), case.filters.requires_grad_()
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        x = x * before
+        return op.conv_pool_norm_act(x, filters, case.norm()) if op.supports(x, filters) else x
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for requires_grad in (True, False, True):
+        before.requires_grad_(requires_grad)
+        assert compiled(case.x).shape == ((3, 5, 5, 4) if requires_grad else (3, 8, 2, 2))
+
+
 def test_autocast_casts_and_any_strides_are_taken() -> None:
     case = random_case((3, 5, 5, 4, 8), torch.bfloat16, "gelu")
     copy = case.clone()

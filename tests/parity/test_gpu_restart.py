@@ -96,6 +96,31 @@ def test_the_graphs_of_two_phases_train_as_one(name: str) -> None:
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
 
 
+def test_behind_an_ended_stem_the_first_convolution_has_a_kernel() -> None:
+    """Its gradient is rounded less, so the weights differ a little from those of one phase."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs a GPU of compute capability 9")
+    keys = (
+        *("model.name=speednet94", "model.fused_norm=true", "model.fused_stem=true", "precision.mode=fp16"),
+        "optimizer.groups=[{match: stem.bias, until: 7st}]",
+    )
+    weights, counts = [], []
+    for drop in ("false", "true"):
+        config = _config(0, *keys, f"compile.drop_ended={drop}")
+        set_backends(config)
+        torch._dynamo.reset()
+        trainer = Trainer.build(config, load_splits(config.data, 0), connect(config))
+        trainer.fit()
+        assert trainer.step.recompilations == 0 and trainer.step.settled
+        weights.append(dict(trainer.state.model.named_parameters()))
+        trainer.state.step = 19
+        counts.append(_count_kernels(trainer, "_pool_conv_weight_gradient_kernel"))
+    assert counts == [0, 1]
+    for key, value in weights[0].items():
+        if value.ndim > 1:
+            assert (weights[1][key] - value).norm() < 0.02 * value.norm(), key
+
+
 def _count_kernels(trainer: Trainer, name: str) -> int:
     """Return how often a kernel runs in the next step."""
     batch = next(trainer.loaders.train.batches_from(0))

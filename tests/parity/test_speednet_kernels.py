@@ -1,7 +1,7 @@
 """Compare the networks of airbench on their Triton kernels, all together, with the same ones on PyTorch."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +12,8 @@ from kernels.arguments import Norm
 from kernels.batch_norm_act import backward as norm_backward
 from kernels.batch_norm_act import forward as norm_forward
 from kernels.batch_norm_act import op as norm_op
+from kernels.conv_pool_norm_act import backward as conv_pool_backward
+from kernels.conv_pool_norm_act import op as conv_pool_op
 from kernels.norm_act_inference import forward as inference_forward
 from kernels.norm_act_inference import op as inference_op
 from kernels.pool_norm_act import backward as pool_backward
@@ -23,7 +25,7 @@ from kernels.whitening_stem import op as stem_op
 from pipeline.config import ModelConfig
 from pipeline.models import build_model
 from pipeline.models.fused import FusedLayer, kernels_in_evaluation
-from pipeline.models.speednet import PaddedConv
+from pipeline.models.speednet import ConvGroup, PaddedConv
 from tests.parity.tolerances import assert_parity
 
 ON_GPU = torch.cuda.is_available()
@@ -71,6 +73,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(norm_op, "_backward_op", named("norm backward", norm_backward.launch_backward))
     monkeypatch.setattr(pool_op, "forward_op", named("pool", pool))
     monkeypatch.setattr(pool_op, "_backward_op", named("pool backward", pool_backward.launch_backward))
+    conv_pool = named("convolution and pool backward", conv_pool_backward.launch_backward)
+    monkeypatch.setattr(conv_pool_op, "_backward_op", conv_pool)
+    monkeypatch.setattr(conv_pool_op, "_on_hopper", lambda device: True)
     monkeypatch.setattr(stem_op, "whitening_stem", named("stem", _Stem.apply))
     monkeypatch.setattr(inference_op, "_op", named("inference", inference_forward.launch))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -94,6 +99,33 @@ def test_a_padded_convolution_ignores_channels_of_zeros(monkeypatch: pytest.Monk
         results.append((y, *torch.autograd.grad(y.square().sum(), convolution.weight)))
     assert results[0][1].shape == results[1][1].shape == (8, 24, 3, 3)
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_the_first_convolution_has_a_kernel_if_its_input_needs_no_gradient(
+    depth: Literal[2, 3], launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values are the same, and so are all gradients but that of its weight, which is rounded less."""
+    torch.manual_seed(0)
+    group = ConvGroup(6, 8, depth, "silu", 0.1, fused_norm=True).to(DEVICE)
+    group = group.to(memory_format=torch.channels_last)
+    values = F.pad(torch.randn(4, 6, 7, 8), (0, 0, 0, 0, 0, 2))  # with channels of zeros, as of the stem
+    values = values.to(DEVICE, memory_format=torch.channels_last)
+    outputs, gradients, ran = [], [], []
+    for needs_gradient, on_hopper in ((True, True), (False, False), (False, True)):
+        monkeypatch.setattr(conv_pool_op, "_on_hopper", lambda device, on_hopper=on_hopper: on_hopper)
+        group.zero_grad()
+        launches.clear()
+        with torch.autocast(DEVICE.type, torch.float16 if ON_GPU else torch.bfloat16):
+            outputs.append(group(values.clone().requires_grad_(needs_gradient)).float())
+        outputs[-1].square().sum().backward()
+        ran.append((launches.count("convolution and pool backward"), launches.count("pool backward")))
+        gradients.append({key: p.grad for key, p in group.named_parameters() if p.grad is not None})
+    assert ran == [(0, 1), (0, 1), (1, 0)]
+    assert torch.equal(outputs[1], outputs[2]) and gradients[1].keys() == gradients[2].keys()
+    for key, gradient in gradients[1].items():
+        share = (gradients[2][key] - gradient).norm() / gradient.norm()
+        assert share < (2**-8 if key == "conv1.weight" else 1e-3), key
 
 
 def build(keys: dict[str, Any], fused: bool) -> nn.Module:
