@@ -36,12 +36,14 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Return True if the kernels are made for this input, this weight and this GPU.
 
     Args:
-        x: input of `conv_pool_norm_act`. With more channels, or in float32, its sums do not fit in registers.
+        x: (N, C, H, W), input of `conv_pool_norm_act`. With more channels, or in float32, its sums do not fit
+            in registers.
         weight: (O, C, 3, 3).
     """
     half = _dtype(x) in (torch.float16, torch.bfloat16)
-    channels = x.shape[1] <= BLOCK_IN and len(weight) <= MAX_CHANNELS
-    return half and channels and not x.requires_grad and _on_hopper(x.device)
+    fit = x.shape[1] <= BLOCK_IN and len(weight) <= MAX_CHANNELS
+    aligned = x.shape[1] % 8 == 0 and len(weight) % 16 == 0  # otherwise loads are short, and not asynchronous
+    return half and fit and aligned and not x.requires_grad and _on_hopper(x.device)
 
 
 @torch.compiler.assume_constant_result

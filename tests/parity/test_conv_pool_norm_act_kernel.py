@@ -231,8 +231,8 @@ def test_a_graph_is_compiled_again_when_the_input_needs_no_gradient_any_longer(
 ) -> None:
     """So a phase of a run that trains no layer before this one takes the kernels."""
     monkeypatch.setattr(op, "_on_hopper", lambda device: True)
-    case = random_case((3, 5, 5, 4, 8), torch.float16)
-    before, filters = torch.ones(5, 1, 1, device=DEVICE).half(), case.filters.requires_grad_()
+    case = random_case((3, 8, 5, 4, 16), torch.float16)
+    before, filters = torch.ones(8, 1, 1, device=DEVICE).half(), case.filters.requires_grad_()
 
     def layer(x: torch.Tensor) -> torch.Tensor:
         x = x * before
@@ -241,7 +241,7 @@ def test_a_graph_is_compiled_again_when_the_input_needs_no_gradient_any_longer(
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for requires_grad in (True, False, True):
         before.requires_grad_(requires_grad)
-        assert compiled(case.x).shape == ((3, 5, 5, 4) if requires_grad else (3, 8, 2, 2))
+        assert compiled(case.x).shape == ((3, 8, 5, 4) if requires_grad else (3, 16, 2, 2))
 
 
 def test_autocast_casts_and_any_strides_are_taken() -> None:
@@ -292,6 +292,7 @@ def test_support_depends_on_channels_dtype_gradient_and_gpu(monkeypatch: pytest.
     assert not op.supports(x.float(), weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert op.supports(x.float(), weight)
-    assert not op.supports(x, torch.zeros(129, 32, 3, 3))
-    assert not op.supports(torch.zeros(4, 33, 6, 6).half(), torch.zeros(128, 33, 3, 3))
+    assert not op.supports(x, torch.zeros(144, 32, 3, 3)) and not op.supports(x, torch.zeros(72, 32, 3, 3))
+    for channels in (20, 40):
+        assert not op.supports(torch.zeros(4, channels, 6, 6).half(), torch.zeros(128, channels, 3, 3))
     assert not op.supports(x.clone().requires_grad_(), weight)

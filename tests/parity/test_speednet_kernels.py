@@ -107,7 +107,7 @@ def test_the_first_convolution_has_a_kernel_if_its_input_needs_no_gradient(
 ) -> None:
     """Values are the same, and so are all gradients but that of its weight, which is rounded less."""
     torch.manual_seed(0)
-    group = ConvGroup(6, 8, depth, "silu", 0.1, fused_norm=True).to(DEVICE)
+    group = ConvGroup(6, 16, depth, "silu", 0.1, fused_norm=True).to(DEVICE)
     group = group.to(memory_format=torch.channels_last)
     values = F.pad(torch.randn(4, 6, 7, 8), (0, 0, 0, 0, 0, 2))  # with channels of zeros, as of the stem
     values = values.to(DEVICE, memory_format=torch.channels_last)
