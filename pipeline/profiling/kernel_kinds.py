@@ -35,7 +35,7 @@ _KINDS = (
     (NORM_FORWARD, r"batch_norm|_norm_(statistics|apply|inference)_kernel"),
     ("loss", r"_loss_|softmax|nll_loss"),
     (f"{CONVOLUTION}both gradients", r"convolution_backward"),
-    (WEIGHT_GRADIENT, r"wgrad"),
+    (WEIGHT_GRADIENT, r"wgrad|_conv_weight_"),
     (INPUT_GRADIENT, r"dgrad"),
     (FORWARD, r"fprop|implicit_?gemm|convolution::|winograd|cudnn.*(conv|Kernel)|aten::\w*convolution"),
     (OPTIMIZER, r"_muon_|multi_tensor_apply|amp_update|FusedSgd|fused_sgd|fused_adam"),

@@ -39,6 +39,7 @@ PIXELS = 32 * 32
         ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_f16_s16816wgrad_optimized>", WEIGHT_GRADIENT),
         ("_norm_statistics_kernel", NORM_FORWARD),
         ("_norm_gradient_sums_kernel", NORM_BACKWARD),
+        ("_pool_conv_weight_gradient_kernel", WEIGHT_GRADIENT),
         ("_stem_gradient_sums_kernel", STEM),
         ("_loss_gradient_kernel", "loss"),
         ("void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor>", OPTIMIZER),
