@@ -1,11 +1,11 @@
 """Run the backward pass: the gradient by the output of the convolution, three quarters zeros, is not written.
 
-| launch          | reads                              | writes                                           |
-|-----------------|------------------------------------|--------------------------------------------------|
-| gradient sums   | dy, second dy, pooled              | two sums of each program; dz if there are two    |
+| launch          | reads                               | writes                                          |
+|-----------------|-------------------------------------|-------------------------------------------------|
+| gradient sums   | dy, second dy, pooled               | two sums of each program; dz if there are two   |
 | gradient        | dz (or dy, if there is one), pooled | g, the gradient by the maximum of each window   |
-| weight gradient | g, places, x                       | of each program, the sums over its windows       |
-| sum             | the sums of the programs           | the gradient by the weight of the convolution    |
+| weight gradient | g, places, x                        | of each program, the sums over its windows      |
+| sum             | the sums of the programs            | the gradient by the weight of the convolution   |
 
 The first two launches are those of `batch_norm_act`. The third one multiplies tiles of windows. A window is
 2x2 pixels of the output of the convolution; its taps read 4x4 pixels of x, its neighbours, from which 16

@@ -33,17 +33,19 @@ _HOPPER = 9  # compute capability of the GPUs whose tensor cores read operands f
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Return True if the kernels are made for this input, this weight and this GPU.
+    """Return True if the kernels are made for such arguments and this GPU; otherwise use `pool_norm_act`.
+
+    They are made for half precision, C at most 32 and a multiple of 8, O at most 128 and a multiple of 16, an
+    x without gradient, and GPUs of compute capability 9.
 
     Args:
-        x: (N, C, H, W), input of `conv_pool_norm_act`. With more channels, or in float32, its sums do not fit
-            in registers.
+        x: (N, C, H, W), input of `conv_pool_norm_act`.
         weight: (O, C, 3, 3).
     """
     half = _dtype(x) in (torch.float16, torch.bfloat16)
-    fit = x.shape[1] <= BLOCK_IN and len(weight) <= MAX_CHANNELS
-    aligned = x.shape[1] % 8 == 0 and len(weight) % 16 == 0  # otherwise loads are short, and not asynchronous
-    return half and fit and aligned and not x.requires_grad and _on_hopper(x.device)
+    fit = x.shape[1] <= BLOCK_IN and len(weight) <= MAX_CHANNELS  # the sums stay in registers
+    whole = x.shape[1] % 8 == 0 and len(weight) % 16 == 0  # otherwise loads are short, and not asynchronous
+    return half and fit and whole and not x.requires_grad and _on_hopper(x.device)
 
 
 @torch.compiler.assume_constant_result
