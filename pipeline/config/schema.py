@@ -101,7 +101,8 @@ class CompileConfig(Section):
     drop_ended: bool = Field(
         default=False,
         description="When parameters reach `until` of `optimizer.groups`, compile and capture the step once "
-        "more, without their gradients: shorter steps for another compilation; the weights are the same",
+        "more, without their gradients: shorter steps for another compilation; the weights are the same "
+        "within rounding",
     )
 
     def mode_on(self, device: str) -> str:
