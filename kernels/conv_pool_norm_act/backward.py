@@ -36,17 +36,13 @@ class Tiling(NamedTuple):
 
     windows: int  # of a tile; a power of two, at least 16
     channels: int  # output channels of a tile; 64 or 128
-    # Neighbours in a row that one product takes. 1: 36 products of the output channels by 32 channels of x.
-    # 4: 12 products of 4 x 32 channels of x by output channels, a quarter of whose results is not used.
-    pixels: int
-    warps: int  # so many that the sums, 9 or 12 x 32 x channels, stay in registers
+    warps: int  # so many that the sums, 9 x 32 x channels, stay in registers
     programs: int  # for each multiprocessor of the GPU
     stages: int  # of the pipeline through shared memory that loads the tiles; 1: no pipeline
 
 
-# By the number of output channels. Another number takes the entry of the next larger one.
-TILINGS = {64: Tiling(32, 64, 1, 4, 2, 3), 128: Tiling(32, 128, 1, 8, 1, 4)}
-MAX_CHANNELS = max(TILINGS)
+TILING = Tiling(32, 64, 4, 2, 3)
+MAX_CHANNELS = 128
 BLOCK_IN = 32  # channels of x; a tile has all of them
 _BLOCK_VALUES, _BLOCK_PARTIALS = 64, 64  # of the sum: values of a program, and partial sums added at a time
 
@@ -85,19 +81,14 @@ def _load_neighbours(  # noqa: PLR0913
     WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
     OPERANDS: tl.constexpr,
 ):
-    """Return the 4 / PIXELS tiles of each of the 4 rows of neighbours, 0 beyond the border.
-
-    A tile has a row for each window, with BLOCK_CHANNELS values for each of PIXELS neighbours.
-    """
+    """Return a tile for each of the 4x4 neighbours, (windows, BLOCK_CHANNELS), 0 beyond the border."""
     first_image, image, y, x = locate_pixels(tile, HEIGHT // 2, WIDTH // 2, exists.shape[0])
-    value = tl.arange(0, PIXELS * BLOCK_CHANNELS)
-    pixel, channel = value // BLOCK_CHANNELS, value % BLOCK_CHANNELS
+    channel = tl.arange(0, BLOCK_CHANNELS)
     start = x_ptr + first_image * (HEIGHT * WIDTH * CHANNELS)
     corner = ((image * HEIGHT + 2 * y) * WIDTH + 2 * x) * CHANNELS
-    offset = corner[:, None] + (pixel * CHANNELS + channel)[None, :]
+    offset = corner[:, None] + channel[None, :]
     tiles = ()
     for row in tl.static_range(-1, 3):
         inside = exists
@@ -105,60 +96,43 @@ def _load_neighbours(  # noqa: PLR0913
             inside = exists & (y > 0)
         elif row == 2:
             inside = exists & (2 * y + 2 < HEIGHT)
-        for first in tl.static_range(-1, 3, PIXELS):
-            column = 2 * x[:, None] + (first + pixel)[None, :]
-            mask = inside[:, None] & (column >= 0) & (column < WIDTH) & (channel < CHANNELS)[None, :]
-            pointers = start + (offset + (row * WIDTH + first) * CHANNELS)
+        for column in tl.static_range(-1, 3):
+            in_image = inside
+            if column == -1:
+                in_image = inside & (x > 0)
+            elif column == 2:
+                in_image = inside & (2 * x + 2 < WIDTH)
+            mask = in_image[:, None] & (channel < CHANNELS)[None, :]
+            pointers = start + (offset + (row * WIDTH + column) * CHANNELS)
             tiles = tiles + (tl.load(pointers, mask=mask, other=0.0).to(OPERANDS),)  # noqa: RUF005
     return tiles
 
 
 @triton.jit
-def _add_products(sums, dy, tiles, ROW: tl.constexpr, COLUMN: tl.constexpr, PIXELS: tl.constexpr):
-    """Return the sums with the products of dy, the gradient by one pixel of each window, added.
-
-    With one pixel in a product, sum 3 r + c is that of the tap in row r and column c. With four, sum 3 k + r
-    is that of the pixels in column k of a window and the taps in row r.
-    """
+def _add_products(sums, dy, tiles, ROW: tl.constexpr, COLUMN: tl.constexpr):
+    """Return the sums of the nine taps with the products of dy, the gradient by one pixel of each window."""
     added = ()
-    if PIXELS == 1:
-        for tap in tl.static_range(9):
-            neighbour = tiles[4 * (ROW + tap // 3) + COLUMN + tap % 3]
-            added = added + (tl.dot(tl.trans(dy), neighbour, sums[tap]),)  # noqa: RUF005
-    else:
-        for number in tl.static_range(6):
-            result = sums[number]
-            if number // 3 == COLUMN:
-                result = tl.dot(tl.trans(tiles[ROW + number % 3]), dy, result)
-            added = added + (result,)  # noqa: RUF005
+    for tap in tl.static_range(9):
+        neighbour = tiles[4 * (ROW + tap // 3) + COLUMN + tap % 3]
+        added = added + (tl.dot(tl.trans(dy), neighbour, sums[tap]),)  # noqa: RUF005
     return added
 
 
 @triton.jit
 def _store_sums(
-    partials_ptr,  # (P, O, 9, CHANNELS) float32, or with four pixels (2 P, O, 9, CHANNELS)
+    partials_ptr,  # (P, O, 9, CHANNELS) float32
     sums,
     channel,
     NUM_CHANNELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
 ):
     """Write the sums of a program."""
-    value = tl.arange(0, PIXELS * BLOCK_CHANNELS)
-    pixel, of_x = value // BLOCK_CHANNELS, value % BLOCK_CHANNELS
-    exists, filter_size = channel < NUM_CHANNELS, 9 * CHANNELS
-    for number in tl.static_range(len(sums)):
-        if PIXELS == 1:
-            start = (tl.program_id(0) * NUM_CHANNELS + channel) * filter_size + number * CHANNELS
-            mask = exists[:, None] & (of_x < CHANNELS)[None, :]
-            tl.store(partials_ptr + start[:, None] + of_x[None, :], sums[number], mask=mask)
-        else:
-            tap = pixel - number // 3  # its column
-            start = ((2 * tl.program_id(0) + number // 3) * NUM_CHANNELS + channel) * filter_size
-            offset = (number % 3 * 3 + tap) * CHANNELS + of_x
-            mask = exists[None, :] & ((tap >= 0) & (tap < 3) & (of_x < CHANNELS))[:, None]
-            tl.store(partials_ptr + start[None, :] + offset[:, None], sums[number], mask=mask)
+    of_x = tl.arange(0, BLOCK_CHANNELS)
+    start = (tl.program_id(0) * NUM_CHANNELS + channel) * (9 * CHANNELS)
+    mask = (channel < NUM_CHANNELS)[:, None] & (of_x < CHANNELS)[None, :]
+    for tap in tl.static_range(9):
+        tl.store(partials_ptr + (start + tap * CHANNELS)[:, None] + of_x[None, :], sums[tap], mask=mask)
 
 
 @triton.jit
@@ -166,7 +140,7 @@ def _pool_conv_weight_gradient_kernel(  # noqa: PLR0913
     g_ptr,  # (M, O)
     places_ptr,  # (M, ceil(O / 4)) uint8
     x_ptr,  # (N, HEIGHT, WIDTH, CHANNELS)
-    partials_ptr,  # as of `_store_sums`
+    partials_ptr,  # (P, O, 9, CHANNELS) float32
     num_windows,
     NUM_CHANNELS: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -175,15 +149,11 @@ def _pool_conv_weight_gradient_kernel(  # noqa: PLR0913
     BLOCK_WINDOWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
-    PIXELS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     OPERANDS: tl.constexpr,
 ):
     channel = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    if PIXELS == 1:
-        sums = (tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32),) * 9
-    else:
-        sums = (tl.zeros((PIXELS * BLOCK_IN, BLOCK_OUT), tl.float32),) * 6
+    sums = (tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32),) * 9
     tensors = g_ptr, places_ptr
     num_tiles = tl.cdiv(num_windows, BLOCK_WINDOWS)
     for step in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), num_stages=NUM_STAGES):
@@ -191,11 +161,11 @@ def _pool_conv_weight_gradient_kernel(  # noqa: PLR0913
         start = tl.cast(tile, tl.int64) * BLOCK_WINDOWS
         exists = tl.arange(0, BLOCK_WINDOWS) < num_windows - start
         g, places = _load_gradient(tensors, start, exists, channel, NUM_CHANNELS, OPERANDS)
-        tiles = _load_neighbours(x_ptr, tile, exists, HEIGHT, WIDTH, CHANNELS, BLOCK_IN, PIXELS, OPERANDS)
+        tiles = _load_neighbours(x_ptr, tile, exists, HEIGHT, WIDTH, CHANNELS, BLOCK_IN, OPERANDS)
         for place in tl.static_range(4):
             dy = tl.where(places == place, g, 0.0)
-            sums = _add_products(sums, dy, tiles, place // 2, place % 2, PIXELS)
-    _store_sums(partials_ptr, sums, channel, NUM_CHANNELS, CHANNELS, BLOCK_IN, PIXELS)
+            sums = _add_products(sums, dy, tiles, place // 2, place % 2)
+    _store_sums(partials_ptr, sums, channel, NUM_CHANNELS, CHANNELS, BLOCK_IN)
 
 
 @triton.jit(do_not_specialize=["num_partials"])
@@ -218,13 +188,8 @@ def _pool_conv_weight_sum_kernel(
     tl.store(dweight_ptr + value, tl.sum(total, axis=0), mask=value < num_values)
 
 
-def _tiling(num_channels: int) -> Tiling:
-    return TILINGS[min(size for size in TILINGS if num_channels <= size)]
-
-
 def _plan(x: torch.Tensor, num_windows: int, num_channels: int) -> Launch:
     """Return the grid and the options of the weight gradient of x by O = num_channels output channels."""
-    tiling = _tiling(num_channels)
     # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
     interpreted_bfloat16 = x.dtype is torch.bfloat16 and x.device.type != "cuda"
     half = tl.float16 if x.dtype is torch.float16 else tl.bfloat16
@@ -232,18 +197,17 @@ def _plan(x: torch.Tensor, num_windows: int, num_channels: int) -> Launch:
         "HEIGHT": x.shape[2],
         "WIDTH": x.shape[3],
         "CHANNELS": x.shape[1],
-        "BLOCK_WINDOWS": tiling.windows,
+        "BLOCK_WINDOWS": TILING.windows,
         "BLOCK_IN": BLOCK_IN,
-        "BLOCK_OUT": tiling.channels,
-        "PIXELS": tiling.pixels,
-        "NUM_STAGES": tiling.stages,
+        "BLOCK_OUT": TILING.channels,
+        "NUM_STAGES": TILING.stages,
         "OPERANDS": tl.float32 if interpreted_bfloat16 else half,
-        "num_warps": tiling.warps,
+        "num_warps": TILING.warps,
         **FP_FUSION,
     }
-    num_tiles = triton.cdiv(num_windows, tiling.windows)
-    num_columns = triton.cdiv(num_channels, tiling.channels)
-    return Launch(plan_grid(num_tiles, num_columns, tiling.programs, x.device), options)
+    num_tiles = triton.cdiv(num_windows, TILING.windows)
+    num_columns = triton.cdiv(num_channels, TILING.channels)
+    return Launch(plan_grid(num_tiles, num_columns, TILING.programs, x.device), options)
 
 
 def launch_weight_gradient(g: torch.Tensor, places: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -257,11 +221,10 @@ def launch_weight_gradient(g: torch.Tensor, places: torch.Tensor, x: torch.Tenso
     num_channels, num_windows = g.shape[1], len(places)
     grid, options = _plan(x, num_windows, num_channels)
     dweight = weight_gradient_output(g, x)
-    num_partials = grid[0] * (1 if options["PIXELS"] == 1 else 2)
-    partials = dweight.new_empty((num_partials, dweight.numel()))
+    partials = dweight.new_empty((grid[0], dweight.numel()))
     _pool_conv_weight_gradient_kernel[grid](g, places, x, partials, num_windows, num_channels, **options)
     blocks = triton.cdiv(dweight.numel(), _BLOCK_VALUES)
-    sizes = num_partials, dweight.numel(), _BLOCK_VALUES, _BLOCK_PARTIALS
+    sizes = grid[0], dweight.numel(), _BLOCK_VALUES, _BLOCK_PARTIALS
     _pool_conv_weight_sum_kernel[(blocks,)](partials, dweight, *sizes, **FP_FUSION)
     return dweight
 

@@ -30,10 +30,7 @@ VARIANTS: list[tuple[Activation, int]] = [("none", 1), ("silu", 1), ("gelu", 2)]
 # channels of a tile, fewer, and output channels of more than one tile; several tiles a program, the last one
 # in part.
 SHAPES = [(5, 3, 2, 2, 5), (2, 32, 5, 8, 64), (2, 24, 6, 3, 72), (1, 5, 21, 20, 16)]
-TILINGS = [
-    *(Tiling(32, 64, 1, 4, 2, 3), Tiling(32, 128, 1, 8, 1, 4)),
-    *(Tiling(16, 64, 4, 8, 1, 1), Tiling(64, 64, 4, 8, 1, 2)),
-]
+TILINGS = [kernels.TILING, Tiling(16, 64, 4, 1, 1), Tiling(32, 128, 8, 1, 3)]
 LARGE = [(128, 32, 31, 31, 64), (96, 32, 31, 31, 128), (64, 32, 32, 32, 64), (77, 24, 30, 33, 100)]
 Results = dict[str, torch.Tensor]
 
@@ -173,7 +170,7 @@ def assert_exact_weight_gradient(shape: Shape, dtype: torch.dtype) -> None:
 def test_weight_gradient_is_exact_for_quarters(
     shape: Shape, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "TILINGS", {128: tiling})
+    monkeypatch.setattr(kernels, "TILING", tiling)
     assert_exact_weight_gradient(shape, torch.float16)
 
 
@@ -185,7 +182,7 @@ def test_weight_gradient_is_exact_for_quarters(
 def test_large_weight_gradient_is_exact_for_quarters(
     shape: Shape, dtype: torch.dtype, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "TILINGS", {128: tiling})
+    monkeypatch.setattr(kernels, "TILING", tiling)
     assert_exact_weight_gradient(shape, dtype)
 
 
