@@ -158,8 +158,14 @@ def _inductor_options(mode: str, device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         keep_headers_in_the_cache()
     inductor_mode = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
-    # combo kernels: one launch for many small independent kernels, such as the casts of the weights
-    return {**list_mode_options(inductor_mode), "combo_kernels": device.type == "cuda"}
+    options = list_mode_options(inductor_mode)
+    if device.type == "cuda":
+        # here, because its import takes a second
+        from pipeline.training.conv_gradients import SideBySide
+
+        # combo kernels: one launch for many small independent kernels, such as the casts of the weights
+        options |= {"combo_kernels": True, "post_grad_custom_post_pass": SideBySide()}
+    return options
 
 
 def build_raw_model(config: Config, num_classes: int, device: torch.device) -> nn.Module:
