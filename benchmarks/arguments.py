@@ -242,7 +242,11 @@ def _runs_of_peers(parser: ArgumentParser) -> None:
         metavar="N",
         help="processes that load images for the others (default: one a CPU core)",
     )
-    parser.add_argument("--data", metavar="NAME", help="name of the images (default: that of their folder)")
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        help="name of the images (default: that in about.json of their folder, or that of the folder)",
+    )
     parser.add_argument(
         "--keep",
         type=Path,

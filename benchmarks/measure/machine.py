@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -46,9 +46,14 @@ def default_caches() -> tuple[str, ...]:
     return inductor, str(Path.home() / ".triton" / "cache")
 
 
-def hash_of_sources(recipe: Path) -> str:
-    """Return 16 hex digits of a SHA-256 over the names and contents of all Python files, and of a recipe."""
-    files = sorted(path for folder in _SOURCES for path in (_ROOT / folder).rglob("*.py"))
+def hash_of_sources(recipe: Path, folders: Sequence[str] = _SOURCES) -> str:
+    """Return 16 hex digits of a SHA-256 over the names and contents of all Python files, and of a recipe.
+
+    Args:
+        recipe: its path.
+        folders: of the files, in the checkout.
+    """
+    files = sorted(path for folder in folders for path in (_ROOT / folder).rglob("*.py"))
     return _hash([(path.relative_to(_ROOT).as_posix(), path) for path in files] + [("recipe", recipe)])
 
 

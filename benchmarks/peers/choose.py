@@ -11,7 +11,7 @@ from benchmarks.peers.timm_train import TimmTrain
 from benchmarks.peers.torchvision_reference import TorchvisionReference
 from pipeline.errors import UserError
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 _KINDS: dict[str, type[Program]] = {kind.name: kind for kind in (TorchvisionReference, TimmTrain)}
 _SUBFOLDERS = ("", "references/classification")
 

@@ -39,8 +39,7 @@ class LogPatterns:
     """How a program writes its log, as regular expressions.
 
     Attributes:
-        step: a line of training after step `step` of the epoch, counted from 0, which took `time` seconds,
-            with the wait for its images.
+        step: a line of training after step `step` of the epoch, counted from 0.
         trained: a line at the end of an epoch's last step.
         evaluated: a line at the end of an evaluation, with `top1` in per cent.
         parameters: a line with the number of `parameters`; None if there is none.
@@ -55,30 +54,33 @@ class LogPatterns:
 class LineLog(RunLog):
     """Reads the log of a program of others.
 
-    An epoch's training begins when its loop does, before the workers that load the images start: at the
-    line of its first step, less the time of this step. Log lines come at once, so their arrival is the time.
+    The speed of an epoch is that from the end of its first step to the end of its last. The start of the
+    workers that load the images comes before: in an epoch as short as those here it would take a large part
+    of the time, and in one of ImageNet almost none. Log lines come at once, so their arrival is the time.
 
     Args:
         patterns: of the program's log.
         images_per_epoch: images that it trains on in one epoch.
+        batch_size: images of its first step.
     """
 
-    def __init__(self, patterns: LogPatterns, images_per_epoch: int):
+    def __init__(self, patterns: LogPatterns, images_per_epoch: int, batch_size: int):
         super().__init__()
-        self._patterns, self._images = patterns, images_per_epoch
+        self._patterns, self._images = patterns, images_per_epoch - batch_size
         self._began: float | None = None
         self._trained: float | None = None
 
     def read(self, line: str, at_s: float) -> None:
         patterns = self._patterns
         if (match := patterns.step.search(line)) and int(match["step"]) == 0:
-            self._began = at_s - float(match["time"])
+            self._began = at_s
         if patterns.trained.search(line):
             self._trained = at_s
         if match := patterns.evaluated.search(line):
             rate = None
             if self._began is not None and self._trained is not None and self._trained > self._began:
-                rate = self._images / (self._trained - self._began)
+                # an epoch of one step has no other to time
+                rate = self._images / (self._trained - self._began) if self._images > 0 else None
             self.epochs.append(
                 PeerEpoch(accuracy=float(match["top1"]) / 100, evaluated_s=at_s, images_per_sec=rate)
             )
@@ -149,16 +151,19 @@ class Program(ABC):
         """Return the number of parameters of the network, where its log does not tell."""
         return None
 
+    def typed(self, task: Task, seed: int, output: Path) -> list[str]:
+        """Return the words of the command as a user types them in the folder: `python` for this Python, and
+        files of the checkout by their relative paths."""
+        first, *others = self.command(task, seed, output)
+        inside = f"{self.folder}/"
+        program = "python" if first == PYTHON else first.replace(inside, "./", 1)
+        return [program, *(word.removeprefix(inside) for word in others)]
+
     def commit(self) -> str | None:
         """Return the commit of the checkout; None if the folder is none."""
         git = ("git", "-C", str(self.folder))
         is_tracked = output_of(*git, "ls-files", "--error-unmatch", "train.py") is not None
         return output_of(*git, "rev-parse", "HEAD") if is_tracked else None
-
-
-def typed(command: list[str]) -> list[str]:
-    """Return the words of a command as a user types them: `python` for this Python."""
-    return ["python" if word == PYTHON else word for word in command]
 
 
 def count_settings(words: list[str]) -> int:

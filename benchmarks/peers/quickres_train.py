@@ -18,6 +18,7 @@ from pipeline.run.environment import commit
 from pipeline.run.records import RunResult, TrainRecord
 
 NAME = "quickres"
+_OF_TRAINING = ("pipeline", "kernels")  # the folders of the code that trains
 _EVALUATED = re.compile(r"^epoch .* test loss .* \((?P<correct>\d+)/(?P<seen>\d+)\)")
 
 
@@ -100,7 +101,7 @@ class QuickresTrain(Program):
         return {}  # the record's own
 
     def source_hash(self) -> str:
-        return hash_of_sources(Path(self.recipe))
+        return hash_of_sources(Path(self.recipe), _OF_TRAINING)
 
     @property
     def variables(self) -> dict[str, str]:

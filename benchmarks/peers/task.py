@@ -95,9 +95,16 @@ class Task:
 
     @property
     def starts_as_identities(self) -> bool:
-        """True if the scale of the last norm of each of our residual blocks starts at 0."""
+        """True if the scale of the last norm of each residual block of our network starts at 0; timm's
+        ResNets do so by default, and torchvision's do not."""
         model = self.config.model
-        return model.zero_init_residual and library_of(model.name) is None
+        library = library_of(model.name)
+        return self.is_resnet and (model.zero_init_residual if library is None else library == "timm")
+
+    @property
+    def is_resnet(self) -> bool:
+        """True for the ResNets that the libraries have too."""
+        return self.network in IMAGENET_NETWORKS
 
     @property
     def compiles(self) -> bool:

@@ -8,11 +8,10 @@ from pathlib import Path
 from benchmarks.measure.machine import hash_of_folder
 from benchmarks.peers.folder_program import PYTHON, LineLog, LogPatterns, Program, RunLog
 from benchmarks.peers.task import Task
-from pipeline.config.model import library_of
 
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 _LOG = LogPatterns(
-    step=re.compile(r"^Train: \d+ \[ *(?P<step>\d+)/\d+ .*? Time: (?P<time>[\d.]+)s"),
+    step=re.compile(r"^Train: \d+ \[ *(?P<step>\d+)/\d+"),
     trained=re.compile(r"^Train: \d+ \[.*\(100%\)\]"),
     evaluated=re.compile(r"^Test: \[ *(?P<last>\d+)/(?P=last)\].*Acc@1: +[\d.]+ \( *(?P<top1>[\d.]+)\)"),
     parameters=re.compile(r"param count: ?(?P<parameters>\d+)"),
@@ -34,6 +33,7 @@ class TimmTrain(Program):
             *("--workers", str(task.workers), "--output", str(output), "--experiment", "run"),
             *("--opt", "sgd" if optimizer.nesterov else "momentum", "--lr", f"{optimizer.lr:g}"),
             *("--momentum", f"{optimizer.momentum:g}", "--weight-decay", f"{optimizer.weight_decay:g}"),
+            *(("--model-kwargs", "zero_init_last=False") if self._starts_otherwise(task) else ()),
             *self._schedule(task),
             *("--smoothing", f"{task.config.loss.label_smoothing:g}", "--color-jitter", "0", *scale),
             *("--interpolation", "bilinear", "--train-interpolation", "bilinear"),
@@ -56,12 +56,16 @@ class TimmTrain(Program):
         if task.final_fraction:
             yield from ("--min-lr", f"{task.final_fraction * rate:g}")
 
+    def _starts_otherwise(self, task: Task) -> bool:
+        """Return True if blocks do not start as identities; by default those of its ResNets do."""
+        return task.is_resnet and not task.starts_as_identities
+
     def _crops_alike(self, task: Task) -> bool:
         """Return True if the default crops are ours, or as near to ours as its crops come."""
         return task.config.augment.crop_scale == (0.08, 1.0) or not task.config.probably_streamed
 
     def new_log(self, task: Task) -> RunLog:
-        return LineLog(_LOG, self.images_per_epoch(task))
+        return LineLog(_LOG, self.images_per_epoch(task), task.batch_size)
 
     def images_per_epoch(self, task: Task) -> int:
         return task.full_steps * task.batch_size
@@ -70,8 +74,6 @@ class TimmTrain(Program):
         yield from task.differences()
         if task.optimizer.decay_norm_and_bias:
             yield "no weight decay on norms and biases"
-        if not task.starts_as_identities and library_of(task.config.model.name) is None:
-            yield "residual blocks start as identities"
         if task.eval_size != task.config.image_size:
             yield f"evaluates at {task.config.image_size} pixels"
 

@@ -11,7 +11,7 @@ from benchmarks.peers.task import Task
 from pipeline.errors import UserError
 
 _LOG = LogPatterns(
-    step=re.compile(r"^Epoch: \[\d+\] +\[ *(?P<step>\d+)/\d+\].* time: (?P<time>[\d.]+)"),
+    step=re.compile(r"^Epoch: \[\d+\] +\[ *(?P<step>\d+)/\d+\]"),
     trained=re.compile(r"^Epoch: \[\d+\] Total time:"),
     evaluated=re.compile(r"^Test: .*Acc@1 (?P<top1>[\d.]+)"),
 )
@@ -65,7 +65,7 @@ class TorchvisionReference(Program):
             yield from ("--label-smoothing", f"{task.config.loss.label_smoothing:g}")
 
     def new_log(self, task: Task) -> RunLog:
-        return LineLog(_LOG, self.images_per_epoch(task))
+        return LineLog(_LOG, self.images_per_epoch(task), task.batch_size)
 
     def images_per_epoch(self, task: Task) -> int:
         return task.counts.train  # with the last, smaller batch

@@ -14,16 +14,18 @@ import os
 import shlex
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.measure.machine import hash_of_folder
 from benchmarks.measure.options import merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.started_run import start
 from benchmarks.peers.choose import read_programs
 from benchmarks.peers.comparison import Contest, record, report
-from benchmarks.peers.folder_program import Program, typed
+from benchmarks.peers.folder_program import Program
 from benchmarks.peers.kept_runs import KeptRuns
 from benchmarks.peers.quickres_train import NAME as OURS
 from benchmarks.peers.task import Task, check_config, share_folder
@@ -34,6 +36,7 @@ from pipeline.data.datasets.counts import count_images
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
 
 _STEP_EPOCHS = 3  # of the step on a fixed batch
+_READERS = Path(__file__).parents[1] / "peers"  # they say what a figure of a kept run means
 _PLAIN = ("log.explain=false", "log.report=false", "log.tensorboard=false")
 
 
@@ -149,13 +152,18 @@ def _train(session: Session, contest: Contest, kept: KeptRuns) -> None:
 
 
 def _key(session: Session, task: Task, program: Program) -> str:
-    """Return a key that changes with the settings of a program's runs, and with its source."""
+    """Return a key that changes with the settings of a program's runs, its source and that of its reader.
+
+    Another machine of the same kind has the same key, wherever the checkouts and the images are there.
+    """
     machine = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
     cores, versions = len(os.sched_getaffinity(0)), {"torch": torch.__version__, **program.versions()}
-    command = typed(program.command(task, task.config.seed, Path("output")))
-    words = [word for word in command if word != str(task.data)]  # a folder that each command makes anew
-    parts = [*words, str(task.counts), machine, str(cores), str(versions)]
-    return hashlib.sha256("\0".join([*parts, program.source_hash()]).encode()).hexdigest()[:16]
+    words = program.typed(task, task.config.seed, Path("output"))
+    places = (str(task.data), f"data.root={getattr(task.config.data, 'root', '')}")
+    images = replace(task.counts, note="")  # it names the folder
+    parts = [*(word for word in words if word not in places), str(images), machine, str(cores)]
+    sources = [program.source_hash(), hash_of_folder(_READERS, "*.py")]
+    return hashlib.sha256("\0".join([*parts, str(versions), *sources]).encode()).hexdigest()[:16]
 
 
 def _take_over(contest: Contest, kept: KeptRuns) -> None:
@@ -200,7 +208,7 @@ def _run(session: Session, contest: Contest, program: Program, seed: int) -> tup
         )
     run = PeerRun(
         seed=seed if program.takes_seed else None,
-        command=shlex.join(typed(command)),
+        command=shlex.join(program.typed(task, seed, Path(folder))),
         wall_s=used.wall_s,
         cpu_s=used.cpu_s,
         peak_memory_bytes=used.peak_memory_bytes,

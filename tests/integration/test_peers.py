@@ -13,6 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.measure import session
 from benchmarks.peers import quickres_train
 from benchmarks.peers.folder_program import PYTHON
+from benchmarks.peers.quickres_train import QuickresTrain
 from benchmarks.publish.peer_runs import PeerRuns
 from benchmarks.publish.records import Record, append, read
 from benchmarks.suites import peers
@@ -83,6 +84,7 @@ class Comparison:
     folder: Path
     monkeypatch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
+    images: str = "photos"
 
     def write(self, name: str, code: str, top: float) -> Path:
         """Write a program that ends with this accuracy; return its folder."""
@@ -108,7 +110,7 @@ class Comparison:
         self.monkeypatch.setattr(peers, "start", lambda *_: step)
 
     def run(self, *more: str) -> int:
-        root = f"data.root={self.folder / 'photos'}"
+        root = f"data.root={self.folder / self.images}"
         keys = ["data.dataset=folder", root, "model.name=resnet18", "augment.cutout=0"]
         return main(["peers", RECIPE, *keys, "--epochs", "3", *more])
 
@@ -217,6 +219,39 @@ def test_what_was_done_before_a_failure_is_kept_and_not_done_again(quick: Compar
     others = [*quick.peer("torchvision", OF_TORCHVISION), *given[2:]]
     assert quick.run(*others) == 2
     assert "is a run of timm, which does not take part; give --peer timm=DIR too" in quick.printed()[1]
+
+
+def test_kept_runs_go_on_on_another_machine_with_other_folders(quick: Comparison):
+    """The images and the checkouts lie elsewhere there; about.json names the images."""
+    keep = ["--seeds", "1", "--record", "--keep", str(quick.folder / "runs")]
+    watch = peers.watch
+
+    def interrupt(command: list[str], folder: Path, *more: Any, **variables: str) -> Any:
+        if folder.name == "timm":
+            raise KeyboardInterrupt
+        return watch(command, folder, *more, **variables)
+
+    quick.monkeypatch.setattr(peers, "watch", interrupt)
+    assert quick.run(*quick.peer("timm", OF_TIMM), *keep) == 130
+    quick.monkeypatch.setattr(peers, "watch", watch)
+    (quick.folder / "photos").rename(quick.folder / "elsewhere")
+    quick.images = "elsewhere"
+    (quick.folder / "elsewhere/about.json").write_text('{"name": "Photographs"}')
+    checkout = quick.write("timm", OF_TIMM, 95).rename(quick.folder / "another_checkout")
+    quick.printed()
+    assert quick.run("--peer", f"timm={checkout}", *keep) == 0
+    assert "quickres, run" not in quick.printed()[0]
+    assert quick.runs_of("timm").is_complete and quick.runs_of("quickres").is_complete
+    assert quick.records["timm"].data == quick.records["quickres"].data == "Photographs"
+
+
+def test_the_command_of_ours_names_no_folder_of_the_checkout(quick: Comparison):
+    quick.monkeypatch.setattr(quickres_train, "command_line", lambda recipe, keys: [PYTHON, recipe, *keys])
+    root = Path(__file__).parents[2].resolve()
+    ours = QuickresTrain(root, recipe=str(root / RECIPE), overrides=("seed=1",))
+    task = SimpleNamespace(epochs=3, config=SimpleNamespace(log=SimpleNamespace(eval_every="1ep")))
+    words = ours.typed(task, 2, Path("/out"))  # type: ignore[arg-type]
+    assert words == ["python", RECIPE, "seed=2", "duration=3ep", "log.dir=/out"]
 
 
 def test_ctrl_c_keeps_the_runs_that_are_done(quick: Comparison):

@@ -77,20 +77,26 @@ def read(log: RunLog, lines: list[tuple[float, str]]) -> list[tuple[float, float
     return [(epoch.accuracy, epoch.evaluated_s, epoch.images_per_sec) for epoch in log.epochs]
 
 
-def test_torchvision_tells_the_loop_s_time_with_the_start_of_its_workers():
-    log = LineLog(TORCHVISION, 800)
-    assert read(log, TORCHVISION_LOG) == [(0.3125, 16.1, 800 / 4), (0.625, 21.0, 800 / 4)]
+def test_torchvision_tells_the_time_after_the_first_step_without_the_start_of_its_workers():
+    log = LineLog(TORCHVISION, 800, 32)
+    assert read(log, TORCHVISION_LOG) == [(0.3125, 16.1, 768 / 3), (0.625, 21.0, 768 / 2.5)]
     assert log.parameters is None
 
 
-def test_timm_tells_the_loop_s_time_and_the_parameters():
-    log = LineLog(TIMM, 800)
-    assert read(log, TIMM_LOG) == [(0.75, 11.0, 800 / 4), (0.875, 15.0, 800 / 2)]
+def test_timm_tells_the_time_after_the_first_step_and_the_parameters():
+    log = LineLog(TIMM, 800, 20)
+    assert read(log, TIMM_LOG) == [(0.75, 11.0, 780 / 2), (0.875, 15.0, 780 / 1)]
     assert log.parameters == 23_528_522
 
 
+def test_an_epoch_of_one_step_has_no_speed():
+    assert [rate for *_, rate in read(LineLog(TORCHVISION, 30, 32), TORCHVISION_LOG)] == [None, None]
+
+
 def test_an_epoch_without_lines_of_training_has_no_speed():
-    assert read(LineLog(TORCHVISION, 800), [(3.0, "Test:  Acc@1 10.000 Acc@5 50.000")]) == [(0.1, 3.0, None)]
+    assert read(LineLog(TORCHVISION, 800, 32), [(3.0, "Test:  Acc@1 10.000 Acc@5 50.000")]) == [
+        (0.1, 3.0, None)
+    ]
 
 
 def _window(step: int, pace: float | None) -> dict[str, object]:

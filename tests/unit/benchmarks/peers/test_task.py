@@ -66,6 +66,7 @@ def test_timm_is_asked_for_the_training_of_the_config():
         ("data.eval_crop=1.0", "--val-resize-size 224", "--crop-pct 1 "),
         ("augment.crop_scale=[0.25, 1.0]", "", "--scale 0.25 1 "),
         ("augment.flip=false", "", "--hflip 0"),
+        ("model.zero_init_residual=false", "", "--model-kwargs zero_init_last=False "),
     ],
 )
 def test_a_key_becomes_an_option(override: str, of_torchvision: str, of_timm: str):
@@ -76,6 +77,15 @@ def test_a_key_becomes_an_option(override: str, of_torchvision: str, of_timm: st
             or option not in command(program) + " "
             or "10%" in override
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("torchvision/resnet34", True), ("timm/resnet34", False), ("torchvision/vgg11", False)],
+)
+def test_timm_s_blocks_start_as_ours(name: str, given: bool):
+    """The ResNets of torchvision do not start as identities; other networks do not know the option."""
+    assert ("zero_init_last=False" in command(TimmTrain, f"model.name={name}")) is given
 
 
 @pytest.mark.parametrize("program", [TorchvisionReference, TimmTrain])
@@ -95,7 +105,7 @@ def test_the_cpu_has_no_half_precision_flags_without_need(program: type[Program]
         ("data.eval_image_size=256", [], ["evaluates at 224 pixels"]),
         ("augment.crop_scale=[0.25,1.0]", ["crops of 8 to 100 % of the area"], []),
         ("model.zero_init_residual=true", ["residual blocks do not start as identities"], []),
-        ("model.zero_init_residual=false", [], ["residual blocks start as identities"]),
+        ("model.name=timm/resnet34", ["residual blocks do not start as identities"], []),
         ("augment.flip=alternating", *[["flips at random, not alternating"]] * 2),
         ("augment.crop_ratio=[1.0,1.0]", *[["crops with a ratio of width to height from 3/4 to 4/3"]] * 2),
         ("data.mean=[0.5,0.5,0.5]", ["normalised by ImageNet's statistics, not by those of the data"], []),
