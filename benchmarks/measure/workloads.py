@@ -30,6 +30,8 @@ def batches_ahead(config: Config) -> int:
         return 1
     if data.loader == "reference":
         return data.num_threads * data.prefetch + 2 if data.num_threads > 1 else 1
+    if data.loader == "dali" and config.probably_streamed:  # it decodes batch by batch, in two stages
+        return 2 * data.prefetch + 2
     return data.prefetch + 2 + math.ceil(_IMAGES_AHEAD / data.batch_size)
 
 

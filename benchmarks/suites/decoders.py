@@ -19,7 +19,7 @@ from pipeline.data.loaders.decoder import choose_decoder
 from pipeline.errors import UserError
 
 _CORES, _SHARES = (4, 8, 16), (0.35,)
-_WINDOW_S = 3.0
+_WINDOW_S = 2.0
 _KEYS = {
     "engines": ("data.decoder=gpu", "data.hw_decoder_load=1.0"),
     "cuda": ("data.decoder=gpu", "data.hw_decoder_load=0.0"),
