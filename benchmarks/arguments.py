@@ -70,6 +70,13 @@ def _decoders(parser: ArgumentParser) -> None:
         help="values of data.gpu_share for `both` (default: 0.35)",
     )
     parser.add_argument("--alone", action="store_true", help="loaders alone, without the training step")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="add the records of each finished number of cores to this file; the same command later measures "
+        "only those that are missing",
+    )
 
 
 def _share(text: str) -> float:

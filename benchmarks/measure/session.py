@@ -23,7 +23,7 @@ from benchmarks.measure.timing import Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
 from benchmarks.publish import columns, tables
 from benchmarks.publish.about_folder import name_of_images
-from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, RecordKeywords, append
+from benchmarks.publish.records import RESULTS, Baseline, Benchmark, Record, RecordKeywords, append, read
 from pipeline.config import Config, FileData, load_config
 from pipeline.data import FileSet, Splits, load_splits
 from pipeline.data.loaders.decoder import choose_decoder
@@ -252,6 +252,13 @@ class Session:
         self.records.append(record)
         if self.options.record and self.processes.is_main:
             self._written.update(append([record]))  # at once: the record is kept if a later variant fails
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Take records of an earlier command; with `--record`, write those that are not written yet."""
+        self.records += records
+        if self.options.record and self.processes.is_main:
+            written = read()
+            self._written.update(append([record for record in records if record not in written]))
 
     def _with_decoder(self, config: Config, streamed: bool) -> Config:
         """Return the config with the decoder that `auto` chose: a record must name it."""

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from benchmarks.measure.kept_lines import add_line, read_lines
 from benchmarks.publish.peer_runs import PeerRun
 from benchmarks.publish.strict import Strict
 from pipeline.errors import UserError
@@ -48,40 +47,23 @@ class KeptRuns:
         Raises:
             UserError: the file cannot be written, or a line is no run, or one of other settings.
         """
-        if self.path is None:
-            return
-        try:
-            self.path.open("a").close()  # fails before anything is timed if runs cannot be added
-        except OSError as error:
-            raise UserError(
-                f"--keep: {self.path} cannot be written ({error.strerror}); give another file"
-            ) from None
-        for number, line in enumerate(self.path.read_text("utf-8").splitlines(), 1):
-            try:
-                kept = KeptRun.model_validate_json(line)
-            except ValidationError:
-                raise UserError(f"--keep: {self.path}:{number} holds no run; remove the line") from None
+        for place, kept in read_lines(self.path, KeptRun, "run") if self.path is not None else ():
             if kept.program not in self.keys:
                 raise UserError(
-                    f"--keep: {self.path}:{number} is a run of {kept.program}, which does not take part; "
-                    f"give --peer {kept.program}=DIR too, or another file"
+                    f"{place} is a run of {kept.program}, which does not take part; give --peer "
+                    f"{kept.program}=DIR too, or another file"
                 )
             if kept.key != self.keys[kept.program]:
                 raise UserError(
-                    f"--keep: {self.path}:{number} is a run of {kept.program} with other settings or another "
-                    "source; give another file"
+                    f"{place} is a run of {kept.program} with other settings, another machine or source; "
+                    "give another file"
                 )
             yield kept
 
     def add(self, program: str, run: PeerRun, parameters: int | None) -> None:
         """Add a run of a program."""
-        self._write(KeptRun(program=program, key=self.keys[program], parameters=parameters, run=run))
+        add_line(self.path, KeptRun(program=program, key=self.keys[program], parameters=parameters, run=run))
 
     def add_step(self, program: str, rate: float) -> None:
         """Add the speed of the step alone of a program."""
-        self._write(KeptRun(program=program, key=self.keys[program], step_rate=rate))
-
-    def _write(self, kept: KeptRun) -> None:
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(kept.model_dump_json() + "\n")
+        add_line(self.path, KeptRun(program=program, key=self.keys[program], step_rate=rate))

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from benchmarks.arguments import DECODERS
 from benchmarks.measure.cores import pinned
+from benchmarks.measure.kept_records import KeptRecords, key_of
 from benchmarks.measure.options import merge
 from benchmarks.measure.session import Session
-from benchmarks.measure.timing import Stopwatch, Timing, Workload, steps_lasting
+from benchmarks.measure.timing import Stopwatch, Workload, steps_lasting
 from benchmarks.measure.workloads import LoaderWorkload, Rig, StepWorkload, batches_ahead, build_train_loader
+from benchmarks.publish.records import Record
 from benchmarks.suites.make_folder import FolderMaker
 from pipeline.config import Config, DigitsData, FileData
 from pipeline.data import ImageSet, load_splits
@@ -56,17 +58,28 @@ class Pinned(Workload):
 
 @dataclass(frozen=True)
 class _Variant:
-    """One decoder on some cores; `keys` are those that choose it."""
+    """One decoder on some cores."""
 
     name: str
     num_cores: int
-    keys: tuple[str, ...]
     config: Config
     workload: Pinned
 
     @property
-    def cores(self) -> str:
-        return f"{self.num_cores} core{'s' if self.num_cores > 1 else ''}"
+    def label(self) -> str:
+        return f"{self.name}, {_cores(self.num_cores)}"
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'s' if count > 1 else ''}"
+
+
+def _keys(name: str, num_cores: int) -> tuple[str, ...]:
+    """Return the keys that choose a decoder, and its threads on this many cores."""
+    kind, _, share = name.partition(" ")
+    # one core is left to the thread of the step
+    threads = f"data.num_threads={max(num_cores - 1, 1)}"
+    return (*_KEYS.get(kind, ("data.decoder=both", f"data.gpu_share={share}")), threads)
 
 
 def run(session: Session) -> None:
@@ -90,14 +103,22 @@ def _time_all(session: Session) -> None:
     config = session.config()
     if not isinstance(config.data, FileData) or not session.streams(config):
         raise UserError("decoders: needs streamed images; set data.dataset=folder and data.root")
-    names, rig = _names(session), None
-    if not session.options.alone:
+    names, counts, rig = _names(session), _core_counts(session), None
+    kept = KeptRecords(session.options.keep, key_of(session, config, names, session.options.alone))
+    done = kept.read()
+    if not session.options.alone and any(_cores(count) not in done for count in counts):
         session.show("building and compiling the step")
         rig = Rig(config, session.splits(config), session.processes)
     best = []
-    for num_cores in _core_counts(session):
-        variants = [_variant(session, rig, name, num_cores) for name in names]
-        best.append(_time(session, rig, variants))
+    for count in counts:
+        if (part := _cores(count)) in done:
+            session.take(done[part])
+        else:
+            _time(session, rig, [_variant(session, rig, name, count) for name in names])
+            if not session.is_stopped:
+                kept.add(part, session.records[-len(names) :])
+        fastest = max(session.records[-len(names) :], key=lambda record: record.rate or 0.0)
+        best.append((count, fastest))
     session.print_tables()
     session.say(_sentence(best))
     choice = choose_decoder(config, session.device)
@@ -139,11 +160,7 @@ def _names(session: Session) -> list[str]:
 
 
 def _variant(session: Session, rig: Rig | None, name: str, num_cores: int) -> _Variant:
-    kind, _, share = name.partition(" ")
-    # one core is left to the thread of the step
-    threads = f"data.num_threads={max(num_cores - 1, 1)}"
-    keys = (*_KEYS.get(kind, ("data.decoder=both", f"data.gpu_share={share}")), threads)
-    config = session.config("data.loader=dali", *keys)
+    config = session.config("data.loader=dali", *_keys(name, num_cores))
     loader = build_train_loader(config, session.splits(config), session.processes)
     ahead = 1 if session.quick else batches_ahead(config)
     if rig is None:
@@ -151,26 +168,24 @@ def _variant(session: Session, rig: Rig | None, name: str, num_cores: int) -> _V
     else:
         workload = StepWorkload(name, rig, loader, ahead)
     cores = sorted(os.sched_getaffinity(0))[:num_cores]
-    return _Variant(name, num_cores, keys, config, Pinned(workload, cores))
+    return _Variant(name, num_cores, config, Pinned(workload, cores))
 
 
-def _time(session: Session, rig: Rig | None, variants: Sequence[_Variant]) -> tuple[_Variant, Timing]:
-    """Time decoders on one number of cores, in turn; keep the records, and return the fastest."""
-    session.show(variants[0].cores)
+def _time(session: Session, rig: Rig | None, variants: Sequence[_Variant]) -> None:
+    """Time decoders on one number of cores, in turn, and keep the records."""
+    session.show(_cores(variants[0].num_cores))
     workloads: list[Workload] = [variant.workload for variant in variants]
     if rig is not None:
         workloads.append(StepWorkload("step alone", rig, rig.synthetic(), lead_in=1))
     timings = session.time(workloads, [_steps(session, workload) for workload in workloads])
     for variant, timing in zip(variants, timings, strict=False):
-        inner, label = variant.workload.inner, f"{variant.name}, {variant.cores}"
+        inner, label = variant.workload.inner, variant.label
         if isinstance(inner, StepWorkload):
             waited = inner.data_wait_fraction
             compared = timing.against(timings[-1])
             session.record("decoder", label, variant.config, timing, compared, data_wait_fraction=waited)
         else:
             session.record("decoder", label, variant.config, timing, model=None, compile_mode="none")
-    ranked = zip(variants, timings, strict=False)
-    return max(ranked, key=lambda pair: pair[1].images_per_sec.median)
 
 
 def _steps(session: Session, workload: Workload) -> int:
@@ -179,11 +194,11 @@ def _steps(session: Session, workload: Workload) -> int:
     return session.options.steps or steps_lasting(workload, _WINDOW_S, Stopwatch(session.device))
 
 
-def _sentence(best: Sequence[tuple[_Variant, Timing]]) -> str:
+def _sentence(best: Sequence[tuple[int, Record]]) -> str:
     """Name the best decoder for each number of cores, with the keys to set."""
-    parts = [
-        f"on {variant.cores} {variant.name} with {timing.images_per_sec.median:,.0f} images/sec "
-        f"({' '.join(variant.keys)})"
-        for variant, timing in best
-    ]
+    parts = []
+    for count, record in best:
+        name = record.variant.removesuffix(f", {_cores(count)}")
+        keys = " ".join(_keys(name, count))
+        parts.append(f"on {_cores(count)} {name} with {record.rate or 0.0:,.0f} images/sec ({keys})")
     return f"Best decoder: {'; '.join(parts)}."
