@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.charts.bars import BARS_FRACTION, LABEL_PT, draw_bar, draw_label, hide_x, new_bar_chart
 from benchmarks.measure import cells
+from benchmarks.publish.peer_tables import describe_task
 from benchmarks.publish.records import Record, newest
 from pipeline.plotting import style
 
@@ -39,7 +40,9 @@ def draw_beside_peers(folder: str, records: Sequence[Record], path: Path) -> Non
     """Draw a group of bars for each task, the fastest program first. The bars of one group share a scale."""
     shown = [r for r in newest(records) if r.folder == folder and is_complete_comparison(r)]
     machine, rows = f"{shown[0].gpu or 'CPU'}, {shown[0].cpu_cores} CPU cores", _rows(shown)
-    subtitle = f"{machine}; equal batches; loader and step together, median over runs"
+    precisions = {record.precision for record in shown}
+    alike = f"{precisions.pop()}, equal batches" if len(precisions) == 1 else "equal batches"
+    subtitle = f"{machine}; {alike}; loader and step together, median over runs"
     names = [row.name if row.record else "" for row in rows]
     with style.drawing([subtitle, *(row.name for row in rows)]):
         title = "Training from image files: images per second"
@@ -66,15 +69,9 @@ def _rows(records: Sequence[Record]) -> list[_Row]:
     for group in sorted(groups.values(), key=lambda group: -group[0].image_size):
         by_speed = sorted(group, key=lambda record: -(record.rate or 0.0))
         longest = by_speed[0].rate or 1.0
-        rows.append(_Row(_task(by_speed[0])))
+        rows.append(_Row(describe_task(by_speed[0]).replace("resnet", "ResNet-")))
         rows += [_Row(r.variant, r, (r.rate or 0.0) / longest * _LENGTH) for r in by_speed]
     return rows
-
-
-def _task(record: Record) -> str:
-    network = record.network.replace("resnet", "ResNet-")
-    size = f"{record.image_size}×{record.image_size}"
-    return f"{network}, {record.data or record.dataset} {size}, batch {record.batch_size}"
 
 
 def _label(record: Record) -> str:

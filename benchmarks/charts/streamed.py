@@ -28,7 +28,8 @@ def draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
     fastest = first.rate or 0.0
     size = f"{first.image_size}×{first.image_size}"
     machine = f"{first.gpu or 'CPU'}, {first.cpu_cores} CPU cores"
-    subtitle = f"{machine}, {size}, {first.precision}; median, line from p10 to p90"
+    images = f"{first.data} {size}" if first.data else size
+    subtitle = f"{machine}, {images}, {first.precision}; median, line from p10 to p90"
     title = f"{first.network.replace('resnet', 'ResNet-')} from JPEG files: images per second"
     with style.drawing([subtitle]):
         figure, axes = new_bar_chart([name_of_bar(bar) for bar in bars], 330, title, subtitle, right_px=40)
@@ -43,14 +44,18 @@ def draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
 
 
 def _fastest_by_loader(folder: str, records: Sequence[Record]) -> list[Record]:
-    """Return the fastest record of each loader, of the network and image size that were measured last."""
+    """Return the fastest record of each loader, of the network and the images that were measured last."""
     streamed = [r for r in newest_of("end_to_end", folder, records) if is_streamed_on_one_gpu(r)]
     last = streamed[-1]
     fastest: dict[str | None, Record] = {}
     for record in sorted(streamed, key=lambda record: record.rate or 0.0, reverse=True):
-        if (record.network, record.image_size) == (last.network, last.image_size):
+        if _subject(record) == _subject(last):
             fastest.setdefault(record.loader, record)
     return list(fastest.values())
+
+
+def _subject(record: Record) -> tuple[str, int, str | None]:
+    return record.network, record.image_size, record.data
 
 
 def name_of_bar(record: Record) -> str:

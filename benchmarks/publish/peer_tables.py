@@ -18,6 +18,8 @@ from benchmarks.publish.columns import (
 from benchmarks.publish.peer_runs import PeerRuns
 from benchmarks.publish.records import Record
 
+_SMALL = 64  # pixels: networks for images up to this size usually have another stem than ImageNet's
+
 
 def _of_peers(name: str, text: Callable[[PeerRuns], str]) -> Column[Record]:
     """Return a column of `peers`."""
@@ -29,9 +31,16 @@ def _factor(record: Record) -> str:
     return f"{1 / record.baseline.ratio.median:.2f} × as fast" if record.baseline else ""
 
 
-def _task(record: Record) -> str:
+def describe_task(record: Record) -> str:
+    """Return network, images and batch of a training."""
+    has_large_stem = record.config.get("model", {}).get("stem") == "imagenet"
+    stem = " with ImageNet's stem" if has_large_stem and record.image_size <= _SMALL else ""
     images = f"{record.data or record.dataset} {record.image_size}×{record.image_size}"
-    return f"{record.network}, {images}, batch {record.batch_size}, {cells.number(record.epochs, 0)} epochs"
+    return f"{record.network}{stem}, {images}, batch {record.batch_size}"
+
+
+def _task(record: Record) -> str:
+    return f"{describe_task(record)}, {cells.number(record.epochs, 0)} epochs"
 
 
 def _seconds_to(runs: PeerRuns) -> str:
@@ -69,8 +78,9 @@ _PEER_SETTINGS = (
     _of_peers("differs from quickres in", lambda r: "; ".join(r.differences)).on_the("left"),
 )
 _PEERS_NOTE = (
-    "images/sec of training, loader and step together, then of training images over whole epochs with "
-    "evaluating and saving, both without the first epoch; accuracy at the end, mean ± σ (n); seconds from "
+    "images/sec of training, loader and step together (of the others after the first step of each epoch), "
+    "then of training images over whole epochs with evaluating and saving, both without the first epoch; "
+    "accuracy at the end, mean ± σ (n); seconds from "
     "the command to an accuracy that all runs reached, mean; peak of the GPU's memory"
 )
 

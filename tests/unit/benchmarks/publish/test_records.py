@@ -11,6 +11,7 @@ from benchmarks.charts import beside_peers, figures, streamed, throughput, time_
 from benchmarks.publish import readme
 from benchmarks.publish.columns import to_markdown
 from benchmarks.publish.kernel_kinds import KernelKind
+from benchmarks.publish.peer_tables import describe_task
 from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
 from benchmarks.publish.tables import MAKERS
 from benchmarks.publish.whole_runs import KernelTime
@@ -383,6 +384,28 @@ def test_a_bar_of_another_network_says_so():
     assert timm.peer_runs is not None
     other = timm.peer_runs.model_copy(update={"has_same_network": False})
     assert "(another network)" in beside_peers._label(timm.model_copy(update={"peer_runs": other}))
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "name"),
+    [
+        ("imagenet", 32, "resnet50 with ImageNet's stem, cifar 32×32, batch 512"),
+        ("auto", 32, "resnet50, cifar 32×32, batch 512"),
+        ("imagenet", 224, "resnet50, cifar 224×224, batch 512"),
+    ],
+)
+def test_a_stem_that_small_images_do_not_usually_have_is_named(stem: str, size: int, name: str):
+    ours = peer_records("cifar", image_size=size, config={"model": {"stem": stem}})[0]
+    assert describe_task(ours) == name
+
+
+def test_bars_of_image_files_are_of_the_same_images():
+    """Images that were made are not drawn beside photographs, not even if they are loaded faster."""
+    made = [record("end_to_end", name, 9e3, image_size=224) for name in ("synthetic", "dali", "reference")]
+    photos = [
+        record("end_to_end", name, 8e3, image_size=224, data="photos") for name in ("synthetic", "dali")
+    ]
+    assert streamed._fastest_by_loader("nvidia-h200", [*made, *photos]) == photos
 
 
 def test_a_figure_without_records_leaves_no_text_on_the_front_page():
