@@ -64,6 +64,24 @@ def test_what_is_chosen_and_why(overrides: list[str], machine: dict[str, Any], n
     assert chosen == name and line.startswith(f"decoder {name}: ") and reason in line
 
 
+@pytest.mark.parametrize(
+    ("recipe", "cores", "name"),
+    [
+        ("imagenet_resnet50", 16, "both"),
+        ("imagenet_resnet50", 8, "gpu"),
+        ("imagenet_resnet50_v2", 16, "cpu"),
+        ("finetune_resnet50", 16, "gpu"),
+    ],
+)
+def test_recipes_leave_the_choice_to_the_machine(recipe: str, cores: int, name: str):
+    """Training at small sizes must not wait for the CPU: the GPU helps where images grow."""
+    with (
+        patch("os.sched_getaffinity", lambda _: set(range(cores))),
+        patch("pipeline.data.loaders.decoder.count_jpeg_engines", lambda _: 7),
+    ):
+        assert choose_decoder(load_config(f"configs/{recipe}.yaml"), GPU).name == name
+
+
 def test_processes_of_a_host_share_its_cores():
     world = SimpleNamespace(local_size=2)
     with patch("pipeline.data.loaders.decoder.read_world", lambda: world):
