@@ -3,7 +3,7 @@
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -40,53 +40,67 @@ class LogPatterns:
 
     Attributes:
         step: a line of training after step `step` of the epoch, counted from 0.
-        trained: a line at the end of an epoch's last step.
         evaluated: a line at the end of an evaluation, with `top1` in per cent.
         parameters: a line with the number of `parameters`; None if there is none.
     """
 
     step: re.Pattern[str]
-    trained: re.Pattern[str]
     evaluated: re.Pattern[str]
     parameters: re.Pattern[str] | None = None
 
 
 class LineLog(RunLog):
-    """Reads the log of a program of others.
+    """Reads the log of a program of others, which has a line for each step.
 
-    The speed of an epoch is that from the end of its first step to the end of its last. The start of the
-    workers that load the images comes before: in an epoch as short as those here it would take a large part
-    of the time, and in one of ImageNet almost none. Log lines come at once, so their arrival is the time.
+    Log lines come at once, so their arrival is the time of a step's end.
 
     Args:
         patterns: of the program's log.
-        images_per_epoch: images that it trains on in one epoch.
-        batch_size: images of its first step.
+        task: with the batch size and the number of workers.
     """
 
-    def __init__(self, patterns: LogPatterns, images_per_epoch: int, batch_size: int):
+    def __init__(self, patterns: LogPatterns, task: Task):
         super().__init__()
-        self._patterns, self._images = patterns, images_per_epoch - batch_size
-        self._began: float | None = None
-        self._trained: float | None = None
+        self._patterns, self._task = patterns, task
+        self._ends: list[float] = []  # of the steps of this epoch
 
     def read(self, line: str, at_s: float) -> None:
         patterns = self._patterns
-        if (match := patterns.step.search(line)) and int(match["step"]) == 0:
-            self._began = at_s
-        if patterns.trained.search(line):
-            self._trained = at_s
+        if (match := patterns.step.search(line)) and int(match["step"]) == len(self._ends):
+            self._ends.append(at_s)
         if match := patterns.evaluated.search(line):
-            rate = None
-            if self._began is not None and self._trained is not None and self._trained > self._began:
-                # an epoch of one step has no other to time
-                rate = self._images / (self._trained - self._began) if self._images > 0 else None
+            rate = steady_rate(self._ends[: self._task.full_steps], self._task.workers, self._task.batch_size)
             self.epochs.append(
                 PeerEpoch(accuracy=float(match["top1"]) / 100, evaluated_s=at_s, images_per_sec=rate)
             )
-            self._began = self._trained = None
+            self._ends = []
         if patterns.parameters and (match := patterns.parameters.search(line)):
             self.parameters = int(match["parameters"])
+
+
+def steady_rate(ends: Sequence[float], workers: int, batch_size: int) -> float | None:
+    """Return the images per second that a loader with worker processes sustains in training.
+
+    Each worker makes whole batches, so that batches come in rounds. In the first round of an epoch the
+    workers start, and in the last one only some of them may have a batch to make. Both take a large part of
+    an epoch of 37 steps, and almost nothing of one of ImageNet: only the whole rounds between them count. An
+    epoch without such a round counts from the end of its first step.
+
+    Args:
+        ends: seconds at the end of each step of an epoch, with a whole batch each.
+        workers: number of the processes.
+        batch_size: images of a step.
+
+    >>> steady_rate([3.0, 3.5, 5.0, 5.5, 6.0], 2, 10)
+    10.0
+    >>> steady_rate([3.0, 3.5], 2, 10), steady_rate([3.0], 2, 10)
+    (20.0, None)
+    """
+    first, last = workers - 1, len(ends) // workers * workers - 1
+    if last <= first:
+        first, last = 0, len(ends) - 1
+    seconds = ends[last] - ends[first] if last > first else 0.0
+    return (last - first) * batch_size / seconds if seconds > 0 else None
 
 
 @dataclass(frozen=True)
@@ -96,11 +110,13 @@ class Program(ABC):
     Attributes:
         folder: of its checkout, in which it runs.
         extra: further words of its command.
+        log_options: words of its command that print a line for each step; a user need not type them.
     """
 
     folder: Path
     extra: tuple[str, ...] = ()
     name: ClassVar[str]
+    log_options: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def command(self, task: Task, seed: int, output: Path) -> list[str]:

@@ -12,7 +12,6 @@ from benchmarks.peers.task import Task
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 _LOG = LogPatterns(
     step=re.compile(r"^Train: \d+ \[ *(?P<step>\d+)/\d+"),
-    trained=re.compile(r"^Train: \d+ \[.*\(100%\)\]"),
     evaluated=re.compile(r"^Test: \[ *(?P<last>\d+)/(?P=last)\].*Acc@1: +[\d.]+ \( *(?P<top1>[\d.]+)\)"),
     parameters=re.compile(r"param count: ?(?P<parameters>\d+)"),
 )
@@ -22,6 +21,7 @@ class TimmTrain(Program):
     """The script with its fastest settings: half precision, channels_last, torch.compile, pinned memory."""
 
     name = "timm"
+    log_options = ("--log-interval", "1")
 
     def command(self, task: Task, seed: int, output: Path) -> list[str]:
         size, optimizer, augment = task.config.image_size, task.optimizer, task.config.augment
@@ -43,6 +43,7 @@ class TimmTrain(Program):
             *(("--channels-last",) if self.channels_last(task) else ()),
             *(("--torchcompile",) if task.compiles else ()),
             *(("--device", "cpu") if task.device == "cpu" else ()),
+            *self.log_options,
             *self.extra,
         ]
 
@@ -65,7 +66,7 @@ class TimmTrain(Program):
         return task.config.augment.crop_scale == (0.08, 1.0) or not task.config.probably_streamed
 
     def new_log(self, task: Task) -> RunLog:
-        return LineLog(_LOG, self.images_per_epoch(task), task.batch_size)
+        return LineLog(_LOG, task)
 
     def images_per_epoch(self, task: Task) -> int:
         return task.full_steps * task.batch_size

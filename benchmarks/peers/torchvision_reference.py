@@ -12,7 +12,6 @@ from pipeline.errors import UserError
 
 _LOG = LogPatterns(
     step=re.compile(r"^Epoch: \[\d+\] +\[ *(?P<step>\d+)/\d+\]"),
-    trained=re.compile(r"^Epoch: \[\d+\] Total time:"),
     evaluated=re.compile(r"^Test: .*Acc@1 (?P<top1>[\d.]+)"),
 )
 _LEAST_CLASSES = 5  # it computes the accuracy of the five most probable classes
@@ -23,6 +22,7 @@ class TorchvisionReference(Program):
     on tensors. It has no channels_last and does not compile."""
 
     name = "torchvision"
+    log_options = ("--print-freq", "1")
 
     def command(self, task: Task, seed: int, output: Path) -> list[str]:
         if task.counts.num_classes < _LEAST_CLASSES:
@@ -49,6 +49,7 @@ class TorchvisionReference(Program):
             *(("--use-v2", "--backend", "tensor") if task.has_photographs else ()),
             *(("--amp",) if self.precision(task) == "fp16" else ()),
             *(("--device", "cpu") if task.device == "cpu" else ()),
+            *self.log_options,
             *self.extra,
         ]
 
@@ -65,7 +66,7 @@ class TorchvisionReference(Program):
             yield from ("--label-smoothing", f"{task.config.loss.label_smoothing:g}")
 
     def new_log(self, task: Task) -> RunLog:
-        return LineLog(_LOG, self.images_per_epoch(task), task.batch_size)
+        return LineLog(_LOG, task)
 
     def images_per_epoch(self, task: Task) -> int:
         return task.counts.train  # with the last, smaller batch

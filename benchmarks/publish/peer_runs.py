@@ -78,7 +78,7 @@ class PeerRuns(Strict):
         planned: number of runs that were asked for.
         images_per_epoch: images that the program trains on in one epoch.
         target: an accuracy that every run of every program reached, a fraction of 1.
-        words: of the command that a user types.
+        words: of the command that a user types, without those that print a line for each step.
         settings: of these words, the options (`--epochs`) and keys (`seed=0`).
         commit: of the program's checkout; None if it has none.
         source_hash: of the program's files.

@@ -78,7 +78,7 @@ _PEER_SETTINGS = (
     _of_peers("differs from quickres in", lambda r: "; ".join(r.differences)).on_the("left"),
 )
 _PEERS_NOTE = (
-    "images/sec of training, loader and step together (of the others after the first step of each epoch), "
+    "images/sec of training, loader and step together (of the others in the whole rounds of their workers), "
     "then of training images over whole epochs with evaluating and saving, both without the first epoch; "
     "accuracy at the end, mean ± σ (n); seconds from "
     "the command to an accuracy that all runs reached, mean; peak of the GPU's memory"

@@ -2,23 +2,27 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from benchmarks.peers.folder_program import LineLog, RunLog, count_settings
+from benchmarks.peers.folder_program import LineLog, LogPatterns, RunLog, count_settings
 from benchmarks.peers.quickres_train import QuickresLog
+from benchmarks.peers.task import Task
 from benchmarks.peers.timm_train import _LOG as TIMM
 from benchmarks.peers.torchvision_reference import _LOG as TORCHVISION
 from tests.unit.benchmarks.results import make_result
 
-# Lines, each with the seconds from the command.
+TASK = SimpleNamespace(workers=2, batch_size=10, full_steps=5)
+
+# Lines, each with the seconds from the command. The workers are two: rounds of two steps.
+_OF_TORCHVISION = (
+    "Epoch: [{}]  [{:>2}/6]  eta: 0:00:25  lr: 0.1  img/s: 90.1  loss: 2.3 (2.3)  time: 1.0000  data: 0.9"
+)
 TORCHVISION_LOG = [
     (9.0, "Creating model"),
-    (
-        12.0,
-        "Epoch: [0]  [ 0/25]  eta: 0:00:25  lr: 0.1  img/s: 90.1  loss: 2.3 (2.3)  time: 1.0000  data: 0.9",
-    ),
-    (14.0, "Epoch: [0]  [20/25]  eta: 0:00:01  lr: 0.1  img/s: 900  time: 0.1000  data: 0.0  max mem: 1234"),
+    *((12.0 + step // 2, _OF_TORCHVISION.format(0, step)) for step in range(6)),
     (15.0, "Epoch: [0] Total time: 0:00:04"),
     (
         15.5,
@@ -26,27 +30,14 @@ TORCHVISION_LOG = [
     ),
     (16.0, "Test:  Total time: 0:00:01"),
     (16.1, "Test:  Acc@1 31.250 Acc@5 90.000"),
-    (
-        18.0,
-        "Epoch: [1]  [ 0/25]  eta: 0:00:25  lr: 0.05  img/s: 99  loss: 1.3 (1.3)  time: 1.5000  data: 0.9",
-    ),
+    *((18.0 + step // 2 / 2, _OF_TORCHVISION.format(1, step)) for step in range(6)),
     (20.5, "Epoch: [1] Total time: 0:00:04"),
     (21.0, "Test:  Acc@1 62.500 Acc@5 95.000"),
 ]
+_OF_TIMM = "Train: {} [{:>4}/5 ( {}%)]  Loss: 2.3 (2.3)  Time: 2.000s,    8.0/s  (2.000s,  8.0/s)"
 TIMM_LOG = [
     (5.0, "Model resnet50 created, param count:23528522"),
-    (
-        8.0,
-        "Train: 0 [   0/62 (  2%)]  Loss: 2.3 (2.3)  Time: 2.000s,    8.0/s  (2.000s,  8.0/s)",
-    ),
-    (
-        9.0,
-        "Train: 0 [  50/62 ( 82%)]  Loss: 2.3 (2.3)  Time: 0.020s,   80.0/s  (0.050s, 80.0/s)",
-    ),
-    (
-        10.0,
-        "Train: 0 [  61/62 (100%)]  Loss: 2.0 (2.1)  Time: 0.020s,   80.0/s  (0.050s, 80.0/s)",
-    ),
+    *((8.0 + step // 2, _OF_TIMM.format(0, step, 20 * step + 20)) for step in range(5)),
     (
         10.5,
         "Test: [   0/1]  Time: 0.7 (0.7)  Acc@1:  50.000 ( 50.000)  Acc@5: 100.000 (100.000)",
@@ -55,14 +46,7 @@ TIMM_LOG = [
         11.0,
         "Test: [   1/1]  Time: 0.1 (0.4)  Acc@1: 100.000 ( 75.000)  Acc@5: 100.000 (100.000)",
     ),
-    (
-        13.0,
-        "Train: 1 [   0/62 (  2%)]  Loss: 2.3 (2.3)  Time: 1.000s,    8.0/s  (2.000s,  8.0/s)",
-    ),
-    (
-        14.0,
-        "Train: 1 [  61/62 (100%)]  Loss: 2.0 (2.1)  Time: 0.020s,   80.0/s  (0.050s, 80.0/s)",
-    ),
+    *((13.0 + step // 2 / 4, _OF_TIMM.format(1, step, 20 * step + 20)) for step in range(5)),
     (
         15.0,
         "Test: [   1/1]  Time: 0.1 (0.4)  Acc@1: 100.000 ( 87.500)  Acc@5: 100.000 (100.000)",
@@ -77,26 +61,30 @@ def read(log: RunLog, lines: list[tuple[float, str]]) -> list[tuple[float, float
     return [(epoch.accuracy, epoch.evaluated_s, epoch.images_per_sec) for epoch in log.epochs]
 
 
-def test_torchvision_tells_the_time_after_the_first_step_without_the_start_of_its_workers():
-    log = LineLog(TORCHVISION, 800, 32)
-    assert read(log, TORCHVISION_LOG) == [(0.3125, 16.1, 768 / 3), (0.625, 21.0, 768 / 2.5)]
+def new(patterns: LogPatterns, **more: int) -> LineLog:
+    return LineLog(patterns, cast(Task, SimpleNamespace(**{**vars(TASK), **more})))
+
+
+def test_torchvision_tells_the_time_of_whole_rounds_of_its_workers():
+    """A round of two steps takes 1 s, and then half of it; the last batch, a smaller one, does not count."""
+    log = new(TORCHVISION)
+    assert read(log, TORCHVISION_LOG) == [(0.3125, 16.1, 20 / 1), (0.625, 21.0, 20 / 0.5)]
     assert log.parameters is None
 
 
-def test_timm_tells_the_time_after_the_first_step_and_the_parameters():
-    log = LineLog(TIMM, 800, 20)
-    assert read(log, TIMM_LOG) == [(0.75, 11.0, 780 / 2), (0.875, 15.0, 780 / 1)]
+def test_timm_tells_the_time_of_whole_rounds_and_the_parameters():
+    log = new(TIMM)
+    assert read(log, TIMM_LOG) == [(0.75, 11.0, 20 / 1), (0.875, 15.0, 20 / 0.25)]
     assert log.parameters == 23_528_522
 
 
-def test_an_epoch_of_one_step_has_no_speed():
-    assert [rate for *_, rate in read(LineLog(TORCHVISION, 30, 32), TORCHVISION_LOG)] == [None, None]
+def test_an_epoch_without_a_round_between_counts_from_its_first_step():
+    assert [rate for *_, rate in read(new(TIMM, workers=3), TIMM_LOG)] == [40 / 2, 40 / 0.5]
+    assert [rate for *_, rate in read(new(TIMM, full_steps=1), TIMM_LOG)] == [None, None]
 
 
 def test_an_epoch_without_lines_of_training_has_no_speed():
-    assert read(LineLog(TORCHVISION, 800, 32), [(3.0, "Test:  Acc@1 10.000 Acc@5 50.000")]) == [
-        (0.1, 3.0, None)
-    ]
+    assert read(new(TORCHVISION), [(3.0, "Test:  Acc@1 10.000 Acc@5 50.000")]) == [(0.1, 3.0, None)]
 
 
 def _window(step: int, pace: float | None) -> dict[str, object]:

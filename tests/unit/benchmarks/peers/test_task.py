@@ -37,7 +37,7 @@ def test_torchvision_is_asked_for_the_training_of_the_config():
         "--output-dir /out --opt sgd --lr 0.21 --momentum 0.9 --wd 0.0001 --norm-weight-decay 0 "
         "--bias-weight-decay 0 --lr-scheduler cosineannealinglr --lr-warmup-epochs 2 "
         "--lr-warmup-method linear --lr-warmup-decay 0.0001 --label-smoothing 0.1 --train-crop-size 224 "
-        "--val-crop-size 224 --val-resize-size 256 --use-v2 --backend tensor --amp"
+        "--val-crop-size 224 --val-resize-size 256 --use-v2 --backend tensor --amp --print-freq 1"
     )
 
 
@@ -50,7 +50,7 @@ def test_timm_is_asked_for_the_training_of_the_config():
         "--weight-decay 0.0001 --sched cosine --sched-on-updates --warmup-epochs 2 --warmup-prefix "
         "--warmup-lr 2.1e-05 --smoothing 0.1 --color-jitter 0 --interpolation bilinear "
         "--train-interpolation bilinear --crop-pct 0.875 --seed 7 --pin-mem --amp --amp-dtype float16 "
-        "--channels-last --torchcompile"
+        "--channels-last --torchcompile --log-interval 1"
     )
 
 
