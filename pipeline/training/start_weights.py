@@ -1,5 +1,6 @@
 """Loads the weights that a run starts from: `model.weights`."""
 
+import logging
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,9 @@ from pipeline.models.weights_file import find_weights_file
 from pipeline.run.checkpoint import WEIGHTS, newest_intact, verify
 from pipeline.run.folder import find_run
 from pipeline.run.named_checkpoint import named_checkpoint, split_path
+
+_log = logging.getLogger(__name__)
+_log.setLevel(logging.INFO)  # which weights a run starts from is told, though it is no warning
 
 
 def load_start_weights(model: nn.Module, config: Config, *, is_main: bool) -> None:
@@ -31,6 +35,9 @@ def load_start_weights(model: nn.Module, config: Config, *, is_main: bool) -> No
         load_weights(model, *named, is_main=is_main, reset_head=reset)
     elif config.model.weights is not None:
         path = find_start_weights(config.model.weights)
+        if is_main and path != Path(config.model.weights):  # a link such as `latest` may lead elsewhere later
+            head = ", with an untrained head" if reset else ""
+            _log.info("model.weights: taken from %s%s", path.resolve(), head)
         load_pretrained(model, path, is_main=is_main, reset_head=reset)
 
 

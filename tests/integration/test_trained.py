@@ -440,12 +440,13 @@ def test_a_record_is_made_of_it(run: Path):
     assert record.gpu is None and not prices.is_current(record)  # the recipe is not in configs/
 
 
-def test_a_run_starts_from_the_weights_of_a_run(run: Path, tmp_path: Path):
-    """Of the run, its newest intact checkpoint; or a checkpoint of it by name."""
+def test_a_run_starts_from_the_weights_of_a_run(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Of the run, its newest intact checkpoint; or a checkpoint of it by name. The log says which."""
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     checkpoints = sorted((copied / "checkpoints").glob("step-*"))
     assert find_start_weights(str(copied)) == checkpoints[-1] / "weights.safetensors"
     trainer = tiny_trainer(load_config(RECIPE, [f"model.weights={copied}", "duration=1st"]))
+    assert caplog.messages == [f"model.weights: taken from {checkpoints[-1] / 'weights.safetensors'}"]
     state = trainer.state.model.state_dict()
     assert all(torch.equal(state[key].cpu(), value) for key, value in last_weights(copied).items())
     short = f"step-{int(checkpoints[0].name.removeprefix('step-'))}"
