@@ -28,7 +28,7 @@ def draw_streamed(folder: str, records: Sequence[Record], path: Path) -> None:
     fastest = first.rate or 0.0
     size = f"{first.image_size}×{first.image_size}"
     machine = f"{first.gpu or 'CPU'}, {first.cpu_cores} CPU cores"
-    images = f"{first.data} {size}" if first.data else size
+    images = f"{first.data} at {size}" if first.data else size
     subtitle = f"{machine}, {images}, {first.precision}; median, line from p10 to p90"
     title = f"{first.network.replace('resnet', 'ResNet-')} from JPEG files: images per second"
     with style.drawing([subtitle]):

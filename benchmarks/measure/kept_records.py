@@ -18,6 +18,9 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 
 
+_SOURCES = ("pipeline", "kernels", "benchmarks/measure", "benchmarks/suites")
+
+
 class _Part(Strict):
     """One line of the file.
 
@@ -77,5 +80,5 @@ def key_of(session: Session, config: Config, *options: object) -> str:
     images = len(session.splits(config).train.labels)
     machine = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
     parts = [values, images, machine, len(os.sched_getaffinity(0)), torch.__version__, session.windows]
-    parts += [session.options.steps, hash_of_sources(Path(session.recipe)), *map(str, options)]
+    parts += [session.options.steps, hash_of_sources(Path(session.recipe), _SOURCES), *map(str, options)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -32,11 +32,11 @@ def _factor(record: Record) -> str:
 
 
 def describe_task(record: Record) -> str:
-    """Return network, images and batch of a training."""
+    """Return network, image size, images and batch of a training."""
     has_large_stem = record.config.get("model", {}).get("stem") == "imagenet"
     stem = " with ImageNet's stem" if has_large_stem and record.image_size <= _SMALL else ""
-    images = f"{record.data or record.dataset} {record.image_size}×{record.image_size}"
-    return f"{record.network}{stem}, {images}, batch {record.batch_size}"
+    network = f"{record.network}{stem} at {record.image_size}×{record.image_size}"
+    return f"{network}, {record.data or record.dataset}, batch {record.batch_size}"
 
 
 def _task(record: Record) -> str:

@@ -368,8 +368,8 @@ def test_programs_are_drawn_by_task_and_speed(tmp_path: Path):
     records = [*small, *peer_records(), *peer_records("others", planned=3)]
     rows = beside_peers._rows([item for item in records if beside_peers.is_complete_comparison(item)])
     assert [row.name for row in rows] == [
-        *("ResNet-50, photos 224×224, batch 512", "quickres", "timm", "torchvision"),
-        *("ResNet-50, cifar 32×32, batch 512", "quickres", "timm", "torchvision"),
+        *("ResNet-50 at 224×224, photos, batch 512", "quickres", "timm", "torchvision"),
+        *("ResNet-50 at 32×32, cifar, batch 512", "quickres", "timm", "torchvision"),
     ]
     assert rows[2].length == pytest.approx(rows[1].length / 3) and rows[5].length == rows[1].length
     labels = [beside_peers._label(row.record) for row in rows[1:3] if row.record]
@@ -389,9 +389,9 @@ def test_a_bar_of_another_network_says_so():
 @pytest.mark.parametrize(
     ("stem", "size", "name"),
     [
-        ("imagenet", 32, "resnet50 with ImageNet's stem, cifar 32×32, batch 512"),
-        ("auto", 32, "resnet50, cifar 32×32, batch 512"),
-        ("imagenet", 224, "resnet50, cifar 224×224, batch 512"),
+        ("imagenet", 32, "resnet50 with ImageNet's stem at 32×32, cifar, batch 512"),
+        ("auto", 32, "resnet50 at 32×32, cifar, batch 512"),
+        ("imagenet", 224, "resnet50 at 224×224, cifar, batch 512"),
     ],
 )
 def test_a_stem_that_small_images_do_not_usually_have_is_named(stem: str, size: int, name: str):
