@@ -17,7 +17,6 @@ from benchmarks.publish.strict import Strict
 from pipeline.config import Config
 from pipeline.errors import UserError
 
-
 _SOURCES = ("pipeline", "kernels", "benchmarks/measure", "benchmarks/suites")
 
 
