@@ -203,6 +203,13 @@ def _time_to_accuracy(parser: ArgumentParser) -> None:
         help=f"with --peer, cut the runs into blocks, ours and theirs in turn (default: {BLOCKS})",
     )
     parser.add_argument(
+        "--waits",
+        action="store_true",
+        help="after the runs, start this command twice more for one run, with cold and with warm compile "
+        "caches, and tell the seconds to the first trained network",
+    )
+    parser.add_argument("--data", metavar="NAME", help="name of the images of a folder, such as CIFAR-10")
+    parser.add_argument(
         "--kernels",
         action="store_true",
         help="after the runs, list the GPU's kernels in a step and in the evaluation by their share",

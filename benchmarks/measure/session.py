@@ -111,6 +111,29 @@ class Session:
         name_of_images(config)
         return config
 
+    def name_of_images(self, config: Config) -> str | None:
+        """Return the name that `--data` or about.json gives to the images of a folder; None without both."""
+        return getattr(self.options, "data", None) or name_of_images(config)
+
+    def check_images_have_a_name(self, config: Config) -> None:
+        """Check that a record of an accuracy names its images.
+
+        Raises:
+            UserError: it does not; or `--data` names images that have a name.
+        """
+        of_files = isinstance(config.data, FileData)
+        if not of_files and getattr(self.options, "data", None):
+            raise UserError(
+                f"--data: data.dataset={config.data.dataset} names the images itself; leave it out"
+            )
+        if of_files and self.options.record and self.name_of_images(config) is None:
+            option = "--data NAME, such as CIFAR-10" if hasattr(self.options, "data") else ""
+            about = 'a file about.json in data.root, such as {"name": "CIFAR-10"}'
+            raise UserError(
+                f"--record: data.dataset={config.data.dataset} does not name the images that an accuracy is "
+                f"of; give {' or '.join(filter(None, (option, about)))}"
+            )
+
     def splits(self, config: Config) -> Splits:
         """Return the data set of a config, which is read once."""
         data = config.data.model_dump(include=_DATA_KEYS)
@@ -244,7 +267,7 @@ class Session:
             "peak_memory_bytes": None,
             "baseline": baseline,
             "planned": self.windows if timing and len(timing.step_s) < self.windows else None,
-            "data": name_of_images(config),
+            "data": self.name_of_images(config),
             "utc": environment["utc"],
             "command": self.command,
         }

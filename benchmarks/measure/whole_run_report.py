@@ -41,11 +41,7 @@ def report(session: Session, result: WholeRuns) -> None:
             f"mean accuracy ({result.figure}) of at least {100 * result.target:g} %: {verdict}; p of the "
             f"one-sided t-test: {cells.p_value(result.p)}, to be below {_SIGNIFICANT:g}"
         )
-    caches = f"cold: {result.compiled} kernels were" if result.compiled else "warm: no kernel was"
-    session.say(
-        f"from the command to the first trained network: {result.wait_s:.1f} s; the compile caches were "
-        f"{caches} compiled"
-    )
+    _report_wait(session, result)
     if result.gpu_before is not None and result.gpu_after is not None:
         before, after = result.gpu_before, result.gpu_after
         session.say(f"clocks of the GPU before {_clocks(before)}, after {_clocks(after)}")
@@ -55,6 +51,19 @@ def report(session: Session, result: WholeRuns) -> None:
         rows = [KernelShare(**row.model_dump()) for row in work.rows]
         session.say(
             f"\nkernels of {work.work}, which takes {work.microseconds:,.0f} µs:\n\n{kernel_table(rows)}"
+        )
+
+
+def _report_wait(session: Session, result: WholeRuns) -> None:
+    caches = f"cold: {result.compiled} kernels were" if result.compiled else "warm: no kernel was"
+    session.say(
+        f"from the command to the first trained network: {cells.number(result.wait_s, 1)} s; the compile "
+        f"caches were {caches} compiled"
+    )
+    if result.cold_wait_s is not None and result.warm_wait_s is not None:
+        session.say(
+            f"the same in a new process: {result.cold_wait_s:.1f} s with cold compile caches, "
+            f"{result.warm_wait_s:.1f} s with warm ones"
         )
 
 
@@ -90,7 +99,7 @@ def record_peers(
             p=None if ours.target is None else p_not_above(accuracies, ours.target),
             runs=tuple(peer.runs),
             planned=planned,
-            wait_s=peer.wait_s or 0.0,
+            wait_s=peer.wait_s,
             compiled=peer.compiled,
             source_hash=hash_of_program(peer.path),
             gpu_before=ours.gpu_before,

@@ -8,6 +8,7 @@ a row `eval` for each run.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pipeline.data import ImageSet, Splits
 from pipeline.errors import TrainingError, UserError
 
 ONE_VIEW, THEIR_VIEWS = "one view", "with their views"
+_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a folder
 _TRAINED = 0.5  # accuracy above which a network counts as trained: a warm-up may train on random labels
 
 
@@ -57,7 +59,7 @@ class PeerProgram:
         The first run after a start or a stop is not timed: it compiles, or was stopped in the middle.
 
         Raises:
-            TrainingError: the program ended before.
+            TrainingError: the program ended before, or its rows cannot be read.
         """
         if self._process is None:
             self._start()
@@ -105,7 +107,13 @@ class PeerProgram:
             row = self._row_of_end(line)
             if row is None:
                 continue
-            run = _run_of(row, len(self.runs))
+            try:
+                run = _run_of(row, len(self.runs))
+            except (KeyError, ValueError):
+                raise TrainingError(
+                    f"{self.path}: a row of its table has no val_acc, tta_val_acc and time_seconds that are "
+                    f"numbers: {line.strip()}; --peer reads the tables of airbench and Hive's program"
+                ) from None
             if self.wait_s is None and run.accuracies[ONE_VIEW] > _TRAINED:
                 self.wait_s = time.perf_counter() - self._started
                 self.compiled = count_compiled(time.time() - self.wait_s, default_caches())
@@ -134,27 +142,45 @@ def _run_of(row: Mapping[str, str], number: int) -> TimedRun:
     return TimedRun(seed=number, seconds=float(seconds), accuracies=accuracies)
 
 
-def read_peers(items: Sequence[str], splits: Splits, folder: Path) -> list[PeerProgram]:
-    """Return programs, with the data set in a folder for each of them.
+def split_peers(items: Sequence[str], ours: str) -> dict[str, Path]:
+    """Return the files of programs by their names.
 
     Args:
         items: NAME=FILE each.
-        splits: the data set, in memory.
-        folder: an empty one.
+        ours: the name of our own recipe in the records.
 
     Raises:
-        UserError: an item is not NAME=FILE, or there is no such file.
+        UserError: an item is not NAME=FILE, a name is used twice, or there is no such file.
     """
-    peers = []
+    files: dict[str, Path] = {}
     for item in items:
         name, _, path = item.partition("=")
-        if not name or not Path(path).is_file():
+        if not _NAME.fullmatch(name):
+            raise UserError(f"--peer: {item} is not NAME=FILE; a name has letters, digits, . _ + and -")
+        if name in files or name == ours:
+            other = "our own recipe" if name == ours else "another peer"
+            raise UserError(f"--peer: {item} has the name of {other}; give it another one")
+        if not Path(path).is_file():
             raise UserError(f"--peer: {item} is not NAME=FILE with the file of a program; give one")
+        files[name] = Path(path).resolve()
+    return files
+
+
+def prepare_peers(files: Mapping[str, Path], splits: Splits, folder: Path) -> list[PeerProgram]:
+    """Return programs, with the data set in a folder for each of them.
+
+    Args:
+        files: as `split_peers` returns them.
+        splits: the data set, in memory.
+        folder: an empty one.
+    """
+    peers = []
+    for name, path in files.items():
         home = folder / name
         (home / "cifar10").mkdir(parents=True)
         for part, images in (("train", splits.train), ("test", splits.test)):
             _write(images, splits.class_names, home / "cifar10" / f"{part}.pt")
-        peers.append(PeerProgram(name, Path(path).resolve(), home))
+        peers.append(PeerProgram(name, path, home))
     return peers
 
 

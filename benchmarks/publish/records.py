@@ -243,7 +243,7 @@ class Record(Machine, Setting):
             return (self.folder, self.benchmark, self.variant, self.data, self.world_size)
         if self.whole_runs is not None:
             runs = self.whole_runs
-            return (self.folder, self.benchmark, self.variant, self.dataset, runs.target)
+            return (self.folder, self.benchmark, self.variant, self.dataset, self.data, runs.target)
         if self.peer_runs is not None:
             return (*self.comparison, self.variant)
         with_kernels = self.benchmark in ("step", "ablation") or self.model is None

@@ -137,6 +137,12 @@ def _floor_of_runs(runs: WholeRuns) -> str:
     return f"{cells.number(runs.floor.seconds, 3)} ({cells.percent(share)})"
 
 
+def _wait_of_runs(runs: WholeRuns) -> str:
+    if runs.cold_wait_s is None or runs.warm_wait_s is None:
+        return cells.number(runs.wait_s, 1)
+    return f"{cells.number(runs.cold_wait_s, 1)} cold, {cells.number(runs.warm_wait_s, 1)} warm"
+
+
 _TIME_TO_ACCURACY = (
     *(VARIANT.renamed("recipe"), MODEL.renamed("network"), DATA),
     _of_runs("runs", "right", lambda r: str(len(r.runs)) + ("" if r.is_complete else f" of {r.planned}")),
@@ -147,7 +153,7 @@ _TIME_TO_ACCURACY = (
     _of_runs("seconds", "right", _seconds_of_runs),
     _of_runs("minimum", "right", lambda r: cells.number(min(r.seconds), 3)),
     _of_runs("least, s", "right", _floor_of_runs),
-    _of_runs("from the command, s", "right", lambda r: cells.number(r.wait_s, 1)),
+    _of_runs("from the command, s", "right", _wait_of_runs),
     _of_runs("kernels compiled", "right", lambda r: cells.count(r.compiled)),
 )
 
@@ -160,7 +166,8 @@ _TIME_NOTE = (
     "mean ± σ (n) over seeds; seconds from the first work on the training images to the last view of the "
     "test images; p of a one-sided t-test that the mean accuracy is above the target; the least seconds of "
     "all layers at the device's best rates, and their share of the mean; then the seconds from the command "
-    "to the first trained network, and the kernels compiled in them"
+    "to the first trained network, with cold and warm compile caches where both were measured, and the "
+    "kernels compiled in the process of the runs"
 )
 TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "step": (f"Step alone, on one fixed batch; of peak: {_PEAK_NOTE}", _STEP),

@@ -114,7 +114,10 @@ class WholeRuns(Strict):
             one run.
         runs: in their order.
         planned: number of runs that were asked for.
-        wait_s: seconds from the start of the process to the end of the first run.
+        wait_s: seconds from the start of the process to the end of the first run; None for a peer that
+            has trained no network.
+        cold_wait_s, warm_wait_s: the same of two processes that were started for it, the first with empty
+            compile caches, the second with those of the first; None without `--waits`.
         compiled: number of kernels that this process compiled and wrote to the caches; 0 if the caches were
             warm, None if it is not known.
         source_hash: of the source files and the recipe (`hash_of_sources`).
@@ -128,13 +131,15 @@ class WholeRuns(Strict):
     p: float | None
     runs: tuple[TimedRun, ...] = Field(min_length=1)
     planned: int
-    wait_s: float
+    wait_s: float | None
     compiled: int | None
     source_hash: str
     gpu_before: GpuState | None
     gpu_after: GpuState | None
     floor: Floor | None = None
     kernels: tuple[KernelTable, ...] = ()
+    cold_wait_s: float | None = None
+    warm_wait_s: float | None = None
 
     @property
     def is_complete(self) -> bool:

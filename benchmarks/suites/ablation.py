@@ -214,6 +214,7 @@ def _plan_of_training(session: Session, selected: Sequence[Variant]) -> Plan | N
     check_at_least(0, options, "epochs")
     if not options.epochs:
         return None
+    session.check_images_have_a_name(session.config())
     place = [override for override in session.overrides if override.startswith("log.dir=")]
     common = [override for override in session.overrides if override not in place]
     return make_plan(

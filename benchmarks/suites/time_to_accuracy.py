@@ -7,10 +7,11 @@ the device as uint8, to the last view of the test images. Nothing is logged, eva
 After the runs come the operations and the bytes of a run, and the least time of both on this device. With
 `--kernels` the kernels of a step and of the evaluation are listed too.
 
-With `--peer`, programs of others train in turn with ours, block by block, on the same machine.
+With `--peer`, programs of others train in turn with ours, block by block, on the same machine. With `--waits`
+two more processes show what a user waits for a trained network, with cold and with warm caches.
 
-Exit code: 1 if a mean accuracy above the target is not shown (one-sided t-test, p ≥ .01), 130 after Ctrl-C,
-which keeps the runs done so far.
+Exit code: 1 if a mean accuracy above the target is not shown (one-sided t-test, p ≥ .01) or if a peer failed,
+130 after Ctrl-C. Both keep the runs done so far.
 """
 
 import tempfile
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.arguments import BLOCKS, PEER_RUNS, RUNS
+from benchmarks.measure.cold_and_warm import Waits, measure_waits
 from benchmarks.measure.machine import (
     count_compiled,
     gpu_state,
@@ -31,10 +33,10 @@ from benchmarks.measure.session import Session
 from benchmarks.measure.t_tests import p_not_above
 from benchmarks.measure.whole_run import WholeRunRig, without_old_garbage
 from benchmarks.measure.whole_run_report import is_shown, record_peers, report
-from benchmarks.peers.programs import PeerProgram, read_peers
+from benchmarks.peers.programs import PeerProgram, prepare_peers, split_peers
 from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns
 from pipeline.config import Config
-from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
 from pipeline.profiling.roofline import measure_best
 
 _QUICK_RUNS = 2
@@ -52,6 +54,8 @@ class _Progress:
         started: of the process's work on this benchmark, in seconds since 1970.
         wait_s: seconds from the start of the process to the end of the first run.
         first_began: start of the first run, in seconds of `time.perf_counter`.
+        waits: of two new processes, with `--waits`.
+        failure: of a peer, or of one of these processes; the runs until then are kept.
     """
 
     planned: int
@@ -63,6 +67,8 @@ class _Progress:
     first_began: float = 0.0
     gpu_before: GpuState | None = None
     is_stopped: bool = False
+    waits: Waits | None = None
+    failure: TrainingError | None = None
 
     @property
     def left_s(self) -> float:
@@ -81,28 +87,40 @@ def run(session: Session) -> int:
     rig, peers = None, []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            peers = read_peers(session.options.peer, session.splits(_config(session)), Path(folder))
+            files = split_peers(session.options.peer, _name(session))
+            peers = prepare_peers(files, session.splits(_config(session)), Path(folder))
             rig = _build(session)
             with without_old_garbage():
                 _train(session, rig, progress, peers)
+            if session.options.waits and progress.failure is None:
+                _wait(session, progress)
         except KeyboardInterrupt:
             progress.is_stopped = True
         finally:
             for peer in peers:
                 peer.close()
     if rig is None or not progress.runs:
+        if progress.failure is not None:
+            raise progress.failure
         session.say("stopped before the end of the first run")
         return EXIT_INTERRUPTED
     result = _summarise(session, progress, rig)
     report(session, result)
     rig.check()
-    session.record("time_to_accuracy", Path(session.recipe).stem, _config(session), None, whole_runs=result)
+    session.record("time_to_accuracy", _name(session), _config(session), None, whole_runs=result)
     record_peers(session, result, peers, progress.planned_of_peers, _config(session))
     session.print_tables()
+    if progress.failure is not None:
+        raise progress.failure
     if progress.is_stopped:
         session.say(f"stopped after {len(result.runs)} of {result.planned} runs")
         return EXIT_INTERRUPTED
     return 0 if result.target is None or is_shown(result.p) else EXIT_FAILURE
+
+
+def _name(session: Session) -> str:
+    """Return the name of the recipe in the records."""
+    return Path(session.recipe).stem
 
 
 # --- before the runs ----------------------------------------------------------------------------------------
@@ -124,6 +142,8 @@ def _check_options(session: Session) -> _Progress:
         raise UserError("--peer-runs, --blocks: there is no peer; give --peer NAME=FILE, or leave them out")
     if options.peer_runs == 1:
         raise UserError("--peer-runs: one run has no σ to compare with; give 2 or more")
+    split_peers(options.peer, _name(session))
+    session.check_images_have_a_name(config)
     of_peers = options.peer_runs or PEER_RUNS
     if options.target is None:
         return _checked(session, config, _Progress(runs, of_peers, None))
@@ -192,9 +212,22 @@ def _train(session: Session, rig: WholeRunRig, progress: _Progress, peers: Seque
             session.show(
                 f"{peer.name}: run {of_peer[0] + 1} of {of_peers[-1].stop}, compiling before the first"
             )
-            peer.take(len(of_peer))
+            try:
+                peer.take(len(of_peer))
+            except TrainingError as failure:
+                progress.failure = failure
+                return
             for run in peer.runs[-len(of_peer) :]:
                 session.say(f"{peer.name}: {_figures(run)}")
+
+
+def _wait(session: Session, progress: _Progress) -> None:
+    """Measure what a user waits for, in two processes of their own."""
+    session.show("starting twice more: with cold caches, then with warm ones")
+    try:
+        progress.waits = measure_waits(session.recipe, session.overrides)
+    except TrainingError as failure:
+        progress.failure = TrainingError(f"--waits: {failure}")
 
 
 def _divide(count: int, blocks: int) -> list[range]:
@@ -249,4 +282,6 @@ def _summarise(session: Session, progress: _Progress, rig: WholeRunRig) -> Whole
         gpu_after=gpu_state(session.device),
         floor=floor_of(rig.trainer, measure_best(session.device)),
         kernels=rig.profile() if session.options.kernels else (),
+        cold_wait_s=progress.waits.cold_s if progress.waits else None,
+        warm_wait_s=progress.waits.warm_s if progress.waits else None,
     )

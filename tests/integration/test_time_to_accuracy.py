@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.measure import machine, session
+from benchmarks.measure import cold_and_warm, machine, session
 from benchmarks.measure.whole_run import WholeRunRig
 from benchmarks.peers import programs
+from benchmarks.publish.about_folder import ABOUT, AboutFolder
 from benchmarks.publish.records import newest, read
 from benchmarks.publish.tables import MAKERS
 from benchmarks.publish.whole_runs import KernelTable, KernelTime, TimedRun
 from benchmarks.suites import time_to_accuracy
 from pipeline.config import load_config
+from tests.class_folders import make_class_folders
 from tests.tiny import RECIPE
 from tests.unit.benchmarks.publish.test_records import record
 from tests.unit.benchmarks.results import make_whole_runs
@@ -136,6 +139,11 @@ def test_ctrl_c_keeps_the_runs_that_are_done(
         (["--windows", "5"], ["--windows: ", "--runs"]),
         (["data.loader=fused"], ["data.loader: "]),
         (["--kernels"], ["--kernels: ", "leave it out"]),
+        (["--blocks", "2"], ["--blocks: there is no peer"]),
+        (["--peer", f"a={__file__}", "--peer", f"a={__file__}"], ["--peer: a=", "another peer"]),
+        (["--peer", f"tiny={__file__}"], ["--peer: tiny=", "our own recipe"]),
+        (["--peer", f"../a={__file__}"], ["--peer: ../a=", "letters"]),
+        (["--data", "CIFAR-10"], ["--data: data.dataset=synthetic", "leave it out"]),
         (["optimizer.lrr=1"], ["did you mean optimizer.lr?"]),
     ],
 )
@@ -257,24 +265,106 @@ def test_peers_of_a_stopped_benchmark_are_not_complete(
     }
 
 
+@pytest.mark.parametrize("peer", ["other", "other=missing.py", "=other.py"])
+def test_a_peer_that_is_no_program_is_told(peer: str, capsys: pytest.CaptureFixture[str]):
+    assert main([NAME, str(RECIPE), "--runs", "4", "--peer", peer]) == 2
+    assert f"--peer: {peer} is not NAME=FILE" in capsys.readouterr().err
+
+
+HEADER = "|  epoch  |  val_acc  |  tta_val_acc  |  time_seconds  |"
+
+
 @pytest.mark.parametrize(
-    ("peer", "code", "message"),
+    ("lines", "message"),
     [
-        ("other", 2, "--peer: other is not NAME=FILE"),
-        ("other=missing.py", 2, "--peer: other=missing.py"),
-        ("other={}", 1, "ended with code 3; it printed: no GPU"),
+        (["no GPU"], "ended with code 3; it printed: no GPU"),
+        ([HEADER, *["| eval | 0.93 | 0.94 | 1.5 |"] * 2, "no memory"], "it printed: no memory"),
+        ([HEADER, "| eval | 0.93 | nothing | 1.5 |"], "numbers: | eval | 0.93 | nothing | 1.5 |"),
+        ([HEADER.replace("time_s", "s"), "| eval | 0.93 | 0.94 | 1.5 |"], "time_seconds"),
+        ([HEADER.replace("tta_val_acc", "tta"), "| eval | 0.93 | 0.94 | 1.5 |"], "tta_val_acc"),
     ],
 )
-def test_a_peer_that_fails_is_told(
-    peer: str,
-    code: int,
+def test_a_peer_that_fails_is_told_and_our_runs_are_kept(
+    lines: list[str],
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path / "results"))
     scripted(monkeypatch, [0.94] * 4)
     program = tmp_path / "other.py"
-    program.write_text("print('no GPU')\nraise SystemExit(3)\n")
-    assert main([NAME, str(RECIPE), "--runs", "4", "--peer", peer.format(program)]) == code
-    assert message in capsys.readouterr().err
+    program.write_text(f"for line in {lines!r}: print(line)\nraise SystemExit(3)\n")
+    options = ["--runs", "4", "--blocks", "2", "--peer", f"other={program}", "--record"]
+    assert main([NAME, str(RECIPE), *options]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert "94.00 ± 0.00 % (2)" in printed.out
+    (ours,) = (kept.whole_runs for kept in read(tmp_path / "results"))
+    assert ours is not None and (len(ours.runs), ours.planned) == (2, 4)
+
+
+# --- what a user waits --------------------------------------------------------------------------------------
+
+
+def test_the_waits_are_those_of_two_processes_with_one_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first finds empty caches, the second those of the first. They get the user's keys, and one run."""
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path / "results"))
+    scripted(monkeypatch, [0.95, 0.95])
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        f"assert sys.argv[1:] == {[NAME, str(RECIPE), 'seed=9', '--runs', '1']!r}, sys.argv\n"
+        "assert not any(name.endswith('_CACHE_DIR') for name in os.environ)\n"
+        "compiled = Path(os.environ['XDG_CACHE_HOME'], 'kernel')\n"
+        "seconds = 7.5 if compiled.exists() else 43.2\n"
+        "compiled.touch()\n"
+        "print(f'from the command to the first trained network: {seconds} s; the compile caches were')\n"
+    )
+    monkeypatch.setattr(cold_and_warm, "_program", lambda: [sys.executable, str(program)])
+    assert main([NAME, str(RECIPE), "seed=9", "--runs", "2", "--waits", "--record"]) == 0
+    out = capsys.readouterr().out
+    assert "the same in a new process: 43.2 s with cold compile caches, 7.5 s with warm ones" in out
+    (kept,) = read(tmp_path / "results")
+    assert kept.whole_runs is not None
+    assert (kept.whole_runs.cold_wait_s, kept.whole_runs.warm_wait_s) == (43.2, 7.5)
+    (row,) = MAKERS["time_to_accuracy"]([kept]).rows
+    assert "43.2 cold, 7.5 warm" in row
+
+
+def test_a_start_that_fails_is_told_and_the_runs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path / "results"))
+    scripted(monkeypatch, [0.95, 0.95])
+    fails = "print('no memory'); raise SystemExit(3)"
+    monkeypatch.setattr(cold_and_warm, "_program", lambda: [sys.executable, "-c", fails])
+    assert main([NAME, str(RECIPE), "--runs", "2", "--waits", "--record"]) == 1
+    error = capsys.readouterr().err
+    assert "--waits: a start failed with exit code 3:" in error and "no memory" in error
+    (kept,) = read(tmp_path / "results")
+    assert kept.whole_runs is not None and kept.whole_runs.is_complete
+    assert kept.whole_runs.cold_wait_s is None
+
+
+# --- the name of the images ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", ["--data", ABOUT, None])
+def test_a_record_names_the_images_of_its_accuracy(
+    of: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(session, "append", partial(append_to, tmp_path / "results"))
+    scripted(monkeypatch, [0.95, 0.95])
+    root = make_class_folders(tmp_path / "images")
+    if of == ABOUT:
+        AboutFolder(name="CIFAR-10").write(root / ABOUT)
+    keys = ["data.dataset=folder", f"data.root={root}", "data.image_size=8", "data.batch_size=4"]
+    options = ["--runs", "2", *(["--data", "CIFAR-10"] if of == "--data" else [])]
+    assert main([NAME, str(RECIPE), *keys, *options, "--record"]) == (0 if of else 2)
+    if of is None:
+        assert "--record: data.dataset=folder does not name the images" in capsys.readouterr().err
+    assert [kept.data for kept in read(tmp_path / "results")] == ["CIFAR-10"] * bool(of)
