@@ -58,18 +58,15 @@ def check_weights(shipped: Shipped) -> None:
 
 
 def check_record(shipped: Shipped, records: Sequence[Record]) -> None:
-    """Compare weights with the records of their recipe on their data, if there are any."""
-    same = [
-        record
-        for record in records
-        if record.benchmark == "recipe" and (record.variant, record.data) == (shipped.recipe, shipped.data)
-    ]
+    """Compare weights with the record of their recipe on their data that their run is one of."""
     of_the_run = [
         record
-        for record in same
-        if record.commit == shipped.commit and shipped.seed in (record.seeds or (shipped.seed,))
+        for record in records
+        if record.benchmark == "recipe"
+        and (record.variant, record.data, record.commit) == (shipped.recipe, shipped.data, shipped.commit)
+        and shipped.seed in (record.seeds or ())
     ]
-    assert of_the_run or not same, f"{shipped.name}: no record of its recipe has its commit and its seed"
+    assert of_the_run, f"{shipped.name}: no record of {shipped.recipe} has its data, commit and seed"
     for record in of_the_run:
         assert record.parameters in (None, shipped.num_parameters)
         assert record.accuracy is not None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.config.data import FileData, FolderData, SyntheticData
-from pipeline.config.model import BOTTLENECK_NETWORKS, library_of
+from pipeline.config.model import BOTTLENECK_NETWORKS, SMALLEST_IMAGES, library_of
 from pipeline.config.optimizer import AdamwConfig
 from pipeline.config.paths import is_utf8
 from pipeline.config.schedule import StepSchedule
@@ -50,6 +50,15 @@ def _cutout(config: "Config") -> str | None:
         if side > size
         else None
     )
+
+
+def _small_images(config: "Config") -> str | None:
+    name = config.model.name
+    least = SMALLEST_IMAGES.get(name, 1)
+    for size, key in {config.image_size: "data.image_size", **config.other_image_sizes}.items():
+        if size < least:
+            return f"{key}: {name} needs images of {least} pixels or more, got {size}; give larger images"
+    return None
 
 
 def _lists(config: "Config") -> str | None:
@@ -181,6 +190,6 @@ def _samples(config: "Config") -> str | None:
 
 
 _CHECKS: tuple[Callable[["Config"], str | None], ...] = (
-    *(_statistics, _holdout, _cutout, _lists, _ranges, _progressive, _milestones, _nesterov),
+    *(_statistics, _holdout, _cutout, _small_images, _lists, _ranges, _progressive, _milestones, _nesterov),
     *(_own_kernels, _fused, _groups, _run_folder, _compile, _views, _balance, _samples),
 )

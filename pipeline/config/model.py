@@ -16,6 +16,7 @@ _WIDE_NETWORKS = ("wrn16", "wrn22", "wrn28", "wrn40")
 CIFAR_NETWORKS = (*_SMALL_RESNETS, *PLAIN_NETWORKS, *_WIDE_NETWORKS)
 SPEED_NETWORKS = ("speednet94", "speednet96")
 SINGLE_FORM_NETWORKS = ("davidnet", *SPEED_NETWORKS)
+SMALLEST_IMAGES = {"davidnet": 8, "speednet94": 9, "speednet96": 9}  # pixels; the others take any size
 NETWORKS = (*IMAGENET_NETWORKS, *CIFAR_NETWORKS, *SINGLE_FORM_NETWORKS)
 LIBRARIES = ("torchvision", "timm")
 

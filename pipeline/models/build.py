@@ -26,7 +26,7 @@ def build_model(
         in_channels: channels of the images.
         image_size: height and width of the images in pixels. The meaning of `stem: auto` depends on it.
         other_sizes: other heights and widths of images in the run, in pixels, each with the key that sets it.
-            They matter only for networks of libraries: ours accept any size.
+            They matter only for networks of libraries: the config checks them for ours.
 
     Raises:
         UserError: a network of torchvision or timm that does not exist, or does not accept such images.

@@ -325,6 +325,22 @@ def test_a_training_starts_from_them(work: Path):
     assert f"weights: {NAME}" in (only_run(work / "runs") / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("keys", "remedy"),
+    [
+        (["model.name=plain20"], "set model.name=resnet20"),  # its weights have the same names and shapes
+        (["model.name=resnet32", "model.shortcut=B"], "set model.name=resnet20 model.shortcut=A"),
+        (["model.width=2"], "set model.width=1"),
+        (["model.blur_pool=true"], "set model.blur_pool=false"),
+    ],
+)
+def test_another_network_is_told_the_keys(keys: list[str], remedy: str, capsys: pytest.CaptureFixture[str]):
+    assert train.main([str(RECIPE), f"model.weights={NAME}", *keys, "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: model.weights: {NAME} is of another network") and error.count("\n") == 1
+    assert error.endswith(f"{remedy}\n")
+
+
 def test_another_number_of_classes_starts_with_a_new_head(caplog: pytest.LogCaptureFixture):
     config = tiny_config(f"model.weights={NAME}", "data.num_classes=7")
     model = api.build_model(config, api.load_splits(config))

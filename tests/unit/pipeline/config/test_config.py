@@ -340,6 +340,18 @@ def test_a_union_is_told_once():
         ("data:\n  mean: [0.5]\n  std: [0]\n", 3, ["data.std"], "above 0"),
         ("data:\n  holdout: 100.0\n", 2, ["data.holdout"], "write 100"),
         ("augment:\n  cutout: 33\n", 2, ["augment.cutout"], "smaller box"),
+        (
+            "model:\n  name: speednet94\ndata:\n  dataset: folder\n  image_size: 8\n",
+            5,
+            ["data.image_size", "speednet94"],
+            "9 pixels or more",
+        ),
+        (
+            "model:\n  name: speednet96\ndata:\n  dataset: folder\n  eval_image_size: 8\n",
+            5,
+            ["data.eval_image_size", "speednet96"],
+            "9 pixels or more",
+        ),
         ("schedule:\n  name: step\n", 1, ["schedule.milestones", "schedule.name"], "[80ep, 120ep]"),
         (
             "optimizer:\n  momentum: 0\n",

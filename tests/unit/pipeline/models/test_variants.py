@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.config.model import NETWORKS, SINGLE_FORM_NETWORKS, SPEED_NETWORKS
+from pipeline.config.model import NETWORKS, SINGLE_FORM_NETWORKS, SMALLEST_IMAGES, SPEED_NETWORKS
 from pipeline.models import DavidNet, ResNet, SpeedNet, build_model, cam_target_layer, num_parameters
 from pipeline.models.blocks import Block, BlockOptions, PreactivationBasicBlock, PreactivationBottleneckBlock
 from pipeline.models.families import FAMILIES
@@ -121,6 +121,15 @@ def test_the_stem_follows_the_size_of_the_images(name: str, size: int, stem: str
     model = build(image_size=size, name=name)
     assert isinstance(model, ResNet)
     assert any(isinstance(module, nn.MaxPool2d) for module in model.stem) == (stem == "imagenet")
+
+
+def test_the_smallest_images_that_a_network_takes(keys: dict):
+    model, least = build(**keys).eval(), SMALLEST_IMAGES.get(keys["name"], 1)
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, least, least)).shape == (1, 10)
+        if least > 1:
+            with pytest.raises(RuntimeError):
+                model(torch.zeros(1, 3, least - 1, least - 1))
 
 
 def test_variants_train(keys: dict):

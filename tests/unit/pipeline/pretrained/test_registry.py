@@ -144,9 +144,10 @@ def test_shipped_weights_have_the_recorded_accuracy(name: str):
     ("record", "agrees"),
     [
         ({}, True),
-        ({"variant": "b", "commit": "b" * 40}, True),  # of another recipe
-        ({"data": "other images", "commit": "b" * 40}, True),
+        ({"variant": "b"}, False),  # of another recipe
+        ({"data": "other images"}, False),
         ({"commit": "b" * 40}, False),
+        ({"seeds": None}, False),
         ({"seeds": (1, 2)}, False),
         ({"parameters": 2}, False),
         ({"accuracy": 0.494}, True),  # three runs, σ .005: each within .0058 of the mean, and .002
