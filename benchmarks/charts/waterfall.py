@@ -19,6 +19,7 @@ from benchmarks.publish.records import Record, newest_of
 from pipeline.plotting import style
 
 _TITLE = "From the plain recipe to the full one"
+_ACCURACY_PX, _MARGIN_PX = 210, 40  # right of the bars, with and without a column of accuracies
 
 
 def draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
@@ -29,8 +30,10 @@ def draw_waterfall(folder: str, records: Sequence[Record], path: Path) -> None:
     steps = cumulative_steps(folder, records)
     rates = [record.rate or 0.0 for record in steps]
     subtitle = _subtitle(steps)
+    right_px = _ACCURACY_PX if _has_accuracies(steps) else _MARGIN_PX
     with style.drawing([subtitle]):
-        figure, axes = new_bar_chart([record.variant for record in steps], 230, _TITLE, subtitle)
+        names = [record.variant for record in steps]
+        figure, axes = new_bar_chart(names, 230, _TITLE, subtitle, right_px)
         use_log_x(axes)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         left = min(rates) / 1.6
@@ -71,9 +74,13 @@ def cumulative_steps(folder: str, records: Sequence[Record]) -> list[Record]:
     return [record for record in steps if series(record) == series(steps[-1])]
 
 
+def _has_accuracies(steps: Sequence[Record]) -> bool:
+    return any(record.accuracy is not None for record in steps)
+
+
 def _subtitle(steps: Sequence[Record]) -> str:
     last = steps[-1]
     text = f"{last.gpu or 'CPU'}, {last.network}, batch {last.batch_size}, loader and step together"
-    if last.epochs and any(record.accuracy is not None for record in steps):
+    if last.epochs and _has_accuracies(steps):
         text += f"; right: test accuracy after {last.epochs:g} epochs (n = {last.accuracy_n})"
     return text

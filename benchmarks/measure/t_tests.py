@@ -41,6 +41,8 @@ class Difference:
     Attributes:
         mean: of the second sample less that of the first.
         low, high: bounds of its 95 % confidence interval.
+        t: the mean over its standard error.
+        freedom: degrees of freedom (Welch-Satterthwaite).
         p: two-sided; the probability of a difference as large as this one between samples of populations with
             the same mean.
         n_needed: values that each of the two samples would need, so that a test at α = 5 % finds a true
@@ -51,6 +53,8 @@ class Difference:
     mean: float
     low: float
     high: float
+    t: float
+    freedom: float
     p: float
     n_needed: int | None
 
@@ -73,7 +77,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(first) - 1) + parts[1] ** 2 / (len(second) - 1))
     half = float(t.ppf(1 - ALPHA / 2, freedom)) * error
     p = float(2 * t.sf(abs(mean) / error, freedom))
-    return Difference(mean, mean - half, mean + half, p, n_to_tell(mean, variances))
+    n_needed = n_to_tell(mean, variances)
+    return Difference(mean, mean - half, mean + half, mean / error, freedom, p, n_needed)
 
 
 def n_to_tell(difference: float, variances: tuple[float, float]) -> int | None:

@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 
 _ABOUT = (
     "Make records of the shipped recipes out of finished runs of them. A run may differ from its "
-    "recipe in the place of the data, the seed, the logging and evaluation.flip_tta alone."
+    "recipe in the place of the data, the seed, log.* and evaluation.* alone."
 )
 _WIDTH = 200  # columns of a table without a terminal
 DATA_NAMES = {

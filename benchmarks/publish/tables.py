@@ -90,7 +90,7 @@ _KERNEL = (
     *(SPREAD, COMPARED),
 )
 _ABLATION = (
-    *(VARIANT, LOADER, BATCH, RATE, SPREAD, COMPARED, ACCURACY, EPOCHS, COMPILE_S),
+    *(VARIANT, DATA, LOADER, BATCH, RATE, SPREAD, COMPARED, COMPILE_S),
     Column[Record]("epochs until it pays", "right", lambda r: cells.number(r.epochs_to_pay, 1)),
 )
 _STARTUP = (
@@ -175,7 +175,6 @@ TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "decoder": ("Decoders of streamed images, by the CPU cores that the process may use", _DECODER),
     "peer": ("Training steps of others, on one fixed batch", _END_TO_END),
     "kernel": ("Kernels: device time of one call, replayed from a CUDA graph", _KERNEL),
-    "ablation": ("Ablation, loader and step together", _ABLATION),
     "startup": ("From the command to the end of the first optimizer step, and to its end", _STARTUP),
     "neighbour": ("Training on two CPU cores, alone and beside a process that uses one of them", _NEIGHBOUR),
     "saving": ("Loader and step together, with and without saving", _END_TO_END),
@@ -183,6 +182,13 @@ TABLES: dict[str, tuple[str, tuple[Column[Record], ...]]] = {
     "recipe": (f"Shipped recipes: {_RECIPE_NOTE}", _RECIPE),
     "time_to_accuracy": (f"Time to accuracy: {_TIME_NOTE}", _TIME_TO_ACCURACY),
 }
+
+
+def _ablation_table(records: Sequence[Record]) -> Table:
+    """Return a row for each variant, with its accuracy if one was measured."""
+    has_accuracy = any(record.accuracy is not None for record in records)
+    columns = [*_ABLATION, *((ACCURACY, EPOCHS) if has_accuracy else ())]
+    return make_table("Ablation, loader and step together", columns, records)
 
 
 @dataclass(frozen=True)
@@ -258,6 +264,7 @@ _KERNELS_TITLE = (
 )
 MAKERS: dict[str, Callable[[Sequence[Record]], Table]] = {
     "loader": _loader_table,
+    "ablation": _ablation_table,
     "peers": peers_table,
     "kernels_by_share": _kernels_table,
     **{name: partial(make_table, title, columns) for name, (title, columns) in TABLES.items()},

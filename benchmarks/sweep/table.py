@@ -191,6 +191,7 @@ def differences_table(outcomes: Sequence[Outcome]) -> Table | None:
         Column[Comparison]("run", "left", lambda row: row.variant.name),
         column("difference", lambda d: f"{100 * d.mean:+.2f}"),
         column("95 % interval", lambda d: f"{100 * d.low:+.2f} to {100 * d.high:+.2f}"),
+        column("t (degrees of freedom)", lambda d: f"{d.t:.2f} ({d.freedom:.1f})"),
         column("p", lambda d: cells.p_value(d.p)),
         Column[Comparison]("verdict", "left", lambda row: row.verdict),
         column("n needed", lambda d: f"{d.n_needed:,}" if d.n_needed else "above 1,000,000"),

@@ -52,7 +52,8 @@ def _recorded(run: Path) -> str:
     fail after the work."""
     shipped = find_shipped(run)
     if shipped is not None:
-        return f"recorded      {shipped.accuracy:.4%}"
+        images = f"the {shipped.num_test_images:,} test images of {shipped.data}"
+        return f"recorded      {shipped.accuracy:.4%} on {images}"
     file = RunFolder(run).result
     if not file.is_file():
         return ""

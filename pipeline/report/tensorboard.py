@@ -38,7 +38,10 @@ def write_end_of_run(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit")  # which makes TensorBoard's graph of a network
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-            writer.add_graph(copy.deepcopy(model).cpu().eval(), torch.zeros(1, 3, *image_size))
+            warnings.filterwarnings("ignore", "The input to trace is already a ScriptModule")
+            network, images = copy.deepcopy(model).cpu().eval(), torch.zeros(1, 3, *image_size)
+            # `add_graph` would trace twice and compare the names, which differ for speednet94 and 96
+            writer.add_graph(torch.jit.trace(network, images, check_trace=False), images)
 
 
 def _write_hparams(

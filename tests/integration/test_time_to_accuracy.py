@@ -86,7 +86,7 @@ def test_real_runs_are_shown_and_recorded(
     floor = runs.floor
     assert floor is not None and 0 < floor.seconds < sum(run.seconds for run in runs.runs)
     assert f"least work of a run: {floor.flops / 1e12:.4g} TFLOP" in out and "% of the mean time" in out
-    assert runs.wait_s > runs.runs[0].seconds > 0 and runs.gpu_before is None
+    assert (runs.wait_s or 0.0) > runs.runs[0].seconds > 0 and runs.gpu_before is None
     assert load_config(overrides=[]).model_validate(kept.config).seed == 3
     assert runs.source_hash == machine.hash_of_sources(RECIPE) != machine.hash_of_sources(Path(__file__))
 
@@ -242,7 +242,7 @@ def test_peers_train_in_turn_with_ours(
     ours, theirs = read(tmp_path / "results")
     assert (ours.variant, theirs.variant) == ("tiny", "other")
     runs = theirs.whole_runs
-    assert runs is not None and runs.compiled == 1 and runs.wait_s > 0
+    assert runs is not None and runs.compiled == 1 and (runs.wait_s or 0.0) > 0
     seconds = [run.seconds for run in runs.runs]
     assert seconds[0] == 1.5 and seconds[1] >= 3.5 and seconds[2] == seconds[1] + 1
     assert runs.runs[0].accuracies == {"one view": 0.93, "with their views": 0.94}

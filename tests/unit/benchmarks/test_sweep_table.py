@@ -29,18 +29,20 @@ def test_each_variant_is_compared_with_the_first():
         )
     )
     assert table is not None
-    assert "from plain" in table.title
+    assert "from plain" in table.title and "t (degrees of freedom)" in table.header
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["better"][0] == "+1.03" and rows["better"][3] == "higher"
-    assert rows["worse"][3] == "lower" and rows["worse"][2].startswith("0.0")
-    difference, interval, _, verdict, needed = rows["close"]
+    assert rows["better"][0] == "+1.03" and rows["better"][4] == "higher"
+    assert rows["worse"][4] == "lower" and rows["worse"][3].startswith("0.0")
+    difference, interval, _, _, verdict, needed = rows["close"]
     assert (difference, verdict) == ("+0.05", "not told apart")
     assert interval.startswith("-") and " to +" in interval
-    assert int(needed.replace(",", "")) > 50 > int(rows["better"][4])
+    # by hand: variances 1.0 and 2.3333 (in tenths of a point), so t = 10.3333 / sqrt(3.3333 / 3)
+    assert rows["better"][2] == "9.80 (3.4)"
+    assert int(needed.replace(",", "")) > 50 > int(rows["better"][5])
 
 
 def test_one_seed_or_one_variant_is_not_compared():
     assert differences_table(outcomes(plain=[0.9], other=[0.91])) is None
     assert differences_table(outcomes(plain=[0.9, 0.91])) is None
     table = differences_table(outcomes(plain=[0.9, 0.91], single=[0.9], other=[0.91, 0.92]))
-    assert table is not None and table.rows[0] == ("single", "", "", "", "", "")
+    assert table is not None and table.rows[0] == ("single", "", "", "", "", "", "")

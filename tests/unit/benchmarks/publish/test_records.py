@@ -195,6 +195,18 @@ def test_every_figure_that_a_readme_may_show_is_there():
             assert path.is_file(), "run `python -m benchmarks readme`"
 
 
+def test_every_accuracy_is_of_images_that_have_a_name():
+    """`folder` alone could be any images: once it was a re-encoding that cost three points of accuracy."""
+    of_files = [kept for kept in read(RESULTS) if kept.dataset in ("folder", "shards")]
+    with_accuracy = [kept for kept in of_files if kept.accuracy is not None or kept.whole_runs is not None]
+    assert [(kept.benchmark, kept.variant) for kept in with_accuracy if kept.data is None] == []
+
+
+def test_an_ablation_without_accuracies_has_no_column_of_them():
+    with_accuracy, without = MAKERS["ablation"](EXAMPLES[11:13]), MAKERS["ablation"](EXAMPLES[12:13])
+    assert {"accuracy", "epochs"} == set(with_accuracy.header) - set(without.header)
+
+
 def test_records_come_back_as_they_were_and_are_only_added_to(tmp_path: Path):
     first = append(EXAMPLES, tmp_path)
     before = {path: path.read_text() for path in first}

@@ -73,13 +73,15 @@ def test_accuracies_are_means_over_seeds_of_the_cumulative_variants(monkeypatch:
 
     monkeypatch.setattr(ablation, "run_sweep", run_sweep)
     options = Namespace(epochs=2, seeds=[0, 1], jobs=1)
-    overrides = ["log.dir=elsewhere"]
+    overrides, checked = ["log.dir=elsewhere"], []
     session: Any = SimpleNamespace(
         options=options, overrides=overrides, recipe=str(ROOT / "configs/quickstart.yaml"), console=None
     )
+    session.config, session.check_images_have_a_name = lambda: "its config", checked.append
     wanted = variants(on_gpu=False)
     plan = ablation._plan_of_training(session, wanted)
     assert plan is not None and plan.folder == Path("elsewhere/sweeps/ablation-quickstart")
+    assert checked == ["its config"]
     accuracies = ablation._train(session, wanted, plan)
     assert {name: (mean.mean, mean.n) for name, mean in accuracies.items()} == dict.fromkeys(
         ["plain", "+ channels-last", "+ DALI loader", "+ torch.compile"], (pytest.approx(0.55), 2)
