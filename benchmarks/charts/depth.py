@@ -3,13 +3,15 @@
 The paper is He et al. 2015, arXiv:1512.03385, section 4.2.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
 from benchmarks.charts.bars import LABEL_PT, new_frame
 from benchmarks.publish import published
@@ -17,7 +19,8 @@ from benchmarks.publish.prices import is_current
 from benchmarks.publish.records import Record, newest
 from pipeline.plotting import style
 
-_HEIGHT_PX, _LEFT_PX, _RIGHT_PX = 620, 96, 340
+_HEIGHT_PX, _LEFT_PX, _RIGHT_PX = 620, 96, 250
+_LINE_PX = 18  # height of a line of text: names of lines that end together stand at least this far apart
 _NETWORK = re.compile(r"(plain|resnet)-?(20|32|44|56|110)\b", re.IGNORECASE)
 
 
@@ -64,10 +67,14 @@ def draw_depth(folder: str, records: Sequence[Record], path: Path) -> None:
             (f"ours without shortcuts, {last.data}", plain, _PLAIN),
         ]
         every_point = [point for _, points, _ in lines for point in points]
-        for name, points, look in lines:
-            _draw_line(axes, name, points, look, every_point)
+        axes.set_xscale("log")  # between 56 and 110 layers there is no network
+        for _, points, look in lines:
+            _draw_line(axes, points, look, every_point)
         axes.xaxis.set_major_locator(FixedLocator(sorted({point.depth for point in (*residual, *plain)})))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.margins(y=0.12)  # the numbers need room beyond the deviations
+        _draw_names(axes, lines)
         axes.yaxis.set_major_locator(MultipleLocator(1))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.set_xlabel("layers")
@@ -114,16 +121,12 @@ def _published(recipes: Sequence[Record]) -> dict[str, list[Point]]:
     return lines
 
 
-def _draw_line(
-    axes: Axes, name: str, points: Sequence[Point], look: _Look, every_point: Sequence[Point]
-) -> None:
-    """Draw a line with its name at the end.
+def _draw_line(axes: Axes, points: Sequence[Point], look: _Look, every_point: Sequence[Point]) -> None:
+    """Draw a line with its numbers.
 
     A number stands clear of the deviations: below its own if the error is the lowest of its depth, otherwise
     above its own and that of the lowest.
     """
-    if not points:
-        return
     depths, errors = [point.depth for point in points], [point.error for point in points]
     axes.plot(
         *(depths, errors),
@@ -134,7 +137,6 @@ def _draw_line(
         markersize=5,
         clip_on=False,
     )
-    text = {"textcoords": "offset points", "color": look.color, "annotation_clip": False, "va": "center"}
     for point in points:
         lowest, highest = point.error - point.deviation, point.error + point.deviation
         axes.vlines(point.depth, lowest, highest, color=look.color, linewidth=1.5)
@@ -142,10 +144,33 @@ def _draw_line(
         is_lowest = point.error == lowest_point.error
         highest = max(highest, lowest_point.error + lowest_point.deviation)
         place, side = ((point.depth, lowest), -1) if is_lowest else ((point.depth, highest), 1)
-        axes.annotate(
-            f"{point.error:.2f}", place, (0, side * 10), ha="center", fontsize=12 * style.PX, **text
-        )
-    # a line that ends early has no room for its name on one line
-    ends_early = depths[-1] < max(point.depth for point in every_point)
-    shown = name.replace(", ", ",\n", 1) if ends_early else name
-    axes.annotate(shown, (depths[-1], errors[-1]), (20, 0), fontsize=LABEL_PT, **text)
+        _write(axes, f"{point.error:.2f}", place, (0, side * 10), look, ha="center", fontsize=12 * style.PX)
+
+
+def _draw_names(axes: Axes, lines: Sequence[tuple[str, Sequence[Point], _Look]]) -> None:
+    """Write the name of each line at its end. Names of lines that end together do not cover each other."""
+    ended = sorted((points[-1].error, points[-1].depth, name, look) for name, points, look in lines if points)
+    deepest = max(depth for _, depth, _, _ in ended)
+    low, high = axes.get_ylim()
+    pixel = (high - low) / axes.get_window_extent().height  # in per cent of error
+    above = -math.inf  # the lowest place that is free at the right edge
+    for error, depth, name, look in ended:
+        if depth < deepest:  # a line that ends early has no room for its name on one line
+            _write(axes, name.replace(", ", ",\n", 1), (depth, error), (20, 0), look, fontsize=LABEL_PT)
+            continue
+        above = max(error, above)
+        _write(axes, name, (depth, above), (20, 0), look, fontsize=LABEL_PT)
+        above += _LINE_PX * pixel
+
+
+def _write(
+    axes: Axes, text: str, place: tuple[float, float], offset: tuple[int, int], look: _Look, **keys: Any
+) -> None:
+    axes.annotate(
+        *(text, place, offset),
+        textcoords="offset points",
+        color=look.color,
+        annotation_clip=False,
+        va="center",
+        **keys,
+    )

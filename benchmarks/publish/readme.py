@@ -54,16 +54,18 @@ _TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], Table]]] = {
 def machines(records: Sequence[Record]) -> str:
     """Return the machines that records were measured on, in one line of Markdown.
 
-    Commits of the same machine and day stand side by side.
+    Commits of the same machine and day stand side by side; a machine is named once for its days in a row.
     """
     commits: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
         commit = (record.commit or "unknown")[:10] + (" with changes" if record.dirty else "")
         commits.setdefault((_machine(record), record.utc[:10]), {})[commit] = None
-    return "; ".join(
-        f"{machine}, commit{'s' if len(names) > 1 else ''} {', '.join(names)}, {day}"
-        for (machine, day), names in commits.items()
-    )
+    parts, before = [], ""
+    for (machine, day), names in commits.items():
+        on = "" if machine == before else f"{machine}, "
+        parts.append(f"{on}commit{'s' if len(names) > 1 else ''} {', '.join(names)}, {day}")
+        before = machine
+    return "; ".join(parts)
 
 
 def _machine(record: Record) -> str:

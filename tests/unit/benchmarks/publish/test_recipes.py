@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks.__main__ import main
 from benchmarks.charts import depth, figures
+from benchmarks.charts.depth import Point
 from benchmarks.measure.options import merge
 from benchmarks.publish import prices, published, readme, recipes
 from benchmarks.publish import results as results_table
@@ -320,13 +322,16 @@ def test_the_error_by_depth_of_ours_beside_the_papers(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     drawn: dict[str, list[tuple[float, ...]]] = {}
-    draw_line = depth._draw_line
+    draw_names = depth._draw_names
 
-    def spy(axes: Any, name: str, points: Any, *others: Any) -> None:
-        drawn[name] = [(point.depth, round(point.error, 2), round(point.deviation, 2)) for point in points]
-        draw_line(axes, name, points, *others)
+    def spy(axes: Any, lines: Any) -> None:
+        for name, points, _ in lines:
+            drawn[name] = [
+                (point.depth, round(point.error, 2), round(point.deviation, 2)) for point in points
+            ]
+        draw_names(axes, lines)
 
-    monkeypatch.setattr(depth, "_draw_line", spy)
+    monkeypatch.setattr(depth, "_draw_names", spy)
     changed = record.model_copy(update={"accuracy": 0.5, "config": record.config | {"duration": "1ep"}})
     (path,) = figures.draw_all([record, changed], tmp_path)
     assert path.name == "nvidia-h200-depth.png" and path.stat().st_size > 10_000
@@ -337,6 +342,26 @@ def test_the_error_by_depth_of_ours_beside_the_papers(
         "ours without shortcuts, CIFAR-10 in grey": [],
     }
     assert figures.draw_all([changed], tmp_path) == []
+
+
+def test_names_of_lines_by_depth_do_not_cover_each_other(monkeypatch: pytest.MonkeyPatch):
+    """Three lines end within a tenth of a point; the lowest keeps its place, the others move up."""
+    figure = Figure(figsize=(6, 4))
+    axes = figure.add_axes((0.1, 0.1, 0.6, 0.8))
+    axes.set(xlim=(20, 56), ylim=(5, 10))
+    written: dict[str, float] = {}
+    monkeypatch.setattr(
+        depth, "_write", lambda axes, text, place, *_, **keys: written.update({text: place[1]})
+    )
+    errors = {"low": 7.0, "middle": 7.05, "high": 7.1, "far": 9.0, "early": 7.0}
+    lines = [
+        (name, [Point(44 if name == "early" else 56, error)], depth._OURS) for name, error in errors.items()
+    ]
+    depth._draw_names(axes, lines)
+    line_height = 18 * 5 / axes.get_window_extent().height
+    gap = pytest.approx(line_height)
+    assert written["low"] == written["early"] == 7.0 and written["far"] == 9.0
+    assert written["middle"] - written["low"] == gap and written["high"] - written["middle"] == gap
 
 
 def test_published_figures_stand_beside_ours(record: Record):

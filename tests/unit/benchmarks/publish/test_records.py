@@ -303,11 +303,13 @@ def test_a_machine_is_named_once_with_all_commits_of_a_day():
         record(),
         record(commit="a" * 40),
         record(commit="a" * 40),
+        record(utc="2026-01-02T00:00:00"),
         record(power_limit_w=500.0, dirty=True),
     ]
     software = "driver 580.1, CUDA 13.0, torch 2.11.0, DALI 2.4.0, Python 3.12.1"
     assert readme.machines(measured) == (
         f"NVIDIA H200, 700 W, {software}, commits {'f' * 10}, {'a' * 10}, 2026-01-01; "
+        f"commit {'f' * 10}, 2026-01-02; "
         f"NVIDIA H200, 500 W, {software}, commit {'f' * 10} with changes, 2026-01-01"
     )
 
