@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.config import FolderData, path_of
+from pipeline.data.files.labels import fraction_among
 from pipeline.data.files.listing import (
     LISTING_THREADS,
     Files,
@@ -71,7 +72,7 @@ def read_test_list(
     path = _list_paths(config)["test"]
     lines = _read_list("data.test_list", path, root)
     _check_headers({"test": lines}, root, config)
-    _check_not_negative({"test": lines})
+    _check_numbers({"test": lines})
     if all(line.label.isascii() and line.label.isdigit() for line in lines):
         lines = [line._replace(label=line.label.lstrip("0") or "0") for line in lines]
     classes = sorted({line.label for line in lines}, key=lambda label: (label.isdigit(), len(label), label))
@@ -101,7 +102,7 @@ def _read_labels(config: FolderData) -> tuple[_Lines, dict[str, int], tuple[str,
     lines = {part: _read_list(f"data.{part}_list", path, root) for part, path in _list_paths(config).items()}
     labels = {line.label for of_part in lines.values() for line in of_part}
     _check_headers(lines, root, config)
-    _check_not_negative(lines)
+    _check_numbers(lines)
     if all(label.isascii() and label.isdigit() for label in labels):
         _check_largest_label(labels, len(lines["train"]))
         classes = [str(number) for number in range(max(map(int, labels)) + 1)]
@@ -160,8 +161,8 @@ def _is_header(line: _Line) -> bool:
     return not {*line.path} & {".", "/"} and not re.fullmatch(r"-?[0-9]+", line.label)
 
 
-def _check_not_negative(lines: _Lines) -> None:
-    """Refuse a negative number as a label."""
+def _check_numbers(lines: _Lines) -> None:
+    """Refuse a negative number, or a fraction among whole numbers, as a label."""
     negative = [
         (label, part)
         for part, of_part in lines.items()
@@ -174,6 +175,12 @@ def _check_not_negative(lines: _Lines) -> None:
             f"data.{part}_list: the label {label} is below 0; number the classes from 0 on, "
             "and leave out files without a label"
         )
+    for part, of_part in lines.items():
+        wrong = fraction_among({line.label for line in of_part})
+        if wrong is not None:
+            raise UserError(
+                f"data.{part}_list: the label {wrong} is no whole number, and other labels are; correct it"
+            )
 
 
 def _check_largest_label(labels: Collection[str], num_train: int) -> None:

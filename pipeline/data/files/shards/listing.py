@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.config import ShardData, path_of
 from pipeline.data.files.cache_place import CachePlace
+from pipeline.data.files.labels import fraction_among
 from pipeline.data.files.listing import Files, Listing, Members, name_classes
 from pipeline.data.files.paths import Paths, counted, printable
 from pipeline.data.files.shards.index import PartIndex, find_index, read_index
@@ -198,6 +199,7 @@ def _number(
                 )
     if all(re.fullmatch(r"[0-9]+", text) for text in every):
         return _number_numbers(index, shards, every)
+    _refuse_fractions(index, shards)
     classes = tuple(sorted(texts["train" if "train" in texts else "test"]))
     unknown = sorted(set(every) - set(classes))
     if unknown:
@@ -206,6 +208,16 @@ def _number(
             "images or remove them"
         )
     return classes, {name: number for number, name in enumerate(classes)}
+
+
+def _refuse_fractions(index: Mapping[str, PartIndex], shards: Mapping[str, Sequence[Shard]]) -> None:
+    for part, of_part in index.items():
+        wrong = fraction_among(of_part.label_names)
+        if wrong is not None:
+            raise UserError(
+                f"data.{part}_shards: the label {wrong} of {_first_with(wrong, of_part, shards[part])} is no "
+                "whole number, and other labels are; correct it, or set data.label_key"
+            )
 
 
 def _first_with(text: str, index: PartIndex, shards: Sequence[Shard]) -> str:

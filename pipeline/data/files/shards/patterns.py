@@ -16,7 +16,7 @@ from pipeline.data.files.shards.remote import Copies, is_address
 from pipeline.errors import UserError
 
 SHARD_SUFFIXES = (".tar", ".parquet")
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 _MOST_SHARDS = 100_000
 _MAX_NAMED = 5
 # A word of a file's name for each part, in the order of preference.
@@ -154,27 +154,34 @@ def _local(key: str, text: str, root: Path) -> list[str]:
 
 def _by_names(part: str, root: Path, given_root: str, copies: Copies) -> list[str]:
     """Return the shards in the root whose names hold a word for the part, or those in such a folder."""
-    if is_address(given_root):
-        names = copies.names_in(given_root)
-        base = given_root.rstrip("/") + "/"
-    else:
-        names, base = _shards_in(root), ""
+    base = given_root.rstrip("/") + "/" if is_address(given_root) else ""
+    every = copies.names_in(given_root) if base else _names_in(root)
+    names = _shards_among(every)
     for words in _WORDS[part]:
         fitting = [name for name in names if _holds_word(name, words)]
         if fitting:
             return [base + name for name in fitting]
-        for word in words if not base else ():
-            if (root / word).is_dir() and (inside := _shards_in(root / word)):
-                return [f"{word}/{name}" for name in inside]
+        for word in (word for word in words if word in every):
+            inside = copies.names_in(base + word) if base else _names_in(root / word)
+            if shards := _shards_among(inside):
+                return [f"{base}{word}/{name}" for name in shards]
+    raise _no_shards(part, root, given_root, names or (every if base else []))
+
+
+def _no_shards(part: str, root: Path, given_root: str, names: Sequence[str]) -> UserError:
+    """Return the error of a folder without shards of a part, with what it holds instead."""
+    is_local = not is_address(given_root)
     words = " or ".join(word for group in _WORDS[part] for word in group)
     there = ", ".join(map(printable, names[:_MAX_NAMED])) + ", …" * (len(names) > _MAX_NAMED)
     hint = f"; it holds {there}" if names else ""
-    if not base and (root / "train").is_dir() and class_folders_in(root / "train"):
+    if is_local and (root / "train").is_dir() and class_folders_in(root / "train"):
         hint = "; it holds class folders: set data.dataset=folder"
-    elif not base and not names and (inside := first_shard(root)):
+    elif is_local and not names and (inside := first_shard(root)):
         folder = printable(root / inside.rpartition("/")[0])
         hint = f"; it holds {printable(inside)}: set data.root={folder} if all shards are there"
-    raise UserError(f"data.root: no shards with the word {words} in {given_root}{hint}; {LAYOUT}")
+    elif names and not _shards_among(names):
+        hint += ": set data.root to the folder of the shards"
+    return UserError(f"data.root: no shards with the word {words} in {given_root}{hint}; {LAYOUT}")
 
 
 def _holds_word(name: str, words: Sequence[str]) -> bool:
@@ -183,11 +190,17 @@ def _holds_word(name: str, words: Sequence[str]) -> bool:
 
 def _shards_in(folder: Path) -> list[str]:
     """Return the sorted names of the shards in a folder, compressed ones too."""
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.name.endswith((*SHARD_SUFFIXES, *_COMPRESSED)) and not path.name.startswith(".")
-    )
+    return _shards_among(_names_in(folder))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the sorted names in a folder; none if it is no folder."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _shards_among(names: Sequence[str]) -> list[str]:
+    suffixes = (*SHARD_SUFFIXES, *_COMPRESSED)
+    return [name for name in names if name.endswith(suffixes) and not name.startswith(".")]
 
 
 def _refuse_compressed(key: str, names: Sequence[str]) -> None:
@@ -196,8 +209,14 @@ def _refuse_compressed(key: str, names: Sequence[str]) -> None:
         more = f" and {len(packed) - 1} more" if len(packed) > 1 else ""
         raise UserError(
             f"{key}: {printable(packed[0])}{more}: a compressed tar file can only be read from the start, "
-            f"and images are read in random order; unpack it first: {unpacking(packed[0])}"
+            f"and images are read in random order; {_remedy(packed[0])}"
         )
+
+
+def _remedy(name: str) -> str:
+    command = unpacking(name.rpartition("/")[2] if is_address(name) else name)
+    where = "where it is stored, or copy it here and unpack it" if is_address(name) else "first"
+    return f"unpack it {where}: {command}"
 
 
 def unpacking(name: str) -> str:
@@ -206,8 +225,9 @@ def unpacking(name: str) -> str:
     >>> unpacking("train-0.tar.gz")
     'gzip -d train-0.tar.gz'
     """
-    tools = {"bz2": "bzip2 -d", "tbz2": "bzip2 -d", "xz": "xz -d", "txz": "xz -d", "zst": "zstd -d --rm"}
-    return f"{tools.get(name.rpartition('.')[2], 'gzip -d')} {printable(name)}"
+    tools = {"bz2": "bzip2 -d", "xz": "xz -d", "zst": "zstd -d --rm", "lz4": "lz4 -d --rm"}
+    suffix = name.rpartition(".")[2]
+    return f"{tools.get(suffix.removeprefix('t'), 'gzip -d')} {printable(name)}"
 
 
 def _shard(key: str, root: Path, name: str) -> Shard:

@@ -56,6 +56,8 @@ class Copies:
         given = config.cache_dir
         base = path_of("data.cache_dir", given) if given is not None else cache_folder()
         self._folder, self._is_main, self._may_fetch = base / "shards", is_main, is_main and may_fetch
+        self._root = config.root.rstrip("/")
+        self._names: dict[str, list[str]] = {}
 
     def folder_of(self, address: str) -> Path:
         """Return the folder of the copies of all files in the folder with this address."""
@@ -64,12 +66,26 @@ class Copies:
         name = re.sub(r"[^\w.-]", "_", address.rpartition("/")[2]) or "root"
         return self._folder / f"{name}-{digest}"
 
+    def _path_of(self, address: str) -> Path:
+        """Return the copy of a file; the folders in `data.root` stay folders."""
+        if address.startswith(f"{self._root}/"):
+            return self.folder_of(self._root) / address.removeprefix(f"{self._root}/")
+        folder, _, name = address.rpartition("/")
+        return self.folder_of(folder) / name
+
     def names_in(self, address: str) -> list[str]:
-        """Return the sorted names of the files in the folder with this address.
+        """Return the sorted names of the files and folders in the folder with this address.
+
+        It is listed once.
 
         Raises:
             UserError: it cannot be listed.
         """
+        if address not in self._names:
+            self._names[address] = self._list(address)
+        return self._names[address]
+
+    def _list(self, address: str) -> list[str]:
         record = self.folder_of(address) / _NAMES
         if not self._is_main:
             return _read_json(record) or []
@@ -83,7 +99,7 @@ class Copies:
             if not names:
                 raise _cannot_read("data.root", address, error) from None
             _log.warning(
-                "data.root: cannot list %s (%s); the copies made before are used", address, reason_of(error)
+                "data.root: cannot list %s (%s); the copies made before are used", address, _reason(error)
             )
             return names
         names = sorted(dict.fromkeys(names))
@@ -117,9 +133,7 @@ class Copies:
         Raises:
             UserError: a file cannot be fetched, or may not be fetched now.
         """
-        paths = [
-            self.folder_of(address.rpartition("/")[0]) / address.rpartition("/")[2] for address in addresses
-        ]
+        paths = [self._path_of(address) for address in addresses]
         if not self._may_fetch:
             missing = [address for address, path in zip(addresses, paths, strict=True) if not path.exists()]
             if missing:
@@ -199,7 +213,7 @@ def _reason(error: Exception) -> str:
     """Return in a few words why a file system could not answer; some call every fault a missing file."""
     if isinstance(error, FileNotFoundError):
         cause = error.__cause__
-        return reason_of(cause) if isinstance(cause, Exception) else "there is no such file"
+        return reason_of(cause) if isinstance(cause, Exception) else "there is no such file or folder"
     return reason_of(error)
 
 
@@ -244,6 +258,6 @@ def _file_system(key: str, address: str) -> tuple[Any, str]:
 
 def _cannot_read(key: str, address: str, error: Exception) -> UserError:
     return UserError(
-        f"{key}: cannot list {printable(address)} ({reason_of(error)}); check the address and your rights, "
+        f"{key}: cannot list {printable(address)} ({_reason(error)}); check the address and your rights, "
         "or name the shards by a pattern with braces in data.train_shards and data.test_shards"
     )

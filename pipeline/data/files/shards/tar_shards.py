@@ -5,6 +5,7 @@ The members of one sample have the same name up to its first dot: `0001.jpg` and
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,19 @@ from pipeline.data.files.shards.patterns import unpacking
 from pipeline.data.files.shards.samples import ShardKeys, ShardSamples
 
 _DEFAULT_LABEL = "cls"
+_LABEL_KEYS = (_DEFAULT_LABEL, "cls2", "json", "txt")
 _IMAGE_KEYS = {suffix[1:] for suffix in SUFFIXES}
 _BLOCK = tarfile.BLOCKSIZE
+_CUT_OFF = "it is cut off; copy it again, or pack it again"
 _EMPTY = tarfile.RECORDSIZE  # bytes, at most, of a file that was packed without members
 _LONGEST_LABEL = 2**20  # bytes of a member that holds a label, perhaps beside other fields
-_PACKED = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+_PACKED = {
+    b"\x1f\x8b": "gz",
+    b"BZh": "bz2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zst",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 
 
 class _Member(NamedTuple):
@@ -126,7 +135,9 @@ def _read_members(path: Path, result: ShardSamples) -> _Places | None:
                     members[key.lower()] = _Member(member.name, member.offset_data, member.size)
             end = tar.offset
     except tarfile.TarError as error:
-        raise ValueError(f"{_cut_off(error)}; copy it again, or pack it again") from None
+        cut_off = "unexpected end" in str(error)
+        damaged = f"it is no tar file, or damaged ({error}); copy it again, or pack it again"
+        raise ValueError(_CUT_OFF if cut_off else damaged) from None
     _check_end(path, end, result)
     if member is None:
         if path.stat().st_size > _EMPTY:
@@ -134,10 +145,6 @@ def _read_members(path: Path, result: ShardSamples) -> _Places | None:
         result.warnings.append("it holds no files")
         return None
     return places
-
-
-def _cut_off(error: tarfile.TarError) -> str:
-    return "it is cut off" if "unexpected end" in str(error) else f"it is no tar file, or damaged ({error})"
 
 
 def _check_end(path: Path, end: int, result: ShardSamples) -> None:
@@ -152,6 +159,8 @@ def _check_end(path: Path, end: int, result: ShardSamples) -> None:
                 raise ValueError(
                     "it goes on after its end mark: several tar files one after another? Pack it again as one"
                 )
+        elif len(rest) in range(1, _BLOCK):  # `tarfile` takes half a header for the end, too
+            raise ValueError(_CUT_OFF)
         elif rest:
             raise ValueError(
                 f"the header at byte {end} is damaged, and so the rest cannot be read; copy it again"
@@ -180,10 +189,16 @@ def _choose_images(places: _Places, image_key: str | None) -> Mapping[str, str]:
         wanted = f"with the key {image_key}" if image_key else "that is an image"
         raise ValueError(
             f"no member {wanted}; the keys are {_listed(keys_there)}: the key of a member is what follows "
-            "the first dot in its name; set data.image_key, or pack the shards again without dots before "
-            "the key"
+            f"the first dot in its name; set data.image_key{_example(keys_there)}, or pack the shards again "
+            "without dots before the key"
         )
     return image_of
+
+
+def _example(keys: Sequence[str]) -> str:
+    """Return an example of `data.image_key`: the first key that is none of the usual ones of labels."""
+    others = [key for key in keys if key not in _LABEL_KEYS]
+    return f", such as data.image_key={printable(others[0])}" if others else ""
 
 
 def _read_label(descriptor: int, members: Mapping[str, _Member], label_key: str | None) -> str | None:
@@ -208,9 +223,10 @@ def _read_label(descriptor: int, members: Mapping[str, _Member], label_key: str 
         raise ValueError(
             f"the field {printable(field)} of {name} is {kind}, not one label an image; set data.label_key"
         )
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # JSON has one kind of numbers
-    return None if value is None else str(value).strip() or None
+    if value is None:
+        return None
+    text = str(value).strip()
+    return re.sub(r"^([0-9]+)\.0+$", r"\1", text) or None  # an index that was kept as a float
 
 
 def _listed(keys: Sequence[str], most: int = 8) -> str:

@@ -192,6 +192,12 @@ LABELS: dict[str, tuple[list[str], list[str], str]] = {
         ["0"],
         r"^data.train_shards: the label 70000 of train-0.tar:1.jpg is too l",
     ),
+    "a fraction": (
+        ["0", "1.5", "1"],
+        ["0"],
+        r"^data.train_shards: the label 1.5 of train-0.tar:1.jpg is no whole number, and other labels are",
+    ),
+    "no number": (["0", "1"], ["0", "nan"], r"^data.test_shards: the label nan of val-0.tar:1.jpg is no who"),
     "no images": (["0", "1"], [], r"^data.test_shards: there is no image in 1 shard; give other"),
     "unknown": (["cat", "dog"], ["cow"], r"^data.test_shards: has class cow, unknown to data.train_shards"),
     "one class": (["0", "0"], ["0"], r"^data.train_shards: .* holds one class, class 0; training needs"),
@@ -223,6 +229,13 @@ def test_labels_may_be_names_and_may_get_others(tmp_path: Path):
     assert splits.class_names == ("a cat", "dog") and splits.train.labels.tolist() == [1, 0, 1]
     (tmp_path / "names.txt").write_text("dog\tDogs\na cat\tCats\n")
     assert load_shards(tmp_path, class_names=str(tmp_path / "names.txt")).class_names == ("Cats", "Dogs")
+
+
+def test_whole_numbers_may_be_kept_as_floats(tmp_path: Path):
+    numbers = [f"{number}.0" for number in range(11)]
+    for part in ("train", "val"):
+        write_tar(tmp_path / f"{part}-0.tar", labelled(numbers))
+    assert load_shards(tmp_path).train.labels.tolist() == list(range(11))  # as texts, 10.0 is before 2.0
 
 
 def test_class_labels_must_be_the_same_in_all_shards(tmp_path: Path):

@@ -392,6 +392,11 @@ def test_lists_of_absolute_paths(root: Path, tmp_path: Path, size: int, monkeypa
             "x 0",
             r"data\.train_list: the label -1 is below 0; number the classes from 0 on",
         ),
+        (
+            "a.jpg 0\nb.jpg 1",
+            "x.jpg 0.5\ny.jpg 1",
+            r"data\.test_list: the label 0\.5 is no whole number, and other labels are; correct it",
+        ),
         (None, "x 1", r"data\.train_list: cannot read .*train\.txt"),
         ("", "x 1", r"data\.train_list: .*train\.txt lists no files"),
         ("a.jpg", "x 1", r"data\.train_list: .*train\.txt:1: 'a\.jpg' is not a `path label` line"),

@@ -110,6 +110,8 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
         {},
         r"train-0.tar.gz: a compressed tar .*unpack it first: gzip -d train-0.tar.gz",
     ),
+    "lz4": (["train-0.tar.lz4"], {}, r"unpack it first: lz4 -d --rm train-0.tar.lz4"),
+    "short": (["train-0.tbz2"], {}, r"unpack it first: bzip2 -d train-0.tbz2"),
     "zstd": (
         ["t.tar.zst", "u.tar.zst"],
         {"train_shards": "*"},

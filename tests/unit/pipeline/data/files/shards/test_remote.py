@@ -2,6 +2,7 @@
 
 import builtins
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,21 @@ def test_shards_in_memory_are_those_of_the_folder(
     assert not (tmp_path / "root").exists()
 
 
+def test_folders_behind_an_address_name_the_parts(packed: Path, tmp_path: Path):
+    served, cache = tmp_path / "served", tmp_path / "cache"
+    for part in ("train", "val"):
+        (served / part).mkdir(parents=True)
+        for path in packed.glob(f"{part}-*.tar"):
+            shutil.copy(path, served / part / path.name.removeprefix(f"{part}-"))
+    with http_server(served) as (address, fetched):
+        splits = load_shards(address, cache_dir=str(cache))
+    assert fetched.count("/") == 1, "the folder was listed for each part"
+    assert splits.train.sample_paths[0].startswith("train/00000-of-00002.tar:")
+    assert (splits.train.labels == load_shards(packed, cache_dir=str(tmp_path / "other")).train.labels).all()
+    other = load_shards(address, cache_dir=str(cache), is_main=False)
+    assert list(other.test.sample_paths) == list(splits.test.sample_paths)
+
+
 def test_an_http_server_is_asked_for_each_file_once(packed: Path, tmp_path: Path):
     with http_server(packed) as (address, fetched):
         first = load_shards(address, cache_dir=str(tmp_path))
@@ -155,7 +171,12 @@ def test_other_processes_take_the_copies_of_the_main_process(in_memory: str, tmp
         ({"train_shards": "memory://*/train.tar"}, "only the last part of an address may hold"),
         ({"train_shards": "{address}/x-*.tar"}, r"no shard fits memory://bucket/x-\*.tar"),
         ({"root": "nowhere://bucket"}, "nowhere://bucket cannot be read .*Protocol not known.*give a folder"),
-        ({"root": "{address}/empty"}, "cannot list memory://bucket/empty"),
+        (
+            {"root": "{address}/empty"},
+            r"cannot list memory://bucket/empty \(there is no such file or folder\)",
+        ),
+        ({"root": "memory://"}, r"it holds bucket: set data.root to the folder of the shards; expected"),
+        ({"train_shards": "{address}/t.tar.gz"}, r"unpack it where it is stored, .* it: gzip -d t.tar.gz"),
     ],
 )
 def test_what_cannot_be_fetched_is_named(in_memory: str, tmp_path: Path, keys: dict[str, str], message: str):
