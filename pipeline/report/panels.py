@@ -47,7 +47,7 @@ def charts_of_one(metrics: Metrics, rates: Rates | None = None) -> list[Chart]:
     return [
         lay_out("Loss", losses, _loss_axis(losses)),
         lay_out("Accuracy", accuracies, _ACCURACY, "".join(notes)),
-        lay_out("Error", errors, _ERROR),
+        *_error_chart("Error", errors),
         *_step_charts([("", "c1", metrics.train, rates)]),
     ]
 
@@ -67,9 +67,14 @@ def charts_of_many(runs: Sequence[Metrics], rates: Sequence[Rates | None]) -> li
         lay_out("Training loss", train_losses, _loss_axis(train_losses)),
         lay_out("Test loss", test_losses, _loss_axis(test_losses)),
         lay_out("Test accuracy", accuracies, _ACCURACY),
-        lay_out("Test error", [_error(line) for line in accuracies], _ERROR),
+        *_error_chart("Test error", [_error(line) for line in accuracies]),
         *_step_charts([(letter(i), color(i), runs[i].train, rates[i]) for i in range(len(runs))]),
     ]
+
+
+def _error_chart(title: str, errors: Sequence[Series]) -> list[Chart]:
+    """Lay out the errors, unless no line has a second point: single dots would repeat the accuracies."""
+    return [lay_out(title, errors, _ERROR)] if any(len(line.values) > 1 for line in errors) else []
 
 
 def _step_charts(sources: Sequence[tuple[str, str, Records, Rates | None]]) -> list[Chart]:

@@ -14,7 +14,7 @@ from pipeline.report.figures import (
     duration,
     other_accuracy,
 )
-from pipeline.report.run_record import RunRecord
+from pipeline.report.run_record import RunRecord, TestSet
 from pipeline.report.series import letter, number, percent
 
 _NOT_IN_ENVIRONMENT = ("command", "continued")
@@ -83,10 +83,14 @@ def different_tests(runs: Sequence[RunRecord]) -> str:
     labels = {of.labels for of in known if of.labels}
     if len({(of.name, of.count) for of in known}) < 2 and len(labels) < 2:
         return ""
-    parts = [f"{letter(i)} on {of.count:,} images of {of.name}" for i, of in enumerate(sets) if of]
+    runs_on: dict[TestSet, list[str]] = {}
+    for i, of in enumerate(sets):
+        if of is not None:
+            runs_on.setdefault(of, []).append(letter(i))
+    parts = [f"{', '.join(runs)} on {of.count:,} images of {of.name}" for of, runs in runs_on.items()]
     others = "" if len({(of.name, of.count) for of in known}) > 1 else ", with other labels"
     return (
-        f"The runs were tested on different test sets: {', '.join(parts)}{others}. Their accuracies cannot "
+        f"The runs were tested on different test sets: {'; '.join(parts)}{others}. Their accuracies cannot "
         "be compared, so no best accuracy is marked."
     )
 

@@ -83,7 +83,8 @@ def test_losses_near_each_other_do_not():
 
 def lr_chart(records: list[TrainRecord], *keys: str) -> Chart:
     metrics = Metrics(records)
-    return charts_of_one(metrics, metrics.rates_under(tiny_config("duration=40st", *keys)))[3]
+    charts = charts_of_one(metrics, metrics.rates_under(tiny_config("duration=40st", *keys)))
+    return next(chart for chart in charts if chart.title == "Learning rate")
 
 
 def test_the_learning_rate_is_that_of_the_schedule():

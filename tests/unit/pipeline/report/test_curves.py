@@ -139,12 +139,19 @@ def test_a_window_of_skipped_updates_is_no_nan(tmp_path: Path, drawn: list[Figur
     assert "train 0.25" in words(drawn[0])
 
 
-@pytest.mark.parametrize("records", [[], [eval_record(1, 5000)], [train_record(0.001)], [{"kind": "note"}]])
+@pytest.mark.parametrize("records", [[], [eval_record(1, 5000)], [{"kind": "note"}]])
 def test_little_or_nothing_recorded(
     tmp_path: Path, drawn: list[Figure], records: list[dict[str, Any]]
 ) -> None:
     assert size(draw(tmp_path, records)) == (1400, 900)
     assert "nothing recorded" in words(drawn[0])
+
+
+def test_errors_are_drawn_as_soon_as_they_make_a_line(tmp_path: Path, drawn: list[Figure]) -> None:
+    """The error of one evaluation would be a single dot, which the panel of accuracies has already."""
+    draw(tmp_path, [train_record(0.5), train_record(1), eval_record(1, 5000)])
+    draw(tmp_path, [train_record(0.5), eval_record(1, 5000), eval_record(2, 6000)])
+    assert ["Error" in words(figure) for figure in drawn] == [False, True]
 
 
 def test_a_line_cut_short_at_the_end_is_ignored(tmp_path: Path, drawn: list[Figure]) -> None:

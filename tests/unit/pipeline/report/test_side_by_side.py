@@ -1,5 +1,6 @@
 """Several runs side by side: the best of each row, and runs that were tested on different images."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,13 @@ def test_the_higher_accuracy_is_the_better_one(tmp_path: Path):
     [
         (
             {"config": {"data": {"dataset": "cifar10"}}},
-            "A on 12 images of digits, B on 12 images of cifar10.",
+            "A, C on 12 images of digits; B on 12 images of cifar10.",
         ),
-        ({"predictions": "other labels"}, "B on 12 images of digits, with other labels."),
-        ({"metrics": "more images"}, "B on 24 images of digits."),
+        (
+            {"predictions": "other labels"},
+            "A, C on 12 images of digits; B on 12 images of digits, with other labels.",
+        ),
+        ({"metrics": "more images"}, "A, C on 12 images of digits; B on 24 images of digits."),
     ],
     ids=["data set", "labels", "count"],
 )
@@ -67,9 +71,16 @@ def test_different_test_sets_are_told_and_not_compared(changes: dict[str, Any], 
         make_run(tmp_path, "a"),
         make_run(tmp_path, "b", result={**RESULT, "test_loss": 9.0, "train_s": 1.0}, **changes),
     )
-    page = page_of(*runs)
+    third = make_run(tmp_path, "c")
+    page = page_of(*runs, third)
     assert "The runs were tested on different test sets" in page.words and words in page.words
     assert row_of("test loss", *runs).best == row_of("test accuracy", *runs).best == ()
     assert row_of("training time", *runs).best == (False, True)  # speeds are still compared
-    same = page_of(runs[0], make_run(tmp_path, "c"))
+    same = page_of(runs[0], third)
     assert "different test sets" not in same.words
+
+
+def test_remarks_below_figures_may_wrap(tmp_path: Path):
+    """On one line, those of six runs are wider than a page, and the last run is out of sight."""
+    page = page_of(make_run(tmp_path, "a"), make_run(tmp_path, "b"))
+    assert re.search(r"\ntd small {[^}]*white-space: normal", page.source)
