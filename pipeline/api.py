@@ -123,13 +123,15 @@ def build_loaders(config: Config, splits: Splits) -> Loaders:
     """The loaders that `data.loader` names, delivering this process's share of each batch on its device.
 
     Raises:
-        UserError: a batch size that the processes do not divide, or that is more than the training set.
+        UserError: a batch size that the processes do not divide, or that is more than the training set; or
+            images of another size than the config's.
 
     >>> config = load_config("tests/tiny.yaml", ["precision.mode=bf16"])
     >>> batch = next(iter(build_loaders(config, load_splits(config)).train))
     >>> batch.images.shape, batch.images.dtype, batch.labels.shape  # DALI has no bfloat16: autocast casts
     (torch.Size([8, 3, 8, 8]), torch.float16, torch.Size([8]))
     """
+    data.check_image_size(config, splits)
     processes = connect(config)
     return data.build_loaders(config, splits, processes.device, processes.shard)
 
@@ -138,11 +140,15 @@ def build_loaders(config: Config, splits: Splits) -> Loaders:
 def build_model(config: Config, splits: Splits) -> nn.Module:
     """The network of a config, float32, on this process's device: the same weights as `train` starts from.
 
+    Raises:
+        UserError: images of another size than the config's.
+
     >>> import torch
     >>> config = load_config("tests/tiny.yaml")
     >>> build_model(config, load_splits(config))(torch.zeros(2, 3, 8, 8)).shape
     torch.Size([2, 4])
     """
+    data.check_image_size(config, splits)
     set_backends(config)
     processes = connect(config)
     return build_initial_model(config, splits.num_classes, processes.device, is_main=processes.is_main)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.atomic_io import read_json, write_json
 from pipeline.config import Config, FileData
-from pipeline.data import FileSet, Splits
+from pipeline.data import FileSet, Splits, check_image_size
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import read_centre
 from pipeline.data.datasets.splits import check_pixels
@@ -40,10 +40,16 @@ class InputSpec:
 
     @classmethod
     def of(cls, config: Config, splits: Splits) -> "InputSpec":
-        """Describe the network of a config on its data set."""
+        """Describe the network of a config on its data set.
+
+        Raises:
+            UserError: images of another size than the config's.
+        """
+        check_image_size(config, splits)
         crop = 1.0 if isinstance(splits.test, FileSet) else None  # `under` sets the fraction
         names, mean, std = tuple(splits.class_names), tuple(splits.mean), tuple(splits.std)
-        return cls(names, mean, std, config.image_size, crop).under(config)
+        # the statistics of arrays are not those of the config's data set
+        return replace(cls(names, mean, std, config.image_size, crop).under(config), mean=mean, std=std)
 
     def under(self, config: Config) -> "InputSpec":
         """Return the description with the sizes and, if the config gives them, the statistics of a config."""

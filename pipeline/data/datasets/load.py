@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.config import CifarData, DataConfig, DigitsData, FileData, SyntheticData, path_of
+from pipeline.config import CifarData, Config, DataConfig, DigitsData, FileData, SyntheticData, path_of
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.builtin import load_digits, make_synthetic
 from pipeline.data.datasets.cifar import load_cifar, load_cifar_test
+from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.folder import load_files, load_test_files
 from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples, Splits, statistics_of
 from pipeline.data.datasets.statistics import channel_histogram
@@ -87,6 +88,23 @@ def check_class_names(found: Sequence[str], wanted: Sequence[str]) -> None:
             f"data.root: the classes are {_first(found)}, but the network was trained on {_first(wanted)}; "
             "give the data set of the run"
         )
+
+
+def check_image_size(config: Config, splits: Splits) -> None:
+    """Check that images in memory have the size that a config describes: its network is made for that size.
+
+    Raises:
+        UserError: they have another one, which comes of arrays of the caller.
+    """
+    size, (height, width) = config.image_size, splits.image_size
+    if isinstance(splits.train, FileSet) or (height, width) == (size, size):
+        return
+    remedy = f"give the config data.image_size={height}" if height == width else "make them square"
+    if height == width and isinstance(config.data, CifarData):
+        remedy += " and data.dataset=synthetic, which has that key"
+    raise UserError(
+        f"splits: images of {height} x {width} pixels, and the config is for {size} x {size}; {remedy}"
+    )
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:

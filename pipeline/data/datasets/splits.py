@@ -138,6 +138,15 @@ def statistics_of(histogram: np.ndarray) -> tuple[tuple[float, ...], tuple[float
     return mean, std
 
 
+def _check_different(class_names: Sequence[str]) -> None:
+    for label, name in enumerate(class_names):
+        if name in class_names[:label]:
+            raise UserError(
+                f"class_names: {name!r} is the name of labels {class_names.index(name)} and {label}; give "
+                "each class a name of its own"
+            )
+
+
 def _by(size: tuple[int, int]) -> str:
     """Return "height x width"."""
     return f"{size[0]} x {size[1]}"
@@ -234,6 +243,7 @@ class Splits:
             class_names = tuple(map(str, range(max(int(part.labels.max()) for part in parts.values()) + 1)))
         else:
             check_type("class_names", class_names, Sequence[str])
+            _check_different(class_names)
         if mean is None or std is None:
             mean, std = statistics_of(channel_histogram(train.images))
         splits = cls(train, test, holdout, tuple(class_names), tuple(mean), tuple(std))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import api
-from pipeline.config import LossConfig
+from pipeline.config import CifarData, LossConfig
 from pipeline.inference.trained_model import _check_device
 from pipeline.training.own_parts import try_network
 from tests.tiny import tiny_config
@@ -190,6 +190,45 @@ def test_arrays_of_a_program_train_with_balanced_weights(config: api.Config):
     own = api.Loaders(loaders.train, loaders.test, None)
     with pytest.raises(api.UserError, match=r"loss.class_weights: balanced needs .*class_sizes"):
         api.fit(balanced, model, own, quiet=True)
+
+
+def arrays(*shape: int) -> api.Splits:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (8, *shape, 3), dtype=np.uint8)
+    part = api.ImageSet(images, np.arange(8) % 4)
+    return api.Splits.from_arrays(part, part)
+
+
+OTHER_SIZES: dict[str, tuple[api.Splits, dict[str, Any], str]] = {
+    "larger": (arrays(16, 16), {}, "16 x 16 pixels, and the config is for 8 x 8; .* data.image_size=16$"),
+    "oblong": (arrays(8, 16), {}, "8 x 16 pixels, .*; make them square"),
+    "cifar": (
+        arrays(28, 28),
+        {"data": CifarData()},
+        "28 x 28 pixels, and the config is for 32 x 32; .* data.image_size=28 and data.dataset=synthetic",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_arrays_of_another_size_than_the_configs_are_refused(config: api.Config, name: str):
+    """The network, the mixed images and the images of a prediction would have the size of the config."""
+    splits, changes, message = OTHER_SIZES[name]
+    other = config.model_copy(update=changes)
+    for build in (
+        api.build_loaders,
+        api.build_model,
+        lambda *given: api.Trained.of(given[0], network(), splits),
+    ):
+        with pytest.raises(api.UserError, match=f"^splits: images of {message}"):
+            build(other, splits)
+
+
+def test_predictions_use_the_statistics_of_the_arrays(config: api.Config):
+    data = config.data.model_copy(update={"mean": (0.1,) * 3, "std": (0.9,) * 3})
+    splits = arrays(8, 8)
+    trained = api.Trained.of(config.model_copy(update={"data": data}), network(), splits)
+    assert (trained.inputs.mean, trained.inputs.std) == (splits.mean, splits.std)
 
 
 class _Draws(nn.Module):

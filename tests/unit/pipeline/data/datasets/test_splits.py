@@ -112,6 +112,7 @@ WRONG_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "two sizes": ({"test": random_set(3, 0, side=5)}, "test: images of 5 x 5 pixels, and 4 x 4 in train"),
     "mean alone": ({"mean": [0.5] * 3}, "mean and std: give both or neither"),
     "two names": ({"class_names": ["a", "b"]}, r"training labels: 10 are not in 0\.\.1"),
+    "a name twice": ({"class_names": list("aba")}, "class_names: 'a' is the name of labels 0 and 2; give"),
     "one name": ({"class_names": "ab"}, "class_names: give .*'ab'"),
     "one colour": ({"train": ImageSet(IMAGES, LABELS)}, "data.std: channel 0 has the same value"),
     "a low label": ({"holdout": ImageSet(IMAGES, LABELS - 1)}, "held-out labels: 2 are not in"),
