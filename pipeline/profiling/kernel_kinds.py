@@ -1,17 +1,12 @@
 """Divides the time of training steps among kinds of kernels, and names the largest kernels."""
 
-import json
 import re
-import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from pipeline.profiling.kernel_shares import KernelShare
+from pipeline.profiling.kernel_shares import KernelShare, Profile, add_by_name, launches_of, sum_of
 from pipeline.profiling.roofline import (
     CONVOLUTION,
     FORWARD,
@@ -87,51 +82,36 @@ def short_name(kernel: str) -> str:
     return re.split(r"[<(]", plain, maxsplit=1)[0].strip()[:_LONGEST_NAME] or kernel[:_LONGEST_NAME]
 
 
-def shares(events: list[dict[str, Any]], steps: int) -> list[Share]:
+def shares(profile: Profile, steps: int) -> list[Share]:
     """Return the GPU's time by kind of kernel, largest first, and the idle time last.
 
     Args:
-        events: of a Chrome trace; only those on the GPU count.
-        steps: number of steps that they cover.
+        profile: that has ended; nothing is returned if it saw nothing on a GPU.
+        steps: number of steps that it covers.
     """
-    kernels = sorted(
-        (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"]
-    )
-    if not kernels:
+    launches = launches_of(profile)
+    if not launches:
         return []
-    covered, end = 0.0, kernels[0]["ts"]
-    for event in kernels:
-        covered += max(event["ts"] + event["dur"] - max(end, event["ts"]), 0.0)
-        end = max(end, event["ts"] + event["dur"])
-    span = end - kernels[0]["ts"]
-    rows = _divide([(event["name"], event["dur"], 1) for event in kernels], steps, span)
+    covered, end = 0.0, launches[0].start
+    for launch in launches:
+        covered += max(launch.end - max(end, launch.start), 0.0)
+        end = max(end, launch.end)
+    span = end - launches[0].start
+    rows = _divide([(launch.name, launch.microseconds, 1) for launch in launches], steps, span)
     return [*rows, Share(IDLE, (span - covered) / steps, (span - covered) / span, 0.0)]
 
 
 def _divide(timed: list[tuple[str, float, int]], steps: int, span: float) -> list[Share]:
     """Add up (name, microseconds, launches) by kind and by short name, largest first."""
-    time: defaultdict[tuple[str, str], float] = defaultdict(float)
-    count = Counter[tuple[str, str]]()
+    by_kind: dict[str, list[tuple[str, float, int]]] = {}
     for name, spent, launches in timed:
-        key = kind_of(name), short_name(name)
-        time[key] += spent
-        count[key] += launches
-    by_kind: dict[str, list[KernelShare]] = {}
-    for key, spent in sorted(time.items(), key=lambda item: -item[1]):
-        kind, name = key
-        by_kind.setdefault(kind, []).append(
-            KernelShare(name, spent / steps, spent / span, count[key] / steps)
-        )
-    rows = [
-        Share(
-            kind,
-            sum(kernel.microseconds for kernel in kernels),
-            sum(kernel.microseconds for kernel in kernels) * steps / span,
-            sum(kernel.launches for kernel in kernels),
-            tuple(kernels[:_LARGEST]),
-        )
-        for kind, kernels in by_kind.items()
-    ]
+        by_kind.setdefault(kind_of(name), []).append((short_name(name), spent, launches))
+    rows = []
+    for kind, of_kind in by_kind.items():
+        kernels = add_by_name(of_kind, steps, span)
+        total = sum_of(kernels, kind)
+        largest = tuple(kernels[:_LARGEST])
+        rows.append(Share(kind, total.microseconds, total.fraction, total.launches, largest))
     return sorted(rows, key=lambda row: -row.microseconds)
 
 
@@ -158,9 +138,6 @@ def measure_shares(run: Callable[[int], None], device: torch.device, steps: int)
         if on_gpu:
             torch.cuda.synchronize(device)
     if on_gpu:
-        with tempfile.TemporaryDirectory() as folder:
-            trace = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(trace))
-            return shares(json.loads(trace.read_text())["traceEvents"], steps)
+        return shares(profiler, steps)
     operators = [(event.key, event.self_cpu_time_total, event.count) for event in profiler.key_averages()]
     return _divide(operators, steps, sum(spent for _, spent, _ in operators))

@@ -1,7 +1,6 @@
 """Profiles steps of a run: a trace for Perfetto, and a table of GPU time by kind of kernel."""
 
 import gzip
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -102,10 +101,9 @@ class StepProfiler:
         self._folder.mkdir(parents=True, exist_ok=True)
         trace = self._folder / "trace.json"
         profiler.export_chrome_trace(str(trace))
-        text = trace.read_text()
-        write_whole(self._folder / "trace.json.gz", gzip.compress(text.encode(), compresslevel=5))
+        write_whole(self._folder / "trace.json.gz", gzip.compress(trace.read_bytes(), compresslevel=5))
         trace.unlink()
-        rows = shares(json.loads(text)["traceEvents"], self._steps)
+        rows = shares(profiler, self._steps)
         best = measure_best(self._device) if rows else Work()
         self.table = (
             table(rows, self._work, best)

@@ -1,34 +1,15 @@
 """Checks the table of kernels by their share of the time, on made events."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from torch.autograd import DeviceType
-from torch.autograd.profiler_util import FunctionEvent
 
 from pipeline.profiling.kernel_shares import KernelShare, kernel_shares, kernel_table
-
-
-def event(
-    name: str, start: int, end: int, device: DeviceType = DeviceType.CUDA, annotation: bool = False
-) -> FunctionEvent:
-    return FunctionEvent(
-        0,
-        name,
-        0,
-        start,
-        end,
-        device_type=device,
-        is_user_annotation=annotation,
-        is_async=annotation,
-        use_device="cuda",
-    )
+from tests.profiles import event, profile_of
 
 
 def test_kernels_are_grouped_by_name():
-    events = [
+    profile = profile_of(
         event("fprop", 0, 30),
         event("wgrad", 30, 40),
         event("fprop", 50, 80),
@@ -36,8 +17,7 @@ def test_kernels_are_grouped_by_name():
         event("Memset (Device)", 90, 100),
         event("aten::conv2d", 0, 5_000, device=DeviceType.CPU),
         event("a range of the user", 0, 5_000, annotation=True),
-    ]
-    profile: Any = SimpleNamespace(events=lambda: events)
+    )
     rows = kernel_shares(profile, repeats=2)
     assert [(row.name, row.microseconds, row.launches) for row in rows] == [
         ("fprop", 30.0, 1.0),

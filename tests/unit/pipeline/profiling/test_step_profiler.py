@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from pipeline.config import ModelConfig, load_config
 from pipeline.models import build_model
@@ -26,6 +27,7 @@ from pipeline.profiling.roofline import (
 from pipeline.profiling.step_profiler import StepProfiler, table
 from pipeline.run.folder import RunFolder
 from pipeline.train import _profile_steps
+from tests.profiles import event, profile_of
 
 BATCH = 1024
 PIXELS = 32 * 32
@@ -62,31 +64,25 @@ def test_kinds_of_kernels(name: str, kind: str):
 
 
 def test_shares_and_idle_time_add_up():
-    def event(start: float, duration: float, name: str) -> dict[str, object]:
-        return {"cat": "kernel", "ts": start, "dur": duration, "name": name}
-
-    rows = shares(
-        [
-            event(0, 40, "dgrad"),
-            event(50, 30, "fprop"),
-            event(90, 10, "wgrad"),
-            {"cat": "cpu_op", "ts": 0, "dur": 900},
-        ],
-        steps=2,
+    profile = profile_of(
+        event("dgrad", 0, 40),
+        event("fprop", 50, 80),
+        event("wgrad", 90, 100),
+        event("aten::conv2d", 0, 900, device=DeviceType.CPU),
     )
-    assert [(row.kind, row.microseconds, row.fraction, row.launches) for row in rows] == [
+    assert [(row.kind, row.microseconds, row.fraction, row.launches) for row in shares(profile, steps=2)] == [
         (INPUT_GRADIENT, 20, 0.4, 0.5),
         (FORWARD, 15, 0.3, 0.5),
         (WEIGHT_GRADIENT, 5, 0.1, 0.5),
         ("idle", 10, 0.2, 0.0),
     ]
-    assert shares([], 1) == []
+    assert shares(profile_of(), 1) == []
 
 
 def test_the_largest_kernels_of_a_kind_are_named():
     names = [*["void dgrad_a<4>(int)"] * 2, "dgrad_b", "dgrad_c", "dgrad_d"]
-    events = [{"cat": "kernel", "ts": 10 * at, "dur": 5 - at, "name": name} for at, name in enumerate(names)]
-    (row, _) = shares(events, steps=1)
+    events = [event(name, 10 * at, 10 * at + 5 - at) for at, name in enumerate(names)]
+    (row, _) = shares(profile_of(*events), steps=1)
     assert [(kernel.name, kernel.microseconds, kernel.launches) for kernel in row.largest] == [
         ("dgrad_a", 9, 2),
         ("dgrad_b", 3, 1),
@@ -101,10 +97,8 @@ def test_the_largest_kernels_of_a_kind_are_named():
 
 def test_instances_of_a_template_are_one_kernel():
     names = ("void at::native::elementwise_kernel<float>", "void at::native::elementwise_kernel<half>")
-    events = [
-        {"cat": "kernel", "name": name, "ts": 10.0 * number, "dur": 4.0} for number, name in enumerate(names)
-    ]
-    (kernel,) = shares(events, steps=2)[0].largest
+    profile = profile_of(*(event(name, 10 * at, 10 * at + 4) for at, name in enumerate(names)))
+    (kernel,) = shares(profile, steps=2)[0].largest
     assert (kernel.name, kernel.microseconds, kernel.launches) == ("at::native::elementwise_kernel", 4.0, 1.0)
 
 
