@@ -12,6 +12,7 @@ from benchmarks.arguments import OPS
 from benchmarks.kernels.case import Case
 from benchmarks.measure.session import Session
 from benchmarks.measure.timing import Timing, Workload
+from pipeline.training.capture import new_graph
 
 _CALLS = 20  # in one graph, on different inputs, so that the caches hold no more than in training
 
@@ -27,10 +28,7 @@ class CallWorkload(Workload):
             call(turn)
         if captured:
             torch.cuda.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-            ):
+            with new_graph() as self._graph:
                 for turn in range(_CALLS):
                     call(turn)
 

@@ -15,6 +15,7 @@ from benchmarks.scaling.scaling_model import Calibration
 from pipeline.data.batch import Batch
 from pipeline.models import ResNet
 from pipeline.models.layers import NormAct
+from pipeline.training.capture import new_graph
 from pipeline.training.state import TrainState
 
 _LATENCY_BYTES = 256  # of the message whose time is the latency
@@ -122,8 +123,7 @@ def _reduce_s(num_bytes: int, stopwatch: Stopwatch) -> float:
 
 def _captured(work: Callable[[], None]) -> Callable[[], None]:
     torch.cuda.synchronize()
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with new_graph() as graph:
         work()
     graph.replay()
     return graph.replay

@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.models.fused import kernels_in_evaluation
 from pipeline.training.build import without_compiled_blocks
+from pipeline.training.capture import new_graph
 from pipeline.training.precision import Precision
 
 _MOST_SHAPES = 8  # a loader of the caller may give images of any number of sizes
@@ -86,8 +87,6 @@ class EvalNetwork:
         others = list(self._captured.values())
         pool = others[0].graph.pool() if others else self._memory()
         static = images.clone()  # keeps the strides
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        # thread_local: DALI's threads allocate and synchronise while this thread captures
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with new_graph(pool) as graph:
             logits = self._forward(static)
         return _Captured(graph, static, logits)

@@ -10,6 +10,7 @@ import torch
 from pipeline.config import AnyMixAugment, Config
 from pipeline.data.batch import Batch
 from pipeline.optim.muon import Muon
+from pipeline.training.capture import new_graph
 from pipeline.training.losses import classification_loss, count_correct
 from pipeline.training.mixing import MixDraws, mix
 from pipeline.training.phases import Phase, phases_of
@@ -326,12 +327,8 @@ class Step:
 
     def _capture_step(self, shape: _Shape, inputs: list[torch.Tensor]) -> None:
         began = time.perf_counter()
-        pool = self.memory_pool()
         shape.static = [tensor.clone() for tensor in inputs]
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        # thread_local: DALI's threads allocate and synchronise while this thread captures
-        capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
-        with capturing, self.phase.without_ended():
+        with new_graph(self.memory_pool()) as graph, self.phase.without_ended():
             shape.output = train_step(self._state, self._options, *shape.static)
         shape.graph = graph
         self._capture_s += time.perf_counter() - began
