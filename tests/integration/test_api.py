@@ -16,6 +16,7 @@ from pipeline import api
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.training.evaluate import EvalResult
+from tests.gpus import needs_gpu
 from tests.tiny import ROOT, last_weights, tiny_config
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -166,8 +167,7 @@ def test_a_model_elsewhere_is_named():
         api.fit(config, model, api.build_loaders(config, splits))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@needs_gpu()
 def test_fit_on_a_gpu_is_captured():
     config = load_config(
         ROOT / "configs/quickstart.yaml", ["duration=20st", "precision.mode=fp16", "runtime.device=gpu"]

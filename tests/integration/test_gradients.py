@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.gpus import needs_gpus
 from tests.integration import scenes
 from tests.integration.ranks import ranks
-from tests.several_gpus import needs_gpus
 
 
 @pytest.mark.slow

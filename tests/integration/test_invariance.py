@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
+from tests.gpus import marks_of_gpus, needs_gpus
 from tests.integration import scenes
 from tests.integration.ranks import ranks
-from tests.several_gpus import marks_of_gpus, needs_gpus
 from tests.tiny import RECIPE, tiny_config
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from pipeline.run.checkpoint import folder_of, newest_intact
+from tests.gpus import marks_of_gpus
 from tests.integration.checkout import UV, write
 from tests.patience import PATIENCE_S, wait_until
-from tests.several_gpus import marks_of_gpus
 from tests.tiny import RECIPE, ROOT, only_run
 
 pytestmark = pytest.mark.slow

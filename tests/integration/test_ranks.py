@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.checkpoint import folder_of, newest_intact
+from tests.gpus import needs_gpus
 from tests.integration import scenes
 from tests.integration.ranks import Ranks, ranks
 from tests.patience import PATIENCE_S
-from tests.several_gpus import needs_gpus
 from tests.tiny import RECIPE, only_run
 
 pytestmark = pytest.mark.slow

@@ -12,13 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import train
 from pipeline.process.signals import StopSignal
 from pipeline.run.checkpoint import folder_of, newest_intact
 from pipeline.training.step import Step, StepOutput
+from tests.gpus import needs_gpu
 from tests.integration.scenes import watched_steps
 from tests.patience import PATIENCE_S
 from tests.tiny import RECIPE, ROOT, assert_equal, last_ema, last_weights, only_run, read_metrics
@@ -271,8 +271,7 @@ def test_a_path_is_continued_and_then_refused(
     assert "is finished" in capsys.readouterr().err
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@needs_gpu()
 @pytest.mark.parametrize("loader", ["dali", "fused"])
 def test_on_a_gpu_the_same_batches_follow(
     loader: str, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch

@@ -10,11 +10,10 @@ from torch.nn import functional
 
 from kernels.augment.op import augment
 from kernels.augment.reference import Augmentation, augment_reference
+from tests.gpus import DEVICE, ON_GPU, USES_GPU, needs_gpu
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
+pytestmark = USES_GPU
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MEAN = {1: (0.1307,), 3: (0.49139968, 0.48215841, 0.44653091), 4: (0.1, 0.4, 0.6, 0.9)}
@@ -250,8 +249,7 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: 
         augment(**(arguments | change))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: 2 GiB of images")
+@needs_gpu("2 GiB of images")
 def test_data_sets_of_more_than_2_gib() -> None:
     images = torch.empty(15_000, 224, 224, 3, dtype=torch.uint8, device=DEVICE)
     images[-8:] = random_images(8, 224, 224, 3)

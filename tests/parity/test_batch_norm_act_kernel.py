@@ -13,13 +13,11 @@ from kernels.batch_norm_act.forward import launch_forward
 from kernels.batch_norm_act.op import batch_norm_act, batch_norm_act_twice
 from kernels.batch_norm_act.reference import backward_reference, batch_norm_act_reference, forward_reference
 from kernels.norm_tiles import TILINGS, Tiling, plan
+from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MOMENTUM, EPS = 0.1, 1e-5
@@ -246,8 +244,7 @@ def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) 
     assert_results(run_kernels(case), case)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape", [(128, 64, 32, 32), (100, 128, 15, 17), (256, 512, 4, 4), (64, 2048, 7, 7), (9, 67, 31, 33)]
@@ -342,7 +339,7 @@ def test_operator(residual: bool, activation: Activation, num_gradients: int, dt
     assert_results(run_operator(case), case)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
 @pytest.mark.parametrize(("residual", "num_gradients"), [(False, 1), (True, 1), (True, 2)])
 def test_operator_compiles_into_one_graph(residual: bool, num_gradients: int, backend: str) -> None:
     case = random_case((3, 5, 3, 3), torch.float16, residual, "relu", num_gradients)
@@ -387,8 +384,7 @@ def test_operators_are_registered_soundly(residual: bool, activation: Activation
         assert_registered(torch.ops.quickres.batch_norm_act_backward.default, backward)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+@needs_gpu()
 def test_capture_in_a_cuda_graph() -> None:
     case = random_case((8, 64, 16, 16), torch.float16, True, "relu", 2)
     static = case.clone()

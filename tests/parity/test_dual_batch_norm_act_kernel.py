@@ -16,13 +16,11 @@ from kernels.dual_batch_norm_act.reference import (
     dual_batch_norm_act_reference,
     dual_forward_reference,
 )
+from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MOMENTUM, EPS = 0.1, 1e-5
@@ -164,8 +162,7 @@ def test_kernels(shape: tuple[int, int, int, int], num_gradients: int, dtype: to
     assert_results(run_kernels(case, gradients), case, gradients)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(128, 128, 16, 16), (256, 512, 4, 4), (9, 67, 31, 33)])
 @pytest.mark.parametrize("num_gradients", [1, 2])
@@ -195,7 +192,7 @@ def test_operator(num_gradients: int, dtype: torch.dtype) -> None:
     assert_results(run_operator(case, gradients), case, gradients)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     case, gradients = random_case((3, 5, 3, 3), torch.float16, 2)
     compiled = run_operator(

@@ -7,10 +7,9 @@ from kernels.epoch_draws.op import epoch_draws
 from kernels.epoch_draws.reference import DrawRanges, epoch_draws_reference
 from pipeline.config import PlainAugment
 from pipeline.data.sampling.padded_crops import draw_padded_crops
+from tests.gpus import DEVICE, USES_GPU
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
+pytestmark = USES_GPU
 
 
 @pytest.mark.parametrize(("mode", "contrast"), [("clipped", 0.0), ("inside", 0.0), ("inside", 0.1)])

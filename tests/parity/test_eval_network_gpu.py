@@ -17,13 +17,10 @@ from pipeline.training.build import set_backends
 from pipeline.training.eval_network import EvalNetwork
 from pipeline.training.evaluate import _see_once, evaluate
 from pipeline.training.trainer import Trainer
+from tests.gpus import NEEDS_GPU
 from tests.parity.on_gpu import no_synchronisation, own_stream, small_config  # noqa: F401
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.usefixtures("process_state", "own_stream"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("process_state", "own_stream")]
 NETWORKS = ["resnet20", "resnet18", "speednet94", "speednet96"]
 
 

@@ -10,14 +10,11 @@ from pipeline.data.loaders.dali_arrays import DaliArrayLoader
 from pipeline.data.loaders.fused import FusedLoader
 from pipeline.data.loaders.reference import ArraySource, ReferenceLoader
 from pipeline.data.sampling.batch_plan import Shard, TrainSampler
+from tests.gpus import NEEDS_GPU
 from tests.parity.on_gpu import no_synchronisation, own_stream, small_config, start, train  # noqa: F401
 from tests.parity.tolerances import assert_parity
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.usefixtures("own_stream"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("own_stream")]
 
 PADDING, CUTOUT, NUM_SAMPLES, NUM_EPOCHS = 4, 16, 2100, 6
 DELAY = 20_000_000  # clock cycles: about 10 ms, several times what DALI takes for a batch

@@ -11,13 +11,10 @@ import torch
 
 from pipeline import train
 from pipeline.run.checkpoint import newest_intact
+from tests.gpus import NEEDS_GPU
 from tests.tiny import RECIPE, ROOT, only_run
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-    pytest.mark.usefixtures("process_state"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("process_state")]
 KEYS = ("runtime.device=gpu", "precision.mode=bf16", "log.tensorboard=false")
 
 

@@ -5,14 +5,11 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data import Batch
+from tests.gpus import NEEDS_GPU
 from tests.parity.on_gpu import no_synchronisation, own_stream, small_config, start, train  # noqa: F401
 from tests.parity.tolerances import assert_parity
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.usefixtures("process_state", "own_stream"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("process_state", "own_stream")]
 
 METHODS = {
     "sgd": (),

@@ -11,13 +11,10 @@ from pipeline.distributed.processes import connect
 from pipeline.models import SpeedNet
 from pipeline.training.build import set_backends
 from pipeline.training.trainer import Trainer
+from tests.gpus import NEEDS_GPU
 from tests.parity.on_gpu import own_stream, small_config  # noqa: F401
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.usefixtures("process_state", "own_stream"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("process_state", "own_stream")]
 
 METHODS = {
     "sgd": ("precision.mode=fp16",),

@@ -12,13 +12,11 @@ from kernels.label_smoothing_cross_entropy.reference import (
     label_smoothing_cross_entropy_gradient_reference,
     label_smoothing_cross_entropy_reference,
 )
+from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # One class; few classes in one program, in part of a block and in several; many classes with few and many
@@ -86,8 +84,7 @@ def test_many_partial_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_kernels(*random_batch(37, 10, torch.float32), 0.1)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("num_rows", "num_classes"), [(4096, 10), (5000, 10), (2048, 100), (3001, 1000), (64, 32768)]
@@ -159,7 +156,7 @@ def test_operator_takes_logits_of_any_strides() -> None:
     assert_parity(strided.grad.double(), by_logits, "label smoothing gradient", torch.float32)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     logits, targets = random_batch(7, 10, torch.float16)
 

@@ -3,14 +3,11 @@
 import pytest
 import torch
 
+from tests.gpus import NEEDS_GPU
 from tests.parity.on_gpu import own_stream  # noqa: F401
 from tests.tiny import tiny_config, tiny_trainer, train_steps
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.usefixtures("own_stream"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("own_stream")]
 
 OURS = [
     ("model.name=resnet20", "model.shortcut=A"),

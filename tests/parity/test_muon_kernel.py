@@ -14,13 +14,11 @@ from kernels.muon.op import muon_step, step_on_gpu
 from kernels.muon.products import sum_of_partial_sums
 from kernels.muon.reference import MuonSettings, muon_step_reference
 from kernels.tiles import FP_FUSION
+from tests.gpus import DEVICE, ON_GPU, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import TOLERANCES, assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 SETTINGS = MuonSettings(0.9, True, 3, (3.4445, -4.775, 2.0315))
 # Wide and tall, of one tile and of several, of odd sizes, and twice the same.
@@ -158,8 +156,7 @@ def test_an_overflow_leaves_everything_alone(poison: float, renormalise: float |
             assert all(torch.equal(mine, other) for mine, other in zip(some, old, strict=True))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("steps", [3, 5])
 def test_the_matrices_of_networks(steps: int) -> None:
     """40 matrices, more than a launch takes, up to those of ResNet-18 and a bottleneck's."""
@@ -168,8 +165,7 @@ def test_the_matrices_of_networks(steps: int) -> None:
     assert_kernels(tensors_of(shapes), torch.bfloat16, SETTINGS._replace(steps=steps), 0.0, 0.0)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+@needs_gpu()
 def test_captured_steps_are_those_of_the_operator() -> None:
     """Bit for bit: small and large matrices run on two streams, and a replay finds new gradients."""
     tensors = tensors_of([(64, 64, 3, 3), (512, 256, 3, 3), (10, 27), (300, 400)])

@@ -12,12 +12,11 @@ from kernels.norm_act_inference.forward import launch
 from kernels.norm_act_inference.op import norm_act_inference
 from kernels.norm_act_inference.reference import norm_act_inference_reference
 from kernels.norm_tiles import TILINGS, Tiling
+from tests.gpus import DEVICE, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
+pytestmark = USES_GPU
 
 EPS = 1e-3
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -98,8 +97,7 @@ def test_kernel_with_many_tiles_a_program(kind: str, monkeypatch: pytest.MonkeyP
     assert_result(launch(*arguments), arguments)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(512, 64, 31, 31), (300, 256, 15, 15), (64, 2048, 7, 7)])

@@ -13,13 +13,11 @@ from kernels.pool_norm_act.backward import launch_backward
 from kernels.pool_norm_act.forward import launch_forward
 from kernels.pool_norm_act.op import pool_norm_act, pool_norm_act_twice
 from kernels.pool_norm_act.reference import backward_reference, forward_reference, pool_norm_act_reference
+from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MOMENTUM, EPS = 0.1, 1e-5
@@ -183,8 +181,7 @@ def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) 
     assert_results(run_kernels(case), case)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape", [(128, 64, 31, 31), (128, 256, 15, 15), (256, 256, 7, 7), (64, 384, 15, 15), (9, 67, 32, 33)]
@@ -239,7 +236,7 @@ def test_reference_and_operator(activation: Activation, num_gradients: int, dtyp
     assert_parity(y.double(), expected(case)["y"], "batch norm y", dtype)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
 @pytest.mark.parametrize("num_gradients", [1, 2])
 def test_operator_compiles_into_one_graph(num_gradients: int, backend: str) -> None:
     case = random_case((3, 5, 5, 4), torch.float16, "silu", num_gradients)

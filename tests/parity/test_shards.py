@@ -16,11 +16,11 @@ from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.loaders import mapped_images
 from pipeline.data.loaders.mapped_images import MappedImages
 from pipeline.errors import TrainingError
+from tests.gpus import NEEDS_GPU
 from tests.pictures import make_folder, odd_pictures
 from tests.shards import load_shards, pack
 
 CPU = torch.device("cpu")
-ON_GPU: Any = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 KINDS = ["tar", "parquet"]
 PARTS = {"train": "train", "val": "val"}
 SHARDS = 3
@@ -172,7 +172,7 @@ def test_memory_and_files_stay_flat(roots: dict[str, Path]):
 
 
 class TestOnGpu:
-    pytestmark = ON_GPU
+    pytestmark = NEEDS_GPU
 
     @pytest.mark.parametrize(
         "key", ["data.hw_decoder_load=0.0", "data.hw_decoder_load=1.0", "data.decoder=cpu"]

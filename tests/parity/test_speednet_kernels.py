@@ -26,11 +26,10 @@ from pipeline.config import ModelConfig
 from pipeline.models import build_model
 from pipeline.models.fused import FusedLayer, kernels_in_evaluation
 from pipeline.models.speednet import ConvGroup, PaddedConv
+from tests.gpus import DEVICE, ON_GPU, USES_GPU
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
+pytestmark = USES_GPU
 
 
 class _Stem(torch.autograd.Function):

@@ -12,13 +12,11 @@ from kernels.stem_conv.forward import launch_forward
 from kernels.stem_conv.op import stem_conv
 from kernels.stem_conv.reference import stem_conv_reference, stem_conv_weight_gradient_reference
 from kernels.stem_tiles import TILINGS, Tiling
+from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -81,8 +79,7 @@ def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) 
     assert_kernels(*random_case((3, 3, 13, 12, 64), torch.float16))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(128, 3, 32, 32, 64), (33, 1, 28, 28, 32), (7, 3, 61, 59, 160)])
 def test_large_kernels(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
@@ -146,7 +143,7 @@ def test_operator_takes_any_strides() -> None:
     assert_results(*run_operator(*strided), *strided)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     case = random_case((2, 3, 5, 3, 7), torch.float16)
 

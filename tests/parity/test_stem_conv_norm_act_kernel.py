@@ -17,13 +17,11 @@ from kernels.stem_conv_norm_act.reference import (
     stem_conv_norm_act_reference,
 )
 from kernels.stem_tiles import TILINGS, Tiling
+from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MOMENTUM, EPS = 0.1, 1e-5
@@ -168,8 +166,7 @@ def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) 
     assert_kernels(*random_case((3, 3, 13, 12, 32), torch.float16, 2))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(128, 3, 32, 32, 64), (33, 1, 28, 28, 32), (7, 3, 61, 59, 160)])
 @pytest.mark.parametrize("num_gradients", [1, 2])
@@ -259,7 +256,7 @@ def test_operator_takes_any_strides_and_autocast() -> None:
     assert_results(results, case, [gradients[0][:1].expand_as(gradients[0])])
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     case, gradients = random_case((2, 3, 5, 3, 7), torch.float16, 2)
     compiled = run_operator(

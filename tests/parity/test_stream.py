@@ -22,11 +22,11 @@ from pipeline.data.loaders.dali_files import DaliFileLoader
 from pipeline.data.loaders.reference import FileSource, ReferenceLoader
 from pipeline.data.sampling.resized_crops import draw_resized_crops
 from pipeline.errors import TrainingError, UserError
+from tests.gpus import NEEDS_GPU
 from tests.parity.tolerances import GREY_LEVELS
 from tests.pictures import damaged_inside, make_folder, odd_pictures, picture, pictures_of_formats, save
 
 CPU = torch.device("cpu")
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.2, 0.3]
 
 
@@ -99,7 +99,7 @@ def test_dali_shows_what_pillow_shows(root: Path):
     assert sizes == [32] * 5 + [48] * 4 + [48] * 3
 
 
-@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=needs_gpu)], ids=str)
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=NEEDS_GPU)], ids=str)
 def test_every_format_is_shown_alike(tmp_path: Path, device: torch.device):
     root = make_folder(tmp_path / "root", train=1, test=1)
     for name, content in pictures_of_formats().items():
@@ -393,7 +393,6 @@ def test_pillow_agrees_on_what_a_box_is() -> None:
 
 # --- on a GPU ---
 
-ON_GPU: Any = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 DECODERS = {
     "by CUDA": "data.hw_decoder_load=0.0",
     "by the decoder unit": "data.hw_decoder_load=1.0",
@@ -412,7 +411,7 @@ def device() -> Iterator[torch.device]:
 
 
 class TestOnGpu:
-    pytestmark = ON_GPU
+    pytestmark = NEEDS_GPU
 
     @gpu
     def test_dali_shows_what_pillow_shows_under_a_slow_consumer(

@@ -22,14 +22,14 @@ from pipeline.data.loaders.trivial_augment import apply_trivial_augment, equaliz
 from pipeline.data.sampling.erasing import draw_erasing
 from pipeline.data.sampling.trivial_augment import BINS, OPERATIONS, strengths_of
 from pipeline.errors import UserError
+from tests.gpus import NEEDS_GPU, needs_gpu
 from tests.parity.loaders import Prescribed
 from tests.parity.tolerances import OPERATION_LEVELS
 from tests.pictures import make_folder, picture
 from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-DEVICES = [CPU, pytest.param(torch.device("cuda", 0), marks=needs_gpu)]
+DEVICES = [CPU, pytest.param(torch.device("cuda", 0), marks=NEEDS_GPU)]
 SIZE = 48
 STRENGTHS = (0, 1, 7, 15, 23, BINS - 1, -1, -2, -8, -16, -BINS)
 
@@ -194,8 +194,7 @@ def test_fused_refuses_what_it_does_not_have(key: str):
         tiny_config("data.loader=fused", key)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu()
 class TestOnTheGpu:
     def test_streamed_images_are_those_of_the_reference(self, root: Path):
         ours = epochs(streamed_config(root, *KEYS[:-1]), device=torch.device("cuda", 0))

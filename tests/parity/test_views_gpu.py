@@ -8,12 +8,9 @@ from torch import nn
 
 from pipeline.config import Views
 from pipeline.training.views import count_correct_of_views, predict_views
+from tests.gpus import NEEDS_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.usefixtures("process_state"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("process_state")]
 NUM_IMAGES, BATCH = 1000, 256
 
 

@@ -11,13 +11,11 @@ from kernels.whitening_stem.backward import launch_bias_gradient
 from kernels.whitening_stem.forward import TILINGS, Tiling, launch_forward
 from kernels.whitening_stem.op import whitening_stem
 from kernels.whitening_stem.reference import bias_gradient_reference, whitening_stem_reference
+from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 Shape = tuple[int, int, int, int, int]
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -90,8 +88,7 @@ def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) 
     assert_kernels(random_case((3, 3, 13, 12, 24), torch.float16))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(128, 3, 32, 32, 24), (33, 1, 28, 28, 8), (7, 3, 61, 59, 160)])
 def test_large_kernels(shape: Shape, dtype: torch.dtype) -> None:
@@ -164,7 +161,7 @@ def test_a_bias_without_gradient_has_none() -> None:
     assert not whitening_stem(images, weight, bias).requires_grad
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
 def test_operator_compiles_into_one_graph(backend: str) -> None:
     images, weight, bias, dy = random_case((2, 3, 5, 3, 7), torch.float16)
 

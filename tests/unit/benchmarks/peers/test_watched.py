@@ -10,6 +10,7 @@ import torch
 from benchmarks.peers import watched
 from benchmarks.peers.watched import Watched, watch
 from pipeline.errors import TrainingError
+from tests.gpus import needs_gpu
 from tests.patience import PATIENCE_S, wait_until
 
 CPU = torch.device("cpu")
@@ -99,8 +100,7 @@ def test_the_largest_use_of_the_gpu_counts_beyond_that_before(
     assert watch(command, tmp_path, wait, torch.device("cuda")).peak_memory_bytes == 300
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu()
 def test_the_memory_of_a_program_on_the_gpu_is_seen(tmp_path: Path):
     program = """
 import time, torch

@@ -15,6 +15,7 @@ from pipeline.data.loaders.decoder import Decoder, choose_decoder, share_on_gpu
 from pipeline.data.loaders.jpeg_engines import count_jpeg_engines
 from pipeline.run.environment_record import changed_decoder, decoder_of
 from pipeline.run.folder import RunFolder
+from tests.gpus import needs_gpu
 from tests.pictures import make_folder
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -132,8 +133,7 @@ def test_there_are_no_engines_without_a_gpu():
     assert count_jpeg_engines(GPU) == 0
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu()
 def test_a_data_centre_gpu_has_engines():
     engines = count_jpeg_engines(torch.device("cuda", torch.cuda.current_device()))
     if torch.cuda.get_device_capability() in ((8, 0), (9, 0)):  # A100, A30, H100, H200
