@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tests.tiny import ROOT
+from tests.python import ROOT
 
 # an earlier test or the user may have set them: they would hide the default folders
 CACHE_VARIABLES = (

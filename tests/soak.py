@@ -1,7 +1,7 @@
 """Trains many short epochs and watches the process: memory, open files and threads must not grow.
 
     python -m tests.soak                                                 # 1,000 epochs of 5 steps, on the CPU
-    too python -m tests.soak configs/cifar10_resnet18.yaml --minutes 8 log.eval_every=100st
+    python -m tests.soak configs/cifar10_resnet18.yaml --minutes 8 log.eval_every=100st
 
 The run is the real command in a new process. Its resources are read from /proc, and the memory of its GPU
 from nvidia-smi, twice a second. The first fifth is left out, because caches fill in it. A line is fitted
@@ -25,8 +25,9 @@ import numpy as np
 
 from benchmarks.measure.options import merge
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED, TrainingError
+from tests.python import ROOT
 
-_QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.yaml"
+_QUICKSTART = ROOT / "configs/quickstart.yaml"
 _EVERY_S = 0.5
 _WARM_UP = 0.2  # fraction of the samples that is left out
 _MIN_SAMPLES = 20

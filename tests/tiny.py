@@ -18,7 +18,6 @@ from pipeline.run.resume import find_resumable, open_run
 from pipeline.training.build import set_backends
 from pipeline.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).with_name("tiny.yaml")
 # keys of records that depend on the time, and so differ between two equal runs
 TIME_DEPENDENT = ("images_per_sec", "steps_per_sec")

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.patience import PATIENCE_S
-
-ROOT = Path(__file__).parents[2]
+from tests.python import ROOT
 
 PYTHON = f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'  # -S: starts fast
 UV = """#!/bin/sh

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.distributed.launcher import outcome
 from tests.patience import PATIENCE_S, wait_until
-from tests.tiny import ROOT
+from tests.python import ROOT
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 

@@ -17,7 +17,8 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.training.evaluate import EvalResult
 from tests.gpus import needs_gpu
-from tests.tiny import ROOT, last_weights, tiny_config
+from tests.python import ROOT
+from tests.tiny import last_weights, tiny_config
 
 pytestmark = pytest.mark.usefixtures("process_state")
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.checkout import ROOT, UV, Checkout, write
+from tests.integration.checkout import UV, Checkout, write
 from tests.patience import PATIENCE_S, wait_until
+from tests.python import ROOT
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from pipeline.run.checkpoint import folder_of, newest_intact
 from tests.gpus import marks_of_gpus
 from tests.integration.checkout import UV, write
 from tests.patience import PATIENCE_S, wait_until
-from tests.tiny import RECIPE, ROOT, only_run
+from tests.python import ROOT
+from tests.tiny import RECIPE, only_run
 
 pytestmark = pytest.mark.slow
 # no log point, and no end, within the patience of a test

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.suites import neighbour
-from tests.tiny import ROOT
+from tests.python import ROOT
 
 # Steps of the quickstart on two cores, in turns: alone with two threads, and beside a program that the test
 # starts and ends. Each turn prints the number of threads and the images per second.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import train
+from tests.python import ROOT
 from tests.sandbox import files_in, sandbox
-from tests.tiny import RECIPE, ROOT
+from tests.tiny import RECIPE
 
 
 def checkout() -> set[Path]:

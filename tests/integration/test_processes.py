@@ -1,7 +1,6 @@
 """Runs two processes on the CPU, by accelerate's launcher, by torchrun or forked, connected by gloo."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -29,7 +28,8 @@ from pipeline.run.checkpoint import newest_intact
 from tests.integration import two_processes
 from tests.integration.ranks import ranks
 from tests.patience import PATIENCE_S, wait_until
-from tests.tiny import RECIPE, ROOT, last_weights, only_run, read_metrics
+from tests.python import ROOT, run_python
+from tests.tiny import RECIPE, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(two_processes.__file__)
@@ -45,7 +45,6 @@ class Started:
     ranks: list[dict[str, Any]]
 
 
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = (
     *("pipeline.distributed.launcher", "--quiet", "--config_file", "configs/accelerate/cpu2.yaml"),
     *("--num_processes", "2", "--num_cpu_threads_per_process", "1"),
@@ -62,15 +61,8 @@ def start(
         "QUICKRES_NUM_PROCESSES": "2",
     }
     keys = (f"log.dir={folder}/runs", "data.eval_batch_size=6", *arguments)
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(SCRIPT), str(folder), str(stop), str(RECIPE), *keys],
-        cwd=ROOT,
-        env={**os.environ, **settings, **variables},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    command = ("-m", *launcher, str(SCRIPT), str(folder), str(stop), str(RECIPE), *keys)
+    done = run_python(*command, check=False, timeout=PATIENCE_S, **(settings | variables))
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     return Started(done.returncode, done.stdout.splitlines(), done.stderr, reports)
 

@@ -21,7 +21,8 @@ from pipeline.training.step import Step, StepOutput
 from tests.gpus import needs_gpu
 from tests.integration.scenes import watched_steps
 from tests.patience import PATIENCE_S
-from tests.tiny import RECIPE, ROOT, assert_equal, last_ema, last_weights, only_run, read_metrics
+from tests.python import ROOT, run_python
+from tests.tiny import RECIPE, assert_equal, last_ema, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.usefixtures("process_state")
 LOADERS = ["dali", "reference", "synthetic"]
@@ -304,25 +305,8 @@ def test_in_a_process_of_its_own(
     name: str, code: int, step: int, uninterrupted: dict[str, Path], tmp_path: Path
 ):
     """The exit code is the real one. The files of a killed process are as the system left them."""
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "tests.integration.interrupted",
-        name,
-        str(step),
-        str(RECIPE),
-        f"log.dir={tmp_path}",
-    ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ("-W", "error", "-m", "tests.integration.interrupted", name, str(step))
+    done = run_python(*command, str(RECIPE), f"log.dir={tmp_path}", check=False, OMP_NUM_THREADS="1")
     assert done.returncode == code, done.stderr
     assert run_tiny(tmp_path, "resume=auto") == 0
     assert_same_run(only_run(tmp_path), uninterrupted["dali"])

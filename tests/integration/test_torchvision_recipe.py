@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import load_config
-from tests.tiny import ROOT, tiny_trainer
+from tests.python import ROOT
+from tests.tiny import tiny_trainer
 
 SIZE, PICTURES = 24, 64
 

@@ -15,7 +15,8 @@ import pytest
 
 from tests.integration.checkout import write
 from tests.patience import PATIENCE_S, wait_until
-from tests.tiny import RECIPE, ROOT, only_run, read_metrics
+from tests.python import ROOT
+from tests.tiny import RECIPE, only_run, read_metrics
 
 # As srun does: run the command once on each host, and return the worst exit code.
 SRUN = """#!/bin/sh

@@ -1,8 +1,6 @@
 """A GPU without room, numbers that are not finite inside a captured step, and a plan that opens no GPU."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ import torch
 from pipeline import train
 from pipeline.run.checkpoint import newest_intact
 from tests.gpus import NEEDS_GPU
-from tests.tiny import RECIPE, ROOT, only_run
+from tests.python import run_python
+from tests.tiny import RECIPE, only_run
 
 pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("process_state")]
 KEYS = ("runtime.device=gpu", "precision.mode=bf16", "log.tensorboard=false")
@@ -66,6 +65,6 @@ from pipeline.train import main
 code = main([{str(RECIPE)!r}, "runtime.device=gpu", "--dry-run"])
 print("opened" if torch.cuda.is_initialized() else "left alone", code)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python("-c", code)
     assert done.stdout.splitlines()[-1] == "left alone 0"
     assert "the machine has" in done.stdout and "1, on " in done.stdout

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.config import load_config
-from tests.tiny import ROOT, tiny_trainer
+from tests.python import ROOT
+from tests.tiny import tiny_trainer
 
 # a GPU does not repeat itself, so five seeds were not enough there: one test in twelve failed by chance
 SEEDS = {"cpu": range(5), "gpu": range(12)}

@@ -22,7 +22,7 @@ from pipeline.data.loaders.trivial_augment import apply_trivial_augment, equaliz
 from pipeline.data.sampling.erasing import draw_erasing
 from pipeline.data.sampling.trivial_augment import BINS, OPERATIONS, strengths_of
 from pipeline.errors import UserError
-from tests.gpus import NEEDS_GPU, needs_gpu
+from tests.gpus import NEEDS_GPU
 from tests.parity.loaders import Prescribed
 from tests.parity.tolerances import OPERATION_LEVELS
 from tests.pictures import make_folder, picture
@@ -194,8 +194,9 @@ def test_fused_refuses_what_it_does_not_have(key: str):
         tiny_config("data.loader=fused", key)
 
 
-@needs_gpu()
 class TestOnTheGpu:
+    pytestmark = NEEDS_GPU
+
     def test_streamed_images_are_those_of_the_reference(self, root: Path):
         ours = epochs(streamed_config(root, *KEYS[:-1]), device=torch.device("cuda", 0))
         theirs = epochs(streamed_config(root, *KEYS[:-1], "data.loader=reference"))

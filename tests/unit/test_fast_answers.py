@@ -1,15 +1,13 @@
 """Checks that commands answer in a moment if they only read arguments or a config: no slow import."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from pipeline.__main__ import COMMANDS
-from tests.tiny import ROOT
+from tests.python import ROOT, run_python
 
 # one process runs the commands in turn, and tells after each which of the slow packages it has imported
 _RUN_ALL = """
@@ -31,8 +29,7 @@ _RECIPE = "configs/quickstart.yaml"
 
 
 def _answers(commands: list[list[str]]) -> list[tuple[int, list[str]]]:
-    command = [sys.executable, "-W", "error", "-c", _RUN_ALL, json.dumps(commands)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python("-W", "error", "-c", _RUN_ALL, json.dumps(commands), check=False)
     assert done.returncode == 0, done.stderr
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
@@ -115,7 +112,7 @@ def test_a_missing_checkpoint_and_missing_images_are_refused_as_fast(tmp_path: P
 def test_the_list_of_commands_needs_no_pydantic(program: str):
     code = f"import sys; from {program}.__main__ import main\ntry: main(['-h'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('pydantic', 'yaml', 'rich', 'numpy') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python("-c", code)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -132,5 +129,5 @@ print("torch" in sys.modules, next(lines).split()[0])
 
 
 def test_a_dry_run_prints_its_plan_before_torch_is_imported():
-    done = subprocess.run([sys.executable, "-c", _PLAN], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python("-c", _PLAN)
     assert done.stdout.splitlines() == ["False memory"]

@@ -2,14 +2,14 @@
 
 import ast
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.python import ROOT, run_python
+
 FOLDERS = ("pipeline", "kernels", "benchmarks", "tests")
 
 # The floors of `pipeline`, the lowest first. A room imports from lower floors only, and from itself.
@@ -194,8 +194,7 @@ def test_importing_everything_does_no_work():
 
     It imports nothing that takes seconds and may not be needed.
     """
-    command = [sys.executable, "-B", "-W", "error", "-c", _IMPORT_ALL]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python("-B", "-W", "error", "-c", _IMPORT_ALL, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report.pop("count") > 30
@@ -206,7 +205,5 @@ def test_checking_a_recipe_needs_no_torch():
     """launch.sh checks before it launches: that must take a moment only."""
     check = "import sys, pipeline.__main__ as m; m.main(['check', 'configs/quickstart.yaml'])"
     code = f"{check}; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = run_python("-W", "error", "-c", code)
     assert done.stdout.splitlines() == ["configs/quickstart.yaml: valid", "False"]

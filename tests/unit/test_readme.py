@@ -11,8 +11,8 @@ from benchmarks.charts.figures import FIGURES
 from benchmarks.publish.readme import FILES
 from pipeline.__main__ import _parser
 from pipeline.config import load_config
+from tests.python import ROOT
 
-ROOT = Path(__file__).parents[2]
 FRONT_PAGE = ROOT / "README.md"
 STARTS = ("./launch.sh", "python -m pipeline", "accelerate launch", "python -m benchmarks", "sbatch")
 LAUNCH_VERBS = {"test", "lock", "bench", "sweep", "-h"}  # the verbs of launch.sh itself

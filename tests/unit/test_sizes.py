@@ -1,11 +1,11 @@
 """Functions stay short enough to be read at once."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.python import ROOT
+
 LONGEST = 40  # lines
 
 

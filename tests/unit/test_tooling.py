@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +14,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from pre_commit.clientlib import load_config
 
-ROOT = Path(__file__).parents[2]
+from tests.python import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = ("cuda120", "cuda130")
 DALI = {extra: f"nvidia-dali-{extra}" for extra in EXTRAS}

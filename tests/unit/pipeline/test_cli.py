@@ -1,8 +1,6 @@
 """Checks commands, messages and exit codes of the command line."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ import torch
 from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError
-from tests.tiny import RECIPE, ROOT
+from tests.python import ROOT, run_python
+from tests.tiny import RECIPE
 
 pytestmark = pytest.mark.usefixtures("process_state")
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
@@ -168,13 +167,7 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytes
 def test_the_process_exits_with_2(module: list[str], tmp_path: Path):
     recipe = tmp_path / "bad.yaml"
     recipe.write_text("seed: 1\nmodel:\n  nmae: resnet20\n")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", *module, str(recipe)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-W", "error", "-m", *module, str(recipe), check=False)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {recipe}:3: ") and "model.nmae" in line and "model.name?" in line

@@ -19,7 +19,7 @@ from benchmarks.publish.records import RESULTS, Record, append, read
 from benchmarks.publish.tables import MAKERS, tables_of
 from pipeline.config import dump_config, load_config
 from pipeline.errors import UserError
-from tests.tiny import ROOT
+from tests.python import ROOT
 from tests.unit.benchmarks.results import make_result
 
 NAME = "cifar10_resnet20"

@@ -13,7 +13,7 @@ from benchmarks.suites.ablation import epochs_until_paid, variants
 from benchmarks.sweep.run import Sweep
 from benchmarks.sweep.table import Outcome
 from pipeline.config import load_config
-from tests.tiny import ROOT
+from tests.python import ROOT
 from tests.unit.benchmarks.results import make_result
 
 

@@ -13,8 +13,9 @@ from pipeline import train
 from pipeline.commands import dry_run
 from pipeline.config import SLOW_ON_CPU
 from pipeline.training.trainer import Plan
+from tests.python import ROOT
 from tests.sandbox import files_in, sandbox
-from tests.tiny import RECIPE, ROOT, tiny_config
+from tests.tiny import RECIPE, tiny_config
 
 pytestmark = pytest.mark.usefixtures("process_state")
 CIFAR = str(ROOT / "configs/cifar10_resnet18.yaml")

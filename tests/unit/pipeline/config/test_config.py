@@ -3,8 +3,6 @@
 import contextlib
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -26,7 +24,8 @@ from pipeline.config import (
     reference_table,
 )
 from pipeline.errors import UserError
-from tests.tiny import RECIPE, ROOT
+from tests.python import ROOT, run_python
+from tests.tiny import RECIPE
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -492,7 +491,5 @@ load_config({str(RECIPE)!r}), reference_table()
 heavy = {{'torch', 'numpy', 'accelerate', 'nvidia'}}
 print(sorted({{name.partition('.')[0] for name in sys.modules}} & heavy))
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = run_python("-W", "error", "-c", code)
     assert done.stdout.strip() == "[]"

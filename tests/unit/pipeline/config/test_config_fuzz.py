@@ -19,7 +19,8 @@ from pipeline.config import leaf_fields, load_config
 from pipeline.config.yaml_reader import dump, read_recipe
 from pipeline.errors import UserError
 from tests.patience import PATIENCE_S
-from tests.tiny import RECIPE, ROOT
+from tests.python import ROOT
+from tests.tiny import RECIPE
 
 RECIPES = [read_recipe(path).values for path in (*sorted((ROOT / "configs").glob("*.yaml")), RECIPE)]
 FIELDS = dict(leaf_fields())

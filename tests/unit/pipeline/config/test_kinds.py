@@ -22,7 +22,7 @@ from pipeline.config import (
 )
 from pipeline.config.keys import all_keys, sections_of_kinds
 from pipeline.errors import UserError
-from tests.tiny import ROOT
+from tests.python import ROOT
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 OLDER_RUN = Path(__file__).with_name("config_of_older_run.yaml")

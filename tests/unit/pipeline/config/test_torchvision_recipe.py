@@ -3,8 +3,6 @@
 The parts themselves have tests of their own: what they compute is compared with torchvision there.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,8 +18,9 @@ from pipeline.models import build_model
 from pipeline.models.pretrained import from_torchvision
 from pipeline.optim.parts import partition
 from pipeline.training.plan import Plan
+from tests.python import ROOT
 
-RECIPE = Path(__file__).parents[4] / "configs/imagenet_resnet50_v2.yaml"
+RECIPE = ROOT / "configs/imagenet_resnet50_v2.yaml"
 # the arguments of `references/classification/train.py` in torchvision's blog post, for 8 GPUs
 THEIRS = {
     "batch_size": 128,

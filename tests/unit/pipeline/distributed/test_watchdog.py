@@ -1,14 +1,12 @@
 """Ends a process whose store gives no answer."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
 from pipeline.distributed import watchdog
 from tests.patience import PATIENCE_S
-from tests.tiny import ROOT
+from tests.python import run_python
 
 SCRIPT = """
 import threading, time
@@ -40,9 +38,7 @@ print("trained")
 def test_a_store_that_falls_silent(silent_s: str, trains_s: float, code: int, output: str, message: str):
     """As if the host of the store had lost power: the connection does not break."""
     script = SCRIPT.replace("SILENT)", f"{silent_s})").replace("TRAINS", str(trains_s))
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", script, check=False)
     assert (done.returncode, done.stdout.strip()) == (code, output), done.stderr
     assert re.fullmatch(message, done.stderr.strip())
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.patience import PATIENCE_S
-from tests.tiny import ROOT
+from tests.python import ROOT, run_python
 
 # from a thread, as signals and the watchdog do, while the main thread is stuck
 SCRIPT = """
@@ -78,14 +78,7 @@ print(*[process.wait() for process in processes])
     ],
 )
 def test_a_launcher_that_ends_the_rest(first: str, codes: str, message: str):
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, first],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=True,
-    )
+    done = run_python("-c", LAUNCHER, first, timeout=PATIENCE_S)
     assert done.stdout.strip() == codes
     assert re.fullmatch(message, done.stderr)
 
@@ -103,5 +96,5 @@ atexit.register(print, "registered")
 print("printed")
 leave_without_dismantling(7)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python("-c", code, check=False)
     assert (done.returncode, done.stdout.split(), done.stderr) == (7, ["printed", "registered"], "")

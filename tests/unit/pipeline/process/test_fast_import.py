@@ -1,12 +1,8 @@
 """Checks `imports_uncollected` in new processes, because it acts once, before torch is imported."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[4]
+from tests.python import run_python
 
 _CODE = """
 import gc, sys
@@ -29,6 +25,5 @@ print(gc.isenabled(), gc.get_freeze_count() > 0)
     ids=["a fresh process", "one that collects nothing", "one that has torch"],
 )
 def test_collects_nothing_while_importing(before: str, inside: str, after: str):
-    command = [sys.executable, "-W", "error", "-c", _CODE.format(before=before)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python("-W", "error", "-c", _CODE.format(before=before))
     assert done.stdout.splitlines() == [inside, after]

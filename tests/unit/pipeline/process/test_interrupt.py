@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import ROOT
+from tests.python import ROOT
 
 BEGIN = """
 import os, sys, time

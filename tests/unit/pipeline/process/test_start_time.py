@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.process.start_time import command_started, process_started, tell_launcher
-from tests.tiny import ROOT
+from tests.python import ROOT, run_python
 
 _TELL = """
 import time
@@ -25,7 +25,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_age_of_a_process():
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", _TELL], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python("-c", _TELL)
     assert 0 <= float(done.stdout) <= time.perf_counter() - began + 0.02
     assert process_started(0) == pytest.approx(time.perf_counter(), abs=0.5), "of a process that nobody sees"
 

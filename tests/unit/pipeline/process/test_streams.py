@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.tiny import ROOT
+from tests.python import ROOT
 
 COMMAND = [sys.executable, "-m", "pipeline"]
 

@@ -3,14 +3,12 @@ threads there are."""
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from pipeline.process.other_programs import OtherPrograms
 from pipeline.process.threads import count_threads, wait_briefly
-from tests.tiny import ROOT
+from tests.python import run_python
 
 _NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _BRIEFLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
@@ -56,8 +54,7 @@ def test_the_user_s_way_of_waiting_stays(chosen: str | None, monkeypatch: pytest
 
 @pytest.mark.parametrize("words", ["pipeline check", "pipeline.train", "benchmarks step"])
 def test_every_program_chooses_before_torch_is_loaded(words: str):
-    command = [sys.executable, "-c", _PROGRAM, *words.split(), "configs/quickstart.yaml"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python("-c", _PROGRAM, *words.split(), "configs/quickstart.yaml")
     assert json.loads(done.stdout) == [False, "3000"]
 
 

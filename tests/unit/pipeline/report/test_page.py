@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,9 +20,9 @@ from pipeline.report.run_record import read_run
 from pipeline.report.tables import config_rows
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
+from tests.python import run_python
 from tests.tiny import a_train_record, an_eval_record
 
-ROOT = Path(__file__).parents[4]
 SECTIONS = ["curves", "classes", "calibration", "mistakes", "speed", "config", "environment", "command"]
 VOID = {"meta", "img", "line", "circle", "path", "br"}
 HOSTILE = "<script>alert('x')</script> & \"cat\""
@@ -219,9 +217,7 @@ def test_the_same_folder_gives_the_same_bytes_without_torch(tmp_path: Path):
     code = (
         f"import sys, pipeline.__main__ as m; m.main(['report', {str(run)!r}]); print('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = run_python("-W", "error", "-c", code)
     assert done.stdout.splitlines() == [f"{run}/report.html", "False"]
     before = (run / "report.html").read_bytes()
     assert write_report([run], tmp_path / "again.html").read_bytes() == before

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.run.checkpoint import folder_of, newest_intact
 from pipeline.run.console import TrainingConsole
-from tests.tiny import RECIPE, ROOT, a_train_record, an_eval_record, only_run
+from tests.python import ROOT
+from tests.tiny import RECIPE, a_train_record, an_eval_record, only_run
 
 RECORD = a_train_record(20, loss=0.5432, images_per_sec=12345.6, steps_per_sec=24.11)
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from pipeline.config import PrecisionConfig
 from pipeline.training.precision import Precision
-from tests.tiny import ROOT
+from tests.python import ROOT
 
 CPU = torch.device("cpu")
 
