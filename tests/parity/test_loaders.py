@@ -1,6 +1,6 @@
 """Every loader delivers the same draws as the same pixels, from any position, on any number of processes."""
 
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice, product
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.data.loaders.synthetic import SyntheticLoader
 from pipeline.data.sampling.batch_plan import BatchPlan, EvalSampler, Sampler, Shard, TrainSampler
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 from pipeline.errors import UserError
+from tests.parity.batches import assert_all_same, assert_same, by_ranks, on_cpu
 from tests.parity.loaders import (
     BACKENDS,
     CPU,
@@ -147,15 +148,6 @@ def eval_loader(build: Build, shard: Shard | None = None) -> Loader:
     )
 
 
-def assert_same(one: Batch, other: Batch, exactly: bool = True) -> None:
-    for name in ("labels", "valid", "indices"):
-        assert torch.equal(getattr(one, name), getattr(other, name)), name
-    if exactly:
-        assert torch.equal(one.images, other.images)
-    else:
-        assert_parity(one.images, other.images, "loader", one.images.dtype)
-
-
 def epochs_of(loader: Loader, count: int) -> list[list[Batch]]:
     return [list(loader) for _ in range(count)]
 
@@ -210,13 +202,11 @@ def test_the_fused_loader_follows_them_too(changes: dict[str, Any]):
         return FusedLoader(images.to(device), labels.to(device), sampler, transform, 5, augment, Shard())
 
     epochs = [
-        [Batch(*(t.cpu() for t in vars(batch).values())) for batch in epoch]
-        for epoch in epochs_of(train_loader(build, augment=augment), 2)
+        [on_cpu(batch) for batch in epoch] for epoch in epochs_of(train_loader(build, augment=augment), 2)
     ]
     check_against_the_oracle(epochs, augment)
     for one, other in zip(epochs, epochs_of(train_loader(build_dali, augment=augment), 2), strict=True):
-        for batch, of_dali in zip(one, other, strict=True):
-            assert_same(batch, of_dali)
+        assert_all_same(one, other)
 
 
 @pytest.mark.parametrize("jitter", [{}, {"brightness": 0.4}], ids=["plain", "jitter"])
@@ -236,8 +226,9 @@ def test_all_loaders_show_the_samples_of_a_balanced_epoch_alike(jitter: dict[str
     )
     for _ in range(2):
         for step, (one, two, three) in enumerate(zip(fused, of_dali, of_reference, strict=True)):
-            assert_same(Batch(*(tensor.cpu() for tensor in vars(one).values())), two)
-            assert_same(two, three, exactly=False)
+            assert_same(on_cpu(one), two)
+            assert_parity(two.images, three.images, "loader", two.images.dtype)
+            assert_same(two, replace(three, images=two.images))
             assert torch.equal(two.labels, rare[two.indices]), step
     assert len(labels) == NUM_SAMPLES
 
@@ -259,8 +250,7 @@ def test_a_later_step_gives_what_reading_through_gives(build: Build):
         loader = train_loader(build)
         batches = loader.batches_from(epoch * STEPS + step)
         rest = list(islice(batches, STEPS - step))
-        for one, other in zip(rest, through[epoch][step:], strict=True):
-            assert_same(one, other)
+        assert_all_same(rest, through[epoch][step:])
         if epoch < 2:
             assert_same(next(batches), through[epoch + 1][0])
 
@@ -286,19 +276,13 @@ def test_after_an_iterator_that_is_left_comes_the_next_epoch(build: Build):
     through, loader = epochs_of(train_loader(build), 3), train_loader(build)
     first = list(islice(loader, 2))
     second, third = list(loader), list(loader)
-    for one, other in zip(
-        [*first, *second, *third], [*through[0][:2], *through[1], *through[2]], strict=True
-    ):
-        assert_same(one, other)
+    assert_all_same([*first, *second, *third], [*through[0][:2], *through[1], *through[2]])
 
 
 @pytest.mark.parametrize("build", BACKENDS)
 def test_the_stream_goes_on_over_the_end_of_an_epoch(build: Build):
     through, loader = epochs_of(train_loader(build), 2), train_loader(build)
-    for one, other in zip(
-        islice(loader.batches_from(STEPS - 1), 2), (through[0][-1], through[1][0]), strict=True
-    ):
-        assert_same(one, other)
+    assert_all_same(islice(loader.batches_from(STEPS - 1), 2), (through[0][-1], through[1][0]))
     with pytest.raises(AssertionError):
         next(loader.batches_from(-1))
 
@@ -325,29 +309,14 @@ def test_grouping_and_prefetching_change_nothing(
     monkeypatch.setattr(dali, "_GROUP_IMAGES", group_images)
     actual = epochs_of(train_loader(build, augment=augment), 2)
     for one, other in zip(actual, expected, strict=True):
-        for batch, reference in zip(one, other, strict=True):
-            assert_same(batch, reference)
-
-
-def by_ranks(world_size: int, make: Callable[[Shard], Loader]) -> Iterator[Batch]:
-    """Join the ranks' shares to global batches."""
-    loaders = [make(Shard(rank, world_size)) for rank in range(world_size)]
-    assert len({(loader.steps_per_epoch, loader.num_samples) for loader in loaders}) == 1
-    for shares in zip(*loaders, strict=True):
-        yield Batch(
-            *(
-                torch.cat([getattr(share, name) for share in shares])
-                for name in ("images", "labels", "valid", "indices")
-            )
-        )
+        assert_all_same(one, other)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("build", BACKENDS)
 def test_global_batches_do_not_depend_on_the_processes(build: Build, world_size: int):
     joined = by_ranks(world_size, lambda shard: train_loader(build, shard))
-    for one, other in zip(joined, train_loader(build), strict=True):
-        assert_same(one, other)
+    assert_all_same(joined, train_loader(build))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -371,8 +340,7 @@ def test_evaluation_sees_every_sample_once_and_marks_the_padding(build: Build, w
 @pytest.mark.parametrize("build", BACKENDS)
 def test_every_evaluation_is_the_same(build: Build):
     first, second = epochs_of(eval_loader(build), 2)
-    for one, other in zip(first, second, strict=True):
-        assert_same(one, other)
+    assert_all_same(first, second)
 
 
 @pytest.mark.slow
@@ -382,8 +350,7 @@ def test_worker_processes_change_nothing_and_leave_nothing():
         lambda i, y, s, t: ReferenceLoader(ArraySource(i), y, s, t, CPU, num_workers=2, prefetch=2)
     )
     actual = islice(loader.batches_from(3), 2 * STEPS - 3)
-    for one, other in zip(actual, [*expected[0][3:], *expected[1]], strict=True):
-        assert_same(one, other)
+    assert_all_same(actual, [*expected[0][3:], *expected[1]])
     workers = [worker for server in psutil.Process().children() for worker in server.children()]
     assert len(workers) == 2
     del loader

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from benchmarks.measure.options import merge
 from pipeline.config import Config, load_config
-from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
+from pipeline.data import Loaders, Shard, build_loaders, load_splits
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.loaders import mapped_images
 from pipeline.data.loaders.mapped_images import MappedImages
 from pipeline.errors import TrainingError
 from tests.gpus import NEEDS_GPU
+from tests.parity.batches import assert_all_same, assert_holds_no_more, by_ranks
 from tests.pictures import make_folder, odd_pictures
 from tests.shards import load_shards, pack
 
@@ -53,11 +53,6 @@ def loaders(roots: dict[str, Path], kind: str, *overrides: str, shard: Shard | N
     return build_loaders(config, load_splits(config.data, config.seed), CPU, shard)
 
 
-def assert_same(actual: Batch, expected: Batch) -> None:
-    for name in ("images", "labels", "valid", "indices"):
-        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
-
-
 @pytest.mark.parametrize("loader", ["dali", "reference"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", ["shuffled", "balanced"])
@@ -65,8 +60,7 @@ def test_shards_give_the_batches_of_the_folder(roots: dict[str, Path], kind: str
     keys = (f"data.loader={loader}", f"data.sampler={sampler}")
     ours, theirs = loaders(roots, kind, *keys), loaders(roots, "folder", *keys)
     for split in ("train", "train", "test"):
-        for actual, expected in zip(getattr(ours, split), getattr(theirs, split), strict=True):
-            assert_same(actual, expected)
+        assert_all_same(getattr(ours, split), getattr(theirs, split))
 
 
 @pytest.mark.parametrize("loader", ["dali", "reference"])
@@ -75,18 +69,11 @@ def test_batches_do_not_depend_on_processes_or_position(roots: dict[str, Path], 
     whole = loaders(roots, "tar", key).train
     alone = [batch for _ in range(2) for batch in whole]
     for world_size in (2, 3):
-        parts = [
-            loaders(roots, "tar", key, shard=Shard(rank, world_size)).train for rank in range(world_size)
-        ]
-        for number, shares in enumerate(zip(*parts, strict=True)):
-            names = ("images", "labels", "valid", "indices")
-            assert_same(
-                Batch(*(torch.cat([getattr(s, name) for s in shares]) for name in names)), alone[number]
-            )
+        joined = by_ranks(world_size, lambda shard: loaders(roots, "tar", key, shard=shard).train)
+        assert_all_same(joined, alone[: whole.steps_per_epoch])
     other = loaders(roots, "tar", key).train
     for position in (2, 0, 0, 1):
-        for number, batch in enumerate(islice(other.batches_from(position), 2)):
-            assert_same(batch, alone[position + number])
+        assert_all_same(islice(other.batches_from(position), 2), alone[position : position + 2])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -157,18 +144,7 @@ def test_a_shard_that_changes_during_a_run_is_named(tmp_path: Path, loader: str,
 @pytest.mark.slow
 def test_memory_and_files_stay_flat(roots: dict[str, Path]):
     train = loaders(roots, "tar", "augment.progressive=[]").train
-    process = psutil.Process()
-
-    def epochs(count: int) -> tuple[float, int, int]:
-        for _ in range(count):
-            for _ in train:
-                pass
-        return process.memory_info().rss / 2**20, process.num_fds(), process.num_threads()
-
-    epochs(20)
-    before, after = epochs(20), epochs(80)
-    assert after[0] < before[0] + 16
-    assert after[1] <= before[1] and after[2] <= before[2]  # a thread of an earlier test may end meanwhile
+    assert_holds_no_more(train, 20, 80)
 
 
 class TestOnGpu:
@@ -188,5 +164,4 @@ class TestOnGpu:
                 )
             )
             for split in ("train", "train", "test"):
-                for actual, expected in zip(getattr(ours, split), getattr(theirs, split), strict=True):
-                    assert_same(actual, expected)
+                assert_all_same(getattr(ours, split), getattr(theirs, split))

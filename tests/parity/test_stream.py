@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from benchmarks.measure.options import merge
 from pipeline.config import Config, load_config
 from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
 from pipeline.data.datasets.file_set import FileSet
@@ -23,6 +23,14 @@ from pipeline.data.loaders.reference import FileSource, ReferenceLoader
 from pipeline.data.sampling.resized_crops import draw_resized_crops
 from pipeline.errors import TrainingError, UserError
 from tests.gpus import NEEDS_GPU
+from tests.parity.batches import (
+    NAMES,
+    assert_all_same,
+    assert_holds_no_more,
+    assert_same,
+    by_ranks,
+    on_cpu,
+)
 from tests.parity.tolerances import GREY_LEVELS
 from tests.pictures import damaged_inside, make_folder, odd_pictures, picture, pictures_of_formats, save
 
@@ -40,7 +48,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(root: Path, *overrides: str) -> Config:
-    """Build a config from the defaults of these tests and OVERRIDES, which replace the same keys."""
     defaults = [
         "data.dataset=folder",
         f"data.root={root}",
@@ -56,9 +63,7 @@ def config_of(root: Path, *overrides: str) -> Config:
         "seed=3",
         "duration=3ep",
     ]
-    keys = {item.partition("=")[0] for item in overrides}
-    others = [item for item in defaults if item.partition("=")[0] not in keys]
-    return load_config(overrides=[*others, *overrides])
+    return load_config(overrides=merge(defaults, overrides))
 
 
 def loaders(root: Path, *overrides: str, shard: Shard | None = None, device: torch.device = CPU) -> Loaders:
@@ -78,11 +83,6 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, backend: str) -> 
     assert difference.max() <= most and difference.mean() <= mean, (
         f"{difference.max():.2f} at most, {difference.mean():.3f} on average"
     )
-
-
-def assert_same(actual: Batch, expected: Batch) -> None:
-    for name in ("images", "labels", "valid", "indices"):
-        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
 
 
 def test_dali_shows_what_pillow_shows(root: Path):
@@ -143,29 +143,16 @@ def test_half_precision_is_the_rounded_single(root: Path):
 
 @pytest.mark.parametrize("loader", ["dali", "reference"])
 def test_batches_do_not_depend_on_processes_threads_or_position(root: Path, loader: str):
-    whole = loaders(root, f"data.loader={loader}").train
+    key = f"data.loader={loader}"
+    whole = loaders(root, key).train
     alone = [batch for _ in range(2) for batch in whole]
     for world_size in (2, 3):
-        parts = [
-            loaders(root, f"data.loader={loader}", shard=Shard(rank, world_size)).train
-            for rank in range(world_size)
-        ]
-        for number, shares in enumerate(zip(*parts, strict=True)):
-            joined = Batch(
-                *(
-                    torch.cat([getattr(s, name) for s in shares])
-                    for name in ("images", "labels", "valid", "indices")
-                )
-            )
-            assert_same(joined, alone[number])
-    other = loaders(
-        root,
-        f"data.loader={loader}",
-        *(["data.num_threads=3", "data.prefetch=1"] if loader == "dali" else []),
-    ).train
+        joined = by_ranks(world_size, lambda shard: loaders(root, key, shard=shard).train)
+        assert_all_same(joined, alone[: whole.steps_per_epoch])
+    threads = ("data.num_threads=3", "data.prefetch=1") if loader == "dali" else ()
+    other = loaders(root, key, *threads).train
     for position in (4, 0, 0, 1):
-        for number, batch in enumerate(islice(other.batches_from(position), 2)):
-            assert_same(batch, alone[position + number])
+        assert_all_same(islice(other.batches_from(position), 2), alone[position : position + 2])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -315,10 +302,7 @@ def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 def test_worker_processes_change_nothing(root: Path):
     alone = loaders(root, "data.loader=reference").train
-    for actual, expected in zip(
-        loaders(root, "data.loader=reference", "data.num_threads=2").train, alone, strict=True
-    ):
-        assert_same(actual, expected)
+    assert_all_same(loaders(root, "data.loader=reference", "data.num_threads=2").train, alone)
 
 
 def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -371,18 +355,7 @@ def test_a_sample_is_always_decoded_by_the_same_hardware():
 def test_memory_and_files_stay_flat(tmp_path: Path):
     """After many short epochs a leak of one epoch would be visible."""
     train = loaders(make_folder(tmp_path / "root", train=24), "augment.progressive=[]").train
-    process = psutil.Process()
-
-    def epochs(count: int) -> tuple[float, int, int]:
-        for _ in range(count):
-            for _ in train:
-                pass
-        return process.memory_info().rss / 2**20, process.num_fds(), process.num_threads()
-
-    epochs(30)
-    before = epochs(30)
-    after = epochs(150)
-    assert after[0] < before[0] + 16 and after[1:] == before[1:]
+    assert_holds_no_more(train, 30, 150)
 
 
 def test_pillow_agrees_on_what_a_box_is() -> None:
@@ -427,17 +400,9 @@ class TestOnGpu:
             for batch in getattr(ours, split):
                 torch.cuda._sleep(20_000_000)
                 assert batch.images.is_contiguous(memory_format=torch.channels_last)
-                got.append(
-                    Batch(
-                        *(getattr(batch, name).clone() for name in ("images", "labels", "valid", "indices"))
-                    )
-                )
+                got.append(Batch(*(getattr(batch, name).clone() for name in NAMES)))
                 del batch
-            got = [
-                Batch(*(getattr(batch, name).cpu() for name in ("images", "labels", "valid", "indices")))
-                for batch in got
-            ]
-            for actual, expected in zip(got, getattr(theirs, split), strict=True):
+            for actual, expected in zip(map(on_cpu, got), getattr(theirs, split), strict=True):
                 assert torch.equal(actual.indices, expected.indices) and torch.equal(
                     actual.labels, expected.labels
                 )
