@@ -31,8 +31,13 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def make_folder(root: Path, train: int = 6, test: int = 3, classes: str = "ab") -> Path:
-    """Write class folders with JPEG pictures of many sizes; TRAIN and TEST are numbers per class."""
+def make_folder(root: Path, train: int = 6, test: int = 3, classes: str = "ab", odd: bool = False) -> Path:
+    """Write class folders with JPEG pictures of many sizes.
+
+    Args:
+        train, test: numbers per class.
+        odd: add `odd_pictures` to a class of each part.
+    """
     generator = np.random.default_rng(1)
     for part, count in (("train", train), ("val", test)):
         for label, name in enumerate(classes):
@@ -40,6 +45,9 @@ def make_folder(root: Path, train: int = 6, test: int = 3, classes: str = "ab") 
                 height, width = generator.integers(40, 120, 2).tolist()
                 seed = 1000 * (part == "val") + 100 * label + number
                 save(root / part / name / f"{number}.jpg", picture(height, width + 30, seed), quality=92)
+    for name, content in odd_pictures().items() if odd else ():
+        (root / "train/b" / name).write_bytes(content)
+        (root / "val/a" / name).write_bytes(content)
     return root
 
 

@@ -48,6 +48,11 @@ def tiny_trainer(config: Config) -> Trainer:
     return Trainer.build(config, tiny_splits(config), connect(config))
 
 
+def start(*overrides: str) -> Trainer:
+    """Build the trainer of the config with these overrides."""
+    return tiny_trainer(tiny_config(*overrides))
+
+
 def open_and_release(config: Config) -> RunFolder:
     """Return a run folder as its process leaves it."""
     with RunLock() as lock:

@@ -17,7 +17,7 @@ from pipeline.data.loaders.mapped_images import MappedImages
 from pipeline.errors import TrainingError
 from tests.gpus import NEEDS_GPU
 from tests.parity.batches import assert_all_same, assert_holds_no_more, by_ranks
-from tests.pictures import make_folder, odd_pictures
+from tests.pictures import make_folder
 from tests.shards import load_shards, pack
 
 CPU = torch.device("cpu")
@@ -30,10 +30,7 @@ SHARDS = 3
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return class folders with unusual images, and the same images in shards of either kind."""
     base = tmp_path_factory.mktemp("roots")
-    root = make_folder(base / "folder", train=10, test=4)
-    for name, content in odd_pictures().items():
-        (root / "train/b" / name).write_bytes(content)
-        (root / "val/a" / name).write_bytes(content)
+    root = make_folder(base / "folder", train=10, test=4, odd=True)
     return {"folder": root, **{kind: pack(root, base / kind, kind, PARTS, SHARDS) for kind in KINDS}}
 
 

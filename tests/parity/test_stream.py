@@ -40,11 +40,7 @@ MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.2, 0.3]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = make_folder(tmp_path_factory.mktemp("stream"), train=16, test=6)
-    for name, content in odd_pictures().items():
-        (root / "train/b" / name).write_bytes(content)
-        (root / "val/a" / name).write_bytes(content)
-    return root
+    return make_folder(tmp_path_factory.mktemp("stream"), train=16, test=6, odd=True)
 
 
 def config_of(root: Path, *overrides: str) -> Config:

@@ -9,6 +9,7 @@ from pipeline.config import ModelConfig
 from pipeline.models import ResNet, build_model, cam_target_layer, num_parameters
 from pipeline.models.blocks import BasicBlock, BlockOptions
 from pipeline.models.layers import NormAct, PadShortcut, Projection, global_max, make_shortcut
+from tests.norms import normed
 from tests.parity.tolerances import assert_parity
 
 NAMES = [("resnet18", "B"), ("resnet20", "A"), ("resnet20", "B")]
@@ -120,9 +121,6 @@ def test_a_block_is_what_the_paper_draws():
     for norm in norms:
         nn.init.uniform_(norm.weight)
         nn.init.uniform_(norm.bias)
-
-    def normed(x: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
-        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
     x = torch.randn(2, 16, 8, 8)
     y = F.relu(normed(F.conv2d(x, block.conv1.weight, stride=2, padding=1), block.bn1))

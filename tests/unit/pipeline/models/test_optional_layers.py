@@ -13,6 +13,7 @@ from pipeline.config import ModelConfig
 from pipeline.models import build_model
 from pipeline.models.optional_layers import StochasticDepth, blur
 from pipeline.models.pretrained import from_torchvision
+from tests.norms import randomise_norms
 
 
 class BlurPoolConv2d(nn.Module):
@@ -52,9 +53,7 @@ def test_the_filter_is_ffcvs(size: int):
 def test_a_blurred_resnet_is_ffcvs(name: str):
     theirs: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=7).eval()
     torch.manual_seed(0)
-    for norm in (module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)):
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            nn.init.uniform_(tensor, 0.5, 1.5)  # type: ignore[arg-type]
+    randomise_norms(theirs)
     config = ModelConfig(name=name, stem="imagenet", blur_pool=True)
     ours = build_model(config, 7, image_size=64).eval()
     ours.load_state_dict({from_torchvision(key): value for key, value in theirs.state_dict().items()})

@@ -15,20 +15,11 @@ from torch import nn
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model, load_pretrained
+from tests.norms import randomise_norms
 
 
 def build(num_classes: int = 10, image_size: int = 224, **keys) -> nn.Module:
     return build_model(ModelConfig.model_validate(keys), num_classes, image_size=image_size).eval()
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Give norms and their statistics random values, also where a block would start as its shortcut."""
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                assert tensor is not None
-                nn.init.uniform_(tensor, 0.5, 1.5)
-    return model.eval()
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -45,7 +36,7 @@ def test_torchvision_s_weights_give_torchvision_s_logits(
     theirs: str, keys: dict, suffix: str, tmp_path: Path
 ):
     torch.manual_seed(0)
-    reference = randomise(torchvision.models.get_model(theirs, weights=None, num_classes=12))
+    reference = randomise_norms(torchvision.models.get_model(theirs, weights=None, num_classes=12)).eval()
     path = tmp_path / f"weights.{suffix}"
     save_file(reference.state_dict(), path) if suffix == "safetensors" else torch.save(
         reference.state_dict(), path
@@ -61,7 +52,7 @@ def test_torchvision_s_weights_give_torchvision_s_logits(
 
 
 def test_torchvision_s_weights_without_a_head_are_read_too(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    reference = randomise(torchvision.models.resnet18(weights=None))
+    reference = randomise_norms(torchvision.models.resnet18(weights=None)).eval()
     torch.save(
         {key: tensor for key, tensor in reference.state_dict().items() if not key.startswith("fc.")},
         tmp_path / "weights.pth",
@@ -76,7 +67,7 @@ def test_torchvision_s_weights_without_a_head_are_read_too(tmp_path: Path, caplo
 
 @pytest.mark.parametrize("keys", [{"name": "resnet20"}, {"name": "davidnet"}, {"name": "wrn16"}], ids=str)
 def test_our_own_weights_come_back(keys: dict, tmp_path: Path):
-    model, other = randomise(build(**keys)), build(**keys)
+    model, other = randomise_norms(build(**keys)), build(**keys)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     load_pretrained(other, tmp_path / "weights.safetensors")
     for key, tensor in model.state_dict().items():
@@ -87,7 +78,7 @@ def test_our_own_weights_come_back(keys: dict, tmp_path: Path):
     "wrap", [lambda state: {"model": state, "epoch": 3}, lambda state: {"state_dict": state}]
 )
 def test_wrappings_are_taken_off(wrap, tmp_path: Path):
-    model, other = randomise(build(name="resnet20")), build(name="resnet20")
+    model, other = randomise_norms(build(name="resnet20")), build(name="resnet20")
     torch.save(
         wrap({f"module._orig_mod.{key}": tensor for key, tensor in model.state_dict().items()}),
         tmp_path / "weights.pth",
@@ -280,7 +271,7 @@ def test_tensors_that_are_no_weights_are_named(conversion: str, tmp_path: Path):
     "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str
 )
 def test_other_precisions_are_converted(dtype: torch.dtype, tmp_path: Path):
-    model, other = randomise(build(name="resnet20")), build(name="resnet20")
+    model, other = randomise_norms(build(name="resnet20")), build(name="resnet20")
     state = {key: tensor.to(dtype) for key, tensor in model.state_dict().items()}  # the counters too
     torch.save(state, tmp_path / "weights.pth")
     load_pretrained(other, tmp_path / "weights.pth")

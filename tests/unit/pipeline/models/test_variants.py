@@ -13,6 +13,7 @@ from pipeline.models.blocks import Block, BlockOptions, PreactivationBasicBlock,
 from pipeline.models.families import FAMILIES
 from pipeline.models.layers import NormAct, PadShortcut, SqueezeExcitation, StemConv
 from pipeline.models.speednet import Whitening
+from tests.norms import normed, randomise_norms
 from tests.parity.tolerances import assert_parity
 
 # one of each kind of block and option, small enough to train
@@ -246,19 +247,6 @@ def test_the_layer_for_grad_cam_is_what_the_head_reads(keys: dict):
         assert isinstance(model, ResNet)
         expected = model.head(features.mean((2, 3)))
     torch.testing.assert_close(logits, expected)
-
-
-def normed(x: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-
-
-def randomise_norms(module: nn.Module) -> None:
-    """Give scales, shifts and running statistics random values."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                assert tensor is not None
-                nn.init.uniform_(tensor, 0.5, 1.5)
 
 
 @pytest.mark.parametrize("option", ["A", "B"])

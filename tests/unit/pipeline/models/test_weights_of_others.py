@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import build_model, load_pretrained
+from tests.norms import randomise_norms
 
 Weights = dict[str, torch.Tensor]
 
@@ -222,10 +223,7 @@ def test_pytorch_cifar_s_weights_give_its_logits(tmp_path: Path):
     torch.manual_seed(0)
     reference = torchvision.models.resnet18(num_classes=10).eval()
     reference.conv1, reference.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.MaxPool2d(1)
-    for norm in reference.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    randomise_norms(reference)
     names = {
         key: key.replace("downsample", "shortcut").replace("fc.", "linear.") for key in reference.state_dict()
     }

@@ -18,13 +18,9 @@ from pipeline.run.checkpoint import CheckpointWriter, folder_of, load_weights, n
 from pipeline.run.records import BestEvaluation
 from pipeline.training.state import load_checkpoint
 from pipeline.training.trainer import Trainer
-from tests.tiny import assert_equal, tiny_config, tiny_trainer, train_steps
+from tests.tiny import assert_equal, start, tiny_config, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")
-
-
-def start(*overrides: str) -> Trainer:
-    return tiny_trainer(tiny_config(*overrides))
 
 
 def write(folder: Path, *steps: int, best: int | None = None, trainer: Trainer | None = None) -> Trainer:

@@ -13,22 +13,16 @@ from pipeline.run.checkpoint import CheckpointWriter, folder_of
 from pipeline.run.records import BestEvaluation
 from pipeline.training.clock import Window
 from pipeline.training.state import Totals, TrainState, load_checkpoint
-from pipeline.training.trainer import Trainer
 from tests.tiny import (
     a_train_record,
     assert_equal,
     in_precision,
     random_batch,
-    tiny_config,
-    tiny_trainer,
+    start,
     train_steps,
 )
 
 pytestmark = pytest.mark.usefixtures("process_state")
-
-
-def start(*overrides: str) -> Trainer:
-    return tiny_trainer(tiny_config(*overrides))
 
 
 def whole(state: TrainState) -> dict[str, Any]:

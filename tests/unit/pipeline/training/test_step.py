@@ -16,14 +16,10 @@ from pipeline.training.build import compile_in_place
 from pipeline.training.evaluate import evaluate
 from pipeline.training.trainer import Trainer
 from tests.parity.tolerances import assert_parity
-from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
+from tests.tiny import in_precision, random_batch, start, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def start(*overrides: str) -> Trainer:
-    return tiny_trainer(tiny_config(*overrides))
 
 
 def parameters(trainer: Trainer) -> list[torch.Tensor]:

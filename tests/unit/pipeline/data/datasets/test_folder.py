@@ -11,12 +11,7 @@ from pipeline.config import FolderData
 from pipeline.data.datasets.folder import load_test_files
 from pipeline.data.files.class_folders import count_class_folders
 from pipeline.errors import UserError
-from tests.class_folders import SIZE, load, make_class_folders, pixels, save
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_class_folders(tmp_path / "root")
+from tests.class_folders import SIZE, load, pixels, save
 
 
 def test_reads_class_folders(root: Path) -> None:

@@ -13,12 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.data.files.image_formats import NO_IMAGE
 from pipeline.errors import UserError
-from tests.class_folders import entries, load, make_class_folders, pixels, save
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_class_folders(tmp_path / "root")
+from tests.class_folders import entries, load, pixels, save
 
 
 def jpeg(image: Image.Image) -> bytes:

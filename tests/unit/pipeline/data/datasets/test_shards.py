@@ -18,7 +18,7 @@ from pipeline.data.files.file_part import FilePart
 from pipeline.data.files.shards import index
 from pipeline.errors import TrainingError, UserError
 from tests.class_folders import load
-from tests.pictures import bad_pictures, encoded, flip_bytes, make_folder, odd_pictures, picture
+from tests.pictures import bad_pictures, encoded, flip_bytes, make_folder, picture
 from tests.shards import images_of, load_shards, members_of, pack, write_parquet, write_tar
 from tests.tiny import tiny_config
 
@@ -29,11 +29,7 @@ KINDS = ["tar", "parquet"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make class folders, with unusual images among others."""
-    root = make_folder(tmp_path_factory.mktemp("images"), train=4, test=2)
-    for name, content in odd_pictures().items():
-        (root / "train/b" / name).write_bytes(content)
-        (root / "val/a" / name).write_bytes(content)
-    return root
+    return make_folder(tmp_path_factory.mktemp("images"), train=4, test=2, odd=True)
 
 
 @pytest.fixture(params=KINDS)

@@ -20,11 +20,6 @@ from tests.class_folders import entries, load, make_class_folders, pixels, save,
 from tests.patience import PATIENCE_S
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_class_folders(tmp_path / "root")
-
-
 def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "decode_files", lambda *args: pytest.fail("decoded again"))
 

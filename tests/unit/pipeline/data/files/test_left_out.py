@@ -13,12 +13,7 @@ from pipeline.config import FolderData
 from pipeline.data.files.class_folders import count_class_folders
 from pipeline.data.files.list_files import list_files
 from pipeline.errors import UserError
-from tests.class_folders import load, make_class_folders, pixels, save
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_class_folders(tmp_path / "root")
+from tests.class_folders import load, pixels, save
 
 
 def warnings_of(root: Path, caplog: pytest.LogCaptureFixture, **keys: Any) -> list[str]:

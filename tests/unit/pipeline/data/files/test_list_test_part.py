@@ -15,12 +15,7 @@ from pipeline.config import FolderData
 from pipeline.data import FileSet, ImageSet
 from pipeline.data.datasets.load import load_test
 from pipeline.errors import UserError
-from tests.class_folders import SIZE, load, make_class_folders, pixels, save
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_class_folders(tmp_path / "root")
+from tests.class_folders import SIZE, load, pixels, save
 
 
 def read(root: Path, names: tuple[str, ...] = ("a", "b"), streamed: bool = False, **changes: Any) -> Any:
