@@ -25,7 +25,7 @@ from pipeline.process.command_line import pipeline_command
 from pipeline.process.signals import StopSignal
 from pipeline.run.records import RunResult
 from tests.tiny import RECIPE, only_run
-from tests.unit.pipeline.report.test_page import SECTIONS, Page
+from tests.unit.pipeline.report.pages import SECTIONS, Page
 
 DIGITS = (
     "data.dataset=digits",

@@ -15,28 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline import __main__ as cli
-from pipeline import train
 from pipeline.errors import UserError
 from pipeline.inference import export
 from pipeline.inference.calibration import calibrate
 from pipeline.inference.evaluate_run import predict_test_set
 from pipeline.inference.hub_network import HubNetwork
 from pipeline.inference.trained_model import Trained, load_trained
-from tests.integration.test_trained import python_block
-from tests.tiny import RECIPE, only_run
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    keys = ("duration=2ep", "log.trackers=[]", "ema.decay=0.9")
-    assert train.main([str(RECIPE), f"log.dir={folder}", *keys]) == 0
-    return only_run(folder)
-
-
-@pytest.fixture
-def trained(run: Path) -> Trained:
-    return load_trained(run)
+from tests.integration.test_export import python_block
 
 
 @pytest.fixture

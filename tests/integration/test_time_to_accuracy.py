@@ -22,8 +22,7 @@ from benchmarks.suites import time_to_accuracy
 from pipeline.config import load_config
 from tests.class_folders import make_class_folders
 from tests.tiny import RECIPE
-from tests.unit.benchmarks.publish.test_records import record
-from tests.unit.benchmarks.results import make_whole_runs
+from tests.unit.benchmarks.results import make_whole_runs, record
 
 pytestmark = pytest.mark.usefixtures("process_state")
 NAME = "time-to-accuracy"

@@ -1,179 +1,22 @@
-"""Tests records, the tables and figures made from them, and the README files that show these."""
+"""Tests records, the tables made from them, and the README files that show these."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
-from benchmarks.charts import beside_peers, figures, streamed, throughput, time_to_accuracy, waterfall
+from benchmarks.charts import figures
 from benchmarks.publish import readme
 from benchmarks.publish.columns import to_markdown
-from benchmarks.publish.kernel_kinds import KernelKind
-from benchmarks.publish.peer_tables import describe_task
-from benchmarks.publish.records import RESULTS, Baseline, Record, Spread, append, newest, read
+from benchmarks.publish.records import RESULTS, append, newest, read
 from benchmarks.publish.tables import MAKERS
-from benchmarks.publish.whole_runs import KernelTime
 from pipeline.errors import UserError
-from tests.unit.benchmarks.results import make_peer_run, make_peer_runs, make_whole_runs
-
-
-def record(benchmark: str = "loader", variant: str = "dali", rate: float = 1000.0, **more: Any) -> Record:
-    values: dict[str, Any] = {
-        "benchmark": benchmark,
-        "variant": variant,
-        "model": "resnet18",
-        "image_size": 32,
-        "dataset": "cifar10",
-        "loader": variant,
-        "augment": "crop 4, flip",
-        "batch_size": 512,
-        "world_size": 1,
-        "precision": "fp16",
-        "channels_last": True,
-        "compile_mode": "none",
-        "images_per_sec": Spread(median=rate, p10=0.9 * rate, p90=1.1 * rate, n=5),
-        "step_ms": 512e3 / rate,
-        "peak_memory_bytes": 2**30,
-        "config": {"seed": 0},
-        "config_hash": "0" * 12,
-        "commit": "f" * 40,
-        "dirty": False,
-        "gpu": "NVIDIA H200",
-        "gpu_count": 1,
-        "power_limit_w": 700.0,
-        "driver": "580.1",
-        "cuda": "13.0",
-        "torch": "2.11.0",
-        "dali": "2.4.0",
-        "python": "3.12.1",
-        "cpu_cores": 16,
-        "utc": "2026-01-01T00:00:00+00:00",
-        "command": "python -m benchmarks loaders --record",
-    }
-    return Record(**(values | more))
-
-
-def peer_records(data: str = "photos", ours: float = 8000.0, planned: int = 2, **more: Any) -> list[Record]:
-    """Two runs of each program: timm has a third of our speed, and torchvision a fourth."""
-    shared = {
-        "model": "resnet50",
-        "dataset": "folder",
-        "data": data,
-        "epochs": 3.0,
-        "image_size": 224,
-        **more,
-    }
-    records = []
-    for name, factor in (("torchvision", 4), ("quickres", 1), ("timm", 3)):
-        is_ours, rate = name == "quickres", ours / factor
-        ratio = Spread(median=1 / factor, p10=1 / factor, p90=1 / factor, n=2)
-        baseline = None if is_ours else Baseline(variant="quickres", images_per_sec=ours, ratio=ratio)
-        runs = make_peer_runs(
-            *[make_peer_run(0.9, rate)] * 2, planned=planned, step_rate=1.25 * ours if is_ours else None
-        )
-        records.append(record("peers", name, rate, baseline=baseline, peer_runs=runs, **shared))
-    return records
-
-
-EXAMPLES = [
-    *(
-        record(variant=name, batch_size=size, rate=rate * size)
-        for name, rate in (("dali", 300.0), ("airbench", 4000.0))
-        for size in (256, 512, 1024)
-    ),
-    record("step", "step", 9e4, tflops=300.0, peak_share=0.38, compile_s=12.3),
-    record("end_to_end", "synthetic", 9e4),
-    record(
-        "end_to_end",
-        "dali",
-        8.9e4,
-        baseline=Baseline(
-            variant="synthetic", images_per_sec=9e4, ratio=Spread(median=0.99, p10=0.98, p90=1.0, n=5)
-        ),
-    ),
-    record("peer", "pytorch-cifar", 1.8e4),
-    record("kernel", "augment", 4e7, model=None, loader=None),
-    record("ablation", "plain", 8e3, accuracy=0.9, accuracy_std=0.01, accuracy_n=3, epochs=5.0),
-    record("ablation", "+ TF32", 2e4, epochs_to_pay=None),
-    record("ablation", "+ torch.compile", 1.5e4, compile_s=20.0),
-    record(
-        "startup",
-        "cold compile cache",
-        images_per_sec=None,
-        step_ms=None,
-        first_step_s=21.0,
-        first_step_n=5,
-        whole_s=33.1,
-        timeline={"imports": 4.1, "exit": 0.3},
-    ),
-    record("neighbour", "beside a busy process", 600.0),
-    record("saving", "a checkpoint an epoch", 8.9e4),
-    record(
-        "time_to_accuracy",
-        "cifar10_davidnet",
-        images_per_sec=None,
-        step_ms=None,
-        whole_runs=make_whole_runs(),
-    ),
-    record("scaling", "one process", 1e5, loader="dali"),
-    *(
-        record(
-            "scaling",
-            "weak",
-            speed_up * 1e5,
-            loader="dali",
-            batch_size=512 * size,
-            world_size=size,
-            baseline=Baseline(
-                variant="one process",
-                images_per_sec=1e5,
-                ratio=Spread(median=speed_up, p10=0.99 * speed_up, p90=speed_up, n=3),
-            ),
-        )
-        for size, speed_up in ((2, 1.96), (8, 7.6))
-    ),
-    *(
-        record(
-            "end_to_end",
-            name,
-            rate,
-            image_size=224,
-            model="resnet50, fused norm",
-            config={"data": {"decoder": "cpu", "num_threads": 14}},
-        )
-        for name, rate in (("synthetic", 8.7e3), ("dali", 8.6e3), ("torchvision", 1.7e3))
-    ),
-    record(
-        "recipe",
-        "cifar10_resnet18",
-        8e4,
-        data="CIFAR-10",
-        accuracy=0.95,
-        accuracy_std=0.001,
-        accuracy_n=5,
-        epochs=20.0,
-        train_s=12.1,
-    ),
-    record("decoder", "cpu, 8 cores", 9e3, data="Imagenette 224", data_wait_fraction=0.1),
-    record(
-        "kernels_by_share",
-        "dali",
-        8e3,
-        kernels=(
-            KernelKind(
-                kind="pool",
-                microseconds=1234.0,
-                fraction=0.1,
-                launches=2,
-                largest=(KernelTime(name="max_pool", microseconds=1000.0, fraction=0.08, launches=1),),
-            ),
-        ),
-    ),
-    record(variant="torchvision", gpu=None, gpu_count=0, power_limit_w=None, driver=None, cuda=None),
-    *peer_records(),
-]
+from tests.unit.benchmarks.results import (
+    EXAMPLES,
+    make_whole_runs,
+    peer_records,
+    record,
+)
 
 
 def test_the_readme_files_agree_with_the_records():
@@ -323,105 +166,6 @@ def test_a_stale_readme_is_found(tmp_path: Path):
     assert readme.outdated([path, tmp_path / "missing.md"], tmp_path / "results") == []
 
 
-def test_one_waterfall_has_all_switches():
-    """Switches that change the network's description, too: those that replace its parts."""
-    described = [
-        record("ablation", name, 1e4, model=f"resnet18{parts}")
-        for name, parts in (("plain", ""), ("+ fused norm", ", fused norm"))
-    ]
-    other = record("ablation", "plain", 1e3, model="resnet50")
-    assert waterfall.cumulative_steps("nvidia-h200", [other, *described]) == described
-
-
-def test_records_of_other_settings_do_not_hide_or_cross_one_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    others = [
-        record(rate=1e3, precision="fp32"),
-        record(rate=2e3, world_size=2),
-        record(rate=3e3, dataset="folder"),
-        record(rate=4e3),
-    ]
-    rows = MAKERS["loader"](others).rows
-    assert [row[1] for row in rows] == [
-        "cifar10 32×32, float32",
-        "cifar10 32×32",
-        "folder 32×32",
-        "cifar10 32×32",
-    ]
-    drawn: list[list[int]] = []
-    draw_line = throughput._draw_line
-    monkeypatch.setattr(
-        throughput,
-        "_draw_line",
-        lambda axes, name, line: (drawn.append([r.batch_size for r in line]), draw_line(axes, name, line)),
-    )
-    throughput.draw_throughput("nvidia-h200", others, tmp_path / "picture.png")
-    assert drawn == [[512]]
-
-
-def test_figures_are_drawn_for_each_machine(tmp_path: Path):
-    drawn = figures.draw_all(EXAMPLES, tmp_path)
-    assert [path.name for path in drawn] == [
-        "nvidia-h200-beside_peers.png",
-        "nvidia-h200-streamed.png",
-        "nvidia-h200-throughput.png",
-        "cpu-throughput.png",
-        "nvidia-h200-seconds_to_accuracy.png",
-        "nvidia-h200-waterfall.png",
-    ]
-    for path in drawn:
-        with Image.open(path) as picture:
-            assert picture.width == 1100
-    assert figures.draw_all([], tmp_path) == []
-
-
-def test_programs_are_drawn_by_task_and_speed(tmp_path: Path):
-    """The bars of a task share a scale; runs that were stopped early are not drawn."""
-    small = peer_records("cifar", 50_000.0, image_size=32)
-    records = [*small, *peer_records(), *peer_records("others", planned=3)]
-    rows = beside_peers._rows([item for item in records if beside_peers.is_complete_comparison(item)])
-    assert [row.name for row in rows] == [
-        *("ResNet-50 at 224×224, photos, batch 512", "quickres", "timm", "torchvision"),
-        *("ResNet-50 at 32×32, cifar, batch 512", "quickres", "timm", "torchvision"),
-    ]
-    assert rows[2].length == pytest.approx(rows[1].length / 3) and rows[5].length == rows[1].length
-    labels = [beside_peers._label(row.record) for row in rows[1:3] if row.record]
-    assert labels == ["8,000   80.0 % of the step without a loader", "2,667   quickres is 3.0 × as fast"]
-    (path,) = figures.draw_all(records, tmp_path)
-    assert path.name.endswith("-beside_peers.png") and path.stat().st_size > 10_000
-    assert figures.draw_all(peer_records(planned=3), tmp_path) == []
-
-
-def test_a_bar_of_another_network_says_so():
-    timm = peer_records()[-1]
-    assert timm.peer_runs is not None
-    other = timm.peer_runs.model_copy(update={"has_same_network": False})
-    assert "(another network)" in beside_peers._label(timm.model_copy(update={"peer_runs": other}))
-
-
-@pytest.mark.parametrize(
-    ("stem", "size", "name"),
-    [
-        ("imagenet", 32, "resnet50 with ImageNet's stem at 32×32, cifar, batch 512"),
-        ("auto", 32, "resnet50 at 32×32, cifar, batch 512"),
-        ("imagenet", 224, "resnet50 at 224×224, cifar, batch 512"),
-    ],
-)
-def test_a_stem_that_small_images_do_not_usually_have_is_named(stem: str, size: int, name: str):
-    ours = peer_records("cifar", image_size=size, config={"model": {"stem": stem}})[0]
-    assert describe_task(ours) == name
-
-
-def test_bars_of_image_files_are_of_the_same_images():
-    """Images that were made are not drawn beside photographs, not even if they are loaded faster."""
-    made = [record("end_to_end", name, 9e3, image_size=224) for name in ("synthetic", "dali", "reference")]
-    photos = [
-        record("end_to_end", name, 8e3, image_size=224, data="photos") for name in ("synthetic", "dali")
-    ]
-    assert streamed._fastest_by_loader("nvidia-h200", [*made, *photos]) == photos
-
-
 def test_a_figure_without_records_leaves_no_text_on_the_front_page():
     front, page = readme.FILES
     assert readme.block("beside_peers", [], front) == ""
@@ -437,32 +181,3 @@ def test_a_later_comparison_replaces_the_one_of_the_same_task():
     assert newest([*stopped, *first]) == first == newest([*first, *stopped])
     settings = readme.block("peer_settings", peer_records(), Path("README.md"))
     assert "timm 1.0, commit cccccccccc" in settings and "| NCHW |" in settings
-
-
-def test_seconds_to_accuracy_are_drawn_by_target(tmp_path: Path):
-    """A benchmark that was stopped, or that has no target, is not drawn."""
-
-    def timed(name: str, target: float | None, planned: int = 2) -> Record:
-        runs = make_whole_runs(planned).model_copy(update={"target": target})
-        return record("time_to_accuracy", name, images_per_sec=None, step_ms=None, whole_runs=runs)
-
-    drawn = [timed("cifar10_speed94", 0.94), timed("airbench94_muon", 0.94), timed("airbench96", 0.96)]
-    others = [timed("cifar10_davidnet", None), timed("cifar10_resnet18", 0.94, planned=5)]
-    rows = time_to_accuracy._rows([item for item in (*drawn, *others) if time_to_accuracy.has_target(item)])
-    assert [row if isinstance(row, str) else row.variant for row in rows] == [
-        *("94 %", "cifar10_speed94", "airbench94_muon", "96 %", "airbench96")
-    ]
-    (path,) = figures.draw_all([*drawn, *others], tmp_path)
-    assert path.name.endswith("-seconds_to_accuracy.png") and path.stat().st_size > 10_000
-    assert figures.draw_all(others, tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("keys", "name"),
-    [({}, "GPU"), ({"decoder": "cpu"}, "CPU"), ({"decoder": "both"}, "CPU and GPU")],
-    ids=str,
-)
-def test_the_figure_of_image_files_names_the_decoder(keys: dict[str, str], name: str):
-    """Old records have no such key."""
-    made = record("end_to_end", "dali", config={"data": {"num_threads": 4, **keys}})
-    assert streamed.name_of_bar(made) == f"DALI, files decoded by the {name}, batch 512"

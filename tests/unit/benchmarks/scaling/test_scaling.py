@@ -9,7 +9,7 @@ from benchmarks.scaling.scaling import merged, speed_up, world_sizes
 from benchmarks.scaling.scaling_worker import Measurement
 from benchmarks.scaling.variants import WEAK
 from pipeline.errors import UserError
-from tests.unit.benchmarks.publish.test_records import EXAMPLES
+from tests.unit.benchmarks.results import EXAMPLES
 
 SCALING = [example for example in EXAMPLES if example.benchmark == "scaling"]
 

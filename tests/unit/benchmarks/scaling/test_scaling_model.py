@@ -11,7 +11,7 @@ from benchmarks.publish.columns import to_markdown
 from benchmarks.publish.records import Predicted, Record
 from benchmarks.scaling import prediction
 from benchmarks.scaling.scaling_model import Calibration, Model, Range, expected_slowest
-from tests.unit.benchmarks.publish.test_records import EXAMPLES
+from tests.unit.benchmarks.results import EXAMPLES
 
 ALONE = 10e-3
 FIRST, REST, LATENCY = 34_000_000, 11_000_000, 256

@@ -1,7 +1,6 @@
 """Recipes: reading, precedence, messages. Effects of the keys: test_config_keys.py; kinds: test_kinds.py."""
 
 import contextlib
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -13,7 +12,6 @@ from pydantic import ValidationError
 
 from pipeline.config import (
     Config,
-    PlainAugment,
     SgdConfig,
     StepSchedule,
     config_hash,
@@ -21,13 +19,10 @@ from pipeline.config import (
     exists,
     leaf_fields,
     load_config,
-    reference_table,
 )
 from pipeline.errors import UserError
-from tests.python import ROOT, run_python
+from tests.python import run_python
 from tests.tiny import RECIPE
-
-RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def read(text: str) -> Config:
@@ -47,55 +42,6 @@ def message(text: str, *overrides: str, folder: Path | None = None) -> str:
     with pytest.raises(UserError) as caught:
         load_config(path, overrides) if folder is not None else read(text)
     return str(caught.value)
-
-
-# --- what is read ---
-
-
-@pytest.mark.parametrize("path", [*RECIPES, RECIPE], ids=lambda path: path.stem)
-def test_every_shipped_recipe_loads(path: Path):
-    assert load_config(path) == read(dump_config(load_config(path)))
-
-
-def test_recipes_are_shipped():
-    assert {"quickstart", "cifar10_resnet18"} <= {path.stem for path in RECIPES}
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_names_its_command(path: Path):
-    assert (
-        f"./launch.sh{'' if path.stem == 'quickstart' else f' {path.relative_to(ROOT)}'}\n"
-        in path.read_text()
-    )
-
-
-def test_the_recipes_of_the_paper_differ_in_the_network_alone():
-    """He et al. 2015, arXiv:1512.03385, section 4.2; the weight decay is that of wide ResNets."""
-    names = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "plain20", "plain56")
-    recipes = {name: load_config(ROOT / f"configs/cifar10_{name}.yaml") for name in names}
-    first = recipes["resnet20"]
-    assert (first.duration, first.data.batch_size, first.model.shortcut) == ("160ep", 128, "A")
-    assert first.schedule == StepSchedule(warmup="0ep", milestones=("50%", "75%"), gamma=0.1)
-    assert first.optimizer == SgdConfig(lr=0.1, momentum=0.9, nesterov=False, weight_decay=5e-4)
-    assert first.augment == PlainAugment(crop_padding=4, flip=True)
-    for name, config in recipes.items():
-        assert config.model.name == name
-        if name == "resnet110":  # the paper starts with a tenth of the rate, for about 400 steps
-            warm_up = {"warmup": "400st", "start_fraction": 0.1}
-            assert config.schedule == first.schedule.model_copy(update=warm_up)
-            config = config.model_copy(update={"schedule": first.schedule})
-        assert config.model_copy(update={"model": first.model}) == first
-
-
-def test_the_recipe_of_twenty_epochs_is_what_it_says():
-    config = load_config(ROOT / "configs/cifar10_resnet18.yaml")
-    assert (config.model.name, config.duration, config.data.batch_size) == ("resnet18", "20ep", 512)
-    assert config.augment == PlainAugment(crop_padding=4, flip=True, cutout=16)
-    assert (config.schedule.name, config.loss.label_smoothing, config.precision.mode) == (
-        "one_cycle",
-        0.1,
-        "fp16",
-    )
 
 
 def test_command_line_over_recipe_over_defaults(tmp_path: Path):
@@ -446,41 +392,6 @@ def test_an_override_hides_no_mistake_of_the_recipe(tmp_path: Path):
     assert message("optimizer: 0.1\n", "optimizer.momentum=0.8", folder=tmp_path).startswith(
         f"{tmp_path}/recipe.yaml:1: optimizer: "
     )
-
-
-# --- documentation and independence ---
-
-
-def test_every_key_is_described():
-    for key, field in leaf_fields():
-        assert field.description and len(field.description) > 10, key
-        assert not field.is_required(), key
-
-
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [
-        ("log.trackers", r"list of `tensorboard` \| `wandb` \| `mlflow` \| `trackio`"),
-        ("model.freeze", "list of str"),
-        ("optimizer.betas", "list of float"),
-        ("data.mean", "list of float or null"),
-        ("loss.class_weights", "`balanced` or list of float or null"),
-        ("schedule.milestones", "list of durations"),
-        ("optimizer.groups", "list of mappings"),
-    ],
-)
-def test_the_reference_says_what_a_list_holds(key: str, kind: str):
-    assert f"| `{key}` | {kind} | " in reference_table(key)
-
-
-def test_reference_table_holds_every_key_with_type_and_default():
-    rows = [line.split(" | ") for line in reference_table().splitlines()[2:]]
-    assert [row[0] for row in rows] == [f"| `{key}`" for key, _ in leaf_fields()]
-    for row, (key, field) in zip(rows, leaf_fields(), strict=True):
-        cells = re.split(r"(?<!\\) \| ", " | ".join(row))
-        assert len(cells) == 4, key
-        assert cells[2] == f"`{json.dumps(field.get_default())}`"
-        assert cells[1] and "Annotated" not in cells[1] and "typing" not in cells[1], key
 
 
 def test_config_imports_neither_torch_nor_numpy():

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.report.run_record import read_run
 from pipeline.report.tables import Row, figures
-from tests.unit.pipeline.report.test_page import RESULT, make_run, metrics, page_of, predictions
+from tests.unit.pipeline.report.pages import RESULT, make_run, metrics, page_of, predictions
 
 
 def row_of(name: str, *runs: Path) -> Row:

@@ -1,12 +1,15 @@
 """Tests list files that are not as they must be: the message names list, line, and what a line must be."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.config import load_config
 from pipeline.data.datasets.counts import num_classes_of
+from pipeline.data.files.paths import Paths
 from pipeline.errors import UserError
 from tests.class_folders import load, make_class_folders
 
@@ -76,3 +79,14 @@ def test_labels_of_two_words_are_named(root: Path):
     assert message.startswith(f"data.train_list: {root.parent}/train.txt:1: ") and "names no file" in message
     (root.parent / "test.txt").write_text("test/a/0.png apple red\n")
     assert "train/a/0.png apple: " in refused(root, "\n".join(words + LINES))
+
+
+def test_paths():
+    names = ["train/a/0.jpg", "ß 日本.JPEG", os.fsdecode(b"\xff.png"), "", "x"]
+    paths = Paths.of(names)
+    assert list(paths) == names and len(paths) == 5 and paths[-1] == "x" and paths[1:3] == names[1:3]
+    assert list(paths.take(np.array([4, 1]))) == ["x", names[1]]
+    assert list(Paths.joined([paths, Paths.of([]), paths])) == names * 2
+    assert paths.raw(0) == b"train/a/0.jpg" and "x" in paths
+    with pytest.raises(IndexError):
+        paths[5]
