@@ -12,16 +12,13 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from benchmarks.measure.options import merge
-from pipeline.config import Config, load_config
-from pipeline.data import Batch, Loaders, Shard, build_loaders, load_splits
-from pipeline.data.datasets.file_set import FileSet
+from pipeline.data import Batch, Shard, build_loaders, load_splits
 from pipeline.data.files.decode import open_rgb
 from pipeline.data.loaders.dali_decoding import is_chosen
 from pipeline.data.loaders.dali_files import DaliFileLoader
 from pipeline.data.loaders.reference import FileSource, ReferenceLoader
 from pipeline.data.sampling.resized_crops import draw_resized_crops
-from pipeline.errors import TrainingError, UserError
+from pipeline.errors import UserError
 from tests.gpus import NEEDS_GPU
 from tests.parity.batches import (
     NAMES,
@@ -31,54 +28,13 @@ from tests.parity.batches import (
     by_ranks,
     on_cpu,
 )
-from tests.parity.tolerances import GREY_LEVELS
-from tests.pictures import damaged_inside, make_folder, odd_pictures, picture, pictures_of_formats, save
-
-CPU = torch.device("cpu")
-MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.2, 0.3]
+from tests.parity.streamed import CPU, MEAN, STD, assert_close, config_of, grey_levels, loaders
+from tests.pictures import make_folder, odd_pictures, pictures_of_formats
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("stream"), train=16, test=6, odd=True)
-
-
-def config_of(root: Path, *overrides: str) -> Config:
-    defaults = [
-        "data.dataset=folder",
-        f"data.root={root}",
-        f"data.mean={MEAN}",
-        f"data.std={STD}",
-        "data.image_size=48",
-        "data.batch_size=12",
-        "data.eval_batch_size=12",
-        "data.num_threads=1",
-        "augment.cutout=16",
-        "augment.progressive=[[0ep, 32], [5st, 48]]",
-        "precision.mode=fp32",
-        "seed=3",
-        "duration=3ep",
-    ]
-    return load_config(overrides=merge(defaults, overrides))
-
-
-def loaders(root: Path, *overrides: str, shard: Shard | None = None, device: torch.device = CPU) -> Loaders:
-    config = config_of(root, *overrides)
-    return build_loaders(config, load_splits(config.data, config.seed), device, shard)
-
-
-def grey_levels(images: torch.Tensor) -> torch.Tensor:
-    """Convert normalised images back to grey levels."""
-    return images.float() * 255 * torch.tensor(STD)[:, None, None] + 255 * torch.tensor(MEAN)[:, None, None]
-
-
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, backend: str) -> None:
-    """Check that the largest and the mean difference, in grey levels, are within the tolerances."""
-    difference = (grey_levels(actual) - grey_levels(expected)).abs()
-    most, mean, _ = GREY_LEVELS[backend]
-    assert difference.max() <= most and difference.mean() <= mean, (
-        f"{difference.max():.2f} at most, {difference.mean():.3f} on average"
-    )
 
 
 def test_dali_shows_what_pillow_shows(root: Path):
@@ -242,57 +198,6 @@ def test_fused_refuses_streamed_folders(root: Path):
         UserError, match=r"data\.loader: fused .* streamed from their files; use data\.loader=dali"
     ):
         build_loaders(config, splits, torch.device("cuda", 0))
-
-
-@pytest.mark.parametrize("loader", ["dali", "reference"])
-def test_a_file_that_changes_during_the_run_is_named(tmp_path: Path, loader: str):
-    root = make_folder(tmp_path / "root")
-    built = loaders(root, "data.batch_size=4", f"data.loader={loader}")
-    for part, batches in (("train", built.train), ("val", built.test)):
-        victim = root / part / "a/1.jpg"
-        victim.write_bytes(victim.read_bytes()[:300])
-        with pytest.raises(TrainingError, match=rf"(.*\n)*.*{victim}: (?i:.*truncated)"):
-            list(batches)
-
-
-@pytest.mark.parametrize("size", [(9, 8), (200, 300)], ids=["smaller", "larger"])
-@pytest.mark.parametrize("loader", ["dali", "reference"])
-def test_a_file_that_is_replaced_by_another_size_is_named(tmp_path: Path, loader: str, size: tuple[int, int]):
-    root = make_folder(tmp_path / "root")
-    built = loaders(root, "data.batch_size=4", f"data.loader={loader}")
-    for part, batches in (("train", built.train), ("val", built.test)):
-        victim = root / part / "a/1.jpg"
-        with Image.open(victim) as image:
-            width, height = image.size
-        save(victim, picture(*size))
-        found = rf"  {victim}: {size[1]}x{size[0]} pixels, and no longer {width}x{height}"
-        with pytest.raises(TrainingError, match=rf"since the run began(.*\n)+{found}"):
-            list(batches)
-
-
-@pytest.mark.parametrize("loader", ["dali", "reference"])
-def test_a_file_that_was_damaged_before_the_run_is_named(tmp_path: Path, loader: str):
-    """Header and end are intact, so the scan does not find the damage; no file has changed."""
-    root = make_folder(tmp_path / "root")
-    victim = root / "train/a/1.png"
-    victim.write_bytes(damaged_inside())
-    train = loaders(root, "data.batch_size=6", f"data.loader={loader}").train
-    remedy = r"images are damaged, or .*data\.on_bad_image=skip"
-    with pytest.raises(TrainingError, match=rf"{remedy}(.*\n)+  {victim}: "):
-        list(train)  # 12 of the 13 images: the victim is one of them
-
-
-def test_a_file_that_only_dali_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Pillow can decode some damaged files that stop DALI's pipeline. In this test it finds no damage."""
-    root = make_folder(tmp_path / "root")
-    train = loaders(root, "data.batch_size=4").train
-    victim = root / "train/a/1.jpg"
-    victim.write_bytes(victim.read_bytes()[:300])
-    monkeypatch.setattr(FileSet, "decode", lambda *_: None)
-    with pytest.raises(
-        TrainingError, match=rf"are damaged[^\n]*\n  {victim}: Pillow can decode it, DALI cannot$"
-    ):
-        list(train)
 
 
 @pytest.mark.slow
