@@ -41,9 +41,9 @@ def recipe_path(name: str, recipes: Path = RECIPES) -> Path:
     return recipes / f"{name}.yaml"
 
 
-def recipe_paths(recipes: Path = RECIPES) -> list[Path]:
+def recipe_paths() -> list[Path]:
     """Return the shipped recipes."""
-    return sorted(recipes.glob("*.yaml"))
+    return sorted(RECIPES.glob("*.yaml"))
 
 
 def differences(recipe: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

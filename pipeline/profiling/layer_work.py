@@ -15,7 +15,7 @@ This bounds a program that runs these layers one by one from below. Two things c
 keeps a tensor in the cache from one layer to the next, and one that computes in fewer operations (Winograd).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,11 +81,6 @@ class LayerPass:
 def element_bytes(precision: PrecisionConfig) -> int:
     """Return the bytes of an activation, and of a weight as a layer reads it; PRECISION is the section."""
     return 4 if precision.mode == "fp32" else 2
-
-
-def least_seconds(passes: Iterable[LayerPass], best: Work) -> float:
-    """Return the least time of passes that follow one another; BEST as for `LayerPass.seconds`."""
-    return sum(each.seconds(best) for each in passes)
 
 
 def layer_passes(

@@ -6,11 +6,10 @@ of two directions. In a program of Hive (github.com/hiverge/cifar10-speedrun) on
 more than one view; it weighs all six views alike. Here the weights do not depend on the share of the images.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
-from pipeline.config import Views
 from pipeline.config.evaluation import ViewsKind
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -82,69 +81,3 @@ def least_sure(confidences: torch.Tensor, count: int) -> torch.Tensor:
         count: at most N.
     """
     return confidences.argsort(stable=True)[:count]
-
-
-@torch.no_grad()
-def predict_views(
-    forward: Forward, images: torch.Tensor, batch_size: int, views: Views
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the logits of images that are on the device, from one view and from several.
-
-    The host reads nothing back and every call of FORWARD has the same shape, so that all of it can be
-    captured in a CUDA graph; only the number of images and the arguments decide what is launched. The last
-    batch is filled up with images that are computed twice.
-
-    Args:
-        forward: images to logits (B, K), in evaluation mode; with its autocast, if it needs one.
-        images: (N, C, H, W) on the device, normalised, or as FORWARD takes them.
-        batch_size: images in a call; N, if that is less.
-        views: test-time views, and the share of the images that get them.
-
-    Returns:
-        (N, K) float32 logits from one view, and the same with the mean over the views for those images that
-        get them.
-    """
-    num_images, size = len(images), min(batch_size, len(images))
-    one: torch.Tensor | None = None
-    for start in _starts(num_images, size):
-        logits = forward(images[start : start + size])
-        one = logits.new_empty(num_images, logits.shape[1], dtype=torch.float32) if one is None else one
-        one[start : start + size] = logits
-    assert one is not None, "there are no images"
-    several, count = one.clone(), views.count(num_images)
-    order = least_sure(confidence(one), num_images) if count < num_images else None
-    for start in _starts(count, size):
-        rows = slice(start, start + size) if order is None else order[start : start + size]
-        mean = mean_logits(forward, images[rows], views.kind, one[rows])
-        if order is None:
-            several[rows] = mean
-        else:
-            several.index_copy_(0, order[start : min(start + size, count)], mean[: count - start])
-    return one, several
-
-
-@torch.no_grad()
-def count_correct_of_views(
-    forward: Forward, images: torch.Tensor, labels: torch.Tensor, batch_size: int, views: Views
-) -> torch.Tensor:
-    """Count the images on the device that are classified correctly from one view, and from several.
-
-    Args:
-        forward, images, batch_size, views: as for `predict_views`; it can be captured likewise.
-        labels: (N,) int64, on the device.
-
-    Returns:
-        (2,) int64 on the device.
-    """
-    logits = predict_views(forward, images, batch_size, views)
-    return torch.stack([(some.argmax(1) == labels).sum() for some in logits])
-
-
-def _starts(count: int, size: int) -> Iterator[int]:
-    """Yield the first positions of the batches of SIZE that cover COUNT positions.
-
-    The last batch ends at the last position, and overlaps the one before it; it goes beyond if there is no
-    other.
-    """
-    for start in range(0, count, size):
-        yield max(min(start, count - size), 0)

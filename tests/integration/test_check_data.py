@@ -65,7 +65,7 @@ def test_any_class_name_is_one_field_of_the_table(tmp_path: Path):
         assert list(csv.reader(file)) == [["class", "train", "test"], [name, "2", "1"], ["b", "2", "1"]]
 
 
-def test_a_bad_file_of_any_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_bad_file_of_any_name_is_one_line(tmp_path: Path):
     root = make_folder(tmp_path / "root", train=1, test=1)
     (root / "train/a/two\nlines\t\x1b[31m.jpg").write_text("text")
     assert main(["check-data", str(root), "--out", str(tmp_path)]) == 1

@@ -153,7 +153,7 @@ def test_other_commands_report_it_too(
     assert message in error_line(capsys)
 
 
-def test_a_bug_is_not_a_fault_of_the_machine(before_step: Any, tmp_path: Path):
+def test_a_bug_is_not_a_fault_of_the_machine(tmp_path: Path):
     bugs = (
         ZeroDivisionError(),
         FileNotFoundError(2, "no file"),
@@ -244,7 +244,6 @@ def test_setting_the_clock_changes_no_duration(
     before_step: Any,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ):
     real, began = time.time, time.monotonic()
     monkeypatch.setenv("QUICKRES_START_TIME", str(real() - 2))
@@ -255,9 +254,7 @@ def test_setting_the_clock_changes_no_duration(
     assert 0 < result["train_s"] < result["wall_s"]
 
 
-def test_a_newer_run_by_an_older_clock_is_the_one_to_continue(
-    before_step: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_newer_run_by_an_older_clock_is_the_one_to_continue(tmp_path: Path):
     """Names are unique for every setting of the clock; `latest` holds the order."""
     runs = []
     for _ in range(2):

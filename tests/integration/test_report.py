@@ -106,9 +106,7 @@ def test_the_parts_of_the_time_add_up(run: Path):
         assert words in page, words
 
 
-def test_it_is_drawn_again_without_data_and_checkpoints(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_it_is_drawn_again_without_data_and_checkpoints(run: Path, tmp_path: Path):
     before = (run / "report.html").read_bytes()
     for name in ("config.yaml", "env.json", "result.json", "metrics.jsonl", "predictions.npz"):
         (tmp_path / run.name).mkdir(exist_ok=True)
@@ -117,7 +115,7 @@ def test_it_is_drawn_again_without_data_and_checkpoints(
     assert without_times((tmp_path / run.name / "report.html").read_bytes()) == without_times(before)
 
 
-def test_refresh_predicts_anew(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_refresh_predicts_anew(run: Path):
     page, predictions = (run / "report.html").read_bytes(), (run / "predictions.npz").read_bytes()
     (run / "predictions.npz").unlink()
     assert cli.main(["report", str(run), "--refresh"]) == 0

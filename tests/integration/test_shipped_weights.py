@@ -296,7 +296,7 @@ def test_an_unknown_run_names_the_weights(photo: Path, capsys: pytest.CaptureFix
     assert "Known: none yet" in capsys.readouterr().err  # the export is no run, though it has a config.yaml
 
 
-def test_a_folder_of_that_name_wins(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_of_that_name_wins(run: Path):
     shutil.copytree(run, NAME)
     assert cli.main(["evaluate", NAME, "--checkpoint", "last"]) == 0
     trained = api.load_trained(NAME)

@@ -69,7 +69,7 @@ def list_shards(root: Path, config: ShardData, *, is_main: bool = True, writes: 
     given = shards, keys, place
     index = read_index(*given, is_main=is_main) if writes else find_index(*given)
     (classes, label_of), problems = _number(index, shards), []
-    parts = {part: _files(root, shards[part], one, label_of) for part, one in index.items()}
+    parts = {part: _files(shards[part], one, label_of) for part, one in index.items()}
     warnings = [warning for one in index.values() for warning in one.warnings]
     for part, one in index.items():
         if one.without_label:
@@ -109,7 +109,7 @@ def list_test_shards(
     used = [classes[number] for number in sorted(set(label_of.values()))]
     new_label = number_classes(classes, used)
     files = _files(
-        root, shards["test"], index["test"], {text: new_label[classes[n]] for text, n in label_of.items()}
+        shards["test"], index["test"], {text: new_label[classes[n]] for text, n in label_of.items()}
     )
     warnings = list(index["test"].warnings)
     if index["test"].without_label:
@@ -140,7 +140,7 @@ def _find(parts: Sequence[str], root: Path, config: ShardData, copies: Copies) -
     return {part: find_shards(part, root, config, copies) for part in parts}
 
 
-def _files(root: Path, shards: Sequence[Shard], index: PartIndex, label_of: Mapping[str, int]) -> Files:
+def _files(shards: Sequence[Shard], index: PartIndex, label_of: Mapping[str, int]) -> Files:
     """Describe the images of one part."""
     of_shard = np.array([shard[2:] for shard in shards], np.int64)[index.shard]
     number = np.arange(len(index.shard)) - np.searchsorted(index.shard, index.shard)  # in its shard

@@ -187,9 +187,7 @@ def test_weights_that_are_not_there(
     assert f"model.weights: {tmp_path}/none.pth" in capsys.readouterr().err
 
 
-def test_a_run_to_be_continued(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_run_to_be_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command = (str(RECIPE), f"log.dir={tmp_path}", "duration=4st", "log.tensorboard=false")
     assert train.main(command) == 0
     (run,) = (path for path in tmp_path.iterdir() if path.name != "latest")

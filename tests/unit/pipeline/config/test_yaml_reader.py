@@ -39,7 +39,7 @@ def test_a_pipe(pipe):
     assert load_config(pipe("seed: 7\n")).seed == 7
 
 
-def test_a_pipe_is_read_no_further_than_a_recipe_may_be_long(tmp_path: Path):
+def test_a_pipe_is_read_no_further_than_a_recipe_may_be_long():
     with pytest.raises(UserError, match=f"/dev/zero: larger than {MAX_RECIPE_BYTES}"):
         load_config("/dev/zero")
 

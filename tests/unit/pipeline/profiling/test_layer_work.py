@@ -21,7 +21,6 @@ from pipeline.profiling.layer_work import (
     LayerPass,
     Work,
     layer_passes,
-    least_seconds,
     optimizer_passes,
 )
 
@@ -127,7 +126,6 @@ def test_a_pass_takes_its_operations_or_its_bytes():
     best = Work(flops=1000.0, num_bytes=10.0)
     assert LayerPass("", FORWARD, 500.0, 1.0).seconds(best) == 0.5
     assert LayerPass("", FORWARD, 500.0, 20.0).seconds(best) == 2.0
-    assert least_seconds([LayerPass("", FORWARD, 500.0, 1.0), LayerPass("", FORWARD, 0.0, 20.0)], best) == 2.5
 
 
 def test_the_updates_of_the_weights():
