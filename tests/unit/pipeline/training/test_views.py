@@ -123,6 +123,14 @@ def test_a_network_that_gives_its_logits_in_the_same_memory(network: Network, im
     assert torch.equal(found, mean_logits(network, images, "mirror_shift"))
 
 
+def test_every_view_keeps_the_memory_format(images: torch.Tensor):
+    def forward(some: torch.Tensor) -> torch.Tensor:
+        assert some.is_contiguous(memory_format=torch.channels_last)
+        return some.flatten(1)
+
+    mean_logits(forward, images, "mirror_shift")
+
+
 def test_of_equally_sure_images_the_first_ones_are_chosen():
     assert least_sure(torch.tensor([0.5, 0.2, 0.5, 0.2, 0.2]), 4).tolist() == [1, 3, 4, 0]
 
