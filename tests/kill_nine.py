@@ -17,7 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pipeline.run.checkpoint import CheckpointWriter, newest_intact
+from pipeline.run.checkpoint import newest_intact
+from pipeline.run.checkpoint_writer import CheckpointWriter
 from pipeline.run.records import BestEvaluation
 from pipeline.training.state import load_checkpoint
 from tests.tiny import tiny_config, tiny_trainer

@@ -14,7 +14,7 @@ from benchmarks.measure.session import Session
 from benchmarks.measure.workloads import Rig, StepWorkload, build_train_loader
 from pipeline.config import config_hash, path_of
 from pipeline.data import Loader
-from pipeline.run.checkpoint import CheckpointWriter
+from pipeline.run.checkpoint_writer import CheckpointWriter
 
 _QUICK_EPOCHS = 1
 

@@ -1,21 +1,23 @@
-"""Builds the loaders of a run. Imports the loader that `data.loader` names, and torch, where it is built."""
+"""Builds the loaders of a run, after it has checked that keys and images fit together."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.config import Config, FileData, check_batches, to_bytes
+from pipeline.config import Config, FileData, check_batches
 from pipeline.config.rules import DRAWN_FROM_FILES, DRAWN_IN_MEMORY, SHOWN_FROM_FILES, changed_keys
-from pipeline.data.batch import NUM_CHANNELS, Loader
+from pipeline.data.batch import Loader
 from pipeline.data.datasets.file_set import FileSet
-from pipeline.data.datasets.splits import Samples, Splits, check_labels
+from pipeline.data.datasets.image_set import Samples, check_labels
+from pipeline.data.datasets.splits import Splits
 from pipeline.data.loaders.base import PositionedLoader, Transform
+from pipeline.data.loaders.build_loader import LoaderContext, build_loader
 from pipeline.data.loaders.decoder import Decoder, choose_decoder
-from pipeline.data.sampling.batch_plan import EvalSampler, Sampler, Shard, StreamSampler, TrainSampler
+from pipeline.data.sampling.batch_plan import EvalSampler, Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
+from pipeline.data.sampling.stream_plan import StreamSampler
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,19 +48,6 @@ class Loaders:
     decoder: Decoder | None = None
 
 
-@dataclass(frozen=True)
-class _Context:
-    """What the loaders of a run have in common, for the functions that build one loader."""
-
-    config: Config
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    num_classes: int
-    device: "torch.device"
-    shard: Shard
-    decoder: Decoder | None = None
-
-
 def build_loaders(
     config: Config,
     splits: Splits,
@@ -80,13 +69,13 @@ def build_loaders(
     """
     decoder = decoder or decoder_for(config, splits.train, device)
     shard = shard or Shard()
-    context = _Context(config, splits.mean, splits.std, splits.num_classes, device, shard, decoder)
+    context = LoaderContext(config, splits.mean, splits.std, splits.num_classes, device, shard, decoder)
     check_batches(config, context.shard.world_size)
     splits.check_labels()
     _check_photometric(context, splits.train)
     _check_border(config, splits.train)
     sampler = _train_sampler(context, splits.train)
-    train = _build_loader(context, splits.train, sampler, _transform(context, augmented=True))
+    train = build_loader(context, splits.train, sampler, _transform(context, augmented=True))
     if config.augment.erasing and isinstance(train, PositionedLoader) and config.data.loader != "synthetic":
         from pipeline.data.loaders.erasing import Erasing
 
@@ -123,7 +112,7 @@ def build_test_loader(
         UserError: a label is not one of the network, or a key does not fit the images.
     """
     decoder = decoder_for(config, test, device)
-    context = _Context(config, mean, std, num_classes, device, Shard(), decoder)
+    context = LoaderContext(config, mean, std, num_classes, device, Shard(), decoder)
     check_labels("test", test, num_classes)
     if not isinstance(test, FileSet):
         _refuse_keys_of_streams(config, SHOWN_FROM_FILES)
@@ -139,7 +128,7 @@ def decoder_for(
     return choose_decoder(config, device, began_with)
 
 
-def _check_photometric(context: _Context, train: Samples) -> None:
+def _check_photometric(context: LoaderContext, train: Samples) -> None:
     """Refuse the augmentation of DALI with other loaders; warn that DALI does not repeat its draws."""
     augment, loader = context.config.augment, context.config.data.loader
     of_folder = isinstance(context.config.data, FileData)  # `load_config` warns of the keys elsewhere
@@ -169,7 +158,7 @@ def _check_border(config: Config, train: Samples) -> None:
             )
 
 
-def _transform(context: _Context, augmented: bool) -> Transform:
+def _transform(context: LoaderContext, augmented: bool) -> Transform:
     import torch
 
     config = context.config
@@ -190,7 +179,7 @@ def _transform(context: _Context, augmented: bool) -> Transform:
     )
 
 
-def _train_sampler(context: _Context, train: Samples) -> TrainSampler:
+def _train_sampler(context: LoaderContext, train: Samples) -> TrainSampler:
     config, shard = context.config, context.shard
     augment, batch_size = config.augment, config.data.batch_size
     balance = train.labels if config.data.sampler == "balanced" else None
@@ -216,99 +205,8 @@ def _refuse_keys_of_streams(config: Config, keys: tuple[str, ...]) -> None:
             )
 
 
-def _build_eval_loader(context: _Context, samples: Samples) -> Loader:
+def _build_eval_loader(context: LoaderContext, samples: Samples) -> Loader:
     count, world_size = len(samples), context.shard.world_size
     batch_size = min(context.config.data.eval_batch_size, -(-count // world_size) * world_size)
     sampler = EvalSampler(count, batch_size, context.shard)
-    return _build_loader(context, samples, sampler, _transform(context, augmented=False))
-
-
-def _build_loader(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-    return _BUILDERS[context.config.data.loader](context, samples, sampler, transform)
-
-
-def _build_dali(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-    from pipeline.data.loaders.dali_arrays import DaliArrayLoader
-    from pipeline.data.loaders.dali_decoding import Decoding
-    from pipeline.data.loaders.dali_files import DaliFileLoader, Photometric
-
-    data, augment, device = context.config.data, context.config.augment, context.device
-    labels = _as_tensor(samples.labels).to(device)
-    if isinstance(samples, FileSet):
-        assert isinstance(data, FileData), "only folders and shards have files"
-        assert context.decoder is not None, "files are decoded"
-        decoding = Decoding(
-            data.num_threads, data.prefetch, context.decoder.name, data.hw_decoder_load, data.gpu_share
-        )
-        photometric = Photometric(
-            augment.color_jitter,
-            augment.randaugment,
-            augment.randaugment_magnitude,
-            seed=context.config.seed + context.shard.rank,
-        )
-        return DaliFileLoader(samples, labels, sampler, transform, device, decoding, photometric)
-    images = _as_tensor(samples.images)
-    if images.nbytes <= to_bytes(data.resident_limit):
-        images = images.to(device)
-    return DaliArrayLoader(images, labels, sampler, transform, device, data.num_threads, data.prefetch)
-
-
-def _build_fused(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-    from pipeline.data.loaders.fused import FusedLoader
-
-    config, device = context.config, context.device
-    data = config.data
-    if device.type != "cuda":
-        raise UserError(
-            "data.loader: fused runs on a GPU only; use data.loader=dali, which has a CPU backend"
-        )
-    if isinstance(samples, FileSet):
-        assert isinstance(data, FileData), "only folders and shards have files"
-        raise UserError(
-            f"data.loader: fused keeps all images on the GPU, but those of {data.root} are larger than "
-            f"data.cache_below={data.cache_below} and streamed from their files; use data.loader=dali"
-        )
-    images, labels = _as_tensor(samples.images), _as_tensor(samples.labels)
-    if images.nbytes > to_bytes(data.resident_limit):
-        raise UserError(
-            f"data.loader: fused keeps all images on the GPU, but {images.nbytes} bytes are more than "
-            f"data.resident_limit={data.resident_limit}; raise data.resident_limit, or use data.loader=dali"
-        )
-    augment = config.augment if isinstance(sampler, TrainSampler) else None
-    return FusedLoader(
-        images.to(device), labels.to(device), sampler, transform, config.seed, augment, context.shard
-    )
-
-
-def _build_reference(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-    from pipeline.data.loaders.reference import ArraySource, FileSource, ReferenceLoader
-
-    data, labels = context.config.data, _as_tensor(samples.labels)
-    source = FileSource(samples) if isinstance(samples, FileSet) else ArraySource(_as_tensor(samples.images))
-    num_workers = data.num_threads if data.num_threads > 1 else 0
-    return ReferenceLoader(source, labels, sampler, transform, context.device, num_workers, data.prefetch)
-
-
-def _build_synthetic(context: _Context, samples: Samples, sampler: Sampler, transform: Transform) -> Loader:
-    from pipeline.data.loaders.synthetic import SyntheticLoader
-
-    size = (samples.view.size, samples.view.size) if isinstance(samples, FileSet) else samples.image_size
-    shape = (*size, NUM_CHANNELS)
-    return SyntheticLoader(
-        shape, context.num_classes, sampler, transform, context.device, context.config.seed
-    )
-
-
-_BUILDERS: dict[str, Callable[[_Context, Samples, Sampler, Transform], Loader]] = {
-    "dali": _build_dali,
-    "fused": _build_fused,
-    "reference": _build_reference,
-    "synthetic": _build_synthetic,
-}
-
-
-def _as_tensor(array: np.ndarray) -> "torch.Tensor":
-    """Return a tensor that shares the array's memory. Read-only memory is copied: torch cannot share it."""
-    import torch
-
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return build_loader(context, samples, sampler, _transform(context, augmented=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.splits import check_pixels
+from pipeline.data.datasets.image_set import check_pixels
 from pipeline.errors import UserError, first_line
 from pipeline.explain.cam import CLASS_AGNOSTIC, Explanations, check_method
 from pipeline.plotting import style

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.argument_types import check_type
-from pipeline.data.datasets.splits import check_pixels, describe_array
+from pipeline.data.datasets.image_set import check_pixels, describe_array
 from pipeline.errors import UserError
 from pipeline.explain import (
     CLASS_AGNOSTIC,

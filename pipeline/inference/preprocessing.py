@@ -14,7 +14,7 @@ from pipeline.config import Config, FileData
 from pipeline.data import FileSet, Splits, check_image_size
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import read_centre
-from pipeline.data.datasets.splits import check_pixels
+from pipeline.data.datasets.image_set import check_pixels
 from pipeline.data.files.decode import decode_image, images_of_any_size, try_all
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError

@@ -25,7 +25,7 @@ from pipeline.data import (
     load_test,
 )
 from pipeline.data.batch import NUM_CHANNELS
-from pipeline.data.datasets.splits import check_pixels
+from pipeline.data.datasets.image_set import check_pixels
 from pipeline.distributed.processes import pick_device
 from pipeline.errors import UserError, first_line
 from pipeline.inference.preprocessing import InputSpec

@@ -22,7 +22,8 @@ from pipeline.config import Config
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.build import build_loaders
 from pipeline.data.datasets.counts import count_images, num_classes_of
-from pipeline.data.datasets.splits import ImageSet, Splits
+from pipeline.data.datasets.image_set import ImageSet
+from pipeline.data.datasets.splits import Splits
 from pipeline.distributed.processes import Processes
 from pipeline.errors import UserError
 from pipeline.process.cache_dirs import cache_folder

@@ -22,10 +22,11 @@ from pipeline.optim.parts import partition
 from pipeline.process.command_line import same_command
 from pipeline.process.signals import StopSignal, name_of
 from pipeline.profiling.step_profiler import StepProfiler
-from pipeline.run.checkpoint import CheckpointWriter
+from pipeline.run.checkpoint_writer import CheckpointWriter
 from pipeline.run.console import TrainingConsole
 from pipeline.run.folder import RunFolder
-from pipeline.run.records import EvalRecord, MetricsLog, Split, TrainRecord
+from pipeline.run.metrics_log import MetricsLog
+from pipeline.run.records import EvalRecord, Split, TrainRecord
 from pipeline.run.timeline import Timeline
 from pipeline.run.trackers import Trackers
 from pipeline.training.build import build_state, build_state_of, captures

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline import train
 from pipeline.errors import TrainingError
-from pipeline.run.checkpoint import CheckpointWriter, folder_of, newest_intact, steps_in
-from pipeline.run.records import MetricsLog
+from pipeline.run.checkpoint import folder_of, newest_intact, steps_in
+from pipeline.run.checkpoint_writer import CheckpointWriter
+from pipeline.run.metrics_log import MetricsLog
 from tests.messages import error_line
 from tests.patience import wait_until
 from tests.tiny import RECIPE, only_run, tiny_config, tiny_trainer, train_steps

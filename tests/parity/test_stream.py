@@ -213,7 +213,7 @@ def test_a_loader_that_goes_on_elsewhere_draws_no_epoch_before(root: Path, monke
         epochs.append(epoch)
         return draw_resized_crops(seed, epoch, *others)
 
-    monkeypatch.setattr("pipeline.data.sampling.batch_plan.draw_resized_crops", draw)
+    monkeypatch.setattr("pipeline.data.sampling.stream_plan.draw_resized_crops", draw)
     train = loaders(root).train
     next(train.batches_from(7 * train.steps_per_epoch))
     assert epochs and min(epochs) == 7

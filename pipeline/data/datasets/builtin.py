@@ -9,7 +9,8 @@ from einops import rearrange
 from PIL import Image
 
 from pipeline.data.batch import NUM_CHANNELS
-from pipeline.data.datasets.splits import ImageSet, RawSplits
+from pipeline.data.datasets.image_set import ImageSet
+from pipeline.data.datasets.splits import RawSplits
 from pipeline.data.sampling.philox import named_generator
 from pipeline.data.sampling.stratified import draw_stratified
 from pipeline.errors import UserError

@@ -23,7 +23,8 @@ from einops import rearrange
 
 from pipeline.atomic_io import write_whole
 from pipeline.data.batch import NUM_CHANNELS
-from pipeline.data.datasets.splits import ImageSet, RawSplits
+from pipeline.data.datasets.image_set import ImageSet
+from pipeline.data.datasets.splits import RawSplits
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)

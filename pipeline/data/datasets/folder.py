@@ -12,7 +12,8 @@ from pipeline.atomic_io import write_whole
 from pipeline.config import FileData, path_of
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import FileSet, read_centre
-from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples
+from pipeline.data.datasets.image_set import ImageSet, Samples
+from pipeline.data.datasets.splits import RawSplits
 from pipeline.data.datasets.statistics import channel_histogram
 from pipeline.data.files.cache import BadImages, CachedArrays, read_entry, remove_unused, write_entry
 from pipeline.data.files.cache_place import CachePlace, cannot_write

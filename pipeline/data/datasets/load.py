@@ -11,7 +11,8 @@ from pipeline.data.datasets.builtin import load_digits, make_synthetic
 from pipeline.data.datasets.cifar import load_cifar, load_cifar_test
 from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.datasets.folder import load_files, load_test_files
-from pipeline.data.datasets.splits import ImageSet, RawSplits, Samples, Splits, statistics_of
+from pipeline.data.datasets.image_set import ImageSet, Samples
+from pipeline.data.datasets.splits import RawSplits, Splits, statistics_of
 from pipeline.data.datasets.statistics import channel_histogram
 from pipeline.data.sampling.philox import named_generator
 from pipeline.data.sampling.stratified import allocate, draw_stratified

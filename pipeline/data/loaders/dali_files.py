@@ -24,7 +24,8 @@ from pipeline.data.loaders.dali_base import PipelinedLoader
 from pipeline.data.loaders.dali_decoding import Decoding, decoder_options, is_chosen
 from pipeline.data.loaders.decoder import DecoderName, share_on_gpu
 from pipeline.data.loaders.mapped_images import MappedImages
-from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side
+from pipeline.data.sampling.batch_plan import BatchPlan, Sampler
+from pipeline.data.sampling.stream_plan import cutout_side
 from pipeline.errors import TrainingError
 
 _RANDAUGMENT_LEVELS = 31  # of magnitude, as in the paper

@@ -18,7 +18,8 @@ from pipeline.data.datasets.file_set import FileSet
 from pipeline.data.files.decode import images_of_any_size
 from pipeline.data.loaders.base import PositionedLoader, Transform
 from pipeline.data.loaders.trivial_augment import apply_trivial_augment
-from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, cutout_side, plans_from
+from pipeline.data.sampling.batch_plan import BatchPlan, Sampler, plans_from
+from pipeline.data.sampling.stream_plan import cutout_side
 from pipeline.errors import TrainingError
 
 

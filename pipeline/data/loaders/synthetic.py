@@ -7,7 +7,8 @@ from einops import rearrange
 
 from pipeline.data.batch import Batch
 from pipeline.data.loaders.base import PositionedLoader, Transform
-from pipeline.data.sampling.batch_plan import Sampler, StreamSampler
+from pipeline.data.sampling.batch_plan import Sampler
+from pipeline.data.sampling.stream_plan import StreamSampler
 
 
 class SyntheticLoader(PositionedLoader):

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from pipeline import atomic_io
 from pipeline.errors import TrainingError, UserError
 from pipeline.models import build_model
-from pipeline.run.checkpoint import CheckpointWriter, folder_of, load_weights, newest_intact, steps_in, verify
+from pipeline.run.checkpoint import folder_of, load_weights, newest_intact, steps_in, verify
+from pipeline.run.checkpoint_writer import CheckpointWriter
 from pipeline.run.records import BestEvaluation
 from pipeline.training.state import load_checkpoint
 from pipeline.training.trainer import Trainer

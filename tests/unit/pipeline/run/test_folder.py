@@ -14,7 +14,8 @@ import pytest
 from pipeline.atomic_io import read_json
 from pipeline.config import config_hash, load_config
 from pipeline.errors import UserError
-from pipeline.run.checkpoint import CheckpointWriter, folder_of, verify
+from pipeline.run.checkpoint import folder_of, verify
+from pipeline.run.checkpoint_writer import CheckpointWriter
 from pipeline.run.folder import RunFolder, find_run
 from pipeline.run.lock import RunLock
 from tests.tiny import open_and_release, tiny_config, tiny_trainer

@@ -10,7 +10,8 @@ from pipeline.atomic_io import read_json
 from pipeline.errors import UserError
 from pipeline.run.environment_record import changed_data, read_environment, record_environment
 from pipeline.run.folder import RunFolder
-from pipeline.run.records import EvalRecord, MetricsLog, TrainRecord
+from pipeline.run.metrics_log import MetricsLog
+from pipeline.run.records import EvalRecord, TrainRecord
 from tests.tiny import a_train_record, an_eval_record
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.run.checkpoint import CheckpointWriter, folder_of
+from pipeline.run.checkpoint import folder_of
+from pipeline.run.checkpoint_writer import CheckpointWriter
 from pipeline.run.records import BestEvaluation
 from pipeline.training.clock import Window
 from pipeline.training.state import Totals, TrainState, load_checkpoint

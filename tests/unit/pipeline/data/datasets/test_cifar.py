@@ -19,8 +19,8 @@ import pytest
 from pipeline.config import CifarData
 from pipeline.data.datasets import cifar
 from pipeline.data.datasets.cifar import CIFAR_FILES, load_cifar
+from pipeline.data.datasets.image_set import ImageSet
 from pipeline.data.datasets.load import load_splits, load_test
-from pipeline.data.datasets.splits import ImageSet
 from pipeline.errors import UserError
 
 PICKLER: Any = pickle._Pickler  # the pickler in Python, whose parts can be replaced

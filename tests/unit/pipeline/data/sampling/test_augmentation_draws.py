@@ -7,11 +7,12 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from pipeline.config import PlainAugment
-from pipeline.data.sampling.batch_plan import Shard, StreamSampler, TrainSampler
+from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.erasing import draw_erasing
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 from pipeline.data.sampling.philox import philox_at, philox_blocks
 from pipeline.data.sampling.resized_crops import draw_resized_crops
+from pipeline.data.sampling.stream_plan import StreamSampler
 from pipeline.data.sampling.trivial_augment import BINS, OPERATIONS, draw_trivial_augment, strengths_of
 from pipeline.errors import UserError
 

@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.config import AugmentConfig, PlainAugment
 from pipeline.data.sampling.balanced import draw_balanced
-from pipeline.data.sampling.batch_plan import BatchPlan, Shard, StreamSampler, TrainSampler
+from pipeline.data.sampling.batch_plan import BatchPlan, Shard, TrainSampler
 from pipeline.data.sampling.padded_crops import draw_padded_crops
 from pipeline.data.sampling.resized_crops import draw_resized_crops
+from pipeline.data.sampling.stream_plan import StreamSampler
 
 AUGMENT = PlainAugment(crop_padding=2, flip=True, cutout=4)
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 4], [40, 11, 3, 9]))

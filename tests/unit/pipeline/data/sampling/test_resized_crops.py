@@ -11,9 +11,10 @@ from torchvision.transforms import v2
 
 from pipeline.config import AugmentConfig, PlainAugment, load_config
 from pipeline.data.sampling import resized_crops as crops
-from pipeline.data.sampling.batch_plan import Shard, StreamSampler
+from pipeline.data.sampling.batch_plan import Shard
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.data.sampling.resized_crops import CentreView, draw_resized_crops
+from pipeline.data.sampling.stream_plan import StreamSampler
 from pipeline.errors import UserError
 
 AUGMENT = PlainAugment()
