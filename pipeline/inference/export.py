@@ -5,12 +5,10 @@ All work is done on the CPU in float32, where no faster arithmetic (TF32) blurs 
 
 import copy
 import importlib.util
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
@@ -19,8 +17,8 @@ from torch import Tensor, nn
 from pipeline.atomic_io import flush_to_disk, follow_umask, write_whole
 from pipeline.config import dump_config, is_utf8
 from pipeline.errors import UserError
-from pipeline.inference.hub import accuracy_of, open_hub_network, write_hub_files
-from pipeline.inference.hub_folder import repository_name
+from pipeline.inference.export_readme import describe, readme_of
+from pipeline.inference.hub import open_hub_network, write_hub_files
 from pipeline.inference.trained_model import Trained, load_trained
 from pipeline.training.build import build_raw_model
 
@@ -154,7 +152,7 @@ def export(trained: Trained, format: str, folder: Path, input: str = "unit") -> 
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
-    readme = _readme(trained, format, description, exported)
+    readme = readme_of(trained, format, description, final.name, exported.summary)
     if format == "hub":
         write_hub_files(trained, folder, readme)
         return _compare(module, open_hub_network(folder), trained.inputs.image_size, final, TOLERANCE[format])
@@ -184,31 +182,6 @@ def _compare(
             "its package"
         )
     return exported
-
-
-def describe(trained: Trained, input: str) -> dict[str, str]:
-    """Return the metadata of the file: texts, and lists as JSON."""
-    inputs, size = trained.inputs, trained.inputs.image_size
-    values = (
-        "from 0 to 1 (pixel / 255); the network normalises them"
-        if input == "unit"
-        else "normalised as (pixel / 255 - mean) / std"
-    )
-    return {
-        "run": trained.name,
-        "checkpoint": "" if trained.checkpoint is None else trained.checkpoint.name,
-        "weights": "moving average" if trained.ema else "raw",
-        "model": trained.config.model.name,
-        "input": f"images: float32 (N, 3, {size}, {size}), RGB, {values}",
-        "resize": f"shorter side to {inputs.resized} pixels, bilinear with antialiasing, then the central "
-        f"{size} x {size} pixels",
-        "output": f"logits: float32 (N, {inputs.num_classes}); softmax gives probabilities",
-        "image_size": str(size),
-        "resized": str(inputs.resized),
-        "mean": json.dumps(inputs.mean),
-        "std": json.dumps(inputs.std),
-        "class_names": json.dumps(inputs.class_names),
-    }
 
 
 def _write_safetensors(
@@ -275,64 +248,3 @@ _WRITERS = {
     "torch-export": _write_torch_export,
     "onnx": _write_onnx,
 }
-
-_USE = {
-    "safetensors": """import torch
-from safetensors.torch import load_file
-
-from pipeline.training.build import build_raw_model
-from pipeline.config import load_config
-
-config = load_config("config.yaml")
-network = build_raw_model(config, num_classes=$num_classes, device=torch.device("cpu")).eval()
-network.load_state_dict(load_file("model.safetensors"))
-logits = network(torch.zeros(1, 3, $size, $size))""",
-    "hub": """import torch
-
-from pipeline.inference.hub_network import HubNetwork
-
-network = HubNetwork.from_pretrained(".")  # or the repository: "USER/NAME"
-logits = network(torch.zeros(1, 3, $size, $size))""",
-    "torch-export": """import torch
-
-network = torch.export.load("model.pt2").module()
-logits = network(torch.zeros(1, 3, $size, $size))""",
-    "onnx": """import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx")
-(logits,) = session.run(None, {"images": np.zeros((1, 3, $size, $size), np.float32)})""",
-}
-
-
-def _readme(trained: Trained, format: str, description: dict[str, str], exported: Exported) -> str:
-    inputs, origin, config = trained.inputs, description["model"], trained.config
-    use = Template(_USE[format]).substitute(num_classes=inputs.num_classes, size=inputs.image_size)
-    if trained.shipped is not None:
-        origin += f", the weights {trained.name} of quickres"
-    elif trained.run is not None:
-        origin += f", {description['checkpoint']} of the run {description['run']}"
-    if trained.ema:
-        origin += ", moving average of its weights"
-    title = repository_name(config.model.name, config.data.dataset) if format == "hub" else exported.file.name
-    if format == "hub" and (accuracy := accuracy_of(trained)) is not None:
-        origin += f". Test accuracy {accuracy:.2%}, one view of each image"
-    names = "\n".join(f"{index}. {name}" for index, name in enumerate(trained.inputs.class_names))
-    return f"""# {title}
-
-{origin}. The file holds this description too, as its metadata.
-
-- Input: {description["input"]}
-- Size: {description["resize"]}
-- Mean and standard deviation per channel: {description["mean"]}, {description["std"]}
-- Output: {description["output"]}
-- Checked after writing: {exported.summary}
-
-```python
-{use}
-```
-
-Classes, in the order of the logits:
-
-{names}
-"""
