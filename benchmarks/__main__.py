@@ -124,4 +124,4 @@ def _measure(name: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_process(main)
+    run_process(main, at_sigterm=True)

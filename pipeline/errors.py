@@ -4,6 +4,8 @@ Each error reaches the user as one message without a traceback. Invariants of th
 instead.
 """
 
+from typing import Any
+
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells count it: 128 and the number of the signal
@@ -39,6 +41,18 @@ class Preempted(Exception):
     """A signal asked the run to stop, and it has been saved. Exit code 75."""
 
     exit_code = EXIT_PREEMPTED
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended work of which a part is done.
+
+    Attributes:
+        partial: the result so far, as the function that raises this describes it.
+    """
+
+    def __init__(self, partial: Any):
+        super().__init__()
+        self.partial = partial
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,8 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.measure.describe import describe_config, describe_machine
 from benchmarks.measure.options import QUICK, merge, num_steps, num_windows, read_arguments
-from benchmarks.measure.stopping import SigtermAsCtrlC
-from benchmarks.measure.timing import Timing, Workload, time_interleaved
+from benchmarks.measure.timing import StoppedEarly, Timing, Workload, time_interleaved
 from benchmarks.measure.workloads import batches_ahead
 from benchmarks.publish import columns, tables
 from benchmarks.publish.about_folder import name_of_images
@@ -29,6 +28,7 @@ from pipeline.data import FileSet, Splits, load_splits
 from pipeline.data.loaders.decoder import choose_decoder
 from pipeline.distributed.processes import Processes, connect
 from pipeline.errors import EXIT_INTERRUPTED, UserError
+from pipeline.process.interrupt import keep_results
 from pipeline.run.environment import describe_environment
 from pipeline.training.build import set_backends
 
@@ -229,8 +229,17 @@ class Session:
         """Time workloads in turn, with the windows and steps of the options.
 
         After Ctrl-C the timings hold the complete rounds; the next call, and `show`, raise KeyboardInterrupt.
+
+        Raises:
+            StoppedEarly: Ctrl-C came before the first round was complete; its windows have been printed.
         """
-        timings = time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
+        keep_results()
+        try:
+            timings = time_interleaved(workloads, self.windows, steps or self.steps, self.device, self.show)
+        except StoppedEarly as stopped:
+            rates = [f"{each.name} {each.images_per_sec.median:,.0f} images/sec" for each in stopped.timings]
+            self.say(f"stopped in the first round; nothing to compare yet: {', '.join(rates) or 'no window'}")
+            raise
         rounds = len(timings[0].step_s) if timings else self.windows
         if rounds < self.windows:
             self.stop(f"stopped after {rounds} of {self.windows} rounds; these are their results")
@@ -271,6 +280,7 @@ class Session:
             "utc": environment["utc"],
             "command": self.command,
         }
+        keep_results()
         record = Record(**{"benchmark": benchmark, "variant": variant, **measured, **fields})
         self.records.append(record)
         if self.options.record and self.processes.is_main:
@@ -342,17 +352,11 @@ def run(work: Callable[[Session], int | None], name: str, options: argparse.Name
 
 def _work(session: Session, work: Callable[[Session], int | None]) -> int:
     """Return the exit code of a benchmark. If it is stopped, show the variants that are complete."""
-    # the launcher of several processes sends SIGTERM to those that are left when one has failed
-    is_alone = session.processes.shard.world_size == 1
-    with SigtermAsCtrlC() if is_alone else nullcontext() as sigterm:
-        try:
-            with session.progress():
-                code = work(session) or 0
-        except KeyboardInterrupt:
-            session.print_tables()
-            session.close()
-            if sigterm is None or not sigterm.came:
-                raise
-            return EXIT_INTERRUPTED
-    session.close()
-    return code
+    try:
+        with session.progress():
+            return work(session) or 0
+    except KeyboardInterrupt:
+        session.print_tables()
+        raise
+    finally:
+        session.close()

@@ -1,46 +1,13 @@
-"""Stops a benchmark at SIGTERM as at Ctrl-C, and with it all processes that it has started."""
+"""Stops all processes that a benchmark has started when it is stopped itself."""
 
 import contextlib
-import os
-import signal
 import subprocess
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import psutil
 
-PATIENCE_S = 0.5  # Ctrl-C ends this process after 1 s, and results are printed before
-
-
-class SigtermAsCtrlC:
-    """Within its context, the first SIGTERM raises KeyboardInterrupt, and later ones do nothing.
-
-    `timeout` sends SIGTERM, often twice. Enter the context in the main thread.
-
-    Attributes:
-        came: True if there was a SIGTERM.
-    """
-
-    def __init__(self) -> None:
-        self.came = False
-        self._before: Any = None
-        self._process = os.getpid()
-
-    def __enter__(self) -> "SigtermAsCtrlC":
-        self._before = signal.signal(signal.SIGTERM, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked process, such as a worker of a loader, ends silently
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not self.came:
-            self.came = True
-            raise KeyboardInterrupt
+PATIENCE_S = 0.5  # without results, Ctrl-C ends this process after 1 s
 
 
 def stop_tree(process: "subprocess.Popen[Any]") -> None:

@@ -126,10 +126,15 @@ def time_window(workload: Workload, steps: int, stopwatch: Stopwatch) -> float:
     """
     workload.prepare()
     stopwatch.barrier()
-    workload.run(max(workload.lead_in, steps // 2 if stopwatch.device.type == "cuda" else 0))
+    workload.run(_untimed_steps(workload, steps, stopwatch))
     step_s = stopwatch.seconds(lambda: workload.run(steps)) / steps
     workload.finish(step_s)
     return step_s
+
+
+def _untimed_steps(workload: Workload, steps: int, stopwatch: Stopwatch) -> int:
+    """Return the number of steps that come before a window of so many."""
+    return max(workload.lead_in, steps // 2 if stopwatch.device.type == "cuda" else 0)
 
 
 def steps_lasting(workload: Workload, seconds: float, stopwatch: Stopwatch, whole: int = 1) -> int:
@@ -137,6 +142,18 @@ def steps_lasting(workload: Workload, seconds: float, stopwatch: Stopwatch, whol
     time_window(workload, 1, stopwatch)
     guess = time_window(workload, max(workload.lead_in, 8), stopwatch)  # a loader may deliver in bursts
     return whole * max(math.ceil(seconds / guess / whole), 1)
+
+
+class StoppedEarly(KeyboardInterrupt):
+    """Ctrl-C came before every workload had a window.
+
+    Attributes:
+        timings: of those that have one.
+    """
+
+    def __init__(self, timings: Sequence[Timing]):
+        super().__init__()
+        self.timings = timings
 
 
 def time_interleaved(
@@ -163,43 +180,65 @@ def time_interleaved(
 
     Raises:
         TrainingError: as of `Workload.check`.
-        KeyboardInterrupt: Ctrl-C came before the first round was complete.
+        StoppedEarly: Ctrl-C came before the first round was complete.
     """
     counts = [steps] * len(workloads) if isinstance(steps, int) else list(steps)
-    step_s: list[list[float]] = [[] for _ in workloads]
+    rounds = _Rounds(workloads, counts, Stopwatch(device), progress)
     try:
-        _time_rounds(workloads, windows, counts, step_s, Stopwatch(device), progress)
+        rounds.time(windows)
     except KeyboardInterrupt:
-        if not step_s[-1]:
-            raise
+        if not rounds.num_complete:
+            raise StoppedEarly(rounds.timings(1)) from None
     for workload in workloads:
         workload.check()
-    complete = len(step_s[-1])
-    return [
-        Timing(workload.name, workload.images_per_step, tuple(seconds[:complete]))
-        for workload, seconds in zip(workloads, step_s, strict=True)
-    ]
+    return rounds.timings(rounds.num_complete)
 
 
-def _time_rounds(
-    workloads: Sequence[Workload],
-    windows: int,
-    counts: Sequence[int],
-    step_s: Sequence[list[float]],
-    stopwatch: Stopwatch,
-    progress: Callable[[str], None],
-) -> None:
-    """Time the rounds, and add the seconds per step of each window to the list of its workload."""
-    for number, workload in enumerate(workloads, 1):
-        progress(f"warming up, {number} of {len(workloads)}: {workload.name}")
-        time_window(workload, 1, stopwatch)
-    began, done, total = time.perf_counter(), 0, windows * len(workloads)
-    for number in range(1, windows + 1):
-        for workload, count, seconds in zip(workloads, counts, step_s, strict=True):
-            left = (time.perf_counter() - began) / done * (total - done) if done else None
-            progress(f"round {number} of {windows}: {workload.name}{describe_left(left)}")
-            seconds.append(time_window(workload, count, stopwatch))
-            done += 1
+class _Rounds:
+    """Times the rounds of `time_interleaved`, whose arguments these are."""
+
+    def __init__(
+        self,
+        workloads: Sequence[Workload],
+        counts: Sequence[int],
+        stopwatch: Stopwatch,
+        progress: Callable[[str], None],
+    ):
+        self._workloads, self._counts = workloads, counts
+        self._stopwatch, self._progress = stopwatch, progress
+        self._step_s: list[list[float]] = [[] for _ in workloads]
+        self._window_s = [0.0] * len(workloads)  # the last one of each, or an estimate
+
+    @property
+    def num_complete(self) -> int:
+        return len(self._step_s[-1])
+
+    def timings(self, rounds: int) -> list[Timing]:
+        """Return the first windows of each workload that has so many."""
+        return [
+            Timing(workload.name, workload.images_per_step, tuple(seconds[:rounds]))
+            for workload, seconds in zip(self._workloads, self._step_s, strict=True)
+            if len(seconds) >= rounds
+        ]
+
+    def time(self, windows: int) -> None:
+        for index, workload in enumerate(self._workloads):
+            self._progress(f"warming up, {index + 1} of {len(self._workloads)}: {workload.name}")
+            count = self._counts[index]
+            steps = count + _untimed_steps(workload, count, self._stopwatch)
+            self._window_s[index] = steps * time_window(workload, 1, self._stopwatch)
+        for number in range(1, windows + 1):
+            for index, (workload, count) in enumerate(zip(self._workloads, self._counts, strict=True)):
+                left = describe_left(self._seconds_left(windows - number, index))
+                self._progress(f"round {number} of {windows}: {workload.name}{left}")
+                began = time.perf_counter()
+                step_s = time_window(workload, count, self._stopwatch)
+                self._step_s[index].append(step_s)
+                self._window_s[index] = time.perf_counter() - began
+
+    def _seconds_left(self, rounds: int, index: int) -> float:
+        """Return the seconds that whole rounds take, and the present one from a workload on."""
+        return rounds * sum(self._window_s) + sum(self._window_s[index:])
 
 
 def describe_left(seconds: float | None) -> str:
@@ -209,3 +248,15 @@ def describe_left(seconds: float | None) -> str:
     (', left 1:21', '')
     """
     return "" if seconds is None else f", left {int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def left_at_this_pace(began: float, done: int, total: int) -> str:
+    """Return the time left as the end of a line, if each part takes as long as those before; nothing at the
+    first.
+
+    Args:
+        began: in seconds of `time.perf_counter`.
+        done: parts that have ended.
+        total: number of parts.
+    """
+    return describe_left((time.perf_counter() - began) / done * (total - done) if done else None)

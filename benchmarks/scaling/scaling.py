@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.arguments import ROUNDS
 from benchmarks.measure.session import Session
-from benchmarks.measure.timing import Timing, describe_left
+from benchmarks.measure.timing import Timing, left_at_this_pace
 from benchmarks.publish.records import Baseline, Predicted, Spread
 from benchmarks.scaling import groups, prediction, verdicts
 from benchmarks.scaling.scaling_model import Model
@@ -31,6 +31,7 @@ from benchmarks.scaling.scaling_worker import Measurement
 from benchmarks.scaling.variants import ONE, WEAK
 from pipeline.config import check_batches
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
+from pipeline.process.interrupt import keep_results
 
 _QUICK_ROUNDS = 1
 
@@ -175,11 +176,12 @@ def _measure(session: Session, progress: _Progress) -> None:
         for size in progress.sizes:
             if size > 2 and progress.is_predictable:
                 _predict(session, progress, threads)
-            left = describe_left((time.perf_counter() - began) / done * (total - done) if done else None)
+            left = left_at_this_pace(began, done, total)
             plural = "es" if size > 1 else ""
             session.show(f"{size} process{plural}, round {number} of {progress.planned}{left}")
             for measurement in groups.measure(session, size, threads):
                 progress.rounds[-1][Key(size, measurement.loader, measurement.variant)] = measurement
+            keep_results()
             done += 1
 
 

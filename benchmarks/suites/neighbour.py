@@ -9,6 +9,7 @@ new process: OpenMP reads its variables once. The runs take turns, so that a rou
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ from benchmarks.measure.cores import pinned
 from benchmarks.measure.options import merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.started_run import start
+from benchmarks.measure.timing import left_at_this_pace
 from benchmarks.publish.records import Baseline, Spread
 from pipeline.errors import UserError
+from pipeline.process.interrupt import keep_results
 
 ALONE, BESIDE, SPINNING = "alone", "beside a busy process", "alone, threads spin"
 BESIDE_SPINNING = "beside a busy process, two threads spin"
@@ -72,11 +75,13 @@ def run(session: Session) -> None:
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
     try:
         with pinned(cores):
-            for number in range(1, rounds + 1):
-                for variant in variants:
-                    place = f"{variant}, round {number} of {rounds}"
-                    session.show(place)
-                    rates[variant].append(_rate(session, variant, cores[0], place))
+            turns = [(number, variant) for number in range(1, rounds + 1) for variant in variants]
+            began = time.perf_counter()
+            for done, (number, variant) in enumerate(turns):
+                place = f"{variant}, round {number} of {rounds}"
+                session.show(f"{place}{left_at_this_pace(began, done, len(turns))}")
+                rates[variant].append(_rate(session, variant, cores[0], place))
+                keep_results()
     finally:  # what was measured before Ctrl-C is kept
         _record(session, rates, rounds)
 
@@ -122,3 +127,4 @@ def _record(session: Session, rates: dict[str, list[float]], planned: int) -> No
         if baseline is not None:
             session.say(f"{variant}: {cells.comparison(baseline)}")
     session.print_tables()
+    session.records.clear()  # printed

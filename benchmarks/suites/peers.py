@@ -34,6 +34,7 @@ from benchmarks.publish.peer_runs import PeerRun
 from pipeline.config import Config
 from pipeline.data.datasets.counts import count_images
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
+from pipeline.process.interrupt import keep_results
 
 _STEP_EPOCHS = 3  # of the step on a fixed batch
 _READERS = Path(__file__).parents[1] / "peers"  # they say what a figure of a kept run means
@@ -143,6 +144,7 @@ def _train(session: Session, contest: Contest, kept: KeptRuns) -> None:
                 continue
             run, parameters = _run(session, contest, program, contest.task.config.seed + number)
             contest.add(program.name, run, parameters)
+            keep_results()
             kept.add(program.name, run, parameters)
             rate = f"{run.rate:,.0f} images/sec, " if run.rate else ""
             session.say(

@@ -7,6 +7,8 @@ cache). The runs are of 20 steps, without pictures and report; with `--whole` th
 """
 
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +16,9 @@ from benchmarks.measure import cells
 from benchmarks.measure.options import merge
 from benchmarks.measure.session import Session
 from benchmarks.measure.started_run import StartedRun, has_launcher, start
+from benchmarks.measure.timing import left_at_this_pace
 from pipeline.config import Config, FolderData
+from pipeline.process.interrupt import keep_results
 
 _SHORT = (
     "duration=20st",
@@ -32,13 +36,23 @@ def run(session: Session) -> None:
     config, overrides = session.config(*short), merge(short, session.overrides)
     rounds = 1 if session.quick else session.options.starts
     runs: dict[str, list[StartedRun]] = {}
+    kinds = _kinds(config, session.quick)
+    lefts = _lefts(rounds * len(kinds))
     try:
         for number in range(1, rounds + 1):
-            _start_round(session, overrides, _kinds(config, session.quick), f"{number} of {rounds}", runs)
+            _start_round(session, overrides, kinds, f"{number} of {rounds}", runs, lefts)
     finally:  # what was measured before Ctrl-C is kept
         for kind, started in runs.items():
             _record(session, config, kind, started, rounds)
         session.print_tables()
+        session.records.clear()  # printed
+
+
+def _lefts(total: int) -> Iterator[str]:
+    """Yield the time left before each start."""
+    began = time.perf_counter()
+    for done in range(total):
+        yield left_at_this_pace(began, done, total)
 
 
 def _kinds(config: Config, quick: bool) -> list[str]:
@@ -49,16 +63,22 @@ def _kinds(config: Config, quick: bool) -> list[str]:
 
 
 def _start_round(
-    session: Session, overrides: list[str], kinds: list[str], number: str, runs: dict[str, list[StartedRun]]
+    session: Session,
+    overrides: list[str],
+    kinds: list[str],
+    number: str,
+    runs: dict[str, list[StartedRun]],
+    lefts: Iterator[str],
 ) -> None:
     """Start a run of each kind, in turn, with a compile cache of their own."""
     recipe = str(Path(session.recipe).resolve())
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as data:
         for kind in kinds:
-            session.show(f"{kind}, start {number}")
+            session.show(f"{kind}, start {number}{next(lefts)}")
             extra = [f"data.cache_dir={data}"] if kind == COLD_DATA else []
             started = start(recipe, merge(overrides, extra), Path(cache))
             runs.setdefault(kind, []).append(started)
+            keep_results()
             session.say(f"{kind}, start {number}: {_describe(started)}")
 
 

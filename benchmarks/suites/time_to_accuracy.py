@@ -37,6 +37,7 @@ from benchmarks.peers.programs import PeerProgram, prepare_peers, split_peers
 from benchmarks.publish.whole_runs import GpuState, TimedRun, WholeRuns
 from pipeline.config import Config
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
+from pipeline.process.interrupt import keep_results
 from pipeline.profiling.roofline import measure_best
 
 _QUICK_RUNS = 2
@@ -205,6 +206,7 @@ def _train(session: Session, rig: WholeRunRig, progress: _Progress, peers: Seque
         for number in block:
             session.show(f"round {number + 1}/{progress.planned}")
             progress.runs.append(rig.train(_config(session, f"seed={first_seed + number}")))
+            keep_results()
             if number == 0:
                 progress.wait_s = seconds_since_start()
             _say_run(session, progress)

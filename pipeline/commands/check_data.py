@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.commands.arguments import add_overrides, check_output_folder, count
 from pipeline.config import FileData, load_config, path_of
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_INTERRUPTED, Stopped, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
         check_output_folder(arguments.out, "--out")
     config = _data_of(arguments)
     out = arguments.out or root_of(config) / ".quickres" / "check"
-    checked = check_files(config)
+    try:
+        checked = check_files(config)
+    except Stopped as stopped:
+        print(*stopped.partial, sep="\n")
+        return EXIT_INTERRUPTED
     from pipeline.plotting import style
     from pipeline.report.image_sizes import draw_sizes
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.commands.arguments import add_run, check_output_file, check_run
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_INTERRUPTED, Stopped, UserError
 from pipeline.pretrained.registry import find_shipped
 from pipeline.process.fast_import import imports_uncollected
 from pipeline.run.folder import RunFolder
@@ -32,7 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
     with imports_uncollected():
         from pipeline.inference.evaluate_run import predict_test_set
 
-    evaluated = predict_test_set(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
+    try:
+        evaluated = predict_test_set(arguments.run, arguments.checkpoint, tuple(arguments.overrides))
+    except Stopped as stopped:
+        print(stopped.partial)
+        return EXIT_INTERRUPTED
     result = evaluated.result
     print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
     others = result.figures().other_accuracies()

@@ -11,11 +11,17 @@ from pipeline.process.interrupt import stopped_by_interrupt
 from pipeline.process.streams import lost_output, make_streams_safe
 
 
-def run_process(main: Callable[[], int]) -> NoReturn:
-    """Run the main function of a program, and end the process with its exit code; 130 after Ctrl-C."""
+def run_process(main: Callable[[], int], *, at_sigterm: bool = False) -> NoReturn:
+    """Run the main function of a program, and end the process with its exit code; 130 after Ctrl-C.
+
+    Args:
+        main: returns the exit code.
+        at_sigterm: SIGTERM does what Ctrl-C does, unless this is one of several processes.
+    """
     _start_again_if_needed()
     make_streams_safe()
-    with stopped_by_interrupt():
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    with stopped_by_interrupt(at_sigterm=at_sigterm and is_alone):
         code = main()
     if "torch" in sys.modules:
         leave_without_dismantling(code)

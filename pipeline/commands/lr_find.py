@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands.arguments import add_recipe, check_output_file, print_warnings, whole_number
 from pipeline.config import load_config, name_of, path_of
+from pipeline.errors import EXIT_INTERRUPTED, Stopped
 from pipeline.process.command_line import pipeline_command
 from pipeline.process.fast_import import imports_uncollected
 
@@ -39,14 +40,20 @@ def run(arguments: argparse.Namespace) -> int:
         from pipeline.report.lr_curve import draw
         from pipeline.training import lr_finder
 
-    result = lr_finder.lr_find(config, arguments.min, arguments.max, arguments.steps)
+    code = 0
+    try:
+        result = lr_finder.lr_find(config, arguments.min, arguments.max, arguments.steps)
+    except Stopped as stopped:
+        result, code = stopped.partial, EXIT_INTERRUPTED
+        if not len(result.losses):
+            return code
     parts = (config.optimizer.name, f"batch {config.data.batch_size}", config.precision.mode)
     subtitle = f"{config.model.name} on {config.data.dataset}, {', '.join(parts)}"
     draw(result, picture, f"Learning-rate range test: {recipe}", subtitle)
     print(_describe(result))
     print(f"curve: {picture}")
     _print_suggestion(result, arguments)
-    return 0
+    return code
 
 
 def _describe(result: "RangeTest") -> str:
@@ -61,6 +68,9 @@ def _describe(result: "RangeTest") -> str:
 def _print_suggestion(result: "RangeTest", arguments: argparse.Namespace) -> None:
     from pipeline.training.lr_finder import RULE
 
+    if result.stopped:
+        print(f"no suggestion: stopped after {len(result.rates)} of {arguments.steps} steps")
+        return
     if result.suggested is None:
         falls = "still falls at the largest learning rate; try a larger --max"
         never_fell = "never fell; try a smaller --min, or more --steps"

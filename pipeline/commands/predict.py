@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.arguments import add_ema, add_run, check_run, count
-from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Stopped, UserError
 from pipeline.process.fast_import import imports_uncollected
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the predictions as a table, as CSV or as JSON, and to stderr the files that cannot be read.
 
     Returns:
-        The exit code: 0, or 2 if a file cannot be read. The other files are predicted nevertheless.
+        The exit code: 0, or 2 if a file cannot be read. The other files are predicted nevertheless. After
+        Ctrl-C it is 130, and the predictions so far are printed.
     """
     from rich.console import Console
 
@@ -68,7 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = [] if arguments.device is None else [f"runtime.device={arguments.device}"]
     trained = load_trained(arguments.run, arguments.checkpoint, overrides, ema=arguments.ema)
     top = trained.inputs.num_classes if arguments.csv else arguments.top
-    predictions, bad = predict_files(trained, arguments.files, top)
+    code = 0
+    try:
+        predictions, bad = predict_files(trained, arguments.files, top)
+    except Stopped as stopped:
+        (predictions, bad), code = stopped.partial, EXIT_INTERRUPTED
     if arguments.csv:
         _tabulate(trained, predictions).write_csv(sys.stdout)
     elif arguments.json:
@@ -80,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(_table(trained.inputs.class_names, predictions))
     for file, reason in bad:
         print(f"error: {printable(file)}: {reason}", file=sys.stderr)
-    return EXIT_USER_ERROR if bad else 0
+    return code or (EXIT_USER_ERROR if bad else 0)
 
 
 def _check_files(files: Sequence[Path]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import Stopped
 from pipeline.inference.calibration import Calibration, calibrate
 from pipeline.inference.prediction_table import PredictionTable
 from pipeline.inference.trained_model import Trained, load_trained
@@ -53,10 +54,19 @@ def evaluate_run(path: str | Path, which: str = "last", overrides: Sequence[str]
 
 
 def predict_test_set(path: str | Path, which: str = "last", overrides: Sequence[str] = ()) -> Evaluated:
-    """Evaluate as `evaluate_run`, and return the predictions of the raw weights as well."""
+    """Evaluate as `evaluate_run`, and return the predictions of the raw weights as well.
+
+    Raises:
+        Stopped: Ctrl-C, after some images; its `partial` is a sentence on them.
+    """
     trained = load_trained(path, which, overrides)
     seen = Seen()
-    result = evaluate_trained(trained, seen)
+    try:
+        result = evaluate_trained(trained, seen)
+    except KeyboardInterrupt:
+        if not seen.parts:
+            raise
+        raise Stopped(_describe_part(seen, len(trained.test))) from None
     if trained.checkpoint is not None and (trained.checkpoint / EMA).is_file():
         raw = trained.model.state_dict()
         raw = {name: value.clone() for name, value in raw.items()}
@@ -64,6 +74,15 @@ def predict_test_set(path: str | Path, which: str = "last", overrides: Sequence[
         result = replace(result, ema=evaluate_trained(trained))
         trained.model.load_state_dict(raw)
     return Evaluated(trained, result, *seen.in_order())
+
+
+def _describe_part(seen: Seen, total: int) -> str:
+    logits, labels = seen.in_order()
+    right = int((logits.argmax(axis=1) == labels).sum())
+    return (
+        f"stopped after {len(labels):,} of {total:,} test images; of these, {right:,} are right "
+        f"({right / len(labels):.2%}, one view)"
+    )
 
 
 def evaluate_trained(trained: Trained, seen: Seen | None = None) -> EvalResult:

@@ -9,8 +9,9 @@ import numpy as np
 from scipy.special import log_softmax
 
 from pipeline.data.files.image_formats import FORMAT_NAMES, SUFFIXES
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.inference.trained_model import Trained
+from pipeline.process.interrupt import keep_results
 from pipeline.run.progress import shown
 
 _CHUNK = 1024  # images in memory at once
@@ -48,20 +49,33 @@ def predict_files(
 
     Raises:
         UserError: `top` is less than 1.
+        Stopped: Ctrl-C; its `partial` is what would be returned, of the files so far.
     """
     if top < 1:
         raise UserError(f"top: {top} classes for each image; give 1 or more")
     predictions: list[Prediction] = []
     bad: list[tuple[Path, str]] = []
     chunks = list(_chunks(_expand(files, bad)))
-    for chunk in shown(chunks, "images"):
-        pixels, unread = trained.inputs.read_images(chunk, trained.config.data.num_threads)
-        bad += unread
-        unreadable = {path for path, _ in unread}
-        rows = [row for row, path in enumerate(chunk) if path not in unreadable]
-        if rows:
-            predictions += _rank([chunk[row] for row in rows], trained.logits(pixels[rows]), top)
+    try:
+        for chunk in shown(chunks, "images"):
+            found, unread = _predict_chunk(trained, chunk, top)
+            predictions += found
+            bad += unread
+            keep_results()
+    except KeyboardInterrupt:
+        raise Stopped((predictions, bad)) from None
     return predictions, bad
+
+
+def _predict_chunk(
+    trained: Trained, chunk: list[Path], top: int
+) -> tuple[list[Prediction], list[tuple[Path, str]]]:
+    """Predict the classes of some files; return also the files that cannot be read with their reasons."""
+    pixels, unread = trained.inputs.read_images(chunk, trained.config.data.num_threads)
+    unreadable = {path for path, _ in unread}
+    rows = [row for row, path in enumerate(chunk) if path not in unreadable]
+    files = [chunk[row] for row in rows]
+    return (_rank(files, trained.logits(pixels[rows]), top) if rows else []), unread
 
 
 def _rank(files: list[Path], logits: np.ndarray, top: int) -> list[Prediction]:

@@ -1,10 +1,10 @@
-"""Ends a command at Ctrl-C with one word and exit code 130, also during imports and calls into C."""
+"""Ends a command at Ctrl-C or SIGTERM with one word and exit code 130, also in imports and calls into C."""
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -13,6 +13,8 @@ from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.process.exit import flush, leave_now
 
 _GRACE_S = 1.0  # for the main thread to leave what it does and to remove temporary files
+_STOPPING = "stopping: the results so far follow; Ctrl-C once more ends at once\n"
+_current: "_Interrupt | None" = None
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -25,43 +27,67 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 @contextmanager
-def stopped_by_interrupt() -> Iterator[None]:
+def stopped_by_interrupt(*, at_sigterm: bool = False) -> Iterator[None]:
     """Within the context, SIGINT ends the process: "stopped" on stderr, exit code 130, and no traceback.
 
     The main thread gets a `KeyboardInterrupt`, so that it removes temporary files; only inside an import the
-    process ends at once. What the main thread then prints is dropped, because libraries turn that exception
-    into others, or print it. If it has not left after 1 s, because it
-    is in a call into C or something caught the exception, the process ends all the same.
+    process ends at once. What the main thread then prints to stderr is dropped, because libraries turn that
+    exception into others, or print it. If it has not left after 1 s, because it is in a call into C or
+    something caught the exception, the process ends all the same. `keep_results` gives it more time.
 
     Code inside may handle SIGINT itself, as `StopSignal` does. A process that ignores SIGINT, as in the
     background of a shell script, still does. Call this in the main thread.
+
+    Args:
+        at_sigterm: SIGTERM does the same. Not for one of several processes: their launcher ends those that
+            are left by SIGTERM when one has failed.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    global _current
+    wanted = (signal.SIGINT, signal.SIGTERM) if at_sigterm else (signal.SIGINT,)
+    numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+    if not numbers:
         yield
         return
-    interrupt = _Interrupt()
+    interrupt = _current = _Interrupt(numbers)
     try:
         yield
     finally:
         interrupt.work_has_ended()
 
 
-class _Interrupt:
-    """Handles SIGINT in the main thread, and listens to it in a thread of its own."""
+def keep_results() -> None:
+    """From now on, a signal leaves the main thread the time that it needs to show the results so far.
 
-    def __init__(self) -> None:
+    A second Ctrl-C ends the process at once. Does nothing outside of `stopped_by_interrupt`.
+    """
+    if _current is not None:
+        _current.is_patient = True
+
+
+class _Interrupt:
+    """Handles signals in the main thread, and listens to them in a thread of its own.
+
+    Attributes:
+        is_patient: True if the main thread gets as long as it needs.
+    """
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.is_patient = False
+        self._numbers = numbers
         self._received = self._raised = self._ended = False
         self._printing = threading.Lock()
         self._stderr = os.dup(2)
         receiver, sender = os.pipe()
         os.set_blocking(sender, False)
-        signal.signal(signal.SIGINT, self._handle)
+        for number in numbers:
+            signal.signal(number, self._handle)
         signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(receiver,), name="interrupt", daemon=True).start()
         os.register_at_fork(after_in_child=self._forget)
 
     def work_has_ended(self) -> None:
-        """End the process if SIGINT has come, whatever has become of the exception; later, end it at once."""
+        """End the process if a signal has come, whatever has become of the exception; later, end it at
+        once."""
         self._ended = True
         if self._received:
             flush()
@@ -76,19 +102,28 @@ class _Interrupt:
             raise KeyboardInterrupt
 
     def _listen(self, receiver: int) -> None:
+        heard = False
         while received := os.read(receiver, 1):
-            if received[0] == signal.SIGINT and self._is_installed:
-                self._receive()
-                time.sleep(0 if self._ended else _GRACE_S)
-                self._leave()
+            number = received[0]
+            if not self._handles(number):
+                continue
+            again, heard = heard, True
+            self._receive()
+            if self.is_patient and not self._ended and (not again or number == signal.SIGTERM):
+                if not again:
+                    os.write(self._stderr, _STOPPING.encode())
+                continue  # `timeout` sends SIGTERM twice
+            time.sleep(0 if self._ended or again else _GRACE_S)
+            self._leave()
 
-    @property
-    def _is_installed(self) -> bool:
-        return signal.getsignal(signal.SIGINT) == self._handle
+    def _handles(self, number: int) -> bool:
+        return number in self._numbers and signal.getsignal(number) == self._handle
 
     def _receive(self) -> None:
         if not self._received:
             self._received = True
+            if os.isatty(self._stderr):
+                os.write(self._stderr, b"\r\x1b[2K")  # over a progress bar
             with open(os.devnull, "w") as devnull:
                 os.dup2(devnull.fileno(), 2)
 
@@ -99,6 +134,6 @@ class _Interrupt:
 
     def _forget(self) -> None:
         """Let a forked process, such as a worker of a loader, end silently."""
-        if self._is_installed:
+        for number in filter(self._handles, self._numbers):
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL)

@@ -12,6 +12,7 @@ from pipeline.config import FLIP, Views
 from pipeline.data.batch import Batch, Loader
 from pipeline.distributed.processes import sum_over_processes
 from pipeline.errors import TrainingError
+from pipeline.process.interrupt import keep_results
 from pipeline.run.records import EvalFigures
 from pipeline.training.build import without_compiled_blocks
 from pipeline.training.precision import Precision
@@ -95,6 +96,7 @@ class Seen:
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def add(self, batch: Batch, logits: torch.Tensor) -> None:
+        keep_results()
         kept = batch.valid
         self.parts.append((batch.indices[kept].cpu(), logits[kept].cpu(), batch.labels[kept].cpu()))
 

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.config import Config
 from pipeline.data import Loader, load_splits
 from pipeline.distributed.processes import connect
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.optim.parts import partition
+from pipeline.process.interrupt import keep_results
 from pipeline.process.other_programs import OtherPrograms
 from pipeline.training.build import captures, set_backends
 from pipeline.training.cpu_threads import set_threads, threads_restored
@@ -39,17 +40,20 @@ class RangeTest:
         losses: (N,) float64, the training loss of each step, finite.
         smoothed: (N,) float64, the losses smoothed by a symmetric Gaussian, which does not delay them.
         diverged: True if the loss diverged before the largest rate.
+        stopped: True if Ctrl-C came before the largest rate.
     """
 
     rates: np.ndarray
     losses: np.ndarray
     smoothed: np.ndarray
     diverged: bool
+    stopped: bool = False
 
     @property
     def suggested(self) -> float | None:
         """The largest learning rate to train with, by `RULE`. None if the loss never fell, or only fell."""
-        return float(self.rates[self.smoothed.argmin()]) if self.fell and not self.still_falls else None
+        found = self.fell and not self.still_falls and not self.stopped
+        return float(self.rates[self.smoothed.argmin()]) if found else None
 
     @property
     def fell(self) -> bool:
@@ -132,30 +136,53 @@ def range_test(
         lowest, highest: learning rates of the first and the last step.
         num_steps: steps of the test.
         report: called with the number of steps done.
+
+    Raises:
+        Stopped: Ctrl-C; its `partial` is the result so far.
     """
     assert 0 < lowest < highest and num_steps > 1
     first, factor = state.step, (highest / lowest) ** (1 / (num_steps - 1))
     capture = captures(config.compile, state.lr.device)
-    pending: list[torch.Tensor] = []
     losses: list[float] = []
-    with restored(state):
-        ratios = [part.lr_ratio for part in partition(config.optimizer, state.model)]
 
-        def rates_at(number: int) -> list[float]:
-            return [ratio * lowest * factor ** (number - first) for ratio in ratios]
+    def result(*, stopped: bool = False) -> RangeTest:
+        count = _count_before_divergence(losses)
+        valid = np.array(losses[:count], np.float64)
+        rates = lowest * factor ** np.arange(len(valid))
+        return RangeTest(rates, valid, smooth(valid), count is not None, stopped)
 
-        step = Step(config, state, rates_at, capture)
-        for number, batch in zip(range(1, num_steps + 1), loader.batches_from(first), strict=False):
-            pending.append(step(batch).loss.clone())
-            report(number)
-            if number % _CHECK_EVERY == 0 or number == num_steps:
-                losses += torch.stack(pending).tolist()
-                pending.clear()
+    try:
+        with restored(state):
+            ratios = [part.lr_ratio for part in partition(config.optimizer, state.model)]
+
+            def rates_at(number: int) -> list[float]:
+                return [ratio * lowest * factor ** (number - first) for ratio in ratios]
+
+            step = Step(config, state, rates_at, capture)
+            for taken in _losses(step, loader, first, num_steps, report):
+                losses += taken
+                keep_results()
                 if _count_before_divergence(losses) is not None:
                     break
-    count = _count_before_divergence(losses)
-    valid = np.array(losses[:count], np.float64)
-    return RangeTest(lowest * factor ** np.arange(len(valid)), valid, smooth(valid), count is not None)
+    except KeyboardInterrupt:
+        if not losses:
+            raise
+        raise Stopped(result(stopped=True)) from None
+    return result()
+
+
+def _losses(
+    step: Step, loader: Loader, first: int, num_steps: int, report: Callable[[int], None]
+) -> Iterator[list[float]]:
+    """Take steps from the first one on, and yield the losses of a few at a time; the other arguments are
+    those of `range_test`."""
+    pending: list[torch.Tensor] = []
+    for number, batch in zip(range(1, num_steps + 1), loader.batches_from(first), strict=False):
+        pending.append(step(batch).loss.clone())
+        report(number)
+        if number % _CHECK_EVERY == 0 or number == num_steps:
+            yield torch.stack(pending).tolist()
+            pending.clear()
 
 
 def _count_before_divergence(losses: list[float]) -> int | None:
@@ -174,6 +201,7 @@ def lr_find(config: Config, lowest: float, highest: float, num_steps: int) -> Ra
 
     Raises:
         UserError: the range is empty, or not even the first loss is finite.
+        Stopped: as of `range_test`.
     """
     if not 0 < lowest < highest < math.inf:
         raise UserError(

@@ -19,7 +19,8 @@ from pipeline.data.files.list_files import find_files
 from pipeline.data.files.listing import Listing, describe_line, find_problems, find_warnings
 from pipeline.data.files.paths import counted, on_one_line, printable
 from pipeline.data.files.scan import MAX_PIXELS
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
+from pipeline.process.interrupt import keep_results
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,23 +58,49 @@ def check_files(config: FileData) -> Checked:
 
     Raises:
         UserError: there are no training classes, or a list file or a shard cannot be read.
+        Stopped: Ctrl-C; its `partial` are lines on the files so far.
     """
     listing = find_files(config)
-    sizes, hashes, reasons = {}, {}, {}
-    with images_of_any_size():
-        for part in listing.parts:
-            sizes[part], hashes[part], reasons[part] = _decode_part(listing, part, config.num_threads)
+    sizes = {part: np.zeros((len(files), 2), np.int32) for part, files in listing.parts.items()}
+    hashes = {part: np.zeros(len(files), np.int64) for part, files in listing.parts.items()}
+    reasons: dict[str, dict[int, str]] = {part: {} for part in listing.parts}
+    part = ""
+    keep_results()
+    try:
+        with images_of_any_size():
+            for part in listing.parts:
+                reasons[part] = _decode_part(listing, part, sizes[part], hashes[part], config.num_threads)
+    except Stopped as stopped:
+        reasons[part] = stopped.partial
+        raise Stopped(_describe_part(listing, sizes, reasons)) from None
     _add_damage(listing, reasons, config.num_threads)
-    bad = []
-    for part, files in listing.parts.items():
+    for part in listing.parts:
         sizes[part][list(reasons[part])] = hashes[part][list(reasons[part])] = 0
-        for index, reason in sorted(reasons[part].items()):
-            bad.append((str(files.file(listing.root, index)), reason + listing.place(part, index)))
+    bad = _list_bad(listing, reasons)
     warnings = [*find_warnings(listing), *find_copies(listing, hashes)]
     if bad and listing.from_lists:
         warnings.append(describe_line(listing.root))
     problems = [*find_problems(listing), *_find_bad_names(config, listing)]
     return Checked(listing, sizes, bad, problems, warnings)
+
+
+def _list_bad(listing: Listing, reasons: dict[str, dict[int, str]]) -> list[tuple[str, str]]:
+    """Return path and reason of the bad files, in the order of the listing."""
+    return [
+        (str(listing.file(part, index)), reason + listing.place(part, index))
+        for part, of_part in reasons.items()
+        for index, reason in sorted(of_part.items())
+    ]
+
+
+def _describe_part(
+    listing: Listing, sizes: dict[str, np.ndarray], reasons: dict[str, dict[int, str]]
+) -> list[str]:
+    """Return lines on the files that were decoded before the check was stopped."""
+    bad = _list_bad(listing, reasons)
+    count = sum(int((of_part[:, 0] > 0).sum()) for of_part in sizes.values()) + len(bad)
+    lines = [f"stopped after {count:,} of {len(listing):,} files; {len(bad):,} of these are bad"]
+    return [*lines, *(f"  {printable(path)}: {reason}" for path, reason in bad)]
 
 
 def _find_bad_names(config: FileData, listing: Listing) -> list[str]:
@@ -88,11 +115,10 @@ def _find_bad_names(config: FileData, listing: Listing) -> list[str]:
 
 
 def _decode_part(
-    listing: Listing, part: str, num_threads: int
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Return the sizes of one part, a hash of the content of each file, and the reasons for bad ones."""
+    listing: Listing, part: str, sizes: np.ndarray, hashes: np.ndarray, num_threads: int
+) -> dict[int, str]:
+    """Find the sizes of one part, and a hash of the content of each file; return the reasons for bad ones."""
     files = listing.parts[part]
-    sizes, hashes = np.zeros((len(files), 2), np.int32), np.zeros(len(files), np.int64)
 
     def decode(index: int) -> None:
         file = files.file(listing.root, index)
@@ -102,7 +128,7 @@ def _decode_part(
         hashes[index] = int.from_bytes(hash_image(file)[:8], signed=True)
         sizes[index] = image.height, image.width
 
-    return sizes, hashes, try_all(range(len(files)), decode, num_threads, f"decoding {part} images")
+    return try_all(range(len(files)), decode, num_threads, f"decoding {part} images")
 
 
 def _add_damage(listing: Listing, reasons: dict[str, dict[int, str]], num_processes: int) -> None:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.data.files.exif import exif_orientation
 from pipeline.data.files.file_part import ImageFile, open_image
 from pipeline.data.files.image_formats import NO_IMAGE, PILLOW_FORMATS
+from pipeline.errors import Stopped
 
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -147,6 +148,9 @@ def try_all(
 
     Returns:
         The reason for each item whose work raised an exception, in ascending order of the items.
+
+    Raises:
+        Stopped: Ctrl-C; its `partial` is what would be returned, of the items so far.
     """
 
     def try_chunk(start: int) -> tuple[int, dict[int, str]]:
@@ -167,8 +171,10 @@ def try_all(
                 count, failed_in_chunk = done.result()
                 failed |= failed_in_chunk
                 progress.advance(task, count)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped(failed) from None
             raise
     return dict(sorted(failed.items()))
 

@@ -1,6 +1,5 @@
 """Tests that nothing which a benchmark has started outlives it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,8 +9,8 @@ import psutil
 import pytest
 
 from benchmarks.measure import stopping
-from benchmarks.measure.stopping import SigtermAsCtrlC, stop_tree
-from tests.patience import PATIENCE_S, wait_until
+from benchmarks.measure.stopping import stop_tree
+from tests.patience import wait_until
 
 
 def test_descendants_in_sessions_of_their_own_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -42,32 +41,3 @@ def test_a_process_that_has_ended_is_no_error():
     process.wait()
     stop_tree(process)
     assert process.returncode == 0
-
-
-def test_the_first_sigterm_is_ctrl_c_and_later_ones_are_nothing():
-    before = signal.getsignal(signal.SIGTERM)
-    with SigtermAsCtrlC() as sigterm:
-        assert not sigterm.came
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert sigterm.came
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_forked_process_ends_silently():
-    program = """
-import os, signal, time
-from benchmarks.measure.stopping import SigtermAsCtrlC
-receiver, sender = os.pipe()
-with SigtermAsCtrlC() as sigterm:
-    process = os.fork()
-    if not process:
-        os.write(sender, b"1")
-        time.sleep(300)
-    os.read(receiver, 1)  # Python drops signals that come in the middle of a fork
-    os.kill(process, signal.SIGTERM)
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), sigterm.came)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
-    assert (done.stdout, done.stderr) == (f"{-signal.SIGTERM} False\n", "")

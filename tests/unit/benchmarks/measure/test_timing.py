@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks.measure import session as sessions
+from benchmarks.measure import timing
 from benchmarks.measure.session import Session
-from benchmarks.measure.timing import Workload, time_interleaved
+from benchmarks.measure.timing import StoppedEarly, Workload, time_interleaved
 
 CPU = torch.device("cpu")
 
@@ -35,17 +36,48 @@ def test_complete_rounds_are_kept(stops_in: int):
     assert [len(timing.step_s) for timing in timings] == [stops_in - 2, stops_in - 2]
 
 
-@pytest.mark.parametrize("stops_in", [1, 2])
-def test_without_a_complete_round_there_is_no_result(stops_in: int):
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize(("stops_in", "timed"), [(1, []), (2, ["a"])])
+def test_without_a_complete_round_the_windows_are_kept(stops_in: int, timed: list[str]):
+    with pytest.raises(StoppedEarly) as stopped:
         time_interleaved([Counted("a"), Counted("b", stops_in)], 5, 2, CPU)
+    assert [timing.name for timing in stopped.value.timings] == timed
+    assert all(len(timing.step_s) == 1 for timing in stopped.value.timings)
+
+
+def test_a_session_prints_the_windows_of_a_first_round(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(KeyboardInterrupt):
+        a_session().time([Counted("a"), Counted("b", stops_in=2)])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "first round" in line and "a " in line and "images/sec" in line
 
 
 def test_each_window_is_announced_with_the_time_left():
     lines: list[str] = []
     time_interleaved([Counted("a"), Counted("b")], 2, 1, CPU, lines.append)
-    assert lines[:3] == ["warming up, 1 of 2: a", "warming up, 2 of 2: b", "round 1 of 2: a"]
-    assert lines[3:] == [f"round {n} of 2: {name}, left 0:00" for n, name in ((1, "b"), (2, "a"), (2, "b"))]
+    assert lines[:2] == ["warming up, 1 of 2: a", "warming up, 2 of 2: b"]
+    assert lines[2:] == [f"round {n} of 2: {name}, left 0:00" for n in (1, 2) for name in "ab"]
+
+
+class Slow(Workload):
+    """Takes a second a step, by a clock of its own."""
+
+    clock = 0.0
+
+    def __init__(self, name: str, step_s: float):
+        super().__init__(name, images_per_step=8, lead_in=1)
+        self._step_s = step_s
+
+    def run(self, steps: int) -> None:
+        Slow.clock += steps * self._step_s
+
+
+def test_the_time_left_is_that_of_each_workload(monkeypatch: pytest.MonkeyPatch):
+    """A loader alone may be a thousand times as fast as a step: the pace so far says nothing."""
+    monkeypatch.setattr(timing, "time", argparse.Namespace(perf_counter=lambda: Slow.clock))
+    lines: list[str] = []
+    time_interleaved([Slow("a", 0.001), Slow("b", 10.0)], 2, 5, CPU, lines.append)
+    # a window of b is five steps, and one that is not timed
+    assert [line.partition(", left ")[2] for line in lines[2:]] == ["2:00", "2:00", "1:00", "1:00"]
 
 
 def a_session() -> Session:

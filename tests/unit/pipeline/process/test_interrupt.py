@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,9 @@ WORK = {
 }
 
 
-def start(work: str, before: str = "") -> subprocess.Popen[str]:
+def start(work: str, before: str = "", arguments: str = "") -> subprocess.Popen[str]:
     """Start a process that does this work, and wait until it has printed "ready"."""
-    code = f"{before}{BEGIN}    {work}\nrun_process(main)"
+    code = f"{before}{BEGIN}    {work}\nrun_process(main{arguments})"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -66,9 +67,9 @@ def start(work: str, before: str = "") -> subprocess.Popen[str]:
     return process
 
 
-def signal_group(process: subprocess.Popen[str]) -> None:
+def signal_group(process: subprocess.Popen[str], number: int = signal.SIGINT) -> None:
     """Send what a terminal sends at Ctrl-C."""
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
 
 
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK)
@@ -102,3 +103,56 @@ def test_an_import_is_ended_at_once(tmp_path: Path):
     process = start(f"sys.path.insert(0, {str(tmp_path)!r}); import slow_module")
     signal_group(process)
     assert process.communicate(timeout=30) == ("", "stopped\n") and process.returncode == 130
+
+
+@pytest.mark.parametrize("work", ["sleeps", "swallows the exception", "forks", "removes its files"])
+def test_sigterm_too_if_the_program_wants_it(work: str):
+    process = start(WORK[work], arguments=", at_sigterm=True")
+    signal_group(process, signal.SIGTERM)
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (130, "stopped\n")
+    assert out == ("removed\n" if "removed" in WORK[work] else "")
+
+
+def test_sigterm_ends_one_of_several_processes_as_ever(monkeypatch: pytest.MonkeyPatch):
+    """The launcher sends it to those that are left when one has failed."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    process = start(WORK["sleeps"], arguments=", at_sigterm=True")
+    signal_group(process, signal.SIGTERM)
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == -signal.SIGTERM
+
+
+KEEPING = "from pipeline.process.interrupt import keep_results\n"
+# longer than the second that a command has which keeps no results
+SHOWING = """
+    keep_results()
+    try: ready(); time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(1.5); print("results")
+    return 0"""
+
+
+@pytest.mark.parametrize("numbers", [[2], [15], [15, 15]], ids=["SIGINT", "SIGTERM", "SIGTERM twice"])
+def test_results_are_shown_however_long_that_takes(numbers: list[int]):
+    process = start(SHOWING, KEEPING, ", at_sigterm=True")
+    for number in numbers:
+        signal_group(process, number)
+        time.sleep(0.1)
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "results\n")
+    assert error.startswith("stopping") and error.endswith("\nstopped\n") and error.count("\n") == 2
+
+
+def test_a_second_ctrl_c_ends_a_process_that_keeps_results():
+    work = """
+    keep_results()
+    while True:
+        try: ready(); time.sleep(60)
+        except BaseException: pass"""
+    process = start(work, KEEPING)
+    signal_group(process)
+    time.sleep(1.3)
+    assert process.poll() is None
+    signal_group(process)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and error.endswith("\nstopped\n")

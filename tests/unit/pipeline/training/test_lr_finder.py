@@ -1,5 +1,6 @@
 """Checks the result of the learning-rate range test, and that it changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline import __main__ as cli
+from pipeline.errors import Stopped
 from pipeline.process.command_line import pipeline_command
 from pipeline.training.lr_finder import RangeTest, range_test, smooth
 from tests.tiny import RECIPE, assert_equal, tiny_config, tiny_trainer, train_steps
@@ -89,6 +91,37 @@ def test_afterwards_everything_is_as_before(keys: tuple[str, ...], first: int):
     assert_equal(state_of(trainer), before)
     assert all(parameter.grad is None for parameter in trainer.state.model.parameters())
     assert train_steps(trainer, 4) == train_steps(twin, 4)
+
+
+@pytest.mark.usefixtures("process_state")
+def test_ctrl_c_leaves_the_curve_so_far_and_the_state_as_before():
+    config = tiny_config()
+    trainer = tiny_trainer(config)
+    before = {key: _copy(value) for key, value in state_of(trainer).items()}
+
+    def report(step: int) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped) as stopped:
+        range_test(config, trainer.state, trainer.loaders.train, 1e-3, 1e-2, 20, report)
+    result = stopped.value.partial
+    assert result.stopped and len(result.losses) == len(result.rates) == len(result.smoothed) == 5
+    assert_equal(state_of(trainer), before)
+
+
+def test_no_suggestion_comes_from_a_part_of_the_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    valley = replace(result_of(1 + (np.log10(RATES) + 1) ** 2), stopped=True)
+
+    def stop(*_: Any) -> None:
+        raise Stopped(valley)
+
+    monkeypatch.setattr("pipeline.training.lr_finder.lr_find", stop)
+    assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}", "--steps", "200"]) == 130
+    *_, curve, last = capsys.readouterr().out.splitlines()
+    assert "curve: " in curve and last == "no suggestion: stopped after 101 of 200 steps"
 
 
 def _copy(value: Any) -> Any:

@@ -1,7 +1,12 @@
 """Checks the tables that `check-data` writes."""
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import pytest
+from PIL import Image
+
+from pipeline import __main__ as cli
 from pipeline.data.files import check
 
 
@@ -11,3 +16,27 @@ from pipeline.data.files import check
 )
 def test_a_class_that_looks_like_a_formula(name: str, cell: str):
     assert check._cell(name) == cell
+
+
+def test_ctrl_c_leaves_what_was_found_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for part, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
+        folder = tmp_path / part / name
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (4, 4), (number, 9, 9)).save(folder / f"{number}.png")
+    bad = tmp_path / "train" / "a" / "1.png"
+    bad.write_bytes(b"no image")
+    decode = check.open_rgb
+
+    def stop_at_the_test_images(file: Any) -> Image.Image:
+        if "test" in Path(file).parts:
+            raise KeyboardInterrupt
+        return decode(file)
+
+    monkeypatch.setattr(check, "open_rgb", stop_at_the_test_images)
+    assert cli.main(["check-data", str(tmp_path), "--threads", "1"]) == 130
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "stopped after 6 of 12 files; 1 of these are bad"
+    assert str(bad) in second
