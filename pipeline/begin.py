@@ -1,15 +1,17 @@
 """Begins a run: reads the data, assembles the trainer, opens the run folder and says what was resolved."""
 
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config
+from pipeline.config import Config, DataConfig, DigitsData, SyntheticData
 from pipeline.errors import UserError
 from pipeline.process.other_programs import OtherPrograms
 from pipeline.process.world import read_world
-from pipeline.run.timeline import Timeline
+from pipeline.run.timeline import DataReading, Timeline
 
 if TYPE_CHECKING:
     from pipeline.data import Splits
@@ -22,7 +24,18 @@ if TYPE_CHECKING:
     from pipeline.training.trainer import Trainer
 
 
-def read_data_beside(config: Config) -> "Future[Splits] | None":
+def _read_timed(config: DataConfig, load: "Callable[[], Splits]") -> "tuple[Splits, DataReading]":
+    """Load the data set, and tell how it was read."""
+    from pipeline.data.files.first_time import count_first_times
+
+    began, before = time.perf_counter(), count_first_times()
+    splits = load()
+    needs_none = isinstance(config, DigitsData | SyntheticData)
+    first_time = None if needs_none else count_first_times() > before
+    return splits, DataReading(time.perf_counter() - began, first_time)
+
+
+def read_data_beside(config: Config) -> "Future[tuple[Splits, DataReading]] | None":
     """Read the data set while the main thread imports torch.
 
     Returns:
@@ -34,11 +47,11 @@ def read_data_beside(config: Config) -> "Future[Splits] | None":
         return None
     from pipeline.data import load_splits
 
-    future: Future[Splits] = Future()
+    future: Future[tuple[Splits, DataReading]] = Future()
 
     def read() -> None:
         try:
-            future.set_result(load_splits(config.data, config.seed))
+            future.set_result(_read_timed(config.data, lambda: load_splits(config.data, config.seed)))
         except BaseException as error:  # raised where the data set is needed
             future.set_exception(error)
 
@@ -52,7 +65,7 @@ def open_and_build(
     processes: "Processes",
     lock: "RunLock",
     timeline: Timeline,
-    reading: "Future[Splits] | None",
+    reading: "Future[tuple[Splits, DataReading]] | None",
     others: OtherPrograms,
 ) -> "Trainer":
     """Read the data, assemble the run and, once nothing refuses it any more, open its folder.
@@ -81,7 +94,7 @@ def open_and_build(
         describe = (describe_environment, config, processes.device, processes.shard.world_size)
         environment = beside.submit(*describe) if processes.is_main else None
         with timeline.within("data"):
-            splits = _read_data(config, processes) if reading is None else reading.result()
+            splits, timeline.data = _read_data(config, processes) if reading is None else reading.result()
     found, decoder = processes.on_main(lambda: _find_run_to_continue(config, splits, processes, lock))
     threads = set_threads(processes, others, found.run)
     trainer = _assemble(config, splits, processes, found, decoder)
@@ -125,10 +138,13 @@ def _find_run_to_continue(
     return found, decoder_for(config, splits.train, processes.device, decoder_of(found.run))
 
 
-def _read_data(config: Config, processes: "Processes") -> "Splits":
+def _read_data(config: Config, processes: "Processes") -> "tuple[Splits, DataReading]":
     from pipeline.data import load_splits
 
-    return processes.main_first(lambda: load_splits(config.data, config.seed, is_main=processes.is_main))
+    def load() -> "Splits":
+        return load_splits(config.data, config.seed, is_main=processes.is_main)
+
+    return processes.main_first(lambda: _read_timed(config.data, load))
 
 
 def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str, Any]) -> "RunFolder":

@@ -80,7 +80,7 @@ def describe_result(trainer: "Trainer", evaluation: "EvalResult") -> RunResult:
     from pipeline.models import num_parameters
 
     config, state, clock = trainer.config, trainer.state, trainer.clock
-    started, parts = trainer.timeline.started, trainer.timeline.seconds()
+    started, parts, data = trainer.timeline.started, trainer.timeline.seconds(), trainer.timeline.data
     assert state.best is not None and state.last_train is not None
     return RunResult(
         **{f"test_{name}": value for name, value in evaluation.figures().model_dump().items()},
@@ -99,6 +99,8 @@ def describe_result(trainer: "Trainer", evaluation: "EvalResult") -> RunResult:
         train_s=clock.train_s,
         wall_s=sum(parts.values()),
         timeline={**parts, "exit": None},
+        data_s=data.seconds if data is not None else None,
+        data_first_time=data.first_time if data is not None else None,
         peak_memory_bytes=peak_memory_bytes(trainer.processes.device),
         skipped_steps=state.last_train.skipped_steps,
         recompilations=trainer.step.recompilations,

@@ -92,6 +92,12 @@ def _speed_range(run: RunRecord) -> str:
     return f"{speed.p10:,.0f} – {speed.p90:,.0f}, n = {speed.n}"
 
 
+def _data_reading(run: RunRecord) -> str:
+    if run.result is None or run.result.data_first_time is None:
+        return ""
+    return "for the first time" if run.result.data_first_time else "from the cache"
+
+
 def _calibration_error(run: RunRecord) -> float | None:
     found = run.predictions
     return None if found is None else expected_error(reliability(found.confidence, found.rank == 0))
@@ -154,6 +160,11 @@ FIGURES = (
     Figure(
         *("waiting for data", _of_result("data_wait_fraction"), percent),
         *("fraction of a step without a batch", "less"),
+    ),
+    Figure(
+        *("reading the data set", _of_result("data_s"), duration),
+        "all of it; most of it goes on while torch is imported",
+        remark=_data_reading,
     ),
     Figure("warm-up", _of_result("compile_s"), duration, "compilation, cuDNN trials, graph capture", "less"),
     Figure(

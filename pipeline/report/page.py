@@ -36,8 +36,8 @@ _PARTS = {
     "imports": ("importing torch", 6),
     "data": ("reading the data set", 3),
     "build": ("building network and loaders", 4),
-    "compile": ("warm-up: compilation, cuDNN trials", 2),
-    "capture": ("capturing the CUDA graph", 5),
+    "compile": ("warm-up: first steps, compilation", 2),
+    "capture": ("capturing CUDA graphs", 5),
     "training": ("steady training", 1),
     "evaluation": ("evaluation", 3),
     "saving": ("saving", 4),
@@ -96,6 +96,7 @@ class RunView:
         status: a sentence on a run that has not finished; empty for a finished run.
         continued: step and command of each process that continued the run.
         times: (name, duration, fraction of the whole, number of the colour) of the parts of the run's time.
+        time_of: a sentence on their sum.
         tested: a sentence on the predictions of the test set.
         unsure: right predictions of the lowest confidence, if there are few mistakes.
     """
@@ -111,6 +112,7 @@ class RunView:
     bottleneck: str
     skipped: str
     times: list[tuple[str, str, float, int]]
+    time_of: str
     tested: str
     confusion: Confusion | None
     reliability: Reliability | None
@@ -163,6 +165,7 @@ def _view(run: RunRecord, position: int, single: bool) -> RunView:
         bottleneck=bottleneck_of_run(run.result, run.config) if run.result and run.config else "",
         skipped=_skipped(run),
         times=_times(run),
+        time_of=_time_of(run),
         tested=_tested(run),
         confusion=confusion_of(predictions) if predictions is not None else None,
         reliability=reliability_of(predictions) if predictions is not None else None,
@@ -227,14 +230,42 @@ def _skipped(run: RunRecord) -> str:
 def _times(run: RunRecord) -> list[tuple[str, str, float, int]]:
     """Return the parts of the time of the run's last process, from the command on; nothing for a run of an
     older version, which did not time them."""
-    timeline = run.result.timeline if run.result is not None else {}
-    seconds = {part: value for part, value in timeline.items() if value is not None and part in _PARTS}
+    seconds = _seconds_of_parts(run)
     total = sum(seconds.values())
+    names = {part: name for part, (name, _) in _PARTS.items()}
+    names["data"] += {None: "", True: " (first time)", False: " (from the cache)"}[_first_time(run)]
     return [
-        (_PARTS[part][0], duration(value), value / total, _PARTS[part][1])
+        (names[part], _length(value), value / total, _PARTS[part][1])
         for part, value in seconds.items()
         if total > 0
     ]
+
+
+def _time_of(run: RunRecord) -> str:
+    """Return a sentence on the sum of the parts; without launch.sh nobody times the end of the process."""
+    seconds = _seconds_of_parts(run)
+    total = duration(sum(seconds.values()))
+    if "exit" in seconds:
+        return f"From the command to the prompt: {total}, in these parts:"
+    return f"From the command to the report: {total}, in these parts:"
+
+
+def _seconds_of_parts(run: RunRecord) -> dict[str, float]:
+    timeline = run.result.timeline if run.result is not None else {}
+    return {part: value for part, value in timeline.items() if value is not None and part in _PARTS}
+
+
+def _first_time(run: RunRecord) -> bool | None:
+    return run.result.data_first_time if run.result is not None else None
+
+
+def _length(seconds: float) -> str:
+    """Write a part of the time.
+
+    >>> _length(0.04), _length(0.05)
+    ('< 0.1 s', '0.1 s')
+    """
+    return "< 0.1 s" if seconds < 0.05 else duration(seconds)
 
 
 def _tested(run: RunRecord) -> str:

@@ -203,6 +203,9 @@ class RunResult(_WithViews):
         timeline: seconds of the parts of the run, from the command to the end of the process, in their order;
             `exit`, which no process can time itself, is added by launch.sh. Empty for a run of an older
             version.
+        data_s: of all the reading of the data set, most of it beside the imports.
+        data_first_time: True if files were downloaded, decoded or indexed for it; False if a cache held
+            all of it; None if it needs no such work.
         peak_memory_bytes: on a GPU of torch's allocator, on the CPU of the process.
         skipped_steps: updates skipped for overflow.
         recompilations: graphs compiled after warm-up.
@@ -233,6 +236,8 @@ class RunResult(_WithViews):
     train_s: float
     wall_s: float
     timeline: Mapping[str, float | None] = {}
+    data_s: float | None = None
+    data_first_time: bool | None = None
     peak_memory_bytes: int
     skipped_steps: int = 0
     recompilations: int = 0

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 Part = Literal[
@@ -19,6 +20,20 @@ Part = Literal[
 ]
 
 
+@dataclass(frozen=True)
+class DataReading:
+    """Tells how the data set was read.
+
+    Attributes:
+        seconds: of all the reading, most of it beside the imports.
+        first_time: True if files were downloaded, decoded or indexed for it; False if a cache held all of it;
+            None if it needs no such work.
+    """
+
+    seconds: float
+    first_time: bool | None
+
+
 class Timeline:
     """Divides the time of a run into parts, without gaps: one part ends where the next one begins.
 
@@ -26,10 +41,14 @@ class Timeline:
 
     Args:
         started: start of the command, in seconds of `time.perf_counter`; default: now.
+
+    Attributes:
+        data: how the data set was read; None if that is not known.
     """
 
     def __init__(self, started: float | None = None) -> None:
         self.started = time.perf_counter() if started is None else started
+        self.data: DataReading | None = None
         self._since, self._part = self.started, "launcher"
         self._seconds: dict[str, float] = {}
 

@@ -1,5 +1,6 @@
 """Runs a network in the evaluations of a training run: on our kernels, replayed as CUDA graphs."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ class EvalNetwork:
 
     Attributes:
         num_captured: number of shapes that are captured.
+        first_pass_s, capture_s: seconds of the first passes of these shapes, which compile kernels and choose
+            algorithms, and of the captures.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class EvalNetwork:
     ):
         self.model, self._precision, self._capture, self._memory = model, precision, capture, memory
         self._captured: dict[tuple[Any, ...], _Captured] = {}
+        self.first_pass_s = self.capture_s = 0.0
 
     @property
     def num_captured(self) -> int:
@@ -66,14 +70,24 @@ class EvalNetwork:
         if captured is None and not (self._capture and self.num_captured < _MOST_SHAPES):
             return self._logits(images)
         if captured is None:
-            # a copy, as the captured pass reads: cuDNN chooses algorithms for the alignment of the memory
-            images = images.clone()
-            logits = self._logits(images)  # compiles kernels and chooses algorithms, which no capture can do
-            self._captured[key] = self._capture_pass(images)
-            return logits
+            return self._first_pass(key, images)
         captured.images.copy_(images)
         captured.graph.replay()
         return captured.logits.to(torch.float32, copy=True)
+
+    def _first_pass(self, key: tuple[Any, ...], images: torch.Tensor) -> torch.Tensor:
+        """Compile kernels and choose algorithms, which no capture can do; then capture."""
+        began = time.perf_counter()
+        # a copy, as the captured pass reads: cuDNN chooses algorithms for the alignment of the memory
+        images = images.clone()
+        logits = self._logits(images)
+        if images.is_cuda:
+            torch.cuda.current_stream(images.device).synchronize()
+        compiled = time.perf_counter()
+        self._captured[key] = self._capture_pass(images)
+        self.first_pass_s += compiled - began
+        self.capture_s += time.perf_counter() - compiled
+        return logits
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         return self._forward(images).to(torch.float32, copy=True)

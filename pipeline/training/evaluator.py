@@ -63,6 +63,14 @@ class Evaluator:
             self._networks[name] = EvalNetwork(model, self.state.precision, capture, self.memory_pool)
         return self._networks[name]
 
+    def take_warmup_s(self) -> tuple[float, float]:
+        """Return the seconds since the last call of passes that compiled, and of captures."""
+        networks = self._networks.values()
+        seconds = sum(each.first_pass_s for each in networks), sum(each.capture_s for each in networks)
+        for each in networks:
+            each.first_pass_s = each.capture_s = 0.0
+        return seconds
+
     @property
     def num_captured(self) -> int:
         """The number of captured forward passes: one for each network and batch shape."""

@@ -206,6 +206,9 @@ class Trainer:
         if due.evaluate:
             with self.timeline.within("evaluation"):
                 evaluation = self.evaluate_all()
+            compile_s, capture_s = self.evaluator.take_warmup_s()
+            self.timeline.move(compile_s, "evaluation", "compile")
+            self.timeline.move(capture_s, "evaluation", "capture")
         if due.save or stops or (due.evaluate and self.evaluator.is_best):
             with self.timeline.within("saving"):
                 self.save()

@@ -25,6 +25,7 @@ from pipeline.atomic_io import write_whole
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.image_set import ImageSet
 from pipeline.data.datasets.splits import RawSplits
+from pipeline.data.files.first_time import note_first_time
 from pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -265,6 +266,7 @@ def _has_md5(path: Path, md5: str) -> bool:
 
 def _unpack(archive: Path, folder: Path, wanted: list[tuple[str, str]]) -> None:
     """Write the wanted files, and no others, into FOLDER. Paths in the archive are never used."""
+    note_first_time()
     _log.info("unpacking %s", archive)
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "r:gz") as tar:

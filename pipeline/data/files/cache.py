@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.atomic_io import sha256, write_json
 from pipeline.data.batch import NUM_CHANNELS
+from pipeline.data.files.first_time import note_first_time
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ def new_entry(entry: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written.
     """
+    note_first_time()
     entry.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(entry.parent)
     building = entry.parent / f"{_BUILDING}{secrets.token_hex(8)}"

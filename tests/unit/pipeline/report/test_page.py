@@ -227,8 +227,25 @@ NO_SPEED = {
             },
             (),
             "The time of the process that ended the run; those before it are not counted. "
-            "importing torch: 4.0 s 40 %",
+            "From the command to the report: 10.0 s, in these parts: importing torch: 4.0 s 40 %",
         ),
+        (
+            {"result": {**RESULT, "timeline": {"imports": 4.0, "data": 0.04, "exit": 0.96}}},
+            (),
+            "From the command to the prompt: 5.0 s, in these parts: importing torch: 4.0 s 80 % reading the "
+            "data set: < 0.1 s 1 % exit: 1.0 s 19 %",
+        ),
+        (
+            {"result": {**RESULT, "timeline": {"data": 9.0, "exit": 0.01}, "data_first_time": True}},
+            (),
+            "reading the data set (first time): 9.0 s 100 % exit: < 0.1 s < 1 %",
+        ),
+        (
+            {"result": {**RESULT, "timeline": {"data": 9.0}, "data_s": 9.5, "data_first_time": False}},
+            (),
+            "reading the data set (from the cache): 9.0 s 100 %",
+        ),
+        ({"result": {**RESULT, "data_s": 9.5, "data_first_time": False}}, (), "9.5 s (from the cache)"),
         (
             {"predictions": replace(predictions(), labels=np.full(12, 7, np.int32))},
             (),

@@ -1,5 +1,6 @@
 """A network of evaluations: what it copies, keeps and captures. On a CPU a graph is a function."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,3 +111,20 @@ def test_the_evaluation_of_a_caller_s_own_network_is_not_captured(monkeypatch: p
     evaluator.builds_networks = False
     assert evaluator.network("ours, by pipeline.api", model)._capture
     assert not evaluator.network("the caller's", nn.Sequential(nn.Linear(2, 2)))._capture
+
+
+def test_the_first_passes_are_timed_apart_from_their_captures(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capture_slowly(self: EvalNetwork, images: torch.Tensor) -> Any:
+        time.sleep(0.05)
+        return capture_pass(self, images)
+
+    monkeypatch.setattr(EvalNetwork, "_capture_pass", capture_slowly)
+    network = EvalNetwork(model, PRECISION, True)
+    for _ in range(2):
+        network(torch.randn(4, 3, 6, 6))
+    assert network.capture_s >= 0.05 > network.first_pass_s > 0
+    taken = network.capture_s, network.first_pass_s
+    network(torch.randn(4, 3, 6, 6))
+    assert taken == (network.capture_s, network.first_pass_s), "a replay counted as a first pass"
