@@ -75,7 +75,7 @@ def test_a_sweep_survives_a_failed_run_and_goes_on_with_it(make_sweep: Any, tmp_
     assert "| broken | optimizer.lr=7 |  |  |  | 2 failed |" in table
     saved = json.loads((folder / "results.json").read_text())
     assert [run["status"] for run in saved["runs"]] == ["done"] * 2 + ["failed"] * 2 + ["done"] * 2
-    assert "| other | +0.00 | -3.04 to +3.04 | 1 | not told apart | above 1,000,000 |" in table
+    assert "| other | +0.00 | -3.04 to +3.04 | 0.00 (2.0) | 1 | not told apart | above 1,000,000 |" in table
     assert "| broken |  |  |  |  |  |" in table and set(saved["differences"]) == {"other"}
 
     (folder / "repaired").touch()
