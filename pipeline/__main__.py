@@ -20,7 +20,7 @@ COMMANDS = {
     "lr-find": "Runs a learning-rate range test: draws the curve and suggests a maximum.",
     "config-reference": "Prints keys with their types, defaults and meanings: all of them, or those that "
     "hold a word.",
-    "check-data": "Decodes all images of a folder, lists bad files, counts classes, draws sizes; exit code "
+    "check-data": "Decodes all images of a data set, lists bad files, counts classes, draws sizes; exit code "
     "1: bad files.",
     "evaluate": "Prints the accuracy of a run's checkpoint on the test set.",
     "explain": "Draws Grad-CAM maps of misclassified test images, of chosen test images or of files, as one "

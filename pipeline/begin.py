@@ -185,6 +185,7 @@ def _begin_to_write(trainer: "Trainer", run: "RunFolder", environment: dict[str,
 def _announce(trainer: "Trainer", threads: "ThreadCount | None") -> None:
     """Print what was resolved from the config and the machine, before the first step."""
     from pipeline.config import SLOW_ON_CPU
+    from pipeline.models.freeze import describe_trained
     from pipeline.training.build import compile_mode
 
     config, plan, run, splits = trainer.config, trainer.plan, trainer.run, trainer.splits
@@ -205,6 +206,8 @@ def _announce(trainer: "Trainer", threads: "ThreadCount | None") -> None:
     )
     if threads is not None and threads.reason:
         say(str(threads))
+    if config.model.freeze:
+        say(f"trained: {describe_trained(trainer.state.model)}; model.freeze excludes the others")
     if trainer.loaders.decoder is not None:
         say(trainer.loaders.decoder.describe())
     if config.precision.mode == "fp16" and not on_gpu:

@@ -58,6 +58,7 @@ def describe_plan(config: Config, recipe: str) -> Iterator[str]:
         **({"config": warnings} if warnings else {}),
         "data": _data(config, counts),
         **({} if offline or resumed else {"weights": f"{config.model.weights}, downloaded at the start"}),
+        **({"trained": _trained(config, counts)} if config.model.freeze else {}),
         "steps": _steps(config, plan),
         "learning rate": _rates(plan),
         "processes": f"{machine.processes}, on {machine.name}",
@@ -190,6 +191,14 @@ def _data(config: Config, counts: Counts) -> str:
         f"{config.data.dataset}: {counts.train:,} training images{held_out}, {counts.test:,} test images, "
         f"{counts.num_classes:,} classes ({counts.note})"
     )
+
+
+def _trained(config: Config, counts: Counts) -> str:
+    with imports_uncollected():
+        from pipeline.models.freeze import describe_trained
+        from pipeline.profiling.memory_estimate import build_frozen
+
+    return f"{describe_trained(build_frozen(config, counts.num_classes))}; model.freeze excludes the others"
 
 
 def _interval(steps: int) -> str:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forms.add_argument(
         "--csv",
         action="store_true",
-        help="print CSV with all probabilities instead of a table",
+        help="print CSV with all probabilities instead of a table; `> FILE` keeps it",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "gpu"), help="device to predict on (default: runtime.device)"

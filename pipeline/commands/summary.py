@@ -1,6 +1,7 @@
 """Prints the layers of a recipe's network with shapes, parameters, memory and FLOPs, and draws its graph."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.commands.arguments import add_recipe, check_output_file, count, print_warnings
@@ -31,12 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     picture = arguments.picture or path_of("log.dir", config.log.dir) / usual
     check_output_file(picture, "--picture" if arguments.picture else "log.dir")
     with imports_uncollected():
+        from pipeline.models.freeze import describe_trained, freeze
         from pipeline.profiling.model_graph import draw_architecture
         from pipeline.profiling.model_summary import build_for_summary, print_summary, summarise
 
     model, shape = build_for_summary(config)
     title = f"{config.model.name} for {shape[0]} × {shape[1]} × {shape[2]} images"
     depth = draw_architecture(model, shape, picture, title, arguments.depth)
-    print_summary(summarise(model, shape, config.data.batch_size, config.precision.mode), title, depth)
+    summary = summarise(model, shape, config.data.batch_size, config.precision.mode)
+    if config.model.freeze:  # after the layers: their column holds all parameters
+        freeze(model, config.model.freeze)
+        summary = replace(summary, trained=describe_trained(model))
+    print_summary(summary, title, depth)
     print(f"\n{picture}")
     return 0

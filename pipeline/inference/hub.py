@@ -11,13 +11,16 @@ import yaml
 from torch import Tensor
 
 from pipeline.atomic_io import write_json, write_whole
-from pipeline.config import Config, FolderData, default_values, flatten, leaf_fields
+from pipeline.config import Config, FileData, default_values, flatten, leaf_fields
 from pipeline.config.base import FilePath, OptionalFilePath
 from pipeline.inference.hub_folder import repository_name
 from pipeline.inference.hub_names import CONFIG
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained
 from pipeline.run.records import RunResult
+
+# of data sets whose own name does not tell the images
+_NAMES = {"folder": "a folder of images", "shards": "shards of images"}
 
 
 def write_hub_files(trained: Trained, folder: Path, readme: str) -> None:
@@ -89,7 +92,7 @@ def _preprocessing(inputs: InputSpec) -> dict[str, Any]:
 def _front_matter(trained: Trained) -> dict[str, Any]:
     """Return the metadata of the card. The licence of the weights is their owner's choice."""
     data = trained.config.data
-    of_folder = isinstance(data, FolderData)
+    of_files = isinstance(data, FileData)  # "shards" would say nothing about the images
     name = _repository(trained.config)
     card: dict[str, Any] = {
         "library_name": "quickres",
@@ -102,8 +105,8 @@ def _front_matter(trained: Trained) -> dict[str, Any]:
         result = {
             "task": {"type": "image-classification"},
             "dataset": {
-                "name": "a folder of images" if of_folder else data.dataset,
-                "type": "imagefolder" if of_folder else data.dataset,
+                "name": _NAMES.get(data.dataset, data.dataset),
+                "type": "imagefolder" if of_files else data.dataset,
                 "split": "test",
             },
             "metrics": [{"type": "accuracy", "value": round(accuracy, 6), "name": "test accuracy"}],

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pipeline.errors import UserError
+from pipeline.models.build import num_parameters
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -40,6 +41,16 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         )
     if patterns:
         freeze_norms(model)
+
+
+def describe_trained(model: nn.Module) -> str:
+    """Return how many parameters are trained, for people.
+
+    >>> describe_trained(nn.Linear(2, 3).requires_grad_(False))
+    '0 of 9 parameters'
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return f"{num_parameters(model):,} of {total:,} parameters"
 
 
 def freeze_norms(model: nn.Module) -> None:

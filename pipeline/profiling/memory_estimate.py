@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from pipeline.config import MIX_SOURCES, AdamwConfig, Config, to_bytes
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.models import build_model, num_parameters
 from pipeline.models.flops import on_meta
+from pipeline.models.freeze import freeze
 from pipeline.profiling.model_summary import saved_bytes
 
 _FLOAT32 = 4  # bytes
@@ -64,15 +67,15 @@ def estimate_memory(
         num_resident: images of the data set that the loader would keep on the device, if
             `data.resident_limit` allows it.
     """
-    model = on_meta(build_model(config.model, num_classes, NUM_CHANNELS, config.image_size))
-    parameters, half = num_parameters(model), config.precision.mode != "fp32"
+    model, half = build_frozen(config, num_classes), config.precision.mode != "fp32"
+    trained, every = num_parameters(model), sum(parameter.numel() for parameter in model.parameters())
     optimizer = 2 if isinstance(config.optimizer, AdamwConfig) else int(config.optimizer.momentum > 0)
-    saved = 1 + optimizer + (config.ema.decay is not None)
-    copies = saved + 1 + (0.5 if half else 0) + saved  # gradients; half precision; a checkpoint
+    saved = (1 + (config.ema.decay is not None)) * every + optimizer * trained
+    kept = saved + trained + (0.5 * every if half else 0) + saved  # gradients; half precision; a checkpoint
     pixels = NUM_CHANNELS * config.image_size**2
     resident = num_resident * pixels
     return MemoryEstimate(
-        weights=int(copies * parameters * _FLOAT32),
+        weights=int(kept * _FLOAT32),
         images=resident if resident <= to_bytes(config.data.resident_limit) else 0,
         per_image=saved_bytes(
             model, (NUM_CHANNELS, config.image_size, config.image_size), config.precision.mode
@@ -81,6 +84,17 @@ def estimate_memory(
         num_images=config.data.batch_size // num_processes,
         accumulate=config.optimizer.accumulate,
     )
+
+
+def build_frozen(config: Config, num_classes: int) -> nn.Module:
+    """Build the network of a config on the meta device, with the parameters of `model.freeze` frozen.
+
+    Raises:
+        UserError: a pattern fits no parameter, or nothing is left to train.
+    """
+    model = build_model(config.model, num_classes, NUM_CHANNELS, config.image_size)
+    freeze(model, config.model.freeze)
+    return on_meta(model)
 
 
 def what_fits(config: Config, num_processes: int, memory: MemoryEstimate, available: int) -> str:

@@ -57,6 +57,7 @@ class Summary:
         saved_bytes: activations that autograd keeps for the backward pass, for the batch, if nothing is
             compiled or fused.
         training_flops: forward and backward for one image.
+        trained: how many parameters are trained, if `model.freeze` excludes some.
     """
 
     layers: tuple[Layer, ...]
@@ -65,6 +66,7 @@ class Summary:
     precision: str
     saved_bytes: int
     training_flops: float
+    trained: str = ""
 
 
 def build_for_summary(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -192,6 +194,7 @@ def totals(summary: Summary) -> list[str]:
     whole = summary.layers[0]
     return [
         f"parameters   {whole.parameters:,}",
+        *([f"trained      {summary.trained}; model.freeze excludes the others"] if summary.trained else []),
         f"arithmetic   {whole.flops / 1e9:,.3f} GFLOP an image forward ({whole.flops / 2e9:,.3f} G "
         f"multiply-adds, each counted as two); {summary.training_flops / 1e9:,.3f} GFLOP with backward",
         f"weights      {4 * whole.parameters / _MIB:,.1f} MiB in float32, and as much for gradients",

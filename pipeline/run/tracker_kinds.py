@@ -137,6 +137,8 @@ class Mlflow(Kind):
         mlflow = importlib.import_module("mlflow")
         for name in ("mlflow", "alembic"):  # they report each table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
+        # it warns at each try to reach a server; a failure is told once, by `Trackers`
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         server, beside = os.environ.get("MLFLOW_TRACKING_URI"), run.path.resolve().parent
         mlflow.set_tracking_uri(server or f"sqlite:///{beside / 'mlflow.db'}")
         if not server:  # MLflow sets it, and the next run of this process would take its place for a server

@@ -83,6 +83,16 @@ def test_milestones_after_the_end_of_a_shorter_run(capsys: pytest.CaptureFixture
     assert re.match(" {15}warning: schedule.milestones: 120ep .* 100ep", warning)
 
 
+def test_frozen_parameters_are_counted_and_need_no_gradients(capsys: pytest.CaptureFixture[str]):
+    keys = ("model.freeze=[stem.*, stages.*]", "model.name=resnet20", "precision.mode=fp32")
+    recipe = str(RECIPE)
+    plan, whole = plan_of(capsys, recipe, *keys), plan_of(capsys, recipe, *keys[1:])
+    assert re.match(r"(\d+) of 269,\d+ parameters; model.freeze excludes", plan["trained"])
+    assert "trained" not in whole
+    mib = [int(re.findall(r"(\d+) weights and optimizer", one["memory"])[0]) for one in (plan, whole)]
+    assert mib[0] < 0.6 * mib[1]
+
+
 def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(dry_run, "output_of", lambda *_: "NVIDIA H200, 143771\nNVIDIA H200, 143771")
     monkeypatch.setenv("QUICKRES_NUM_PROCESSES", "2")

@@ -94,6 +94,14 @@ def test_classes_are_known_without_the_data(tmp_path: Path):
         )
 
 
+def test_frozen_parameters_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["summary", str(RECIPE), f"log.dir={tmp_path}"]
+    assert cli.main([*command, "model.freeze=[stem.*, stages.*]"]) == 0
+    assert "parameters; model.freeze excludes the others" in capsys.readouterr().out
+    assert cli.main([*command, "model.freeze=[none.*]"]) == 2
+    assert "model.freeze: 'none.*' fits no parameter" in capsys.readouterr().err
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")  # no `dot`
     assert cli.main(["summary", str(RECIPE), f"log.dir={tmp_path}", "model.shortcut=B"]) == 0
