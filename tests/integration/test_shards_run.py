@@ -12,6 +12,7 @@ from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.data import Batch, build_loaders
 from pipeline.inference.evaluate_run import evaluate_run
+from pipeline.inference.export import export_run
 from pipeline.inference.trained_model import load_trained
 from pipeline.training.step import Step, StepOutput
 from tests.integration import two_processes
@@ -117,6 +118,8 @@ def test_the_run_is_evaluated_on_shards_and_on_the_folder(
     path = only_run(tmp_path)
     own = evaluate_run(path)
     assert (own.correct, own.seen) == (read_metrics(path)[-1]["correct"], NUM_TEST)
+    card = export_run(path, "hub").file.with_name("README.md").read_text()
+    assert "name: shards of images\n      type: imagefolder" in card
     for kind in ("folder", "tar"):
         dataset = "folder" if kind == "folder" else "shards"
         keys = [f"data.dataset={dataset}", f"data.root={roots[kind]}"]

@@ -23,7 +23,7 @@ from pipeline.data.files.shards.tar_shards import index_tar
 from pipeline.errors import UserError
 
 # Raise this number when the same shards give another index, or when the layout of the entry changes.
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _KIND = "shards"
 _THREADS = 8
 _MAX_NAMED = 10
