@@ -4,10 +4,11 @@ import argparse
 import os
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 from pipeline.commands.arguments import add_overrides, check_output_file, print_warnings
-from pipeline.config import Config, load_config
+from pipeline.config import Config, check_compiles, load_config
 from pipeline.errors import UserError
 from pipeline.process.cache_dirs import make_cache_folder
 from pipeline.process.fast_import import imports_uncollected
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     print_warnings(config)
     if arguments.save is not None:
         check_output_file(arguments.save, "--save")
+    if config.runtime.device == "cpu" or config.compile.mode == "none":  # known before torch is imported
+        check_compiles(config.compile, "cpu")
     print(f"compiling {arguments.config}, which may take minutes …", flush=True)
     if arguments.save is None:
         print(f"compiled in {_compile(config):.1f} s; runs of this recipe find the code in the cache")
@@ -59,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _load(file: Path) -> None:
     if not file.is_file():
         raise UserError(f"--load: {file}: no such file; give a file that `compile CONFIG --save` has made")
+    if not zipfile.is_zipfile(file):
+        remedy = "give a file that `compile CONFIG --save` has made"
+        raise UserError(f"--load: {file} cannot be read (it is no zip file); {remedy}")
     with imports_uncollected():
         from pipeline.training.compile_cache import load_compiled
 

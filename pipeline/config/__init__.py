@@ -8,7 +8,14 @@ from pipeline.config.augment import (
     MixupOrCutmixAugment,
     PlainAugment,
 )
-from pipeline.config.batches import check_batches, check_capture, check_class_weights, micro_batch_size, share
+from pipeline.config.batches import (
+    check_batches,
+    check_capture,
+    check_class_weights,
+    check_compiles,
+    micro_batch_size,
+    share,
+)
 from pipeline.config.data import (
     CifarData,
     DataConfig,
@@ -93,6 +100,7 @@ __all__ = [
     "check_batches",
     "check_capture",
     "check_class_weights",
+    "check_compiles",
     "computed_values",
     "config_hash",
     "default_values",

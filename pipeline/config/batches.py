@@ -84,3 +84,17 @@ def check_capture(config: CompileConfig, device: str) -> None:
             f"compile.mode: {config.mode} captures CUDA graphs, but the run is on the CPU; use "
             "compile.mode=default or compile.mode=none"
         )
+
+
+def check_compiles(config: CompileConfig, device: str) -> None:
+    """Check that something is compiled.
+
+    Args:
+        config: the section `compile`.
+        device: type of the device, `cuda` or `cpu`.
+
+    Raises:
+        UserError: nothing is.
+    """
+    if not config.compiles_on(device):
+        raise UserError(f"compile.mode: {config.mode} compiles nothing on {device}; use compile.mode=default")

@@ -1,13 +1,16 @@
 """Compiles the step of a recipe before any training, and carries what was compiled to another machine.
 
-A file of compiled code is a zip archive: torch's own artifacts, the kernels of Triton, and a description of
-the software and the GPU that they fit.
+A file of compiled code is a zip archive: torch's own artifacts, the kernels of Triton, without a GPU the
+libraries that inductor's C++ was compiled to, which torch leaves out, and a description of the software and
+the hardware that they fit.
 """
 
+import hashlib
 import io
 import json
 import logging
 import os
+import platform
 import zipfile
 import zlib
 from contextlib import suppress
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 
 from pipeline.atomic_io import write_whole
-from pipeline.config import Config
+from pipeline.config import Config, check_compiles
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.build import build_loaders
 from pipeline.data.datasets.counts import count_images, num_classes_of
@@ -29,7 +32,8 @@ from pipeline.errors import UserError
 from pipeline.process.cache_dirs import cache_folder
 from pipeline.training.trainer import Trainer
 
-_ABOUT, _ARTIFACTS, _TRITON = "about.json", "artifacts.bin", "triton/"
+_ABOUT, _ARTIFACTS = "about.json", "artifacts.bin"
+_TRITON, _LIBRARIES = "triton/", "inductor/"
 _FOLDER = "@TRITON_CACHE_DIR@"  # stands for the folder that Triton's lists of files name
 
 
@@ -42,11 +46,7 @@ def compile_step(config: Config, processes: Processes) -> None:
     Raises:
         UserError: the config compiles nothing on this device.
     """
-    if not config.compile.compiles_on(processes.device.type):
-        raise UserError(
-            f"compile.mode: {config.compile.mode} compiles nothing on {processes.device.type}; use "
-            "compile.mode=default"
-        )
+    check_compiles(config.compile, processes.device.type)
     data = config.data.model_copy(update={"loader": "synthetic", "holdout": 0})
     augment = config.augment.model_copy(update={"progressive": ()})
     synthetic = config.model_copy(update={"data": data, "augment": augment})
@@ -87,19 +87,26 @@ def save_compiled(file: Path) -> int:
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_ABOUT, json.dumps(describe_compiler(), indent=1))
         archive.writestr(_ARTIFACTS, artifacts[0] if artifacts is not None else b"")
-        folder = _triton_folder()
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                data = path.read_bytes()
-                if path.name.startswith("__grp__"):
-                    data = data.replace(os.fsencode(folder), _FOLDER.encode())
-                archive.writestr(f"{_TRITON}{path.relative_to(folder)}", data)
+        _add_files(archive, _TRITON, "*")
+        if not torch.cuda.is_available():
+            _add_files(archive, _LIBRARIES, "*.so")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content.getvalue())
     except OSError as error:
         raise UserError(f"--save: {file} cannot be written ({error.strerror}); choose another file") from None
     return len(content.getvalue())
+
+
+def _add_files(archive: zipfile.ZipFile, prefix: str, pattern: str) -> None:
+    """Add the files of a cache to an archive, below a prefix."""
+    folder = _folder_of(prefix)
+    for path in sorted(folder.rglob(pattern)):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name.startswith("__grp__"):
+                data = data.replace(os.fsencode(folder), _FOLDER.encode())
+            archive.writestr(f"{prefix}{path.relative_to(folder)}", data)
 
 
 def load_compiled(file: Path) -> None:
@@ -126,14 +133,15 @@ def load_compiled(file: Path) -> None:
 
 
 def _read_archive(file: Path) -> tuple[bytes, dict[Path, bytes]]:
-    """Return torch's artifacts, and the content of each file of Triton's cache."""
+    """Return torch's artifacts, and the content of each file of Triton's and inductor's caches."""
     try:
         with zipfile.ZipFile(file) as archive:
             _check_fits(file, dict(json.loads(archive.read(_ABOUT))))
             kernels = dict(
-                _place_kernel(name.removeprefix(_TRITON), archive.read(name))
+                _place_kernel(prefix, name.removeprefix(prefix), archive.read(name))
+                for prefix in (_TRITON, _LIBRARIES)
                 for name in archive.namelist()
-                if name.startswith(_TRITON)
+                if name.startswith(prefix)
             )
             return archive.read(_ARTIFACTS), kernels
     except UserError:
@@ -159,14 +167,24 @@ def _unreadable(file: Path, reason: object) -> UserError:
 
 
 def describe_compiler() -> dict[str, Any]:
-    """Return what compiled code depends on: versions, and the kind of the GPU."""
+    """Return what compiled code depends on: versions, and the kind of the GPU, or else of the CPU."""
     on_gpu = torch.cuda.is_available()
     return {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name(0) if on_gpu else None,
         "capability": list(torch.cuda.get_device_capability(0)) if on_gpu else None,
+        "cpu": None if on_gpu else _describe_cpu(),
     }
+
+
+def _describe_cpu() -> str:
+    """Return the name of the CPU and a hash of its instruction sets: code is compiled for those it has."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    values = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    flags = " ".join(sorted(values.get("flags", values.get("Features", "")).split()))
+    name = values.get("model name", platform.machine())
+    return f"{name} ({hashlib.sha256(flags.encode()).hexdigest()[:8]})"
 
 
 def _check_fits(file: Path, about: dict[str, Any]) -> None:
@@ -176,9 +194,9 @@ def _check_fits(file: Path, about: dict[str, Any]) -> None:
         raise UserError(f"--load: {file} was made for {'; '.join(other)}; make it on a machine like this one")
 
 
-def _place_kernel(name: str, data: bytes) -> tuple[Path, bytes]:
-    """Return path and content of a file in the cache of this machine."""
-    folder = _triton_folder()
+def _place_kernel(prefix: str, name: str, data: bytes) -> tuple[Path, bytes]:
+    """Return path and content of a file in the cache of this machine that belongs to the prefix."""
+    folder = _folder_of(prefix)
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name}: not a name in the cache")
@@ -187,5 +205,5 @@ def _place_kernel(name: str, data: bytes) -> tuple[Path, bytes]:
     return path, data
 
 
-def _triton_folder() -> Path:
-    return Path(os.environ["TRITON_CACHE_DIR"])
+def _folder_of(prefix: str) -> Path:
+    return Path(os.environ["TRITON_CACHE_DIR" if prefix == _TRITON else "TORCHINDUCTOR_CACHE_DIR"])

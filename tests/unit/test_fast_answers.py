@@ -56,6 +56,7 @@ def test_checks_import_nothing_slow():
 
 def _refused(folder: Path) -> list[list[str]]:
     absent, picture = str(folder / "absent"), str(folder / "absent.png")
+    (folder / "no.zip").write_text("no archive")
     return [
         *(["pipeline", name, absent] for name in ("evaluate", "explain", "report")),
         ["pipeline", "export", absent, "--format", "onnx"],
@@ -82,6 +83,9 @@ def _refused(folder: Path) -> list[list[str]]:
         ["pipeline", "export", absent, "--format", "hub"],
         ["pipeline", "compile", f"{absent}.yaml"],
         ["pipeline", "compile", "--load", absent],
+        ["pipeline", "compile", "--load", str(folder / "no.zip")],
+        ["pipeline", "compile", _RECIPE, "compile.mode=none"],
+        ["pipeline", "compile", _RECIPE, "runtime.device=cpu"],
         ["pipeline", "compile", _RECIPE, "--save", str(folder)],
     ]
 
