@@ -10,7 +10,8 @@ from benchmarks.scaling.scaling_model import Model
 from benchmarks.scaling.variants import APART, DDP, ONE_BUCKET, WEAK
 from pipeline.errors import UserError
 
-_WORTH_IT = 1.015  # throughput over that of DDP, at which averaging of our own is worth its code
+# throughput over that of DDP, at which averaging of our own is worth its code, and images of a GPU
+_WORTH_IT, _DECIDING_BATCH = 1.015, 1024
 
 
 def read_target(target: float | None) -> float | None:
@@ -93,9 +94,19 @@ def _beside_ours(session: Session, record: Record) -> str:
     assert ours.baseline is not None and record.baseline is not None
     ratio = ours.baseline.ratio.median / record.baseline.ratio.median
     name = record.variant.partition(", ")[2]
-    rule = ""
-    if record.variant == DDP:
-        rule = (
-            f"; our averaging is worth its code from {_WORTH_IT} ×: {'yes' if ratio >= _WORTH_IT else 'no'}"
-        )
+    rule = f"; {_verdict(record, ratio, on_gpu=session.on_gpu)}" if record.variant == DDP else ""
     return f"ours over {name} {_where(record, session)}: {ratio:.3f} ×{rule}"
+
+
+def _verdict(record: Record, ratio: float, *, on_gpu: bool) -> str:
+    """Return whether averaging of our own is worth its code; other batches, and the CPU, decide nothing.
+
+    Args:
+        record: of DDP.
+        ratio: of our throughput to that of DDP.
+        on_gpu: True if GPUs were measured.
+    """
+    rule = f"our averaging is worth its code from {_WORTH_IT} × at {_DECIDING_BATCH:,} images a GPU"
+    if not on_gpu or record.batch_size != _DECIDING_BATCH * record.world_size:
+        return f"{rule}, which this is not"
+    return f"{rule}: {'yes' if ratio >= _WORTH_IT else 'no'}"
