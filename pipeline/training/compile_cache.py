@@ -181,7 +181,10 @@ def describe_compiler() -> dict[str, Any]:
 def _describe_cpu() -> str:
     """Return the name of the CPU and a hash of its instruction sets: code is compiled for those it has."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    values = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    values: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        values[key.strip()] = value.strip()
     flags = " ".join(sorted(values.get("flags", values.get("Features", "")).split()))
     name = values.get("model name", platform.machine())
     return f"{name} ({hashlib.sha256(flags.encode()).hexdigest()[:8]})"

@@ -156,3 +156,14 @@ def test_a_second_ctrl_c_ends_a_process_that_keeps_results():
     signal_group(process)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130 and error.endswith("\nstopped\n")
+
+
+@pytest.mark.parametrize("program", ["pipeline", "benchmarks"])
+def test_the_commands_are_such_programs(program: str):
+    code = f"""
+import runpy
+from pipeline.commands import exit_code
+exit_code.run_process = lambda main, **options: print(options)
+runpy.run_module("{program}", run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'at_sigterm': True}\n"
