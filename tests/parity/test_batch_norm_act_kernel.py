@@ -14,6 +14,7 @@ from kernels.batch_norm_act.op import batch_norm_act, batch_norm_act_twice
 from kernels.batch_norm_act.reference import backward_reference, batch_norm_act_reference, forward_reference
 from kernels.norm_tiles import TILINGS, Tiling, plan
 from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
+from tests.parity.copies import copy_case
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
@@ -72,12 +73,7 @@ class Case(NamedTuple):
         return Norm(self.weight, self.bias, self.running_mean, self.running_var)
 
     def clone(self, dtype: torch.dtype | None = None) -> "Case":
-        """Return a copy, in another dtype if one is given, whose running statistics can be changed."""
-        copies: dict[str, Any] = self._asdict()
-        copies |= {
-            k: v.to(dtype or v.dtype, copy=True) for k, v in copies.items() if isinstance(v, torch.Tensor)
-        }
-        return Case(**copies)
+        return copy_case(self, dtype)
 
 
 def random_case(

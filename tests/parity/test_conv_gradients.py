@@ -4,13 +4,10 @@ import pytest
 import torch
 
 from pipeline.training.conv_gradients import convolution_gradients
+from tests.gpus import NEEDS_GPU
 from tests.parity.on_gpu import own_stream  # noqa: F401
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.usefixtures("own_stream"),
-]
+pytestmark = [*NEEDS_GPU, pytest.mark.usefixtures("own_stream")]
 
 
 def _draw(*shape: int) -> torch.Tensor:

@@ -14,13 +14,12 @@ from kernels.conv_pool_norm_act import op
 from kernels.conv_pool_norm_act.backward import Tiling, launch_backward, launch_weight_gradient
 from kernels.conv_pool_norm_act.reference import backward_reference, conv_pool_norm_act_reference
 from kernels.pool_norm_act.reference import forward_reference
+from tests.gpus import DEVICE, NEEDS_GPU, ON_GPU, USES_GPU, needs_gpu
+from tests.parity.copies import copy_case
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = USES_GPU
 
 Shape = tuple[int, int, int, int, int]
 DTYPES = [torch.float16, torch.bfloat16]
@@ -49,13 +48,7 @@ class Case(NamedTuple):
         return Norm(self.weight, self.bias, self.running_mean, self.running_var)
 
     def clone(self, dtype: torch.dtype | None = None) -> "Case":
-        """Return a copy, in another dtype if one is given, whose running statistics can be changed."""
-        copies: dict[str, Any] = {
-            name: each.to(dtype or each.dtype, copy=True)
-            for name, each in self._asdict().items()
-            if isinstance(each, torch.Tensor)
-        }
-        return self._replace(**copies)
+        return copy_case(self, dtype)
 
 
 def quarters(*shape: int, limit: int, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
@@ -174,8 +167,7 @@ def test_weight_gradient_is_exact_for_quarters(
     assert_exact_weight_gradient(shape, torch.float16)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", LARGE)
@@ -193,8 +185,7 @@ def test_kernels(activation: Activation, num_gradients: int, dtype: torch.dtype)
     assert_results(run_backward(launch_backward, case), case)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: too slow in the interpreter")
+@needs_gpu("too slow in the interpreter")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("activation", "num_gradients"), VARIANTS)
 @pytest.mark.parametrize("shape", LARGE)
@@ -215,7 +206,7 @@ def test_reference_and_operator(activation: Activation, num_gradients: int, dtyp
     assert_parity(y.double(), expected(case)["y"], "batch norm y", dtype)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_gpu)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
 @pytest.mark.parametrize("num_gradients", [1, 2])
 def test_operator_compiles_into_one_graph(num_gradients: int, backend: str) -> None:
     case = random_case((3, 5, 5, 4, 8), torch.float16, "silu", num_gradients)

@@ -17,6 +17,7 @@ from kernels.dual_batch_norm_act.reference import (
     dual_forward_reference,
 )
 from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
+from tests.parity.copies import copy_case
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
@@ -44,8 +45,7 @@ class Case(NamedTuple):
         return Norm(*self[1:5]), Norm(*self[6:])
 
     def clone(self, dtype: torch.dtype | None = None) -> "Case":
-        """Return a copy, in another dtype if one is given, whose running statistics can be changed."""
-        return Case(*(each.to(dtype or each.dtype, copy=True) for each in self))
+        return copy_case(self, dtype)
 
     def running(self) -> Results:
         return {name: value.detach() for name, value in self._asdict().items() if "running" in name}

@@ -14,6 +14,7 @@ from kernels.pool_norm_act.forward import launch_forward
 from kernels.pool_norm_act.op import pool_norm_act, pool_norm_act_twice
 from kernels.pool_norm_act.reference import backward_reference, forward_reference, pool_norm_act_reference
 from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
+from tests.parity.copies import copy_case
 from tests.parity.operators import assert_registered
 from tests.parity.tolerances import assert_parity
 
@@ -50,13 +51,7 @@ class Case(NamedTuple):
         return Norm(self.weight, self.bias, self.running_mean, self.running_var)
 
     def clone(self, dtype: torch.dtype | None = None) -> "Case":
-        """Return a copy, in another dtype if one is given, whose running statistics can be changed."""
-        copies: dict[str, Any] = {
-            name: each.to(dtype or each.dtype, copy=True)
-            for name, each in self._asdict().items()
-            if isinstance(each, torch.Tensor)
-        }
-        return self._replace(**copies)
+        return copy_case(self, dtype)
 
 
 def random_case(
