@@ -23,10 +23,10 @@ def batch_norm_act_reference(
     """Return activation(batch_norm(x) + residual), rounded once. Arguments as of `batch_norm_act`."""
     weight, bias, running_mean, running_var = norm
     z = functional.batch_norm(
-        _wide(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
+        widen(x), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
     )
     if residual is not None:
-        z = z + _wide(residual)
+        z = z + widen(residual)
     return activation_reference(z, activation).to(x.dtype)
 
 
@@ -47,11 +47,11 @@ def forward_reference(  # noqa: PLR0913
     uint8: bit k of byte g is 1 if the gradient passes channel 8g + k. Otherwise the mask is empty.
     """
     z, mean, inverse_std = torch.native_batch_norm(
-        _wide(x), weight, bias, running_mean, running_var, True, momentum, eps
+        widen(x), weight, bias, running_mean, running_var, True, momentum, eps
     )
     mask = torch.empty(0, dtype=torch.uint8, device=x.device)
     if residual is not None:
-        z = z + _wide(residual)
+        z = z + widen(residual)
         if activation == "relu":
             mask = _pack(_rows(z))
     y = activation_reference(z, activation).to(x.dtype)
@@ -77,16 +77,16 @@ def backward_reference(  # noqa: PLR0913
     Szegedy 2015 (arXiv:1502.03167, section 3).
     """
     mean, inverse_std = statistics
-    rows = _rows(_wide(x))
+    rows = _rows(widen(x))
     normalised = (rows - mean) * inverse_std
-    dz = _rows(_wide(gradient))
+    dz = _rows(widen(gradient))
     if second_gradient is not None:
-        dz = dz + _rows(_wide(second_gradient))
+        dz = dz + _rows(widen(second_gradient))
     if mask is not None:
         dz = dz * _unpack(mask, x.shape[1])
     else:
         z = normalised * weight + bias
-        dz = dz * slope_reference(z if residual is None else z + _rows(_wide(residual)), activation)
+        dz = dz * slope_reference(z if residual is None else z + _rows(widen(residual)), activation)
     dbias, dweight = dz.sum(0), (dz * normalised).sum(0)
     dx = weight * inverse_std * (dz - dbias / len(rows) - normalised * dweight / len(rows))
     return _images(dx, x), dweight, dbias, _images(dz, x) if returns_dz else x.new_empty(0)
@@ -111,7 +111,8 @@ def slope_reference(z: torch.Tensor, activation: str) -> torch.Tensor:
     return torch.special.ndtr(z) + z * (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """Return x in float32, or in float64 if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

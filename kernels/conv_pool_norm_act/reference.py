@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 from kernels.arguments import Activation, Norm
+from kernels.batch_norm_act.reference import widen
 from kernels.pool_norm_act import reference as pool_norm_act_reference
 
 
@@ -25,7 +26,7 @@ def conv_pool_norm_act_reference(
     The weight is first cast to the dtype of x. The output of the convolution is rounded to it, and so is the
     result. Arguments as of `conv_pool_norm_act`.
     """
-    convolved = functional.conv2d(_wide(x), _wide(weight.to(x.dtype)), padding=1).to(x.dtype)
+    convolved = functional.conv2d(widen(x), widen(weight.to(x.dtype)), padding=1).to(x.dtype)
     return pool_norm_act_reference.pool_norm_act_reference(convolved, norm, activation, momentum, eps)
 
 
@@ -51,9 +52,5 @@ def backward_reference(  # noqa: PLR0913
         gradient, second_gradient, *saved, activation, *x.shape[2:]
     )
     shape = pooled.shape[1], x.shape[1], 3, 3
-    by_filter = conv2d_weight(_wide(x), shape, _wide(dense), padding=1)
+    by_filter = conv2d_weight(widen(x), shape, widen(dense), padding=1)
     return by_filter.contiguous(memory_format=torch.channels_last), dweight, dbias
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,7 +7,12 @@ activations.
 import torch
 
 from kernels.arguments import Norm
-from kernels.batch_norm_act.reference import backward_reference, batch_norm_act_reference, forward_reference
+from kernels.batch_norm_act.reference import (
+    backward_reference,
+    batch_norm_act_reference,
+    forward_reference,
+    widen,
+)
 
 
 def dual_batch_norm_act_reference(
@@ -19,8 +24,9 @@ def dual_batch_norm_act_reference(
     eps: float = 1e-5,
 ) -> torch.Tensor:
     """Return relu(batch_norm(x) + batch_norm(residual)), rounded once. For arguments see the op."""
-    wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
-    normalised = batch_norm_act_reference(wide, residual_norm, activation="none", momentum=momentum, eps=eps)
+    normalised = batch_norm_act_reference(
+        widen(residual), residual_norm, activation="none", momentum=momentum, eps=eps
+    )
     return batch_norm_act_reference(x, norm, residual=normalised, momentum=momentum, eps=eps)
 
 
@@ -39,9 +45,10 @@ def dual_forward_reference(  # noqa: PLR0913
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, the statistics, (4, C): those of x, then of the residual, and the mask of the ReLU."""
-    wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
     residual_norm = residual_weight, residual_bias, residual_running_mean, residual_running_var
-    normalised, residual_statistics, _ = forward_reference(wide, None, *residual_norm, "none", momentum, eps)
+    normalised, residual_statistics, _ = forward_reference(
+        widen(residual), None, *residual_norm, "none", momentum, eps
+    )
     y, statistics, mask = forward_reference(
         x, normalised, weight, bias, running_mean, running_var, "relu", momentum, eps
     )
