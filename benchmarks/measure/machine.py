@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.publish.whole_runs import GpuState
+from pipeline.process.cache_dirs import COMPILE_CACHES
 from pipeline.process.start_time import process_started
 from pipeline.run.environment import output_of
 
 _ROOT = Path(__file__).parents[2]
 _SOURCES = ("pipeline", "kernels", "benchmarks")
-_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 _COMPILED = (".cubin", ".so")  # of Triton and of inductor on the CPU
 _QUERY = "clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
 
@@ -33,7 +33,7 @@ def count_compiled(since: float, folders: Collection[str] | None = None) -> int:
         since: seconds since 1970; older kernels were in the caches before.
         folders: the caches; None: those of this process.
     """
-    folders = folders or {os.environ[variable] for variable in _CACHES if variable in os.environ}
+    folders = folders or {os.environ[variable] for variable in COMPILE_CACHES if variable in os.environ}
     written = (
         os.path.join(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names
     )

@@ -12,7 +12,6 @@ from benchmarks.measure.session import Session
 from benchmarks.peers.folder_program import Program, count_settings
 from benchmarks.peers.quickres_train import NAME as OURS
 from benchmarks.peers.task import Task
-from benchmarks.publish.about_folder import name_of_images
 from benchmarks.publish.peer_runs import AccuracyTest, PeerRun, PeerRuns
 from benchmarks.publish.records import Baseline, Spread
 from benchmarks.publish.whole_runs import mean_and_deviation
@@ -133,7 +132,7 @@ def record(session: Session, contest: Contest, summaries: Mapping[str, PeerRuns]
     task, data = contest.task, contest.task.config.data
     assert isinstance(data, FolderData), "others are refused before"
     root = path_of("data.root", data.root).resolve()
-    name = session.options.data or name_of_images(task.config) or root.name
+    name = session.name_of_images(task.config) or root.name
     for program in contest.programs:
         result = summaries.get(program.name)
         if result is None:

@@ -10,10 +10,8 @@ from pathlib import Path
 from pipeline.commands.arguments import add_overrides, check_output_file, print_warnings
 from pipeline.config import Config, check_compiles, load_config
 from pipeline.errors import UserError
-from pipeline.process.cache_dirs import make_cache_folder
+from pipeline.process.cache_dirs import COMPILE_CACHES, make_cache_folder
 from pipeline.process.fast_import import imports_uncollected
-
-_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"compiled in {_compile(config):.1f} s; runs of this recipe find the code in the cache")
         return 0
     with tempfile.TemporaryDirectory() as folder:  # so that the file holds this recipe's code, and all of it
-        for name in _CACHES:
+        for name in COMPILE_CACHES:
             os.environ[name] = str(Path(folder, name.lower()))
             Path(os.environ[name]).mkdir()
         seconds = _compile(config)

@@ -14,6 +14,7 @@ VARIABLES = {
     "CUDA_CACHE_PATH": "cuda",
     "MPLCONFIGDIR": "matplotlib",
 }
+COMPILE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # of torch.compile
 
 
 def cache_folder() -> Path:
