@@ -1,7 +1,8 @@
 """Time `conv_pool_norm_act`, forward and backward, at the first group of the networks of airbench.
 
 The input needs no gradient. In speednet94 one layer reads the output, in speednet96 two. Beside it stands the
-convolution of cuDNN followed by `pool_norm_act`, whose gradient by the output of the convolution is written.
+convolution of cuDNN followed by `pool_norm_act`: the output of the convolution and the gradient by it are
+written.
 """
 
 from collections.abc import Callable

@@ -20,30 +20,16 @@ the end of g to its start: the launch before it walks the other way, and left th
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # (Triton's annotations describe neither the language inside a kernel nor the options of a launch.)
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from kernels.batch_norm_act.backward import Inputs, launch_gradients
+from kernels.conv_pool_norm_act.forward import BLOCK_IN, Tiling, load_neighbours, operands_of
 from kernels.norm_gradient import Gradients, NormConstants, empty_gradients
 from kernels.tiles import FP_FUSION, Launch, locate_pixels, plan_grid
 
-
-class Tiling(NamedTuple):
-    """The cut of the windows into tiles and programs, and the shape of the products."""
-
-    windows: int  # of a tile; a power of two, at least 16
-    channels: int  # output channels of a tile; 64 or 128
-    warps: int  # so many that the sums, 9 x 32 x channels, stay in registers
-    programs: int  # for each multiprocessor of the GPU
-    stages: int  # of the pipeline through shared memory that loads the tiles; 1: no pipeline
-
-
-TILING = Tiling(32, 64, 4, 2, 3)
-MAX_CHANNELS = 128
-BLOCK_IN = 32  # channels of x; a tile has all of them
+TILING = Tiling(32, 64, 4, 2, 3)  # so many warps that the sums, 9 x 32 x channels, stay in registers
 _BLOCK_VALUES, _BLOCK_PARTIALS = 64, 64  # of the sum: values of a program, and partial sums added at a time
 
 
@@ -70,42 +56,6 @@ def _load_gradient(
     bits = tl.load(places_ptr + start * num_bytes + offset, mask=mask, other=0).to(tl.int32)
     places = bits[:, :, None] >> 2 * tl.arange(0, 4)[None, None, :] & 3
     return g.to(OPERANDS), tl.reshape(places, (exists.shape[0], channel.shape[0]))
-
-
-@triton.jit
-def _load_neighbours(  # noqa: PLR0913
-    x_ptr,  # (N, HEIGHT, WIDTH, CHANNELS)
-    tile,
-    exists,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    OPERANDS: tl.constexpr,
-):
-    """Return a tile for each of the 4x4 neighbours, (windows, BLOCK_CHANNELS), 0 beyond the border."""
-    first_image, image, y, x = locate_pixels(tile, HEIGHT // 2, WIDTH // 2, exists.shape[0])
-    channel = tl.arange(0, BLOCK_CHANNELS)
-    start = x_ptr + first_image * (HEIGHT * WIDTH * CHANNELS)
-    corner = ((image * HEIGHT + 2 * y) * WIDTH + 2 * x) * CHANNELS
-    offset = corner[:, None] + channel[None, :]
-    tiles = ()
-    for row in tl.static_range(-1, 3):
-        inside = exists
-        if row == -1:
-            inside = exists & (y > 0)
-        elif row == 2:
-            inside = exists & (2 * y + 2 < HEIGHT)
-        for column in tl.static_range(-1, 3):
-            in_image = inside
-            if column == -1:
-                in_image = inside & (x > 0)
-            elif column == 2:
-                in_image = inside & (2 * x + 2 < WIDTH)
-            mask = in_image[:, None] & (channel < CHANNELS)[None, :]
-            pointers = start + (offset + (row * WIDTH + column) * CHANNELS)
-            tiles = tiles + (tl.load(pointers, mask=mask, other=0.0).to(OPERANDS),)  # noqa: RUF005
-    return tiles
 
 
 @triton.jit
@@ -161,7 +111,8 @@ def _pool_conv_weight_gradient_kernel(  # noqa: PLR0913
         start = tl.cast(tile, tl.int64) * BLOCK_WINDOWS
         exists = tl.arange(0, BLOCK_WINDOWS) < num_windows - start
         g, places = _load_gradient(tensors, start, exists, channel, NUM_CHANNELS, OPERANDS)
-        tiles = _load_neighbours(x_ptr, tile, exists, HEIGHT, WIDTH, CHANNELS, BLOCK_IN, OPERANDS)
+        window = locate_pixels(tile, HEIGHT // 2, WIDTH // 2, BLOCK_WINDOWS)
+        tiles = load_neighbours(x_ptr, window, exists, HEIGHT, WIDTH, CHANNELS, BLOCK_IN, OPERANDS)
         for place in tl.static_range(4):
             dy = tl.where(places == place, g, 0.0)
             sums = _add_products(sums, dy, tiles, place // 2, place % 2)
@@ -190,9 +141,6 @@ def _pool_conv_weight_sum_kernel(
 
 def _plan(x: torch.Tensor, num_windows: int, num_channels: int) -> Launch:
     """Return the grid and the options of the weight gradient of x by O = num_channels output channels."""
-    # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
-    interpreted_bfloat16 = x.dtype is torch.bfloat16 and x.device.type != "cuda"
-    half = tl.float16 if x.dtype is torch.float16 else tl.bfloat16
     options = {
         "HEIGHT": x.shape[2],
         "WIDTH": x.shape[3],
@@ -201,7 +149,7 @@ def _plan(x: torch.Tensor, num_windows: int, num_channels: int) -> Launch:
         "BLOCK_IN": BLOCK_IN,
         "BLOCK_OUT": TILING.channels,
         "NUM_STAGES": TILING.stages,
-        "OPERANDS": tl.float32 if interpreted_bfloat16 else half,
+        "OPERANDS": operands_of(x),
         "num_warps": TILING.warps,
         **FP_FUSION,
     }

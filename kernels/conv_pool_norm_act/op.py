@@ -2,32 +2,30 @@
 
     y = activation(batch_norm(max_pool2d(conv2d(x, weight, padding=1), 2)))
 
-Forward is PyTorch's convolution and the two launches of `pool_norm_act`. Backward, that op writes the
-gradient by the output of the convolution, of which three quarters are zeros, and the convolution reads it.
-Without a gradient by x only the gradient by the weight needs it. Here that is computed from the gradient by
-the maximum of each window, which has a quarter of the bytes, and the places of the maxima.
+Forward, one launch convolves and pools, and the output of the convolution is not written: after it the next
+layer needs only the maximum of each window and its place. Backward, `pool_norm_act` writes the gradient by
+the output of the convolution, of which three quarters are zeros, and the convolution reads it. Without a
+gradient by x only the gradient by the weight needs it. Here that is computed from the gradient by the maximum
+of each window, which has a quarter of the bytes, and the places of the maxima.
 
-Bytes moved backward, in passes over a pooled activation: 6, and x. They are dy and the pooled activation
-twice, and the gradient by the maxima, written and read. With `pool_norm_act` and cuDNN they are 12, and x:
-the gradient that is written and read is four passes or a few more.
+Bytes moved, in passes over a pooled activation: forward 3, and x, and backward 6, and x. They are, forward,
+the pooled activation written and read, and y; backward, dy and the pooled activation twice, and the gradient
+by the maxima, written and read. With `pool_norm_act` and cuDNN they are 11 and 12, and x: the output of the
+convolution and the gradient by it, each written and read, are four passes or a few more.
 
-The weight stays in float32, and its gradient is summed in float32 and not rounded. See
-`kernels/pool_norm_act/op.py` for the rest, `torch.compile` and CUDA graphs.
+The weight stays in float32: the forward launch rounds it as it reads it. Its gradient is summed in float32
+and not rounded. See `kernels/pool_norm_act/op.py` for the rest, `torch.compile` and CUDA graphs.
 """
 
 import torch
-from torch.nn import functional
 
-from kernels.arguments import Activation, Norm, prepare_gradients
-from kernels.conv_pool_norm_act.backward import (
-    BLOCK_IN,
-    MAX_CHANNELS,
-    launch_backward,
-    weight_gradient_output,
-)
-from kernels.conv_pool_norm_act.reference import backward_reference
+from kernels.arguments import Activation, Norm, check_activation, check_norm, prepare_gradients
+from kernels.conv_pool_norm_act.backward import launch_backward, weight_gradient_output
+from kernels.conv_pool_norm_act.forward import BLOCK_IN, MAX_CHANNELS, launch_forward
+from kernels.conv_pool_norm_act.reference import backward_reference, forward_reference
 from kernels.norm_gradient import Gradients
-from kernels.pool_norm_act import op as pool_norm_act_op
+from kernels.pool_norm_act.forward import Outputs, forward_outputs
+from kernels.pool_norm_act.op import check_windows
 
 _HOPPER = 9  # compute capability of the GPUs whose tensor cores read operands from shared memory
 
@@ -83,8 +81,8 @@ def conv_pool_norm_act(
         ValueError: a shape or dtype is not as stated, x requires a gradient, there is no such activation, or
             a channel has only one window.
     """
-    x, convolved = _convolve(x, weight, norm, activation)
-    return _ConvPoolNormAct.apply(False, x, weight, convolved, *norm, activation, momentum, eps)
+    x = _checked(x, weight, norm, activation)
+    return _ConvPoolNormAct.apply(False, x, weight, *norm, activation, momentum, eps)
 
 
 def conv_pool_norm_act_twice(
@@ -96,14 +94,13 @@ def conv_pool_norm_act_twice(
     eps: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return y of `conv_pool_norm_act` twice, in the same memory; see `batch_norm_act_twice`."""
-    x, convolved = _convolve(x, weight, norm, activation)
-    return _ConvPoolNormAct.apply(True, x, weight, convolved, *norm, activation, momentum, eps)
+    x = _checked(x, weight, norm, activation)
+    return _ConvPoolNormAct.apply(True, x, weight, *norm, activation, momentum, eps)
 
 
-def _convolve(
-    x: torch.Tensor, weight: torch.Tensor, norm: Norm, activation: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x and its convolution in channels_last, or raise a ValueError."""
+def _checked(x: torch.Tensor, weight: torch.Tensor, norm: Norm, activation: str) -> torch.Tensor:
+    """Return x in channels_last and in the dtype of the convolution, or raise a ValueError."""
+    check_activation(activation)
     dtype = _dtype(x)
     good_shape = x.ndim == 4 and 1 <= x.shape[1] <= BLOCK_IN and x.numel() > 0
     if not good_shape or dtype not in (torch.float16, torch.bfloat16):
@@ -117,14 +114,40 @@ def _convolve(
         raise ValueError(
             f"weight must be (O, {x.shape[1]}, 3, 3) with O at most {MAX_CHANNELS}, not {tuple(weight.shape)}"
         )
-    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    convolved = functional.conv2d(x, weight.detach().to(dtype), padding=1)
-    return x, pool_norm_act_op.checked_for_pool(convolved, norm, activation)
+    check_norm(norm, len(weight))
+    check_windows(x)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _dtype(x: torch.Tensor) -> torch.dtype:
     autocast = torch.is_autocast_enabled(x.device.type)
     return torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+
+
+@torch.library.custom_op(
+    "quickres::conv_pool_norm_act", mutates_args=("running_mean", "running_var"), device_types="cuda"
+)
+def _forward_op(  # noqa: PLR0913
+    x: torch.Tensor,
+    filters: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    activation: str,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    norm = Norm(weight, bias, running_mean, running_var)
+    return launch_forward(x, filters, norm, activation, momentum, eps)
+
+
+_forward_op.register_kernel("cpu")(forward_reference)
+
+
+@_forward_op.register_fake
+def _fake_forward(x, filters, *rest) -> Outputs:
+    return forward_outputs(x, len(filters))
 
 
 _backward_op = torch.library.custom_op(
@@ -142,10 +165,11 @@ def _fake_backward(  # noqa: PLR0913
 
 class _ConvPoolNormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, twice, x, filters, convolved, *arguments):
-        """Return y, twice if asked to; the last arguments are those of the operator of `pool_norm_act`."""
+    def forward(ctx, twice, x, filters, *arguments):
+        """Return y, twice if asked to; the other arguments are those of the operator."""
         weight, bias, _, _, activation, *_ = arguments
-        y, pooled, places, statistics = pool_norm_act_op.forward_op(convolved, *arguments)
+        in_memory = filters.contiguous(memory_format=torch.channels_last)
+        y, pooled, places, statistics = _forward_op(x, in_memory, *arguments)
         ctx.save_for_backward(pooled, places, weight, bias, statistics, x)
         ctx.activation, ctx.dtype = activation, filters.dtype
         ctx.set_materialize_grads(False)
@@ -155,7 +179,7 @@ class _ConvPoolNormAct(torch.autograd.Function):
     def backward(ctx, gradient, second_gradient=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, second_gradient = prepare_gradients(gradient, second_gradient)
         if gradient is None:
-            return (None,) * 11
+            return (None,) * 10
         *saved, x = ctx.saved_tensors
         by_filters, *by_norm = _backward_op(gradient, second_gradient, *saved, ctx.activation, x)
-        return (None, None, by_filters.to(ctx.dtype), None, *by_norm, None, None, None, None, None)
+        return (None, None, by_filters.to(ctx.dtype), *by_norm, None, None, None, None, None)

@@ -1,4 +1,4 @@
-"""Define `conv_pool_norm_act` in plain PyTorch, and implement its backward operator on the CPU.
+"""Define `conv_pool_norm_act` in plain PyTorch, and implement its two operators on the CPU.
 
 Shapes: N images, C channels, H rows, W columns, O output channels of the convolution. Arithmetic is in
 float32, or in float64 for float64 activations.
@@ -26,8 +26,24 @@ def conv_pool_norm_act_reference(
     The weight is first cast to the dtype of x. The output of the convolution is rounded to it, and so is the
     result. Arguments as of `conv_pool_norm_act`.
     """
-    convolved = functional.conv2d(widen(x), widen(weight.to(x.dtype)), padding=1).to(x.dtype)
+    convolved = _convolve(x, weight)
     return pool_norm_act_reference.pool_norm_act_reference(convolved, norm, activation, momentum, eps)
+
+
+def forward_reference(  # noqa: PLR0913
+    x: torch.Tensor,
+    filters: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    activation: str,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `forward_reference` of `pool_norm_act` returns for the output of the convolution."""
+    norm = weight, bias, running_mean, running_var
+    return pool_norm_act_reference.forward_reference(_convolve(x, filters), *norm, activation, momentum, eps)
 
 
 def backward_reference(  # noqa: PLR0913
@@ -54,3 +70,7 @@ def backward_reference(  # noqa: PLR0913
     shape = pooled.shape[1], x.shape[1], 3, 3
     by_filter = conv2d_weight(widen(x), shape, widen(dense), padding=1)
     return by_filter.contiguous(memory_format=torch.channels_last), dweight, dbias
+
+
+def _convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return functional.conv2d(widen(x), widen(weight.to(x.dtype)), padding=1).to(x.dtype)

@@ -50,12 +50,12 @@ def pool_tile(  # noqa: PLR0913
         load(below, elements, WHOLE_TILES, True),
         load(below + num_channels, elements, WHOLE_TILES, True),
     )
-    values, place = _maximum(windows)
+    values, place = maximum(windows)
     return values, place, pooled
 
 
 @triton.jit
-def _maximum(windows):
+def maximum(windows):
     """Return the maximum of four tiles and its place, 0 to 3.
 
     As in PyTorch it is the first of equals, or the last NaN.
@@ -82,7 +82,8 @@ def locate_places(row, exists, num_channels, BLOCK_CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _store_places(places_ptr, place, tile, num_rows, num_channels, WHOLE_TILES: tl.constexpr):
+def store_places(places_ptr, place, tile, num_rows, num_channels, WHOLE_TILES: tl.constexpr):
+    """Write two bits for each element of a tile of windows: the place of its maximum, 0 to 3."""
     BLOCK_ROWS: tl.constexpr = place.shape[0]
     BLOCK_CHANNELS: tl.constexpr = place.shape[1]
     bits = tl.reshape(place, (BLOCK_ROWS, BLOCK_CHANNELS // 4, 4)) << 2 * tl.arange(0, 4)[None, None, :]
@@ -123,7 +124,7 @@ def _pool_norm_statistics_kernel(  # noqa: PLR0913
             x_ptr, tile, channel, sizes, HEIGHT, WIDTH, BLOCK_ROWS, WHOLE_TILES
         )
         store(pooled_ptr, elements, values, WHOLE_TILES)
-        _store_places(places_ptr, place, tile, num_rows, num_channels, WHOLE_TILES)
+        store_places(places_ptr, place, tile, num_rows, num_channels, WHOLE_TILES)
         deviation = values - shift[None, :]
         if not WHOLE_TILES:
             deviation = tl.where(elements[2], deviation, 0.0)
@@ -134,9 +135,10 @@ def _pool_norm_statistics_kernel(  # noqa: PLR0913
         tl.store(shift_ptr + channel, shift, mask=channel < num_channels)
 
 
-def forward_outputs(x: torch.Tensor) -> Outputs:
-    """Return tensors for the results of `launch_forward`."""
-    num_images, num_channels, height, width = x.shape
+def forward_outputs(x: torch.Tensor, num_channels: int | None = None) -> Outputs:
+    """Return tensors for the results of `launch_forward`, or of a number of channels that x does not have."""
+    num_images, channels_of_x, height, width = x.shape
+    num_channels = num_channels or channels_of_x
     shape = num_images, num_channels, height // 2, width // 2
     y, pooled = (
         torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

@@ -48,30 +48,35 @@ def pool_norm_act(
         ValueError: a shape or dtype is not as stated, there is no such activation, or a channel has only one
             window: it has no unbiased variance.
     """
-    return _PoolNormAct.apply(False, checked_for_pool(x, norm, activation), *norm, activation, momentum, eps)
+    return _PoolNormAct.apply(False, _checked(x, norm, activation), *norm, activation, momentum, eps)
 
 
 def pool_norm_act_twice(
     x: torch.Tensor, norm: Norm, activation: Activation = "relu", momentum: float = 0.1, eps: float = 1e-5
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return y of `pool_norm_act` twice, in the same memory; see `batch_norm_act_twice`."""
-    return _PoolNormAct.apply(True, checked_for_pool(x, norm, activation), *norm, activation, momentum, eps)
+    return _PoolNormAct.apply(True, _checked(x, norm, activation), *norm, activation, momentum, eps)
 
 
-def checked_for_pool(x: torch.Tensor, norm: Norm, activation: str) -> torch.Tensor:
+def _checked(x: torch.Tensor, norm: Norm, activation: str) -> torch.Tensor:
     """Return x in channels_last, or raise a ValueError."""
     check_activation(activation)
     x, _ = checked(x, norm, None)
+    check_windows(x)
+    return x
+
+
+def check_windows(x: torch.Tensor) -> None:
+    """Raise a ValueError if x, (N, C, H, W), has only one window: a channel has no unbiased variance."""
     num_windows = len(x) * (x.shape[2] // 2) * (x.shape[3] // 2)
     if num_windows < 2:
         raise ValueError(f"x must have more than one window of 2x2 pixels, not the shape {tuple(x.shape)}")
-    return x
 
 
 @torch.library.custom_op(
     "quickres::pool_norm_act", mutates_args=("running_mean", "running_var"), device_types="cuda"
 )
-def forward_op(  # noqa: PLR0913
+def _forward_op(  # noqa: PLR0913
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
@@ -85,10 +90,10 @@ def forward_op(  # noqa: PLR0913
     return launch_forward(x, norm, activation, momentum, eps)
 
 
-forward_op.register_kernel("cpu")(forward_reference)
+_forward_op.register_kernel("cpu")(forward_reference)
 
 
-@forward_op.register_fake
+@_forward_op.register_fake
 def _fake_forward(x, *rest):
     return forward_outputs(x)
 
@@ -111,7 +116,7 @@ class _PoolNormAct(torch.autograd.Function):
     def forward(ctx, twice, *arguments):
         """Return y, twice if asked to; the arguments are those of the operator."""
         x, weight, bias, _, _, activation, *_ = arguments
-        y, pooled, places, statistics = forward_op(*arguments)
+        y, pooled, places, statistics = _forward_op(*arguments)
         ctx.save_for_backward(pooled, places, weight, bias, statistics)
         ctx.activation, ctx.size = activation, x.shape[2:]
         ctx.set_materialize_grads(False)

@@ -1,4 +1,4 @@
-"""Compare the backward pass of convolution, max-pool, norm and activation with PyTorch in float64."""
+"""Compare convolution, max-pool, norm and activation, in one op, with PyTorch in float64."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,11 +9,16 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 from kernels.arguments import Activation, Norm
-from kernels.conv_pool_norm_act import backward as kernels
+from kernels.conv_pool_norm_act import backward as backward_kernels
+from kernels.conv_pool_norm_act import forward as forward_kernels
 from kernels.conv_pool_norm_act import op
-from kernels.conv_pool_norm_act.backward import Tiling, launch_backward, launch_weight_gradient
-from kernels.conv_pool_norm_act.reference import backward_reference, conv_pool_norm_act_reference
-from kernels.pool_norm_act.reference import forward_reference
+from kernels.conv_pool_norm_act.backward import launch_backward, launch_weight_gradient
+from kernels.conv_pool_norm_act.forward import Tiling, launch_forward
+from kernels.conv_pool_norm_act.reference import (
+    backward_reference,
+    conv_pool_norm_act_reference,
+    forward_reference,
+)
 from tests.gpus import DEVICE, NEEDS_GPU, ON_GPU, USES_GPU, needs_gpu
 from tests.parity.copies import copy_case
 from tests.parity.operators import assert_registered
@@ -29,7 +34,9 @@ VARIANTS: list[tuple[Activation, int]] = [("none", 1), ("silu", 1), ("gelu", 2)]
 # channels of a tile, fewer, and output channels of more than one tile; several tiles a program, the last one
 # in part.
 SHAPES = [(5, 3, 2, 2, 5), (2, 32, 5, 8, 64), (2, 24, 6, 3, 72), (1, 5, 21, 20, 16)]
-TILINGS = [kernels.TILING, Tiling(16, 64, 4, 1, 1), Tiling(32, 128, 8, 1, 3)]
+MANY_TILES = (3, 8, 21, 20, 16)
+TILINGS = [backward_kernels.TILING, Tiling(16, 64, 4, 1, 1), Tiling(32, 128, 8, 1, 3)]
+FORWARD_TILINGS = [*forward_kernels.TILINGS.values(), Tiling(16, 64, 4, 3, 1), Tiling(64, 128, 8, 1, 2)]
 LARGE = [(128, 32, 31, 31, 64), (96, 32, 31, 31, 128), (64, 32, 32, 32, 64), (77, 24, 30, 33, 100)]
 Results = dict[str, torch.Tensor]
 
@@ -106,11 +113,40 @@ def assert_results(actual: Results, case: Case) -> None:
             assert_parity(value.double(), result, f"batch norm {kind}", value.dtype)
 
 
+def kernels(x: torch.Tensor, filters: torch.Tensor, *arguments: Any) -> Any:
+    """Run the forward kernels; the arguments are those of the operator."""
+    *norm, activation, momentum, eps = arguments
+    return launch_forward(x, filters, Norm(*norm), activation, momentum, eps)
+
+
+def run_forward(function: Callable[..., Any], case: Case) -> Results:
+    """Return all that a forward function, of kernels or the reference, writes."""
+    copy = case.clone()
+    results = function(copy.x, copy.filters, *copy.norm(), copy.activation, MOMENTUM, EPS)
+    running = {"running_mean": copy.running_mean, "running_var": copy.running_var}
+    return dict(zip(("y", "pooled", "places", "statistics"), results, strict=True)) | running
+
+
+def assert_forward(case: Case) -> None:
+    """Compare the kernels with the reference and with float64. The convolution must be exact."""
+    results, reference = run_forward(kernels, case), run_forward(forward_reference, case)
+    for name in ("pooled", "places"):
+        torch.testing.assert_close(results[name], reference[name], rtol=0, atol=0, equal_nan=True)
+    assert results["y"].is_contiguous(memory_format=torch.channels_last)
+    assert results["pooled"].is_contiguous(memory_format=torch.channels_last)
+    assert_results({name: results[name] for name in ("y", "running_mean", "running_var")}, case)
+    var, mean = torch.var_mean(results["pooled"].double(), (0, 2, 3), correction=0)
+    exact = torch.stack([mean, (var + EPS).rsqrt()])
+    assert_parity(results["statistics"].double(), exact, "batch norm statistics", torch.float32)
+    repeated = run_forward(kernels, case)  # a race would make a second run differ
+    assert all(torch.equal(results[name], repeated[name]) for name in results)
+
+
 def run_backward(function: Callable[..., Any], case: Case) -> Results:
     """Return the gradients that a backward function, of kernels or the reference, computes."""
     copy = case.clone()
-    convolved = functional.conv2d(copy.x.float(), copy.filters, padding=1).to(copy.x.dtype)
-    _, pooled, places, statistics = forward_reference(convolved, *copy.norm(), "none", MOMENTUM, EPS)
+    forward = forward_reference(copy.x, copy.filters, *copy.norm(), "none", MOMENTUM, EPS)
+    _, pooled, places, statistics = forward
     saved = pooled, places, copy.weight, copy.bias, statistics
     by_leaf = function(*[*copy.gradients, None][:2], *saved, copy.activation, copy.x)
     return dict(zip(("dfilters", "dweight", "dbias"), by_leaf, strict=True))
@@ -163,7 +199,7 @@ def assert_exact_weight_gradient(shape: Shape, dtype: torch.dtype) -> None:
 def test_weight_gradient_is_exact_for_quarters(
     shape: Shape, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "TILING", tiling)
+    monkeypatch.setattr(backward_kernels, "TILING", tiling)
     assert_exact_weight_gradient(shape, torch.float16)
 
 
@@ -174,14 +210,77 @@ def test_weight_gradient_is_exact_for_quarters(
 def test_large_weight_gradient_is_exact_for_quarters(
     shape: Shape, dtype: torch.dtype, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "TILING", tiling)
+    monkeypatch.setattr(backward_kernels, "TILING", tiling)
     assert_exact_weight_gradient(shape, dtype)
+
+
+@pytest.mark.parametrize("tiling", FORWARD_TILINGS, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, MANY_TILES])
+def test_forward_kernels_of_any_size_and_tiling(
+    shape: Shape, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_kernels, "TILINGS", dict.fromkeys(forward_kernels.TILINGS, tiling))
+    assert_forward(random_case(shape, torch.float16))
+
+
+@needs_gpu("too slow in the interpreter")
+@pytest.mark.parametrize("tiling", FORWARD_TILINGS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", LARGE)
+def test_large_forward_kernels(
+    shape: Shape, dtype: torch.dtype, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_kernels, "TILINGS", dict.fromkeys(forward_kernels.TILINGS, tiling))
+    assert_forward(random_case(shape, dtype, "gelu"))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 7, 6, 16), pytest.param((512, 32, 31, 31, 64), marks=NEEDS_GPU)])
+def test_the_forward_kernel_rounds_the_weight_and_the_output_of_the_convolution(shape: Shape) -> None:
+    case = random_case(shape, torch.float16)
+    generator = torch.Generator().manual_seed(0)
+    filters = torch.randn(case.filters.shape, generator=generator).to(DEVICE) / 10
+    case = case._replace(filters=filters.contiguous(memory_format=torch.channels_last))
+    results = run_forward(kernels, case)
+    rounded = run_forward(kernels, case._replace(filters=case.filters.half()))
+    assert all(torch.equal(results[name], rounded[name]) for name in results)
+    convolved = functional.conv2d(case.x.double(), case.filters.half().double(), padding=1)
+    exact = functional.max_pool2d(convolved, 2)
+    assert_parity(results["pooled"].double(), exact, "pooled conv", torch.float16)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, in the interpreter
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_infinite_values_and_nan_as_in_pytorch(value: float) -> None:
+    case = random_case((2, 8, 6, 7, 16), torch.float16, "none")
+    case.x[1, 3, 2, 2] = value
+    filters = torch.where(case.filters == 0, 1.0, case.filters)  # no 0 times infinity
+    case = case._replace(filters=filters)
+    results, reference = (run_forward(function, case) for function in (kernels, forward_reference))
+    for name in ("pooled", "places"):
+        torch.testing.assert_close(results[name], reference[name], rtol=0, atol=0, equal_nan=True)
+    overflown = results["pooled"].isfinite().logical_not()
+    assert overflown.any() and not overflown[0].any()
+    bad = overflown.any(0).any(1).any(1)
+    assert torch.equal(results["running_var"].isfinite(), ~bad)
+
+
+def test_the_variance_of_channels_far_from_0() -> None:
+    case = random_case((13, 8, 12, 14, 16), torch.float16, "none")
+    case.x.add_(16)
+    case.filters.zero_()[:, :, 1, 1] = 1  # so that the border is like the rest: sums of 8 values, near 128
+    results = run_forward(kernels, case)
+    var, mean = torch.var_mean(results["pooled"].double(), (0, 2, 3), correction=0)
+    assert (mean.abs() > 30 * var.sqrt()).all()
+    mean_of_kernel, deviation = results["statistics"].double()
+    assert_parity(mean_of_kernel, mean, "batch norm shifted mean", torch.float32)
+    assert_parity(deviation, (var + EPS).rsqrt(), "batch norm shifted deviation", torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("activation", "num_gradients"), VARIANTS)
 def test_kernels(activation: Activation, num_gradients: int, dtype: torch.dtype) -> None:
     case = random_case((3, 6, 7, 4, 8), dtype, activation, num_gradients)
+    assert_forward(case)
     assert_results(run_backward(launch_backward, case), case)
 
 
@@ -242,11 +341,41 @@ def test_autocast_casts_and_any_strides_are_taken() -> None:
     assert_results({"y": y.detach(), "dfilters": dfilters}, case)
 
 
-def test_backward_operator_is_registered_soundly() -> None:
+@needs_gpu()
+def test_capture_in_a_cuda_graph() -> None:
+    case = random_case((16, 32, 15, 16, 64), torch.float16, "gelu", 2)
+    static = case.clone()
+    leaves = [static.filters.requires_grad_(), static.weight.requires_grad_(), static.bias.requires_grad_()]
+
+    def step() -> list[torch.Tensor]:
+        outputs = op.conv_pool_norm_act_twice(static.x, static.filters, static.norm(), "gelu", MOMENTUM, EPS)
+        gradients = torch.autograd.grad([1 * each for each in outputs], leaves, static.gradients)
+        return [outputs[0].detach(), *gradients]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    rolled = case._replace(x=case.x.roll(1, 0), filters=case.filters.roll(1, 0))
+    with torch.no_grad():
+        for name in ("running_mean", "running_var", "x", "filters"):
+            getattr(static, name).copy_(getattr(rolled, name))
+    graph.replay()
+    eager = run_operator(rolled)
+    expected_results = [eager[name] for name in ("y", "dfilters", "dweight", "dbias")]
+    torch.testing.assert_close(captured, expected_results, rtol=0, atol=0)
+    torch.testing.assert_close(static.running_var, eager["running_var"], rtol=0, atol=0)
+
+
+def test_operators_are_registered_soundly() -> None:
     case = random_case((3, 5, 5, 4, 8), torch.float16, "gelu")
-    convolved = functional.conv2d(case.x.float(), case.filters, padding=1).half()
-    arguments = convolved, *case.clone().norm(), "gelu", MOMENTUM, EPS
-    _, pooled, places, statistics = torch.ops.quickres.pool_norm_act(*arguments)
+    arguments = case.x, case.filters, *case.clone().norm(), "gelu", MOMENTUM, EPS
+    assert_registered(torch.ops.quickres.conv_pool_norm_act.default, arguments)
+    _, pooled, places, statistics = torch.ops.quickres.conv_pool_norm_act(*arguments)
     for second in (None, case.gradients[0]):
         saved = pooled, places, case.weight, case.bias, statistics
         backward = (case.gradients[0], second, *saved, "gelu", case.x)
