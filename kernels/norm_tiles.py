@@ -65,7 +65,10 @@ TILINGS = {
     },
     # Four elements of x are read, or written, for each element of the pooled activation.
     **{("pool statistics", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
-    **{("pool gradient", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
+    ("pool gradient", 64): Tiling(64, 4, 4, 6, 1),
+    ("pool gradient", 128): Tiling(64, 2, 8, 2, 1),
+    ("pool gradient", 256): Tiling(64, 1, 4, 6, 1),
+    ("pool gradient", 512): Tiling(64, 2, 8, 2, 1),
     **{("pool inference", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
     **{("inference", num_channels): Tiling(64, 4, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
     # A residual that is normalised too is one more tensor in registers. So each tensor has fewer loads; the
