@@ -13,6 +13,7 @@ from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.process.exit import flush, leave_now
 
 _GRACE_S = 1.0  # for the main thread to leave what it does and to remove temporary files
+_ECHO_S = 0.5  # `timeout` signals the process and then its group: a second signal in this time is the first
 _STOPPING = "stopping: the results so far follow; Ctrl-C once more ends at once\n"
 _current: "_Interrupt | None" = None
 
@@ -58,7 +59,8 @@ def stopped_by_interrupt(*, at_sigterm: bool = False) -> Iterator[None]:
 def keep_results() -> None:
     """From now on, a signal leaves the main thread the time that it needs to show the results so far.
 
-    A second Ctrl-C ends the process at once. Does nothing outside of `stopped_by_interrupt`.
+    A second Ctrl-C, half a second later or more, ends the process at once. Does nothing outside of
+    `stopped_by_interrupt`.
     """
     if _current is not None:
         _current.is_patient = True
@@ -102,17 +104,19 @@ class _Interrupt:
             raise KeyboardInterrupt
 
     def _listen(self, receiver: int) -> None:
-        heard = False
+        first = None
         while received := os.read(receiver, 1):
             number = received[0]
             if not self._handles(number):
                 continue
-            again, heard = heard, True
+            now = time.monotonic()
+            is_first, first = first is None, first or now
+            again = now > first + _ECHO_S
             self._receive()
             if self.is_patient and not self._ended and (not again or number == signal.SIGTERM):
-                if not again:
+                if is_first:
                     os.write(self._stderr, _STOPPING.encode())
-                continue  # `timeout` sends SIGTERM twice
+                continue
             time.sleep(0 if self._ended or again else _GRACE_S)
             self._leave()
 

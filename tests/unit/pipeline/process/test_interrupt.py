@@ -132,7 +132,9 @@ SHOWING = """
     return 0"""
 
 
-@pytest.mark.parametrize("numbers", [[2], [15], [15, 15]], ids=["SIGINT", "SIGTERM", "SIGTERM twice"])
+@pytest.mark.parametrize(
+    "numbers", [[2], [2, 2], [15], [15, 15]], ids=["SIGINT", "SIGINT twice", "SIGTERM", "SIGTERM twice"]
+)
 def test_results_are_shown_however_long_that_takes(numbers: list[int]):
     process = start(SHOWING, KEEPING, ", at_sigterm=True")
     for number in numbers:
