@@ -9,19 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.publish.about_folder import ABOUT, AboutFolder
 from pipeline.config import FolderData
 from pipeline.data.files.decode import try_all
 from pipeline.data.files.list_files import list_files
 from pipeline.data.files.listing import Listing
 from pipeline.errors import UserError
 
-_ABOUT = "Pack class folders into tar files, train-*.tar and val-*.tar, to time loaders on both."
+_DESCRIPTION = "Pack class folders into tar files, train-*.tar and val-*.tar, to time loaders on both."
 _NAMES = {"train": "train", "test": "val"}
 IMAGES_PER_SHARD = 1000
 
 
 def pack(data: FolderData, folder: Path, images_per_shard: int, num_threads: int) -> int:
     """Write the images of class folders into tar files: `N.jpg` and `N.cls`, the number of the class.
+
+    What `about.json` says of the images is true of the shards too, and is written beside them.
 
     Neighbours of the listing share a shard, so that the images of a class lie together, as in the folders.
 
@@ -55,6 +58,9 @@ def pack(data: FolderData, folder: Path, images_per_shard: int, num_threads: int
     failed = try_all(range(len(tasks)), write, num_threads, "packing shards", chunk_size=1)
     if failed:
         raise UserError(f"{folder}: cannot write {len(failed)} shards ({next(iter(failed.values()))})")
+    about = AboutFolder.of(listing.root)
+    if about is not None:
+        about.write(folder / ABOUT)
     return len(tasks)
 
 
@@ -72,7 +78,7 @@ def _write_shard(listing: Listing, part: str, indices: np.ndarray, path: Path) -
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks make-shards", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks make-shards", description=_DESCRIPTION)
     parser.add_argument("source", help="class folders, as data.root")
     parser.add_argument("folder", type=Path, help="folder of the shards; it is created if it does not exist")
     parser.add_argument(

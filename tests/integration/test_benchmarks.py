@@ -14,6 +14,7 @@ from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.measure import session, timing, workloads
 from benchmarks.measure.options import QUICK
 from benchmarks.measure.timing import Workload
+from benchmarks.publish.about_folder import ABOUT, AboutFolder, name_of_images
 from benchmarks.publish.records import append, read
 from benchmarks.suites import loaders
 from pipeline.config import load_config
@@ -294,12 +295,13 @@ def test_make_shards_packs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         main(["make-folder", str(tmp_path / "a"), "--images", "20", "--size", "90x70", "--threads", "1"]) == 0
     )
+    AboutFolder(name="Mosaics").write(tmp_path / "a" / ABOUT)
     given = [str(tmp_path / "a"), str(tmp_path / "b"), "--images-per-shard", "8", "--threads", "1"]
     assert main(["make-shards", *given]) == 0
     assert "b: 5 shards" in capsys.readouterr().out  # 20 training images and 10 for validation
-    counts = count_images(
-        load_config(overrides=["data.dataset=shards", f"data.root={tmp_path / 'b'}"]).data, 0
-    )
+    config = load_config(overrides=["data.dataset=shards", f"data.root={tmp_path / 'b'}"])
+    assert name_of_images(config) == "Mosaics"
+    counts = count_images(config.data, 0)
     assert (counts.train, counts.test, counts.num_classes) == (20, 10, 10)
     (tmp_path / "file").touch()
     assert main(["make-shards", str(tmp_path / "a"), str(tmp_path / "file/b")]) == 2
