@@ -10,8 +10,8 @@ pixels of the output of the convolution; its taps read 4x4 pixels of x, its neig
 are loaded. A pixel is the sum of nine products, of the weight of a tap and the tile of the neighbour under
 it: 36 products. Each pixel is rounded, as the output of a convolution, before the maximum is taken.
 
-The weights are the first operand of all products. They stay in registers, half of those that there are: a
-product of two operands from shared memory reads so much that it is slower.
+The weights are the first operand of all products. They stay in registers, 72 of a thread: a product of two
+operands from shared memory reads so much that it is slower.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false

@@ -34,7 +34,7 @@ def _stand_ins(packages: set[str]) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        for name in [name for name in list(sys.modules) if name.partition(".")[0] in packages]:
             del sys.modules[name]
 
 

@@ -59,8 +59,8 @@ def stopped_by_interrupt(*, at_sigterm: bool = False) -> Iterator[None]:
 def keep_results() -> None:
     """From now on, a signal leaves the main thread the time that it needs to show the results so far.
 
-    A second Ctrl-C, half a second later or more, ends the process at once. Does nothing outside of
-    `stopped_by_interrupt`.
+    A second Ctrl-C, heard half a second after the first one or later, ends the process at once. Does nothing
+    outside of `stopped_by_interrupt`.
     """
     if _current is not None:
         _current.is_patient = True

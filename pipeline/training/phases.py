@@ -46,7 +46,8 @@ def phases_of(config: Config, plan: Plan, model: nn.Module) -> tuple[Phase, ...]
     stay until their next renormalisation: later ones change them no more. When all parameters have ended, no
     new phase begins. Two differences are left. A gradient of an ended parameter that overflows no longer
     skips the update of the others. And a convolution whose input needs no gradient any longer may have a
-    kernel of its own, which rounds the gradient by its weight less (`kernels/conv_pool_norm_act/op.py`).
+    kernel of its own, which adds in another order, and rounds the gradient by its weight less
+    (`kernels/conv_pool_norm_act/op.py`).
     """
     if not config.compile.drop_ended or config.optimizer.clip_norm is not None:
         return (Phase(),)

@@ -109,7 +109,7 @@ def test_a_padded_convolution_ignores_channels_of_zeros(monkeypatch: pytest.Monk
 def test_the_first_convolution_has_a_kernel_if_its_input_needs_no_gradient(
     depth: Literal[2, 3], launches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The results are those of the other kernels; the gradient by the weight is rounded less."""
+    """The results are those of the other kernels, within the rounding of one or the other."""
     torch.manual_seed(0)
     group = ConvGroup(6, 16, depth, "silu", 0.1, fused_norm=True).to(DEVICE)
     group = group.to(memory_format=torch.channels_last)
