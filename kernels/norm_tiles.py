@@ -88,6 +88,15 @@ def fold(values, FOLD: tl.constexpr):
 
 
 @triton.jit
+def add_deviations(sums, squares, values, shift, exists, FOLD: tl.constexpr, WHOLE_TILES: tl.constexpr):
+    """Add one tile to two sums, as `fold` makes them, of deviations from the shift and of their squares."""
+    deviation = values.to(tl.float32) - shift[None, :]
+    if not WHOLE_TILES:
+        deviation = tl.where(exists, deviation, 0.0)
+    return sums + fold(deviation, FOLD), squares + fold(deviation * deviation, FOLD)
+
+
+@triton.jit
 def locate_mask(tile, num_rows, num_channels, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
     """Return the mask bytes of a tile, as `locate` returns elements. Byte g holds the channels from 8g."""
     byte = tl.program_id(1) * (BLOCK_CHANNELS // 8) + tl.arange(0, BLOCK_CHANNELS // 8)

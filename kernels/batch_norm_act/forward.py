@@ -17,7 +17,7 @@ import triton.language as tl
 
 from kernels.activations import activate
 from kernels.arguments import Norm
-from kernels.norm_tiles import add_partials, fold, load_channels, locate_mask, plan, store_partials
+from kernels.norm_tiles import add_deviations, add_partials, load_channels, locate_mask, plan, store_partials
 from kernels.tiles import load, locate, store
 
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # y, statistics and the mask of the ReLU
@@ -60,11 +60,8 @@ def _norm_statistics_kernel(  # noqa: PLR0913
     squares = tl.zeros((BLOCK_ROWS // FOLD, BLOCK_CHANNELS), tl.float32)
     for step in tl.range(program, num_tiles, num_programs, num_stages=NUM_STAGES):
         elements = locate(last - step, channel, num_rows, num_channels, BLOCK_ROWS)
-        deviation = load(x_ptr, elements, WHOLE_TILES, False) - shift[None, :]
-        if not WHOLE_TILES:
-            deviation = tl.where(elements[2], deviation, 0.0)
-        sums += fold(deviation, FOLD)
-        squares += fold(deviation * deviation, FOLD)
+        values = load(x_ptr, elements, WHOLE_TILES, False)
+        sums, squares = add_deviations(sums, squares, values, shift, elements[2], FOLD, WHOLE_TILES)
 
     store_partials(partials_ptr, sums, squares, channel, num_channels)
     if program == 0:

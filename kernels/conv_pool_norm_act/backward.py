@@ -25,9 +25,9 @@ import triton
 import triton.language as tl
 
 from kernels.batch_norm_act.backward import Inputs, launch_gradients
-from kernels.conv_pool_norm_act.forward import BLOCK_IN, Tiling, load_neighbours, operands_of
+from kernels.conv_pool_norm_act.forward import Tiling, load_neighbours, plan_windows
 from kernels.norm_gradient import Gradients, NormConstants, empty_gradients
-from kernels.tiles import FP_FUSION, Launch, locate_pixels, plan_grid
+from kernels.tiles import FP_FUSION, locate_pixels
 
 TILING = Tiling(32, 64, 4, 2, 3)  # so many warps that the sums, 9 x 32 x channels, stay in registers
 _BLOCK_VALUES, _BLOCK_PARTIALS = 64, 64  # of the sum: values of a program, and partial sums added at a time
@@ -139,25 +139,6 @@ def _pool_conv_weight_sum_kernel(
     tl.store(dweight_ptr + value, tl.sum(total, axis=0), mask=value < num_values)
 
 
-def _plan(x: torch.Tensor, num_windows: int, num_channels: int) -> Launch:
-    """Return the grid and the options of the weight gradient of x by O = num_channels output channels."""
-    options = {
-        "HEIGHT": x.shape[2],
-        "WIDTH": x.shape[3],
-        "CHANNELS": x.shape[1],
-        "BLOCK_WINDOWS": TILING.windows,
-        "BLOCK_IN": BLOCK_IN,
-        "BLOCK_OUT": TILING.channels,
-        "NUM_STAGES": TILING.stages,
-        "OPERANDS": operands_of(x),
-        "num_warps": TILING.warps,
-        **FP_FUSION,
-    }
-    num_tiles = triton.cdiv(num_windows, TILING.windows)
-    num_columns = triton.cdiv(num_channels, TILING.channels)
-    return Launch(plan_grid(num_tiles, num_columns, TILING.programs, x.device), options)
-
-
 def launch_weight_gradient(g: torch.Tensor, places: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return the gradient by the weight of the convolution, (O, C, 3, 3) float32, channels_last.
 
@@ -167,7 +148,7 @@ def launch_weight_gradient(g: torch.Tensor, places: torch.Tensor, x: torch.Tenso
         x: (N, C, H, W) input of the convolution, of the dtype of g, channels_last.
     """
     num_channels, num_windows = g.shape[1], len(places)
-    grid, options = _plan(x, num_windows, num_channels)
+    grid, options = plan_windows(x, num_windows, num_channels, TILING)
     dweight = weight_gradient_output(g, x)
     partials = dweight.new_empty((grid[0], dweight.numel()))
     _pool_conv_weight_gradient_kernel[grid](g, places, x, partials, num_windows, num_channels, **options)

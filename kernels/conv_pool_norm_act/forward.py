@@ -25,7 +25,7 @@ import triton.language as tl
 
 from kernels.arguments import Norm
 from kernels.batch_norm_act.forward import NormTensors, launch_apply
-from kernels.norm_tiles import fold, store_partials
+from kernels.norm_tiles import add_deviations, store_partials
 from kernels.pool_norm_act.forward import Outputs, forward_outputs, maximum, store_places
 from kernels.tiles import FP_FUSION, Launch, locate, locate_pixels, plan_grid, store
 
@@ -159,15 +159,6 @@ def _sample_mean(  # noqa: PLR0913
 
 
 @triton.jit
-def _add(sums, squares, values, shift, exists, FOLD: tl.constexpr, WHOLE_TILES: tl.constexpr):
-    """Return the two sums, of deviations from the shift and of their squares, with those of a tile."""
-    deviation = values.to(tl.float32) - shift[None, :]
-    if not WHOLE_TILES:
-        deviation = tl.where(exists[:, None], deviation, 0.0)
-    return sums + fold(deviation, FOLD), squares + fold(deviation * deviation, FOLD)
-
-
-@triton.jit
 def _conv_pool_statistics_kernel(  # noqa: PLR0913
     x_ptr,  # (N, HEIGHT, WIDTH, CHANNELS)
     weight_ptr,  # (O, 9, CHANNELS)
@@ -203,22 +194,21 @@ def _conv_pool_statistics_kernel(  # noqa: PLR0913
         elements = locate(tile, channel, num_windows, NUM_CHANNELS, BLOCK_WINDOWS)
         store(pooled_ptr, elements, values, WHOLE_TILES)
         store_places(places_ptr, place, tile, num_windows, NUM_CHANNELS, WHOLE_TILES)
-        sums, squares = _add(sums, squares, values, shift, exists, FOLD, WHOLE_TILES)
+        sums, squares = add_deviations(sums, squares, values, shift, elements[2], FOLD, WHOLE_TILES)
     store_partials(partials_ptr, sums, squares, channel, NUM_CHANNELS)
     if tl.program_id(0) == 0:
         tl.store(shift_ptr + channel, shift, mask=channel < NUM_CHANNELS)
 
 
-def operands_of(x: torch.Tensor) -> tl.dtype:
+def _operands_of(x: torch.Tensor) -> tl.dtype:
     """Return the dtype of the operands of the products."""
     # Triton's interpreter multiplies and compares the bits of bfloat16 as if they were integers.
     interpreted_bfloat16 = x.dtype is torch.bfloat16 and x.device.type != "cuda"
     return tl.float32 if interpreted_bfloat16 else _DTYPES[x.dtype]
 
 
-def _plan(x: torch.Tensor, num_windows: int, num_channels: int) -> Launch:
-    """Return the grid and the options of the statistics of x and O = num_channels output channels."""
-    tiling = TILINGS[64 if num_channels <= 64 else MAX_CHANNELS]
+def plan_windows(x: torch.Tensor, num_windows: int, num_channels: int, tiling: Tiling) -> Launch:
+    """Return the grid and the options that the kernels on windows share, of x and O = num_channels."""
     options = {
         "HEIGHT": x.shape[2],
         "WIDTH": x.shape[3],
@@ -226,17 +216,26 @@ def _plan(x: torch.Tensor, num_windows: int, num_channels: int) -> Launch:
         "BLOCK_WINDOWS": tiling.windows,
         "BLOCK_IN": BLOCK_IN,
         "BLOCK_OUT": tiling.channels,
-        "FOLD": tiling.windows // _FOLD,
-        "WHOLE_TILES": num_windows % tiling.windows == 0 and num_channels % tiling.channels == 0,
         "NUM_STAGES": tiling.stages,
-        "DTYPE": _DTYPES[x.dtype],
-        "OPERANDS": operands_of(x),
+        "OPERANDS": _operands_of(x),
         "num_warps": tiling.warps,
         **FP_FUSION,
     }
     num_tiles = triton.cdiv(num_windows, tiling.windows)
     num_columns = triton.cdiv(num_channels, tiling.channels)
     return Launch(plan_grid(num_tiles, num_columns, tiling.programs, x.device), options)
+
+
+def _plan(x: torch.Tensor, num_windows: int, num_channels: int) -> Launch:
+    """Return the grid and the options of the statistics of x and O = num_channels output channels."""
+    tiling = TILINGS[64 if num_channels <= 64 else MAX_CHANNELS]
+    grid, options = plan_windows(x, num_windows, num_channels, tiling)
+    further = {
+        "FOLD": tiling.windows // _FOLD,
+        "WHOLE_TILES": num_windows % tiling.windows == 0 and num_channels % tiling.channels == 0,
+        "DTYPE": _DTYPES[x.dtype],
+    }
+    return Launch(grid, options | further)
 
 
 def launch_forward(

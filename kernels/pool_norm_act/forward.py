@@ -18,7 +18,7 @@ import triton.language as tl
 
 from kernels.arguments import Norm
 from kernels.batch_norm_act.forward import NormTensors, launch_apply
-from kernels.norm_tiles import fold, plan, store_partials
+from kernels.norm_tiles import add_deviations, plan, store_partials
 from kernels.tiles import load, locate, locate_pixels, store
 
 # y and pooled x, (N, C, H // 2, W // 2); the places of the maxima, two bits each, and the statistics
@@ -125,11 +125,7 @@ def _pool_norm_statistics_kernel(  # noqa: PLR0913
         )
         store(pooled_ptr, elements, values, WHOLE_TILES)
         store_places(places_ptr, place, tile, num_rows, num_channels, WHOLE_TILES)
-        deviation = values - shift[None, :]
-        if not WHOLE_TILES:
-            deviation = tl.where(elements[2], deviation, 0.0)
-        sums += fold(deviation, FOLD)
-        squares += fold(deviation * deviation, FOLD)
+        sums, squares = add_deviations(sums, squares, values, shift, elements[2], FOLD, WHOLE_TILES)
     store_partials(partials_ptr, sums, squares, channel, num_channels)
     if program == 0:
         tl.store(shift_ptr + channel, shift, mask=channel < num_channels)
