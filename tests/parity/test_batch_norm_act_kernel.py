@@ -15,7 +15,7 @@ from kernels.batch_norm_act.reference import backward_reference, batch_norm_act_
 from kernels.norm_tiles import TILINGS, Tiling, plan
 from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.copies import copy_case
-from tests.parity.operators import assert_registered
+from tests.parity.operators import assert_registered, capture
 from tests.parity.tolerances import assert_parity
 
 pytestmark = USES_GPU
@@ -393,14 +393,7 @@ def test_capture_in_a_cuda_graph() -> None:
             *torch.autograd.grad([1 * each for each in outputs], leaves, static.gradients),
         ]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     with torch.no_grad():
         static.running_mean.copy_(case.running_mean)
         static.running_var.copy_(case.running_var)

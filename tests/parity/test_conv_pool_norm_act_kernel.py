@@ -21,7 +21,7 @@ from kernels.conv_pool_norm_act.reference import (
 )
 from tests.gpus import DEVICE, NEEDS_GPU, ON_GPU, USES_GPU, needs_gpu
 from tests.parity.copies import copy_case
-from tests.parity.operators import assert_registered
+from tests.parity.operators import assert_registered, capture
 from tests.parity.tolerances import assert_parity
 
 pytestmark = USES_GPU
@@ -352,14 +352,7 @@ def test_capture_in_a_cuda_graph() -> None:
         gradients = torch.autograd.grad([1 * each for each in outputs], leaves, static.gradients)
         return [outputs[0].detach(), *gradients]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     rolled = case._replace(x=case.x.roll(1, 0), filters=case.filters.roll(1, 0))
     with torch.no_grad():
         for name in ("running_mean", "running_var", "x", "filters"):
