@@ -104,21 +104,19 @@ class _Interrupt:
             raise KeyboardInterrupt
 
     def _listen(self, receiver: int) -> None:
-        first = None
+        heard_at: float | None = None
         while received := os.read(receiver, 1):
             number = received[0]
             if not self._handles(number):
                 continue
-            now = time.monotonic()
-            is_first, first = first is None, first or now
-            again = now > first + _ECHO_S
+            again = heard_at is not None and time.monotonic() > heard_at + _ECHO_S
             self._receive()
-            if self.is_patient and not self._ended and (not again or number == signal.SIGTERM):
-                if is_first:
-                    os.write(self._stderr, _STOPPING.encode())
-                continue
-            time.sleep(0 if self._ended or again else _GRACE_S)
-            self._leave()
+            if not self.is_patient or self._ended or (again and number != signal.SIGTERM):
+                time.sleep(0 if self._ended or again else _GRACE_S)
+                self._leave()
+            if heard_at is None:
+                heard_at = time.monotonic()
+                os.write(self._stderr, _STOPPING.encode())
 
     def _handles(self, number: int) -> bool:
         return number in self._numbers and signal.getsignal(number) == self._handle
