@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.models.fused import kernels_in_evaluation
 from pipeline.training.build import without_compiled_blocks
 from pipeline.training.capture import new_graph
+from pipeline.training.compile_ahead import compile_ahead
 from pipeline.training.precision import Precision
 
 _MOST_SHAPES = 8  # a loader of the caller may give images of any number of sizes
@@ -80,6 +81,7 @@ class EvalNetwork:
         began = time.perf_counter()
         # a copy, as the captured pass reads: cuDNN chooses algorithms for the alignment of the memory
         images = images.clone()
+        compile_ahead(lambda: self._forward(images.clone()), self.model, images.device)
         logits = self._logits(images)
         if images.is_cuda:
             torch.cuda.current_stream(images.device).synchronize()

@@ -1,5 +1,6 @@
 """Holds all that must survive a restart in one object, and restores it."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.config import Config
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.errors import UserError, first_line
 from pipeline.optim.ema import Ema
 from pipeline.optim.lookahead import Lookahead
+from pipeline.optim.optimizer import build_optimizer
 from pipeline.run.checkpoint import EMA, WEIGHTS, Snapshot, map_tensors, read_checkpoint
 from pipeline.run.records import BestEvaluation, TrainRecord
 from pipeline.training.precision import Precision
@@ -202,3 +205,16 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
             f"{folder}: does not fit this config's model and optimizer ({first_line(error)}); "
             "give the run's own config"
         ) from None
+
+
+def copy_to_rehearse(state: TrainState, config: Config) -> TrainState:
+    """Return a state like that of a run at its start, on one process and not compiled, in memory of its own.
+
+    Args:
+        state: of the run; not changed.
+        config: the run's config.
+    """
+    model, device = copy.deepcopy(state.model), state.totals.values.device
+    optimizer = build_optimizer(config.optimizer, model)
+    precision = Precision(config.precision, device)
+    return TrainState(model, optimizer, precision, Totals(device), class_weights=state.class_weights)

@@ -11,11 +11,12 @@ from pipeline.config import AnyMixAugment, Config
 from pipeline.data.batch import Batch
 from pipeline.optim.muon import Muon
 from pipeline.training.capture import new_graph
+from pipeline.training.compile_ahead import compile_ahead
 from pipeline.training.losses import classification_loss, count_correct
 from pipeline.training.mixing import MixDraws, mix
 from pipeline.training.phases import Phase, phases_of
 from pipeline.training.plan import Plan
-from pipeline.training.state import TrainState
+from pipeline.training.state import TrainState, copy_to_rehearse
 
 _WARMUP = 3  # eager steps before a capture
 
@@ -198,7 +199,7 @@ class Step:
         plan: Plan | None = None,
     ):
         self._state, self._rates_at, self._plan = state, rates_at, plan
-        self._lookahead = config.lookahead
+        self._config = config
         self._options = StepOptions.of(config)
         self._capture = capture
         self.eager_steps = _WARMUP
@@ -212,6 +213,7 @@ class Step:
         self._graphs_when_settled: int | None = None
         self._unexpected_graphs = 0
         self._capture_s = 0.0
+        self._kernels_are_compiled = False
 
     def take_capture_s(self) -> float:
         """Return the seconds of capturing since the last call."""
@@ -270,6 +272,8 @@ class Step:
         if self._capture and self._shape.graph is None:
             # copies, as the captured step reads: cuDNN chooses algorithms for the alignment of the memory
             inputs = [tensor.clone() for tensor in inputs]
+        if state.totals.values.is_cuda and not self._kernels_are_compiled:
+            self._compile_kernels(inputs)
         if not self._capture or self._shape.eager_left > 0:
             with self.phase.without_ended():
                 output = train_step(state, self._options, *inputs)
@@ -283,12 +287,12 @@ class Step:
         return output
 
     def _look_ahead(self) -> None:
-        state, plan = self._state, self._plan
+        state, plan, lookahead = self._state, self._plan, self._config.lookahead
         if state.lookahead is None or plan is None or plan.lookahead_every is None:
             return
         if state.step % plan.lookahead_every == 0:
             done = state.step / plan.total_steps
-            state.lookahead.update(self._lookahead.decay * done**self._lookahead.power)
+            state.lookahead.update(lookahead.decay * done**lookahead.power)
 
     def _set_rates(self) -> None:
         """Write the learning rates of this step, and Muon's switch, to the device."""
@@ -298,6 +302,25 @@ class Step:
         if isinstance(optimizer, Muon) and optimizer.renormalise is not None:
             every = self._plan.renormalise_every if self._plan is not None else None
             optimizer.renormalise.fill_(every is not None and step % every == 0)
+
+    def _compile_kernels(self, inputs: list[torch.Tensor]) -> None:
+        """Compile the kernels of the first step in threads, on the GPU that this process trains on.
+
+        The rehearsal holds the activations of a step that is not compiled. The peak of memory is counted anew
+        after it.
+        """
+        device = inputs[0].device
+
+        def rehearse() -> None:
+            state = copy_to_rehearse(self._state, self._config)
+            copies = dict(zip(self._state.model.parameters(), state.model.parameters(), strict=True))
+            phase = Phase(self.phase.first_step, tuple(copies[each] for each in self.phase.ended))
+            with phase.without_ended():
+                train_step(state, self._options, *(tensor.clone() for tensor in inputs))
+
+        compile_ahead(rehearse, self._state.model, device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self._kernels_are_compiled = True
 
     def _select_shape(self, batch: Batch) -> None:
         """Select the graph of the batch's image size and of the phase. If one is new, the next compilation is
