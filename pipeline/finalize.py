@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.process.command_line import pipeline_command, same_command
+from pipeline.process.import_beside import import_beside, wait_for_imports
 from pipeline.process.signals import name_of
 from pipeline.process.start_time import tell_launcher
 from pipeline.run.folder import RunFolder
@@ -28,6 +29,27 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 Say = Callable[[str], None]
+
+
+def import_for_the_end(config: "Config") -> None:
+    """Begin to import, in a thread, what `finish` needs.
+
+    Of the grad-cam library, those packages that it imports. It is imported itself with stand-ins for others,
+    which no other thread may see.
+    """
+    log, with_tensorboard = config.log, "tensorboard" in wanted(config)
+    names = ["pipeline.report.curves", "matplotlib.backends.backend_agg"]
+    if log.explain or log.report or with_tensorboard:
+        names.append("pipeline.inference.trained_model")
+    if log.explain or log.report:
+        names += ["pipeline.explain.analyse_test_set", "pipeline.explain.contact_sheet"]
+    if log.explain:
+        names += ["cv2", "scipy.ndimage", "ttach"]
+    if log.report:
+        names += ["pipeline.report.page", "jinja2"]
+    if with_tensorboard:
+        names += ["pipeline.report.tensorboard", "torch.utils.tensorboard"]
+    import_beside(names)
 
 
 def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
@@ -151,6 +173,7 @@ def _print_profile(trainer: "Trainer", run: RunFolder) -> None:
 
 def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> None:
     """Draw curves, contact sheet, TensorBoard's images and the report, each even if another one fails."""
+    wait_for_imports()
     say, log = trainer.console.say, trainer.config.log
     trained = predictions = None
     _attempt(say, "curves", lambda: _draw_curves(run))

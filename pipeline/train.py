@@ -184,10 +184,16 @@ def train(
 
 def _attach(trainer: "Trainer", stop: StopSignal, watch: "Watch", profile: bool) -> None:
     """Give a trainer what it hears during the run: signals, the other processes, and the profiler."""
+    from pipeline.finalize import import_for_the_end
+
     trainer.stop, trainer.watch = stop, watch
     stop.agree_through(watch.store, trainer.clock.max_ahead)
-    if profile and trainer.processes.is_main:
+    if not trainer.processes.is_main:
+        return
+    if profile:
         _profile_steps(trainer)
+    if trainer.processes.device.type == "cuda":  # on a CPU it would take the time of training
+        trainer.when_settled = lambda: import_for_the_end(trainer.config)
 
 
 def _check_folders(config: Config) -> None:

@@ -4,7 +4,7 @@
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -62,6 +62,7 @@ class Trainer:
         stop: hears of signals.
         watch: names a rank that hangs; None while nobody watches.
         timeline: times the parts of the run.
+        when_settled: called once, when warm-up is over; None: nothing is.
     """
 
     config: Config
@@ -82,6 +83,7 @@ class Trainer:
     stop: StopSignal = field(default_factory=StopSignal)
     watch: Watch | None = None
     timeline: Timeline = field(default_factory=Timeline)
+    when_settled: Callable[[], object] | None = None
 
     @classmethod
     def build(
@@ -174,8 +176,12 @@ class Trainer:
     def _note_warmup(self) -> None:
         """Tell the timeline of a capture, and of the end of warm-up; the device has been waited for."""
         self.timeline.move(self.step.take_capture_s(), "compile", "capture")
-        if self.step.settled:
-            self.timeline.begin("training")
+        if not self.step.settled:
+            return
+        self.timeline.begin("training")
+        if self.when_settled is not None:
+            self.when_settled()
+            self.when_settled = None
 
     def _batches_left(self) -> Iterator[Batch]:
         first = self.state.step
