@@ -121,7 +121,7 @@ def test_behind_an_ended_stem_the_first_convolution_has_a_kernel() -> None:
 def _count_kernels(trainer: Trainer, name: str) -> int:
     """Return how often a kernel runs in the next step."""
     batch = next(trainer.loaders.train.batches_from(0))
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
         trainer.step(batch)
         torch.cuda.synchronize()
     return sum(event.count for event in profiled.key_averages() if name in event.key)

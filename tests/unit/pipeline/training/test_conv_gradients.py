@@ -67,3 +67,15 @@ def test_other_gradients_are_left_alone(layer: nn.Module, needs_x: bool):
     before = [node.target for node in graph.graph.nodes]
     SideBySide()(graph.graph)
     assert [node.target for node in graph.graph.nodes] == before
+
+
+def test_two_networks_with_the_pass_share_their_compiled_code():
+    """Runs with many seeds in one process compile once."""
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for _ in range(2):
+        layer = nn.Conv2d(4, 6, 3)
+        layer.compile(options={"post_grad_custom_post_pass": SideBySide()}, fullgraph=True, dynamic=False)
+        layer(torch.zeros(2, 4, 9, 9))
+    assert graphs["unique_graphs"] == before + 1
