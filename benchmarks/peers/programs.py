@@ -27,6 +27,9 @@ from pipeline.errors import TrainingError, UserError
 
 ONE_VIEW, THEIR_VIEWS = "one view", "with their views"
 _NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a folder
+# How long to wait for the GPU of a stopped program, in times of its longest run: it may have launched the
+# whole of its next run.
+_REST = 2.0
 _TRAINED = 0.5  # accuracy above which a network counts as trained: a warm-up may train on random labels
 
 
@@ -56,6 +59,7 @@ class PeerProgram:
     def take(self, count: int) -> None:
         """Let the program go on until it has finished COUNT more runs, and stop it again.
 
+        Returns when the GPU has finished what the program had launched before it was stopped.
         The first run after a start or a stop is not timed: it compiles, or was stopped in the middle.
 
         Raises:
@@ -70,6 +74,7 @@ class PeerProgram:
         for _ in range(count):
             self.runs.append(next(finished))
         self._signal(signal.SIGSTOP)
+        time.sleep(_REST * max(run.seconds for run in self.runs))
 
     def close(self) -> None:
         """End the program."""
