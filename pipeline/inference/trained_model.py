@@ -195,7 +195,7 @@ def load_trained(
     """
     source = find_source(path, which, overrides, ema=ema)
     config, inputs = source.config, source.inputs
-    set_backends(config)
+    set_backends(config, trains=False)
     device = pick_device(config) if device is None else _check_device(device)
     if inputs is None:
         splits = splits or load_splits(config.data, config.seed)

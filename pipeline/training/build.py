@@ -37,8 +37,13 @@ _COMPILATIONS = 4096
 _FITTED_IMAGES = 1024
 
 
-def set_backends(config: Config) -> None:
+def set_backends(config: Config, *, trains: bool = True) -> None:
     """Set torch's process-wide switches, and make the cache folder. No other code sets such switches.
+
+    Args:
+        config: of the run.
+        trains: False for a pass or two through the network, in which cuDNN does not time its algorithms: that
+            would take longer than the passes.
 
     Raises:
         UserError: the cache folder cannot be written.
@@ -47,7 +52,7 @@ def set_backends(config: Config) -> None:
     use_cache_folder()
     make_cache_folder()
     torch.manual_seed(config.seed)
-    torch.backends.cudnn.benchmark = runtime.cudnn_benchmark and not runtime.deterministic
+    torch.backends.cudnn.benchmark = trains and runtime.cudnn_benchmark and not runtime.deterministic
     torch.backends.cudnn.allow_tf32 = runtime.tf32
     torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
     if runtime.deterministic:

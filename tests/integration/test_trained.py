@@ -22,6 +22,7 @@ from pipeline.explain.explain_run import explain_run
 from pipeline.inference.predict_files import predict_files
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.inference.trained_model import Trained, load_trained
+from pipeline.training.build import set_backends
 from tests.tiny import last_ema
 
 
@@ -53,6 +54,16 @@ def test_the_run_says_what_its_network_takes(run: Path):
         0.2,
         0.3,
     )
+
+
+@pytest.mark.usefixtures("process_state")
+def test_cudnn_times_no_algorithms_for_a_loaded_network(run: Path):
+    """For a pass or two it would take longer than they do."""
+    config = load_config(run / "config.yaml", ["runtime.deterministic=false", "runtime.cudnn_benchmark=true"])
+    set_backends(config)
+    assert torch.backends.cudnn.benchmark
+    load_trained(run, overrides=["runtime.deterministic=false", "runtime.cudnn_benchmark=true"])
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_normalising_is_the_loader_s(trained: Trained):
