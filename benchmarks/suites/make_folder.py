@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.suites.resample_folder import resample_folder
 from pipeline.config import DigitsData, FolderData
 from pipeline.data import ImageSet, Splits, load_splits
-from pipeline.data.files.decode import try_all
+from pipeline.data.files.many import try_all
 from pipeline.errors import UserError
 
 _ABOUT = "Make a folder of large JPEGs, train/CLASS/* and val/CLASS/*, to time loaders on."

@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.publish.about_folder import ABOUT, AboutFolder
 from pipeline.config import FolderData
-from pipeline.data.files.decode import try_all
 from pipeline.data.files.list_files import list_files
 from pipeline.data.files.listing import Listing
+from pipeline.data.files.many import try_all
 from pipeline.errors import UserError
 
 _DESCRIPTION = "Pack class folders into tar files, train-*.tar and val-*.tar, to time loaders on both."

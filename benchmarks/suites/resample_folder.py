@@ -13,9 +13,10 @@ from PIL import Image
 
 from benchmarks.publish.about_folder import ABOUT, LONGEST_NAME, AboutFolder
 from pipeline.config import FolderData
-from pipeline.data.files.decode import open_rgb, try_all
+from pipeline.data.files.decode import open_rgb
 from pipeline.data.files.list_files import list_files
 from pipeline.data.files.listing import Listing
+from pipeline.data.files.many import try_all
 from pipeline.errors import UserError
 
 # (width, height) of photographs that are 500 pixels long, with their shares

@@ -15,7 +15,8 @@ from pipeline.data import FileSet, Splits, check_image_size
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.data.datasets.file_set import read_centre
 from pipeline.data.datasets.image_set import check_pixels
-from pipeline.data.files.decode import decode_image, images_of_any_size, try_all
+from pipeline.data.files.decode import decode_image, images_of_any_size
+from pipeline.data.files.many import try_all
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError
 
@@ -130,8 +131,7 @@ class InputSpec:
             file = files[row]
             pixels[row] = decode_image(file, self.image_size) if view is None else read_centre(file, view)
 
-        with images_of_any_size():
-            bad = try_all(range(len(files)), show, num_threads, "reading images")
+        bad = try_all(range(len(files)), show, num_threads, "reading images", within=images_of_any_size)
         return pixels, [(files[number], reason) for number, reason in bad.items()]
 
 

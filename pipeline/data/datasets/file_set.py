@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.files.decode import images_of_any_size, open_rgb, reason_of
+from pipeline.data.files.decode import images_of_any_size, open_rgb
 from pipeline.data.files.file_part import FilePart, ImageFile
 from pipeline.data.files.listing import Files
+from pipeline.data.files.many import reason_of
 from pipeline.data.files.paths import Paths, printable
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import TrainingError

@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,16 @@ from pipeline.data.datasets.statistics import channel_histogram
 from pipeline.data.files.cache import BadImages, CachedArrays, read_entry, remove_unused, write_entry
 from pipeline.data.files.cache_place import CachePlace, cannot_write
 from pipeline.data.files.class_names import read_class_names
-from pipeline.data.files.decode import decode_files, images_of_any_size, try_all
+from pipeline.data.files.decode import decode_files, images_of_any_size
 from pipeline.data.files.list_files import list_files, root_of
 from pipeline.data.files.list_test_part import list_test_files
 from pipeline.data.files.listing import Listing
+from pipeline.data.files.many import try_all
 from pipeline.data.files.reports import report_bad, report_damage
 from pipeline.data.files.scan import Scan, read_scan, scan_files, spread
 from pipeline.data.sampling.resized_crops import CentreView
 from pipeline.errors import UserError
+from pipeline.process.worker import workers_kept
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ _log = logging.getLogger(__name__)
 _FORMAT_VERSION = 4
 
 
+@workers_kept()
 def load_files(config: FileData, *, is_main: bool = True) -> RawSplits:
     """Read class folders, the files that list files name, or shards: see `list_files`.
 
@@ -61,6 +65,7 @@ def load_files(config: FileData, *, is_main: bool = True) -> RawSplits:
     return RawSplits(parts["train"], parts["test"], names, histogram)
 
 
+@workers_kept()
 def load_test_files(config: FileData, class_names: Sequence[str], *, streamed: bool) -> Samples:
     """Read the test images alone, for a network that has been trained: see `list_test_files`.
 
@@ -160,9 +165,9 @@ class _FileReader:
         """
         listing, bad = self._listing, {}
         for part, files in listing.parts.items():
-            images = [files.file(listing.root, index) for index in range(len(files))]
+            file_at = partial(files.file, listing.root)
             bad[part] = decode_files(
-                images, arrays[part], self._config.num_threads, f"decoding {part} images"
+                file_at, arrays[part], self._config.num_threads, f"decoding {part} images"
             )
             arrays[part][list(bad[part])] = 0
         if self._config.on_bad_image == "stop":
@@ -225,10 +230,10 @@ class _FileReader:
         def count(row: int) -> None:
             histograms[row] = channel_histogram(read_centre(train.file(int(samples[row])), train.view)[None])
 
-        with images_of_any_size():
-            bad = try_all(
-                range(len(samples)), count, self._config.num_threads, "decoding a sample of train images"
-            )
+        bad = try_all(
+            *(range(len(samples)), count, self._config.num_threads, "decoding a sample of train images"),
+            within=images_of_any_size,
+        )
         if bad:
             listed = train.list_bad({int(samples[row]): reason for row, reason in bad.items()})
             raise UserError(

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ from pipeline.atomic_io import write_whole
 from pipeline.config import FileData, path_of
 from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.copies import find_copies
-from pipeline.data.files.decode import images_of_any_size, open_rgb, try_all
+from pipeline.data.files.decode import images_of_any_size, open_rgb
 from pipeline.data.files.file_part import hash_image
 from pipeline.data.files.jpeg_damage import find_damaged_jpegs
 from pipeline.data.files.list_files import find_files
-from pipeline.data.files.listing import Listing, describe_line, find_problems, find_warnings
+from pipeline.data.files.listing import Files, Listing, describe_line, find_problems, find_warnings
+from pipeline.data.files.many import try_all
 from pipeline.data.files.paths import counted, on_one_line, printable
 from pipeline.data.files.scan import MAX_PIXELS
 from pipeline.errors import Stopped, UserError
 from pipeline.process.interrupt import keep_results
+from pipeline.process.worker import workers_kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,7 @@ class Checked:
         return sizes[sizes[:, 0] > 0]
 
 
+@workers_kept()
 def check_files(config: FileData) -> Checked:
     """Decode every file, in `data.num_threads` threads, with a progress bar on a terminal.
 
@@ -67,9 +71,8 @@ def check_files(config: FileData) -> Checked:
     part = ""
     keep_results()
     try:
-        with images_of_any_size():
-            for part in listing.parts:
-                reasons[part] = _decode_part(listing, part, sizes[part], hashes[part], config.num_threads)
+        for part in listing.parts:
+            reasons[part] = _decode_part(listing, part, sizes[part], hashes[part], config.num_threads)
     except Stopped as stopped:
         reasons[part] = stopped.partial
         raise Stopped(_describe_part(listing, sizes, reasons)) from None
@@ -118,17 +121,26 @@ def _decode_part(
     listing: Listing, part: str, sizes: np.ndarray, hashes: np.ndarray, num_threads: int
 ) -> dict[int, str]:
     """Find the sizes of one part, and a hash of the content of each file; return the reasons for bad ones."""
+
+    def keep(index: int, found: tuple[int, int, int]) -> None:
+        hashes[index], *sizes[index] = found
+
     files = listing.parts[part]
+    return try_all(
+        *(range(len(files)), partial(_decode_one, listing.root, files), num_threads),
+        f"decoding {part} images",
+        keep=keep,
+        within=images_of_any_size,
+    )
 
-    def decode(index: int) -> None:
-        file = files.file(listing.root, index)
-        image = open_rgb(file)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-        hashes[index] = int.from_bytes(hash_image(file)[:8], signed=True)
-        sizes[index] = image.height, image.width
 
-    return try_all(range(len(files)), decode, num_threads, f"decoding {part} images")
+def _decode_one(root: Path, files: Files, index: int) -> tuple[int, int, int]:
+    """Return a hash of the content of a file, and the height and width of its image."""
+    file = files.file(root, index)
+    image = open_rgb(file)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+    return int.from_bytes(hash_image(file)[:8], signed=True), image.height, image.width
 
 
 def _add_damage(listing: Listing, reasons: dict[str, dict[int, str]], num_processes: int) -> None:

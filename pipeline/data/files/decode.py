@@ -1,21 +1,17 @@
-"""Decodes image files with Pillow: one to an RGB image, or many to arrays of one size, in threads."""
+"""Decodes image files with Pillow: one to an RGB image, or many to arrays of one size."""
 
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
+from functools import partial
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from PIL import Image
 
 from pipeline.data.files.exif import exif_orientation
 from pipeline.data.files.file_part import ImageFile, open_image
-from pipeline.data.files.image_formats import NO_IMAGE, PILLOW_FORMATS
-from pipeline.errors import Stopped
+from pipeline.data.files.image_formats import PILLOW_FORMATS
+from pipeline.data.files.many import try_all
 
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,11 +22,6 @@ _TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_CHUNK = (
-    64  # images per task: large enough to hide the overhead of a task, small enough to balance the threads
-)
-# items that are timed, and the seconds below which one is quick
-_TIMED, _QUICK_S = 8, 5e-4
 
 
 def open_rgb(file: ImageFile) -> Image.Image:
@@ -95,27 +86,35 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_files(
-    files: Sequence[ImageFile], out: np.ndarray, num_threads: int, description: str
+    file_at: Callable[[int], ImageFile], out: np.ndarray, num_threads: int, description: str
 ) -> dict[int, str]:
-    """Decode files into the rows of an array, in threads, with a progress bar on a terminal.
+    """Decode files into the rows of an array, with a progress bar on a terminal.
 
     Args:
-        files: N files.
+        file_at: returns the file of a row; it can be pickled, since other processes may decode.
         out: (N, image_size, image_size, 3) uint8, filled in place.
-        num_threads: threads to decode in.
+        num_threads: threads or processes to decode in.
         description: text of the progress bar.
 
     Returns:
         The reason for each file that could not be decoded, by its index. The rows of these files are
         undefined.
     """
+    decode = partial(_decode_row, file_at, out.shape[1])
+    return try_all(
+        range(len(out)), decode, num_threads, description, keep=out.__setitem__, within=_images_below_a_bomb
+    )
 
-    def decode(row: int) -> None:
-        out[row] = decode_image(files[row], out.shape[1])
 
+def _decode_row(file_at: Callable[[int], ImageFile], image_size: int, row: int) -> np.ndarray:
+    return decode_image(file_at(row), image_size)
+
+
+@contextmanager
+def _images_below_a_bomb() -> Iterator[None]:
     with images_of_any_size():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return try_all(range(len(files)), decode, num_threads, description)
+        yield
 
 
 @contextmanager
@@ -129,85 +128,3 @@ def images_of_any_size() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
-
-
-def try_all(
-    items: Sequence[int],
-    work: Callable[[int], object],
-    num_threads: int,
-    description: str,
-    chunk_size: int = _CHUNK,
-) -> dict[int, str]:
-    """Do some work for every item, in threads, with a progress bar on a terminal.
-
-    Threads are used, not processes: on 2 busy cores 60,000 files of 32x32 took 6.6 to 9.8 s in four threads,
-    and 7.5 to 10.4 s in two or four processes; and Pillow decodes larger images without Python's lock. Small
-    images that are at hand spend their time in that lock, for which more than two threads only fight: on 2
-    idle cores the same files took 5.5 s in two threads, 7.6 s in four and 9.6 s in eight. So the first few
-    items are timed, unless each takes long.
-
-    Args:
-        items: numbers of the items.
-        work: done for each number.
-        num_threads: to work in, at most.
-        description: text of the progress bar.
-        chunk_size: items that a thread takes at once; 1 if the work for one takes long.
-
-    Returns:
-        The reason for each item whose work raised an exception, in ascending order of the items.
-
-    Raises:
-        Stopped: Ctrl-C; its `partial` is what would be returned, of the items so far.
-    """
-
-    failed: dict[int, str] = {}
-
-    def try_chunk(chunk: Sequence[int]) -> int:
-        for item in chunk:
-            try:
-                work(item)
-            except Exception as error:
-                failed[item] = reason_of(error)
-        return len(chunk)
-
-    with _progress_bar() as progress:
-        task = progress.add_task(description, total=len(items))
-        try:
-            timed = items[: _TIMED if chunk_size > 1 else 0]
-            seconds = [_seconds(lambda item=item: try_chunk([item])) for item in timed]
-            progress.advance(task, len(timed))
-            is_quick = bool(seconds) and median(seconds) < _QUICK_S  # the first one may import a decoder
-            with ThreadPoolExecutor(min(num_threads, 2) if is_quick else num_threads) as pool:
-                try:
-                    starts = range(len(timed), len(items), chunk_size)
-                    chunks = [pool.submit(try_chunk, items[start : start + chunk_size]) for start in starts]
-                    for done in as_completed(chunks):
-                        progress.advance(task, done.result())
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
-                    raise
-        except KeyboardInterrupt:
-            raise Stopped(failed) from None
-    return dict(sorted(failed.items()))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Do some work, and return the seconds that it took."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def reason_of(error: Exception) -> str:
-    """Return in a few words why a file could not be decoded."""
-    if isinstance(error, UnidentifiedImageError):
-        return NO_IMAGE
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
-
-
-def _progress_bar() -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

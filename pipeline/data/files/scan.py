@@ -6,8 +6,8 @@ unusual.
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from PIL import Image
 
 from pipeline.atomic_io import write_json
 from pipeline.data.files.cache import MANIFEST, BadImages, mark_used, new_entry, report_damaged
-from pipeline.data.files.decode import images_of_any_size, open_rgb, orientation_of, try_all
+from pipeline.data.files.decode import images_of_any_size, open_rgb, orientation_of
 from pipeline.data.files.file_part import ImageFile, open_image
-from pipeline.data.files.headers import read_header
+from pipeline.data.files.headers import Header, read_header
 from pipeline.data.files.image_formats import NotAnImage
 from pipeline.data.files.jpeg_damage import find_damaged_jpegs
 from pipeline.data.files.listing import Files, Listing
+from pipeline.data.files.many import try_all
 
 MAX_PIXELS = 178_956_970  # of one image. Above this limit Pillow refuses an image: a mistake, or an attack
 _SIZES = "sizes.npz"
@@ -135,34 +136,33 @@ def _read_headers(
     """
     sizes, unusual = np.zeros((len(files), 2), np.int32), {}
     jpegs = np.zeros(len(files), bool)
-    place_of = _places(listing, files)
 
-    def read(index: int) -> None:
-        if files.num_bytes[index] < 0:
-            raise NotAnImage("not a file that can be read")
-        header = read_header(*place_of(index))
-        if header.height * header.width > MAX_PIXELS:
-            raise NotAnImage(f"{header.width}x{header.height} pixels are more than {MAX_PIXELS}")
+    def keep(index: int, header: Header) -> None:
         sizes[index], jpegs[index] = (header.height, header.width), header.is_jpeg
         if all_unusual or not (header.plain and header.complete):
             unusual[index] = header.plain
 
-    with images_of_any_size():
-        bad = try_all(range(len(files)), read, _SCAN_THREADS, f"reading sizes of {part} images")
+    bad = try_all(
+        *(range(len(files)), partial(_read_header_of, listing.root, files), _SCAN_THREADS),
+        f"reading sizes of {part} images",
+        keep=keep,
+        within=images_of_any_size,
+    )
     return sizes, bad, unusual, jpegs
 
 
-def _places(listing: Listing, files: Files) -> Callable[[int], tuple[bytes, int, int | None]]:
-    """Return a function from an index to path, bytes and offset of an image, as `read_header` takes them."""
-    members, root = files.members, bytes(listing.root) + b"/"
+def _read_header_of(root: Path, files: Files, index: int) -> Header:
+    num_bytes, members = int(files.num_bytes[index]), files.members
+    if num_bytes < 0:
+        raise NotAnImage("not a file that can be read")
     if members is None:
-        return lambda index: (root + files.paths.raw(index), int(files.num_bytes[index]), None)
-    shards = [bytes(shard) for shard in members.shards]
-    return lambda index: (
-        shards[members.shard[index]],
-        int(files.num_bytes[index]),
-        int(members.offset[index]),
-    )
+        header = read_header(bytes(root) + b"/" + files.paths.raw(index), num_bytes)
+    else:
+        shard = members.shards[members.shard[index]]
+        header = read_header(bytes(shard), num_bytes, int(members.offset[index]))
+    if header.height * header.width > MAX_PIXELS:
+        raise NotAnImage(f"{header.width}x{header.height} pixels are more than {MAX_PIXELS}")
+    return header
 
 
 def _decode_unusual(
@@ -182,8 +182,8 @@ def _decode_unusual(
             names[index] = f"{part}-{index}.png"
             rgb.save(folder / names[index], compress_level=1)
 
-    with images_of_any_size():
-        bad = try_all(sorted(unusual), decode, num_threads, f"decoding unusual {part} images")
+    what = f"decoding unusual {part} images"
+    bad = try_all(sorted(unusual), decode, num_threads, what, within=images_of_any_size)
     return bad, dict(sorted(names.items()))
 
 

@@ -18,7 +18,8 @@ import torch
 
 from pipeline.data.batch import Batch
 from pipeline.data.datasets.file_set import FileSet
-from pipeline.data.files.decode import images_of_any_size, try_all
+from pipeline.data.files.decode import images_of_any_size
+from pipeline.data.files.many import try_all
 from pipeline.data.loaders.base import Transform
 from pipeline.data.loaders.dali_base import PipelinedLoader
 from pipeline.data.loaders.dali_decoding import Decoding, decoder_options, is_chosen
@@ -219,8 +220,8 @@ class DaliFileLoader(PipelinedLoader):
     def _explain(self, error: RuntimeError) -> TrainingError:
         """Find the files that DALI could not read: damaged, changed after the scan, or refused by DALI."""
         samples = np.unique(np.concatenate([plan.indices for plan, *_ in self._fed])).tolist()
-        with images_of_any_size():
-            bad = try_all(samples, self._files.decode, self._num_threads, "looking for the cause")
+        work = self._files.decode, self._num_threads, "looking for the cause"
+        bad = try_all(samples, *work, within=images_of_any_size)
         if bad:
             return self._files.error_of(bad)
         bad = dict.fromkeys(self._refused_by_dali(samples), "Pillow can decode it, DALI cannot")

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.atomic_io import write_json
 from pipeline.data.files.cache import MANIFEST, mark_used, new_entry, remove_unused, report_damaged
 from pipeline.data.files.cache_place import CachePlace, cannot_write
-from pipeline.data.files.decode import try_all
+from pipeline.data.files.many import try_all
 from pipeline.data.files.paths import Paths, counted, printable
 from pipeline.data.files.shards.parquet_shards import import_pyarrow, index_parquet
 from pipeline.data.files.shards.patterns import Shard

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.atomic_io import write_json
 from pipeline.config import ShardData, path_of
 from pipeline.data.files.cache_place import cannot_write
-from pipeline.data.files.decode import reason_of, try_all
+from pipeline.data.files.many import reason_of, try_all
 from pipeline.data.files.paths import counted, printable
 from pipeline.errors import UserError
 from pipeline.process.cache_dirs import cache_folder

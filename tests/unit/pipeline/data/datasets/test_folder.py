@@ -1,7 +1,9 @@
 """Tests reading and decoding class folders."""
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from PIL import Image
 
 from pipeline.config import FolderData
 from pipeline.data.datasets.folder import load_test_files
+from pipeline.data.files import many
 from pipeline.data.files.class_folders import count_class_folders
 from pipeline.errors import UserError
+from pipeline.process.worker import Worker
 from tests.class_folders import SIZE, load, pixels, save
 
 
@@ -26,6 +30,29 @@ def test_reads_class_folders(root: Path) -> None:
     assert (splits.test.images == np.stack([pixels(seed) for seed in (100, 101, 110, 111)])).all()
     np.testing.assert_allclose(splits.mean, splits.train.images.mean((0, 1, 2)) / 255)
     assert splits.train.images.flags.writeable
+
+
+def test_processes_read_what_threads_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    damaged = root / "train/a/3.png"
+    damaged.write_bytes((root / "train/a/0.png").read_bytes()[:60])
+    options: dict[str, Any] = {"on_bad_image": "skip", "cache_dir": str(root / "cache")}
+    threads = load(root, **options)
+    shutil.rmtree(root / "cache")
+    calls: list[int] = []
+    call = Worker.call
+    monkeypatch.setattr(Worker, "call", lambda *rest: calls.append(len(rest[2])) or call(*rest))
+    for name, value in (("_TIMED", 1), ("_QUICK_S", 60.0), ("_LEAST_SHARE", 1), ("_FEW_CORES", 0)):
+        monkeypatch.setattr(many, name, value)
+    processes = load(root, **options)
+    assert sum(calls) >= 2 * (6 + 3)
+    for part in ("train", "test"):
+        ours, theirs = getattr(processes, part), getattr(threads, part)
+        assert ours.sample_paths == theirs.sample_paths
+        assert (ours.images == theirs.images).all() and (ours.labels == theirs.labels).all()
+    assert (processes.mean, processes.std) == (threads.mean, threads.std)
+    assert not capfd.readouterr().err
 
 
 def test_some_of_the_classes(root: Path) -> None:

@@ -1,7 +1,5 @@
 """Tests decoding one image file to RGB: modes, depths, transparency, orientation and size."""
 
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.files.decode import decode_image, reason_of, try_all
+from pipeline.data.files.decode import decode_image
 from pipeline.data.files.image_formats import NO_IMAGE
-from tests.patience import PATIENCE_S
+from pipeline.data.files.many import reason_of
 
 SIZE = 8
 
@@ -110,21 +108,3 @@ def test_gif_is_no_image_that_is_read(tmp_path: Path) -> None:
     with pytest.raises(UnidentifiedImageError) as caught:
         saved(tmp_path, "x.gif", Image.fromarray(pixels(0)).quantize(4))
     assert reason_of(caught.value) == NO_IMAGE
-
-
-@pytest.mark.parametrize(("item_s", "chunk_size", "most"), [(0.0, 4, 2), (0.002, 4, 6), (0.0, 1, 6)])
-def test_quick_items_get_two_threads(item_s: float, chunk_size: int, most: int) -> None:
-    """More would fight for Python's lock. The first item may take long: it imports a decoder."""
-    threads: set[int] = set()
-    together = threading.Barrier(most)
-
-    def work(item: int) -> None:
-        time.sleep(0.01 if item == 0 else item_s)
-        if item >= 8 and threading.get_ident() not in threads:  # after those that are timed
-            threads.add(threading.get_ident())
-            together.wait(PATIENCE_S)
-        if item == 9:
-            raise ValueError("a bad item")
-
-    assert try_all(range(60), work, 6, "working", chunk_size) == {9: "a bad item"}
-    assert len(threads) == most

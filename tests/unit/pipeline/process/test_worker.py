@@ -1,0 +1,93 @@
+"""Tests workers: processes that call functions with what they are sent."""
+
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.process.worker import Worker, WorkerLost, workers_kept
+from tests.patience import PATIENCE_S
+
+PROCESS = pickle.dumps(os.path.exists)
+ENVIRONMENT = pickle.dumps(os.getenv)
+_ORPHANED = """
+import os, pickle
+from pipeline.process.worker import Worker
+worker = Worker()
+print(worker.call(pickle.dumps(os.path.realpath), "/proc/self"), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+def process_of(worker: Worker) -> int:
+    return int(worker.call(pickle.dumps(os.path.realpath), "/proc/self").rpartition("/")[2])
+
+
+def test_functions_are_called_in_turn_in_one_other_process(worker: Worker) -> None:
+    assert worker.call(PROCESS, "/proc") is True
+    assert worker.call(PROCESS, "/nowhere") is False
+    assert worker.call(ENVIRONMENT, "PATH") == os.environ["PATH"]
+    assert worker.call(PROCESS, "/proc") is True
+    assert process_of(worker) == process_of(worker) != os.getpid()
+
+
+def test_a_worker_imports_from_where_this_process_does(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert worker.call(pickle.dumps(type(sys.path)), sys.path) == sys.path
+    (tmp_path / "elsewhere.py").write_text("def work(x): return x + 1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    elsewhere = importlib.import_module("elsewhere")
+
+    other = Worker()
+    assert other.call(pickle.dumps(elsewhere.work), 1) == 2
+    other.close()
+
+
+def test_a_signal_to_the_group_does_not_reach_it(worker: Worker) -> None:
+    assert os.getpgid(process_of(worker)) != os.getpgrp()
+
+
+def test_a_function_that_fails_loses_the_worker(worker: Worker) -> None:
+    with pytest.raises(WorkerLost):
+        worker.call(pickle.dumps(int), "x")
+    with pytest.raises(WorkerLost):
+        worker.call(pickle.dumps(int), "1")
+
+
+def test_kept_workers_are_used_again_and_closed_at_the_end() -> None:
+    with workers_kept():
+        with workers_kept():
+            first = Worker.take()
+            process = process_of(first)
+            first.give_back()
+        assert Worker.take() is first
+        first.give_back()
+    assert not psutil.pid_exists(process)
+    second = Worker.take()
+    process = process_of(second)
+    second.give_back()
+    assert not psutil.pid_exists(process)
+
+
+def test_it_ends_with_the_process_that_started_it() -> None:
+    code = [sys.executable, "-c", _ORPHANED]
+    parent = subprocess.run(code, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    process, deadline = int(parent.stdout.rpartition("/")[2]), time.monotonic() + PATIENCE_S
+    while psutil.pid_exists(process) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not psutil.pid_exists(process)
