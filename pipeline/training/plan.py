@@ -9,7 +9,10 @@ from pipeline.optim.schedule import average_never_updated, build_schedule, parts
 
 if TYPE_CHECKING:
     from pipeline.optim.parts import Part
+
 _LEAST_LOGS, _LOGS_OF_SHORT_RUN = 5, 20
+# a run of fewer steps is there to try something out, and an evaluation may take longer than all of them
+_EVALUATIONS_OF_SHORT_RUN, _LEAST_STEPS = 4, 40
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Plan:
             steps_per_epoch=steps_per_epoch,
             total_steps=total,
             log_every=_log_interval(log.log_every, steps(log.log_every), total),
-            eval_every=steps(log.eval_every),
+            eval_every=_eval_interval(log.eval_every, steps(log.eval_every), total),
             checkpoint_every=steps(log.checkpoint_every),
             lr_at=build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total),
             renormalise_every=steps_or_none(_renormalisation(config)),
@@ -118,6 +121,14 @@ def _log_interval(duration: str, steps: int, total: int) -> int:
     if not duration.endswith("st") or total >= _LEAST_LOGS * steps:
         return steps
     return min(steps, max(total // _LOGS_OF_SHORT_RUN, 1))
+
+
+def _eval_interval(duration: str, steps: int, total: int) -> int:
+    """Return the steps between two evaluations: an interval, not a share of the run, that is longer than half
+    of the run is shortened, so that the curve of the test set is no single dot."""
+    if duration.endswith("%") or total >= 2 * steps or total < _LEAST_STEPS:
+        return steps
+    return min(steps, -(-total // _EVALUATIONS_OF_SHORT_RUN))
 
 
 def _renormalisation(config: Config) -> str | None:

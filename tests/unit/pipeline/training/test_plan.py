@@ -29,3 +29,24 @@ def test_a_short_run_has_about_twenty_points():
     plan = Plan.of(tiny_config("duration=1ep", "log.log_every=390st"), steps_per_epoch=78)
     logged = [step for step in range(1, plan.total_steps + 1) if plan.due(step).log]
     assert 20 <= len(logged) <= 40 and logged[-1] == 78
+
+
+@pytest.mark.parametrize(
+    ("duration", "eval_every", "steps"),
+    [
+        ("1ep", "5ep", 20),
+        ("1ep", "1ep", 20),
+        ("78st", "2000st", 20),
+        ("2ep", "1ep", 78),  # two points are a line
+        ("1ep", "100%", 78),  # a share of the run is meant
+        ("39st", "1ep", 78),
+    ],
+)
+def test_a_short_run_is_evaluated_more_than_once(duration: str, eval_every: str, steps: int):
+    plan = Plan.of(tiny_config(f"duration={duration}", f"log.eval_every={eval_every}"), steps_per_epoch=78)
+    assert plan.eval_every == steps
+
+
+def test_the_evaluations_of_a_short_run_are_evenly_spread():
+    plan = Plan.of(tiny_config("duration=1ep", "log.eval_every=5ep"), steps_per_epoch=78)
+    assert [step for step in range(1, 79) if plan.due(step).evaluate] == [20, 40, 60, 78]
