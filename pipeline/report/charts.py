@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.series import Series, number
+from pipeline.report.series import Series, needs_power, number, power_of_ten
 
 WIDTH, HEIGHT = 360, 236  # about the width of a phone: shown at this size there, and three in a row on a desk
-_LEFT, _TOP, _BOTTOM = 42, 12, 34  # space for tick labels, above the lines, and below them
-_GAP, _CHARACTER = 8, 6.7  # before the label at the end of a line; the label's width for each character
+_LEFT, _TOP, _BOTTOM = 42, 12, 34  # least space for tick labels, space above the lines, and below them
+_TICK_GAP, _TICK_CHARACTER = 6, 6.7  # after a tick label; the label's width for each character
+_GAP, _CHARACTER = 8, 7.1  # before the label at the end of a line; the label's width for each character
 _LABEL_PITCH = 13  # least distance between two labels
 _MAX_POINTS = 320  # of one line: more are not visible
 _MAX_DOTS = 24
@@ -82,7 +83,8 @@ class Axis:
         scale: `linear`, `log10` or `log2`.
         low, high: bounds of a linear axis; values below `low` extend it.
         format: writes a value.
-        tick_format: writes a tick; by default as `format`.
+        tick_format: writes a tick. By default as `format`, and on a linear axis all ticks as powers of ten if
+            one of them needs it.
     """
 
     scale: str = "linear"
@@ -129,6 +131,8 @@ class Axis:
             decades = [t for t, n in zip(ticks, exponents, strict=True) if abs(n - round(n)) < 1e-9]
             ticks = decades if len(decades) > 1 else ticks
         write = self.tick_format or self.format
+        if self.tick_format is None and self.scale == "linear" and any(map(needs_power, ticks)):
+            write = power_of_ten
         return [(tick, write(tick)) for tick in ticks[:: -(-len(ticks) // _MAX_TICKS)]]
 
 
@@ -157,7 +161,9 @@ def lay_out(title: str, series: Sequence[Series], axis: Axis, note: str = "") ->
     labels = [f"{line.name} {axis.write(line.last)}".strip() for line in drawn]
     right = round(WIDTH - _GAP - _CHARACTER * max(*map(len, labels), 10), 1)
     ticks = axis.ticks(np.concatenate([line.values for line in drawn]))
-    frame = _Frame(axis, ticks[0], ticks[-1], num_epochs, right)
+    y_labels = axis.labels(ticks)
+    left = max(_LEFT, math.ceil(_TICK_GAP + _TICK_CHARACTER * max(len(text) for _, text in y_labels)))
+    frame = _Frame(axis, ticks[0], ticks[-1], num_epochs, left, right)
     ends = _spread([frame.end(line) for line in drawn])
     changes = [
         f"{line.name or 'value'} from {axis.format(float(line.values[0]))} to {axis.write(line.last)}"
@@ -169,7 +175,8 @@ def lay_out(title: str, series: Sequence[Series], axis: Axis, note: str = "") ->
         f"{title} over {number(num_epochs)} epochs{axis.remark}: {'; '.join(changes)}.",
         [frame.line(line, label, end) for line, label, end in zip(drawn, labels, ends, strict=True)],
         [(frame.x(epoch), number(epoch)) for epoch in _epoch_ticks(num_epochs)],
-        [(frame.y(tick), label) for tick, label in axis.labels(ticks)],
+        [(frame.y(tick), label) for tick, label in y_labels],
+        left=left,
         right=right,
     )
 
@@ -182,10 +189,11 @@ class _Frame:
     low: float
     high: float
     num_epochs: float
+    left: float
     right: float
 
     def x(self, epoch: float) -> float:
-        return round(_LEFT + (self.right - _LEFT) * epoch / self.num_epochs, 1)
+        return round(self.left + (self.right - self.left) * epoch / self.num_epochs, 1)
 
     def y(self, value: float) -> float:
         low, high = self.axis.scaled(self.low), self.axis.scaled(self.high)

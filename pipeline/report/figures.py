@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pipeline.inference.calibration import expected_error, reliability
 from pipeline.report.run_record import RunRecord
-from pipeline.report.series import percent
+from pipeline.report.series import decimals, percent
 from pipeline.run.records import EvalRecord
 
 UNKNOWN = "–"
@@ -139,7 +139,7 @@ ACCURACIES = (
 )
 FIGURES = (
     Figure(
-        *("test loss", _of_result("test_loss"), "{:.4f}".format),
+        *("test loss", _of_result("test_loss"), decimals),
         *("cross-entropy, without label smoothing", "less"),
         on_test_set=True,
     ),
@@ -149,7 +149,7 @@ FIGURES = (
         on_test_set=True,
     ),
     Figure("temperature", _temperature, "{:.3g}".format, "of the logits; 1 is calibrated, above 1 too sure"),
-    Figure("training loss", _of_result("train_loss"), "{:.4f}".format, "mean of the last log window"),
+    Figure("training loss", _of_result("train_loss"), decimals, "mean of the last log window"),
     Figure("parameters", _of_result("num_parameters"), "{:,}".format, "trainable"),
     Figure(
         *("images per second", _speed, "{:,.0f}".format),

@@ -8,6 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 from pipeline.plotting import style
 from pipeline.plotting.page import Page
+from pipeline.report.series import needs_power, number, power_of_ten
 from pipeline.training.lr_finder import RangeTest
 
 _WIDTH_PX, _HEIGHT_PX = 1000, 600
@@ -36,7 +37,9 @@ def _draw_loss(axes: Axes, result: RangeTest) -> None:
     axes.set_ylabel("training loss")
     axes.plot(result.rates, result.losses, color=style.BLUE, alpha=0.35, linewidth=1.2)
     axes.plot(result.rates, result.smoothed, color=style.BLUE, linewidth=2.2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    if any(map(needs_power, axes.get_yticks())):
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
     axes.margins(y=0.12)
 
 
@@ -45,5 +48,5 @@ def _mark(axes: Axes, result: RangeTest, rate: float | None, name: str, color: s
         return
     loss = float(np.interp(np.log(rate), np.log(result.rates), result.smoothed))
     axes.axvline(rate, color=color, linewidth=1.2, linestyle="--")
-    label = f"{name} {rate:.2g}"
+    label = f"{name} {number(float(f'{rate:.2g}'))}"
     axes.plot(rate, loss, "o", markersize=8, color=color, markeredgecolor=style.PAPER, label=label)

@@ -7,7 +7,17 @@ import numpy as np
 
 from pipeline.report.charts import Axis, Chart, lay_out
 from pipeline.report.run_record import Metrics
-from pipeline.report.series import Rates, Records, Series, letter, number, percent, power_of_two, series_of
+from pipeline.report.series import (
+    Rates,
+    Records,
+    Series,
+    grouped,
+    letter,
+    number,
+    percent,
+    power_of_two,
+    series_of,
+)
 
 _NUM_COLORS = 6
 _ACCURACY = Axis(high=1.0, format=percent, tick_format=lambda fraction: f"{100 * fraction:g} %")
@@ -90,16 +100,21 @@ def _step_charts(sources: Sequence[tuple[str, str, Records, Rates | None]]) -> l
         for name, color_class, records, planned in sources
     ]
     charts = [
-        lay_out("Learning rate", rates, Axis(low=0.0, format="{:.3g}".format)),
-        lay_out("Images per second", speeds, Axis(low=0.0, format=_rate)),
+        lay_out("Learning rate", rates, Axis(low=0.0, format=lambda rate: number(_rounded(rate)))),
+        lay_out(
+            "Images per second",
+            speeds,
+            Axis(low=0.0, format=lambda speed: grouped(_rounded(speed)), tick_format=grouped),
+        ),
     ]
     if drawn := [line for line in scales if (line.values != 1).any()]:  # without a GradScaler the scale is 1
         charts.append(lay_out("Loss scale", drawn, Axis("log2", format=power_of_two)))
     return charts
 
 
-def _rate(speed: float) -> str:
-    return number(float(f"{speed:.3g}"))
+def _rounded(value: float) -> float:
+    """Round a value to three digits."""
+    return float(f"{value:.3g}")
 
 
 def _loss_axis(lines: Sequence[Series]) -> Axis:

@@ -10,6 +10,7 @@ from pipeline.run.records import EvalRecord, TrainRecord
 
 Rates = tuple[np.ndarray, np.ndarray]  # epochs and learning rates, (N,) float64 each
 Records = Sequence[TrainRecord] | Sequence[EvalRecord]
+_LARGEST, _SMALLEST = 99_999.5, 1e-4  # outside of these a value is written as a power of ten
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -63,7 +64,34 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 
 def number(value: float) -> str:
+    """Write a value; one of 100,000 and more, or below 0.0001, as a power of ten.
+
+    >>> number(2.34567), number(98765.4), number(392811479.0), number(1e-12)
+    ('2.346', '98,765', '3.93×10⁸', '10⁻¹²')
+    """
+    return power_of_ten(value) if needs_power(value) else grouped(value)
+
+
+def grouped(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def decimals(value: float) -> str:
+    """Write a value with four decimals, where `number` needs no power of ten."""
+    return power_of_ten(value) if needs_power(value) else f"{value:.4f}"
+
+
+def needs_power(value: float) -> bool:
+    return _LARGEST <= abs(value) < math.inf or 0 < abs(value) < _SMALLEST
+
+
+def power_of_ten(value: float) -> str:
+    """Write a value with up to three digits and a power of ten, such as 1.5×10⁸ or 10⁸."""
+    if not value:
+        return "0"
+    factor, exponent = f"{value:.2e}".split("e")
+    power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
+    return power if float(factor) == 1 else f"{float(factor):g}×{power}"
 
 
 def power_of_two(value: float) -> str:

@@ -15,7 +15,7 @@ from pipeline.report.figures import (
     other_accuracy,
 )
 from pipeline.report.run_record import RunRecord, TestSet
-from pipeline.report.series import letter, number, percent
+from pipeline.report.series import decimals, letter, number, percent
 
 _NOT_IN_ENVIRONMENT = ("command", "continued")
 
@@ -160,7 +160,7 @@ def evaluations(run: RunRecord) -> list[dict[str, str]]:
                     "set": split,
                     "epoch": number(record.epoch),
                     "step": f"{record.step:,}",
-                    "loss": UNKNOWN if record.loss is None else f"{record.loss:.4f}",
+                    "loss": UNKNOWN if record.loss is None else decimals(record.loss),
                     "accuracy": percent(record.accuracy, 2),
                     "right": f"{record.correct}/{record.seen}",
                 }

@@ -14,6 +14,14 @@ from pipeline.run.records import TrainRecord
 from tests.tiny import a_train_record, an_eval_record, tiny_config
 
 
+def value_of(label: str) -> float:
+    factor, ten, power = label.replace(",", "").rpartition("10")
+    exponent = power.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
+    if not ten or exponent == power:
+        return float(label.replace(",", ""))
+    return float(f"{factor.removesuffix('×') or 1}e{exponent}")
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -25,6 +33,9 @@ from tests.tiny import a_train_record, an_eval_record, tiny_config
         [0.2, 0.9],
         [0.0, 1.0],
         list(np.linspace(5, 1, 5000)),
+        [2.5, 4e8, 1.8e27],
+        [1.2e5, 4e5],
+        [3e-12, 1e-12],
     ],
 )
 @pytest.mark.parametrize("scale", ["linear", "log10", "log2"])
@@ -35,7 +46,7 @@ def test_lines_run_through_their_values(values: list[float], scale: str):
     chart = lay_out("Title", lines, Axis(scale, high=1.0))
     assert 2 <= len(chart.y_ticks) <= 10 and chart.width == WIDTH
     transform = {"linear": lambda value: min(value, 1.0), "log10": math.log10, "log2": math.log2}[scale]
-    numbers = [transform(float(text.replace(",", ""))) for _, text in chart.y_ticks]
+    numbers = [transform(value_of(text)) for _, text in chart.y_ticks]
     slope, foot = np.polyfit(numbers, [y for y, _ in chart.y_ticks], 1)
     drawable = {i: transform(value) for i, value in enumerate(values) if scale == "linear" or value > 0}
     pitch = (chart.right - chart.left) / max(len(values) - 1, 1)
@@ -79,6 +90,26 @@ def test_losses_far_apart_get_a_logarithmic_axis_which_is_named(losses: tuple[fl
 def test_losses_near_each_other_do_not():
     chart = loss_chart(2.3, 1.0, 0.5, 0.1)
     assert chart.y_ticks[0][1] == "0" and chart.note == "" and "axis" not in chart.description
+
+
+def test_large_and_small_losses_are_powers_of_ten():
+    chart = loss_chart(4e8, 2.0, 392_811_479.0)
+    assert {"10", "10,000", "10⁵", "10⁸"} <= {label for _, label in chart.y_ticks}
+    assert chart.lines[0].end[2] == "train 3.93×10⁸"
+    assert chart.description.endswith("train from 4×10⁸ to 3.93×10⁸.")
+    assert loss_chart(1e-12).lines[0].end[2] == "train 10⁻¹²"
+
+
+def test_ticks_of_a_linear_axis_are_written_alike():
+    assert [label for _, label in loss_chart(5e4, 2e5).y_ticks] == [
+        *("0", "5×10⁴", "10⁵", "1.5×10⁵", "2×10⁵"),
+    ]
+
+
+def test_images_per_second_are_written_out_as_in_the_tables():
+    records = [a_train_record(1, images_per_sec=123_456.0)]
+    chart = next(c for c in charts_of_one(Metrics(records)) if c.title == "Images per second")
+    assert chart.lines[0].end[2] == "123,000" and chart.y_ticks[-1][1] == "125,000"
 
 
 def lr_chart(records: list[TrainRecord], *keys: str) -> Chart:

@@ -107,13 +107,23 @@ def test_the_loss_scale_has_a_panel_if_there_is_one(tmp_path: Path, drawn: list[
     assert {"Loss scale", "2¹⁵"} <= set(words(drawn[0]))
 
 
-def test_labels_do_not_overlap_and_stay_in_their_chart(tmp_path: Path, drawn: list[Figure]) -> None:
+@pytest.mark.parametrize("loss", [1.0, 1.5e5, 3.93e8, 1.81e27, 2.5e-12])
+def test_labels_do_not_overlap_and_stay_in_their_chart(
+    loss: float, tmp_path: Path, drawn: list[Figure]
+) -> None:
     ends = [
-        eval_record(1, 9990, "holdout", loss=1.001),
-        eval_record(1, 9985, loss=1.0),
-        train_record(1, loss=1.002, accuracy=1.0),
+        eval_record(1, 9990, "holdout", loss=1.001 * loss),
+        eval_record(1, 9985, loss=loss),
+        train_record(1, loss=1.002 * loss, accuracy=1.0, images_per_sec=1_234_567.0),
     ]
     draw(tmp_path, [train_record(0.5, accuracy=0.1), *ends])
+    for axes in drawn[0].axes:
+        panel = axes.get_window_extent()
+        assert all(
+            panel.x0 < text.get_window_extent().x0
+            for text in axes.texts
+            if text.get_horizontalalignment() == "right"
+        )
     for axes in drawn[0].axes[:2]:
         labels = [text for text in axes.texts if text.get_text().startswith(("train ", "holdout ", "test "))]
         boxes = sorted((text.get_window_extent() for text in labels), key=lambda box: box.y0)

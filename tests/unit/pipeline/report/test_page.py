@@ -4,18 +4,22 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
 
 from pipeline import __main__ as cli
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.inference.predictions import Predictions
 from pipeline.profiling.bottleneck import bottleneck_of_run
+from pipeline.report.charts import WIDTH
 from pipeline.report.page import write_report
 from pipeline.report.run_record import read_run
-from pipeline.report.tables import config_rows
+from pipeline.report.tables import config_rows, figures
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 from tests.python import run_python
@@ -68,6 +72,45 @@ def test_one_run(tmp_path: Path):
     assert re.search(r"data\.num_threads CPU threads.*? 2 4 ", page.words)  # changed, beside the default
     assert page.source.count("<mark>") == 2 * 2  # among the changed keys, and among all
     assert len(page.source) < 100_000
+
+
+def texts_of(page: Page) -> list[tuple[str, float, float]]:
+    """Each text beside the lines of a chart, with its left and right end in a common font, a wide one."""
+    found = []
+    for source in re.findall(r"<svg viewBox=.*?</svg>", page.source, re.DOTALL):
+        for text in ElementTree.fromstring(source).iter("text"):
+            bold = text.get("class") == "end"
+            font = FontProperties(
+                family="DejaVu Sans", weight="bold" if bold else "normal", size=11.5 if bold else 11
+            )
+            words, x = text.text or "", float(text.attrib["x"])
+            width = TextToPath().get_text_width_height_descent(words, font, ismath=False)[0]
+            start = x - width * {"end": 1, "middle": 0.5}.get(text.get("text-anchor", ""), 0)
+            found.append((words, start, start + width))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("loss", "label"),
+    [
+        (2.0, "test 2"),
+        (1.2e5, "test 1.2×10⁵"),
+        (3.93e8, "test 3.93×10⁸"),
+        (1.81e27, "test 1.81×10²⁷"),
+        (2.5e-12, "test 2.5×10⁻¹²"),
+    ],
+)
+def test_labels_stay_inside_of_their_chart(loss: float, label: str, tmp_path: Path):
+    records = metrics()
+    for record in records:
+        record["loss"] = loss if record["kind"] == "eval" else loss / 3
+        record["images_per_sec"] = 1_234_567.0
+    page = page_of(make_run(tmp_path, metrics=records, result={**RESULT, "test_loss": loss}))
+    texts = texts_of(page)
+    assert {label, "1,230,000"} <= {words for words, *_ in texts}
+    assert not [text for text in texts if text[1] < 0 or text[2] > WIDTH]
+    (written,) = {row.values[0] for row in figures([read_run(tmp_path / "one")]) if row.name == "test loss"}
+    assert len(written) <= 10 and page.words.count(written) >= 2
 
 
 def test_the_same_folder_gives_the_same_bytes_without_torch(tmp_path: Path):
