@@ -8,7 +8,7 @@ from pipeline.errors import EXIT_INTERRUPTED, Stopped, UserError
 from pipeline.pretrained.registry import find_shipped
 from pipeline.process.fast_import import imports_uncollected
 from pipeline.run.folder import RunFolder
-from pipeline.run.records import RunResult
+from pipeline.run.records import RunResult, loss_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(stopped.partial)
         return EXIT_INTERRUPTED
     result = evaluated.result
-    print(f"test accuracy {result.accuracy:.4%} ({result.correct}/{result.seen}), loss {result.loss:.4f}")
+    counts, loss = f"({result.correct}/{result.seen})", loss_text(result.loss)
+    print(f"test accuracy {result.accuracy:.4%} {counts}, loss {loss}")
     others = result.figures().other_accuracies()
     width = max([13, *map(len, others)])
     for label, accuracy in others.items():

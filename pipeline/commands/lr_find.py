@@ -9,6 +9,7 @@ from pipeline.config import load_config, name_of, path_of
 from pipeline.errors import EXIT_INTERRUPTED, Stopped
 from pipeline.process.command_line import pipeline_command
 from pipeline.process.fast_import import imports_uncollected
+from pipeline.run.records import loss_text
 
 if TYPE_CHECKING:
     from pipeline.training.lr_finder import RangeTest
@@ -59,9 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _describe(result: "RangeTest") -> str:
     rates, losses = result.rates, result.smoothed
     diverged = ", where the loss diverged" if result.diverged else ""
+    first, smallest = loss_text(losses[0], 3), loss_text(losses.min(), 3)
     return (
         f"{len(rates)} steps, learning rate {rates[0]:.2g} to {rates[-1]:.2g}{diverged}; "
-        f"loss {losses[0]:.3f}, smallest {losses.min():.3f} at {rates[losses.argmin()]:.2g}"
+        f"loss {first}, smallest {smallest} at {rates[losses.argmin()]:.2g}"
     )
 
 

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from pipeline.process.exit import silence
-from pipeline.run.records import EvalRecord, TrainRecord
+from pipeline.run.records import EvalRecord, TrainRecord, loss_text
 
 
 class TrainingConsole:
@@ -69,7 +69,7 @@ class TrainingConsole:
         """Show the figures of a window beside the progress bar."""
         if self._progress is not None:
             speed = _speed(record, "{:,.0f} img/s  {:.1f} it/s", "warming up")
-            fit = _fit(record, "loss {:.3f}  acc {:.2%}")
+            fit = _fit(record, "loss {}  acc {:.2%}", digits=3)
             self._progress.update(self._task, description=f"{fit}  lr {record.lr:.4f}  {speed}")
 
     def evaluated(self, train: TrainRecord | None, evaluation: EvalRecord, num_epochs: float) -> None:
@@ -77,11 +77,12 @@ class TrainingConsole:
         parts = [f"epoch {evaluation.epoch:6.2f}/{round(num_epochs, 2):g}"]
         if train is not None:
             speed = _speed(train, "{:9,.0f} img/s {:6.1f} it/s", "warm-up")
-            parts.append(f"lr {train.lr:.5f}  train {_fit(train, 'loss {:.4f} acc {:7.2%}')}  {speed}")
+            parts.append(f"lr {train.lr:.5f}  train {_fit(train, 'loss {} acc {:7.2%}')}  {speed}")
             if train.skipped_steps:
                 parts.append(f"scale {train.loss_scale:g} skipped {train.skipped_steps}")
         counts = f"({evaluation.correct}/{evaluation.seen})"
-        parts.append(f"{evaluation.split} loss {evaluation.loss:.4f} acc {evaluation.accuracy:7.2%} {counts}")
+        loss = loss_text(evaluation.loss)
+        parts.append(f"{evaluation.split} loss {loss} acc {evaluation.accuracy:7.2%} {counts}")
         parts += [f"{label} {accuracy:.2%}" for label, accuracy in evaluation.other_accuracies().items()]
         left = self._seconds_left(evaluation.step)
         parts.append(f"left {int(left // 60)}:{int(left % 60):02d}")
@@ -105,5 +106,7 @@ def _speed(record: TrainRecord, pattern: str, otherwise: str) -> str:
     return pattern.format(record.images_per_sec, record.steps_per_sec) if record.images_per_sec else otherwise
 
 
-def _fit(record: TrainRecord, pattern: str) -> str:
-    return "all skipped" if record.loss is None else pattern.format(record.loss, record.accuracy)
+def _fit(record: TrainRecord, pattern: str, digits: int = 4) -> str:
+    if record.loss is None:
+        return "all skipped"
+    return pattern.format(loss_text(record.loss, digits), record.accuracy)

@@ -21,6 +21,17 @@ _ON_DEMAND = {*_ON_DEMAND_FIGURES, *(f"test_{name}" for name in _ON_DEMAND_FIGUR
 _KEY_OF_VIEWS = re.compile(rf"(.*accuracy)_({VIEWS_NAME})")
 
 
+def loss_text(loss: float | None, digits: int = 4) -> str:
+    """Write a loss for the screen; None is a NaN that was read from a file.
+
+    >>> loss_text(2.30258), loss_text(2.30258, 3), loss_text(1.8132e27), loss_text(None)
+    ('2.3026', '2.303', '1.81e+27', 'nan')
+    """
+    if loss is None:
+        return "nan"
+    return f"{loss:.2e}" if abs(loss) >= 1e5 else f"{loss:.{digits}f}"
+
+
 class Record(BaseModel):
     """Base of the records: values never change, and a key of a newer version is passed over."""
 

@@ -27,6 +27,7 @@ class Terminal(io.StringIO):
     [
         ({}, "loss 0.543  acc 87.50%  lr 0.0500  12,346 img/s  24.1 it/s"),
         ({"images_per_sec": None, "steps_per_sec": None}, "loss 0.543  acc 87.50%  lr 0.0500  warming up"),
+        ({"loss": 1.8132e27}, "loss 1.81e+27  acc 87.50%"),
         ({"loss": None, "accuracy": None}, "all skipped  lr 0.0500  12,346 img/s  24.1 it/s"),
     ],
 )
@@ -68,6 +69,14 @@ def test_the_time_left_is_of_the_pace_since_the_last_line(
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("left 8:27") and second.endswith("left 1:02")
     assert second.startswith("epoch   0.51/2.12  lr 0.05000")
+
+
+@pytest.mark.parametrize(("loss", "text"), [(99_999.0, "99999.0000"), (1.8132e27, "1.81e+27")])
+def test_huge_losses_are_short(loss: float, text: str, capsys: pytest.CaptureFixture[str]):
+    evaluation = an_eval_record(100).model_copy(update={"loss": loss})
+    TrainingConsole().evaluated(RECORD.model_copy(update={"loss": loss}), evaluation, num_epochs=2)
+    printed = capsys.readouterr().out
+    assert f"train loss {text} acc" in printed and f"test loss {text} acc" in printed
 
 
 def test_an_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,15 @@ def test_a_loss_that_falls_to_the_end_gives_no_suggestion(
     assert last.startswith("no suggestion: ") and "--max" in last
 
 
+def test_huge_losses_are_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    result = result_of(np.linspace(4e8, 2e8, 101))
+    monkeypatch.setattr("pipeline.training.lr_finder.lr_find", lambda *_: result)
+    assert cli.main(["lr-find", str(RECIPE), f"log.dir={tmp_path}"]) == 0
+    assert "; loss 3.94e+08, smallest 2.06e+08 at 10\n" in capsys.readouterr().out
+
+
 def test_smoothing_does_not_delay():
     assert smooth(np.full(30, 2.5)) == pytest.approx(2.5)
     line = np.arange(101.0)
