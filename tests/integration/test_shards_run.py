@@ -17,8 +17,8 @@ from pipeline.inference.trained_model import load_trained
 from pipeline.training.step import Step, StepOutput
 from tests.integration import two_processes
 from tests.integration.ranks import ranks
-from tests.pictures import picture, save
-from tests.shards import pack, write_tar
+from tests.pictures import make_folder, picture, save
+from tests.shards import images_of, members_of, pack, write_parquet, write_tar
 from tests.tiny import RECIPE, assert_equal, last_weights, only_run, read_metrics
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -146,6 +146,26 @@ def test_check_data_takes_shards(roots: dict[str, Path], tmp_path: Path, capsys:
     assert lines[0].startswith(f"{tmp_path}/bad/train-0.tar:a.jpg\tnot a JPEG") and len(lines) == 4
     assert cli.main(["check-data", str(tmp_path / "bad"), "data.label_key=txt", "--out", str(out)]) == 2
     assert "data.label_key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keys", [(), ("data.on_bad_image=skip",)], ids=["error", "skip"])
+def test_check_data_lists_images_without_a_label(
+    keys: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root, out = tmp_path / "shards", tmp_path / "out"
+    images = images_of(make_folder(tmp_path / "images", train=2, test=1), "train")
+    members = [*members_of(images), ("odd\nname.jpg", images[0][0].read_bytes())]
+    write_tar(root / "train-0.tar", members)
+    rows = [
+        {"image": {"bytes": file.read_bytes(), "path": None}, "label": label}
+        for file, label in (*images, (images[0][0], None))
+    ]
+    write_parquet(root / "val-0.parquet", rows)
+    assert cli.main(["check-data", str(root), *keys, "--out", str(out)]) == 1
+    assert "\n2 of 10 files are bad\n" in capsys.readouterr().out
+    assert (out / "bad_images.txt").read_text() == (
+        f"{root}/train-0.tar:odd\\nname.jpg\tit has no label\n{root}/val-0.parquet:4\tit has no label\n"
+    )
 
 
 def test_a_dry_run_writes_nothing(roots: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -33,7 +33,8 @@ class Checked:
     Attributes:
         listing: the files.
         sizes: (N, 2) int32 by part, height and width in pixels, upright; 0 if a file is bad.
-        bad: (path, reason) of the bad files: those that cannot be read, and those that are damaged inside.
+        bad: (path, reason) of the bad files: those that cannot be read, those that are damaged inside, and
+            images in shards without a label.
         problems: the other reasons why the data set cannot be trained on, a sentence each.
         warnings: what a person should know, a sentence each.
     """
@@ -88,12 +89,14 @@ def check_files(config: FileData) -> Checked:
 
 
 def _list_bad(listing: Listing, reasons: dict[str, dict[int, str]]) -> list[tuple[str, str]]:
-    """Return path and reason of the bad files, in the order of the listing."""
-    return [
+    """Return path and reason of the bad files, in the order of the listing; those without label are last."""
+    bad = [
         (str(listing.file(part, index)), reason + listing.place(part, index))
         for part, of_part in reasons.items()
         for index, reason in sorted(of_part.items())
     ]
+    unlabelled = [name for of_part in listing.without_label.values() for name in of_part]
+    return bad + [(str(listing.root / name), "it has no label") for name in unlabelled]
 
 
 def _describe_part(
@@ -102,7 +105,7 @@ def _describe_part(
     """Return lines on the files that were decoded before the check was stopped."""
     bad = _list_bad(listing, reasons)
     count = sum(int((of_part[:, 0] > 0).sum()) for of_part in sizes.values()) + len(bad)
-    lines = [f"stopped after {count:,} of {len(listing):,} files; {len(bad):,} of these are bad"]
+    lines = [f"stopped after {count:,} of {listing.num_found:,} files; {len(bad):,} of these are bad"]
     return [*lines, *(f"  {printable(path)}: {reason}" for path, reason in bad)]
 
 
@@ -199,5 +202,5 @@ def describe(checked: Checked) -> Sequence[str]:
         (low, middle, high) = np.quantile(sizes, [0, 0.5, 1], axis=0).astype(int)[:, ::-1].tolist()
         span = "" if low == high else f" to {high[0]}x{high[1]}, median {middle[0]}x{middle[1]}"
         lines.append(f"width x height: {low[0]}x{low[1]}{span}")
-    lines.append(f"{len(checked.bad):,} of {len(checked.listing):,} files are bad")
+    lines.append(f"{len(checked.bad):,} of {checked.listing.num_found:,} files are bad")
     return lines

@@ -114,6 +114,7 @@ class Listing:
         lines: of list files, (N,) int64 by part: the line that names each file.
         problems: what is not as it must be for training, a sentence each.
         warnings: what a person should know, a sentence each.
+        without_label: of shards, `SHARD:NAME` by part of the images that have no label, and are left out.
     """
 
     root: Path
@@ -124,6 +125,12 @@ class Listing:
     lines: Mapping[str, np.ndarray] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    without_label: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def num_found(self) -> int:
+        """Count the files, and the images without a label."""
+        return len(self) + sum(map(len, self.without_label.values()))
 
     @property
     def from_lists(self) -> bool:

@@ -83,6 +83,7 @@ def list_shards(root: Path, config: ShardData, *, is_main: bool = True, writes: 
         kind="shards",
         problems=tuple(problems),
         warnings=tuple(warnings),
+        without_label={part: one.without_label for part, one in index.items()},
     )
 
 
