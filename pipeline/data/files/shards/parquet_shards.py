@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from io import BytesIO, RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 
 _ROWS = 256  # read at once
 _IMAGE, _LABEL = "image", "label"  # names of the columns, where several fit
+_FORMS = {_IMAGE: "a struct of bytes and path, or plain bytes", _LABEL: "an integer or a text"}
 
 
 def index_parquet(path: Path, keys: ShardKeys, out: RawIOBase | BytesIO | None) -> ShardSamples:
@@ -40,7 +41,7 @@ def index_parquet(path: Path, keys: ShardKeys, out: RawIOBase | BytesIO | None) 
     parquet, arrow = import_pyarrow()
     try:
         with parquet.ParquetFile(path) as file:
-            image, label, class_names = _choose_columns(file.schema_arrow, keys, arrow)
+            image, label, class_names, others = _choose_columns(file.schema_arrow, keys, arrow)
             columns = [label] if out is None else [image, label]
             result, rows = ShardSamples(class_names=class_names), 0
             offsets, sizes, end = [], [], 0
@@ -63,7 +64,7 @@ def index_parquet(path: Path, keys: ShardKeys, out: RawIOBase | BytesIO | None) 
     if not rows:
         result.warnings.append("it holds no rows")
     if rows and not result.labels:
-        raise ValueError(f"its column {printable(label)} is empty in all rows; set data.label_key")
+        raise ValueError(f"its column {printable(label)} is empty in all rows; {_remedy('label', others)}")
     if out is not None and rows and not end:
         raise ValueError(
             f"its column {printable(image)} holds no bytes, only paths; embed the images when you save it"
@@ -95,49 +96,64 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _choose_columns(schema: Any, keys: ShardKeys, arrow: Any) -> tuple[str, str, tuple[str, ...]]:
-    """Return the columns of the images and of the labels, and the names of the classes, if they are known."""
+class _Columns(NamedTuple):
+    """The columns that are read: of the images and of the labels; the names of the classes, if they are
+    known; and the other columns that may be the label."""
+
+    image: str
+    label: str
+    class_names: tuple[str, ...]
+    other_labels: list[str]
+
+
+def _choose_columns(schema: Any, keys: ShardKeys, arrow: Any) -> _Columns:
     features = _features(schema)
     images = [field.name for field in schema if _holds_images(field.type, arrow)]
-    image = _choose("image", keys.image, images, schema.names, _IMAGE)
-    class_labels = [name for name in schema.names if _class_names(features.get(name))]
-    fitting = class_labels or [
+    image = _choose("image", keys.image or (_IMAGE if _IMAGE in images else None), images, schema.names)
+    if image not in images:
+        kind = schema.field(image).type
+        raise ValueError(
+            f"its column {printable(image)} holds {kind}, not encoded images; {_remedy('image', images)}"
+        )
+    labels = [name for name in schema.names if _class_names(features.get(name))] or [
         field.name
         for field in schema
         if field.name != image and (arrow.types.is_integer(field.type) or _is_text(field.type, arrow))
     ]
-    if _LABEL in schema.names:
-        fitting = [_LABEL]
-    label = _choose("label", keys.label, fitting, schema.names, _LABEL)
+    flags = [field.name for field in schema if arrow.types.is_boolean(field.type)]
+    usual = _LABEL if _LABEL in schema.names else None
+    label = _choose("label", keys.label or usual, labels, schema.names, flags)
+    others = [name for name in (*labels, *flags) if name != label]
     kind = schema.field(label).type
     if not (arrow.types.is_integer(kind) or _is_text(kind, arrow) or arrow.types.is_boolean(kind)):
         raise ValueError(
-            f"its column {printable(label)} holds {kind}, not one label an image; set data.label_key"
+            f"its column {printable(label)} holds {kind}, not one label an image; {_remedy('label', others)}"
         )
-    if image not in images:
-        kind = schema.field(image).type
-        raise ValueError(
-            f"its column {printable(image)} holds {kind}, not encoded images; set data.image_key"
-        )
-    return image, label, _class_names(features.get(label))
+    return _Columns(image, label, _class_names(features.get(label)), others)
 
 
-def _choose(what: str, given: str | None, fitting: Sequence[str], names: Sequence[str], usual: str) -> str:
-    there = ", ".join(map(printable, names))
+def _choose(
+    what: str, given: str | None, fitting: Sequence[str], names: Sequence[str], on_demand: Sequence[str] = ()
+) -> str:
+    """Return the column that is given, or the only one that fits; those ON_DEMAND have to be given."""
+    remedy, there = _remedy(what, [*fitting, *on_demand]), ", ".join(map(printable, names))
     if given is not None:
         if given not in names:
-            raise ValueError(f"it has no column {printable(given)} (data.{what}_key), but {there}")
+            raise ValueError(f"it has no column {printable(given)} (data.{what}_key), but {there}; {remedy}")
         return given
-    if usual in fitting:
-        return usual
     if len(fitting) == 1:
         return fitting[0]
-    found = f"{len(fitting)} columns may be the {what}" if fitting else f"no column is the {what}"
-    if what == "image" and not fitting:
-        raise ValueError(
-            f"{found}, which is a struct of bytes and path, or plain bytes; its columns are {there}"
-        )
-    raise ValueError(f"{found}; set data.{what}_key to one of its columns: {there}")
+    if fitting:
+        several = ", ".join(map(printable, fitting))
+        raise ValueError(f"{len(fitting)} columns may be the {what}, {several}; {remedy}")
+    raise ValueError(f"no column is the {what}, which is {_FORMS[what]}; its columns are {there}; {remedy}")
+
+
+def _remedy(what: str, fitting: Sequence[str]) -> str:
+    if not fitting:
+        return f"pack the shards again with a column of {what}s"
+    example = what if what in fitting else fitting[0]
+    return f"set data.{what}_key, such as data.{what}_key={printable(example)}"
 
 
 def _holds_images(kind: Any, arrow: Any) -> bool:

@@ -114,39 +114,63 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str | None, ...], str]] = {
     "two images": (
         {"a": IMAGES, "b": IMAGES, "label": LABELS},
         (),
-        "2 columns may be the image; set data.image_key",
+        "2 columns may be the image, a, b; set data.image_key, such as data.image_key=a$",
     ),
-    "no image": ({"a": LABELS, "label": LABELS}, (), "no column is the image, .*its columns are a, label"),
+    "no image": (
+        {"a": LABELS, "label": LABELS},
+        (),
+        "no column is the image, .*its columns are a, label; pack",
+    ),
     "empty labels": (
         {"image": IMAGES, "label": pa.array([None] * 7, pa.int64())},
         (),
-        "column label is empty in all rows; set data.label_key",
+        "column label is empty in all rows; pack the shards again with a column of labels",
+    ),
+    "empty labels beside others": (
+        {"image": IMAGES, "label": pa.array([None] * 7, pa.int64()), "fine": LABELS},
+        (),
+        "empty in all rows; set data.label_key, such as data.label_key=fine$",
     ),
     "no label": (
         {"image": IMAGES},
         (),
-        "no column is the label; set data.label_key to one of its columns: image",
+        "no column is the label, which is an integer or a text; its columns are image; pack the shards again",
+    ),
+    "a flag alone": (
+        {"image": IMAGES, "is_cat": [True] * 7},
+        (),
+        "no column is the label, .*; set data.label_key, such as data.label_key=is_cat$",
     ),
     "two labels": (
         {"image": IMAGES, "a": LABELS, "b": LABELS},
         (),
-        "2 columns may be the label; set data.label_key",
+        "2 columns may be the label, a, b; set data.label_key, such as data.label_key=a$",
     ),
     "no such image": (
         {"image": IMAGES, "label": LABELS},
         ("x",),
-        r"no column x \(data.image_key\), but image, label",
+        r"no column x \(data.image_key\), but image, label; set .*, such as data.image_key=image$",
     ),
-    "no such label": ({"image": IMAGES, "label": LABELS}, (None, "x"), r"no column x \(data.label_key\)"),
+    "no such label": (
+        {"image": IMAGES, "a": LABELS, "label": LABELS},
+        (None, "x"),
+        r"no column x \(data.label_key\), but image, a, label; set .*, such as data.label_key=label$",
+    ),
+    "no such label, nor the usual one": (
+        {"image": IMAGES, "weight": [0.5] * 7, "fine": LABELS},
+        (None, "x"),
+        "but image, weight, fine; set data.label_key, such as data.label_key=fine$",
+    ),
+    "no label at all": ({"image": IMAGES}, (None, "x"), "but image; pack the shards again with a column of"),
     "numbers": (
         {"image": IMAGES, "label": LABELS},
         ("label",),
-        "column label holds int64, not encoded images",
+        "column label holds int64, not encoded images; set .*, such as data.image_key=image$",
     ),
     "fractions": (
-        {"image": IMAGES, "label": [0.5] * 7},
+        {"image": IMAGES, "label": [0.5] * 7, "fine": LABELS},
         (),
-        "column label holds double, not one label an image",
+        "column label holds double, not one label an image; set .*, such as data.label_key=fine$",
     ),
     "several": (
         {"image": IMAGES, "label": [[1, 2]] * 7},
