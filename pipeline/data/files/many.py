@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from statistics import median
 from typing import Any, cast
@@ -97,7 +98,7 @@ def try_all(
     failed: dict[int, str] = {}
     here = _Share(work, within)
 
-    def take(chunk: Sequence[int], share: Callable[[Sequence[int]], Any]) -> int:
+    def take(share: Callable[[Sequence[int]], Any], chunk: Sequence[int]) -> int:
         some_failed, results = share(chunk)
         failed.update(some_failed)
         if keep is not None:
@@ -109,25 +110,34 @@ def try_all(
         task = progress.add_task(description, total=len(items))
         try:
             timed = items[: _TIMED if chunk_size > 1 else 0]
-            seconds = [_seconds(lambda item=item: take([item], here)) for item in timed]
+            is_quick = _is_quick(timed, lambda item: take(here, [item]))
             progress.advance(task, len(timed))
-            is_quick = bool(seconds) and median(seconds) < _QUICK_S  # the first one may import a decoder
             left = items[len(timed) :]
             count = _num_processes(len(left), num_threads) if is_quick and keep is not None else 1
             num_threads = count if count > 1 else min(num_threads, 2) if is_quick else num_threads
             size = _SENT if count > 1 else chunk_size
             chunks = [left[start : start + size] for start in range(0, len(left), size)]
-            with _in_processes(here, count) as share, ThreadPoolExecutor(num_threads) as pool:
-                try:
-                    tasks = [pool.submit(take, chunk, share) for chunk in chunks]
-                    for done in as_completed(tasks):
-                        progress.advance(task, done.result())
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
-                    raise
+            with _in_processes(here, count) as share:
+                _do_chunks(chunks, partial(take, share), num_threads, partial(progress.advance, task))
         except KeyboardInterrupt:
             raise Stopped(failed) from None
     return dict(sorted(failed.items()))
+
+
+def _do_chunks(
+    chunks: Sequence[Sequence[int]],
+    work: Callable[[Sequence[int]], int],
+    num_threads: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Do the work for each chunk, in threads, and tell how many items are done."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for task in as_completed([pool.submit(work, chunk) for chunk in chunks]):
+                advance(task.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
+            raise
 
 
 @contextmanager
@@ -188,11 +198,14 @@ def _num_processes(num_items: int, most: int) -> int:
     return max(min(cores, most, num_items // _LEAST_SHARE, _MOST_PROCESSES), 1)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Do some work, and return the seconds that it took."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def _is_quick(items: Sequence[int], work: Callable[[int], object]) -> bool:
+    """Do the work for some items, and return True if each takes little time."""
+    seconds = []
+    for item in items:
+        began = time.perf_counter()
+        work(item)
+        seconds.append(time.perf_counter() - began)
+    return bool(seconds) and median(seconds) < _QUICK_S  # the first one may import a decoder
 
 
 def _progress_bar() -> Progress:
