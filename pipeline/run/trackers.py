@@ -25,6 +25,7 @@ from pipeline.run.tracker_kinds import KINDS, Kind, Saved
 _BACKLOG = 10_000  # records that may wait for a tracker
 _FLUSH_S = 20.0  # for TensorBoard's files, before a checkpoint
 _CLOSE_S, _CLOSE_FAILED_S = 120.0, 10.0  # for uploads at the end; after a failure the exit code comes first
+_QUIET_S = 2.0  # of a wait, before a line tells of it
 _NO_FIGURES = ("step", "epoch", "correct", "seen")
 
 Job = Callable[[Any], object]
@@ -49,6 +50,41 @@ def wanted(config: Config) -> list[str]:
     """Return the names of the trackers that a config asks for, each once."""
     names = dict.fromkeys(config.log.trackers)
     return [name for name in names if name != "tensorboard" or config.log.tensorboard]
+
+
+class Patience:
+    """Ends a wait for a tracker after some seconds. After 2 s it tells of the wait, which a signal ends then.
+
+    Args:
+        seconds: the longest wait, from now.
+        tell: prints the line; called once.
+        is_stopped: returns True if a signal came during the wait.
+
+    Attributes:
+        reason: why the wait is over; empty until then.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        tell: Callable[[], object] = lambda: None,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ):
+        self.reason = ""
+        self._seconds, self._tell, self._is_stopped = seconds, tell, is_stopped
+        self._begun, self._told = time.monotonic(), False
+
+    def is_over(self) -> bool:
+        """Return True if the wait is over; called again and again."""
+        waited = time.monotonic() - self._begun
+        if waited > self._seconds:
+            self.reason = f"it did not finish within {self._seconds:g} s"
+        elif self._told and self._is_stopped():
+            self.reason = "a signal ended the wait for it"
+        elif waited > _QUIET_S and not self._told:
+            self._told = True
+            self._tell()
+        return bool(self.reason)
 
 
 class Tracker:
@@ -81,26 +117,25 @@ class Tracker:
         except Full:
             self.problem = f"{_BACKLOG:,} records wait for it"
 
-    def wait(self, seconds: float) -> bool:
-        """Wait until all jobs so far are done, at most so many seconds; False if they are not."""
+    def wait(self, patience: Patience) -> bool:
+        """Wait until all jobs so far are done; False if they are not when the patience is over."""
         done = threading.Event()
         if self._thread is None or self._ended or self.problem:
             return True
         self.do(lambda _: done.set())
-        end = time.monotonic() + seconds
         while not done.wait(0.02):
             if self.problem:
                 return True
-            if time.monotonic() > end:
+            if patience.is_over():
                 return False
         return True
 
-    def end(self, last: Job, seconds: float) -> None:
+    def end(self, last: Job, patience: Patience) -> None:
         """Do a last job, then end the thread."""
         if self._thread is not None and not self._ended:
             self.do(last)
-            if not self.wait(seconds):
-                self.problem = f"it did not finish within {seconds:g} s"
+            if not self.wait(patience):
+                self.problem = patience.reason
             elif not self.problem:
                 self._jobs.put_nowait(None)
                 self._thread.join(1.0)
@@ -124,12 +159,19 @@ class Trackers:
         on_cpu: True if the run computes on the CPU: accelerate checks that it was told the same before.
         resume_step: the step that the run continues from, or 0.
         say: prints a warning.
+        is_stopped: returns True after a signal, which ends a wait.
     """
 
     def __init__(
-        self, config: Config, run: RunFolder, on_cpu: bool, resume_step: int, say: Callable[[str], object]
+        self,
+        config: Config,
+        run: RunFolder,
+        on_cpu: bool,
+        resume_step: int,
+        say: Callable[[str], object],
+        is_stopped: Callable[[], bool] = lambda: False,
     ):
-        self._say, self._told = say, set[str]()
+        self._say, self._told, self._is_stopped = say, set[str](), is_stopped
         values = {key: value if _is_plain(value) else str(value) for key, value in _values_of(config).items()}
         saved = Saved(run)
         self._trackers: list[Tracker] = []
@@ -174,9 +216,10 @@ class Trackers:
 
     def flush(self) -> None:
         """Bring what TensorBoard was sent into its files, so that it survives a kill."""
+        patience_for = self._patience(_FLUSH_S, "ends the wait and the run")
         for tracker in self._trackers:
-            if tracker.name == "tensorboard" and not tracker.wait(_FLUSH_S):
-                tracker.problem = f"it did not write its files within {_FLUSH_S:g} s"
+            if tracker.name == "tensorboard" and not tracker.wait(patience := patience_for(tracker)):
+                tracker.problem = patience.reason
         self._tell()
 
     def close(self, *, failed: bool = False) -> None:
@@ -185,10 +228,29 @@ class Trackers:
         Args:
             failed: the run has not reached its end.
         """
+        patience_for = self._patience(_CLOSE_FAILED_S if failed else _CLOSE_S, "ends the wait")
         for tracker in self._trackers:
             finish = partial(_call, KINDS[tracker.name].finish, failed)
-            tracker.end(finish, _CLOSE_FAILED_S if failed else _CLOSE_S)
+            tracker.end(finish, patience_for(tracker))
         self._tell()
+
+    def _patience(self, seconds: float, effect: str) -> Callable[[Tracker], Patience]:
+        """Return a function that begins the wait for a tracker. A signal that came before ends no wait.
+
+        Args:
+            seconds: the longest wait for one tracker.
+            effect: what Ctrl-C does meanwhile.
+        """
+        before = self._is_stopped()
+
+        def begin(tracker: Tracker) -> Patience:
+            text = (
+                f"log.trackers: {tracker.name} has not taken all records yet; the run waits for it at most "
+                f"{seconds:g} s; Ctrl-C {effect}"
+            )
+            return Patience(seconds, lambda: self._say(text), lambda: self._is_stopped() and not before)
+
+        return begin
 
     def _log(self, figures: Mapping[str, float], step: int, names: Sequence[str]) -> None:
         for tracker in self._trackers:

@@ -141,7 +141,9 @@ class Trainer:
         self.checkpoints = CheckpointWriter(run.checkpoints, hash_of_run(run.config))
         self.metrics = MetricsLog(run, self.state.step)
         on_cpu = self.processes.device.type == "cpu"
-        self.trackers = Trackers(self.config, run, on_cpu, self.state.step, self.console.say)
+        self.trackers = Trackers(
+            self.config, run, on_cpu, self.state.step, self.console.say, lambda: self.stop.requested
+        )
 
     # --- the loop -------------------------------------------------------------------------------------------
 
