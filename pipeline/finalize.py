@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.process.command_line import pipeline_command, same_command
 from pipeline.process.import_beside import import_beside, wait_for_imports
-from pipeline.process.signals import name_of
+from pipeline.process.signals import StopSignal, name_of
 from pipeline.process.start_time import tell_launcher
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
-from pipeline.run.trackers import wanted
+from pipeline.run.trackers import Trackers, wanted
 
 if TYPE_CHECKING:
     import torch
@@ -68,26 +68,36 @@ def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
     trackers = trainer.trackers
     if trackers is not None:
         trackers.write_result(result)
-    make_report = f"{pipeline_command('report', '--refresh', run.path)} makes its report"
-    stop.idle(0, f"after training; {make_report}")
+    remains = f"{pipeline_command('report', '--refresh', run.path)} makes its report"
+    stop.idle(0, f"after training; {remains}")
     say(_describe_for_people(result))
     _print_profile(trainer, run)
     stopped = stop.requested
-    if not stopped:
-        _draw_pictures(trainer, run, result)
-    if trackers is not None:
-        pictures = {"curves": run.curves, "contact_sheet": run.contact_sheet, "report": run.report}
-        trackers.add_pictures(pictures, result.steps)
-        trackers.close()
     if stopped:
-        say(f"stopped: by {name_of(stop.number)} after training; {make_report}")
-    else:
-        stop.idle(0, "after the end of the run, which is complete")
+        say(f"stopped: by {name_of(stop.number)} after training; {remains}")
+    elif _draw_pictures(trainer, run, result):
+        remains = "the run is complete"
+    if trackers is not None:
+        _close_trackers(trackers, run, result, stop, remains)
+    if not stopped:
+        stop.idle(0, f"after the end of the run; {remains}")
         _say_trackers(say, run.path, trainer.config, trackers.working if trackers is not None else ())
         say(next_commands(run.path, trainer.config))
     say(str(run.path))
     _write_timeline(trainer, run, result)
     tell_launcher(run.result)
+
+
+def _close_trackers(
+    trackers: Trackers, run: RunFolder, result: RunResult, stop: StopSignal, remains: str
+) -> None:
+    """Send the pictures, and wait for the trackers. REMAINS ends the message of a signal meanwhile."""
+    names = ", ".join(trackers.working)
+    lost = f", in the wait for {names}, which may lack records" if names else ""
+    stop.idle(0, f"after the pictures{lost}; {remains}")
+    pictures = {"curves": run.curves, "contact_sheet": run.contact_sheet, "report": run.report}
+    trackers.add_pictures(pictures, result.steps)
+    trackers.close()
 
 
 def _write_timeline(trainer: "Trainer", run: RunFolder, result: RunResult) -> None:
@@ -171,8 +181,12 @@ def _print_profile(trainer: "Trainer", run: RunFolder) -> None:
 # --- pictures -----------------------------------------------------------------------------------------------
 
 
-def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> None:
-    """Draw curves, contact sheet, TensorBoard's images and the report, each even if another one fails."""
+def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> bool:
+    """Draw curves, contact sheet, TensorBoard's images and the report, each even if another one fails.
+
+    Returns:
+        False if the config asks for a report, and it could not be made.
+    """
     wait_for_imports()
     say, log = trainer.console.say, trainer.config.log
     trained = predictions = None
@@ -186,9 +200,10 @@ def _draw_pictures(trainer: "Trainer", run: RunFolder, result: RunResult) -> Non
         _attempt(say, "Grad-CAM", lambda: _draw_sheet(trained, run, predictions))
     if trained is not None and tensorboard:
         _attempt(say, "", lambda: _write_tensorboard(trained, run, result))
-    if log.report:
-        _write_timeline(trainer, run, result)  # which the report shows
-        _attempt(say, "report", lambda: _write_report(run))
+    if not log.report:
+        return True
+    _write_timeline(trainer, run, result)  # which the report shows
+    return _attempt(say, "report", lambda: _write_report(run)) is not None
 
 
 def _attempt(say: Say, title: str, work: Callable[[], Made]) -> Made | None:

@@ -54,8 +54,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, process_state_of_module: None)
     assert code == 0 and read.call_count == 1, "the data set is read once in a run"
     assert printed[-3] == f"report: {path}/report.html"
     activities = [call.args[2] for call in idle.call_args_list]
-    assert ["--refresh" in text for text in activities[-2:]] == [True, False], (
-        "its report is there at the end"
+    assert ["--refresh" in text for text in activities[-3:]] == [True, False, False], (
+        "its report is there after the pictures"
     )
     return path
 
@@ -164,6 +164,25 @@ def test_what_fails_after_training_is_told_and_no_more(broken: str, tmp_path: Pa
     assert warning.startswith("warning: ") and "RuntimeError" in warning
     assert json.loads((path / "result.json").read_text())["test_seen"] == 360
     assert (path / "report.html").is_file() == ("write_report" not in broken)
+
+
+@pytest.mark.usefixtures("process_state")
+@pytest.mark.parametrize("made", [True, False])
+def test_a_signal_at_the_end_is_answered_by_what_is_there(made: bool, tmp_path: Path):
+    """Before the pictures, in the wait for the trackers, and after it."""
+    error = None if made else RuntimeError("out of luck")
+    with (
+        patch("pipeline.report.page.write_report", return_value=tmp_path, side_effect=error),
+        patch.object(StopSignal, "idle", autospec=True, side_effect=StopSignal.idle) as idle,
+    ):
+        path, code, _ = run_digits(tmp_path, "log.report=true", "log.explain=false")
+    advice = f"{pipeline_command('report', '--refresh', path)} makes its report"
+    remains = "the run is complete" if made else advice
+    assert code == 0 and [call.args[2] for call in idle.call_args_list[-3:]] == [
+        f"after training; {advice}",
+        f"after the pictures, in the wait for tensorboard, which may lack records; {remains}",
+        f"after the end of the run; {remains}",
+    ]
 
 
 @pytest.mark.usefixtures("process_state")
