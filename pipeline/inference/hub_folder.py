@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.inference.hub_names import CONFIG
 from pipeline.inference.preprocessing import InputSpec
 
+REMEDY = "give a folder that `export --format hub` wrote"
 _INPUTS = TypeAdapter(InputSpec)
 
 
@@ -28,10 +29,10 @@ def read_hub_config(folder: Path) -> tuple[str, dict[str, Any], InputSpec]:
     Raises:
         UserError: the file is damaged, or of another library.
     """
-    file, remedy = folder / CONFIG, "give a folder that `export --format hub` wrote"
-    values = read_json(file, remedy)
+    file = folder / CONFIG
+    values = read_json(file, REMEDY)
     if not isinstance(values, dict) or not isinstance(values.get("quickres"), dict):
-        raise UserError(f"{file}: not of a network of quickres; {remedy}")
+        raise UserError(f"{file}: not of a network of quickres; {REMEDY}")
     try:
         return (
             str(values.get("name", folder.name)),
@@ -39,4 +40,4 @@ def read_hub_config(folder: Path) -> tuple[str, dict[str, Any], InputSpec]:
             _INPUTS.validate_python(values["inputs"]),
         )
     except (KeyError, ValidationError):
-        raise UserError(f"{file}: does not describe the inputs of a network; {remedy}") from None
+        raise UserError(f"{file}: does not describe the inputs of a network; {REMEDY}") from None

@@ -1,14 +1,20 @@
 """Makes a network that `huggingface_hub` saves and loads: `HubNetwork.from_pretrained("USER/NAME")`."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HFValidationError
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.config import load_values
+from pipeline.errors import UserError, first_line
+from pipeline.inference.hub_folder import REMEDY, read_hub_config
+from pipeline.inference.hub_names import CONFIG, WEIGHTS
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.training.build import build_raw_model
 
@@ -33,6 +39,39 @@ class HubNetwork(
         config = load_values(quickres, "quickres in config.json")
         self.network = build_raw_model(config, self.inputs.num_classes, torch.device("cpu"))
         self.network.to(memory_format=torch.contiguous_format)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **keywords: Any) -> Self:
+        """Load a folder that `export --format hub` wrote, or a repository with its files.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or `USER/NAME`.
+            keywords: of `ModelHubMixin.from_pretrained`, such as `revision`. `strict`, here True by default,
+                refuses weights of another network.
+
+        Raises:
+            UserError: config.json or the weights are missing, damaged, or not of this library.
+        """
+        folder, keywords = Path(pretrained_model_name_or_path), {"strict": True, **keywords}
+        if not folder.is_dir():
+            try:
+                return super().from_pretrained(pretrained_model_name_or_path, **keywords)
+            except HFValidationError:
+                raise UserError(f"{folder}: is neither a folder nor a name USER/NAME; {REMEDY}") from None
+        _, values, _ = read_hub_config(folder)
+        load_values(values, str(folder / CONFIG))
+        try:
+            return super().from_pretrained(folder, **keywords)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = first_line(error).rstrip(":")
+            raise UserError(f"{folder / WEIGHTS}: cannot be loaded ({reason}); {REMEDY}") from None
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **keywords: Any) -> Self:
+        """Refuse a repository without our config.json, which `ModelHubMixin` passes over."""
+        if not {"quickres", "inputs"} <= keywords.keys():
+            raise UserError(f"{model_id}: its {CONFIG} is not of a network of quickres; {REMEDY}")
+        return super()._from_pretrained(model_id=model_id, **keywords)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

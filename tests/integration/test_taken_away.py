@@ -183,3 +183,39 @@ def test_a_damaged_folder_for_the_hub_is_named(
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=rf"{name}: {message}"):
         load_trained(folder)
+    ours = message.replace("read", "loaded") if name == "model.safetensors" else message
+    with pytest.raises(UserError, match=rf"{folder}/{name}: {ours}.*; give a folder"):
+        HubNetwork.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "changes", "message"),
+    [
+        ("config.json", {}, "config.json: cannot be read (No such file or directory)"),
+        ("model.safetensors", {}, "model.safetensors: cannot be loaded ("),
+        (None, {"name": "resnet32"}, "model.safetensors: cannot be loaded (Error(s) in loading state_dict"),
+        (None, {"name": "resnet21"}, "config.json: model.name"),
+    ],
+    ids=str,
+)
+def test_a_folder_without_our_network_is_named(
+    missing: str | None, changes: dict[str, str], message: str, hub: Path, tmp_path: Path
+):
+    folder = shutil.copytree(hub, tmp_path / "hub")
+    values = json.loads((folder / "config.json").read_text())
+    values["quickres"]["model"] |= changes
+    (folder / "config.json").write_text(json.dumps(values))
+    if missing is not None:
+        (folder / missing).unlink()
+    with pytest.raises(UserError) as error:
+        HubNetwork.from_pretrained(folder)
+    assert message in str(error.value)
+
+
+def test_a_repository_without_our_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="is neither a folder nor a name USER/NAME"):
+        HubNetwork.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "foreign.json").write_text('{"architectures": ["BertModel"]}')
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **_: tmp_path / "foreign.json")
+    with pytest.raises(UserError, match=r"user/name: its config\.json is not of a network of quickres"):
+        HubNetwork.from_pretrained("user/name")
