@@ -137,6 +137,13 @@ def pretrained_names_near(name: str) -> list[str]:
     return difflib.get_close_matches(name, timm.list_pretrained(), n=3)
 
 
+def repository_of_timms(name: str) -> tuple[str, str | None] | None:
+    """Return the repository of the Hugging Face Hub that timm takes weights from, and the name of their file,
+    None for the usual one; None if it takes them from elsewhere."""
+    cfg = _import_timm(name).get_pretrained_cfg(name)
+    return None if cfg.file or cfg.state_dict or not cfg.hf_hub_id else (cfg.hf_hub_id, cfg.hf_hub_filename)
+
+
 def build_pretrained_timm(name: str, image_size: int) -> nn.Module:
     """Build a network of timm with the weights and the classes that it is published with: RGB images.
 

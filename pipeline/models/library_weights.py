@@ -14,7 +14,13 @@ from pipeline.atomic_io import sha256
 from pipeline.config import ModelConfig
 from pipeline.config.model import IMAGENET_NETWORKS, library_of
 from pipeline.errors import UserError, first_line
-from pipeline.models.external import build_pretrained_timm, known_to_timm, pretrained_names_near
+from pipeline.models.external import (
+    build_pretrained_timm,
+    known_to_timm,
+    pretrained_names_near,
+    repository_of_timms,
+)
+from pipeline.models.hub_download import reach_hub
 
 TIMMS_NAME = "pretrained"
 _TORCHVISIONS_NAME = re.compile(r"DEFAULT|[A-Z][A-Z0-9_]*_V\d+")
@@ -67,7 +73,7 @@ def read_library_weights(config: ModelConfig, image_size: int, *, progress: bool
         config: the section `model`; `weights` is such a name.
         image_size: height and width of the images in pixels, which some networks of timm are built for, and
             on which the stem of ours may depend.
-        progress: show the progress of the download.
+        progress: say what is downloaded, and show the progress.
 
     Returns:
         A name for messages, and the content: the file's, or the state dict of a network.
@@ -80,6 +86,9 @@ def read_library_weights(config: ModelConfig, image_size: int, *, progress: bool
         name = config.name.partition("/")[2]
         try:
             with _without_lines_of_retries():
+                place = repository_of_timms(name)
+                if place is not None:
+                    reach_hub(*place, is_main=progress)
                 return Path(config.name), build_pretrained_timm(name, image_size).state_dict()
         except Exception as error:  # each transport of the hub has errors of its own
             raise _not_downloaded(config, config.name, error, "the cache of the Hugging Face Hub") from None

@@ -4,14 +4,16 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from timm.models import _registry as timms_registry
 from torch import nn
 from torchvision import models
@@ -20,7 +22,12 @@ from pipeline import __main__ as cli
 from pipeline.atomic_io import sha256
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
-from pipeline.models.library_weights import can_be_read_offline, names_library_weights
+from pipeline.models.hub_download import reach_hub
+from pipeline.models.library_weights import (
+    can_be_read_offline,
+    names_library_weights,
+    read_library_weights,
+)
 from pipeline.training.build import build_initial_model
 from tests.tiny import tiny_config
 
@@ -28,6 +35,7 @@ CPU = torch.device("cpu")
 OURS = ("model.name=resnet18", "model.shortcut=B", "model.stem=imagenet", "data.image_size=65")
 TORCHVISIONS = ("model.name=torchvision/resnet18", "data.image_size=65")
 V1 = "model.weights=IMAGENET1K_V1"
+PRETRAINED = ("model.name=timm/resnet26t", "model.weights=pretrained")
 
 
 @pytest.fixture
@@ -40,6 +48,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise ConnectionError("no network here")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("pipeline.models.hub_download._PAUSE_S", 0.0)
     return tmp_path / "torch/hub/checkpoints"
 
 
@@ -200,17 +211,53 @@ def test_our_networks_have_the_weights_of_their_twins(keys: dict[str, Any], twin
         patch("torch.hub.load_state_dict_from_url", side_effect=OSError),
         patch("torchvision.models._api.load_state_dict_from_url", side_effect=OSError("no network")),
     ):
-        from pipeline.models.library_weights import read_library_weights
-
         assert twin.DEFAULT.url in message_of(lambda: read_library_weights(config, 224))
 
 
 def test_the_tries_of_a_download_are_not_told(hub: Path, caplog: pytest.LogCaptureFixture):
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    keys = ("model.name=timm/resnet26t", "model.weights=pretrained")
-    assert "no network here" in message_of(lambda: initial(*keys))
+    assert "no network here" in message_of(lambda: initial(*PRETRAINED))
     assert "Retrying" not in caplog.text and logger.level == level
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_a_download_from_the_hub_is_told_on_rank_0(
+    is_main: bool, hub: Path, caplog: pytest.LogCaptureFixture
+):
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        read_library_weights(tiny_config(*PRETRAINED).model, 65, progress=is_main)
+    told = [text for text in caplog.messages if "https://huggingface.co/timm/resnet26t.ra2_in1k" in text]
+    assert len(told) == int(is_main)
+
+
+def test_weights_in_the_cache_of_the_hub_are_no_download(
+    hub: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    repository = tmp_path / "hub/models--timm--resnet26t.ra2_in1k"
+    for file, content in (("refs/main", "abc"), ("snapshots/abc/model.safetensors", "")):
+        (repository / file).parent.mkdir(parents=True)
+        (repository / file).write_text(content)
+    with patch("huggingface_hub.get_hf_file_metadata", side_effect=AssertionError):
+        reach_hub("timm/resnet26t.ra2_in1k", None)
+    assert "downloading" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(ConnectionError("no network here"), 3), (HfHubHTTPError("404", response=Mock()), 1), (None, 1)],
+    ids=str,
+)
+@pytest.mark.parametrize("own_timeout", [10, 120])
+def test_the_hub_is_asked_a_few_times(
+    error: Exception | None, tries: int, own_timeout: int, hub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", own_timeout)
+    refused = pytest.raises(ConnectionError) if tries > 1 else nullcontext()
+    with patch("huggingface_hub.get_hf_file_metadata", side_effect=error) as asked, refused:
+        reach_hub("timm/resnet26t.ra2_in1k", None)
+    assert asked.call_count == tries
+    assert all(call.kwargs["timeout"] >= own_timeout for call in asked.call_args_list)
 
 
 def test_a_missing_timm_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch):
