@@ -34,4 +34,5 @@ def test_the_gpu_is_left_to_others_when_a_stopped_program_has_rested(program: Pe
         program.take(3)
     assert [run.seconds for run in program.runs] == [RUN_S] * 3
     assert sum(naps) >= 2 * RUN_S
+    assert program._process is not None
     assert psutil.Process(program._process.pid).status() == psutil.STATUS_STOPPED
