@@ -33,15 +33,15 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        command = [sys.executable, "-c", _START, *sys.path]
+        command = [sys.executable, "-c", _START, *filter(_is_plain, sys.path)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         try:
             self._process = subprocess.Popen(command, **pipes, process_group=0)
-        except OSError as error:
-            raise WorkerLost(error.strerror) from None
+        except (OSError, ValueError, TypeError) as error:  # also of a Python that does not know its own path
+            raise WorkerLost(str(error)) from None
         self._requests = cast(BinaryIO, self._process.stdin)
         self._answers = cast(BinaryIO, self._process.stdout)
-        self._function = b""
+        self._function, self._is_lost = b"", False
 
     @classmethod
     def take(cls) -> "Worker":
@@ -55,8 +55,8 @@ class Worker:
         return cls()
 
     def give_back(self) -> None:
-        """Keep this worker inside of `workers_kept`; close it elsewhere."""
-        if _keepers:
+        """Keep this worker inside of `workers_kept`; close it elsewhere, and if it was lost."""
+        if _keepers and not self._is_lost:
             _kept.append(self)
         else:
             self.close()
@@ -65,28 +65,34 @@ class Worker:
         """Call a function there, and return what it returns.
 
         Args:
-            function: `pickle.dumps` of a function with one argument, sent once if it stays the same. It must
-                not print: the results are on standard output.
+            function: `pickle.dumps` of a function with one argument, sent once if it stays the same.
             argument: of the function.
 
         Raises:
             WorkerLost: the process has ended, as it does when the function raises an exception.
         """
+        request = pickle.dumps(None if function == self._function else function) + pickle.dumps(argument)
         try:
-            pickle.dump(None if function == self._function else function, self._requests)
-            pickle.dump(argument, self._requests)
+            self._requests.write(request)
             self._requests.flush()
             self._function = function
             return pickle.load(self._answers)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            raise WorkerLost("it ended") from None
+        except Exception as error:  # of any type, if something else was written there as Python started
+            self._is_lost = True
+            raise WorkerLost(f"no answer ({error})") from None
 
     def close(self) -> None:
-        """Let the process end, and wait for it."""
+        """End the process, which has nothing to save."""
+        self._process.kill()
         for pipe in (self._requests, self._answers):
             with contextlib.suppress(OSError):
                 pipe.close()
         self._process.wait()
+
+
+def _is_plain(entry: object) -> bool:
+    """Return True if an entry of `sys.path` can be an argument of a program."""
+    return isinstance(entry, str) and "\0" not in entry
 
 
 @contextmanager
@@ -103,14 +109,25 @@ def workers_kept() -> Iterator[None]:
 
 
 def serve() -> None:
-    """Call functions with the arguments that follow on standard input, until it ends."""
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    """Call functions with the arguments that follow on standard input, until it ends.
+
+    What the functions print goes to standard error.
+    """
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     function: Callable[[object], object] | None = None
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
+    while True:
+        try:
             new, argument = pickle.load(requests), pickle.load(requests)
-            function = function if new is None else pickle.loads(new)
-            assert function is not None
-            pickle.dump(function(argument), answers, protocol=pickle.HIGHEST_PROTOCOL)
+        except (EOFError, pickle.UnpicklingError):  # the process that asked is gone, perhaps in the middle
+            os._exit(0)
+        if new is not None:
+            function = pickle.loads(new)
+            del new  # its size
+        assert function is not None
+        result = function(argument)
+        try:
+            pickle.dump(result, answers, protocol=pickle.HIGHEST_PROTOCOL)
             answers.flush()
-    os._exit(0)  # at once: whoever closes the worker waits for it
+        except BrokenPipeError:
+            os._exit(0)

@@ -14,11 +14,11 @@ from pipeline.config import FileData, path_of
 from pipeline.data.files.class_names import read_class_names
 from pipeline.data.files.copies import find_copies
 from pipeline.data.files.decode import images_of_any_size, open_rgb
-from pipeline.data.files.file_part import hash_image
+from pipeline.data.files.file_part import ImageFile, hash_image
 from pipeline.data.files.jpeg_damage import find_damaged_jpegs
 from pipeline.data.files.list_files import find_files
-from pipeline.data.files.listing import Files, Listing, describe_line, find_problems, find_warnings
-from pipeline.data.files.many import try_all
+from pipeline.data.files.listing import Listing, describe_line, find_problems, find_warnings
+from pipeline.data.files.many import Portable, try_all
 from pipeline.data.files.paths import counted, on_one_line, printable
 from pipeline.data.files.scan import MAX_PIXELS
 from pipeline.errors import Stopped, UserError
@@ -130,16 +130,14 @@ def _decode_part(
 
     files = listing.parts[part]
     return try_all(
-        *(range(len(files)), partial(_decode_one, listing.root, files), num_threads),
-        f"decoding {part} images",
-        keep=keep,
+        *(range(len(files)), _decode_one, num_threads, f"decoding {part} images"),
+        portable=Portable(keep, partial(files.file, listing.root)),
         within=images_of_any_size,
     )
 
 
-def _decode_one(root: Path, files: Files, index: int) -> tuple[int, int, int]:
+def _decode_one(file: ImageFile) -> tuple[int, int, int]:
     """Return a hash of the content of a file, and the height and width of its image."""
-    file = files.file(root, index)
     image = open_rgb(file)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")

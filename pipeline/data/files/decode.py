@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.data.files.exif import exif_orientation
 from pipeline.data.files.file_part import ImageFile, open_image
 from pipeline.data.files.image_formats import PILLOW_FORMATS
-from pipeline.data.files.many import try_all
+from pipeline.data.files.many import Portable, try_all
 
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,7 +91,7 @@ def decode_files(
     """Decode files into the rows of an array, with a progress bar on a terminal.
 
     Args:
-        file_at: returns the file of a row; it can be pickled, since other processes may decode.
+        file_at: returns the file of a row.
         out: (N, image_size, image_size, 3) uint8, filled in place.
         num_threads: threads or processes to decode in.
         description: text of the progress bar.
@@ -100,14 +100,10 @@ def decode_files(
         The reason for each file that could not be decoded, by its index. The rows of these files are
         undefined.
     """
-    decode = partial(_decode_row, file_at, out.shape[1])
-    return try_all(
-        range(len(out)), decode, num_threads, description, keep=out.__setitem__, within=_images_below_a_bomb
-    )
-
-
-def _decode_row(file_at: Callable[[int], ImageFile], image_size: int, row: int) -> np.ndarray:
-    return decode_image(file_at(row), image_size)
+    decode = partial(decode_image, image_size=out.shape[1])
+    portable = Portable(keep=out.__setitem__, task_of=file_at)
+    options = num_threads, description
+    return try_all(range(len(out)), decode, *options, portable=portable, within=_images_below_a_bomb)
 
 
 @contextmanager

@@ -4,13 +4,13 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 from PIL import UnidentifiedImageError
 from rich.console import Console
@@ -29,37 +29,53 @@ _TIMED, _QUICK_S = 8, 5e-4
 _LEAST_SHARE, _MOST_PROCESSES = 2048, 8
 _FEW_CORES = 3  # up to as many, the start of processes costs what they gain
 
-Work = Callable[[int], Any]
+Work = Callable[[Any], Any]
+Tasks = Sequence[tuple[int, Any]]  # items, each with what the work takes
 Within = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
-class _Share:
-    """Does the work for some items, wherever it is.
+class Portable:
+    """How work is done in other processes.
 
     Attributes:
-        work: done for each item.
+        keep: takes each item with its result, in this process.
+        task_of: returns what the work takes for an item; called in this process.
+        most: processes, at most; default: as many as threads.
+    """
+
+    keep: Callable[[int, Any], object] = lambda item, result: None
+    task_of: Callable[[int], Any] = lambda item: item
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Does some tasks, wherever it is.
+
+    Attributes:
+        work: done for each task.
         within: makes the context of the work.
     """
 
     work: Work
     within: Within
 
-    def __call__(self, items: Sequence[int]) -> tuple[dict[int, str], dict[int, Any]]:
+    def __call__(self, tasks: Tasks) -> tuple[dict[int, str], dict[int, Any]]:
         """Return the reasons of the items that failed, and the results of the others. The context is entered
         already."""
         failed, results = {}, {}
-        for item in items:
+        for item, task in tasks:
             try:
-                results[item] = self.work(item)
+                results[item] = self.work(task)
             except Exception as error:
                 failed[item] = reason_of(error)
         return failed, results
 
-    def alone(self, items: Sequence[int]) -> tuple[dict[int, str], dict[int, Any]]:
+    def alone(self, tasks: Tasks) -> tuple[dict[int, str], dict[int, Any]]:
         """Do the same in a process without other threads."""
         with self.within():
-            return self(items)
+            return self(tasks)
 
 
 def try_all(
@@ -69,7 +85,7 @@ def try_all(
     description: str,
     chunk_size: int = _CHUNK,
     *,
-    keep: Callable[[int, Any], object] | None = None,
+    portable: Portable | None = None,
     within: Within = nullcontext,
 ) -> dict[int, str]:
     """Do some work for every item, with a progress bar on a terminal.
@@ -82,11 +98,11 @@ def try_all(
 
     Args:
         items: numbers of the items.
-        work: done for each number.
-        num_threads: to work in, at most; or processes.
+        work: done for each number, or for its task.
+        num_threads: to work in, at most.
         description: text of the progress bar.
         chunk_size: items that a thread takes at once; 1 if the work for one takes long.
-        keep: takes each item with its result, in this process; given, the work and `within` can be pickled.
+        portable: given, the work may be done in other processes; it and `within` can be pickled then.
         within: makes a context for the work, in each process.
 
     Returns:
@@ -96,14 +112,13 @@ def try_all(
         Stopped: Ctrl-C; its `partial` is what would be returned, of the items so far.
     """
     failed: dict[int, str] = {}
-    here = _Share(work, within)
+    here, ways = _Share(work, within), portable or Portable()
 
-    def take(share: Callable[[Sequence[int]], Any], chunk: Sequence[int]) -> int:
-        some_failed, results = share(chunk)
+    def take(share: Callable[[Tasks], Any], chunk: Sequence[int]) -> int:
+        some_failed, results = share([(item, ways.task_of(item)) for item in chunk])
         failed.update(some_failed)
-        if keep is not None:
-            for item, result in results.items():
-                keep(item, result)
+        for item, result in results.items():
+            ways.keep(item, result)
         return len(chunk)
 
     with _progress_bar() as progress, within():
@@ -113,7 +128,7 @@ def try_all(
             is_quick = _is_quick(timed, lambda item: take(here, [item]))
             progress.advance(task, len(timed))
             left = items[len(timed) :]
-            count = _num_processes(len(left), num_threads) if is_quick and keep is not None else 1
+            count = _num_processes(len(left), ways.most or num_threads) if is_quick and portable else 1
             num_threads = count if count > 1 else min(num_threads, 2) if is_quick else num_threads
             size = _SENT if count > 1 else chunk_size
             chunks = [left[start : start + size] for start in range(0, len(left), size)]
@@ -133,16 +148,16 @@ def _do_chunks(
     """Do the work for each chunk, in threads, and tell how many items are done."""
     with ThreadPoolExecutor(num_threads) as pool:
         try:
-            for task in as_completed([pool.submit(work, chunk) for chunk in chunks]):
-                advance(task.result())
+            for done in pool.map(work, chunks):
+                advance(done)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
             raise
 
 
 @contextmanager
-def _in_processes(here: _Share, count: int) -> Iterator[Callable[[Sequence[int]], Any]]:
-    """Return a function that does a share in one of COUNT processes, or with one process in this one.
+def _in_processes(here: _Share, count: int) -> Iterator[Callable[[Tasks], Any]]:
+    """Return a function that does tasks in one of COUNT processes, or with one process in this one.
 
     What a process that was lost should have done is done here.
     """
@@ -150,36 +165,31 @@ def _in_processes(here: _Share, count: int) -> Iterator[Callable[[Sequence[int]]
         yield here
         return
     idle: SimpleQueue[Worker | None] = SimpleQueue()
+    workers: list[Worker] = []
     function = pickle.dumps(here.alone)
 
-    def share(items: Sequence[int]) -> Any:
+    def share(tasks: Tasks) -> Any:
         worker = idle.get()
         try:
             if worker is None:
-                return here(items)
-            return worker.call(function, items)
+                return here(tasks)
+            return worker.call(function, tasks)
         except WorkerLost:
-            cast(Worker, worker).close()
             worker = None
         finally:
             idle.put(worker)
-        return here(items)
+        return here(tasks)
 
-    for _ in range(count):
-        idle.put(_take_worker())
     try:
+        for _ in range(count):
+            with suppress(WorkerLost):  # fewer, then, or none
+                workers.append(Worker.take())
+        for place in range(count):
+            idle.put(workers[place] if place < len(workers) else None)
         yield share
     finally:
-        for worker in [idle.get() for _ in range(count)]:
-            if worker is not None:
-                worker.give_back()
-
-
-def _take_worker() -> Worker | None:
-    try:
-        return Worker.take()
-    except WorkerLost:
-        return None
+        for worker in workers:
+            worker.give_back()
 
 
 def reason_of(error: Exception) -> str:

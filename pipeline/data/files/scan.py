@@ -22,7 +22,7 @@ from pipeline.data.files.headers import Header, read_header
 from pipeline.data.files.image_formats import NotAnImage
 from pipeline.data.files.jpeg_damage import find_damaged_jpegs
 from pipeline.data.files.listing import Files, Listing
-from pipeline.data.files.many import try_all
+from pipeline.data.files.many import Portable, try_all
 
 MAX_PIXELS = 178_956_970  # of one image. Above this limit Pillow refuses an image: a mistake, or an attack
 _SIZES = "sizes.npz"
@@ -86,7 +86,7 @@ def scan_files(
     with new_entry(entry) as building:
         for part, files in listing.parts.items():
             sizes[part], bad[part], unusual[part], jpegs[part] = _read_headers(
-                listing, part, files, all_unusual=decode_all
+                *(listing, part, files, num_threads), all_unusual=decode_all
             )
         streamed = max(part.max() for part in sizes.values()) > cache_below
         if streamed:
@@ -126,7 +126,7 @@ def _inspect(
 
 
 def _read_headers(
-    listing: Listing, part: str, files: Files, *, all_unusual: bool = False
+    listing: Listing, part: str, files: Files, num_processes: int, *, all_unusual: bool = False
 ) -> tuple[np.ndarray, dict[int, str], dict[int, bool], np.ndarray]:
     """Read the headers of one part.
 
@@ -143,23 +143,26 @@ def _read_headers(
             unusual[index] = header.plain
 
     bad = try_all(
-        *(range(len(files)), partial(_read_header_of, listing.root, files), _SCAN_THREADS),
-        f"reading sizes of {part} images",
-        keep=keep,
+        *(range(len(files)), _read_header_of, _SCAN_THREADS, f"reading sizes of {part} images"),
+        portable=Portable(keep, partial(_place, bytes(listing.root), files), num_processes),
         within=images_of_any_size,
     )
     return sizes, bad, unusual, jpegs
 
 
-def _read_header_of(root: Path, files: Files, index: int) -> Header:
+def _place(root: bytes, files: Files, index: int) -> tuple[bytes, int, int | None]:
+    """Return the path, the bytes and the offset of an image, as `read_header` takes them."""
     num_bytes, members = int(files.num_bytes[index]), files.members
+    if members is None:
+        return root + b"/" + files.paths.raw(index), num_bytes, None
+    return bytes(members.shards[members.shard[index]]), num_bytes, int(members.offset[index])
+
+
+def _read_header_of(place: tuple[bytes, int, int | None]) -> Header:
+    _, num_bytes, _ = place
     if num_bytes < 0:
         raise NotAnImage("not a file that can be read")
-    if members is None:
-        header = read_header(bytes(root) + b"/" + files.paths.raw(index), num_bytes)
-    else:
-        shard = members.shards[members.shard[index]]
-        header = read_header(bytes(shard), num_bytes, int(members.offset[index]))
+    header = read_header(*place)
     if header.height * header.width > MAX_PIXELS:
         raise NotAnImage(f"{header.width}x{header.height} pixels are more than {MAX_PIXELS}")
     return header

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.files import many
-from pipeline.data.files.many import try_all
+from pipeline.data.files.many import Portable, try_all
 from tests.patience import PATIENCE_S
 
 COUNT = 40
@@ -69,7 +69,7 @@ def test_quick_items_get_two_threads(item_s: float, chunk_size: int, most: int) 
 @pytest.mark.usefixtures("four_cores")
 def test_quick_work_that_can_be_pickled_is_done_in_processes() -> None:
     results: dict[int, Any] = {}
-    options: dict[str, Any] = {"keep": results.__setitem__, "within": warnings_are_errors}
+    options: dict[str, Any] = {"portable": Portable(results.__setitem__), "within": warnings_are_errors}
     failed = try_all(range(COUNT), process_of, 3, "working", **options)
     assert failed == {9: "a bad item", 10: "an odd item"}
     assert sorted(results) == [item for item in range(COUNT) if item not in failed]
@@ -78,9 +78,37 @@ def test_quick_work_that_can_be_pickled_is_done_in_processes() -> None:
 
 
 @pytest.mark.usefixtures("four_cores")
+def test_a_process_gets_the_tasks_of_its_items_alone() -> None:
+    results: dict[int, Any] = {}
+    portable = Portable(results.__setitem__, lambda item: f"item {item}", most=2)
+    assert not try_all(range(COUNT), str.upper, 8, "working", portable=portable)
+    assert results == {item: f"ITEM {item}" for item in range(COUNT)}
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_slow_work_and_work_on_few_cores_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_QUICK_S", 0.0), ("_FEW_CORES", 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(many, name, value)
+            processes: dict[int, int] = {}
+            try_all(range(COUNT), process_of, 4, "working", portable=Portable(processes.__setitem__))
+            assert set(processes.values()) == {os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("items", "most", "expected"), [(100_000, 32, 8), (100_000, 3, 3), (5000, 8, 2), (100, 8, 1)]
+)
+def test_no_more_processes_than_pay(
+    items: int, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    assert many._num_processes(items, most) == expected
+
+
+@pytest.mark.usefixtures("four_cores")
 def test_one_thread_is_one_process() -> None:
     processes: dict[int, int] = {}
-    try_all(range(COUNT), process_of, 1, "working", keep=processes.__setitem__)
+    try_all(range(COUNT), process_of, 1, "working", portable=Portable(processes.__setitem__))
     assert set(processes.values()) == {os.getpid()}
 
 
@@ -88,7 +116,7 @@ def test_one_thread_is_one_process() -> None:
 def test_what_a_lost_process_should_have_done_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_PARENT", str(os.getpid()))
     results: dict[int, int] = {}
-    assert not try_all(range(COUNT), killed_at_20, 2, "working", keep=results.__setitem__)
+    assert not try_all(range(COUNT), killed_at_20, 2, "working", portable=Portable(results.__setitem__))
     assert results == {item: item for item in range(COUNT)}
 
 
@@ -96,5 +124,5 @@ def test_what_a_lost_process_should_have_done_is_done_here(monkeypatch: pytest.M
 def test_without_processes_the_work_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     processes: dict[int, int] = {}
-    failed = try_all(range(COUNT), process_of, 4, "working", keep=processes.__setitem__)
+    failed = try_all(range(COUNT), process_of, 4, "working", portable=Portable(processes.__setitem__))
     assert len(processes) + len(failed) == COUNT and set(processes.values()) == {os.getpid()}
