@@ -164,7 +164,7 @@ class LogConfig(Section):
     eval_every: Interval = Field(
         default="1ep",
         description="Interval between evaluations; the last step is always evaluated. A run of 40 steps or "
-        "more that is shorter than two intervals is evaluated four times; a share of the run (`100%`) stays",
+        "more that is no longer than the interval is evaluated four times; a share of the run (`100%`) stays",
     )
     checkpoint_every: Interval = Field(
         default="1ep", description="Interval between checkpoints; the last step is always saved"

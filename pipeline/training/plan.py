@@ -51,11 +51,12 @@ class Plan:
             return None if duration is None else steps(duration)
 
         log = config.log
+        eval_every = _eval_interval(log.eval_every, steps(log.eval_every), total)
         return cls(
             steps_per_epoch=steps_per_epoch,
             total_steps=total,
             log_every=_log_interval(log.log_every, steps(log.log_every), total),
-            eval_every=_eval_interval(log.eval_every, steps(log.eval_every), total),
+            eval_every=eval_every,
             checkpoint_every=steps(log.checkpoint_every),
             lr_at=build_schedule(config.optimizer.lr, config.schedule, steps_per_epoch, total),
             renormalise_every=steps_or_none(_renormalisation(config)),
@@ -64,6 +65,7 @@ class Plan:
             warnings=(
                 *parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total),
                 *average_never_updated(config.ema, config.duration, steps_per_epoch, total),
+                *_evaluated_more_often(config, steps(log.eval_every), eval_every),
             ),
         )
 
@@ -124,11 +126,21 @@ def _log_interval(duration: str, steps: int, total: int) -> int:
 
 
 def _eval_interval(duration: str, steps: int, total: int) -> int:
-    """Return the steps between two evaluations: an interval, not a share of the run, that is longer than half
-    of the run is shortened, so that the curve of the test set is no single dot."""
-    if duration.endswith("%") or total >= 2 * steps or total < _LEAST_STEPS:
+    """Return the steps between two evaluations: an interval, not a share of the run, that is not shorter than
+    the run is shortened, so that the curve of the test set is no single dot."""
+    if duration.endswith("%") or total > steps or total < _LEAST_STEPS:
         return steps
-    return min(steps, -(-total // _EVALUATIONS_OF_SHORT_RUN))
+    return -(-total // _EVALUATIONS_OF_SHORT_RUN)
+
+
+def _evaluated_more_often(config: Config, asked: int, every: int) -> tuple[str, ...]:
+    """Return a warning if the interval that was asked for is shortened."""
+    if every == asked:
+        return ()
+    return (
+        f"log.eval_every: {config.log.eval_every} is not shorter than the run of {config.duration}, which is "
+        f"evaluated every {every} steps; log.eval_every=100% evaluates at the end alone",
+    )
 
 
 def _renormalisation(config: Config) -> str | None:

@@ -37,7 +37,7 @@ def test_a_short_run_has_about_twenty_points():
         ("1ep", "5ep", 20),
         ("1ep", "1ep", 20),
         ("78st", "2000st", 20),
-        ("2ep", "1ep", 78),  # two points are a line
+        ("9ep", "5ep", 390),  # two points are a line
         ("1ep", "100%", 78),  # a share of the run is meant
         ("39st", "1ep", 78),
     ],
@@ -45,6 +45,8 @@ def test_a_short_run_has_about_twenty_points():
 def test_a_short_run_is_evaluated_more_than_once(duration: str, eval_every: str, steps: int):
     plan = Plan.of(tiny_config(f"duration={duration}", f"log.eval_every={eval_every}"), steps_per_epoch=78)
     assert plan.eval_every == steps
+    warned = any(warning.startswith(f"log.eval_every: {eval_every} is not") for warning in plan.warnings)
+    assert warned == (steps == 20)
 
 
 def test_the_evaluations_of_a_short_run_are_evenly_spread():
