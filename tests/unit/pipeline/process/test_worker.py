@@ -91,3 +91,43 @@ def test_it_ends_with_the_process_that_started_it() -> None:
     while psutil.pid_exists(process) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not psutil.pid_exists(process)
+
+
+def test_what_a_function_prints_is_no_answer(worker: Worker) -> None:
+    assert worker.call(pickle.dumps(print), "N.") is None
+    assert worker.call(PROCESS, "/proc") is True
+
+
+def test_a_lost_worker_is_not_kept(worker: Worker) -> None:
+    with workers_kept():
+        with pytest.raises(WorkerLost):
+            worker.call(pickle.dumps(int), "x")
+        worker.give_back()
+        other = Worker.take()
+        assert other is not worker
+        other.give_back()
+
+
+@pytest.mark.parametrize("entries", [["with\0nul"], [Path("no text")]])
+def test_odd_entries_of_the_path_are_left_out(entries: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, *entries])
+    worker = Worker()
+    assert worker.call(PROCESS, "/proc") is True
+    worker.close()
+
+
+def test_a_python_that_cannot_be_started_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", None)
+    with pytest.raises(WorkerLost):
+        Worker()
+
+
+def test_it_ends_quietly_if_the_request_is_cut_off() -> None:
+    """As when the process that asks is killed."""
+    request = pickle.dumps(PROCESS) + pickle.dumps("x" * 1000)
+    for length in (0, 3, len(request) // 2, len(request) - 1):
+        code = [sys.executable, "-c", "from pipeline.process.worker import serve; serve()"]
+        ran = subprocess.run(
+            code, input=request[:length], capture_output=True, timeout=PATIENCE_S, check=False
+        )
+        assert (ran.returncode, ran.stderr, ran.stdout) == (0, b"", b"")
