@@ -23,7 +23,7 @@ from pipeline.run.records import EvalRecord, RunResult, TrainRecord
 from pipeline.run.tracker_kinds import KINDS, Kind, Saved
 
 _BACKLOG = 10_000  # records that may wait for a tracker
-_FLUSH_S = 20.0  # for TensorBoard's files, before a checkpoint
+_FLUSH_S = 20.0  # for TensorBoard's files, beside the write of a checkpoint
 _CLOSE_S, _CLOSE_FAILED_S = 120.0, 10.0  # for uploads at the end; after a failure the exit code comes first
 _QUIET_S = 2.0  # of a wait, before a line tells of it
 _NO_FIGURES = ("step", "epoch", "correct", "seen")
@@ -53,7 +53,7 @@ def wanted(config: Config) -> list[str]:
 
 
 class Patience:
-    """Ends a wait for a tracker after some seconds. After 2 s it tells of the wait, which a signal ends then.
+    """Ends a wait for a tracker after some seconds. After 2 s it tells of the wait, and a signal ends it.
 
     Args:
         seconds: the longest wait, from now.
@@ -79,7 +79,7 @@ class Patience:
         waited = time.monotonic() - self._begun
         if waited > self._seconds:
             self.reason = f"it did not finish within {self._seconds:g} s"
-        elif self._told and self._is_stopped():
+        elif waited > _QUIET_S and self._is_stopped():
             self.reason = "a signal ended the wait for it"
         elif waited > _QUIET_S and not self._told:
             self._told = True
@@ -215,8 +215,10 @@ class Trackers:
         self._tell()
 
     def flush(self) -> None:
-        """Bring what TensorBoard was sent into its files, so that it survives a kill."""
-        patience_for = self._patience(_FLUSH_S, "ends the wait and the run")
+        """Bring what TensorBoard was sent into its files, so that it survives a kill. After a signal it gets
+        2 s: a second signal in a longer wait would end the run at once."""
+        seconds = min(_QUIET_S, _FLUSH_S) if self._is_stopped() else _FLUSH_S
+        patience_for = self._patience(seconds, "ends the wait and the run")
         for tracker in self._trackers:
             if tracker.name == "tensorboard" and not tracker.wait(patience := patience_for(tracker)):
                 tracker.problem = patience.reason
@@ -235,18 +237,20 @@ class Trackers:
         self._tell()
 
     def _patience(self, seconds: float, effect: str) -> Callable[[Tracker], Patience]:
-        """Return a function that begins the wait for a tracker. A signal that came before ends no wait.
+        """Return a function that begins the wait for a tracker. A signal that came before ends no wait, and
+        then nobody is asked for another one.
 
         Args:
             seconds: the longest wait for one tracker.
             effect: what Ctrl-C does meanwhile.
         """
         before = self._is_stopped()
+        remedy = "" if before else f"; Ctrl-C {effect}"
 
         def begin(tracker: Tracker) -> Patience:
             text = (
                 f"log.trackers: {tracker.name} has not taken all records yet; the run waits for it at most "
-                f"{seconds:g} s; Ctrl-C {effect}"
+                f"{seconds:g} s{remedy}"
             )
             return Patience(seconds, lambda: self._say(text), lambda: self._is_stopped() and not before)
 

@@ -288,11 +288,13 @@ class Trainer:
             state.totals.start_window()
         check_weights(state, self.config, self.plan)
         state.clock = self.clock.state_dict()
-        if self.trackers is not None:
-            self.trackers.flush()
         if self.checkpoints is not None:
             self.checkpoints.wait()  # before the copy, so that a GPU never holds two
             self.checkpoints.save(state.snapshot())
+            if self.stop.requested:  # another signal ends the process at once
+                self.checkpoints.wait()
+        if self.trackers is not None:
+            self.trackers.flush()  # beside the write, which takes longer unless a tracker hangs
 
     def close(self) -> None:
         """Close console, profiler, metrics and checkpoints, each even if another one fails.

@@ -1,8 +1,12 @@
 """Trackers: TensorBoard, wandb offline, MLflow's local store and trackio, each written and read back; none of
 them stops a run."""
 
+import contextlib
 import importlib
+import io
 import json
+import os
+import signal
 import sqlite3
 import sys
 import threading
@@ -355,6 +359,37 @@ def test_a_long_flush_is_told_once(tmp_path: Path, hang: threading.Event, monkey
     assert "did not finish within 0.4 s" in warning
 
 
+def test_a_flush_after_a_signal_is_short_and_asks_for_no_other(
+    tmp_path: Path, hang: threading.Event, monkeypatch: pytest.MonkeyPatch
+):
+    """A second Ctrl-C would end the run before it is saved."""
+    written: list[bool] = []
+
+    def stop_at_once(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def flush(self: Trackers, flush: Callable[[Trackers], None] = Trackers.flush) -> None:
+        written.append(any((only_run(tmp_path) / "checkpoints").glob("step-*/manifest.json")))
+        flush(self)
+
+    monkeypatch.setattr("pipeline.run.metrics_log.MetricsLog.write", stop_at_once)
+    monkeypatch.setattr(Trackers, "flush", flush)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.trackers=[tensorboard]"]) == 75
+    assert written and all(written)
+    assert "did not finish within 0.1 s" in printed.getvalue() and "Ctrl-C" not in printed.getvalue()
+
+
+def test_a_signal_at_the_begin_of_a_long_wait_is_not_asked_for(tmp_path: Path, hang: threading.Event):
+    asked, said = iter([False, False]), list[str]()
+    config = tiny_config("log.trackers=[tensorboard]")
+    opened = Trackers(config, RunFolder(tmp_path), True, 0, said.append, lambda: next(asked, True))
+    opened.write(a_train_record(2))
+    opened.flush()
+    (warning,) = said
+    assert "a signal ended the wait" in warning
+
+
 def test_a_signal_in_a_short_wait_loses_no_records(tmp_path: Path):
     asked, said = iter([False]), list[str]()
     config = tiny_config("log.trackers=[tensorboard]")
@@ -383,6 +418,7 @@ def test_a_signal_ends_the_wait_for_all_trackers(
     begun = time.monotonic()
     opened.close()
     assert time.monotonic() - begun < 10
+    assert any("Ctrl-C" in line for line in said) != stopped_before
     reason = "within 0.5 s" if stopped_before else "a signal ended the wait"
     assert len([line for line in said if reason in line]) == 2
 
