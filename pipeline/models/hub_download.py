@@ -4,7 +4,6 @@ import logging
 import time
 
 _log = logging.getLogger(__name__)
-_log.setLevel(logging.INFO)  # a download is told, though it is no warning
 
 _TRIES_S = (10.0, 20.0, 40.0)  # for one small answer, in turn
 _PAUSE_S = 2.0
@@ -31,10 +30,14 @@ def reach_hub(repository: str, filename: str | None, *, is_main: bool = True) ->
         return
     url = hf_hub_url(repository, "config.json")
     tries = [max(seconds, constants.HF_HUB_ETAG_TIMEOUT) for seconds in _TRIES_S]
-    longest = sum(tries) + _PAUSE_S * (len(tries) - 1)
     if is_main and not constants.HF_HUB_OFFLINE:
         place = url.partition("/resolve/")[0]
-        _log.info("model.weights: downloading %s; without an answer this ends after %.0f s", place, longest)
+        if not _log.level:
+            _log.setLevel(logging.INFO)  # a download is told, though it is no warning
+        # no seconds: a time-out counts for each address of the host, and a host may have many
+        _log.info(
+            "model.weights: downloading %s; without an answer this ends after %d tries", place, len(tries)
+        )
     for number, seconds in enumerate(tries, start=1):
         try:
             get_hf_file_metadata(url, timeout=seconds)

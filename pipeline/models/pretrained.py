@@ -18,7 +18,6 @@ from pipeline.models.weights_file import REMEDY, read_weights_file
 from pipeline.models.weights_part import Part, Weights, find_part
 
 _log = logging.getLogger(__name__)
-_log.setLevel(logging.INFO)  # the part of a file that was taken is told, though it is no warning
 
 _TORCHVISION_NAMES = (
     (re.compile(r"^conv1\."), "stem.0."),
@@ -111,6 +110,8 @@ def _tell(path: Path, part: Part, others: list[str], their_head: str | None) -> 
     if their_head is not None:
         said.append(f"took {their_head} for the head")
     if said:  # the user may have meant one of the others
+        if not _log.level:
+            _log.setLevel(logging.INFO)  # it is told, though it is no warning
         level = logging.WARNING if others else logging.INFO
         _log.log(level, "model.weights: %s: %s", path, "; ".join(said))
 

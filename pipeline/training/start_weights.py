@@ -16,7 +16,6 @@ from pipeline.run.folder import find_run
 from pipeline.run.named_checkpoint import named_checkpoint, split_path
 
 _log = logging.getLogger(__name__)
-_log.setLevel(logging.INFO)  # which weights a run starts from is told, though it is no warning
 
 # Keys of `model` that decide what a network computes with its weights, and the values that they have if the
 # registry leaves them out. Those that act in training alone may differ.
@@ -52,6 +51,8 @@ def load_start_weights(model: nn.Module, config: Config, *, is_main: bool) -> No
         path = find_start_weights(config.model.weights)
         if is_main and path != Path(config.model.weights):  # a link such as `latest` may lead elsewhere later
             head = ", with an untrained head" if reset else ""
+            if not _log.level:
+                _log.setLevel(logging.INFO)  # it is told, though it is no warning
             _log.info("model.weights: taken from %s%s", path.resolve(), head)
         load_pretrained(model, path, is_main=is_main, reset_head=reset)
 

@@ -156,14 +156,16 @@ def test_rooms_that_need_no_torch(room: str):
 
 
 _IMPORT_ALL = """
-import importlib, json, os, pkgutil, random, signal, sys, threading
+import importlib, json, logging, os, pkgutil, random, signal, sys, threading
 import accelerate, einops, matplotlib.figure, numpy, PIL.Image, pydantic, rich.console
 import safetensors.torch, torch
 import torch.utils.data, torchvision.transforms.v2, triton, yaml
 
 def state():
     drawn = torch.get_rng_state().sum().item(), random.getstate()
-    return drawn, torch.get_num_threads(), threading.active_count(), dict(os.environ)
+    levels = {name: getattr(logger, "level", 0) for name, logger in logging.root.manager.loggerDict.items()}
+    told = [name for name, level in levels.items() if level and name.split(".")[0] in ("pipeline", "kernels")]
+    return drawn, told, torch.get_num_threads(), threading.active_count(), dict(os.environ)
 
 def watch(event, arguments):
     if watching and event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):

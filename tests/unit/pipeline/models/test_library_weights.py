@@ -229,6 +229,7 @@ def test_a_download_from_the_hub_is_told_on_rank_0(
         read_library_weights(tiny_config(*PRETRAINED).model, 65, progress=is_main)
     told = [text for text in caplog.messages if "https://huggingface.co/timm/resnet26t.ra2_in1k" in text]
     assert len(told) == int(is_main)
+    assert all(text.endswith("without an answer this ends after 3 tries") for text in told)
 
 
 def test_weights_in_the_cache_of_the_hub_are_no_download(
