@@ -78,7 +78,7 @@ def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
     elif _draw_pictures(trainer, run, result):
         remains = "the run is complete"
     if trackers is not None:
-        _close_trackers(trackers, run, result, stop, remains)
+        _close_trackers(trackers, run, result, stop, "training" if stopped else "the pictures", remains)
     if not stopped:
         stop.idle(0, f"after the end of the run; {remains}")
         _say_trackers(say, run.path, trainer.config, trackers.working if trackers is not None else ())
@@ -89,12 +89,13 @@ def finish(trainer: "Trainer", evaluation: "EvalResult") -> None:
 
 
 def _close_trackers(
-    trackers: Trackers, run: RunFolder, result: RunResult, stop: StopSignal, remains: str
+    trackers: Trackers, run: RunFolder, result: RunResult, stop: StopSignal, place: str, remains: str
 ) -> None:
-    """Send the pictures, and wait for the trackers. REMAINS ends the message of a signal meanwhile."""
+    """Send the pictures that there are, and wait for the trackers. The message of a signal meanwhile names
+    PLACE, and ends with REMAINS."""
     names = ", ".join(trackers.working)
     lost = f", in the wait for {names}, which may lack records" if names else ""
-    stop.idle(0, f"after the pictures{lost}; {remains}")
+    stop.idle(0, f"after {place}{lost}; {remains}")
     pictures = {"curves": run.curves, "contact_sheet": run.contact_sheet, "report": run.report}
     trackers.add_pictures(pictures, result.steps)
     trackers.close()

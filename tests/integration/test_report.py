@@ -186,6 +186,21 @@ def test_a_signal_at_the_end_is_answered_by_what_is_there(made: bool, tmp_path: 
 
 
 @pytest.mark.usefixtures("process_state")
+def test_no_pictures_are_told_of_where_none_were_drawn(tmp_path: Path):
+    def stopped(*given: Any) -> RunResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return describe_result(*given)
+
+    with (
+        patch("pipeline.finalize.describe_result", stopped),
+        patch.object(StopSignal, "idle", autospec=True, side_effect=StopSignal.idle) as idle,
+    ):
+        _, code, _ = run_digits(tmp_path)
+    last = idle.call_args_list[-1].args[2]
+    assert code == 0 and last.startswith("after training, in the wait for tensorboard, ")
+
+
+@pytest.mark.usefixtures("process_state")
 def test_the_advice_of_a_run_that_is_stopped_after_training(tmp_path: Path):
     def stopped(*given: Any) -> RunResult:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -88,13 +88,18 @@ def check_files(config: FileData) -> Checked:
     return Checked(listing, sizes, bad, problems, warnings)
 
 
-def _list_bad(listing: Listing, reasons: dict[str, dict[int, str]]) -> list[tuple[str, str]]:
-    """Return path and reason of the bad files, in the order of the listing; those without label are last."""
-    bad = [
+def _list_broken(listing: Listing, reasons: dict[str, dict[int, str]]) -> list[tuple[str, str]]:
+    """Return path and reason of the files that were read and are bad, in the order of the listing."""
+    return [
         (str(listing.file(part, index)), reason + listing.place(part, index))
         for part, of_part in reasons.items()
         for index, reason in sorted(of_part.items())
     ]
+
+
+def _list_bad(listing: Listing, reasons: dict[str, dict[int, str]]) -> list[tuple[str, str]]:
+    """Return path and reason of all bad files; those without label, which are not read, are last."""
+    bad = _list_broken(listing, reasons)
     unlabelled = [name for of_part in listing.without_label.values() for name in of_part]
     return bad + [(str(listing.root / name), "it has no label") for name in unlabelled]
 
@@ -103,9 +108,13 @@ def _describe_part(
     listing: Listing, sizes: dict[str, np.ndarray], reasons: dict[str, dict[int, str]]
 ) -> list[str]:
     """Return lines on the files that were decoded before the check was stopped."""
-    bad = _list_bad(listing, reasons)
+    bad = _list_broken(listing, reasons)
     count = sum(int((of_part[:, 0] > 0).sum()) for of_part in sizes.values()) + len(bad)
-    lines = [f"stopped after {count:,} of {listing.num_found:,} files; {len(bad):,} of these are bad"]
+    lines = [f"stopped after {count:,} of {len(listing):,} files; {len(bad):,} of these are bad"]
+    if num_unlabelled := listing.num_found - len(listing):
+        lines[0] += (
+            f"; {counted(num_unlabelled, 'other')} {'has' if num_unlabelled == 1 else 'have'} no label"
+        )
     return [*lines, *(f"  {printable(path)}: {reason}" for path, reason in bad)]
 
 

@@ -1,13 +1,18 @@
 """Checks the tables that `check-data` writes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import __main__ as cli
+from pipeline.config import FolderData
 from pipeline.data.files import check
+from pipeline.data.files.list_files import list_files
+from tests.pictures import make_folder
 
 
 @pytest.mark.parametrize(
@@ -40,3 +45,12 @@ def test_ctrl_c_leaves_what_was_found_so_far(
     first, second = capsys.readouterr().out.splitlines()
     assert first == "stopped after 6 of 12 files; 1 of these are bad"
     assert str(bad) in second
+
+
+def test_images_without_a_label_are_not_counted_as_read(tmp_path: Path):
+    root = make_folder(tmp_path, train=3, test=1)
+    listing = replace(list_files(FolderData(root=str(root))), without_label={"train": ["x", "y"]})
+    sizes = {part: np.zeros((len(files), 2), np.int32) for part, files in listing.parts.items()}
+    sizes["train"][0] = 4
+    (line,) = check._describe_part(listing, sizes, {"train": {}})
+    assert line == f"stopped after 1 of {len(listing)} files; 0 of these are bad; 2 others have no label"
