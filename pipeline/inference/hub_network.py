@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.config import load_values
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError
 from pipeline.inference.hub_folder import REMEDY, read_hub_config
-from pipeline.inference.hub_names import CONFIG, WEIGHTS
+from pipeline.inference.hub_names import CONFIG
 from pipeline.inference.preprocessing import InputSpec
 from pipeline.training.build import build_raw_model
 
@@ -47,10 +47,13 @@ class HubNetwork(
         Args:
             pretrained_model_name_or_path: the folder, or `USER/NAME`.
             keywords: of `ModelHubMixin.from_pretrained`, such as `revision`. `strict`, here True by default,
-                refuses weights of another network.
+                refuses weights of another network; the network moves to the device `map_location`.
 
         Raises:
-            UserError: config.json or the weights are missing, damaged, or not of this library.
+            UserError: the weights are damaged or of another network; files of a folder are missing, or its
+                config.json is damaged; config.json is not of this library.
+            Exception: of `huggingface_hub`, if a repository cannot be read; of torch, for a wrong
+                `map_location`.
         """
         folder, keywords = Path(pretrained_model_name_or_path), {"strict": True, **keywords}
         if not folder.is_dir():
@@ -60,11 +63,7 @@ class HubNetwork(
                 raise UserError(f"{folder}: is neither a folder nor a name USER/NAME; {REMEDY}") from None
         _, values, _ = read_hub_config(folder)
         load_values(values, str(folder / CONFIG))
-        try:
-            return super().from_pretrained(folder, **keywords)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = first_line(error).rstrip(":")
-            raise UserError(f"{folder / WEIGHTS}: cannot be loaded ({reason}); {REMEDY}") from None
+        return super().from_pretrained(folder, **keywords)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **keywords: Any) -> Self:
@@ -72,6 +71,18 @@ class HubNetwork(
         if not {"quickres", "inputs"} <= keywords.keys():
             raise UserError(f"{model_id}: its {CONFIG} is not of a network of quickres; {REMEDY}")
         return super()._from_pretrained(model_id=model_id, **keywords)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        """Load on the CPU, where a failure is the file's; move to another device after that."""
+        try:
+            super()._load_as_safetensor(model, model_file, "cpu", strict)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            # load_state_dict names each wrong key in a line of its own
+            first, *others = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+            reason = " ".join([first, *others[:1]]).rstrip(":")
+            raise UserError(f"{model_file}: cannot be loaded ({reason}); {REMEDY}") from None
+        return model.to(map_location)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

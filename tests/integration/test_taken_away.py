@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline import __main__ as cli
 from pipeline.errors import UserError
@@ -219,3 +219,36 @@ def test_a_repository_without_our_network_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **_: tmp_path / "foreign.json")
     with pytest.raises(UserError, match=r"user/name: its config\.json is not of a network of quickres"):
         HubNetwork.from_pretrained("user/name")
+
+
+def download_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every repository of the Hub have the files of a folder."""
+
+    def download(*_: object, filename: str, **__: object) -> str:
+        return str(folder / filename)
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
+
+
+def test_damaged_weights_of_a_repository_are_named(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = shutil.copytree(hub, tmp_path / "hub")
+    download_from(folder, monkeypatch)
+    assert HubNetwork.from_pretrained("user/name").inputs.num_classes == 4
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"a.{name}": tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r'loaded \(Error\(s\) in loading .* Missing key\(s\) .*"head\.bias"'):
+        HubNetwork.from_pretrained("user/name")
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be loaded \("):
+        HubNetwork.from_pretrained("user/name")
+
+
+@pytest.mark.parametrize("place", ["folder", "repository"])
+def test_a_device_that_is_not_there_is_no_fault_of_the_file(
+    place: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    download_from(hub, monkeypatch)
+    with pytest.raises((RuntimeError, AssertionError)):  # of torch; a UserError is a ValueError
+        HubNetwork.from_pretrained(hub if place == "folder" else "user/name", map_location="cuda:99")
