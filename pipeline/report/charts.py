@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.series import Series, needs_power, number, power_of_ten
+from pipeline.report.series import Series, number, tick_labels
 
 WIDTH, HEIGHT = 360, 236  # about the width of a phone: shown at this size there, and three in a row on a desk
 _LEFT, _TOP, _BOTTOM = 42, 12, 34  # least space for tick labels, space above the lines, and below them
@@ -83,8 +83,7 @@ class Axis:
         scale: `linear`, `log10` or `log2`.
         low, high: bounds of a linear axis; values below `low` extend it.
         format: writes a value.
-        tick_format: writes a tick. By default as `format`, and on a linear axis all ticks as powers of ten if
-            one of them needs it.
+        tick_format: writes a tick. By default as `format`, and on a linear axis as `tick_labels` does.
     """
 
     scale: str = "linear"
@@ -130,10 +129,11 @@ class Axis:
             exponents = [math.log10(tick) for tick in ticks]
             decades = [t for t, n in zip(ticks, exponents, strict=True) if abs(n - round(n)) < 1e-9]
             ticks = decades if len(decades) > 1 else ticks
+        ticks = ticks[:: -(-len(ticks) // _MAX_TICKS)]
+        if self.tick_format is None and self.scale == "linear":
+            return list(zip(ticks, tick_labels(ticks), strict=True))
         write = self.tick_format or self.format
-        if self.tick_format is None and self.scale == "linear" and any(map(needs_power, ticks)):
-            write = power_of_ten
-        return [(tick, write(tick)) for tick in ticks[:: -(-len(ticks) // _MAX_TICKS)]]
+        return [(tick, write(tick)) for tick in ticks]
 
 
 def lay_out(title: str, series: Sequence[Series], axis: Axis, note: str = "") -> Chart:

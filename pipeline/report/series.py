@@ -66,10 +66,27 @@ def percent(fraction: float, digits: int = 1) -> str:
 def number(value: float) -> str:
     """Write a value; one of 100,000 and more, or below 0.0001, as a power of ten.
 
-    >>> number(2.34567), number(98765.4), number(392811479.0), number(1e-12)
-    ('2.346', '98,765', '3.93×10⁸', '10⁻¹²')
+    >>> number(2.34567), number(98765.4), number(392811479.0), number(1e-12), number(9.999e-5)
+    ('2.346', '98,765', '3.93×10⁸', '10⁻¹²', '0.0001')
     """
-    return power_of_ten(value) if needs_power(value) else grouped(value)
+    if needs_power(value):
+        return power_of_ten(value)
+    return grouped(math.copysign(_SMALLEST, value) if 0 < abs(value) < _SMALLEST else value)
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Write the ticks of a linear axis alike, with as many digits as tell them apart.
+
+    >>> tick_labels([2e8, 2.001e8]), tick_labels([1.0, 1.00002]), tick_labels([0.0, 5e4, 1e5])
+    (['2×10⁸', '2.001×10⁸'], ['1', '1.00002'], ['0', '5×10⁴', '10⁵'])
+    """
+    as_power = any(map(needs_power, ticks))
+    labels = [power_of_ten(tick) if as_power else number(tick) for tick in ticks]
+    for digits in range(4, 18):
+        if len(set(labels)) == len(labels):
+            break
+        labels = [power_of_ten(tick, digits) if as_power else f"{tick:,.{digits}g}" for tick in ticks]
+    return labels
 
 
 def grouped(value: float) -> str:
@@ -82,16 +99,17 @@ def decimals(value: float) -> str:
 
 
 def needs_power(value: float) -> bool:
-    return _LARGEST <= abs(value) < math.inf or 0 < abs(value) < _SMALLEST
+    rounded = float(f"{value:.2e}")  # as `power_of_ten` writes it: 0.00009999 is 0.0001
+    return _LARGEST <= abs(value) < math.inf or 0 < abs(rounded) < _SMALLEST
 
 
-def power_of_ten(value: float) -> str:
-    """Write a value with up to three digits and a power of ten, such as 1.5×10⁸ or 10⁸."""
+def power_of_ten(value: float, digits: int = 3) -> str:
+    """Write a value with up to three digits, or more, and a power of ten, such as 1.5×10⁸ or 10⁸."""
     if not value:
         return "0"
-    factor, exponent = f"{value:.2e}".split("e")
+    factor, exponent = f"{value:.{digits - 1}e}".split("e")
     power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
-    return power if float(factor) == 1 else f"{float(factor):g}×{power}"
+    return power if float(factor) == 1 else f"{float(factor):.{digits}g}×{power}"
 
 
 def power_of_two(value: float) -> str:

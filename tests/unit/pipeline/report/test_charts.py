@@ -9,7 +9,7 @@ from pipeline.optim.schedule import build_schedule
 from pipeline.report.charts import HEIGHT, WIDTH, Axis, Chart, lay_out
 from pipeline.report.panels import charts_of_one
 from pipeline.report.run_record import Metrics
-from pipeline.report.series import series_of
+from pipeline.report.series import decimals, number, series_of
 from pipeline.run.records import TrainRecord
 from tests.tiny import a_train_record, an_eval_record, tiny_config
 
@@ -104,6 +104,20 @@ def test_ticks_of_a_linear_axis_are_written_alike():
     assert [label for _, label in loss_chart(5e4, 2e5).y_ticks] == [
         *("0", "5×10⁴", "10⁵", "1.5×10⁵", "2×10⁵"),
     ]
+
+
+@pytest.mark.parametrize("values", [(2e8, 2.004e8), (1.0, 1.00002), (1234.1, 1234.3), (2e-7, 2.004e-7)])
+def test_labels_of_one_axis_differ(values: tuple[float, float]):
+    axis = Axis()
+    ticks = axis.ticks(np.array(values))
+    labels = [label for _, label in axis.labels(ticks)]
+    assert len(set(labels)) == len(labels) > 2
+    assert [value_of(label) for label in labels] == pytest.approx(ticks, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [9.996e-5, 9.999e-5, 1e-4])
+def test_a_value_that_is_rounded_to_a_ten_thousandth_has_one_form(value: float):
+    assert (number(value), decimals(-value)) == ("0.0001", "-0.0001")
 
 
 def test_images_per_second_are_written_out_as_in_the_tables():
