@@ -3,6 +3,8 @@
 import logging
 import time
 
+from pipeline.process.notice import tell
+
 _log = logging.getLogger(__name__)
 
 _TRIES_S = (10.0, 20.0, 40.0)  # for one small answer, in turn
@@ -32,12 +34,9 @@ def reach_hub(repository: str, filename: str | None, *, is_main: bool = True) ->
     tries = [max(seconds, constants.HF_HUB_ETAG_TIMEOUT) for seconds in _TRIES_S]
     if is_main and not constants.HF_HUB_OFFLINE:
         place = url.partition("/resolve/")[0]
-        if not _log.level:
-            _log.setLevel(logging.INFO)  # a download is told, though it is no warning
         # no seconds: a time-out counts for each address of the host, and a host may have many
-        _log.info(
-            "model.weights: downloading %s; without an answer this ends after %d tries", place, len(tries)
-        )
+        text = "model.weights: downloading %s; without an answer this ends after %d tries"
+        tell(_log, text, place, len(tries))
     for number, seconds in enumerate(tries, start=1):
         try:
             get_hf_file_metadata(url, timeout=seconds)

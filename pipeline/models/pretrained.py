@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.models.resnet import ResNet
 from pipeline.models.weights_file import REMEDY, read_weights_file
 from pipeline.models.weights_part import Part, Weights, find_part
+from pipeline.process.notice import tell
 
 _log = logging.getLogger(__name__)
 
@@ -109,11 +110,11 @@ def _tell(path: Path, part: Part, others: list[str], their_head: str | None) -> 
         said.append(f"left out {', '.join(part.left_out[:3])}{more}")
     if their_head is not None:
         said.append(f"took {their_head} for the head")
-    if said:  # the user may have meant one of the others
-        if not _log.level:
-            _log.setLevel(logging.INFO)  # it is told, though it is no warning
-        level = logging.WARNING if others else logging.INFO
-        _log.log(level, "model.weights: %s: %s", path, "; ".join(said))
+    line = "model.weights: %s: %s", path, "; ".join(said)
+    if said and others:  # the user may have meant one of them
+        _log.warning(*line)
+    elif said:
+        tell(_log, *line)
 
 
 def _name_of_head(part: Part, state: Weights, head: str) -> str | None:

@@ -11,6 +11,7 @@ from pipeline.models import load_pretrained, load_weights
 from pipeline.models.library_weights import names_library_weights, read_library_weights
 from pipeline.models.weights_file import find_weights_file
 from pipeline.pretrained.registry import Shipped, find_shipped
+from pipeline.process.notice import tell
 from pipeline.run.checkpoint import WEIGHTS, newest_intact, verify
 from pipeline.run.folder import find_run
 from pipeline.run.named_checkpoint import named_checkpoint, split_path
@@ -51,9 +52,7 @@ def load_start_weights(model: nn.Module, config: Config, *, is_main: bool) -> No
         path = find_start_weights(config.model.weights)
         if is_main and path != Path(config.model.weights):  # a link such as `latest` may lead elsewhere later
             head = ", with an untrained head" if reset else ""
-            if not _log.level:
-                _log.setLevel(logging.INFO)  # it is told, though it is no warning
-            _log.info("model.weights: taken from %s%s", path.resolve(), head)
+            tell(_log, "model.weights: taken from %s%s", path.resolve(), head)
         load_pretrained(model, path, is_main=is_main, reset_head=reset)
 
 
