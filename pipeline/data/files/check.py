@@ -20,7 +20,7 @@ from pipeline.data.files.list_files import find_files
 from pipeline.data.files.listing import Listing, describe_line, find_problems, find_warnings
 from pipeline.data.files.many import Portable, try_all
 from pipeline.data.files.paths import counted, on_one_line, printable
-from pipeline.data.files.scan import MAX_PIXELS
+from pipeline.data.files.scan import refuse_huge
 from pipeline.errors import Stopped, UserError
 from pipeline.process.interrupt import keep_results
 from pipeline.process.worker import workers_kept
@@ -148,8 +148,7 @@ def _decode_part(
 def _decode_one(file: ImageFile) -> tuple[int, int, int]:
     """Return a hash of the content of a file, and the height and width of its image."""
     image = open_rgb(file)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+    refuse_huge(image.width, image.height)
     return int.from_bytes(hash_image(file)[:8], signed=True), image.height, image.width
 
 

@@ -163,9 +163,14 @@ def _read_header_of(place: tuple[bytes, int, int | None]) -> Header:
     if num_bytes < 0:
         raise NotAnImage("not a file that can be read")
     header = read_header(*place)
-    if header.height * header.width > MAX_PIXELS:
-        raise NotAnImage(f"{header.width}x{header.height} pixels are more than {MAX_PIXELS}")
+    refuse_huge(header.width, header.height)
     return header
+
+
+def refuse_huge(width: int, height: int) -> None:
+    """Raise a NotAnImage for an image of more than MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        raise NotAnImage(f"{width}x{height} pixels are more than {MAX_PIXELS}")
 
 
 def _decode_unusual(
