@@ -51,7 +51,8 @@ class Plan:
             return None if duration is None else steps(duration)
 
         log = config.log
-        eval_every = _eval_interval(log.eval_every, steps(log.eval_every), total)
+        asked = steps(log.eval_every)
+        eval_every = _eval_interval(log.eval_every, asked, total)
         return cls(
             steps_per_epoch=steps_per_epoch,
             total_steps=total,
@@ -65,7 +66,7 @@ class Plan:
             warnings=(
                 *parts_after_the_end(config.schedule, config.duration, steps_per_epoch, total),
                 *average_never_updated(config.ema, config.duration, steps_per_epoch, total),
-                *_evaluated_more_often(config, steps(log.eval_every), eval_every),
+                *_evaluated_more_often(config, asked, eval_every),
             ),
         )
 
