@@ -1,17 +1,10 @@
 """Trackers: TensorBoard, wandb offline, MLflow's local store and trackio, each written and read back; none of
 them stops a run."""
 
-import contextlib
-import importlib
-import io
 import json
-import os
-import signal
 import sqlite3
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import train
 from pipeline.errors import UserError
-from pipeline.process.signals import StopSignal
 from pipeline.run import trackers
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import RunResult
 from pipeline.run.tracker_kinds import KINDS, Kind
-from pipeline.run.trackers import Patience, Tracker, Trackers, check_installed
-from tests.tiny import RECIPE, a_train_record, an_eval_record, only_run, tiny_config
+from pipeline.run.trackers import Tracker, check_installed
+from tests.tiny import RECIPE, a_train_record, an_eval_record, only_run
+from tests.trackers import MARKS, local_stores, open_trackers, scalars  # noqa: F401
 
-pytestmark = [
-    pytest.mark.usefixtures("process_state", "local_stores"),
-    # of the packages themselves, in their threads
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 FIGURES = {"test_loss": 0.5, "test_accuracy": 0.75, "test_correct": 3, "test_seen": 4}
 BEST = {"best_test_accuracy": 0.75, "best_step": 4, "best_selected_on": "test"}
 SPEED = {"images_per_sec": {"median": 64.0, "p10": 60.0, "p90": 70.0, "n": 2}, "compile_s": 0.0}
@@ -51,30 +38,6 @@ MACHINE = {
 RESULT = FIGURES | BEST | SPEED | SIZE | MACHINE
 
 
-@pytest.fixture
-def local_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep every tracker on this machine, below a temporary folder."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    importlib.import_module("trackio")  # reads TRACKIO_DIR when it is imported
-    for module in [module for name, module in sys.modules.items() if name.startswith("trackio")]:
-        for name, folder in (("TRACKIO_DIR", "trackio"), ("MEDIA_DIR", "trackio/media")):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, tmp_path / folder)
-
-
-def open_trackers(folder: Path, *names: str, resume_step: int = 0, said: list[str] | None = None) -> Trackers:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = tiny_config(
-        f"log.trackers=[{','.join(names)}]",
-        "optimizer.lr=0.25",
-        f"resume={'auto' if resume_step else 'none'}",
-    )
-    say: Callable[[str], object] = print if said is None else said.append
-    return Trackers(config, RunFolder(folder), True, resume_step, say)
-
-
 def write_a_run(folder: Path, *names: str) -> None:
     said: list[str] = []
     opened = open_trackers(folder, *names, said=said)
@@ -88,16 +51,6 @@ def write_a_run(folder: Path, *names: str) -> None:
     opened.add_pictures(files, 4)
     opened.close()
     assert said == []
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard itself reads."""
-    accumulator = EventAccumulator(str(folder / "tb"))
-    accumulator.Reload()
-    return {
-        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
-        for tag in accumulator.Tags()["scalars"]
-    }
 
 
 # --- each tracker ---------------------------------------------------------------------------------------
@@ -304,123 +257,6 @@ def test_a_tracker_that_fails_is_one_warning(
         "warning: log.trackers: wandb gets no more records of this run, which goes on ("
     )
     assert "no network)" in warning or "SystemExit: 1)" in warning
-
-
-def test_a_tracker_that_hangs_is_left_behind():
-    hang = threading.Event()
-    tracker = Tracker("wandb", lambda: hang.wait(30))
-    for _ in range(3):
-        tracker.do(lambda _: None)
-    assert not tracker.wait(Patience(0.05))
-    tracker.end(lambda _: None, Patience(0.05))
-    assert "did not finish" in tracker.problem
-    hang.set()
-
-
-@pytest.fixture
-def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Let trackers start at this event only, and the line of a wait come soon."""
-    event = threading.Event()
-    monkeypatch.setattr(trackers, "_start", lambda *_: event.wait(30))
-    monkeypatch.setattr(trackers, "_QUIET_S", 0.1)
-    yield event
-    event.set()
-
-
-@pytest.mark.parametrize(
-    ("failed", "limit", "seconds"), [(False, "_CLOSE_S", "0.5 s"), (True, "_CLOSE_FAILED_S", "0.25 s")]
-)
-def test_a_long_wait_for_a_tracker_is_told_once(
-    failed: bool,
-    limit: str,
-    seconds: str,
-    tmp_path: Path,
-    hang: threading.Event,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(trackers, limit, float(seconds.removesuffix(" s")))
-    said: list[str] = []
-    opened = open_trackers(tmp_path, "mlflow", said=said)
-    opened.write(a_train_record(2))
-    opened.close(failed=failed)
-    line, warning = said
-    assert all(part in line for part in ("mlflow has not taken all records", seconds, "Ctrl-C ends the wait"))
-    assert f"did not finish within {seconds}" in warning
-
-
-def test_a_long_flush_is_told_once(tmp_path: Path, hang: threading.Event, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trackers, "_FLUSH_S", 0.4)
-    said: list[str] = []
-    opened = open_trackers(tmp_path, "tensorboard", said=said)
-    opened.write(a_train_record(2))
-    opened.flush()
-    line, warning = said
-    assert all(part in line for part in ("tensorboard", "0.4 s", "Ctrl-C ends the wait and the run"))
-    assert "did not finish within 0.4 s" in warning
-
-
-def test_a_flush_after_a_signal_is_short_and_asks_for_no_other(
-    tmp_path: Path, hang: threading.Event, monkeypatch: pytest.MonkeyPatch
-):
-    """A second Ctrl-C would end the run before it is saved."""
-    written: list[bool] = []
-
-    def stop_at_once(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def flush(self: Trackers, flush: Callable[[Trackers], None] = Trackers.flush) -> None:
-        written.append(any((only_run(tmp_path) / "checkpoints").glob("step-*/manifest.json")))
-        flush(self)
-
-    monkeypatch.setattr("pipeline.run.metrics_log.MetricsLog.write", stop_at_once)
-    monkeypatch.setattr(Trackers, "flush", flush)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert train.main([str(RECIPE), f"log.dir={tmp_path}", "log.trackers=[tensorboard]"]) == 75
-    assert written and all(written)
-    assert "did not finish within 0.1 s" in printed.getvalue() and "Ctrl-C" not in printed.getvalue()
-
-
-def test_a_signal_at_the_begin_of_a_long_wait_is_not_asked_for(tmp_path: Path, hang: threading.Event):
-    asked, said = iter([False, False]), list[str]()
-    config = tiny_config("log.trackers=[tensorboard]")
-    opened = Trackers(config, RunFolder(tmp_path), True, 0, said.append, lambda: next(asked, True))
-    opened.write(a_train_record(2))
-    opened.flush()
-    (warning,) = said
-    assert "a signal ended the wait" in warning
-
-
-def test_a_signal_in_a_short_wait_loses_no_records(tmp_path: Path):
-    asked, said = iter([False]), list[str]()
-    config = tiny_config("log.trackers=[tensorboard]")
-    opened = Trackers(config, RunFolder(tmp_path), True, 0, said.append, lambda: next(asked, True))
-    opened.write(a_train_record(2))
-    opened.close()
-    assert said == [] and scalars(tmp_path)["train/loss"] == [(2, 0.5)]
-
-
-@pytest.mark.parametrize("stopped_before", [False, True])
-def test_a_signal_ends_the_wait_for_all_trackers(
-    stopped_before: bool, tmp_path: Path, hang: threading.Event, monkeypatch: pytest.MonkeyPatch
-):
-    """One that came before the wait does not: trackers hear of the end of a run that is stopped."""
-    monkeypatch.setattr(trackers, "_CLOSE_S", 0.5 if stopped_before else 30.0)
-    stop, said = StopSignal(), list[str]()
-    stop.requested = stopped_before
-
-    def say(text: str) -> None:
-        said.append(text)
-        stop.requested = True
-
-    config = tiny_config("log.trackers=[mlflow,trackio]", "resume=none")
-    opened = Trackers(config, RunFolder(tmp_path), True, 0, say, lambda: stop.requested)
-    opened.write(a_train_record(2))
-    begun = time.monotonic()
-    opened.close()
-    assert time.monotonic() - begun < 10
-    assert any("Ctrl-C" in line for line in said) != stopped_before
-    reason = "within 0.5 s" if stopped_before else "a signal ended the wait"
-    assert len([line for line in said if reason in line]) == 2
 
 
 def test_a_tracker_that_does_not_keep_up_is_left_behind(monkeypatch: pytest.MonkeyPatch):
