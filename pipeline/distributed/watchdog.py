@@ -193,7 +193,7 @@ class Watch:
     def _end(self, message: str, ranks: list[int]) -> None:
         """End the run because of these ranks, unless another failure was earlier."""
         rank, code = self._fail(EXIT_FAILURE)
-        self._kill(ranks)
+        self._kill([hangs for hangs in ranks if hangs != rank])  # that one is about to print its message
         if rank == self._rank:
             leave_now(code, f"error: {message}. {_RESUME}")
         self._failed_at = self._failed_at or time.monotonic()

@@ -1,6 +1,10 @@
-"""Ends a process whose store gives no answer."""
+"""Ends a process whose store gives no answer, and the processes that hang."""
 
+import os
 import re
+import signal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -61,3 +65,20 @@ def test_the_processes_that_hang(beats: list[tuple[float, int, bool]], expected:
         for silent_s, count, waits in beats
     ]
     assert watchdog._hanging(peers, now) == expected
+
+
+@pytest.mark.parametrize(("reporter", "killed"), [(1, [12]), (2, [11]), (0, [11, 12])])
+def test_the_process_that_reports_a_hang_lives_until_it_has_told(
+    reporter: int, killed: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """The thread of a process whose main thread hangs may be the first to see it, and this one the second."""
+    store = SimpleNamespace(compare_set=lambda *_: f"{reporter} 1")
+    processes: Any = SimpleNamespace(shard=SimpleNamespace(rank=3, world_size=4), open_store=lambda: store)
+    watch = watchdog.Watch(processes, 60.0)
+    watch._peers = [watchdog._Peer(pid=pid) for pid in (10, 11, 12, 13)]
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *call: signals.append(call))
+    monkeypatch.setattr(watchdog, "siblings", lambda: {10, 11, 12, 13})
+    monkeypatch.setattr(watchdog, "read_world", lambda: SimpleNamespace(local_ranks=range(4)))
+    watch._end("processes 1, 2 hang", [1, 2])
+    assert sorted(signals) == [(pid, signal.SIGKILL) for pid in killed]
