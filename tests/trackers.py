@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.run import trackers
 from pipeline.run.folder import RunFolder
 from pipeline.run.trackers import Trackers
+from tests.patience import PATIENCE_S
 from tests.tiny import tiny_config
 
 MARKS = [
@@ -23,7 +25,8 @@ MARKS = [
 
 @pytest.fixture
 def local_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep every tracker on this machine, below a temporary folder."""
+    """Keep every tracker on this machine, below a temporary folder; a busy machine tells of no wait."""
+    monkeypatch.setattr(trackers, "_QUIET_S", PATIENCE_S)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
