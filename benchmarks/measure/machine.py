@@ -13,12 +13,12 @@ import torch
 from benchmarks.publish.whole_runs import GpuState
 from pipeline.process.cache_dirs import COMPILE_CACHES
 from pipeline.process.start_time import process_started
-from pipeline.run.environment import output_of
+from pipeline.run.environment import ask_nvidia_smi
 
 _ROOT = Path(__file__).parents[2]
 _SOURCES = ("pipeline", "kernels", "benchmarks")
 _COMPILED = (".cubin", ".so")  # of Triton and of inductor on the CPU
-_QUERY = "clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
+_FIELDS = "clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
 
 
 def seconds_since_start() -> float:
@@ -79,8 +79,7 @@ def gpu_state(device: torch.device) -> GpuState | None:
     """Return clocks, temperature and power of a GPU now; None on the CPU."""
     if device.type != "cuda":
         return None
-    options = (f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits")
-    return parse_gpu_state(output_of("nvidia-smi", f"--id={device.index}", *options) or "")
+    return parse_gpu_state(ask_nvidia_smi(device, _FIELDS))
 
 
 def parse_gpu_state(line: str) -> GpuState:

@@ -39,6 +39,20 @@ def output_of(*command: str) -> str | None:
     return done.stdout.strip()
 
 
+def ask_nvidia_smi(device: "torch.device", fields: str) -> str:
+    """Return values of a GPU, separated by `, `; an empty text if nvidia-smi does not answer.
+
+    Args:
+        device: a GPU as torch counts it. nvidia-smi does not know `CUDA_VISIBLE_DEVICES`.
+        fields: names of `nvidia-smi --help-query-gpu`, separated by commas.
+    """
+    import torch
+
+    gpu = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    options = (f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    return output_of("nvidia-smi", f"--id={gpu}", *options) or ""
+
+
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _PACKAGES:
@@ -86,9 +100,7 @@ def _describe_gpu(device: "torch.device") -> dict[str, Any]:
     import torch
 
     properties = torch.cuda.get_device_properties(device)
-    options = ("--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits")
-    query = output_of("nvidia-smi", f"--id={device.index}", *options)
-    driver, _, power = (query or "").partition(", ")
+    driver, _, power = ask_nvidia_smi(device, "driver_version,power.limit").partition(", ")
     return {
         "name": properties.name,
         "count": torch.cuda.device_count(),
