@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.data.files import many
 from pipeline.data.files.many import Portable, try_all
+from tests.cores import set_cores
 from tests.patience import PATIENCE_S
 
 COUNT = 40
@@ -21,7 +22,7 @@ COUNT = 40
 @pytest.fixture
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few items be enough for processes."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    set_cores(monkeypatch, 4)
     monkeypatch.setattr(many, "_LEAST_SHARE", 4)
     monkeypatch.setattr(many, "_SENT", 3)
     monkeypatch.setattr(many, "_QUICK_S", PATIENCE_S)
@@ -48,14 +49,18 @@ def killed_at_20(item: int) -> int:
     return item
 
 
-@pytest.mark.parametrize(("item_s", "chunk_size", "most"), [(0.0, 4, 2), (0.002, 4, 6), (0.0, 1, 6)])
-def test_quick_items_get_two_threads(item_s: float, chunk_size: int, most: int) -> None:
+@pytest.mark.parametrize(("item_s", "chunk_size", "most"), [(0.0, 4, 2), (0.1, 4, 6), (0.0, 1, 6)])
+def test_quick_items_get_two_threads(
+    item_s: float, chunk_size: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More would fight for Python's lock. The first item may take long: it imports a decoder."""
+    monkeypatch.setattr(many, "_QUICK_S", 0.09)
     threads: set[int] = set()
     together = threading.Barrier(most)
 
     def work(item: int) -> None:
-        time.sleep(0.01 if item == 0 else item_s)
+        if item < 8 and (seconds := 0.1 if item == 0 else item_s):
+            time.sleep(seconds)
         if item >= 8 and threading.get_ident() not in threads:  # after those that are timed
             threads.add(threading.get_ident())
             together.wait(PATIENCE_S)
@@ -101,7 +106,7 @@ def test_slow_work_and_work_on_few_cores_stays_here(monkeypatch: pytest.MonkeyPa
 def test_no_more_processes_than_pay(
     items: int, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    set_cores(monkeypatch, 16)
     assert many._num_processes(items, most) == expected
 
 
