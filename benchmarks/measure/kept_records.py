@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from benchmarks.publish.records import Record
 from benchmarks.publish.strict import Strict
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.process.cores import usable_cores
 
 _SOURCES = ("pipeline", "kernels", "benchmarks/measure", "benchmarks/suites")
 
@@ -78,6 +78,6 @@ def key_of(session: Session, config: Config, *options: object) -> str:
     values["data"].pop("root", None)
     images = len(session.splits(config).train.labels)
     machine = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
-    parts = [values, images, machine, len(os.sched_getaffinity(0)), torch.__version__, session.windows]
+    parts = [values, images, machine, usable_cores(), torch.__version__, session.windows]
     parts += [session.options.steps, hash_of_sources(Path(session.recipe), _SOURCES), *map(str, options)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

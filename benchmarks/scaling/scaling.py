@@ -12,7 +12,6 @@ With one, two and more processes, the weak scaling of more is predicted from one
 Exit code: 1 if `--target` is missed, 130 after Ctrl-C or SIGTERM, which keep the measurements so far.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from benchmarks.scaling.scaling_worker import Measurement
 from benchmarks.scaling.variants import ONE, WEAK
 from pipeline.config import check_batches
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
+from pipeline.process.cores import usable_cores
 from pipeline.process.interrupt import keep_results
 
 _QUICK_ROUNDS = 1
@@ -141,7 +141,7 @@ def run(session: Session) -> int:
     if left_out:
         gpus = torch.cuda.device_count()
         session.say(f"left out: {', '.join(map(str, left_out))} processes; {gpus} GPUs are visible")
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if not session.on_gpu and sizes[-1] > cores:
         session.say(
             f"{sizes[-1]} processes share {cores} CPU cores: this tests the benchmark, and is no speed-up"

@@ -5,7 +5,6 @@ other sizes (see `resample_folder`).
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.config import DigitsData, FolderData
 from pipeline.data import ImageSet, Splits, load_splits
 from pipeline.data.files.many import try_all
 from pipeline.errors import UserError
+from pipeline.process.cores import usable_cores
 
 _ABOUT = "Make a folder of large JPEGs, train/CLASS/* and val/CLASS/*, to time loaders on."
 _ENLARGED = (
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, metavar="N", help="with --from: seed of the random sizes (default: 0)"
     )
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core"
+        "--threads", type=int, default=usable_cores(), metavar="N", help="default: one a core"
     )
     return parser
 

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.data.files.list_files import list_files
 from pipeline.data.files.listing import Listing
 from pipeline.data.files.many import try_all
 from pipeline.errors import UserError
+from pipeline.process.cores import usable_cores
 
 _DESCRIPTION = "Pack class folders into tar files, train-*.tar and val-*.tar, to time loaders on both."
 _NAMES = {"train": "train", "test": "val"}
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"default: {IMAGES_PER_SHARD}",
     )
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core"
+        "--threads", type=int, default=usable_cores(), metavar="N", help="default: one a core"
     )
     return parser
 

@@ -10,7 +10,6 @@ done so far.
 """
 
 import hashlib
-import os
 import shlex
 import tempfile
 import time
@@ -34,6 +33,7 @@ from benchmarks.publish.peer_runs import PeerRun
 from pipeline.config import Config
 from pipeline.data.datasets.counts import count_images
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrainingError, UserError
+from pipeline.process.cores import usable_cores
 from pipeline.process.interrupt import keep_results
 
 _STEP_EPOCHS = 3  # of the step on a fixed batch
@@ -117,7 +117,7 @@ def _make_task(session: Session, config: Config, folder: Path) -> Task:
         data=share_folder(config, links),
         counts=counts,
         epochs=session.options.epochs,
-        workers=session.options.workers or len(os.sched_getaffinity(0)),
+        workers=session.options.workers or usable_cores(),
         device=session.device.type,
     )
     if not task.full_steps:
@@ -159,7 +159,7 @@ def _key(session: Session, task: Task, program: Program) -> str:
     Another machine of the same kind has the same key, wherever the checkouts and the images are there.
     """
     machine = torch.cuda.get_device_name(session.device) if session.on_gpu else "CPU"
-    cores, versions = len(os.sched_getaffinity(0)), {"torch": torch.__version__, **program.versions()}
+    cores, versions = usable_cores(), {"torch": torch.__version__, **program.versions()}
     words = program.typed(task, task.config.seed, Path("output"))
     places = (str(task.data), f"data.root={getattr(task.config.data, 'root', '')}")
     images = replace(task.counts, note="")  # it names the folder

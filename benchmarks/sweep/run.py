@@ -34,6 +34,7 @@ from benchmarks.sweep.table import (
     table_of,
 )
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
+from pipeline.process.cores import usable_cores
 
 _ABOUT = (
     "Train a recipe with lists of overrides. Everything is checked before the first run. The same "
@@ -112,7 +113,7 @@ class Sweep:
         run = self.plan.runs[index]
         log = self.log_of(run)
         log.parent.mkdir(parents=True, exist_ok=True)
-        threads = max(len(os.sched_getaffinity(0)) // self.jobs, 1)
+        threads = max(usable_cores() // self.jobs, 1)
         environment = {
             "OMP_NUM_THREADS": str(threads),
             **os.environ,

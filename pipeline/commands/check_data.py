@@ -1,12 +1,12 @@
 """Decodes all images of a data set, lists bad files, counts classes, draws sizes; exit code 1: faults."""
 
 import argparse
-import os
 from pathlib import Path
 
 from pipeline.commands.arguments import add_overrides, check_output_folder, count
 from pipeline.config import FileData, load_config, path_of
 from pipeline.errors import EXIT_INTERRUPTED, Stopped, UserError
+from pipeline.process.cores import usable_cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=count,
-        default=os.cpu_count() or 1,
+        default=usable_cores(),
         metavar="N",
         help="threads that decode (default: one per core)",
     )

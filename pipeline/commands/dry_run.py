@@ -24,6 +24,7 @@ from pipeline.data.sampling.batch_plan import Shard, TrainSampler
 from pipeline.data.sampling.progressive import training_resolutions
 from pipeline.errors import UserError
 from pipeline.process.cache_dirs import cache_folder
+from pipeline.process.cores import usable_cores
 from pipeline.process.fast_import import imports_uncollected
 from pipeline.process.world import read_world
 from pipeline.run.environment import output_of
@@ -139,7 +140,7 @@ def _find_machine(config: Config) -> _Machine:
     num_gpus = len(gpus)
     if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not num_gpus):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        name = f"the CPU ({len(os.sched_getaffinity(0))} cores)"
+        name = f"the CPU ({usable_cores()} cores)"
         return _Machine("cpu", name, memory, processes)
     if not num_gpus:
         return _Machine("cuda", "a GPU, of which this machine has none", None, processes)

@@ -14,6 +14,7 @@ core of one of them, the others wait until it is back, and a step takes several 
 import os
 from dataclasses import dataclass
 
+from pipeline.process.cores import usable_cores
 from pipeline.process.other_programs import OtherPrograms
 
 # variables of GNU's and LLVM's OpenMP that set how threads wait
@@ -71,12 +72,15 @@ def count_threads(usual: int, others: OtherPrograms, before: int | None = None) 
 def _choose(usual: int, others: OtherPrograms, before: int | None) -> ThreadCount:
     if usual == 1 or os.environ.get(_USER_THREADS, os.environ.get("OMP_NUM_THREADS")):
         return ThreadCount(usual)
-    cores = len(os.sched_getaffinity(0))
-    if before is not None and before <= cores:
+    cores, allowed = len(os.sched_getaffinity(0)), usable_cores()
+    if before is not None and before <= allowed:
         return ThreadCount(before, "" if before == usual else f"as the run used before; {_REMEDY}")
     busy = others.num_cores()
-    free = max(cores - int(busy + 0.5), 1)
+    free = min(max(cores - int(busy + 0.5), 1), allowed)
     if free >= usual:
         return ThreadCount(usual)
+    if free == allowed < cores:
+        reason = f"because this process may use no more of the {cores} cores (a limit of CPU time)"
+        return ThreadCount(free, f"{reason}; {_REMEDY}")
     reason = f"because other programs use {busy:.1f} of the {cores} cores"
     return ThreadCount(free, f"{reason}; {_REMEDY}")

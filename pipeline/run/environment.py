@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.process.command_line import command_line
+from pipeline.process.cores import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ def describe_environment(config: Config, device: "torch.device", world_size: int
         **commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": usable_cores(),
         "packages": _versions(),
         "world_size": world_size,
         "device": device.type,

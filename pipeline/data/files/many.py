@@ -1,6 +1,5 @@
 """Does some work for each of many items, in threads or in processes, with a progress bar on a terminal."""
 
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.data.files.image_formats import NO_IMAGE
 from pipeline.errors import Stopped
+from pipeline.process.cores import usable_cores
 from pipeline.process.worker import Worker, WorkerLost
 
 # Items that a thread takes at once: enough to hide the overhead of a task, few enough to balance the threads;
@@ -202,7 +202,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _num_processes(num_items: int, most: int) -> int:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if cores <= _FEW_CORES:
         return 1
     return max(min(cores, most, num_items // _LEAST_SHARE, _MOST_PROCESSES), 1)

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.process.other_programs import OtherPrograms
 from pipeline.process.threads import count_threads, wait_briefly
+from tests.cores import set_cores
 from tests.python import run_python
 
 _NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -40,7 +41,7 @@ class Others(OtherPrograms):
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*_NAMES, "OMP_NUM_THREADS", "QUICKRES_USER_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    set_cores(monkeypatch, 4)
 
 
 @pytest.mark.parametrize("chosen", [None, *_NAMES])
@@ -70,6 +71,24 @@ def test_cores_that_other_programs_use_are_left_out(usual: int, used: float, num
     else:
         assert f"CPU threads: {number}, because other programs use {used} of the 4 cores" in str(count)
         assert "OMP_NUM_THREADS" in count.reason
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "number", "reason"),
+    [
+        (3.5, 0.0, 4, ""),
+        (2.0, 0.0, 2, "may use no more of the 4 cores"),
+        (2.0, 1.6, 2, "may use no more of the 4 cores"),  # the others use the other two cores
+        (2.0, 2.9, 1, "other programs use 2.9 of the 4 cores"),
+        (0.5, 0.0, 1, "may use no more of the 4 cores"),
+    ],
+)
+def test_the_limit_of_a_container_is_kept(
+    limit: float, used: float, number: int, reason: str, monkeypatch: pytest.MonkeyPatch
+):
+    set_cores(monkeypatch, 4, limit)
+    count = count_threads(4, Others(used))
+    assert count.number == number and reason in count.reason and bool(reason) == bool(count.reason)
 
 
 @pytest.mark.parametrize(

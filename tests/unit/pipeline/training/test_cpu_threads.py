@@ -12,6 +12,7 @@ from pipeline.atomic_io import write_json
 from pipeline.process.other_programs import OtherPrograms
 from pipeline.run.folder import RunFolder
 from pipeline.training.cpu_threads import set_threads, threads_restored
+from tests.cores import set_cores
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give torch four threads on four cores, two of which another program uses."""
     for name in ("OMP_NUM_THREADS", "QUICKRES_USER_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    set_cores(monkeypatch, 4)
     monkeypatch.setattr(OtherPrograms, "num_cores", lambda _: 2.0)
     with threads_restored():
         torch.set_num_threads(4)
