@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +26,7 @@ from pipeline.inference.predictions import Predictions
 from pipeline.process.command_line import pipeline_command
 from pipeline.process.signals import StopSignal
 from pipeline.run.records import RunResult
+from tests.patience import PATIENCE_S
 from tests.tiny import RECIPE, only_run
 from tests.unit.pipeline.report.pages import SECTIONS, Page
 
@@ -185,29 +188,38 @@ def test_a_signal_at_the_end_is_answered_by_what_is_there(made: bool, tmp_path: 
     ]
 
 
-@pytest.mark.usefixtures("process_state")
-def test_no_pictures_are_told_of_where_none_were_drawn(tmp_path: Path):
+@pytest.fixture
+def stopped_after_training() -> Iterator[None]:
+    """Let a run get a SIGTERM once it has trained; it goes on when the thread of signals has seen it."""
+    heard, receive = threading.Event(), StopSignal._receive
+
+    def received(self: StopSignal, number: int) -> None:
+        receive(self, number)
+        heard.set()
+
     def stopped(*given: Any) -> RunResult:
         os.kill(os.getpid(), signal.SIGTERM)
+        assert heard.wait(PATIENCE_S)
         return describe_result(*given)
 
     with (
+        patch.object(StopSignal, "_receive", received),
         patch("pipeline.finalize.describe_result", stopped),
-        patch.object(StopSignal, "idle", autospec=True, side_effect=StopSignal.idle) as idle,
     ):
+        yield
+
+
+@pytest.mark.usefixtures("process_state", "stopped_after_training")
+def test_no_pictures_are_told_of_where_none_were_drawn(tmp_path: Path):
+    with patch.object(StopSignal, "idle", autospec=True, side_effect=StopSignal.idle) as idle:
         _, code, _ = run_digits(tmp_path)
     last = idle.call_args_list[-1].args[2]
     assert code == 0 and last.startswith("after training, in the wait for tensorboard, ")
 
 
-@pytest.mark.usefixtures("process_state")
+@pytest.mark.usefixtures("process_state", "stopped_after_training")
 def test_the_advice_of_a_run_that_is_stopped_after_training(tmp_path: Path):
-    def stopped(*given: Any) -> RunResult:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return describe_result(*given)
-
-    with patch("pipeline.finalize.describe_result", stopped):
-        path, code, printed = run_digits(tmp_path, "log.report=true", "log.tensorboard=false")
+    path, code, printed = run_digits(tmp_path, "log.report=true", "log.tensorboard=false")
     advice = pipeline_command("report", "--refresh", path)
     assert (code, printed[-2:]) == (
         0,
