@@ -18,6 +18,11 @@ if not torch.cuda.is_available():
 # starts and compares need the same number.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# Under `nohup`, and in the background of a script, the tests ignore these signals, and so would all that they
+# start: bash cannot trap a signal that is ignored at its start. A handler is not inherited.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 _LAUNCHER_VARIABLES = (
     "RANK",

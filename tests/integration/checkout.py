@@ -1,7 +1,6 @@
 """Makes a checkout with the real launch.sh and stand-ins: a uv that installs nothing, and no torch."""
 
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,11 +78,6 @@ time.sleep(300)
 """
 
 
-def hear_hangups() -> None:
-    """Undo that tests under `nohup` ignore SIGHUP: bash cannot trap a signal that is ignored at its start."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def write(path: Path, text: str, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -148,7 +142,6 @@ class Checkout:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=hear_hangups,
         )
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
