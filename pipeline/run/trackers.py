@@ -56,9 +56,10 @@ class Patience:
     """Ends a wait for a tracker after some seconds. After 2 s it tells of the wait, and a signal ends it.
 
     Args:
-        seconds: the longest wait, from now.
+        seconds: the longest wait, from its begin.
         tell: prints the line; called once.
         is_stopped: returns True if a signal came during the wait.
+        begun: time on the clock of `time.monotonic`; None for now.
 
     Attributes:
         reason: why the wait is over; empty until then.
@@ -69,10 +70,11 @@ class Patience:
         seconds: float,
         tell: Callable[[], object] = lambda: None,
         is_stopped: Callable[[], bool] = lambda: False,
+        begun: float | None = None,
     ):
         self.reason = ""
         self._seconds, self._tell, self._is_stopped = seconds, tell, is_stopped
-        self._begun, self._told = time.monotonic(), False
+        self._begun, self._told = time.monotonic() if begun is None else begun, False
 
     def is_over(self) -> bool:
         """Return True if the wait is over; called again and again."""
@@ -130,10 +132,14 @@ class Tracker:
                 return False
         return True
 
-    def end(self, last: Job, patience: Patience) -> None:
-        """Do a last job, then end the thread."""
-        if self._thread is not None and not self._ended:
+    def finish(self, last: Job) -> None:
+        """Do a last job after the others; one that has had none does not begin with it."""
+        if self._thread is not None:
             self.do(last)
+
+    def end(self, patience: Patience) -> None:
+        """Wait for the jobs so far, and end the thread."""
+        if self._thread is not None and not self._ended:
             if not self.wait(patience):
                 self.problem = patience.reason
             elif not self.problem:
@@ -225,34 +231,38 @@ class Trackers:
         self._tell()
 
     def close(self, *, failed: bool = False) -> None:
-        """End all trackers, and wait for their uploads a while.
+        """End all trackers, and wait for their uploads a while. All of them upload during the same wait.
 
         Args:
             failed: the run has not reached its end.
         """
         patience_for = self._patience(_CLOSE_FAILED_S if failed else _CLOSE_S, "ends the wait")
         for tracker in self._trackers:
-            finish = partial(_call, KINDS[tracker.name].finish, failed)
-            tracker.end(finish, patience_for(tracker))
+            tracker.finish(partial(_call, KINDS[tracker.name].finish, failed))
+        for tracker in self._trackers:
+            tracker.end(patience_for(tracker))
         self._tell()
 
     def _patience(self, seconds: float, effect: str) -> Callable[[Tracker], Patience]:
-        """Return a function that begins the wait for a tracker. A signal that came before ends no wait, and
-        then nobody is asked for another one.
+        """Return a function that waits for a tracker; the waits for all begin now. A signal that came before
+        ends no wait, and then nobody is asked for another one.
 
         Args:
-            seconds: the longest wait for one tracker.
+            seconds: the longest wait for all trackers.
             effect: what Ctrl-C does meanwhile.
         """
-        before = self._is_stopped()
+        before, begun = self._is_stopped(), time.monotonic()
         remedy = "" if before else f"; Ctrl-C {effect}"
 
         def begin(tracker: Tracker) -> Patience:
+            left = max(seconds - (time.monotonic() - begun), 0.0)
             text = (
                 f"log.trackers: {tracker.name} has not taken all records yet; the run waits for it at most "
-                f"{seconds:g} s{remedy}"
+                f"{left:.3g} s{remedy}"
             )
-            return Patience(seconds, lambda: self._say(text), lambda: self._is_stopped() and not before)
+            return Patience(
+                seconds, lambda: self._say(text), lambda: self._is_stopped() and not before, begun
+            )
 
         return begin
 

@@ -15,7 +15,9 @@ from pipeline import train
 from pipeline.process.signals import StopSignal
 from pipeline.run import trackers
 from pipeline.run.folder import RunFolder
+from pipeline.run.tracker_kinds import KINDS
 from pipeline.run.trackers import Patience, Tracker, Trackers
+from tests.patience import PATIENCE_S
 from tests.tiny import RECIPE, a_train_record, only_run, tiny_config
 from tests.trackers import MARKS, local_stores, open_trackers, scalars  # noqa: F401
 
@@ -28,7 +30,7 @@ def test_a_tracker_that_hangs_is_left_behind():
     for _ in range(3):
         tracker.do(lambda _: None)
     assert not tracker.wait(Patience(0.05))
-    tracker.end(lambda _: None, Patience(0.05))
+    tracker.end(Patience(0.05))
     assert "did not finish" in tracker.problem
     hang.set()
 
@@ -113,6 +115,29 @@ def test_a_signal_in_a_short_wait_loses_no_records(tmp_path: Path):
     opened.write(a_train_record(2))
     opened.close()
     assert said == [] and scalars(tmp_path)["train/loss"] == [(2, 0.5)]
+
+
+def test_all_trackers_end_during_the_same_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The first one hangs until the second one has finished."""
+    finished, said = threading.Event(), list[str]()
+
+    def start(_: object, name: str, *__: object) -> None:
+        assert name == "trackio" or finished.wait(PATIENCE_S)
+
+    monkeypatch.setattr(trackers, "_start", start)
+    monkeypatch.setattr(trackers, "_log", lambda *_: None)
+    for kind in ("mlflow", "trackio"):
+        monkeypatch.setattr(KINDS[kind], "finish", lambda *_: finished.set())
+    opened = open_trackers(tmp_path, "mlflow", "trackio", said=said)
+    opened.write(a_train_record(2))
+    opened.close()
+    assert said == [] and opened.working == ["mlflow", "trackio"]
+
+
+def test_a_wait_that_began_before_has_less_left():
+    assert not Patience(60.0, begun=time.monotonic() - 30.0).is_over()
+    patience = Patience(60.0, begun=time.monotonic() - 61.0)
+    assert patience.is_over() and patience.reason == "it did not finish within 60 s"
 
 
 @pytest.mark.parametrize("stopped_before", [False, True])
