@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.process.libraries import check_address_limit, explain_library
 from pipeline.process.world import rank_on_host
 
 
@@ -33,14 +34,23 @@ def imports_uncollected() -> Iterator[None]:
     meanwhile, which is a third of the import time. The imported objects are frozen afterwards, so later
     collections are short too, such as the one before a CUDA graph is captured. Does nothing in a process that
     has imported torch already, or that collects no garbage.
+
+    Raises:
+        TrainingError: the system does not load a library; with the reason and the remedy.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
+    check_address_limit()
     gc.disable()
     try:
         with _shown():
             yield
+    except ImportError as error:
+        fault = explain_library(error)
+        if fault is None:
+            raise
+        raise fault from error
     finally:
         gc.freeze()
         gc.enable()

@@ -13,20 +13,16 @@ import torch
 from pipeline.config import Config, FileData
 from pipeline.data.datasets.counts import count_images, num_classes_of
 from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError, first_line
+from pipeline.process.libraries import explain_library
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
 
 _MANY_CLASSES = 1000  # for an estimate if the data set is missing; the head is a small part of the network
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate|cannot allocate|allocation failed|ALLOC_FAILED|bad_alloc", re.IGNORECASE
 )
+_BAD_ALLOC = "std::bad_alloc"
 _NO_SHARED_MEMORY = re.compile(
     r"out of shared memory|unable to (write to|open|resize|allocate) (shared memory|file <)", re.IGNORECASE
-)
-# glibc's words for a library on a file system that allows no programs, DALI's or one that a compiler wrote
-_NOT_EXECUTABLE = re.compile(r"(?:^|: )(/[^\n]*?): failed to map segment from shared object")
-_REMOUNT = (
-    "remount it with exec, or use another place: XDG_CACHE_HOME for compiled kernels, TMPDIR for temporary "
-    "files, another folder of the project for packages"
 )
 _PLACES = "(log.dir, data.cache_dir, XDG_CACHE_HOME)"
 _REMEDIES = {
@@ -91,12 +87,12 @@ def explain_fault(
                 f"shared memory is used up ({text}); enlarge /dev/shm, or lower data.num_threads or "
                 f"data.prefetch{resume}"
             )
+        if isinstance(cause, RuntimeError) and _BAD_ALLOC in str(cause):  # DALI says so at the end
+            text = _BAD_ALLOC
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _NO_MEMORY.search(text)):
             return OutOfMemory(_out_of_memory(cause, text, config, num_processes))
-        if (found := _NOT_EXECUTABLE.search(str(cause))) is not None:
-            return TrainingError(
-                f"{found[1]}: cannot be loaded, because its file system is mounted noexec; {_REMOUNT}{resume}"
-            )
+        if (fault := explain_library(cause)) is not None:
+            return type(fault)(f"{fault}{resume}")
         if isinstance(cause, OSError) and (message := _explain_os_error(cause, training=config is not None)):
             return TrainingError(f"{message}{resume}")
     return None

@@ -116,6 +116,7 @@ class Checkout:
             "distributed/launcher",
             "process/exit",
             "process/fast_import",
+            "process/libraries",
             "process/world",
         ):
             shutil.copy(ROOT / f"pipeline/{name}.py", self.root / f"pipeline/{name}.py")

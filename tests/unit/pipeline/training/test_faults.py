@@ -21,5 +21,13 @@ def test_a_library_on_a_file_system_without_programs(error: Exception):
     assert "XDG_CACHE_HOME" in message and "TMPDIR" in message
 
 
+def test_the_end_of_memory_inside_dali_is_told():
+    """The reason stands in the last line of its message."""
+    error = RuntimeError(
+        "Critical error in pipeline:\nError in CPU operator `erase`,\nencountered:\nstd::bad_alloc"
+    )
+    assert "out of memory (std::bad_alloc)" in str(explain_fault(error))
+
+
 def test_another_import_error_is_a_bug():
     assert explain_fault(ImportError("cannot import name 'x'")) is None
