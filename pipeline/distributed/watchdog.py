@@ -193,7 +193,9 @@ class Watch:
     def _end(self, message: str, ranks: list[int]) -> None:
         """End the run because of these ranks, unless another failure was earlier."""
         rank, code = self._fail(EXIT_FAILURE)
-        self._kill([hangs for hangs in ranks if hangs != rank])  # that one is about to print its message
+        if rank != self._rank:
+            self._closed.wait(_BEAT_S)  # let that process print its message: as soon as one dies, all end
+        self._kill([hangs for hangs in ranks if hangs != rank])
         if rank == self._rank:
             leave_now(code, f"error: {message}. {_RESUME}")
         self._failed_at = self._failed_at or time.monotonic()

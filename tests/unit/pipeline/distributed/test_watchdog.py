@@ -78,6 +78,7 @@ def test_the_process_that_reports_a_hang_lives_until_it_has_told(
     watch._peers = [watchdog._Peer(pid=pid) for pid in (10, 11, 12, 13)]
     signals: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *call: signals.append(call))
+    monkeypatch.setattr(watchdog, "_BEAT_S", 0.01)
     monkeypatch.setattr(watchdog, "siblings", lambda: {10, 11, 12, 13})
     monkeypatch.setattr(watchdog, "read_world", lambda: SimpleNamespace(local_ranks=range(4)))
     watch._end("processes 1, 2 hang", [1, 2])
