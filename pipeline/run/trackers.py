@@ -56,7 +56,7 @@ class Patience:
     """Ends a wait for a tracker after some seconds. After 2 s it tells of the wait, and a signal ends it.
 
     Args:
-        seconds: the longest wait, from its begin.
+        seconds: the longest wait, from its start.
         tell: prints the line; called once.
         is_stopped: returns True if a signal came during the wait.
         begun: time on the clock of `time.monotonic`; None for now.
@@ -103,6 +103,7 @@ class Tracker:
     def __init__(self, name: str, start: Callable[[], Any]):
         self.name, self.problem = name, ""
         self._ended = False
+        self._done = threading.Event()  # the last of the jobs
         self._start = start
         self._jobs: Queue[Job | None] = Queue(_BACKLOG)
         self._thread: threading.Thread | None = None
@@ -121,10 +122,13 @@ class Tracker:
 
     def wait(self, patience: Patience) -> bool:
         """Wait until all jobs so far are done; False if they are not when the patience is over."""
-        done = threading.Event()
         if self._thread is None or self._ended or self.problem:
             return True
+        done = threading.Event()
         self.do(lambda _: done.set())
+        return self._wait_for(done, patience)
+
+    def _wait_for(self, done: threading.Event, patience: Patience) -> bool:
         while not done.wait(0.02):
             if self.problem:
                 return True
@@ -133,14 +137,15 @@ class Tracker:
         return True
 
     def finish(self, last: Job) -> None:
-        """Do a last job after the others; one that has had none does not begin with it."""
+        """Let the thread do a last job after the others; one that has had none does not begin with it."""
         if self._thread is not None:
             self.do(last)
+            self.do(lambda _: self._done.set())
 
     def end(self, patience: Patience) -> None:
-        """Wait for the jobs so far, and end the thread."""
-        if self._thread is not None and not self._ended:
-            if not self.wait(patience):
+        """Wait for the last job, and end the thread."""
+        if self._thread is not None and not self._ended and not self.problem:
+            if not self._wait_for(self._done, patience):
                 self.problem = patience.reason
             elif not self.problem:
                 self._jobs.put_nowait(None)
@@ -231,7 +236,7 @@ class Trackers:
         self._tell()
 
     def close(self, *, failed: bool = False) -> None:
-        """End all trackers, and wait for their uploads a while. All of them upload during the same wait.
+        """End all trackers, and wait for their uploads a while: all upload at the same time, in one wait.
 
         Args:
             failed: the run has not reached its end.
@@ -244,8 +249,8 @@ class Trackers:
         self._tell()
 
     def _patience(self, seconds: float, effect: str) -> Callable[[Tracker], Patience]:
-        """Return a function that waits for a tracker; the waits for all begin now. A signal that came before
-        ends no wait, and then nobody is asked for another one.
+        """Return a function that makes the patience with a tracker; all of them count from now. A signal that
+        came before ends no wait, and then nobody is asked for another one.
 
         Args:
             seconds: the longest wait for all trackers.
@@ -256,6 +261,7 @@ class Trackers:
 
         def begin(tracker: Tracker) -> Patience:
             left = max(seconds - (time.monotonic() - begun), 0.0)
+            left = round(left) if left > 1 else left
             text = (
                 f"log.trackers: {tracker.name} has not taken all records yet; the run waits for it at most "
                 f"{left:.3g} s{remedy}"

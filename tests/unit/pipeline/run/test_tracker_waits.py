@@ -134,6 +134,21 @@ def test_all_trackers_end_during_the_same_wait(tmp_path: Path, monkeypatch: pyte
     assert said == [] and opened.working == ["mlflow", "trackio"]
 
 
+def test_one_that_hangs_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The other one finishes while the first is waited for; after that wait there is no time left."""
+    hang, said = threading.Event(), list[str]()
+    monkeypatch.setattr(trackers, "_start", lambda _, name, *__: name == "trackio" or hang.wait(PATIENCE_S))
+    monkeypatch.setattr(trackers, "_log", lambda *_: None)
+    monkeypatch.setattr(trackers, "_CLOSE_S", 0.5)
+    monkeypatch.setattr(KINDS["trackio"], "finish", lambda *_: None)
+    opened = open_trackers(tmp_path, "mlflow", "trackio", said=said)
+    opened.write(a_train_record(2))
+    opened.close()
+    hang.set()
+    (warning,) = said
+    assert "mlflow" in warning and opened.working == ["trackio"]
+
+
 def test_a_wait_that_began_before_has_less_left():
     assert not Patience(60.0, begun=time.monotonic() - 30.0).is_over()
     patience = Patience(60.0, begun=time.monotonic() - 61.0)
