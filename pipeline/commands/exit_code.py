@@ -8,6 +8,7 @@ from typing import NoReturn
 from pipeline.errors import EXIT_FAILURE, TrainingError, UserError
 from pipeline.process.exit import flush, leave_without_dismantling
 from pipeline.process.interrupt import stopped_by_interrupt
+from pipeline.process.libraries import explain_library
 from pipeline.process.streams import lost_output, make_streams_safe
 
 
@@ -65,11 +66,15 @@ def exit_code_of(work: Callable[[], int]) -> int:
     except (UserError, TrainingError) as error:
         failure = error
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
-        from pipeline.training.faults import explain_fault  # imports torch, which not every command needs
-
-        fault = explain_fault(error)
+        fault = explain_library(error) or _explain(error)
         if fault is None:
             raise
         failure = fault
     print(f"error: {failure}", file=sys.stderr)
     return failure.exit_code
+
+
+def _explain(error: Exception) -> TrainingError | None:
+    from pipeline.training.faults import explain_fault  # imports torch, which not every command needs
+
+    return explain_fault(error)

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import psutil
 
-from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
+from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED, TrainingError
 from pipeline.process.exit import leave_now
 from pipeline.process.fast_import import imports_uncollected
 
@@ -82,9 +82,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         signal.signal(number, stop)
     for name in [name for name in os.environ if name.startswith("PET_")]:
         del os.environ[name]  # options of torchrun, by which an operator of Kubernetes sets up several hosts
-    with imports_uncollected():
-        from accelerate.commands.launch import launch_command, launch_command_parser
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    try:
+        with imports_uncollected():
+            from accelerate.commands.launch import launch_command, launch_command_parser
+            from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    except TrainingError as error:
+        leave_now(error.exit_code, f"error: {error}")
     # torchrun logs each end of a process, of which the process itself has told
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     arguments = launch_command_parser().parse_args(argv)

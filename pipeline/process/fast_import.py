@@ -46,7 +46,7 @@ def imports_uncollected() -> Iterator[None]:
     try:
         with _shown():
             yield
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # torch opens its first library itself
         fault = explain_library(error)
         if fault is None:
             raise

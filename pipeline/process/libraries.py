@@ -8,9 +8,11 @@ from pathlib import Path
 
 from pipeline.errors import OutOfMemory, TrainingError
 
-# glibc's words, of torch's library, of DALI's, or of one that a compiler wrote
-_NOT_MAPPED = re.compile(r"(?:^|: )([^\n:]+): failed to map segment from shared object")
-# GiB of addresses that torch and DALI take; with less, a program may hang when it starts a thread
+# glibc's words, of torch's library, of DALI's, or of one that a compiler wrote; a library that another one
+# needs is named without its folder
+_NOT_MAPPED = re.compile(r"(/[^\n]*?|[^\s:/]+): failed to map segment from shared object")
+_FORBIDDEN = "Operation not permitted"
+# GiB of addresses that torch and DALI need; with less, a program may hang when it starts a thread
 _LEAST_GIB = 5.0
 _REMOUNT = (
     "remount it with exec, or use another place: XDG_CACHE_HOME for compiled kernels, TMPDIR for temporary "
@@ -19,21 +21,19 @@ _REMOUNT = (
 
 
 def explain_library(error: BaseException) -> TrainingError | None:
-    """Return the message for an error that names a library which was found and not loaded; None for another.
+    """Return the message for a library that was found but not loaded; None for any other error.
 
     Either its file system allows no programs, or there is not enough memory for it.
     """
     found = _NOT_MAPPED.search(str(error))
     if found is None:
         return None
-    library = Path(found[1])
-    limit_gib = _limit_gib()
-    # that of torch or of DALI that another library needs has no folder
-    if library.is_absolute() and (_is_noexec(library) or limit_gib == math.inf):
+    library, limit = found[1], address_limit()
+    if library.startswith("/") and (_FORBIDDEN in str(error) or _is_noexec(Path(library))):
         return TrainingError(
             f"{library}: cannot be loaded, because its file system is mounted noexec; {_REMOUNT}"
         )
-    remedy = "end other programs" if limit_gib == math.inf else _remedy(limit_gib)
+    remedy = limit or "end other programs, and look whether its file system allows programs (noexec)"
     return OutOfMemory(f"{library}: there is no memory to load it; {remedy}")
 
 
@@ -43,9 +43,16 @@ def check_address_limit() -> None:
     Raises:
         OutOfMemory: torch and DALI cannot be loaded.
     """
-    limit_gib = _limit_gib()
-    if limit_gib < _LEAST_GIB:
-        raise OutOfMemory(f"torch and DALI take {_LEAST_GIB:g} GiB of addresses, and {_remedy(limit_gib)}")
+    if _limit_gib() < _LEAST_GIB:
+        raise OutOfMemory(f"torch and DALI need {_LEAST_GIB:g} GiB of addresses, and {address_limit()}")
+
+
+def address_limit() -> str:
+    """Return the limit of this process's addresses and the remedy; empty without a limit."""
+    limit = _limit_gib()
+    if limit == math.inf:
+        return ""
+    return f"this process may use {limit:.1f} GiB of addresses; allow more (ulimit -v unlimited)"
 
 
 def _limit_gib() -> float:
@@ -53,12 +60,10 @@ def _limit_gib() -> float:
     return math.inf if limit == resource.RLIM_INFINITY else limit / 2**30
 
 
-def _remedy(limit_gib: float) -> str:
-    return f"this process may use {limit_gib:.1f} GiB; allow more (ulimit -v unlimited)"
-
-
 def _is_noexec(library: Path) -> bool:
-    try:
-        return bool(os.statvfs(library.parent).f_flag & os.ST_NOEXEC)
-    except OSError:
-        return False
+    for path in (library, library.parent):  # the library may be a link
+        try:
+            return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
+        except OSError:
+            continue
+    return False

@@ -13,7 +13,7 @@ import torch
 from pipeline.config import Config, FileData
 from pipeline.data.datasets.counts import count_images, num_classes_of
 from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError, first_line
-from pipeline.process.libraries import explain_library
+from pipeline.process.libraries import address_limit, explain_library
 from pipeline.profiling.memory_estimate import estimate_memory, what_fits
 
 _MANY_CLASSES = 1000  # for an estimate if the data set is missing; the head is a small part of the network
@@ -120,7 +120,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _out_of_memory(error: BaseException, text: str, config: Config | None, num_processes: int) -> str:
-    on_gpu = isinstance(error, torch.OutOfMemoryError) or "cuda" in str(error).lower()
+    on_gpu = isinstance(error, torch.OutOfMemoryError) or "cuda" in text.lower()
     device = "the GPU is" if on_gpu else "this machine is"
     if config is None:
         return (
@@ -152,6 +152,8 @@ def _remedy(config: Config, num_processes: int, on_gpu: bool) -> str:
         available = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     else:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_processes
+    if not on_gpu and (limit := address_limit()):
+        return limit
     if not on_gpu and memory.total <= available:
         return (
             f"a batch takes about {memory.total >> 20:,} MiB by estimate, and a process has "

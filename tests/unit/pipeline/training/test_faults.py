@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.training.faults import explain_fault
 
-LIBRARY = "/cache/a b/kernel.so: failed to map segment from shared object"
+LIBRARY = "/cache/a b/kernel.so: failed to map segment from shared object: Operation not permitted"
 
 
 @pytest.mark.parametrize(
