@@ -230,7 +230,7 @@ is_joining() {
 }
 
 train() {
-    local answer counted device gpus=0 hardware=cpu processes recipe=configs/quickstart.yaml threads total
+    local answer cores counted device gpus=0 hardware=cpu processes recipe=configs/quickstart.yaml threads total
     local where='the CPU'
     if [[ $# -gt 0 && $1 != *=* ]]; then
         recipe=$1
@@ -238,8 +238,8 @@ train() {
     fi
     read_pipe "$recipe"
     exec {counted}< <(count_gpus) # nvidia-smi may take a second; the recipe is checked meanwhile
-    check --print-device "$recipe" "$@"
-    device=$answer
+    check --for-launcher "$recipe" "$@"
+    device=${answer% *} cores=${answer#* }
     if [[ $device != cpu ]]; then
         read -r gpus <&"$counted"
         if [[ $gpus -gt 0 || $device == gpu ]]; then hardware=gpu where='the GPU'; fi
@@ -248,7 +248,7 @@ train() {
     count_processes
     ((total == 1)) || check --processes "$total" "$recipe" "$@"
     export QUICKRES_USER_THREADS=${OMP_NUM_THREADS:-} # empty: the trainer may take fewer, beside other programs
-    threads=${OMP_NUM_THREADS:-$(($(nproc) > processes ? $(nproc) / processes : 1))}
+    threads=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
     threads=${threads%%,*} # OpenMP takes a list, for nested threads
     [[ $threads =~ ^[1-9][0-9]*$ ]] || die "OMP_NUM_THREADS=$threads: expected a whole number above 0"
     [[ $hardware == cpu || $processes -eq 1 ]] || where='one GPU each'

@@ -18,6 +18,7 @@ from pipeline.config import (
 from pipeline.config.model import library_of
 from pipeline.errors import UserError
 from pipeline.optim.schedule import average_never_updated, parts_after_the_end
+from pipeline.process.cores import usable_cores
 
 _ANY_CLASSES = 1000
 _ANY_LENGTH = 10_000  # steps of an epoch
@@ -36,11 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of processes, which must divide the batch sizes",
     )
-    parser.add_argument("--print-device", action="store_true", help="print runtime.device only")
+    parser.add_argument(
+        "--for-launcher", action="store_true", help="print only runtime.device and the usable CPU cores"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    asked_by_launcher = arguments.print_device or arguments.processes is not None
+    asked_by_launcher = arguments.for_launcher or arguments.processes is not None
     for option in ("dry_run", "profile"):  # launch.sh gives the arguments of the training, whatever they are
         if getattr(arguments, option) and not asked_by_launcher:
             flag = f"--{option.replace('_', '-')}"
@@ -55,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         from pipeline.models.norm_batches import check_norm_batches  # imports torch, which takes seconds
 
         check_norm_batches(config, processes)
-    if arguments.print_device:
-        print(config.runtime.device)
+    if arguments.for_launcher:
+        print(config.runtime.device, usable_cores())
         return 0
     if processes == 1:  # otherwise launch.sh asks, and the run prints the warnings itself
         print_warnings(config)

@@ -80,7 +80,7 @@ def _choose(usual: int, others: OtherPrograms, before: int | None) -> ThreadCoun
     if free >= usual:
         return ThreadCount(usual)
     if free == allowed < cores:
-        reason = f"because this process may use no more of the {cores} cores (a limit of CPU time)"
+        reason = f"because a limit of CPU time allows only {allowed} of the {cores} cores"
         return ThreadCount(free, f"{reason}; {_REMEDY}")
     reason = f"because other programs use {busy:.1f} of the {cores} cores"
     return ThreadCount(free, f"{reason}; {_REMEDY}")

@@ -9,6 +9,7 @@ import torch
 from pipeline import __main__ as cli
 from pipeline import train
 from pipeline.errors import OutOfMemory, Preempted, TrainingError, UserError
+from pipeline.process.cores import usable_cores
 from tests.python import ROOT, run_python
 from tests.tiny import RECIPE
 
@@ -103,9 +104,10 @@ def test_config_reference(capsys: pytest.CaptureFixture[str]):
 
 def test_check(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["check", QUICKSTART, "seed=3"]) == 0
-    assert cli.main(["check", QUICKSTART, "--print-device", "runtime.device=cpu"]) == 0
-    assert cli.main(["check", "--print-device", QUICKSTART]) == 0
-    assert capsys.readouterr().out == f"{QUICKSTART}: valid\ncpu\nauto\n"
+    assert cli.main(["check", QUICKSTART, "--for-launcher", "runtime.device=cpu"]) == 0
+    assert cli.main(["check", "--for-launcher", QUICKSTART]) == 0
+    cores = usable_cores()
+    assert capsys.readouterr().out == f"{QUICKSTART}: valid\ncpu {cores}\nauto {cores}\n"
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,10 @@ def test_cores_that_other_programs_use_are_left_out(usual: int, used: float, num
     ("limit", "used", "number", "reason"),
     [
         (3.5, 0.0, 4, ""),
-        (2.0, 0.0, 2, "may use no more of the 4 cores"),
-        (2.0, 1.6, 2, "may use no more of the 4 cores"),  # the others use the other two cores
+        (2.0, 0.0, 2, "a limit of CPU time allows only"),
+        (2.0, 1.6, 2, "a limit of CPU time allows only"),  # the others use the other two cores
         (2.0, 2.9, 1, "other programs use 2.9 of the 4 cores"),
-        (0.5, 0.0, 1, "may use no more of the 4 cores"),
+        (0.5, 0.0, 1, "a limit of CPU time allows only"),
     ],
 )
 def test_the_limit_of_a_container_is_kept(

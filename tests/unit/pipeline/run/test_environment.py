@@ -31,6 +31,5 @@ def test_nvidia_smi_is_asked_for_the_gpu_that_torch_means(monkeypatch: pytest.Mo
 
 @needs_gpu()
 def test_nvidia_smi_knows_the_gpu_of_torch():
-    memory_mib = float(environment.ask_nvidia_smi(torch.device("cuda", 0), "memory.total"))
-    total = torch.cuda.get_device_properties(0).total_memory / 2**20
-    assert total <= memory_mib < 1.1 * total
+    uuid = torch.cuda.get_device_properties(0).uuid
+    assert environment.ask_nvidia_smi(torch.device("cuda", 0), "uuid") == f"GPU-{uuid}"
