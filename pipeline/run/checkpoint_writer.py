@@ -34,7 +34,6 @@ class CheckpointWriter:
 
     def __init__(self, checkpoints: Path, config_hash: str, keep: int = 2):
         self._folder, self._config_hash, self._keep = checkpoints, config_hash, keep
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         # one stream for all saves: torch has a pool of 32 and hands them out in turn, training's stream too
         self._stream: torch.cuda.Stream | None = None
@@ -46,7 +45,11 @@ class CheckpointWriter:
             import torch
 
             self._stream = torch.cuda.Stream()
-        self._pending = self._executor.submit(self._write, snapshot)
+        # A thread for each write: one that stayed would keep threads of OpenMP. If there are more than cores,
+        # those of training no longer spin before they sleep, which halves its speed on a CPU.
+        executor = ThreadPoolExecutor(1, "checkpoint")
+        self._pending = executor.submit(self._write, snapshot)
+        executor.shutdown(wait=False)
 
     def check(self) -> None:
         """Raise the error of a write that has ended, without waiting for one that has not."""
@@ -72,7 +75,6 @@ class CheckpointWriter:
 
     def close(self) -> None:
         self.wait()
-        self._executor.shutdown()
 
     def _write(self, snapshot: Snapshot) -> None:
         snapshot.to_cpu(self._stream)

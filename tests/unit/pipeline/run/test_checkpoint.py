@@ -19,6 +19,7 @@ from pipeline.run.checkpoint_writer import CheckpointWriter
 from pipeline.run.records import BestEvaluation
 from pipeline.training.state import load_checkpoint
 from pipeline.training.trainer import Trainer
+from tests.python import run_python
 from tests.tiny import assert_equal, start, tiny_config, train_steps
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -351,3 +352,33 @@ def test_tensors_that_share_no_memory_with_training(tmp_path: Path):
     assert (tmp_path / "again.safetensors").read_bytes() == (
         folder_of(tmp_path, 1) / "weights.safetensors"
     ).read_bytes()
+
+
+# a network of two threads, whose weights are copied to another layout in two threads too
+_SAVE = """
+import os, sys, time
+from pathlib import Path
+import torch
+from pipeline.run.checkpoint import Snapshot
+from pipeline.run.checkpoint_writer import CheckpointWriter
+
+torch.set_num_threads(2)
+torch.ones(1000, 1000).add_(1)
+before = len(os.listdir("/proc/self/task"))
+writer = CheckpointWriter(Path(sys.argv[1]), "0123456789ab")
+for step in (1, 2):
+    weights = torch.ones(256, 256, 3, 3).contiguous(memory_format=torch.channels_last)
+    writer.save(Snapshot(step, {"weights.safetensors": {"a": weights}}, {}, None))
+    writer.wait()
+until = time.monotonic() + PATIENCE
+while (left := len(os.listdir("/proc/self/task")) - before) and time.monotonic() < until:
+    time.sleep(0.05)
+print(left)
+"""
+
+
+def test_a_write_leaves_no_threads(tmp_path: Path):
+    """With more threads than cores, those of OpenMP no longer spin: training is half as fast from then on."""
+    done = run_python("-c", _SAVE.replace("PATIENCE", "10"), str(tmp_path), OMP_NUM_THREADS="2")
+    assert done.stdout.strip() == "0"
+    assert len(list(tmp_path.glob("step-*"))) == 2
