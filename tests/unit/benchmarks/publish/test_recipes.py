@@ -1,80 +1,19 @@
-"""Tests the records of finished runs, and the prices in the headers of recipes; run folders are made here."""
+"""Tests the records of finished runs, and the prices in the headers of recipes."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 from benchmarks.__main__ import main
-from benchmarks.charts import depth, figures
-from benchmarks.charts.depth import Point
-from benchmarks.measure.options import merge
-from benchmarks.publish import prices, published, readme, recipes
-from benchmarks.publish import results as results_table
+from benchmarks.publish import prices, readme
 from benchmarks.publish.columns import to_markdown
-from benchmarks.publish.records import RESULTS, Record, append, read
+from benchmarks.publish.records import RESULTS, Record, read
 from benchmarks.publish.tables import MAKERS, tables_of
-from pipeline.config import dump_config, load_config
+from pipeline.config import load_config
 from pipeline.errors import UserError
-from tests.python import ROOT
-from tests.unit.benchmarks.results import make_result
-
-NAME = "cifar10_resnet20"
-RECIPE = ROOT / f"configs/{NAME}.yaml"
-ON_A_FOLDER = ("data.dataset=folder", "data.root=data/jpeg")
-DATA = ["--data", "CIFAR-10 in grey"]
-
-
-def make_run(folder: Path, seed: int = 0, *overrides: str, commit: str = "a" * 40, **more: Any) -> Path:
-    """Write a finished run; keywords change entries of env.json, or else of result.json."""
-    path = folder / f"{NAME}-20260101-00000{seed}"
-    path.mkdir(parents=True)
-    keys = merge(ON_A_FOLDER, [f"seed={seed}", f"log.dir={folder}"], overrides)
-    (path / "config.yaml").write_text(dump_config(load_config(RECIPE, keys)))
-    environment = {
-        "command": ["python", "-m", "pipeline.train", f"configs/{NAME}.yaml", *keys],
-        "utc": f"2026-01-01T00:00:0{seed}+00:00",
-        "commit": commit,
-        "dirty": False,
-        "python": "3.12.3",
-        "cpu_cores": 16,
-        "packages": {"torch": "2.11.0", "nvidia-dali-cuda120": "2.4.0"},
-        "world_size": 1,
-        "device": "cuda",
-        "gpu": {"name": "NVIDIA H200", "count": 1, "driver": "580.1", "power_limit_w": 700.0, "cuda": "13.0"},
-    }
-    speed = 40_000.0 + 1000 * seed
-    result = make_result(
-        test_accuracy=0.91 + 0.002 * seed,
-        test_accuracy_flip_tta=0.92,
-        images_per_sec={"median": speed, "p10": 0.95 * speed, "p90": 1.05 * speed, "n": 9},
-        train_s=206.0 + seed,
-        peak_memory_bytes=2**28 + seed,
-        seed=seed,
-    ).to_json()
-    for key, value in more.items():
-        (environment if key in environment or key == "continued" else result)[key] = value
-    for name, contents in (
-        ("env", environment),
-        ("result", result),
-        ("input", {"mean": [0.5], "image_size": 32, "crop": None}),
-    ):
-        (path / f"{name}.json").write_text(json.dumps(contents))
-    return path
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(recipes, "append", partial(append, results=tmp_path / "results"))
-    return tmp_path / "results"
-
-
-def recorded(results: Path, *arguments: Any) -> Record:
-    assert main(["recipes", *map(str, arguments), *DATA, "--record"]) == 0
-    return read(results)[-1]
+from tests.unit.benchmarks.recorded import DATA, NAME, ON_A_FOLDER, RECIPE, make_run, recorded
 
 
 def test_runs_of_three_seeds_are_one_record(
@@ -244,11 +183,6 @@ def test_other_images_of_the_same_name(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"{runs[1]}: " in (error := capsys.readouterr().err) and "input.json" in error
 
 
-@pytest.fixture
-def record(results: Path, tmp_path: Path) -> Record:
-    return recorded(results, *(make_run(tmp_path / "runs", seed) for seed in range(3)))
-
-
 def test_the_price_is_the_newest_records(record: Record):
     older = record.model_copy(update={"utc": "2025-01-01T00:00:00+00:00", "accuracy": 0.5})
     text = prices.price(NAME, [record, older])
@@ -316,93 +250,3 @@ def test_every_recipe_has_a_price_or_says_that_it_has_none():
         assert prices.render(path.read_text(), read(RESULTS), path) == path.read_text(), (
             "run `python -m benchmarks readme`"
         )
-
-
-def test_the_error_by_depth_of_ours_beside_the_papers(
-    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    drawn: dict[str, list[tuple[float, ...]]] = {}
-    draw_names = depth._draw_names
-
-    def spy(axes: Any, lines: Any) -> None:
-        for name, points, _ in lines:
-            drawn[name] = [
-                (point.depth, round(point.error, 2), round(point.deviation, 2)) for point in points
-            ]
-        draw_names(axes, lines)
-
-    monkeypatch.setattr(depth, "_draw_names", spy)
-    changed = record.model_copy(update={"accuracy": 0.5, "config": record.config | {"duration": "1ep"}})
-    (path,) = figures.draw_all([record, changed], tmp_path)
-    assert path.name == "nvidia-h200-depth.png" and path.stat().st_size > 10_000
-    assert drawn == {
-        "He et al. 2015, CIFAR-10": [(20, 8.75, 0)],
-        "re-implemented, CIFAR-10": [(20, 10.52, 0)],
-        "ours, CIFAR-10 in grey": [(20, 8.8, 0.2)],
-        "ours without shortcuts, CIFAR-10 in grey": [],
-    }
-    assert figures.draw_all([changed], tmp_path) == []
-
-
-def test_names_of_lines_by_depth_do_not_cover_each_other(monkeypatch: pytest.MonkeyPatch):
-    """Three lines end within a tenth of a point; the lowest keeps its place, the others move up."""
-    figure = Figure(figsize=(6, 4))
-    axes = figure.add_axes((0.1, 0.1, 0.6, 0.8))
-    axes.set(xlim=(20, 56), ylim=(5, 10))
-    written: dict[str, float] = {}
-    monkeypatch.setattr(
-        depth, "_write", lambda axes, text, place, *_, **keys: written.update({text: place[1]})
-    )
-    errors = {"low": 7.0, "middle": 7.05, "high": 7.1, "far": 9.0, "early": 7.0}
-    lines = [
-        (name, [Point(44 if name == "early" else 56, error)], depth._OURS) for name, error in errors.items()
-    ]
-    depth._draw_names(axes, lines)
-    line_height = 18 * 5 / axes.get_window_extent().height
-    gap = pytest.approx(line_height)
-    assert written["low"] == written["early"] == 7.0 and written["far"] == 9.0
-    assert written["middle"] - written["low"] == gap and written["high"] - written["middle"] == gap
-
-
-def test_published_figures_stand_beside_ours(record: Record):
-    rows = [row for row in published.table([record]).rows if row[0] == "ResNet-20" and "Table 6" in row[3]]
-    assert [row[4:] for row in rows] == [("91.25 %", NAME, "91.20 ± 0.20 % (3) on CIFAR-10 in grey")]
-    assert not any(row[-1] for row in published.table([]).rows)
-
-
-def test_the_front_page_prefers_a_record_on_the_data_of_the_published_figure(record: Record):
-    published_cell = f"| `{NAME}` | 91.25 % (He et al. 2015"
-    assert results_table.chosen([record]) == [record]
-    text = results_table.markdown([record]).replace("\N{NO-BREAK SPACE}", " ")
-    assert "seconds on one H200" in text and published_cell in text
-    assert "| 91.20 ± 0.20 % (3) ¹ | 201.0 |" in text and "¹ On CIFAR-10 in grey, so not comparable" in text
-    original = record.model_copy(update={"data": "CIFAR-10", "train_s": None})
-    changed = record.model_copy(update={"config": record.config | {"duration": "80ep"}})
-    others = [record.model_copy(update=update) for update in ({"gpu": None}, {"world_size": 2})]
-    assert results_table.chosen([original, record]) == [original]
-    assert results_table.chosen([changed, *others]) == []
-    text = results_table.markdown([original]).replace("\N{NO-BREAK SPACE}", " ")
-    assert "| 91.20 ± 0.20 % (3) | not measured |" in text and "¹" not in text
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("accuracy: 91.25", "accuracy: 9125", "figures.0.accuracy: Input should be less than 100"),
-        (
-            "    source: He et al. 2015, arXiv:1512.03385, Table 6\n    recipe: cifar10_resnet20\n",
-            "",
-            "figures.0.source: Field required",
-        ),
-        (
-            "recipe: cifar10_resnet20",
-            "recipe: cifar10_resnet21",
-            "figures.0.recipe: cifar10_resnet21 is not in configs/",
-        ),
-    ],
-)
-def test_a_bad_published_figure_is_named(tmp_path: Path, old: str, new: str, message: str):
-    path = tmp_path / "published.yaml"
-    path.write_text(published.FILE.read_text().replace(old, new, 1))
-    with pytest.raises(UserError, match=message):
-        published.read(path)
