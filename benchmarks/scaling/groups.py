@@ -12,7 +12,7 @@ from benchmarks.measure.stopping import run_to_end
 from benchmarks.scaling.scaling_model import Calibration
 from benchmarks.scaling.scaling_worker import CALIBRATIONS, MEASUREMENTS, Measurement
 from pipeline.errors import TrainingError
-from pipeline.process.cores import usable_cores
+from pipeline.process.cores import share_of_cores
 
 _CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
 _LAST_LINES = 8
@@ -42,9 +42,9 @@ def last_words(output: str) -> str:
     return "\n".join(errors or before[-_LAST_LINES:])
 
 
-def share_of_cores(largest: int) -> int:
+def num_threads(largest: int) -> int:
     """Return the CPU threads of a process: one process gets the same share as it has beside the others."""
-    return int(os.environ.get("OMP_NUM_THREADS") or max(usable_cores() // largest, 1))
+    return int(os.environ.get("OMP_NUM_THREADS") or share_of_cores(largest))
 
 
 def _launch(session: Session, world_size: int, threads: int, *extra: str) -> bytes:

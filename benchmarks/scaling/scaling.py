@@ -169,7 +169,7 @@ def run(session: Session) -> int:
 
 def _measure(session: Session, progress: _Progress) -> None:
     """Add the measurements of each group, as soon as it has ended."""
-    threads = groups.share_of_cores(progress.sizes[-1])
+    threads = groups.num_threads(progress.sizes[-1])
     began, done, total = time.perf_counter(), 0, progress.planned * len(progress.sizes)
     for number in range(1, progress.planned + 1):
         progress.rounds.append({})

@@ -34,7 +34,7 @@ from benchmarks.sweep.table import (
     table_of,
 )
 from pipeline.errors import EXIT_FAILURE, EXIT_PREEMPTED
-from pipeline.process.cores import usable_cores
+from pipeline.process.cores import share_of_cores
 
 _ABOUT = (
     "Train a recipe with lists of overrides. Everything is checked before the first run. The same "
@@ -113,7 +113,7 @@ class Sweep:
         run = self.plan.runs[index]
         log = self.log_of(run)
         log.parent.mkdir(parents=True, exist_ok=True)
-        threads = max(usable_cores() // self.jobs, 1)
+        threads = share_of_cores(self.jobs)
         environment = {
             "OMP_NUM_THREADS": str(threads),
             **os.environ,

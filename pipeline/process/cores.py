@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.process.system_files import read_text
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 
@@ -20,10 +22,15 @@ def usable_cores() -> int:
     return min([cores, *(max(math.ceil(limit), 1) for limit in _limits())])
 
 
+def share_of_cores(num_processes: int) -> int:
+    """Return the usable cores of each of several processes, at least 1."""
+    return max(usable_cores() // num_processes, 1)
+
+
 def _limits() -> list[float]:
     """Return the limits of the control groups of this process, in cores."""
     limits = []
-    for line in _read(_OWN).split("\n"):
+    for line in read_text(_OWN).split("\n"):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not path.startswith("/"):
@@ -45,12 +52,12 @@ def _groups(root: Path, path: str) -> Iterator[Path]:
 
 
 def _limit(group: Path) -> float | None:
-    quota, _, period = _read(group / "cpu.max").partition(" ")
+    quota, _, period = read_text(group / "cpu.max").partition(" ")
     return _quotient(quota, period)
 
 
 def _limit_of_version_1(group: Path) -> float | None:
-    return _quotient(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+    return _quotient(read_text(group / "cpu.cfs_quota_us"), read_text(group / "cpu.cfs_period_us"))
 
 
 def _quotient(quota: str, period: str) -> float | None:
@@ -58,11 +65,3 @@ def _quotient(quota: str, period: str) -> float | None:
     quota, period = quota.strip(), period.strip()
     are_numbers = all(word.isascii() and word.isdigit() for word in (quota, period))
     return int(quota) / int(period) if are_numbers and int(period) else None
-
-
-def _read(path: Path) -> str:
-    """Return the text of a file; empty if the system does not have it."""
-    try:
-        return path.read_text(errors="surrogateescape")
-    except (OSError, ValueError):
-        return ""

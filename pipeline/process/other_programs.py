@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.process.system_files import read_text
+
 # the kernel counts in ticks of 10 ms; a shorter measurement would be too coarse
 _SHORTEST_S = 0.5
 # cores; less changes no number of threads, and is not measured twice
@@ -61,7 +63,7 @@ def _cores_used_since(began: _Sample | None) -> float:
 
 def _sample() -> _Sample | None:
     """Return a sample; None if the system does not tell."""
-    at_s, lines = time.monotonic(), _read(_PROC / "stat").splitlines()
+    at_s, lines = time.monotonic(), read_text(_PROC / "stat").splitlines()
     ticks_per_s, all_s = os.sysconf("SC_CLK_TCK"), 0.0
     of_cores = {words[0]: words[1:] for words in map(str.split, lines) if words}
     for core in os.sched_getaffinity(0):
@@ -79,7 +81,7 @@ def _cpu_s_of_children(pid: int, ticks_per_s: int) -> float:
         threads = os.listdir(_PROC / f"{pid}/task")
     except OSError:  # the process has ended
         return 0.0
-    lists = [_read(_PROC / f"{pid}/task/{thread}/children").split() for thread in threads]
+    lists = [read_text(_PROC / f"{pid}/task/{thread}/children").split() for thread in threads]
     children = [int(child) for of_thread in lists for child in of_thread]
     return sum(_cpu_s(child, ticks_per_s) + _cpu_s_of_children(child, ticks_per_s) for child in children)
 
@@ -87,13 +89,5 @@ def _cpu_s_of_children(pid: int, ticks_per_s: int) -> float:
 def _cpu_s(pid: int, ticks_per_s: int) -> float:
     """Return the CPU seconds of a process and of its children that have ended."""
     # after the name of the program, which may hold spaces and brackets: fields 14 to 17
-    fields = _read(_PROC / f"{pid}/stat").rpartition(")")[2].split()
+    fields = read_text(_PROC / f"{pid}/stat").rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / ticks_per_s
-
-
-def _read(path: Path) -> str:
-    """Return the text of a file in /proc; empty if its process has ended or the kernel lacks it."""
-    try:
-        return path.read_text(errors="replace")  # the name of a program is any bytes
-    except OSError:
-        return ""

@@ -18,7 +18,7 @@ from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.models.fused import FusedLayer
-from pipeline.process.cores import usable_cores
+from pipeline.process.cores import share_of_cores
 from pipeline.process.world import read_world
 
 _MOST_THREADS = 16
@@ -90,7 +90,7 @@ def compiling_only() -> Iterator[None]:
 
 def _num_threads() -> int:
     """Return this process's share of the CPU cores, but no more than help."""
-    return min(max(usable_cores() // read_world().local_size, 1), _MOST_THREADS)
+    return min(share_of_cores(read_world().local_size), _MOST_THREADS)
 
 
 class WithoutHeavyWork(TorchDispatchMode):

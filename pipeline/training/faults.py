@@ -139,6 +139,8 @@ def _out_of_memory(error: BaseException, text: str, config: Config | None, num_p
 
 def _remedy(config: Config, num_processes: int, on_gpu: bool) -> str:
     """Return the changes that make the run fit, by estimate, into the memory that other programs leave."""
+    if not on_gpu and (limit := address_limit()):
+        return limit
     try:
         num_classes = num_classes_of(config)
     except UserError:
@@ -152,8 +154,6 @@ def _remedy(config: Config, num_processes: int, on_gpu: bool) -> str:
         available = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     else:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_processes
-    if not on_gpu and (limit := address_limit()):
-        return limit
     if not on_gpu and memory.total <= available:
         return (
             f"a batch takes about {memory.total >> 20:,} MiB by estimate, and a process has "

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.config import Config, FileData
 from pipeline.data.loaders.jpeg_engines import count_jpeg_engines
-from pipeline.process.cores import usable_cores
+from pipeline.process.cores import share_of_cores
 from pipeline.process.world import read_world
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def choose_decoder(config: Config, device: "torch.device", began_with: str | Non
         return Decoder(data.decoder)
     if began_with in ("gpu", "cpu", "both"):
         return Decoder(began_with, "the run used it before (data.decoder=auto)")
-    threads = min(data.num_threads, max(usable_cores() // read_world().local_size, 1))
+    threads = min(data.num_threads, share_of_cores(read_world().local_size))
     engines = count_jpeg_engines(device) if threads < _ENOUGH_THREADS else 0
     enough = _ENOUGH_THREADS if engines else _ENOUGH_WITHOUT_ENGINES
     if threads < enough:

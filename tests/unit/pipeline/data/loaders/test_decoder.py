@@ -36,7 +36,7 @@ def config_of(*overrides: str) -> Config:
 
 def choose(*overrides: str, cores: int = 16, engines: int = 7, **arguments: Any) -> tuple[str, str]:
     with (
-        patch("pipeline.data.loaders.decoder.usable_cores", lambda: cores),
+        patch("pipeline.process.cores.usable_cores", lambda: cores),
         patch("pipeline.data.loaders.decoder.count_jpeg_engines", lambda _: engines),
     ):
         decoder = choose_decoder(config_of(*overrides), arguments.pop("device", GPU), **arguments)
@@ -77,7 +77,7 @@ def test_what_is_chosen_and_why(overrides: list[str], machine: dict[str, Any], n
 def test_recipes_leave_the_choice_to_the_machine(recipe: str, cores: int, name: str):
     """Training at small sizes must not wait for the CPU: the GPU helps where images grow."""
     with (
-        patch("pipeline.data.loaders.decoder.usable_cores", lambda: cores),
+        patch("pipeline.process.cores.usable_cores", lambda: cores),
         patch("pipeline.data.loaders.decoder.count_jpeg_engines", lambda _: 7),
     ):
         assert choose_decoder(load_config(f"configs/{recipe}.yaml"), GPU).name == name
