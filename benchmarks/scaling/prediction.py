@@ -13,7 +13,7 @@ _NOT_DETERMINED = "not determined"
 
 
 def parts_table(model: Model, loader: str, sizes: Sequence[int]) -> Table:
-    """Return the milliseconds of each part of a step, on two processes and on more."""
+    """Return the milliseconds of each part of a step, on two processes and on those of SIZES, all more."""
     parts: dict[str, Callable[[int], Range]] = {
         "computing, mean over the processes": model.computing_s,
         "waiting for the slowest process": model.waiting_s,
@@ -24,10 +24,7 @@ def parts_table(model: Model, loader: str, sizes: Sequence[int]) -> Table:
     }
     columns = [
         Column[str]("ms", "left", lambda name: name),
-        *(
-            Column[str](f"on {size}", "right", partial(_milliseconds, parts, size))
-            for size in (2, *(size for size in sizes if size > 2))
-        ),
+        *(Column[str](f"on {size}", "right", partial(_milliseconds, parts, size)) for size in (2, *sizes)),
     ]
     return make_table(f"Predicted from one and two processes, loader {loader}", columns, parts)
 

@@ -6,8 +6,8 @@ slowest counts: the loss there is not due to communication. Every measurement is
 by `accelerate launch`. The groups take turns (1, N, 1, N, …), and within a group the variants do. Speed-up is
 the images/sec of all N processes over those of the one process of the same round.
 
-With one, two and more processes, the weak scaling of more is predicted from one and two before it is measured
-(`scaling_model.py`).
+If more than two processes are asked for, their weak scaling is predicted from one and two before it is
+measured (`scaling_model.py`), also if this host has too few GPUs to measure it.
 
 Exit code: 1 if `--target` is missed, 130 after Ctrl-C or SIGTERM, which keep the measurements so far.
 """
@@ -53,6 +53,7 @@ class _Progress:
 
     Attributes:
         sizes: numbers of processes, ascending.
+        left_out: further ones, for which there are too few GPUs.
         planned: number of rounds that were asked for.
         rounds: the last one may be incomplete, but one process is the first of each.
         models: by loader; empty if nothing is predicted.
@@ -60,6 +61,7 @@ class _Progress:
     """
 
     sizes: list[int]
+    left_out: list[int]
     planned: int
     rounds: list[Round] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
@@ -77,9 +79,9 @@ class _Progress:
         return list(dict.fromkeys(key for measured in self.rounds for key in measured))
 
     @property
-    def is_predictable(self) -> bool:
-        """True if there is something to predict, and something to predict it from, for the first time."""
-        return not self.has_tried and self.sizes[:2] == [1, 2] and len(self.sizes) > 2
+    def predicted(self) -> list[int]:
+        """The numbers of processes to predict: those above two, if one and two are measured."""
+        return [*self.sizes[2:], *self.left_out] if self.sizes[:2] == [1, 2] else []
 
 
 def world_sizes(asked: Sequence[int] | None, num_gpus: int) -> tuple[list[int], list[int]]:
@@ -140,7 +142,7 @@ def run(session: Session) -> int:
     sizes, left_out = world_sizes(options.processes, torch.cuda.device_count() if session.on_gpu else 0)
     if left_out:
         gpus = torch.cuda.device_count()
-        session.say(f"left out: {', '.join(map(str, left_out))} processes; {gpus} GPUs are visible")
+        session.say(f"not measured: {', '.join(map(str, left_out))} processes; {gpus} GPUs are visible")
     cores = usable_cores()
     if not session.on_gpu and sizes[-1] > cores:
         session.say(
@@ -148,7 +150,7 @@ def run(session: Session) -> int:
         )
     target = verdicts.read_target(options.target)
     _check(session, sizes)
-    progress = _Progress(sizes, options.rounds or (_QUICK_ROUNDS if session.quick else ROUNDS))
+    progress = _Progress(sizes, left_out, options.rounds or (_QUICK_ROUNDS if session.quick else ROUNDS))
     failure = None
     try:
         _measure(session, progress)
@@ -174,8 +176,6 @@ def _measure(session: Session, progress: _Progress) -> None:
     for number in range(1, progress.planned + 1):
         progress.rounds.append({})
         for size in progress.sizes:
-            if size > 2 and progress.is_predictable:
-                _predict(session, progress, threads)
             left = left_at_this_pace(began, done, total)
             plural = "es" if size > 1 else ""
             session.show(f"{size} process{plural}, round {number} of {progress.planned}{left}")
@@ -183,6 +183,8 @@ def _measure(session: Session, progress: _Progress) -> None:
                 progress.rounds[-1][Key(size, measurement.loader, measurement.variant)] = measurement
             keep_results()
             done += 1
+            if size == 2 and progress.predicted and not progress.has_tried:
+                _predict(session, progress, threads)
 
 
 def _predict(session: Session, progress: _Progress, threads: int) -> None:
@@ -199,10 +201,10 @@ def _predict(session: Session, progress: _Progress, threads: int) -> None:
         one, two = first[Key(1, loader, ONE)], first[Key(2, loader, WEAK)]
         model = Model(one.step_s, two.step_s, calibration)
         progress.models[loader] = model
-        session.print(prediction.parts_table(model, loader, progress.sizes))
+        session.print(prediction.parts_table(model, loader, progress.predicted))
         for sentence in prediction.describe(model):
             session.say(sentence)
-        for size in progress.sizes[2:]:
+        for size in progress.predicted:
             session.say(prediction.sentence(model.predict(batch, size), batch, size, one.step_s))
 
 

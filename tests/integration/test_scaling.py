@@ -11,7 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.measure import session
 from benchmarks.measure.options import QUICK
 from benchmarks.publish.records import Record, append, read
-from benchmarks.scaling import groups, scaling_worker
+from benchmarks.scaling import groups, scaling, scaling_worker
 from benchmarks.scaling.scaling_model import Calibration
 from benchmarks.scaling.scaling_worker import CALIBRATIONS, Measurement
 from benchmarks.scaling.variants import APART, DDP, ONE, STRONG, WEAK
@@ -137,6 +137,19 @@ def test_two_processes_alone_need_no_prediction(scripted: Any, capsys: pytest.Ca
     assert run("--processes", "2", "--target", "95") == 0
     assert done == ["1", "2"] * 2
     assert "predicted" not in capsys.readouterr().out
+
+
+def test_processes_without_a_gpu_are_predicted_all_the_same(
+    scripted: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    done = scripted()
+    monkeypatch.setattr(scaling, "world_sizes", lambda *_: ([1, 2], [4, 8]))
+    assert run("--processes", "1,2,4,8") == 0
+    assert done == ["1", "2", "calibration", "1", "2"]
+    out = capsys.readouterr().out
+    assert "not measured: 4, 8 processes" in out
+    assert "predicted for weak scaling on 4 processes: 2,991 images/sec (2,991–2,991), 93.5 %" in out
+    assert "predicted for weak scaling on 8 processes" in out and "not within" not in out
 
 
 def interrupt() -> None:
