@@ -23,6 +23,7 @@ from pipeline.errors import (
 from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.process.exit import flush, leave_now
 from pipeline.process.fast_import import imports_uncollected
+from pipeline.process.gpu_ahead import wake_gpu
 from pipeline.process.other_programs import OtherPrograms
 from pipeline.process.signals import StopSignal
 from pipeline.process.start_time import command_started, process_started
@@ -30,9 +31,12 @@ from pipeline.process.threads import wait_briefly
 from pipeline.process.world import rank_on_host, read_world
 from pipeline.run.folder import find_run
 from pipeline.run.named_checkpoint import split_path
-from pipeline.run.timeline import Timeline
+from pipeline.run.timeline import DataReading, Timeline
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from pipeline.data import Splits
     from pipeline.distributed.watchdog import Watch
     from pipeline.run.folder import RunFolder
     from pipeline.training.evaluate import EvalResult
@@ -154,8 +158,7 @@ def train(
         with StopSignal() as stop:
             return train(config, recipe, timeline, profile, stop)
     _check_folders(config)
-    others = OtherPrograms()
-    reading = read_data_beside(config)
+    others, reading = OtherPrograms(), _begin_beside(config)
     with imports_uncollected():
         from pipeline.distributed.processes import connect, pick_device
         from pipeline.distributed.watchdog import Watch
@@ -180,6 +183,13 @@ def train(
             finish(trainer, evaluation)
     assert trainer.run is not None
     return trainer.run
+
+
+def _begin_beside(config: Config) -> "Future[tuple[Splits, DataReading]] | None":
+    """Begin to wake the GPU and to read the data set, while the main thread imports torch."""
+    if config.runtime.device != "cpu":
+        wake_gpu(read_world().local_rank, with_dali=config.data.loader == "dali")
+    return read_data_beside(config)
 
 
 def _attach(trainer: "Trainer", stop: StopSignal, watch: "Watch", profile: bool) -> None:

@@ -3,13 +3,18 @@
 Triton compiles a kernel when it is first launched with arguments of a kind, and the program waits. A network
 on our kernels has dozens of them, and waits for one after another. So the pass is rehearsed: each launch only
 submits a compilation to a pool of threads. Most of a compilation runs without Python's lock.
+
+A rehearsal leaves a mark in Triton's cache. A process that finds it rehearses nothing: the kernels are there.
 """
 
+import hashlib
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,29 +27,63 @@ from pipeline.process.cores import share_of_cores
 from pipeline.process.world import read_world
 
 _MOST_THREADS = 16
+_MARKS = "rehearsed"  # folder in Triton's cache
+_KERNELS = Path(__file__).parents[2] / "kernels"
 _one_at_a_time = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
-def compile_ahead(rehearse: Callable[[], object], model: nn.Module, device: torch.device) -> None:
+def compile_ahead(
+    rehearse: Callable[[], object], model: nn.Module, inputs: Sequence[torch.Tensor], *about: object
+) -> None:
     """Compile the kernels that a pass through a network launches, in threads.
 
-    Does nothing without a GPU, or if no layer runs on our kernels. A pass that fails, such as one that does
-    not fit into memory, is left to the pass itself, which says why.
+    Does nothing without a GPU, if no layer runs on our kernels, or if an earlier process has done it. A pass
+    that fails, such as one that does not fit into memory, is left to the pass itself, which says why.
 
     Args:
         rehearse: takes the pass as `rehearsed` asks for.
         model: the network.
-        device: of all tensors.
+        inputs: of the pass, all on the same device.
+        about: what else decides which kernels there are; told apart by their `repr`.
     """
-    has_kernels = any(isinstance(layer, FusedLayer) and layer.fused for layer in model.modules())
-    if device.type != "cuda" or not has_kernels:
+    device = inputs[0].device
+    fused = [isinstance(layer, FusedLayer) and layer.fused for layer in model.modules()]
+    if device.type != "cuda" or not any(fused):
         return
-    rehearsed(rehearse, [device])
+    mark = _mark_of(model, inputs, (fused, torch.cuda.get_device_name(device), *about))
+    if mark is not None and mark.exists():
+        return
+    if rehearsed(rehearse, [device]) and mark is not None:
+        _leave(mark)
     torch.cuda.empty_cache()  # what the pass needed: not all is taken from torch's cache
 
 
-def rehearsed(rehearse: Callable[[], object], gpus: list[torch.device]) -> None:
+def _mark_of(model: nn.Module, inputs: Sequence[torch.Tensor], about: Sequence[object]) -> Path | None:
+    """Return the file that marks a rehearsal; None if Triton's cache is not in a known folder.
+
+    A mark that is wrong costs time only: the kernels are then compiled one after another.
+    """
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    if not folder:
+        return None
+    import triton
+
+    tensors = [*inputs, *model.parameters(), *model.buffers()]
+    described = [(each.shape, each.stride(), each.dtype, each.requires_grad) for each in tensors]
+    sources = sorted((path.name, path.stat().st_mtime_ns) for path in _KERNELS.rglob("*.py"))
+    versions, processes = (torch.__version__, triton.__version__), read_world().size
+    parts = (*versions, sources, processes, str(model), described, about)
+    return Path(folder, _MARKS, hashlib.sha256(repr(parts).encode()).hexdigest()[:32])
+
+
+def _leave(mark: Path) -> None:
+    with suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def rehearsed(rehearse: Callable[[], object], gpus: list[torch.device]) -> bool:
     """Run a pass, of which no kernel of Triton runs, nothing is convolved, and nothing is sent.
 
     Their results are memory that nobody has written. Everything else runs, so the pass must change nothing
@@ -53,12 +92,17 @@ def rehearsed(rehearse: Callable[[], object], gpus: list[torch.device]) -> None:
     Args:
         rehearse: takes the pass.
         gpus: whose generators are kept, besides that of the CPU.
+
+    Returns:
+        False if the pass failed.
     """
     try:
         with torch.random.fork_rng(gpus), compiling_only(), WithoutHeavyWork():
             rehearse()
     except Exception as error:
         _log.debug("rehearsal: %s", error)
+        return False
+    return True
 
 
 @contextmanager

@@ -81,7 +81,8 @@ class EvalNetwork:
         began = time.perf_counter()
         # a copy, as the captured pass reads: cuDNN chooses algorithms for the alignment of the memory
         images = images.clone()
-        compile_ahead(lambda: self._forward(images.clone()), self.model, images.device)
+        about = ("evaluation", self._precision.mode)
+        compile_ahead(lambda: self._forward(images.clone()), self.model, [images], *about)
         logits = self._logits(images)
         if images.is_cuda:
             torch.cuda.current_stream(images.device).synchronize()

@@ -318,7 +318,9 @@ class Step:
             with phase.without_ended():
                 train_step(state, self._options, *(tensor.clone() for tensor in inputs))
 
-        compile_ahead(rehearse, self._state.model, device)
+        config = self._config
+        about = (config.optimizer.name, config.precision.mode, config.augment.mix, config.compile.mode)
+        compile_ahead(rehearse, self._state.model, inputs, "step", *about)
         torch.cuda.reset_peak_memory_stats(device)
         self._kernels_are_compiled = True
 

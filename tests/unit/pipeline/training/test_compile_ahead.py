@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.config import Config, load_config
 from pipeline.data import build_loaders, load_splits
 from pipeline.data.batch import Batch
 from pipeline.distributed.processes import connect
+from pipeline.models.layers import NormAct
 from pipeline.training.build import build_state
 from pipeline.training.compile_ahead import WithoutHeavyWork, compile_ahead, rehearsed
 from pipeline.training.plan import Plan
@@ -108,7 +110,7 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
     """Rehearse on the CPU too; return what the rehearsals raised, or None."""
     ended: list[BaseException | None] = []
 
-    def compile_ahead(rehearse: Callable[[], object], model: nn.Module, device: torch.device) -> None:
+    def compile_ahead(rehearse: Callable[[], object], *about: object) -> None:
         def noted() -> None:
             ended.append(None)
             try:
@@ -178,5 +180,55 @@ def test_a_transposed_convolution_is_computed() -> None:
 
 
 def test_nothing_is_rehearsed_without_a_gpu_or_without_our_kernels() -> None:
-    compile_ahead(lambda: pytest.fail("rehearsed"), nn.Linear(1, 1), torch.device("cpu"))
-    compile_ahead(lambda: pytest.fail("rehearsed"), nn.Linear(1, 1), torch.device("cuda"))
+    inputs = [torch.ones(1), OnGpu()]
+    for each in inputs:
+        compile_ahead(lambda: pytest.fail("rehearsed"), nn.Linear(1, 1), [each])
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def rehearsals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Return a function that compiles a norm on our kernels ahead, and returns the number of rehearsals."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+
+    def count(batch: int = 4, about: str = "", fails: bool = False) -> int:
+        taken = []
+
+        def rehearse() -> None:
+            taken.append(None)
+            if fails:
+                raise torch.OutOfMemoryError("full")
+
+        norm = NormAct(8, fused=True, activation="relu")
+        compile_ahead(rehearse, norm, [torch.ones(batch, 8).as_subclass(OnGpu)], about)
+        return len(taken)
+
+    return count
+
+
+def test_what_an_earlier_process_has_rehearsed_is_not_rehearsed_again(
+    rehearsals: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [rehearsals(), rehearsals()] == [1, 0]
+    assert [rehearsals(batch=2), rehearsals(about="evaluation"), rehearsals(batch=2)] == [1, 1, 0]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    assert [rehearsals(), rehearsals()] == [1, 0]
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    assert [rehearsals(), rehearsals()] == [1, 1], "nobody knows where the kernels are"
+
+
+def test_a_rehearsal_that_failed_is_taken_again(rehearsals: Callable[..., int]) -> None:
+    assert [rehearsals(fails=True), rehearsals(), rehearsals()] == [1, 1, 0]
+
+
+def test_a_mark_that_cannot_be_left_is_no_failure(rehearsals: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "triton").write_text("no folder")
+    assert [rehearsals(), rehearsals()] == [1, 1]
