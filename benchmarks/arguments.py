@@ -295,7 +295,7 @@ def _scaling(parser: ArgumentParser) -> None:
         type=listed(str, EXTRA),
         default=[],
         metavar="NAME,…",
-        help="further rows of weak scaling: ddp, as accelerate prepares it, and one-bucket (default: none)",
+        help="a further row of weak scaling: ddp, as accelerate prepares it (default: none)",
     )
     parser.add_argument(
         "--target",

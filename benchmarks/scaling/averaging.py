@@ -5,13 +5,12 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
-from benchmarks.scaling.variants import ALONE, DDP, ONE_BUCKET
+from benchmarks.scaling.variants import ALONE, DDP
 from pipeline.config import Config
 from pipeline.data import Splits
 from pipeline.data.sampling.batch_plan import Shard
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
-from pipeline.models import ResNet
 from pipeline.training.trainer import Trainer
 
 # DDP times the first steps, and then orders its buckets anew: a capture must come after that (torch's notes
@@ -22,18 +21,12 @@ _EAGER_STEPS_OF_DDP = 11
 def build_with(variant: str, config: Config, splits: Splits, processes: Processes) -> Trainer:
     """Build a trainer whose gradients are averaged in another way.
 
-    The network is compiled as one graph, so that its gradients come at the end of the backward pass; with
-    `ALONE` it is compiled as for training.
-
     Args:
         variant: `DDP`: torch's DistributedDataParallel, as accelerate prepares a model with its defaults;
-            `ONE_BUCKET`: one all-reduce of all gradients; `ALONE`: as in training on several processes, but
-            each process averages with itself.
+            `ALONE`: as in training on several processes, but each process averages with itself.
         config, splits: of the trainer; its own loaders give one process the whole batch, and are not used.
         processes: of the group.
     """
-    if variant == ALONE:
-        return _build_alone(config, splits, processes)
     trainer = Trainer.build(config, splits, replace(processes, shard=Shard(0, 1)))
     state = trainer.state
     trainer.step.phases = trainer.step.phases[:1]  # as on several processes
@@ -45,20 +38,15 @@ def build_with(variant: str, config: Config, splits: Splits, processes: Processe
         )
         trainer.step.eager_steps = _EAGER_STEPS_OF_DDP
     else:
-        assert variant == ONE_BUCKET, variant
-        processes.share_weights(state.model)
-        state.gradient_mean = GradientMean(state.model.parameters())
+        assert variant == ALONE, variant
+        state.gradient_mean = GradientMean(state.model.parameters(), _own_group())
     return trainer
 
 
-def _build_alone(config: Config, splits: Splits, processes: Processes) -> Trainer:
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    # every process makes all groups, as torch asks for
+def _own_group() -> torch.distributed.ProcessGroup:
+    """Return a group of this process alone. Every process makes all groups, as torch asks for."""
+    size = torch.distributed.get_world_size()
     groups = [torch.distributed.new_group([number]) for number in range(size)]
-    trainer = Trainer.build(config, splits, replace(processes, shard=Shard(rank, size)))
-    model = trainer.state.model
-    first = model.back_parameters() if isinstance(model, ResNet) else []
-    mine = groups[rank]
+    mine = groups[torch.distributed.get_rank()]
     assert isinstance(mine, torch.distributed.ProcessGroup)
-    trainer.state.gradient_mean = GradientMean(model.parameters(), first, mine)
-    return trainer
+    return mine

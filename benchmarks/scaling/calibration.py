@@ -7,13 +7,10 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.measure.timing import Stopwatch, Timing
 from benchmarks.measure.workloads import StepWorkload
 from benchmarks.scaling.scaling_model import Calibration
-from pipeline.data.batch import Batch
-from pipeline.models import ResNet
 from pipeline.models.layers import NormAct
 from pipeline.training.capture import new_graph
 from pipeline.training.state import TrainState
@@ -43,28 +40,22 @@ def calibrate(
             do not.
     """
     stopwatch = Stopwatch(apart.rig.processes.device)
-    state = averaging.rig.state
-    during, after = _messages(state, sync_norms)
-    sizes = sorted({_LATENCY_BYTES, *filter(None, (during, *after))})
-    batch = next(averaging.rig.synthetic().batches_from(0))
+    messages = _messages(averaging.rig.state, sync_norms)
     return Calibration(
         rank_step_s=_gathered(_single_steps_s(apart, steps, stopwatch)),
         averaging_s=median(b - a for a, b in zip(*(timing.step_s for timing in timings), strict=True)),
-        during=during,
-        after=after,
-        reduce_s={size: _reduce_s(size, stopwatch) for size in sizes},
-        backward_s=_backward_after_s(state, batch, stopwatch) if during else 0.0,
+        messages=messages,
+        reduce_s={size: _reduce_s(size, stopwatch) for size in sorted({_LATENCY_BYTES, *messages})},
     )
 
 
-def _messages(state: TrainState, sync_norms: bool) -> tuple[int, tuple[int, ...]]:
-    """Return the bytes that are reduced during the backward pass, and of each all-reduce outside of it."""
+def _messages(state: TrainState, sync_norms: bool) -> tuple[int, ...]:
+    """Return the bytes of each all-reduce of a step."""
     assert state.gradient_mean is not None
-    during, rest = state.gradient_mean.num_bytes
     norms = [module for module in state.model.modules() if isinstance(module, NormAct)] if sync_norms else []
     moments = [2 * norm.num_features * _MOMENT_BYTES for norm in norms]  # mean and mean square
-    messages = (rest, *moments, *moments)  # in the forward pass, and their gradients in the backward pass
-    return during, tuple(size for size in messages if size)
+    # in the forward pass, and their gradients in the backward pass
+    return (state.gradient_mean.num_bytes, *moments, *moments)
 
 
 def _gathered(mine: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
@@ -127,28 +118,3 @@ def _captured(work: Callable[[], None]) -> Callable[[], None]:
         work()
     graph.replay()
     return graph.replay
-
-
-def _backward_after_s(state: TrainState, batch: Batch, stopwatch: Stopwatch) -> float:
-    """Return the seconds from the time when the gradients of the last stage are ready to the end of the
-    backward pass, the median of a few eager passes."""
-    assert isinstance(state.model, ResNet)
-    last = [parameter for parameter in state.model.back_parameters() if parameter.requires_grad]
-    ready: list[Any] = []
-    hooks = [
-        parameter.register_post_accumulate_grad_hook(lambda _: ready.append(_mark(stopwatch)))
-        for parameter in last
-    ]
-    seconds = []
-    for _ in range(_REPEATS):
-        ready.clear()
-        with state.precision.autocast():
-            loss = F.cross_entropy(state.model(batch.images).float(), batch.labels)
-        loss.backward()
-        end = _mark(stopwatch)
-        stopwatch.synchronize()
-        seconds.append(_seconds(ready[-1], end))
-        state.optimizer.zero_grad(set_to_none=True)
-    for hook in hooks:
-        hook.remove()
-    return median(seconds)

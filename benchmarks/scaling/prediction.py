@@ -18,8 +18,8 @@ def parts_table(model: Model, loader: str, sizes: Sequence[int]) -> Table:
         "computing, mean over the processes": model.computing_s,
         "waiting for the slowest process": model.waiting_s,
         "preparing gradients": lambda _: model.averaging_s,
-        "all-reduce while nothing is computed": model.after_s,
-        "slowing by the all-reduce in the backward pass": model.during_s,
+        "all-reduce": model.reducing_s,
+        "not explained by these": model.unexplained_s,
         "step": model.step_s,
     }
     columns = [
@@ -38,16 +38,13 @@ def describe(model: Model) -> Iterator[str]:
     """Yield sentences about the quantities that the prediction rests on."""
     calibration, latency = model.calibration, model.latency_s
     yield f"latency of an all-reduce on 2 processes: {1e6 * latency:.0f} µs"
-    sizes = dict.fromkeys(size for size in (calibration.during, *calibration.after) if size)
-    for size in sizes:
+    for size in dict.fromkeys(calibration.messages):
         seconds = calibration.reduce_s[size]
         # on two, as many bytes are sent as there are
         rate = f"{size / (seconds - latency) / 1e9:.3g} GB/s" if seconds > 1.5 * latency else _NOT_DETERMINED
         yield f"all-reduce of {size / 1e6:.2f} MB on 2: {1e3 * seconds:.3f} ms; bandwidth: {rate}"
-    if calibration.during:
-        begins = f"begins {1e3 * calibration.backward_s:.3f} ms before the end of the pass"
-        slowing = _NOT_DETERMINED if model.slowing is None else percent(model.slowing)
-        yield f"all-reduce in the backward pass: {begins}; share of its time that the pass loses: {slowing}"
+    share = _NOT_DETERMINED if model.waited_share is None else percent(model.waited_share)
+    yield f"share of the differences between steps that processes wait for: {share}"
     beside = f"{1e3 * model.beside_s:.3f} ms" if model.beside_s else "within the spread of the measurement"
     yield f"time that a step loses if another process computes beside it: {beside}"
 

@@ -1,10 +1,10 @@
 """Predicts weak scaling on more processes from measurements on one and on two, before more are measured.
 
-    step on N processes = computing + slowest of N + averaging + all-reduce after and during the backward pass
+    step on N processes = computing + waiting for the slowest of N + preparing gradients + all-reduce
 
-Every part but the last is measured by itself on two processes. What a step on two takes longer than these
-parts is the work of the all-reduce during the backward pass, as far as it lies between nothing and the whole
-of it. benchmarks/README.md has the assumptions.
+All but one of these parts are measured by themselves on two processes. Steps that differ by chance may make
+up for each other, so that nobody waits: the share of their differences that is waited for is what a step on
+two takes longer than the other parts. benchmarks/README.md has the assumptions.
 """
 
 import math
@@ -28,18 +28,14 @@ class Calibration(Strict):
             others do.
         averaging_s: seconds that a step takes longer if it prepares its gradients for the all-reduce, and
             exchanges them with nobody.
-        during: bytes that are reduced during the backward pass; 0 for none.
-        after: bytes of each all-reduce during which nothing is computed.
+        messages: bytes of each all-reduce of a step.
         reduce_s: seconds of an all-reduce by its bytes; that of the fewest bytes is the latency.
-        backward_s: seconds of the backward pass from the time when `during` can be sent to its end.
     """
 
     rank_step_s: tuple[tuple[float, ...], ...]
     averaging_s: float
-    during: int
-    after: tuple[int, ...]
+    messages: tuple[int, ...]
     reduce_s: dict[int, float]
-    backward_s: float
 
 
 class Range(NamedTuple):
@@ -128,16 +124,50 @@ class Model:
         alone = float(np.median(self.one_s)) + float(second - first) / 2
         return Range(alone + self.beside_s, alone + (count - 1) * self.beside_s)
 
-    def waiting_s(self, count: int) -> Range:
-        """Return the wait for the slowest process of each step, over the mean."""
-        residuals = np.concatenate(
-            [np.array(steps) - np.mean(steps) for steps in self.calibration.rank_step_s]
-        )
-        return exactly(expected_slowest(residuals.tolist(), self.device_deviation_s, count))
-
     def slowest_device_s(self, count: int) -> float:
         """Return the mean step of the slowest device, over the mean of all."""
         return expected_slowest([0.0], self.device_deviation_s, count)
+
+    def _differences_s(self, count: int) -> float:
+        """Return the wait for the slowest process of each step, beyond that for the slowest device, if no
+        step made up for another one."""
+        residuals = np.concatenate(
+            [np.array(steps) - np.mean(steps) for steps in self.calibration.rank_step_s]
+        )
+        whole = expected_slowest(residuals.tolist(), self.device_deviation_s, count)
+        return whole - self.slowest_device_s(count)
+
+    @property
+    def _beyond_s(self) -> float:
+        """Seconds that a step on two takes longer than all parts that are measured by themselves."""
+        parts = self.computing_s(2) + self.averaging_s + self.reducing_s(2)
+        return float(np.median(self.two_s)) - parts.middle - self.slowest_device_s(2)
+
+    @property
+    def waited_share(self) -> float | None:
+        """The share of the differences between steps that processes wait for, in [0, 1].
+
+        None if the measurements do not determine it: they are smaller than the spread of the windows.
+        """
+        differences = self._differences_s(2)
+        noise = math.hypot(half_spread(self.one_s), half_spread(self.two_s))
+        if differences <= noise:
+            return None
+        return min(max(self._beyond_s / differences, 0.0), 1.0)
+
+    def waiting_s(self, count: int) -> Range:
+        """Return the wait for the slowest device, and for the slowest process of each step."""
+        share, device = self.waited_share, exactly(self.slowest_device_s(count))
+        low, high = (0.0, 1.0) if share is None else (share, share)
+        differences = self._differences_s(count)
+        return Range(low * differences, high * differences) + device
+
+    def unexplained_s(self, count: int) -> Range:
+        """Return what no part explains of a step on two: it stays, or grows as the all-reduce does."""
+        known = self.computing_s(2) + self.waiting_s(2) + self.averaging_s + self.reducing_s(2)
+        rest = float(np.median(self.two_s)) - known.middle
+        grown = rest * self.reducing_s(count).middle / self.reducing_s(2).middle
+        return Range(min(rest, grown), max(rest, grown)) if rest > 0 else exactly(rest)
 
     @property
     def averaging_s(self) -> Range:
@@ -149,8 +179,6 @@ class Model:
         A message takes 2 (N - 1) / N times its bytes over the bandwidth. The latency grows with the depth of
         a tree (low), or with the length of a ring (high).
         """
-        if not num_bytes:
-            return exactly(0.0)
         latency = self.latency_s
         transfer = max(self.calibration.reduce_s[num_bytes] - latency, 0.0) * 2 * (count - 1) / count
         return Range(latency * math.ceil(math.log2(count)) + transfer, latency * (count - 1) + transfer)
@@ -159,55 +187,16 @@ class Model:
     def latency_s(self) -> float:
         return self.calibration.reduce_s[min(self.calibration.reduce_s)]
 
-    def after_s(self, count: int) -> Range:
-        """Return the seconds of communication during which nothing is computed."""
-        messages = [self.reduce_s(size, count) for size in self.calibration.after]
-        during, backward_s = self.reduce_s(self.calibration.during, count), self.calibration.backward_s
-        late = Range(max(during.low - backward_s, 0.0), max(during.high - backward_s, 0.0))
-        return sum(messages, late)
-
-    def _covered_s(self, count: int) -> Range:
-        """Return the seconds of communication during the backward pass."""
-        low, high = self.reduce_s(self.calibration.during, count)
-        return Range(min(low, self.calibration.backward_s), min(high, self.calibration.backward_s))
-
-    @property
-    def _rest_s(self) -> float:
-        """Seconds that a step on two takes longer than all parts that are measured by themselves."""
-        parts = self.computing_s(2) + self.waiting_s(2) + self.averaging_s + self.after_s(2)
-        return float(np.median(self.two_s)) - parts.middle
-
-    @property
-    def slowing(self) -> float | None:
-        """The share of its time by which the all-reduce during the backward pass lengthens that pass.
-
-        None if the measurements do not determine it: there is no such all-reduce; the share is not between 0
-        and 1; or it is smaller than the spread of the windows.
-        """
-        covered = self._covered_s(2).middle
-        noise = math.hypot(half_spread(self.one_s), half_spread(self.two_s))
-        if not covered or not 0 < self._rest_s < covered or noise > self._rest_s:
-            return None
-        return self._rest_s / covered
-
-    def during_s(self, count: int) -> Range:
-        """Return the seconds by which the all-reduce lengthens the backward pass.
-
-        If `slowing` is not determined, the rest that was seen on two processes may stay as it is, or grow as
-        the all-reduce does.
-        """
-        rest, covered = self._rest_s, self._covered_s(2).middle
-        if not covered:
-            return exactly(rest)
-        low, high = (rest * seconds / covered for seconds in self._covered_s(count))
-        return Range(low, high) if self.slowing is not None else Range(min(rest, high), max(rest, high))
+    def reducing_s(self, count: int) -> Range:
+        """Return the seconds of all messages of a step, during which nothing is computed."""
+        return sum((self.reduce_s(size, count) for size in self.calibration.messages), exactly(0.0))
 
     # --- the whole ------------------------------------------------------------------------------------------
 
     def step_s(self, count: int) -> Range:
         """Return the seconds per step on COUNT processes."""
-        parts = (self.waiting_s(count), self.averaging_s, self.after_s(count), self.during_s(count))
-        return sum(parts, self.computing_s(count))
+        exchange = self.averaging_s + self.reducing_s(count) + self.unexplained_s(count)
+        return self.computing_s(count) + self.waiting_s(count) + exchange
 
     def predict(self, batch_size: int, count: int) -> Predicted:
         """Return the images per second on COUNT processes, each with a batch of this size."""

@@ -7,7 +7,7 @@ from benchmarks.measure.session import Session
 from benchmarks.publish.records import Record
 from benchmarks.scaling import prediction
 from benchmarks.scaling.scaling_model import Model
-from benchmarks.scaling.variants import APART, DDP, ONE_BUCKET, WEAK
+from benchmarks.scaling.variants import APART, DDP, WEAK
 from pipeline.errors import UserError
 
 # throughput over that of DDP, at which averaging of our own is worth its code, and images of a GPU
@@ -45,7 +45,7 @@ def say(session: Session, target: float | None, models: Mapping[str, Model]) -> 
             if target is not None and record.variant == WEAK:
                 reached = _say_target(session, record, target) and reached
     for record in session.records:
-        if record.variant in (DDP, ONE_BUCKET):
+        if record.variant == DDP:
             session.say(_beside_ours(session, record))
     predictions = prediction.table(session.records)
     if predictions.rows:
@@ -89,13 +89,12 @@ def _say_target(session: Session, record: Record, target: float) -> bool:
 
 
 def _beside_ours(session: Session, record: Record) -> str:
-    """Return how our averaging compares with another way, in the same groups."""
+    """Return how our averaging compares with DDP, in the same groups."""
     ours = _sibling(session, record, WEAK)
     assert ours.baseline is not None and record.baseline is not None
     ratio = ours.baseline.ratio.median / record.baseline.ratio.median
-    name = record.variant.partition(", ")[2]
-    rule = f"; {_verdict(record, ratio, on_gpu=session.on_gpu)}" if record.variant == DDP else ""
-    return f"ours over {name} {_where(record, session)}: {ratio:.3f} ×{rule}"
+    verdict = _verdict(record, ratio, on_gpu=session.on_gpu)
+    return f"ours over DDP {_where(record, session)}: {ratio:.3f} ×; {verdict}"
 
 
 def _verdict(record: Record, ratio: float, *, on_gpu: bool) -> str:

@@ -17,7 +17,7 @@ from pipeline.models.blocks import (
     PreactivationBlock,
     PreactivationBottleneckBlock,
 )
-from pipeline.models.layers import Activation, NormAct, Stem, StemConv
+from pipeline.models.layers import NormAct, Stem, StemConv
 
 BlockType = (
     type[BasicBlock]
@@ -103,33 +103,10 @@ class ResNet(nn.Module):
                     module.zero_init()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self._logits(self.stages(self.stem(images)))
-
-    def front(self, images: torch.Tensor) -> Activation:
-        """Compute all but the last stage: (B, in_channels, H, W) → features."""
-        return self.stages[:-1](self.stem(images))
-
-    def back(self, features: Activation) -> torch.Tensor:
-        """Compute the last stage, with most parameters, and the head: features → (B, num_classes) logits."""
-        return self._logits(self.stages[-1](features))
-
-    def _logits(self, features: torch.Tensor) -> torch.Tensor:
+        features = self.stages(self.stem(images))
         if self.norm is not None:
             features = self.norm(features)
         return self.head(F.adaptive_avg_pool2d(features, 1).flatten(1))
-
-    def back_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of `back`, whose gradients are ready first in a backward pass."""
-        front = nn.ModuleList([self.stem, *self.stages[:-1]])
-        in_front = {id(parameter) for parameter in front.parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in in_front]
-
-    def divide(self) -> None:
-        """Prepare `front` and `back` for separate compilation: `front` then returns its features once."""
-        before = self.stages[-2][-1] if len(self.stages) > 1 else self.stem  # type: ignore[index]
-        norms = [module for module in before.children() if isinstance(module, NormAct)]
-        if norms:
-            norms[-1].branches = False
 
 
 def _make_stem(

@@ -17,7 +17,7 @@ from pipeline.data import Splits
 from pipeline.data.batch import NUM_CHANNELS
 from pipeline.distributed.gradient_averaging import GradientMean
 from pipeline.distributed.processes import Processes
-from pipeline.models import ResNet, SpeedNet, build_model
+from pipeline.models import SpeedNet, build_model
 from pipeline.models.blocks import Block
 from pipeline.models.freeze import freeze, freeze_norms
 from pipeline.models.library_weights import names_library_weights
@@ -85,9 +85,7 @@ def import_compiler(config: CompileConfig, device: torch.device) -> None:
         importlib.import_module("torch._inductor.compile_fx")
 
 
-def compile_in_place(
-    model: nn.Module, config: CompileConfig, device: torch.device, *, divided: bool = False
-) -> None:
+def compile_in_place(model: nn.Module, config: CompileConfig, device: torch.device) -> None:
     """Compile a module's call. Its state-dict keys stay as they are.
 
     CUDA graphs are captured by `training.step.Step`, not by inductor.
@@ -96,9 +94,6 @@ def compile_in_place(
         model: compiled in place.
         config: the section `compile`.
         device: of the model.
-        divided: compile a ResNet as two graphs, so that the gradients of its last stage are ready, and can be
-            averaged over the processes, while those of the other stages are still computed. Blocks that are
-            compiled by themselves have their gradients early in any case.
     """
     if not config.compiles_on(device.type):
         return
@@ -110,10 +105,6 @@ def compile_in_place(
     if config.scope == "blocks" and blocks:
         for block in blocks:
             block.compile(**arguments)
-    elif divided and isinstance(model, ResNet):
-        model.divide()
-        front, back = torch.compile(model.front, **arguments), torch.compile(model.back, **arguments)
-        model._compiled_call_impl = lambda images: back(front(images))  # what `Module.compile` sets
     else:
         model.compile(**arguments)
 
@@ -254,8 +245,7 @@ def build_state_of(model: nn.Module, config: Config, processes: Processes) -> Tr
     """Build the state around a given network: float32, on the device of this process, trained in place."""
     device = processes.device
     uncompiled = copy.deepcopy(model) if config.ema.decay is not None else None
-    several = processes.shard.world_size > 1
-    compile_in_place(model, config.compile, device, divided=several)
+    compile_in_place(model, config.compile, device)
     processes.share_weights(model)
     if not model.training:  # a caller may have put some modules in eval mode, to stay there
         model.train()
@@ -265,8 +255,7 @@ def build_state_of(model: nn.Module, config: Config, processes: Processes) -> Tr
     if uncompiled is not None and config.ema.decay is not None:
         ema = Ema(model, uncompiled, config.ema.decay)
     optimizer = build_optimizer(config.optimizer, model)
-    first = model.back_parameters() if isinstance(model, ResNet) else []
-    mean = GradientMean(model.parameters(), first) if several else None
+    mean = GradientMean(model.parameters()) if processes.shard.world_size > 1 else None
     lookahead = Lookahead(model) if config.lookahead.every is not None else None
     return TrainState(
         model, optimizer, Precision(config.precision, device), Totals(device), ema, lookahead, mean

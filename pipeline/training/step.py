@@ -102,27 +102,23 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run forward and scaled backward, one micro-batch after another.
 
-    The gradients are those of the mean over the whole batch. They are averaged over the processes once, with
-    the last micro-batch.
+    The gradients are those of the mean over the whole batch, and over all processes.
 
     Returns:
         The mean loss and the number of correct predictions.
     """
     losses, correct = [], []
     count = options.accumulate
-    micro_batches = zip(images.chunk(count), labels.chunk(count), strict=True)
-    for number, (some_images, targets) in enumerate(micro_batches, start=1):
+    for some_images, targets in zip(images.chunk(count), labels.chunk(count), strict=True):
         with state.precision.autocast():
             logits = state.model(some_images)
             smoothing, name = options.label_smoothing, options.loss
             loss = classification_loss(logits, targets, smoothing, shares, name, state.class_weights)
-        if number == count and state.gradient_mean is not None:
-            state.gradient_mean.start()
         state.precision.scaler.scale(loss / count if count > 1 else loss).backward()
         losses.append(loss.detach())
         correct.append(count_correct(logits.detach(), targets, shares))
     if state.gradient_mean is not None:
-        state.gradient_mean.finish()
+        state.gradient_mean.average()
     if count == 1:
         return losses[0], correct[0]
     return torch.stack(losses).mean(), torch.stack(correct).sum()

@@ -200,19 +200,14 @@ def average_gradients(rank: int, folder: Path, *overrides: str) -> int:
         parameters[0] = torch.nn.Parameter(parameters[0].detach().to(memory_format=torch.channels_last))
         frozen = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
         unused = torch.nn.Parameter(torch.zeros(3))
-    mean, results = GradientMean([frozen, *parameters, unused], [unused, *parameters[3:]]), []
+    mean, results = GradientMean([frozen, *parameters, unused]), []
     for number in range(3):
         for parameter in parameters:
             parameter.grad = None
-        # the first of two backward passes is not averaged, and has no gradient for some parameters
-        for part in (parameters[::2], parameters):
-            if part is parameters:
-                mean.start()
+        for part in (parameters[::2], parameters):  # the first pass has no gradient for some parameters
             terms = [(parameter * noise(parameter, rank, number)).sum() for parameter in part]
             torch.stack(terms).sum().backward()
-        # sent with the last of its gradients, once the parameters with a gradient are known
-        assert (mean._first._work is not None) == (number > 0)
-        mean.finish()
+        mean.average()
         assert frozen.grad is None and unused.grad is None
         assert all(
             parameter.grad is not None and parameter.grad.stride() == parameter.stride()

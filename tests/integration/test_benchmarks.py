@@ -32,7 +32,7 @@ QUICKSTART = "configs/quickstart.yaml"
     ],
 )
 def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
-    further = ["--averaging", "ddp,one-bucket"] if name == "scaling" else []
+    further = ["--averaging", "ddp"] if name == "scaling" else []
     assert main([name, "--quick", "runtime.device=cpu", *further]) == 0
     out = capsys.readouterr().out
     assert "┃" in out
@@ -45,7 +45,7 @@ def test_five_steps(name: str, capsys: pytest.CaptureFixture[str]):
         assert all(
             f"{what} on 2 processes: " in out
             for what in (
-                *("weak scaling", "weak scaling, DDP", "weak scaling, one bucket"),
+                *("weak scaling", "weak scaling, DDP"),
                 *("strong scaling", "apart, without communication,"),
             )
         )
