@@ -146,7 +146,7 @@ def _run_folder(config: "Config") -> str | None:
 
 def _compile(config: "Config") -> str | None:
     mode = config.compile.mode
-    if config.runtime.device == "cpu" and mode in ("graph", "reduce-overhead", "max-autotune"):
+    if config.runtime.device == "cpu" and mode in ("reduce-overhead", "max-autotune"):
         return (
             f"compile.mode: {mode} captures CUDA graphs, but runtime.device is cpu; use compile.mode=default"
         )

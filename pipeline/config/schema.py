@@ -88,7 +88,8 @@ class CompileConfig(Section):
     mode: Literal["auto", "none", "default", "graph", "reduce-overhead", "max-autotune"] = Field(
         default="auto",
         description="torch.compile mode; `reduce-overhead` and `max-autotune` also capture the step in a "
-        "CUDA graph, `graph` only captures it; `auto`: `reduce-overhead` on a GPU, `none` on the CPU",
+        "CUDA graph; `graph` only captures it, on a GPU, and is `none` on the CPU; `auto`: "
+        "`reduce-overhead` on a GPU, `none` on the CPU",
     )
     scope: Literal["network", "blocks"] = Field(
         default="network",
@@ -106,10 +107,11 @@ class CompileConfig(Section):
     )
 
     def mode_on(self, device: str) -> str:
-        """Resolve `mode: auto` on a type of device: `reduce-overhead` on `cuda`, otherwise `none`."""
-        if self.mode == "auto":
-            return "reduce-overhead" if device == "cuda" else "none"
-        return self.mode
+        """Resolve `mode` on a type of device: `auto` is `reduce-overhead` on `cuda`; without it, `auto` and
+        `graph` are `none`."""
+        if self.mode in ("auto", "graph") and device != "cuda":
+            return "none"
+        return "reduce-overhead" if self.mode == "auto" else self.mode
 
     def captures_on(self, device: str) -> bool:
         """True if the step is captured in a CUDA graph on a type of device."""

@@ -69,9 +69,9 @@ def test_a_step_cannot_be_captured_without_a_gpu(
 ):
     monkeypatch.setattr(dry_run, "output_of", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    keys = ["runtime.device=auto", "compile.mode=graph", f"log.dir={tmp_path}"]
+    keys = ["runtime.device=auto", "compile.mode=reduce-overhead", f"log.dir={tmp_path}"]
     assert train.main([str(RECIPE), *keys, *words]) == 2
-    assert "compile.mode: graph captures CUDA graphs, but the run is on the CPU" in capsys.readouterr().err
+    assert "compile.mode: reduce-overhead captures CUDA graphs, but the run" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,7 +99,7 @@ def test_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     plan = plan_of(capsys, CIFAR, f"data.root={tmp_path}", "ema.decay=0.99")
     assert plan["data"].endswith(f"(not in {tmp_path} yet: a run downloads it first)")
     assert plan["processes"] == "2, on NVIDIA H200, 2 visible"
-    assert plan["compile"] == "reduce-overhead by inductor, the step captured in a CUDA graph"
+    assert plan["compile"] == "graph, the step captured in a CUDA graph"
     total, weights, activations, images = map(int, re.findall(r"(\d+) ", plan["memory"].replace(",", ""))[:4])
     # weights, gradients, momentum, average, half precision; a checkpoint
     assert weights == round(11_173_962 * 4 * 7.5 / 2**20)

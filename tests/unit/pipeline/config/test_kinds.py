@@ -285,7 +285,12 @@ def test_the_config_of_an_older_run_loads_with_its_hash():
     """That version wrote out the keys of all kinds, and counted them in the hash."""
     config = load_config(OLDER_RUN, of_run=True)
     assert config_hash(config) == hash_of_run(OLDER_RUN) == "30702b9ded7a" and config.warnings == ()
-    keys = ["schedule.name=cosine", "schedule.final_fraction=0.01", "precision.mode=bf16"]
+    keys = [
+        "schedule.name=cosine",
+        "schedule.final_fraction=0.01",
+        "precision.mode=bf16",
+        "compile.mode=auto",
+    ]
     same = load_config(
         ROOT / "configs/cifar10_resnet18.yaml", [*keys, "augment.mix=mixup", "augment.mix_alpha=0.2"]
     )

@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import CompileConfig, ModelConfig
+from pipeline.config import CompileConfig
 from pipeline.data import Batch
-from pipeline.models import ResNet, build_model
 from pipeline.training import step as step_module
 from pipeline.training.build import compile_in_place
 from pipeline.training.evaluate import evaluate
@@ -304,36 +303,6 @@ def test_more_sizes_than_torch_compiles_by_default(monkeypatch: pytest.MonkeyPat
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3))
     compile_in_place(model, CompileConfig(mode="default", backend="aot_eager"), torch.device("cpu"))
     assert [model(torch.zeros(1, 3, side, side)).shape[2] for side in range(8, 18)] == list(range(6, 16))
-
-
-@pytest.mark.parametrize("keys", [{"name": "resnet20"}, {"name": "resnet18", "preactivation": True}])
-def test_a_network_compiled_in_two_is_the_same_and_has_the_gradients_of_its_back_first(keys: dict[str, Any]):
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    whole = build_model(ModelConfig.model_validate(keys), 5, image_size=8).train()
-    halves = copy.deepcopy(whole)
-    assert isinstance(halves, ResNet)
-    compile_in_place(
-        halves, CompileConfig(mode="default", backend="aot_eager"), torch.device("cpu"), divided=True
-    )
-    arrived: list[torch.Tensor] = []
-    for parameter in halves.parameters():
-        parameter.register_post_accumulate_grad_hook(arrived.append)
-    images = torch.randn(4, 3, 8, 8)
-    for network in (whole, halves):
-        F.cross_entropy(network(images), torch.arange(4)).backward()
-    for ours, theirs in zip(halves.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
-    back = {id(parameter) for parameter in halves.back_parameters()}
-    assert 0 < len(back) < len(arrived)
-    assert {id(parameter) for parameter in arrived[: len(back)]} == back
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
-    assert torch.equal(evaluated(halves, images), evaluated(whole, images))
-
-
-def evaluated(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return network.eval().forward(images)
 
 
 @pytest.mark.usefixtures("short_network")
