@@ -281,8 +281,8 @@ def _scaling(parser: ArgumentParser) -> None:
         "--processes",
         type=listed(int),
         metavar="N,N,…",
-        help="numbers above those of the visible GPUs are predicted only "
-        "(default: 1 and all GPUs; on the CPU 1,2)",
+        help="with 2 among them, larger ones are predicted first, those above the visible GPUs only "
+        "predicted (default: 1 and all GPUs; on the CPU 1,2)",
     )
     parser.add_argument(
         "--rounds", type=int, help=f"process groups of each size, in turn (default: {ROUNDS})"

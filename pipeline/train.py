@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.begin import open_and_build, read_data_beside
@@ -31,12 +31,9 @@ from pipeline.process.threads import wait_briefly
 from pipeline.process.world import rank_on_host, read_world
 from pipeline.run.folder import find_run
 from pipeline.run.named_checkpoint import split_path
-from pipeline.run.timeline import DataReading, Timeline
+from pipeline.run.timeline import Timeline
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from pipeline.data import Splits
     from pipeline.distributed.watchdog import Watch
     from pipeline.run.folder import RunFolder
     from pipeline.training.evaluate import EvalResult
@@ -158,7 +155,7 @@ def train(
         with StopSignal() as stop:
             return train(config, recipe, timeline, profile, stop)
     _check_folders(config)
-    others, reading = OtherPrograms(), _begin_beside(config)
+    others, gpu_is_awake, reading = OtherPrograms(), _wake_gpu(config), read_data_beside(config)
     with imports_uncollected():
         from pipeline.distributed.processes import connect, pick_device
         from pipeline.distributed.watchdog import Watch
@@ -169,6 +166,7 @@ def train(
         from pipeline.training.faults import explained
         from pipeline.training.trainer import side_stream
 
+        gpu_is_awake()
         import_compiler(config.compile, pick_device(config))
     timeline.begin("build")
     set_backends(config)
@@ -185,11 +183,11 @@ def train(
     return trainer.run
 
 
-def _begin_beside(config: Config) -> "Future[tuple[Splits, DataReading]] | None":
-    """Begin to wake the GPU and to read the data set, while the main thread imports torch."""
-    if config.runtime.device != "cpu":
-        wake_gpu(read_world().local_rank, with_dali=config.data.loader == "dali")
-    return read_data_beside(config)
+def _wake_gpu(config: Config) -> Callable[[], None]:
+    """Begin to open the GPU of this process, unless the config wants none; return a function that waits."""
+    if config.runtime.device == "cpu":
+        return lambda: None
+    return wake_gpu(read_world().local_rank, with_dali=config.data.loader == "dali")
 
 
 def _attach(trainer: "Trainer", stop: StopSignal, watch: "Watch", profile: bool) -> None:

@@ -13,7 +13,7 @@ _NOT_DETERMINED = "not determined"
 
 
 def parts_table(model: Model, loader: str, sizes: Sequence[int]) -> Table:
-    """Return the milliseconds of each part of a step, on two processes and on those of SIZES, all more."""
+    """Return the milliseconds of each part of a step on two processes, and on more, the numbers of SIZES."""
     parts: dict[str, Callable[[int], Range]] = {
         "computing, mean over the processes": model.computing_s,
         "waiting for the slowest process": model.waiting_s,

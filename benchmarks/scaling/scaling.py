@@ -6,7 +6,7 @@ slowest counts: the loss there is not due to communication. Every measurement is
 by `accelerate launch`. The groups take turns (1, N, 1, N, …), and within a group the variants do. Speed-up is
 the images/sec of all N processes over those of the one process of the same round.
 
-If more than two processes are asked for, their weak scaling is predicted from one and two before it is
+If two and more processes are asked for, the weak scaling of more is predicted from one and two before it is
 measured (`scaling_model.py`), also if this host has too few GPUs to measure it.
 
 Exit code: 1 if `--target` is missed, 130 after Ctrl-C or SIGTERM, which keep the measurements so far.

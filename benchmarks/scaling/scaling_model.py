@@ -2,14 +2,16 @@
 
     step on N processes = computing + waiting for the slowest of N + preparing gradients + all-reduce
 
-All but one of these parts are measured by themselves on two processes. Steps that differ by chance may make
-up for each other, so that nobody waits: the share of their differences that is waited for is what a step on
-two takes longer than the other parts. benchmarks/README.md has the assumptions.
+All but one of these parts are measured by themselves on two processes. Not all differences between steps are
+waited for: a late step may be followed by a short one, as when only the clock was read late. The share that
+is waited for is what a step on two takes longer than the other parts. benchmarks/README.md has the
+assumptions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -125,15 +127,18 @@ class Model:
         return Range(alone + self.beside_s, alone + (count - 1) * self.beside_s)
 
     def slowest_device_s(self, count: int) -> float:
-        """Return the mean step of the slowest device, over the mean of all."""
+        """Return the mean step of the slowest device, over the mean of all: of these two, or the expected."""
+        if count == 2:
+            return float(np.ptp(self._means)) / 2
         return expected_slowest([0.0], self.device_deviation_s, count)
 
     def _differences_s(self, count: int) -> float:
         """Return the wait for the slowest process of each step, beyond that for the slowest device, if no
         step made up for another one."""
-        residuals = np.concatenate(
-            [np.array(steps) - np.mean(steps) for steps in self.calibration.rank_step_s]
-        )
+        first, second = (np.array(steps) for steps in self.calibration.rank_step_s)
+        if count == 2:
+            return float(np.maximum.outer(first, second).mean() - self._means.max())
+        residuals = np.concatenate([first - first.mean(), second - second.mean()])
         whole = expected_slowest(residuals.tolist(), self.device_deviation_s, count)
         return whole - self.slowest_device_s(count)
 
@@ -147,7 +152,8 @@ class Model:
     def waited_share(self) -> float | None:
         """The share of the differences between steps that processes wait for, in [0, 1].
 
-        None if the measurements do not determine it: they are smaller than the spread of the windows.
+        None if the measurements do not determine it: the differences are not larger than the spread of the
+        windows.
         """
         differences = self._differences_s(2)
         noise = math.hypot(half_spread(self.one_s), half_spread(self.two_s))
@@ -155,19 +161,32 @@ class Model:
             return None
         return min(max(self._beyond_s / differences, 0.0), 1.0)
 
+    def _over_shares(self, part: Callable[[float], Range]) -> Range:
+        """Return the bounds of a part that depends on the share: of the one, or of none and of all."""
+        share = self.waited_share
+        ranges = [part(each) for each in ((0.0, 1.0) if share is None else (share,))]
+        return Range(min(each.low for each in ranges), max(each.high for each in ranges))
+
+    def _waiting_s(self, count: int, share: float) -> Range:
+        return exactly(self.slowest_device_s(count) + share * self._differences_s(count))
+
     def waiting_s(self, count: int) -> Range:
         """Return the wait for the slowest device, and for the slowest process of each step."""
-        share, device = self.waited_share, exactly(self.slowest_device_s(count))
-        low, high = (0.0, 1.0) if share is None else (share, share)
-        differences = self._differences_s(count)
-        return Range(low * differences, high * differences) + device
+        return self._over_shares(partial(self._waiting_s, count))
+
+    def _unexplained_s(self, count: int, share: float) -> Range:
+        rest = self._beyond_s - share * self._differences_s(2)
+        if rest <= 0:
+            return exactly(rest)
+        reducing = self.reducing_s(2).middle
+        return Range(rest, rest * (self.reducing_s(count).middle / reducing if reducing else 1.0))
 
     def unexplained_s(self, count: int) -> Range:
-        """Return what no part explains of a step on two: it stays, or grows as the all-reduce does."""
-        known = self.computing_s(2) + self.waiting_s(2) + self.averaging_s + self.reducing_s(2)
-        rest = float(np.median(self.two_s)) - known.middle
-        grown = rest * self.reducing_s(count).middle / self.reducing_s(2).middle
-        return Range(min(rest, grown), max(rest, grown)) if rest > 0 else exactly(rest)
+        """Return what no part explains of a step on two.
+
+        It stays as it is (one bound), or, if it is a loss, grows as the all-reduce does (the other).
+        """
+        return self._over_shares(partial(self._unexplained_s, count))
 
     @property
     def averaging_s(self) -> Range:
@@ -195,8 +214,12 @@ class Model:
 
     def step_s(self, count: int) -> Range:
         """Return the seconds per step on COUNT processes."""
-        exchange = self.averaging_s + self.reducing_s(count) + self.unexplained_s(count)
-        return self.computing_s(count) + self.waiting_s(count) + exchange
+        known = self.computing_s(count) + self.averaging_s + self.reducing_s(count)
+
+        def others(share: float) -> Range:
+            return self._waiting_s(count, share) + self._unexplained_s(count, share)
+
+        return known + self._over_shares(others)
 
     def predict(self, batch_size: int, count: int) -> Predicted:
         """Return the images per second on COUNT processes, each with a batch of this size."""

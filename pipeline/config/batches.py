@@ -87,7 +87,7 @@ def check_capture(config: CompileConfig, device: str) -> None:
 
 
 def check_compiles(config: CompileConfig, device: str) -> None:
-    """Check that something is compiled.
+    """Check that something is compiled: the network, or with `graph` the kernels that are captured.
 
     Args:
         config: the section `compile`.
@@ -96,5 +96,5 @@ def check_compiles(config: CompileConfig, device: str) -> None:
     Raises:
         UserError: nothing is.
     """
-    if not config.compiles_on(device):
+    if not (config.compiles_on(device) or config.captures_on(device)):
         raise UserError(f"compile.mode: {config.mode} compiles nothing on {device}; use compile.mode=default")

@@ -12,8 +12,8 @@ class GradientMean:
     """Makes the gradient of every parameter its mean over all processes, after the backward pass.
 
     One launch gathers all gradients in one buffer, one all-reduce adds the buffers up, and `grad` is a view
-    of the buffer. DDP copies each gradient with a launch of its own, and its all-reduce beside the backward
-    pass takes multiprocessors from it: `bench scaling --averaging ddp` has measured both.
+    of the buffer. DDP copies each gradient with a launch of its own, and reduces beside the backward pass. On
+    two H200 ResNet-18 was 1.02 times as fast with this as with DDP (`bench scaling --averaging ddp`).
 
     Args:
         parameters: float32, on one device, in the same order on every process. A parameter that has no

@@ -5,7 +5,7 @@ import ctypes
 import glob
 import os
 import threading
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,10 +16,10 @@ _CUDNN = "libcudnn.so."  # torch links this one, which loads the others when it 
 # Those of cuDNN that a convolution needs. Left out: recurrent networks and attention.
 _PARTS = ("graph", "ops", "cnn", "heuristic", "engines_runtime_compiled", "engines_precompiled")
 _DALI = ("core", "kernels", "", "operators")
-_PATIENCE_S, _LOOK_S = 20.0, 0.02
+_PATIENCE_S, _LOOK_S = 10.0, 0.02
 
 
-def wake_gpu(number: int, with_dali: bool) -> threading.Thread:
+def wake_gpu(number: int, with_dali: bool) -> Callable[[], None]:
     """Open a GPU and load libraries, in a thread that does not keep the process alive.
 
     What fails is left to torch and DALI, which say why. Nothing but time is lost then.
@@ -27,19 +27,28 @@ def wake_gpu(number: int, with_dali: bool) -> threading.Thread:
     Args:
         number: of the GPU, among those that are visible.
         with_dali: load DALI's libraries too.
+
+    Returns:
+        A function to be called when torch is imported, and before anything changes the environment, which the
+        libraries read as they are loaded. It waits for the thread.
     """
+    imported = threading.Event()
 
     def work() -> None:
         with suppress(Exception):
-            if not _open(number):
-                return
-            parts = _cudnn()  # torch needs the system's loader until it has cuDNN
-            for library in [*(_dali() if with_dali else []), *parts]:
-                _load(library)
+            # torch needs the system's loader until it has cuDNN
+            if _open(number) and (parts := _cudnn(imported)):
+                for library in [*(_dali() if with_dali else []), *parts]:
+                    _load(library)
 
     thread = threading.Thread(target=work, name="gpu", daemon=True)
     thread.start()
-    return thread
+
+    def finish() -> None:
+        imported.set()
+        thread.join(_PATIENCE_S)
+
+    return finish
 
 
 def _open(number: int) -> bool:
@@ -70,14 +79,19 @@ def _dali() -> list[str]:
     return [f"{folder}/libdali{'_' if name else ''}{name}.so" for name in _DALI]
 
 
-def _cudnn() -> list[str]:
-    """Return cuDNN's parts beside the one that torch has loaded, as soon as it has."""
-    until = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < until:
+def _cudnn(imported: threading.Event) -> list[str]:
+    """Return cuDNN's parts beside the one that torch has loaded, as soon as it has; none without it.
+
+    Args:
+        imported: set when torch is imported.
+    """
+    is_last = False
+    while True:
         for line in read_text(Path("/proc/self/maps")).splitlines():
             folder, _, name = line[line.find("/") :].rpartition("/")
             if name.startswith(_CUDNN):
                 paths = (sorted(glob.glob(f"{glob.escape(folder)}/libcudnn_{part}.so.*")) for part in _PARTS)
                 return [path for found in paths for path in found[:1]]
-        time.sleep(_LOOK_S)
-    return []
+        if is_last:
+            return []
+        is_last = imported.wait(_LOOK_S)

@@ -61,7 +61,7 @@ def set_backends(config: Config, *, trains: bool = True) -> None:
 
 
 def compile_mode(config: CompileConfig, device: torch.device) -> str:
-    """Resolve `compile.mode: auto`."""
+    """Return `compile.mode` as it is on a device."""
     return config.mode_on(device.type)
 
 

@@ -315,8 +315,9 @@ class Step:
                 train_step(state, self._options, *(tensor.clone() for tensor in inputs))
 
         config = self._config
-        about = (config.optimizer.name, config.precision.mode, config.augment.mix, config.compile.mode)
-        compile_ahead(rehearse, self._state.model, inputs, "step", *about)
+        names = (config.optimizer.name, config.precision.mode, config.compile.mode)
+        about = ("step", *names, self._options, self._state.class_weights is None)
+        compile_ahead(rehearse, self._state.model, inputs, *about)
         torch.cuda.reset_peak_memory_stats(device)
         self._kernels_are_compiled = True
 

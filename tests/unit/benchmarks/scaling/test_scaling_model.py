@@ -32,7 +32,7 @@ def calibration(latency: float = 0.0, **changes: Any) -> Calibration:
 def model(beyond_s: float = 0.0, **changes: Any) -> Model:
     """Return a model of a machine whose step on two takes so much longer than what is measured by itself."""
     measured = calibration(**changes)
-    alone = Model((ALONE,), (ALONE,), measured)
+    alone = Model((ALONE,), (ALONE,), measured)  # of parts that do not depend on the step on two
     parts = alone.computing_s(2) + alone.averaging_s + alone.reducing_s(2)
     return Model((ALONE,), (parts.middle + alone.slowest_device_s(2) + beyond_s,), measured)
 
@@ -82,6 +82,19 @@ def test_a_share_beyond_its_bounds_leaves_something_unexplained(beyond: float, s
     assert found.step_s(2).middle == pytest.approx(found.two_s[0])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("slower", [0.0, 0.5e-4, 1e-4, 2e-4])
+def test_a_slower_device_is_no_difference_between_steps(slower: float, share: float):
+    """Its mean is known: on two, all of it is waited for."""
+    random = np.random.default_rng(3)
+    ranks = [ALONE + late + random.normal(0, 0.5e-4, 400) for late in (0.0, slower)]
+    differences = np.maximum.outer(*ranks).mean() - max(each.mean() for each in ranks)
+    found = model(share * differences, rank_step_s=tuple(map(tuple, ranks)))
+    assert found.slowest_device_s(2) == pytest.approx(abs(ranks[1].mean() - ranks[0].mean()) / 2)
+    assert found.waited_share == pytest.approx(share, abs=1e-6)
+    assert found.step_s(2).middle == pytest.approx(found.two_s[0])
+
+
 def test_a_share_within_the_noise_is_not_determined():
     exact = model(0.5 * SLOWEST[2], rank_step_s=JITTER)
     windows = tuple(exact.two_s[0] * factor for factor in (0.98, 1.0, 1.02))
@@ -89,6 +102,16 @@ def test_a_share_within_the_noise_is_not_determined():
     assert noisy.waited_share is None
     assert noisy.waiting_s(8) == pytest.approx((0.0, SLOWEST[8]))
     assert any("wait for: not determined" in line for line in prediction.describe(noisy))
+    assert noisy.step_s(2) == pytest.approx((noisy.two_s[1],) * 2), "it was measured, whatever the share"
+    base, unexplained = ALONE + 1.75 * GRADIENTS / BYTES_PER_S, 0.5 * SLOWEST[2]
+    none, whole = base + 1.75 * unexplained, base + SLOWEST[8] - unexplained
+    low, high = noisy.step_s(8)
+    assert low == pytest.approx(min(base + unexplained, whole)) and high == pytest.approx(max(none, whole))
+
+
+def test_messages_that_take_no_time_let_nothing_grow():
+    found = model(0.1e-3, messages=(), reduce_s={LATENCY: 0.0})
+    assert found.step_s(8) == pytest.approx((ALONE + 0.1e-3,) * 2)
 
 
 def test_a_bandwidth_that_latency_hides_is_not_determined():

@@ -8,6 +8,7 @@ from pipeline.config import (
     PlainAugment,
     SgdConfig,
     StepSchedule,
+    check_compiles,
     dump_config,
     load_config,
 )
@@ -62,3 +63,9 @@ def test_the_recipe_of_twenty_epochs_is_what_it_says():
         0.1,
         "fp16",
     )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_can_be_compiled_for_a_gpu_beforehand(path: Path) -> None:
+    """With `compile.mode=graph` too: it compiles kernels."""
+    check_compiles(load_config(path).compile, "cuda")

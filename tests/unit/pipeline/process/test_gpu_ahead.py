@@ -1,19 +1,26 @@
-"""The GPU is waked in a thread; without one nothing happens."""
+"""The GPU is opened in a thread; without one nothing happens."""
 
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import train
+from pipeline.config import load_config
 from pipeline.process import gpu_ahead
 from pipeline.process.gpu_ahead import wake_gpu
 
 _FIND = """
+import threading
+
 import torch
 from pipeline.process.gpu_ahead import _cudnn, _dali, _load
 
-paths = [*_dali(), *_cudnn()]
+paths = [*_dali(), *_cudnn(threading.Event())]
 print(*(path.rpartition("/")[2].partition(".")[0] for path in paths))
 print(all(map(_load, paths)), _load("/nonesuch.so"))
 """
@@ -50,14 +57,14 @@ def test_libraries_are_loaded_for_a_gpu_only(
 ) -> None:
     driver, loaded = Driver(answer), list[str]()
     monkeypatch.setattr(gpu_ahead.ctypes, "CDLL", lambda name: driver)
-    monkeypatch.setattr(gpu_ahead, "_cudnn", lambda: ["cudnn"])
+    monkeypatch.setattr(gpu_ahead, "_cudnn", lambda imported: ["cudnn"])
     monkeypatch.setattr(gpu_ahead, "_dali", lambda: ["dali"])
     monkeypatch.setattr(gpu_ahead, "_load", loaded.append)
-    wake_gpu(0, with_dali=True).join(60)
+    wake_gpu(0, with_dali=True)()
     assert driver.called[0] == "cuInit" and ("cuDevicePrimaryCtxRetain" in driver.called) == loads
     assert loaded == (["dali", "cudnn"] if loads else [])
     loaded.clear()
-    wake_gpu(0, with_dali=False).join(60)
+    wake_gpu(0, with_dali=False)()
     assert loaded == (["cudnn"] if loads else [])
 
 
@@ -68,6 +75,61 @@ def test_without_a_driver_nothing_happens(
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(gpu_ahead.ctypes, "CDLL", missing)
-    thread = wake_gpu(0, with_dali=True)
-    thread.join(60)
-    assert not thread.is_alive() and capfd.readouterr() == ("", "")
+    wake_gpu(0, with_dali=True)()
+    assert capfd.readouterr() == ("", "")
+    assert all(thread.name != "gpu" for thread in threading.enumerate())
+
+
+def test_a_torch_without_cudnn_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    monkeypatch.setattr(
+        gpu_ahead, "read_text", lambda path: looks.append("look") or "7f00 r--p /lib/libc.so.6"
+    )
+    imported = threading.Event()
+    imported.set()
+    assert gpu_ahead._cudnn(imported) == [] and len(looks) == 2, "once more when torch is there"
+
+
+@pytest.mark.parametrize(
+    ("keys", "woken"),
+    [
+        ((), (1, True)),
+        (("data.loader=fused",), (1, False)),
+        (("runtime.device=cpu",), None),
+    ],
+)
+def test_training_opens_the_gpu_of_its_process(
+    keys: tuple[str, ...], woken: tuple[int, bool] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "1"}
+    for name, value in {**world, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    called: list[tuple[int, bool]] = []
+
+    def wake(number: int, with_dali: bool) -> Callable[[], None]:
+        called.append((number, with_dali))
+        return lambda: None
+
+    monkeypatch.setattr(train, "wake_gpu", wake)
+    train._wake_gpu(load_config(overrides=["data.dataset=digits", *keys]))()
+    assert called == ([woken] if woken else [])
+
+
+_ORDER = """
+import sys
+from pipeline import train
+from pipeline.config import load_config
+
+def wake(number, with_dali):
+    print("woken", "torch" in sys.modules)
+    return lambda: (print("waits", "torch" in sys.modules), sys.exit(0))
+
+train.wake_gpu = wake
+train.train(load_config(overrides=["data.dataset=digits", "log.dir=" + sys.argv[1]]))
+"""
+
+
+def test_the_gpu_is_opened_before_torch_is_imported(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _ORDER, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.splitlines() == ["woken False", "waits True"], ran.stderr

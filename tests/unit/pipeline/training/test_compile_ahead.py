@@ -180,9 +180,9 @@ def test_a_transposed_convolution_is_computed() -> None:
 
 
 def test_nothing_is_rehearsed_without_a_gpu_or_without_our_kernels() -> None:
-    inputs = [torch.ones(1), OnGpu()]
-    for each in inputs:
-        compile_ahead(lambda: pytest.fail("rehearsed"), nn.Linear(1, 1), [each])
+    norm = NormAct(8, fused=True, activation="relu")
+    for model, tensor in ((norm, torch.ones(1)), (nn.Linear(1, 1), OnGpu())):
+        compile_ahead(lambda: pytest.fail("rehearsed"), model, [tensor])
 
 
 class OnGpu(torch.Tensor):
