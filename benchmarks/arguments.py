@@ -23,7 +23,7 @@ AXES = {
 END_TO_END_BATCH_SIZES = (512, 1024)
 OPS = (  # each a module in benchmarks/kernels
     *("augment", "epoch_draws", "batch_norm_act", "dual_batch_norm_act", "pool_norm_act"),
-    *("conv_pool_norm_act", "norm_act_inference"),
+    *("conv_pool_norm_act", "norm_relu_pool", "norm_act_inference"),
     *("label_smoothing_cross_entropy", "muon", "stem_conv", "stem_conv_norm_act", "whitening_stem"),
 )
 SAVING_EPOCHS, RUNS, ROUNDS, STARTS, PAIRS = 4, 10, 3, 5, 5

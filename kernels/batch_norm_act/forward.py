@@ -69,7 +69,7 @@ def _norm_statistics_kernel(  # noqa: PLR0913
 
 
 @triton.jit
-def _finish_statistics(channel, norm, sizes, momentum, eps, BLOCK_PARTIALS: tl.constexpr):
+def finish_statistics(channel, norm, sizes, momentum, eps, BLOCK_PARTIALS: tl.constexpr):
     """Return mean, scale and bias of each channel.
 
     The first program of a column also writes the statistics and the running statistics.
@@ -136,9 +136,9 @@ def _norm_apply_kernel(  # noqa: PLR0913
 ):
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     sizes = num_rows, num_channels, num_partials
-    coefficients = _finish_statistics(channel, norm, sizes, momentum, eps, BLOCK_PARTIALS)
+    coefficients = finish_statistics(channel, norm, sizes, momentum, eps, BLOCK_PARTIALS)
     if residual_norm is not None:
-        residual_coefficients = _finish_statistics(
+        residual_coefficients = finish_statistics(
             channel, residual_norm, sizes, momentum, eps, BLOCK_PARTIALS
         )
     num_tiles = tl.cdiv(num_rows, BLOCK_ROWS)

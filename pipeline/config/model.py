@@ -114,7 +114,8 @@ class ModelConfig(Section):
     fused_stem: bool = Field(
         default=False,
         description="The first convolution, 3x3, in training and its evaluations by our own Triton kernels, "
-        "on a GPU, and in training with `fused_norm` its norm and ReLU in the same; in speednet94 and 96 the "
+        "on a GPU, and in training with `fused_norm` its norm and ReLU in the same; if it is 7x7, in "
+        "training with `fused_norm` the norm, ReLU and max-pool after it in one; in speednet94 and 96 the "
         "whitening with its GELU; needs `runtime.channels_last`",
     )
     activation: Literal["gelu", "silu"] = Field(

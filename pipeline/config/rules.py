@@ -170,8 +170,13 @@ _RULES = (
     ),
     _Rule(
         ("model.fused_stem",),
-        lambda c: c.model.stem_for(c.image_size) == "cifar",
-        lambda c: f"on {c.model.name}, which starts with a 7x7 convolution here; set model.stem=cifar",
+        lambda c: (
+            c.model.stem_for(c.image_size) == "cifar" or (c.model.fused_norm and not c.model.preactivation)
+        ),
+        lambda c: (
+            f"on {c.model.name}, which starts with a 7x7 convolution here, without model.fused_norm or with "
+            "model.preactivation; set model.fused_norm=true, or model.stem=cifar"
+        ),
     ),
 )
 

@@ -149,6 +149,32 @@ class PoolNormAct(NormAct):
         return op(x, weight, self._norm(), self.activation, self.momentum, self.eps)
 
 
+class NormReluPool(NormAct):
+    """Batch norm, ReLU and 3x3 max-pool with stride 2, as after the first convolution for ImageNet.
+
+    Args:
+        channels, fused, branches: as for `NormAct`.
+        pools: if `fused`, the kernels pool too in training (`kernels/norm_relu_pool/op.py`); otherwise torch
+            does.
+
+    Shape: (B, C, H, W) → (B, C, ⌈H / 2⌉, ⌈W / 2⌉).
+    """
+
+    def __init__(self, channels: int, fused: bool = False, pools: bool = False, branches: bool = False):
+        super().__init__(channels, fused, branches=branches and fused and pools)
+        self.pools = fused and pools
+
+    def forward(self, input: torch.Tensor) -> Activation:  # type: ignore[override]
+        if not (self.pools and self._uses_kernels(input)):
+            y = super().forward(input)
+            return F.max_pool2d(y[0] if isinstance(y, tuple) else y, 3, 2, 1)
+        from kernels.norm_relu_pool.op import norm_relu_pool, norm_relu_pool_twice
+
+        assert self.momentum is not None
+        op = norm_relu_pool_twice if self.branches else norm_relu_pool
+        return op(input, self._norm(), self.momentum, self.eps)
+
+
 def global_max(x: torch.Tensor) -> torch.Tensor:
     """Return the maximum of each channel, or NaN; its gradient goes to the first position that has it.
 

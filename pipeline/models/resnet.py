@@ -17,7 +17,7 @@ from pipeline.models.blocks import (
     PreactivationBlock,
     PreactivationBottleneckBlock,
 )
-from pipeline.models.layers import NormAct, Stem, StemConv
+from pipeline.models.layers import NormAct, NormReluPool, Stem, StemConv
 
 BlockType = (
     type[BasicBlock]
@@ -50,7 +50,7 @@ class StemOptions:
         kind: `cifar`, a 3x3 convolution (He et al. 2015, arXiv:1512.03385, section 4.2), or `imagenet`, a 7x7
             convolution with stride 2 and a 3x3 max-pool with stride 2 (table 1).
         width: channels.
-        fused: use our own kernels for a 3x3 stem in training.
+        fused: use our own kernels in training: for a 3x3 stem, or for norm, ReLU and max-pool of the other.
     """
 
     kind: Literal["cifar", "imagenet"] = "cifar"
@@ -115,8 +115,10 @@ def _make_stem(
     """Make the first convolution, and its norm unless the first block begins with a norm."""
     if stem.kind == "imagenet":
         convolution = nn.Conv2d(in_channels, stem.width, 7, 2, padding=3, bias=False)
-        norm = [] if preactivation else [NormAct(stem.width, options.fused_norm)]
-        return nn.Sequential(convolution, *norm, nn.MaxPool2d(3, 2, padding=1))
+        if preactivation:
+            return nn.Sequential(convolution, nn.MaxPool2d(3, 2, padding=1))
+        branches = options.shortcut is not None
+        return nn.Sequential(convolution, NormReluPool(stem.width, options.fused_norm, stem.fused, branches))
     if preactivation:
         return nn.Sequential(StemConv(in_channels, stem.width, stem.fused))
     branches = options.shortcut is not None

@@ -24,7 +24,7 @@ from torch import nn
 from kernels.arguments import SMOOTH_ACTIVATIONS
 from pipeline.config import MuonConfig, OptimizerConfig, PrecisionConfig
 from pipeline.models.flops import on_meta
-from pipeline.models.layers import NormAct, PoolNormAct, Projection, Stem
+from pipeline.models.layers import NormAct, NormReluPool, PoolNormAct, Projection, Stem
 from pipeline.optim.parts import Part
 
 CONVOLUTION = "convolution: "
@@ -186,14 +186,16 @@ class _Counter:
         assert isinstance(y, torch.Tensor)
         x, size = inputs[0], y.numel()
         residual = keywords.get("residual") is not None
-        keeps_pooled = isinstance(layer, PoolNormAct) and layer.training
+        pools = isinstance(layer, PoolNormAct | NormReluPool)
+        keeps_pooled = pools and layer.training
         if not self.is_joined:
             self._add(NORM_FORWARD, 0, x.numel() + size + size * residual + size * keeps_pooled)
         if not y.requires_grad:
             return
         reads_again = residual and isinstance(layer, NormAct) and layer.activation in SMOOTH_ACTIVATIONS
         dx = x.numel() if x.requires_grad else 0
-        backward = size if self.is_joined else size * (2 + residual + reads_again) + dx
+        reads_x = x.numel() if isinstance(layer, NormReluPool) else 0  # the norm is of x, not of the pooled x
+        backward = size if self.is_joined else size * (2 + residual + reads_again) + dx + reads_x
         self._add(NORM_BACKWARD, 0, backward)
 
 

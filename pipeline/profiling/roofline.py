@@ -14,7 +14,7 @@ from torch import nn
 from kernels.arguments import SMOOTH_ACTIVATIONS
 from pipeline.config import Config
 from pipeline.models.flops import on_meta
-from pipeline.models.layers import NormAct, PoolNormAct, Projection, Stem
+from pipeline.models.layers import NormAct, NormReluPool, PoolNormAct, Projection, Stem
 from pipeline.models.speednet import Whitening
 from pipeline.profiling.layer_work import (
     CONVOLUTION,
@@ -75,11 +75,13 @@ def step_work(
         scaled: True if a loss scaler reads the gradients before the optimizer.
 
     The passes over an activation are those of the kernels (`kernels/batch_norm_act/op.py`,
-    `dual_batch_norm_act/op.py`, `stem_conv_norm_act/op.py`, `pool_norm_act/op.py`, `whitening_stem/op.py`). A
+    `dual_batch_norm_act/op.py`, `stem_conv_norm_act/op.py`, `pool_norm_act/op.py`, `norm_relu_pool/op.py`,
+    `whitening_stem/op.py`). A
     norm makes 3 passes forward and 5 backward, and one more each if it adds a residual; with SiLU or GELU yet
     one more backward. The two norms of a block with a projection shortcut take 5 and 9 passes together. A
     norm after a max-pool makes 3 and 4 passes over the pooled activation, and 1 each over the one before the
-    pool. The fused stem makes 1 and 2, a fused whitening 1 and 1.
+    pool. A norm with a max-pool after it makes 2 passes each way over the activation before the pool, and 2
+    and 3 over the pooled one. The fused stem makes 1 and 2, a fused whitening 1 and 1.
     """
     work = _convolution_work(model, input_shape, batch_size)
     if optimizer != "muon":  # Muon's work is matrix products
@@ -126,6 +128,13 @@ def _elements_moved(model: nn.Module, input_shape: tuple[int, int, int]) -> Coun
             moved[NORM_FORWARD] += before + 3 * size
             moved[NORM_BACKWARD] += before + 4 * size
             return
+        if isinstance(layer, NormReluPool):
+            before = inputs[0].numel()
+            if layer.pools:
+                moved[NORM_FORWARD] += 2 * before + 2 * size
+                moved[NORM_BACKWARD] += 2 * before + 3 * size
+                return
+            size = before
         together = 2 if residual and layer in projected else 0  # the projection's norm is fused into this one
         moved[NORM_FORWARD] += (3 + residual - together) * size
         again = residual and layer.activation in SMOOTH_ACTIVATIONS  # the residual is read again

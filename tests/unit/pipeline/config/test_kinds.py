@@ -108,6 +108,12 @@ NO_EFFECT = [
     ("model:\n  name: timm/resnet18\n  fused_norm: true\n", 3, ["model.fused_norm"], "remove the key"),
     ("model:\n  name: resnet34\n  groups: 2\n", 3, ["model.groups"], "model.name=resnet50"),
     ("model:\n  stem: imagenet\n  fused_stem: true\n", 3, ["model.fused_stem"], "model.stem=cifar"),
+    (
+        "model:\n  stem: imagenet\n  fused_norm: true\n  fused_stem: true\n  preactivation: true\n",
+        4,
+        ["model.fused_stem"],
+        "model.stem=cifar",
+    ),
 ]
 
 

@@ -29,7 +29,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {  # keys, and norms on the ke
 
 def build(keys: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
-    config = ModelConfig.model_validate({**keys, "fused_norm": True, "fused_stem": "stem" not in keys})
+    config = ModelConfig.model_validate({**keys, "fused_norm": True, "fused_stem": True})
     model = build_model(config, 10, image_size=32).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

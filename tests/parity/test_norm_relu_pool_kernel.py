@@ -1,0 +1,250 @@
+"""Compare batch norm, ReLU and 3x3 max-pool with PyTorch in float64: kernels, reference and operators."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch.nn import functional
+
+from kernels.arguments import Norm
+from kernels.norm_relu_pool.backward import launch_backward
+from kernels.norm_relu_pool.forward import launch_forward
+from kernels.norm_relu_pool.op import norm_relu_pool, norm_relu_pool_twice
+from kernels.norm_relu_pool.reference import backward_reference, forward_reference, norm_relu_pool_reference
+from kernels.norm_tiles import TILINGS, Tiling
+from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
+from tests.parity.copies import copy_case
+from tests.parity.operators import assert_registered
+from tests.parity.tolerances import assert_parity
+
+pytestmark = USES_GPU
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+MOMENTUM, EPS = 0.1, 1e-5
+# Even and odd heights and widths; images of one window; odd C, C below a tile's, and of more than one tile;
+# several tiles a program and a part of one.
+SHAPES = [(3, 5, 5, 4), (2, 64, 4, 7), (5, 16, 2, 2), (8, 72, 1, 3), (1, 16, 21, 21), (5, 64, 16, 16)]
+Results = dict[str, torch.Tensor]
+
+
+class Case(NamedTuple):
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    gradients: list[torch.Tensor]
+
+    def norm(self) -> Norm:
+        return Norm(self.weight, self.bias, self.running_mean, self.running_var)
+
+    def clone(self, dtype: torch.dtype | None = None) -> "Case":
+        return copy_case(self, dtype)
+
+
+def random_case(
+    shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32, num_gradients: int = 1
+) -> Case:
+    """Return a case with many equal values in a window, and with weights of both signs and 0."""
+    generator = torch.Generator().manual_seed(sum(shape))
+
+    def in_dtype(values: torch.Tensor) -> torch.Tensor:
+        return values.to(dtype).to(DEVICE, memory_format=torch.channels_last)
+
+    vectors = [torch.randn(shape[1], generator=generator).to(DEVICE) for _ in range(4)]
+    x = in_dtype((4 * torch.randn(shape, generator=generator)).round() / 4)
+    weight, bias, running_mean, running_var = vectors
+    weight[2] = 0.0
+    bias[2] = 0.5
+    case = Case(x, weight, bias, running_mean, running_var.abs(), [])
+    # quarters up to 4; 0 where float32 may have z on the other side of 0
+    wide = case.clone(torch.float64)
+    decided = functional.max_pool2d(under_relu(wide), 3, 2, 1).abs() > 1e-5
+    for _ in range(num_gradients):
+        quarters = torch.randint(-16, 17, decided.shape, generator=generator).to(DEVICE)
+        case.gradients.append(in_dtype(torch.where(decided, quarters / 4, 0)))
+    return case
+
+
+def under_relu(case: Case) -> torch.Tensor:
+    running = case.running_mean, case.running_var
+    return functional.batch_norm(case.x, *running, case.weight, case.bias, True, MOMENTUM, EPS)
+
+
+def expected(case: Case) -> Results:
+    """Return y, the running statistics and all gradients in float64."""
+    wide = case.clone(torch.float64)
+    leaves = {name: getattr(wide, name).requires_grad_() for name in ("x", "weight", "bias")}
+    y = functional.max_pool2d(under_relu(wide).relu(), 3, 2, 1)
+    gradient = torch.stack([each.double() for each in case.gradients]).sum(0)
+    by_leaf = torch.autograd.grad(y, list(leaves.values()), gradient)
+    running = {"running_mean": wide.running_mean, "running_var": wide.running_var}
+    return {"y": y.detach()} | running | {f"d{k}": v for k, v in zip(leaves, by_leaf, strict=True)}
+
+
+def assert_results(actual: Results, case: Case) -> None:
+    results = expected(case)
+    assert actual.keys() == results.keys()
+    for name, result in results.items():
+        value = actual[name]
+        is_activation = name in ("y", "dx")
+        assert value.dtype is (case.x.dtype if is_activation else torch.float32)
+        assert not is_activation or value.is_contiguous(memory_format=torch.channels_last)
+        op = "statistics" if "running" in name else name
+        assert_parity(value.double(), result, f"batch norm {op}", value.dtype)
+
+
+def run_pair(forward: Callable[..., Any], backward: Callable[..., Any], case: Case) -> Results:
+    """Return what a forward and a backward function, kernels or reference, compute."""
+    copy = case.clone()
+    y, pooled, places, statistics = forward(copy.x, copy.norm(), MOMENTUM, EPS)
+    gradient, second_gradient = [*copy.gradients, None][:2]
+    saved = copy.x, pooled, places, copy.weight, copy.bias, statistics
+    by_leaf = backward(gradient, second_gradient, *saved)
+    running = {"running_mean": copy.running_mean, "running_var": copy.running_var}
+    return {"y": y} | running | dict(zip(("dx", "dweight", "dbias"), by_leaf, strict=True))
+
+
+def run_kernels(case: Case) -> Results:
+    return run_pair(launch_forward, launch_backward, case)
+
+
+def run_operator(case: Case, transform: Any = lambda function: function) -> Results:
+    """Return what the differentiable function and autograd compute; `transform` may compile the function."""
+    copy = case.clone()
+    leaves = {name: getattr(copy, name).requires_grad_() for name in ("x", "weight", "bias")}
+
+    def once(*arguments: Any) -> list[torch.Tensor]:
+        return [1 * norm_relu_pool(*arguments)]
+
+    def twice(*arguments: Any) -> list[torch.Tensor]:
+        first, second = norm_relu_pool_twice(*arguments)
+        return [1 * first, 1 * second]
+
+    function = transform(twice if len(copy.gradients) == 2 else once)
+    outputs = function(copy.x, copy.norm(), MOMENTUM, EPS)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    by_leaf = torch.autograd.grad(outputs, list(leaves.values()), copy.gradients)
+    running = {"running_mean": copy.running_mean, "running_var": copy.running_var}
+    return {"y": outputs[0].detach()} | running | {f"d{k}": v for k, v in zip(leaves, by_leaf, strict=True)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_gradients", [1, 2])
+def test_kernels(num_gradients: int, dtype: torch.dtype) -> None:
+    case = random_case((3, 64, 5, 7), dtype, num_gradients)
+    assert_results(run_kernels(case), case)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_gradients", [1, 2])
+def test_kernels_of_any_size(shape: tuple[int, int, int, int], num_gradients: int) -> None:
+    case = random_case(shape, torch.float16, num_gradients)
+    assert_results(run_kernels(case), case)
+
+
+@pytest.mark.parametrize("tiling", [Tiling(16, 1, 1, 1, 1), Tiling(128, 2, 4, 2, 1), Tiling(256, 4, 1, 9, 1)])
+def test_kernels_of_any_tiling(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in TILINGS:
+        monkeypatch.setitem(TILINGS, key, tiling)
+    case = random_case((3, 200, 6, 7), torch.float16)
+    assert_results(run_kernels(case), case)
+
+
+@needs_gpu("too slow in the interpreter")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(64, 64, 112, 112), (32, 64, 80, 80), (16, 128, 33, 31), (9, 67, 32, 33)])
+@pytest.mark.parametrize("num_gradients", [1, 2])
+def test_large_kernels(shape: tuple[int, int, int, int], num_gradients: int, dtype: torch.dtype) -> None:
+    case = random_case(shape, dtype, num_gradients)
+    results = run_kernels(case)
+    assert_results(results, case)
+    repeated = run_kernels(case)
+    assert all(torch.equal(results[name], repeated[name]) for name in results), "two runs differ: a race"
+
+
+@pytest.mark.parametrize("weight", [1.0, -1.0, 0.0])
+def test_the_first_of_equals_is_taken_as_in_pytorch(weight: float) -> None:
+    """Of all windows of four values at the corner of an image, with a border on two sides."""
+    windows = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 0.5])] * 4).reshape(-1, 1, 2, 2)
+    x = windows.to(DEVICE).contiguous(memory_format=torch.channels_last)
+    vectors = torch.ones(4, 1, device=DEVICE)
+    vectors[0] *= weight
+    vectors[1] = 9.0  # the ReLU lets all pass
+    _, pooled, places, _ = launch_forward(x, Norm(*vectors), MOMENTUM, EPS)
+    best, indices = functional.max_pool2d(windows * weight, 3, 2, 1, return_indices=True)
+    expected_places = 3 * (indices // 2 + 1) + indices % 2 + 1
+    assert torch.equal(places.cpu().long(), expected_places)
+    assert torch.equal(pooled.cpu() * weight, best)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, in the interpreter
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_overflow_is_not_hidden(value: float) -> None:
+    case = random_case((2, 8, 4, 4), torch.float16)
+    case.x[1, 3, 2, 2] = value
+    results = run_kernels(case)
+    for name in ("y", "dx"):
+        bad = results[name].isnan().permute(1, 0, 2, 3).flatten(1)
+        assert bad.any(1).tolist() == [channel == 3 for channel in range(8)]
+    assert results["running_var"].isfinite().tolist() == [channel != 3 for channel in range(8)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_gradients", [1, 2])
+def test_reference_and_operator(num_gradients: int, dtype: torch.dtype) -> None:
+    case = random_case((3, 5, 5, 4), dtype, num_gradients)
+
+    def forward(x: torch.Tensor, norm: Norm, *rest: Any) -> Any:
+        return forward_reference(x, *norm, *rest)
+
+    assert_results(run_pair(forward, backward_reference, case), case)
+    assert_results(run_operator(case), case)
+    copy = case.clone()
+    y = norm_relu_pool_reference(copy.x, copy.norm(), MOMENTUM, EPS)
+    assert_parity(y.double(), expected(case)["y"], "batch norm y", dtype)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("num_gradients", [1, 2])
+def test_operator_compiles_into_one_graph(num_gradients: int, backend: str) -> None:
+    case = random_case((3, 5, 5, 4), torch.float16, num_gradients)
+    compiled = run_operator(case, lambda function: torch.compile(function, fullgraph=True, backend=backend))
+    torch.testing.assert_close(compiled, run_operator(case), rtol=0, atol=0)
+
+
+def test_operator_takes_any_strides_and_frozen_weights() -> None:
+    case = random_case((3, 5, 6, 4), torch.bfloat16)
+    strided = case.x.contiguous().mT.contiguous().mT.requires_grad_()
+    copy = case.clone()
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        y = norm_relu_pool(strided, copy.norm())
+    (dx,) = torch.autograd.grad(y, strided, case.gradients[0].contiguous())
+    assert_parity(dx.double(), expected(case)["dx"], "batch norm dx", torch.bfloat16)
+
+
+def test_operators_are_registered_soundly() -> None:
+    case = random_case((3, 5, 5, 4), torch.float32)
+    forward = (case.x, *case.norm(), MOMENTUM, EPS)
+    assert_registered(torch.ops.quickres.norm_relu_pool.default, forward)
+    _, pooled, places, statistics = torch.ops.quickres.norm_relu_pool(*forward)
+    for second in (None, case.gradients[0]):
+        saved = case.x, pooled, places, case.weight, case.bias, statistics
+        backward = (case.gradients[0], second, *saved)
+        assert_registered(torch.ops.quickres.norm_relu_pool_backward.default, backward)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(4, 8), "x must be"),
+        (torch.zeros(4, 8, 2, 2, dtype=torch.float64), "x must be"),
+        (torch.zeros(1, 8, 1, 1), "more than one value"),
+        (torch.zeros(4, 9, 4, 4), "norm.weight must be"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(x: torch.Tensor, message: str) -> None:
+    for function in (norm_relu_pool, norm_relu_pool_twice):
+        with pytest.raises(ValueError, match=message):
+            function(x, Norm(*torch.zeros(4, 8)))
