@@ -21,7 +21,7 @@ from kernels.conv_pool_norm_act.reference import (
 )
 from tests.gpus import DEVICE, NEEDS_GPU, ON_GPU, USES_GPU, needs_gpu
 from tests.parity.copies import copy_case
-from tests.parity.operators import assert_registered, capture
+from tests.parity.operators import assert_registered, capture, differentiate
 from tests.parity.tolerances import assert_parity
 
 pytestmark = USES_GPU
@@ -156,20 +156,10 @@ def run_operator(case: Case, transform: Any = lambda function: function) -> Resu
     """Return what the differentiable function and autograd compute; `transform` may compile the function."""
     copy = case.clone()
     leaves = {name: getattr(copy, name).requires_grad_() for name in ("filters", "weight", "bias")}
-
-    def once(*arguments: Any) -> list[torch.Tensor]:
-        return [1 * op.conv_pool_norm_act(*arguments)]
-
-    def twice(*arguments: Any) -> list[torch.Tensor]:
-        first, second = op.conv_pool_norm_act_twice(*arguments)
-        return [1 * first, 1 * second]
-
+    functions = op.conv_pool_norm_act, op.conv_pool_norm_act_twice
     arguments = copy.x, copy.filters, copy.norm(), copy.activation, MOMENTUM, EPS
-    outputs = transform(twice if len(copy.gradients) == 2 else once)(*arguments)
-    assert all(torch.equal(output, outputs[0]) for output in outputs)
-    by_leaf = torch.autograd.grad(outputs, list(leaves.values()), copy.gradients)
     running = {"running_mean": copy.running_mean, "running_var": copy.running_var}
-    return {"y": outputs[0].detach()} | running | {f"d{k}": v for k, v in zip(leaves, by_leaf, strict=True)}
+    return differentiate(functions, arguments, leaves, copy.gradients, transform) | running
 
 
 def assert_exact_weight_gradient(shape: Shape, dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ from kernels.dual_batch_norm_act.reference import (
 )
 from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.copies import copy_case
-from tests.parity.operators import assert_registered
+from tests.parity.operators import assert_registered, differentiate
 from tests.parity.tolerances import assert_parity
 
 pytestmark = USES_GPU
@@ -131,25 +131,11 @@ def run_operator(
 ) -> Results:
     """Return what the differentiable function and autograd compute; `transform` may compile the function."""
     copy = case.clone()
-    leaves = [getattr(copy, name).requires_grad_() for name in LEAVES]
-
-    def once(*arguments: Any) -> list[torch.Tensor]:
-        return [1 * dual_batch_norm_act(*arguments)]
-
-    def twice(*arguments: Any) -> list[torch.Tensor]:
-        first, second = dual_batch_norm_act_twice(*arguments)
-        return [1 * first, 1 * second]
-
-    function = transform(twice if len(gradients) == 2 else once)
+    leaves = {name: getattr(copy, name).requires_grad_() for name in LEAVES}
+    functions = dual_batch_norm_act, dual_batch_norm_act_twice
     norm, residual_norm = copy.norms()
-    outputs = function(copy.x, norm, copy.residual, residual_norm, MOMENTUM, EPS)
-    assert all(torch.equal(output, outputs[0]) for output in outputs)
-    by_leaf = torch.autograd.grad(outputs, leaves, gradients)
-    return (
-        {"y": outputs[0].detach()}
-        | copy.running()
-        | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
-    )
+    arguments = copy.x, norm, copy.residual, residual_norm, MOMENTUM, EPS
+    return differentiate(functions, arguments, leaves, gradients, transform) | copy.running()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

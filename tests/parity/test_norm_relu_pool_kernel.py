@@ -15,7 +15,7 @@ from kernels.norm_relu_pool.reference import backward_reference, forward_referen
 from kernels.norm_tiles import TILINGS, Tiling
 from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.copies import copy_case
-from tests.parity.operators import assert_registered
+from tests.parity.operators import assert_registered, differentiate
 from tests.parity.tolerances import assert_parity
 
 pytestmark = USES_GPU
@@ -114,20 +114,10 @@ def run_operator(case: Case, transform: Any = lambda function: function) -> Resu
     """Return what the differentiable function and autograd compute; `transform` may compile the function."""
     copy = case.clone()
     leaves = {name: getattr(copy, name).requires_grad_() for name in ("x", "weight", "bias")}
-
-    def once(*arguments: Any) -> list[torch.Tensor]:
-        return [1 * norm_relu_pool(*arguments)]
-
-    def twice(*arguments: Any) -> list[torch.Tensor]:
-        first, second = norm_relu_pool_twice(*arguments)
-        return [1 * first, 1 * second]
-
-    function = transform(twice if len(copy.gradients) == 2 else once)
-    outputs = function(copy.x, copy.norm(), MOMENTUM, EPS)
-    assert all(torch.equal(output, outputs[0]) for output in outputs)
-    by_leaf = torch.autograd.grad(outputs, list(leaves.values()), copy.gradients)
+    functions = norm_relu_pool, norm_relu_pool_twice
+    arguments = copy.x, copy.norm(), MOMENTUM, EPS
     running = {"running_mean": copy.running_mean, "running_var": copy.running_var}
-    return {"y": outputs[0].detach()} | running | {f"d{k}": v for k, v in zip(leaves, by_leaf, strict=True)}
+    return differentiate(functions, arguments, leaves, copy.gradients, transform) | running
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

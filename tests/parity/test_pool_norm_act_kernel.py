@@ -15,7 +15,7 @@ from kernels.pool_norm_act.op import pool_norm_act, pool_norm_act_twice
 from kernels.pool_norm_act.reference import backward_reference, forward_reference, pool_norm_act_reference
 from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
 from tests.parity.copies import copy_case
-from tests.parity.operators import assert_registered
+from tests.parity.operators import assert_registered, differentiate
 from tests.parity.tolerances import assert_parity
 
 pytestmark = USES_GPU
@@ -135,21 +135,10 @@ def run_operator(case: Case, transform: Any = lambda function: function) -> Resu
     """Return what the differentiable function and autograd compute; `transform` may compile the function."""
     copy = case.clone()
     leaves = {name: getattr(copy, name).requires_grad_() for name in ("x", "weight", "bias")}
-
-    def once(*arguments: Any) -> list[torch.Tensor]:
-        return [1 * pool_norm_act(*arguments)]
-
-    def twice(*arguments: Any) -> list[torch.Tensor]:
-        first, second = pool_norm_act_twice(*arguments)
-        return [1 * first, 1 * second]
-
-    outputs = transform(twice if len(copy.gradients) == 2 else once)(
-        copy.x, copy.norm(), copy.activation, MOMENTUM, EPS
-    )
-    assert all(torch.equal(output, outputs[0]) for output in outputs)
-    by_leaf = torch.autograd.grad(outputs, list(leaves.values()), copy.gradients)
+    functions = pool_norm_act, pool_norm_act_twice
+    arguments = copy.x, copy.norm(), copy.activation, MOMENTUM, EPS
     running = {"running_mean": copy.running_mean, "running_var": copy.running_var}
-    return {"y": outputs[0].detach()} | running | {f"d{k}": v for k, v in zip(leaves, by_leaf, strict=True)}
+    return differentiate(functions, arguments, leaves, copy.gradients, transform) | running
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -18,7 +18,7 @@ from kernels.stem_conv_norm_act.reference import (
 )
 from kernels.stem_tiles import TILINGS, Tiling
 from tests.gpus import DEVICE, NEEDS_GPU, USES_GPU, needs_gpu
-from tests.parity.operators import assert_registered
+from tests.parity.operators import assert_registered, differentiate
 from tests.parity.tolerances import assert_parity
 
 pytestmark = USES_GPU
@@ -132,25 +132,10 @@ def run_operator(
 ) -> Results:
     """Return what the differentiable function and autograd compute; `transform` may compile the function."""
     copy = case.clone()
-    leaves = [getattr(copy, name).requires_grad_() for name in LEAVES]
-
-    def once(*arguments: Any) -> list[torch.Tensor]:
-        return [1 * stem_conv_norm_act(*arguments)]
-
-    def twice(*arguments: Any) -> list[torch.Tensor]:
-        first, second = stem_conv_norm_act_twice(*arguments)
-        return [1 * first, 1 * second]
-
-    outputs = transform(twice if len(gradients) == 2 else once)(
-        copy.images, copy.weight, copy.norm(), MOMENTUM, EPS
-    )
-    assert all(torch.equal(output, outputs[0]) for output in outputs)
-    by_leaf = torch.autograd.grad(outputs, leaves, gradients)
-    return (
-        {"y": outputs[0].detach()}
-        | copy.running()
-        | {f"d{name}": value for name, value in zip(LEAVES, by_leaf, strict=True)}
-    )
+    leaves = {name: getattr(copy, name).requires_grad_() for name in LEAVES}
+    functions = stem_conv_norm_act, stem_conv_norm_act_twice
+    arguments = copy.images, copy.weight, copy.norm(), MOMENTUM, EPS
+    return differentiate(functions, arguments, leaves, gradients, transform) | copy.running()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
