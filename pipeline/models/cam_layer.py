@@ -1,5 +1,6 @@
 """Finds the layer that Grad-CAM explains by default."""
 
+import copy
 from typing import Any
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError, first_line
 from pipeline.models.davidnet import DavidNet
-from pipeline.models.flops import on_meta
 from pipeline.models.resnet import ResNet
 from pipeline.models.speednet import SpeedNet
 
@@ -17,9 +17,10 @@ _POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
 def cam_target_layer(model: nn.Module, image_size: int = 224) -> nn.Module:
     """Return the last layer before pooling whose output has a spatial extent.
 
-    An image is sent through a copy of the network on the meta device. In our networks the result is the last
-    stage or, with pre-activation, the norm after it. If the images are so small that the last stage has one
-    position, it is an earlier stage.
+    A black image is sent through a copy of the network on the CPU. (On the meta device batch norm would
+    import torch's compiler, which takes a second.) In our networks the result is the last stage or, with
+    pre-activation, the norm after it. If the images are so small that the last stage has one position, it is
+    an earlier stage.
 
     Args:
         model: as `build_model` returns it; it is not changed.
@@ -39,7 +40,7 @@ def _last_feature_map(model: nn.Module, image_size: int) -> str:
 
     Only the head may come after it.
     """
-    copy = on_meta(model).eval()
+    copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
     feature_map, token_layer = "", ""
 
     def note_output(name: str, module: nn.Module, output: Any) -> None:
@@ -48,25 +49,25 @@ def _last_feature_map(model: nn.Module, image_size: int) -> str:
             return
         _, *sizes = output.shape
         if output.ndim == 4 and sizes[1] == sizes[2]:
-            if sizes[1] > 1 and not isinstance(module, _POOLS) and _is_on_main_path(copy, name):
+            if sizes[1] > 1 and not isinstance(module, _POOLS) and _is_on_main_path(copied, name):
                 feature_map, token_layer = name, ""
         elif next(module.parameters(recurse=False), None) is not None:
             token_layer = name  # its weights are applied to tokens, or to channels in the last dimension
 
-    for name, module in copy.named_modules():
+    for name, module in copied.named_modules():
         if name:
             module.register_forward_hook(
                 lambda module, _, output, name=name: note_output(name, module, output)
             )
-    channels = next((module.in_channels for module in copy.modules() if isinstance(module, nn.Conv2d)), 3)
+    channels = next((module.in_channels for module in copied.modules() if isinstance(module, nn.Conv2d)), 3)
     try:
         with torch.no_grad():
-            copy(torch.empty(1, channels, image_size, image_size, device="meta"))
+            copied(torch.zeros(1, channels, image_size, image_size))
     except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
         raise UserError(
             f"Grad-CAM needs a layer whose output is (batch, channels, height, width), and none is found in "
-            f"{type(model).__name__} without values ({first_line(error)}); name a layer, or set "
-            "log.explain=false"
+            f"{type(model).__name__}, which fails on a black image ({first_line(error)}); name a layer, or "
+            "set log.explain=false"
         ) from error
     if not feature_map or token_layer:
         reason = f": {token_layer} works on tokens" if token_layer else ""

@@ -7,6 +7,8 @@ skip a step whose gradients overflowed, and turns a mask of infinities into NaN.
 import torch
 from torch import nn
 
+from pipeline.optim.plain import Sgd
+
 
 class Ema:
     """The exponential moving average of the weights after each step.
@@ -45,7 +47,7 @@ class Ema:
         self._weight = torch.ones((), device=averages[0].device)
         # SGD with weight decay 1 that ascends along `newest` computes p + lr * (newest - p). It is one fused
         # launch, and it does nothing if `found_inf` is 1.
-        self._mover = torch.optim.SGD(averages, lr=self._weight, weight_decay=1.0, maximize=True, fused=True)
+        self._mover = Sgd(averages, lr=self._weight, weight_decay=1.0, maximize=True, fused=True)
 
     def set_step(self, step: int, every: int = 1) -> None:
         """Set the share of the newest weights in the next update.

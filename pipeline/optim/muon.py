@@ -11,9 +11,10 @@ import torch
 
 from kernels.muon.reference import MuonSettings, muon_step_reference
 from pipeline.config import MuonConfig
+from pipeline.optim.plain import Sgd
 
 
-class Muon(torch.optim.SGD):
+class Muon(Sgd):
     """Muon (Jordan 2024) for weights of two or more dimensions, as matrices with one row per output channel.
 
     The update is that of `torch.optim.Muon`: Nesterov momentum as a running mean, orthogonalised, times

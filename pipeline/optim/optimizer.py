@@ -9,6 +9,7 @@ from torch import nn
 from pipeline.config import AdamwConfig, MuonConfig, OptimizerConfig, SgdConfig
 from pipeline.optim.muon import Muon
 from pipeline.optim.parts import Part, partition
+from pipeline.optim.plain import AdamW, Sgd
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -33,7 +34,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 
 def _build_adamw(config: AdamwConfig, parts: Sequence[Part]) -> torch.optim.Optimizer:
     on_gpu = parts[0].parameters[0].is_cuda
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         _groups(config, parts), betas=config.betas, weight_decay=0.0, fused=True, capturable=on_gpu
     )
     optimizer._warned_capturable_if_run_uncaptured = True  # some steps run before the capture on purpose
@@ -42,7 +43,7 @@ def _build_adamw(config: AdamwConfig, parts: Sequence[Part]) -> torch.optim.Opti
 
 def _build_sgd(config: SgdConfig, parts: Sequence[Part]) -> torch.optim.Optimizer:
     groups = _groups(config, parts)
-    optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    optimizer = Sgd(groups, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     _zero_momentum(optimizer)
     return optimizer
 

@@ -28,7 +28,11 @@ from pipeline.process.cache_dirs import make_cache_folder, use_cache_folder
 from pipeline.training.precision import Precision
 from pipeline.training.start_weights import load_start_weights
 from pipeline.training.state import Totals, TrainState
-from pipeline.training.torch_workarounds import keep_headers_in_the_cache, name_operators_briefly
+from pipeline.training.torch_workarounds import (
+    call_operators_plainly,
+    keep_headers_in_the_cache,
+    name_operators_briefly,
+)
 
 # Compilations of one function in one process; torch's default is 8. Each image size and each network needs
 # one, and each block that is compiled by itself and has a probability to be dropped.
@@ -57,7 +61,8 @@ def set_backends(config: Config, *, trains: bool = True) -> None:
     torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(runtime.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != runtime.deterministic:  # it imports the compiler
+        torch.use_deterministic_algorithms(runtime.deterministic)
 
 
 def compile_mode(config: CompileConfig, device: torch.device) -> str:
@@ -76,12 +81,13 @@ def captures(config: CompileConfig, device: torch.device) -> bool:
 
 
 def import_compiler(config: CompileConfig, device: torch.device) -> None:
-    """Import the compiler now; otherwise the first call of a compiled network does it.
-
-    Its front end is needed in any case: torch's optimizers import it.
-    """
+    """Import the compiler now, which the first call of a compiled network would do; or see to it that nothing
+    imports it, which takes a second."""
+    if not config.compiles_on(device.type):
+        call_operators_plainly(device)
+        return
     importlib.import_module("torch._dynamo")
-    if config.compiles_on(device.type) and config.backend == "inductor":
+    if config.backend == "inductor":
         importlib.import_module("torch._inductor.compile_fx")
 
 

@@ -1,5 +1,6 @@
 """Computes the training step: forward, loss, scaled backward, unscale, clip, update. It logs nothing."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,8 @@ def _update_weights(state: TrainState, options: StepOptions) -> torch.Tensor:
 
 
 def _compiled_graphs() -> int:
+    if "torch._dynamo" not in sys.modules:  # importing it takes a second
+        return 0
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 

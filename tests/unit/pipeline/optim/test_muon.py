@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.models import build_model
 from pipeline.optim.muon import Muon
 from pipeline.optim.optimizer import build_optimizer
+from pipeline.optim.plain import Sgd
 from tests.tiny import in_precision, random_batch, tiny_config, tiny_trainer, train_steps
 
 DEFAULT = MuonConfig()
@@ -112,7 +113,7 @@ def test_all_groups_are_there_after_a_step_of_sgd_that_failed(monkeypatch: pytes
         seen.extend(group["params"] for group in optimizer.param_groups)
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(torch.optim.SGD, "step", fail)
+    monkeypatch.setattr(Sgd, "step", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         optimizer.step()
     assert [params[0] is other for params in seen] == [True]
