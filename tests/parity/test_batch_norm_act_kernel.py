@@ -410,7 +410,8 @@ def test_tilings_cover_every_kernel() -> None:
     kernels = (
         *("statistics", "apply", "gradient sums", "gradient"),
         *("smooth gradient sums", "dual gradient sums", "dual gradient"),
-        *("pool statistics", "pool gradient", "inference", "pool inference"),
+        *("pool statistics", "pool gradient", "norm pool", "norm pool gradient"),
+        *("inference", "pool inference"),
     )
     assert set(TILINGS) == {
         (kernel, num_channels) for kernel in kernels for num_channels in (64, 128, 256, 512)
