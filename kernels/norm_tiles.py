@@ -70,7 +70,7 @@ TILINGS = {
     ("pool gradient", 256): Tiling(64, 1, 4, 6, 1),
     ("pool gradient", 512): Tiling(64, 2, 8, 2, 1),
     # Nine elements of x are read for each element of y, and four of x and of dx written.
-    **{("norm pool", num_channels): Tiling(64, 1, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
+    **{("norm pool", num_channels): Tiling(64, 1, 4, 3, 1) for num_channels in (64, 128, 256, 512)},
     **{("norm pool gradient", num_channels): Tiling(64, 1, 4, 4, 1) for num_channels in (64, 128, 256, 512)},
     **{("pool inference", num_channels): Tiling(64, 2, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
     **{("inference", num_channels): Tiling(64, 4, 8, 2, 1) for num_channels in (64, 128, 256, 512)},
