@@ -46,9 +46,12 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return half and fit and whole and not x.requires_grad and _on_hopper(x.device)
 
 
-@torch.compiler.assume_constant_result
 def _on_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER
+
+
+# as `torch.compiler.assume_constant_result` does, which imports the compiler
+setattr(_on_hopper, "_dynamo_marked_constant", True)  # noqa: B010  # functions have no such attribute
 
 
 def conv_pool_norm_act(

@@ -10,7 +10,7 @@ NaN is the largest.
 Bytes moved, in passes over x, of which y is a quarter: 2.6 forward and 2.9 backward in half precision. They
 are, forward, x twice, and y, the pooled x and the places, a byte each, written; backward, dy and the pooled x
 for the sums, then dy, the places and x, and dx. With `batch_norm_act` and a max-pool of its own there are 1.6
-passes more forward, and 3.4 more backward.
+passes more forward, and 3.4 more backward, without the indices of that max-pool.
 
 See `kernels/batch_norm_act/op.py` for precision, `torch.compile` and CUDA graphs.
 """

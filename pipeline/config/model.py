@@ -146,6 +146,13 @@ class ModelConfig(Section):
         "stages.0.*]; their batch norms use and keep the running statistics",
     )
 
+    @property
+    def has_preactivation(self) -> bool:
+        """`preactivation`, resolved for this network."""
+        if self.name in PLAIN_NETWORKS:
+            return False
+        return self.name in _WIDE_NETWORKS if self.preactivation is None else self.preactivation
+
     def stem_for(self, image_size: int) -> Literal["cifar", "imagenet"]:
         """Return the stem that the network has on images of this height and width."""
         return default_stem(self.name, image_size) if self.stem == "auto" else self.stem

@@ -170,12 +170,18 @@ _RULES = (
     ),
     _Rule(
         ("model.fused_stem",),
+        lambda c: c.model.stem_for(c.image_size) == "cifar" or not c.model.has_preactivation,
         lambda c: (
-            c.model.stem_for(c.image_size) == "cifar" or (c.model.fused_norm and not c.model.preactivation)
+            f"on {c.model.name}, which starts with a 7x7 convolution and has no norm after it here; set "
+            "model.stem=cifar"
         ),
+    ),
+    _Rule(
+        ("model.fused_stem",),
+        lambda c: c.model.stem_for(c.image_size) == "cifar" or c.model.fused_norm,
         lambda c: (
-            f"on {c.model.name}, which starts with a 7x7 convolution here, without model.fused_norm or with "
-            "model.preactivation; set model.fused_norm=true, or model.stem=cifar"
+            f"on {c.model.name}, which starts with a 7x7 convolution here, without model.fused_norm; set "
+            "model.fused_norm=true, or model.stem=cifar"
         ),
     ),
 )

@@ -1,6 +1,7 @@
 """Finds the layer that Grad-CAM explains by default."""
 
 import copy
+import sys
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ _POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
 def cam_target_layer(model: nn.Module, image_size: int = 224) -> nn.Module:
     """Return the last layer before pooling whose output has a spatial extent.
 
-    A black image is sent through a copy of the network on the CPU. (On the meta device batch norm would
-    import torch's compiler, which takes a second.) In our networks the result is the last stage or, with
-    pre-activation, the norm after it. If the images are so small that the last stage has one position, it is
-    an earlier stage.
+    An image is sent through a copy of the network: on the meta device, or, of our own networks, on the CPU.
+    (On the meta device batch norm imports torch's compiler, which takes a second.) In our networks the result
+    is the last stage or, with pre-activation, the norm after it. If the images are so small that the last
+    stage has one position, it is an earlier stage.
 
     Args:
         model: as `build_model` returns it; it is not changed.
@@ -40,7 +41,9 @@ def _last_feature_map(model: nn.Module, image_size: int) -> str:
 
     Only the head may come after it.
     """
-    copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    is_ours = isinstance(model, ResNet | DavidNet | SpeedNet)
+    device = "cpu" if is_ours and "torch._dynamo" not in sys.modules else "meta"
+    copied = copy.deepcopy(model).to(device, torch.float32).eval()
     feature_map, token_layer = "", ""
 
     def note_output(name: str, module: nn.Module, output: Any) -> None:
@@ -62,12 +65,12 @@ def _last_feature_map(model: nn.Module, image_size: int) -> str:
     channels = next((module.in_channels for module in copied.modules() if isinstance(module, nn.Conv2d)), 3)
     try:
         with torch.no_grad():
-            copied(torch.zeros(1, channels, image_size, image_size))
+            copied(torch.zeros(1, channels, image_size, image_size, device=device))
     except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
         raise UserError(
             f"Grad-CAM needs a layer whose output is (batch, channels, height, width), and none is found in "
-            f"{type(model).__name__}, which fails on a black image ({first_line(error)}); name a layer, or "
-            "set log.explain=false"
+            f"{type(model).__name__} without values ({first_line(error)}); name a layer, or set "
+            "log.explain=false"
         ) from error
     if not feature_map or token_layer:
         reason = f": {token_layer} works on tokens" if token_layer else ""

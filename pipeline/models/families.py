@@ -31,19 +31,17 @@ class Family:
         depths: number of blocks in each stage.
         channels: of each stage, before a bottleneck's expansion. The first is also the stem's.
         block: basic or bottleneck.
-        preactivation: the default, if the config does not set it.
     """
 
     depths: tuple[int, ...]
     channels: tuple[int, ...] = (64, 128, 256, 512)
     block: BlockType = BasicBlock
-    preactivation: bool = False
 
 
-def _cifar(depth: int, layers_outside: int, preactivation: bool = False) -> Family:
+def _cifar(depth: int, layers_outside: int) -> Family:
     """Return three stages of n blocks of two layers; depth = 6 n + layers_outside."""
     assert (depth - layers_outside) % 6 == 0, depth
-    return Family(((depth - layers_outside) // 6,) * 3, (16, 32, 64), preactivation=preactivation)
+    return Family(((depth - layers_outside) // 6,) * 3, (16, 32, 64))
 
 
 FAMILIES: dict[str, Family] = {
@@ -57,7 +55,7 @@ FAMILIES: dict[str, Family] = {
     **{f"resnet{depth}": _cifar(depth, 2) for depth in (20, 32, 44, 56, 110)},
     **{f"plain{depth}": _cifar(depth, 2) for depth in (20, 32, 44, 56)},
     # Zagoruyko and Komodakis 2016, arXiv:1605.07146, table 1; their depth counts the projections
-    **{f"wrn{depth}": _cifar(depth, 4, preactivation=True) for depth in (16, 22, 28, 40)},
+    **{f"wrn{depth}": _cifar(depth, 4) for depth in (16, 22, 28, 40)},
 }
 
 
@@ -68,10 +66,7 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
     if config.name in SPEED_NETWORKS:
         kernels = config.fused_norm, config.fused_stem
         return SpeedNet(config.name, num_classes, in_channels, config.activation, *kernels)
-    family = FAMILIES[config.name]
-    plain = config.name in PLAIN_NETWORKS
-    chosen = config.preactivation is not None and not plain
-    preactivation = config.preactivation if chosen else family.preactivation
+    family, plain = FAMILIES[config.name], config.name in PLAIN_NETWORKS
     options = BlockOptions(
         shortcut=None if plain else config.shortcut,
         width=config.width,
@@ -83,7 +78,7 @@ def build_network(config: ModelConfig, num_classes: int, in_channels: int, image
     )
     # `model.width` widens the inner convolutions of a bottleneck, but all channels of basic blocks
     factor = family.block.expansion if family.block is BottleneckBlock else config.width
-    block = _PREACTIVATION[family.block] if preactivation else family.block
+    block = _PREACTIVATION[family.block] if config.has_preactivation else family.block
     stages = StageOptions(block, family.depths, [factor * channels for channels in family.channels])
     stem = StemOptions(config.stem_for(image_size), family.channels[0], config.fused_stem)
     return ResNet(stages, num_classes, in_channels, stem, options, config.zero_init_residual)

@@ -167,7 +167,8 @@ class NormReluPool(NormAct):
     def forward(self, input: torch.Tensor) -> Activation:  # type: ignore[override]
         if not (self.pools and self._uses_kernels(input)):
             y = super().forward(input)
-            return F.max_pool2d(y[0] if isinstance(y, tuple) else y, 3, 2, 1)
+            assert isinstance(y, torch.Tensor), "only the kernels that pool return a pair"
+            return F.max_pool2d(y, 3, 2, 1)
         from kernels.norm_relu_pool.op import norm_relu_pool, norm_relu_pool_twice
 
         assert self.momentum is not None

@@ -5,11 +5,12 @@ takes as long as its operations or its bytes, whichever take longer at the devic
 one another.
 
 Layers are the convolutions, the linear layers and the norms. All between two of them, such as an activation,
-a residual or a pool, is taken for a part of the norm or the convolution before it, and costs only the
-tensors that it adds: a residual is read, a norm after a pool reads the activation before the pool and keeps
-the pooled one. Batch statistics come from the convolution before. The first layer of a network for small
-images (a stem, a whitening) is one layer with its norm and its activation, since it can be computed again
-from the images at no cost in bytes. A norm on the shortcut of a block is a part of the norm that adds it.
+a residual or a pool, is taken for a part of the norm or the convolution before it, and costs only the tensors
+that it adds: a residual is read, a norm after a pool reads the activation before the pool and keeps the
+pooled one, and a norm before the pool of a 7x7 stem writes the pooled activation alone. Batch statistics come
+from the convolution before. The first layer of a network for small images (a stem, a whitening) is one layer
+with its norm and its activation, since it can be computed again from the images at no cost in bytes. A norm
+on the shortcut of a block is a part of the norm that adds it.
 
 This bounds a program that runs these layers one by one from below. Two things can beat it: a program that
 keeps a tensor in the cache from one layer to the next, and one that computes in fewer operations (Winograd).
@@ -186,16 +187,16 @@ class _Counter:
         assert isinstance(y, torch.Tensor)
         x, size = inputs[0], y.numel()
         residual = keywords.get("residual") is not None
-        pools = isinstance(layer, PoolNormAct | NormReluPool)
-        keeps_pooled = pools and layer.training
+        keeps_pooled = isinstance(layer, PoolNormAct) and layer.training
         if not self.is_joined:
             self._add(NORM_FORWARD, 0, x.numel() + size + size * residual + size * keeps_pooled)
         if not y.requires_grad:
             return
         reads_again = residual and isinstance(layer, NormAct) and layer.activation in SMOOTH_ACTIVATIONS
         dx = x.numel() if x.requires_grad else 0
-        reads_x = x.numel() if isinstance(layer, NormReluPool) else 0  # the norm is of x, not of the pooled x
-        backward = size if self.is_joined else size * (2 + residual + reads_again) + dx + reads_x
+        # before a pool x itself is read, elsewhere x or the pooled x, which have the size of y
+        kept = x.numel() if isinstance(layer, NormReluPool) else size
+        backward = size if self.is_joined else kept + size * (1 + residual + reads_again) + dx
         self._add(NORM_BACKWARD, 0, backward)
 
 

@@ -76,12 +76,12 @@ def step_work(
 
     The passes over an activation are those of the kernels (`kernels/batch_norm_act/op.py`,
     `dual_batch_norm_act/op.py`, `stem_conv_norm_act/op.py`, `pool_norm_act/op.py`, `norm_relu_pool/op.py`,
-    `whitening_stem/op.py`). A
-    norm makes 3 passes forward and 5 backward, and one more each if it adds a residual; with SiLU or GELU yet
-    one more backward. The two norms of a block with a projection shortcut take 5 and 9 passes together. A
-    norm after a max-pool makes 3 and 4 passes over the pooled activation, and 1 each over the one before the
-    pool. A norm with a max-pool after it makes 2 passes each way over the activation before the pool, and 2
-    and 3 over the pooled one. The fused stem makes 1 and 2, a fused whitening 1 and 1.
+    `whitening_stem/op.py`). A norm makes 3 passes forward and 5 backward, and one more each if it adds a
+    residual; with SiLU or GELU yet one more backward. The two norms of a block with a projection shortcut
+    take 5 and 9 passes together. A norm after a max-pool makes 3 and 4 passes over the pooled activation, and
+    1 each over the one before the pool. A norm with a max-pool after it makes 2 passes each way over the
+    activation before the pool, and 2 and 3 over the pooled one. The fused stem makes 1 and 2, a fused
+    whitening 1 and 1.
     """
     work = _convolution_work(model, input_shape, batch_size)
     if optimizer != "muon":  # Muon's work is matrix products

@@ -29,7 +29,7 @@ from pipeline.training.precision import Precision
 from pipeline.training.start_weights import load_start_weights
 from pipeline.training.state import Totals, TrainState
 from pipeline.training.torch_workarounds import (
-    call_operators_plainly,
+    keep_compiler_out_of_operators,
     keep_headers_in_the_cache,
     name_operators_briefly,
 )
@@ -61,8 +61,9 @@ def set_backends(config: Config, *, trains: bool = True) -> None:
     torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if torch.are_deterministic_algorithms_enabled() != runtime.deterministic:  # it imports the compiler
-        torch.use_deterministic_algorithms(runtime.deterministic)
+    deterministic = torch.are_deterministic_algorithms_enabled(), runtime.deterministic
+    if deterministic[0] != deterministic[1] or torch.is_deterministic_algorithms_warn_only_enabled():
+        torch.use_deterministic_algorithms(runtime.deterministic)  # it imports the compiler
 
 
 def compile_mode(config: CompileConfig, device: torch.device) -> str:
@@ -84,7 +85,7 @@ def import_compiler(config: CompileConfig, device: torch.device) -> None:
     """Import the compiler now, which the first call of a compiled network would do; or see to it that nothing
     imports it, which takes a second."""
     if not config.compiles_on(device.type):
-        call_operators_plainly(device)
+        keep_compiler_out_of_operators(device)
         return
     importlib.import_module("torch._dynamo")
     if config.backend == "inductor":

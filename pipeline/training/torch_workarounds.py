@@ -7,11 +7,11 @@ import torch
 from torch._library.custom_ops import OPDEFS
 from torch.torch_version import TorchVersion
 
-# packages of operators that run without being asked for, or with our own layers; that of the speed networks'
-# first convolution asks torch's compiler for a favour, and so imports it
+# packages of operators that run on a device
 _ON_CPU = ("label_smoothing_cross_entropy",)
 _ON_GPU = (
-    *(*_ON_CPU, "muon", "batch_norm_act", "dual_batch_norm_act", "pool_norm_act", "norm_relu_pool"),
+    *(*_ON_CPU, "muon", "batch_norm_act", "dual_batch_norm_act", "pool_norm_act"),
+    *("conv_pool_norm_act", "norm_relu_pool"),
     *("norm_act_inference", "stem_conv", "stem_conv_norm_act", "whitening_stem"),
 )
 
@@ -39,7 +39,7 @@ def keep_headers_in_the_cache() -> None:
         setattr(codecache, name, str(folder))
 
 
-def call_operators_plainly(device: torch.device) -> None:
+def keep_compiler_out_of_operators(device: torch.device) -> None:
     """Let our operators be called without torch's compiler, which torch imports on the first call of each.
 
     It does so to keep torch.compile out of their kernels, and remembers on the function what it then calls:

@@ -51,7 +51,35 @@ def test_a_run_that_compiles_does_import_it(tmp_path: Path) -> None:
 
 
 @needs_gpu()
-def test_a_captured_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", ["resnet20", "speednet94"])
+def test_a_captured_run(network: str, tmp_path: Path) -> None:
     keys = ("runtime.device=gpu", "compile.mode=graph", "precision.mode=fp16", "data.image_size=32")
     kernels = ("model.fused_norm=true", "model.fused_stem=true", "optimizer.name=muon", "optimizer.lr=0.02")
-    assert imported_by(f"log.dir={tmp_path}", *keys, *kernels) == []
+    assert imported_by(f"log.dir={tmp_path}", f"model.name={network}", *keys, *kernels) == []
+
+
+_LISTED = """
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+from torch._library.custom_ops import OPDEFS
+
+import kernels
+from pipeline.training.torch_workarounds import keep_compiler_out_of_operators
+
+keep_compiler_out_of_operators(torch.device("cuda"))
+listed = set(OPDEFS)
+print("torch._dynamo" in sys.modules)
+for file in Path(kernels.__path__[0]).glob("*/op.py"):
+    importlib.import_module(f"kernels.{file.parent.name}.op")
+print(*sorted(set(OPDEFS) - listed))
+"""
+
+
+def test_all_operators_are_listed() -> None:
+    """An operator that is left out would import the compiler after all."""
+    command = [sys.executable, "-c", _LISTED]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.split() == ["False"], ran.stdout + ran.stderr

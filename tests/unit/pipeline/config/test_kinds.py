@@ -107,12 +107,25 @@ NO_EFFECT = [
     ("model:\n  name: torchvision/resnet18\n  width: 2\n", 3, ["model.width"], "remove the key"),
     ("model:\n  name: timm/resnet18\n  fused_norm: true\n", 3, ["model.fused_norm"], "remove the key"),
     ("model:\n  name: resnet34\n  groups: 2\n", 3, ["model.groups"], "model.name=resnet50"),
-    ("model:\n  stem: imagenet\n  fused_stem: true\n", 3, ["model.fused_stem"], "model.stem=cifar"),
+    ("model:\n  stem: imagenet\n  fused_stem: true\n", 3, ["model.fused_stem"], "model.fused_norm=true"),
     (
         "model:\n  stem: imagenet\n  fused_norm: true\n  fused_stem: true\n  preactivation: true\n",
         4,
         ["model.fused_stem"],
-        "model.stem=cifar",
+        "has no norm after it here; set model.stem=cifar",
+    ),
+    (
+        "model:\n  name: wrn16\n  stem: imagenet\n  fused_norm: true\n  fused_stem: true\n",
+        5,
+        ["model.fused_stem"],
+        "has no norm after it here; set model.stem=cifar",
+    ),
+    (
+        "model:\n  name: plain20\n  stem: imagenet\n  preactivation: true\n  fused_norm: true\n"
+        "  fused_stem: true\n",
+        4,
+        ["model.preactivation"],
+        "model.name=resnet20",
     ),
 ]
 

@@ -122,6 +122,15 @@ def test_a_norm_of_a_shortcut_is_a_part_of_the_one_that_adds_it():
     assert moved == {NORM_FORWARD: 5 * size, NORM_BACKWARD: 8 * size}
 
 
+def test_a_norm_before_a_pool_writes_the_pooled_activation_alone():
+    """By hand, in activations before the pool: x and a quarter; a quarter, x and dx."""
+    model = build_model(ModelConfig(name="resnet18"), 10, 3, 224)
+    stem = {each.kind: each for each in layer_passes(model, (3, 224, 224), 1, 2) if each.layer == "stem.1"}
+    size = 2 * 64 * 112 * 112
+    assert stem[NORM_FORWARD].num_bytes == 1.25 * size
+    assert stem[NORM_BACKWARD].num_bytes == 2.25 * size
+
+
 def test_a_pass_takes_its_operations_or_its_bytes():
     best = Work(flops=1000.0, num_bytes=10.0)
     assert LayerPass("", FORWARD, 500.0, 1.0).seconds(best) == 0.5

@@ -169,6 +169,19 @@ def test_the_work_of_a_resnet18(fused_stem: bool):
         assert work[STEM].num_bytes == 2 * BATCH * 3 * sizes[0]
 
 
+@pytest.mark.parametrize(("fused_stem", "forward", "backward"), [(False, 3.0, 5.0), (True, 2.5, 2.75)])
+def test_the_work_of_a_norm_before_a_pool(fused_stem: bool, forward: float, backward: float):
+    """In passes over the activation before the pool, of which that behind it is a quarter."""
+    size, network = 64 * 112 * 112, ModelConfig(name="resnet18", fused_norm=True, fused_stem=fused_stem)
+    work = step_work(build_model(network, 10, 3, 224), (3, 224, 224), 1, 2, "sgd", scaled=True)
+    small = ModelConfig(name="resnet18", fused_norm=True, stem="cifar", fused_stem=True)
+    rest = step_work(
+        build_model(small, 10, 3, 56), (3, 56, 56), 1, 2, "sgd", scaled=True
+    )  # a stem of its own
+    for kind, passes in ((NORM_FORWARD, forward), (NORM_BACKWARD, backward)):
+        assert work[kind].num_bytes == (rest[kind].num_bytes or 0) + 2 * passes * size
+
+
 def test_the_work_of_a_speednet96():
     """By hand: a whitening, three groups of a pooled norm, a norm, and a norm with a residual."""
     config = ModelConfig(name="speednet96", fused_norm=True, fused_stem=True)
