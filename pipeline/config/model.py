@@ -113,10 +113,10 @@ class ModelConfig(Section):
     )
     fused_stem: bool = Field(
         default=False,
-        description="The first convolution, 3x3, in training and its evaluations by our own Triton kernels, "
-        "on a GPU, and in training with `fused_norm` its norm and ReLU in the same; if it is 7x7, in "
-        "training with `fused_norm` the norm, ReLU and max-pool after it in one; in speednet94 and 96 the "
-        "whitening with its GELU; needs `runtime.channels_last`",
+        description="The first layers by our own Triton kernels, on a GPU; needs `runtime.channels_last`. A "
+        "3x3 convolution: in training and its evaluations, with `fused_norm` norm and ReLU too. A 7x7 "
+        "convolution: with `fused_norm` the norm, ReLU and max-pool after it, in training. speednet94 and "
+        "speednet96: the whitening with its GELU",
     )
     activation: Literal["gelu", "silu"] = Field(
         default="gelu", description="Activation in the groups of speednet94 and speednet96"
