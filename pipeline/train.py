@@ -155,19 +155,19 @@ def train(
         with StopSignal() as stop:
             return train(config, recipe, timeline, profile, stop)
     _check_folders(config)
-    others, gpu_is_awake, reading = OtherPrograms(), _wake_gpu(config), read_data_beside(config)
+    others, wait_for_gpu, reading = OtherPrograms(), _wake_gpu(config), read_data_beside(config)
     with imports_uncollected():
         from pipeline.distributed.processes import connect, pick_device
         from pipeline.distributed.watchdog import Watch
         from pipeline.finalize import finish
         from pipeline.run.lock import RunLock
-        from pipeline.training.build import import_compiler, set_backends
+        from pipeline.training.build import prepare_compiler, set_backends
         from pipeline.training.cpu_threads import threads_restored
         from pipeline.training.faults import explained
         from pipeline.training.trainer import side_stream
 
-        gpu_is_awake()
-        import_compiler(config.compile, pick_device(config))
+        wait_for_gpu()
+        prepare_compiler(config.compile, pick_device(config))
     timeline.begin("build")
     set_backends(config)
     processes = connect(config)

@@ -75,12 +75,12 @@ def _compile(config: Config) -> float:
     began = time.perf_counter()
     with imports_uncollected():
         from pipeline.distributed.processes import connect, pick_device
-        from pipeline.training.build import import_compiler, set_backends
+        from pipeline.training.build import prepare_compiler, set_backends
         from pipeline.training.compile_cache import compile_step
         from pipeline.training.faults import explained
         from pipeline.training.trainer import side_stream
 
-        import_compiler(config.compile, pick_device(config))
+        prepare_compiler(config.compile, pick_device(config))
     set_backends(config)
     processes = connect(config)
     with side_stream(processes.device), explained(config, processes.shard.world_size):

@@ -43,7 +43,7 @@ def _last_feature_map(model: nn.Module, image_size: int) -> str:
     """
     is_ours = isinstance(model, ResNet | DavidNet | SpeedNet)
     device = "cpu" if is_ours and "torch._dynamo" not in sys.modules else "meta"
-    copied = copy.deepcopy(model).to(device, torch.float32).eval()
+    copied = copy.deepcopy(model).to(device).eval()
     feature_map, token_layer = "", ""
 
     def note_output(name: str, module: nn.Module, output: Any) -> None:

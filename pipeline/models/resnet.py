@@ -113,15 +113,14 @@ def _make_stem(
     stem: StemOptions, in_channels: int, options: BlockOptions, preactivation: bool
 ) -> nn.Sequential:
     """Make the first convolution, and its norm unless the first block begins with a norm."""
+    branches = options.shortcut is not None
     if stem.kind == "imagenet":
         convolution = nn.Conv2d(in_channels, stem.width, 7, 2, padding=3, bias=False)
         if preactivation:
             return nn.Sequential(convolution, nn.MaxPool2d(3, 2, padding=1))
-        branches = options.shortcut is not None
         return nn.Sequential(convolution, NormReluPool(stem.width, options.fused_norm, stem.fused, branches))
     if preactivation:
         return nn.Sequential(StemConv(in_channels, stem.width, stem.fused))
-    branches = options.shortcut is not None
     return Stem(in_channels, stem.width, stem.fused, options.fused_norm, branches)
 
 

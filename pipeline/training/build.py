@@ -61,8 +61,8 @@ def set_backends(config: Config, *, trains: bool = True) -> None:
     torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    deterministic = torch.are_deterministic_algorithms_enabled(), runtime.deterministic
-    if deterministic[0] != deterministic[1] or torch.is_deterministic_algorithms_warn_only_enabled():
+    is_other = torch.are_deterministic_algorithms_enabled() != runtime.deterministic
+    if is_other or torch.is_deterministic_algorithms_warn_only_enabled():
         torch.use_deterministic_algorithms(runtime.deterministic)  # it imports the compiler
 
 
@@ -81,7 +81,7 @@ def captures(config: CompileConfig, device: torch.device) -> bool:
     return config.captures_on(device.type)
 
 
-def import_compiler(config: CompileConfig, device: torch.device) -> None:
+def prepare_compiler(config: CompileConfig, device: torch.device) -> None:
     """Import the compiler now, which the first call of a compiled network would do; or see to it that nothing
     imports it, which takes a second."""
     if not config.compiles_on(device.type):

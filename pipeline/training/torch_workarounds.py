@@ -10,9 +10,8 @@ from torch.torch_version import TorchVersion
 # packages of operators that run on a device
 _ON_CPU = ("label_smoothing_cross_entropy",)
 _ON_GPU = (
-    *(*_ON_CPU, "muon", "batch_norm_act", "dual_batch_norm_act", "pool_norm_act"),
-    *("conv_pool_norm_act", "norm_relu_pool"),
-    *("norm_act_inference", "stem_conv", "stem_conv_norm_act", "whitening_stem"),
+    *(*_ON_CPU, "muon", "batch_norm_act", "dual_batch_norm_act", "pool_norm_act", "conv_pool_norm_act"),
+    *("norm_relu_pool", "norm_act_inference", "stem_conv", "stem_conv_norm_act", "whitening_stem"),
 )
 
 
